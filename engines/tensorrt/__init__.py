@@ -1,0 +1,1 @@
+"""Plans built by TensorRT or TensorRT-RTX from verified graphs."""

@@ -1,0 +1,273 @@
+"""`manifest.json`: what a build directory is, in one file.
+
+    BUILD/
+    ├── manifest.json
+    ├── graphs/<component>/<graph>.onnx      with its weights beside it
+    ├── engines/<component>/<graph>.plan     where the engine is TensorRT
+    ├── text/tokenizer.json                  and qformer_tokenizer.json where the model has one
+    └── model_repository/<model>/            what Triton serves
+
+Knows numpy only: the server and the command line read it without the tracing libraries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from export.contract import Contract
+from export.errors import BuildDirectoryError
+
+FORMAT = 1
+"""The manifest's format number; a reader refuses any other."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRecord:
+    """One ONNX graph of a build.
+
+    Attributes:
+        path: relative to the build directory, of the `.onnx` file.
+        weights: relative to the build directory, of every file that the graph's weights lie in.
+        digest: sha256 over the graph's bytes and every weight it binds, in hexadecimal.
+        contract: its inputs and outputs.
+    """
+
+    path: str
+    weights: tuple[str, ...]
+    digest: str
+    contract: Contract
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form that `from_json` reads back."""
+        return {
+            "path": self.path,
+            "weights": list(self.weights),
+            "digest": self.digest,
+            "contract": self.contract.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(
+            path=data["path"],
+            weights=tuple(data["weights"]),
+            digest=data["digest"],
+            contract=Contract.from_json(data["contract"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """What runs a component.
+
+    Attributes:
+        kind: a key of `engines.selection.KINDS`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
+        files: graph name to engine file, relative to the build directory. For `onnxruntime` these
+            are the graphs themselves.
+        details: what the builder knows: library version, targets, profile, seconds, bytes.
+    """
+
+    kind: str
+    files: Mapping[str, str]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRecord:
+    """One component: its precision, its graphs by name, and its engine.
+
+    `vision_encoder` and `qformer` have one graph, `model`. `language_model` has `embed_tokens` and
+    `decoder`, and `encoder` where it is an encoder-decoder.
+    """
+
+    precision: str
+    graphs: Mapping[str, GraphRecord]
+    engine: EngineRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a client must do to an image: decode, RGB, resize. The rest is inside the graph.
+
+    Attributes:
+        height, width: of the model's input, in pixels.
+        resample: the name of Pillow's filter, as in `PIL.Image.Resampling` (`"BICUBIC"`).
+    """
+
+    height: int
+    width: int
+    resample: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFacts:
+    """How prompts become ids.
+
+    Attributes:
+        tokenizer: `tokenizers` file of the language model, relative to the build directory. Its
+            post-processor adds the original's special tokens (BOS, or T5's closing EOS).
+        qformer_tokenizer: the same for the Q-Former's instruction; `None` where it takes none.
+        qformer_pad_token_id: fills `qformer_input_ids` where the mask is 0.
+        max_instruction: longest instruction that the Q-Former takes, in tokens.
+        prompt_template: `"{prompt}"` with what the family wraps around it.
+    """
+
+    tokenizer: str
+    qformer_tokenizer: str | None
+    qformer_pad_token_id: int
+    max_instruction: int
+    prompt_template: str = "{prompt}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelFacts:
+    """The language model's shape and special tokens.
+
+    Attributes:
+        architecture: `llama`, `opt` or `t5`.
+        is_encoder_decoder: T5: the visual prompt and the text go to the encoder.
+        hidden_size: of `visual_prompt` and `inputs_embeds`, in elements.
+        num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.
+        vocab_size: of the logits.
+        num_query_tokens: rows of one visual prompt.
+        max_length: positions for visual prompt, prompt and answer together. T5 has no limit of
+            its own: the decoder's answer then counts alone against it.
+        bos_token_id, pad_token_id, decoder_start_token_id: `None` where the model has none.
+        eos_token_ids: any of these ends an answer.
+        default_max_new_tokens: from the checkpoint's generation config, in tokens.
+    """
+
+    architecture: str
+    is_encoder_decoder: bool
+    hidden_size: int
+    num_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    num_query_tokens: int
+    max_length: int
+    bos_token_id: int | None
+    pad_token_id: int | None
+    decoder_start_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    image_token_id: int | None
+    default_max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that is known of a build.
+
+    Attributes:
+        name: of the checkpoint (`instructblip-demo-vicuna`).
+        family: the kind of model (`instructblip`).
+        source: `{"path", "digest", "files": {name: sha256}}` of the checkpoint.
+        components: by name: `vision_encoder`, `qformer`, `language_model`.
+        verification: what `verify` found, or `{"skipped": reason}`.
+        tools: versions of the libraries that made the build.
+        created: UTC, ISO 8601.
+    """
+
+    name: str
+    family: str
+    source: Mapping[str, Any]
+    precision: Mapping[str, str]
+    components: Mapping[str, ComponentRecord]
+    preprocessing: Preprocessing
+    text: TextFacts
+    language_model: LanguageModelFacts
+    verification: Mapping[str, Any]
+    tools: Mapping[str, str]
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form that `from_json` reads back."""
+        components = {
+            name: {
+                "precision": record.precision,
+                "graphs": {key: graph.to_json() for key, graph in record.graphs.items()},
+                "engine": asdict(record.engine),
+            }
+            for name, record in self.components.items()
+        }
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "family": self.family,
+            "source": dict(self.source),
+            "precision": dict(self.precision),
+            "components": components,
+            "preprocessing": asdict(self.preprocessing),
+            "text": asdict(self.text),
+            "language_model": asdict(self.language_model),
+            "verification": dict(self.verification),
+            "tools": dict(self.tools),
+            "created": self.created,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        components = {
+            name: ComponentRecord(
+                precision=record["precision"],
+                graphs={k: GraphRecord.from_json(g) for k, g in record["graphs"].items()},
+                engine=EngineRecord(**record["engine"]),
+            )
+            for name, record in data["components"].items()
+        }
+        facts = dict(data["language_model"])
+        facts["eos_token_ids"] = tuple(facts["eos_token_ids"])
+        return cls(
+            name=data["name"],
+            family=data["family"],
+            source=data["source"],
+            precision=data["precision"],
+            components=components,
+            preprocessing=Preprocessing(**data["preprocessing"]),
+            text=TextFacts(**data["text"]),
+            language_model=LanguageModelFacts(**facts),
+            verification=data["verification"],
+            tools=data["tools"],
+            created=data["created"],
+        )
+
+    def write(self, directory: Path) -> None:
+        """Writes `manifest.json` into `directory`."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        (directory / MANIFEST).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Reads the manifest of the build in `directory`.
+
+        Raises:
+            BuildDirectoryError: the directory is missing, is not a build, or was made by another
+                format of this tool.
+        """
+        path = directory / MANIFEST
+        hint = "Make one with `python -m export build --output DIR`."
+        if not directory.is_dir():
+            raise BuildDirectoryError(f"there is no directory {directory}. {hint}")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            message = f"{directory} is not a build: it has no {MANIFEST}. {hint}"
+            raise BuildDirectoryError(message) from None
+        except ValueError as error:
+            raise BuildDirectoryError(f"{path} is not valid JSON ({error}). {hint}") from error
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            message = f"{path} has format {found!r}; this version reads {FORMAT}. Build it again."
+            raise BuildDirectoryError(message)
+        try:
+            return cls.from_json(data)
+        except (KeyError, TypeError) as error:
+            raise BuildDirectoryError(f"{path} is incomplete ({error!r}). {hint}") from error
