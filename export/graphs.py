@@ -1,0 +1,53 @@
+"""A graph on disk, and the proof that it computes what the checkpoint does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from export.contract import Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxGraph:
+    """One written ONNX graph. Nothing is known yet of its numbers.
+
+    Attributes:
+        component: `vision_encoder`, `qformer` or `language_model`.
+        name: of the graph within its component (`model`, `embed_tokens`, `encoder`, `decoder`).
+        path: of the `.onnx` file.
+        weights: every file that its initializers lie in, all in the graph's own directory.
+        precision: the dtype of its matrices: `fp32` or `fp16`.
+        digest: sha256 over the graph's bytes and every weight it binds, in hexadecimal.
+        contract: its inputs and outputs.
+    """
+
+    component: str
+    name: str
+    path: Path
+    weights: tuple[Path, ...]
+    precision: str
+    digest: str
+    contract: Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedGraph:
+    """A graph whose outputs have been compared with the reference: what an engine is built from.
+
+    Attributes:
+        graph: what was compared.
+        figures: what the comparison found, JSON-ready; empty where it was skipped.
+        skipped: why nothing was compared, where the caller chose so; `None` otherwise.
+    """
+
+    graph: OnnxGraph
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    skipped: str | None = None
+
+    @classmethod
+    def without_proof(cls, graph: OnnxGraph, *, reason: str) -> Self:
+        """Passes a graph on unproven, on the caller's word; the manifest repeats the reason."""
+        return cls(graph=graph, skipped=reason)
