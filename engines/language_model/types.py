@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy.typing as npt
 
-from export.errors import OptionError
+from export.errors import EngineError, OptionError
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
 """Why an answer ended: an end-of-sequence token, a stop string, `max_new_tokens` (or the model's
@@ -175,8 +175,9 @@ Event = TextDelta | Answer
 class Generation(Protocol):
     """A submitted request. Iterating waits for its events; the last one is the `Answer`.
 
-    Iterating raises what made the request fail: `OptionError` or `InputError` (the request was
-    wrong), `EngineError` (the engine failed, or was closed).
+    Iterating raises what made the request fail: `DeadlineError` (its deadline passed),
+    `EngineError` (the engine failed, or was closed). One thread iterates; `cancel` may be called
+    from any. A request whose `Generation` is dropped unfinished is cancelled.
     """
 
     def __iter__(self) -> Iterator[Event]: ...
@@ -188,6 +189,10 @@ class Generation(Protocol):
         """Waits for the end and returns the answer."""
 
 
+class QueueFullError(EngineError):
+    """As many requests are waiting as the engine takes. Trying again later may succeed."""
+
+
 class LanguageModelEngine(Protocol):
     """Answers requests, in the order and as many at once as it can. Thread-safe."""
 
@@ -197,7 +202,8 @@ class LanguageModelEngine(Protocol):
         Raises:
             OptionError, InputError: the request does not fit this model (prompt too long, wrong
                 visual prompt).
-            EngineError: the engine is closed, or its queue is full.
+            QueueFullError: as many requests are waiting as the engine takes.
+            EngineError: the engine is closed.
         """
 
     def close(self) -> None:

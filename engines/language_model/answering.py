@@ -1,0 +1,166 @@
+"""One answer in the making: logits in, text out, until there is a reason to stop.
+
+Knows nothing of the model, of time, or of other requests, so the same code serves an engine that
+runs one request at a time and one that runs many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from engines.language_model.detokenise import Detokeniser
+from engines.language_model.sampling import Sampler
+from engines.language_model.stopping import StopStrings
+from engines.language_model.types import (
+    Answer,
+    FinishReason,
+    GenerationOptions,
+    TextDelta,
+    Timing,
+)
+from export.errors import InputError, OptionError
+from export.manifest import LanguageModelFacts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an answer may be, given its prompt.
+
+    Attributes:
+        prompt_tokens: visual prompt and text, in positions.
+        limit: most tokens of answer.
+        context: ids that the repetition penalty counts as said already.
+    """
+
+    prompt_tokens: int
+    limit: int
+    context: tuple[int, ...]
+
+
+def plan_answer(
+    prompt_ids: Sequence[int], options: GenerationOptions, facts: LanguageModelFacts
+) -> Plan:
+    """Fits an answer into the model's length.
+
+    An answer ends with `length` at `max_new_tokens` or where the model's positions end, whichever
+    is first. An encoder-decoder's answer has the positions for itself.
+
+    As in transformers, the repetition penalty of a decoder-only model counts the image
+    placeholders and the prompt as said, and that of an encoder-decoder the start token alone.
+
+    Raises:
+        InputError: the prompt leaves no room for an answer.
+        OptionError: `min_new_tokens` is more than can be generated.
+    """
+    used = facts.num_query_tokens + len(prompt_ids)
+    room = facts.max_length - (0 if facts.is_encoder_decoder else used)
+    if used >= facts.max_length:
+        raise InputError(
+            f"the prompt has {len(prompt_ids)} tokens, and the image takes {facts.num_query_tokens}"
+            f" more; this model holds {facts.max_length}, answer included. Shorten the prompt."
+        )
+    limit = min(options.max_new_tokens or facts.default_max_new_tokens, room)
+    if options.min_new_tokens > limit:
+        raise OptionError(
+            f"min_new_tokens is {options.min_new_tokens}; at most {limit} tokens can be generated "
+            "for this prompt. Lower it, or raise max_new_tokens."
+        )
+    return Plan(prompt_tokens=used, limit=limit, context=_context(prompt_ids, facts))
+
+
+def _context(prompt_ids: Sequence[int], facts: LanguageModelFacts) -> tuple[int, ...]:
+    if facts.is_encoder_decoder:
+        start = facts.decoder_start_token_id
+        return () if start is None else (start,)
+    image = facts.image_token_id
+    return tuple(prompt_ids) if image is None else (image, *prompt_ids)
+
+
+class AnswerBuilder:
+    """Turns the logits of one request into its answer, one token at a time.
+
+    Args:
+        options: how to generate.
+        plan: of the same request.
+        facts: of the model.
+        tokenizer: the language model's.
+        special: the tokenizer's `special_tokens`.
+
+    Attributes:
+        finish_reason: `None` until the answer is complete.
+    """
+
+    def __init__(
+        self,
+        options: GenerationOptions,
+        plan: Plan,
+        facts: LanguageModelFacts,
+        tokenizer: Tokenizer,
+        special: frozenset[str] | None = None,
+    ) -> None:
+        self.finish_reason: FinishReason | None = None
+        self._plan = plan
+        self._eos = frozenset(facts.eos_token_ids)
+        self._sampler = Sampler(options, eos_token_ids=facts.eos_token_ids, context=plan.context)
+        self._stops = StopStrings(options.stop)
+        self._detokeniser = Detokeniser(tokenizer, special)
+        self._ids: list[int] = []
+        self._closed = 0  # end-of-sequence tokens: 0 or 1
+        self._unsent = 0  # tokens since the last delta
+        self._texts: list[str] = []
+
+    @property
+    def last_token(self) -> int:
+        """The token that the model continues from."""
+        return self._ids[-1]
+
+    def accept(self, logits: npt.NDArray[Any]) -> TextDelta | None:
+        """Chooses the next token from `logits` `[vocab]`; what can be shown of it, if anything.
+
+        Raises:
+            EngineError: the logits are not numbers.
+        """
+        token = self._sampler(logits)
+        if token in self._eos:
+            self._closed = 1
+            return self._finish("eos")
+        self._ids.append(token)
+        self._unsent += 1
+        text = self._stops.feed(self._detokeniser.feed(token))
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        elif len(self._ids) >= self._plan.limit:
+            return self._finish("length", text)
+        return self._delta(text)
+
+    def answer(self, timing: Timing) -> Answer:
+        """The answer as far as it is; `cancelled` where it was not complete."""
+        return Answer(
+            text="".join(self._texts),
+            token_ids=tuple(self._ids),
+            finish_reason=self.finish_reason or "cancelled",
+            prompt_tokens=self._plan.prompt_tokens,
+            completion_tokens=len(self._ids) + self._closed,
+            seed=self._sampler.seed,
+            timing=timing,
+        )
+
+    def _finish(self, reason: FinishReason, text: str = "") -> TextDelta | None:
+        # What was held back comes out now, and may complete a stop string.
+        text += self._stops.feed(self._detokeniser.flush())
+        self.finish_reason = "stop" if self._stops.stopped else reason
+        return self._delta(text + self._stops.flush())
+
+    def _delta(self, text: str) -> TextDelta | None:
+        if not text:
+            return None
+        self._texts.append(text)
+        count, self._unsent = self._unsent, 0
+        return TextDelta(text=text, token_ids=tuple(self._ids[len(self._ids) - count :]))

@@ -1,0 +1,78 @@
+"""Token ids to text, as they come: whole characters, and in the end exactly the one-shot decoding.
+
+Decoders are not local. A LLaMA tokenizer turns a run of byte tokens into text as a whole, and all
+of the run into replacement characters when any byte of it does not fit; it strips the first space
+of a text, as T5's does. So a few tokens that are already shown are decoded again in front of the
+new ones, and nothing is shown before its last token can no longer change it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders write for bytes that are no character, or not yet one."""
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def special_tokens(tokenizer: Tokenizer) -> frozenset[str]:
+    """The tokens that decoding skips: worth finding once a tokenizer, not once an answer."""
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(token.content for token in added.values() if token.special)
+
+
+class Detokeniser:
+    """The text of one answer, token by token.
+
+    The parts returned by `feed` and then `flush`, joined, are exactly
+    `tokenizer.decode(ids, skip_special_tokens=True)`.
+
+    Args:
+        tokenizer: the language model's.
+        special: its `special_tokens`, where the caller has them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: frozenset[str] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_tokens(tokenizer) if special is None else special
+        self._ids: list[int] = []
+        self._context = 0  # index of the first token that is decoded again
+        self._shown = 0  # index after the last token that is shown
+        self._before = ""  # the tokens from `_context` to `_shown`, decoded
+        self._length = 0  # of all text returned, in characters
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token makes certain; empty while a character is incomplete."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token in self._special:
+            return ""
+        self._ids.append(token_id)
+        if _BYTE_TOKEN.fullmatch(token):
+            return ""
+        before, window = self._before, self._decode(self._context)
+        if window.endswith(REPLACEMENT) or not window.startswith(before):
+            return ""
+        alone = self._decode(self._shown)
+        if alone:
+            self._context, self._before = self._shown, alone
+        else:  # a lone space, stripped as the first of a text: no context to lean on
+            self._before = window
+        self._shown = len(self._ids)
+        return self._show(window[len(before) :])
+
+    def flush(self) -> str:
+        """The rest: what was held back, as the one-shot decoding has it."""
+        return self._show(self._decode(0)[self._length :])
+
+    def _show(self, text: str) -> str:
+        self._length += len(text)
+        return text
+
+    def _decode(self, start: int) -> str:
+        # Special tokens are left out above, so none is skipped here.
+        return str(self._tokenizer.decode(self._ids[start:], skip_special_tokens=False))

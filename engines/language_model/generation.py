@@ -1,0 +1,148 @@
+"""A submitted request: the engine writes its events at one end, the caller reads at the other."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from threading import Lock
+
+from engines.language_model.answering import AnswerBuilder
+from engines.language_model.types import Answer, Event, GenerationRequest, TextDelta, Timing
+from export.errors import DeadlineError, IblipError
+
+End = Answer | IblipError
+"""The last thing that happens to a request."""
+
+
+class Ticket:
+    """The engine's end of a request. Every method may be called from any thread.
+
+    Attributes:
+        request: as submitted.
+        prompt_ids: of its prompt.
+        builder: makes its answer.
+        cancelled: the caller wants no more of it.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, prompt_ids: tuple[int, ...], builder: AnswerBuilder
+    ) -> None:
+        self.request = request
+        self.prompt_ids = prompt_ids
+        self.builder = builder
+        self.cancelled = False
+        self.events: SimpleQueue[TextDelta | End] = SimpleQueue()
+        self._ended = False
+        self._lock = Lock()
+        self._submitted = time.monotonic()
+        self._started: float | None = None
+        self._prefilled: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its last event has been written."""
+        return self._ended
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline has passed."""
+        deadline = self.request.deadline
+        return deadline is not None and time.monotonic() >= deadline
+
+    def start(self) -> None:
+        """Notes that it waits no longer."""
+        self._started = time.monotonic()
+
+    def prefilled(self) -> None:
+        """Notes that the prompt has been read."""
+        self._prefilled = time.monotonic()
+
+    def put(self, delta: TextDelta) -> None:
+        """Adds some text, unless the request has ended."""
+        with self._lock:
+            if not self._ended:
+                self.events.put(delta)
+
+    def end(self, end: End | None = None) -> None:
+        """Writes the last event, `None` being the answer as far as it is. Only the first counts."""
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self.events.put(self.builder.answer(self._timing()) if end is None else end)
+
+    def abandon(self) -> None:
+        """Marks the request as wanted by nobody. Takes no lock: garbage collection calls it."""
+        self.cancelled = True
+
+    def _timing(self) -> Timing:
+        now = time.monotonic()
+        started = self._started or now
+        prefilled = self._prefilled or now
+        return Timing(
+            queue_s=started - self._submitted,
+            prefill_s=prefilled - started,
+            decode_s=now - prefilled,
+        )
+
+
+class QueuedGeneration:
+    """The caller's end of a request: a `Generation`.
+
+    Args:
+        ticket: the engine's end.
+        cancel: asks the engine to stop it.
+    """
+
+    def __init__(self, ticket: Ticket, cancel: Callable[[Ticket], None]) -> None:
+        self._ticket = ticket
+        self._cancel = cancel
+        self._end: End | None = None
+        # The engine holds the ticket alone, so a caller that is gone is noticed here.
+        weakref.finalize(self, ticket.abandon).atexit = False
+
+    def __iter__(self) -> Iterator[Event]:
+        """Waits for the events in turn. After the end, the end again.
+
+        Raises:
+            DeadlineError: the request's deadline passed before the end.
+            EngineError: the engine failed or was closed.
+        """
+        while self._end is None:
+            event = self._next()
+            if isinstance(event, TextDelta):
+                yield event
+            else:
+                self._end = event
+        if isinstance(self._end, Answer):
+            yield self._end
+        else:
+            raise self._end
+
+    def cancel(self) -> None:
+        """Stops the request within one step. Its last event is an `Answer` with `cancelled`."""
+        self._cancel(self._ticket)
+
+    def result(self) -> Answer:
+        """Waits for the end and returns the answer. Raises as iterating does."""
+        for event in self:
+            if isinstance(event, Answer):
+                return event
+        raise AssertionError("a generation ended without an answer")
+
+    def _next(self) -> TextDelta | End:
+        deadline = self._ticket.request.deadline
+        if deadline is None:
+            return self._ticket.events.get()
+        try:
+            return self._ticket.events.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            # The engine may be busy with another request, and tell us too late.
+            self._ticket.abandon()
+            return late_error()
+
+
+def late_error() -> DeadlineError:
+    """The error of a request whose deadline passed."""
+    return DeadlineError("the answer was not finished by its deadline. Allow it more time.")

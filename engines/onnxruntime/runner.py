@@ -1,0 +1,83 @@
+"""Runs one graph on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from engines.onnxruntime.session import CPU, array_from_value, open_session, value_from_array
+from engines.types import Feed
+from export.contract import Contract
+from export.errors import EngineError
+
+
+class OnnxRuntimeRunner:
+    """A `Runner` over one ONNX graph. Thread-safe while it is open.
+
+    Args:
+        path: of the `.onnx` file; its weights lie beside it.
+        contract: the graph's inputs and outputs.
+        threads: for one operator; `None` takes one per core this process may use.
+        providers: ONNX Runtime execution providers, the preferred first.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        contract: Contract,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = CPU,
+    ) -> None:
+        self._path = path
+        self._contract = contract
+        self._threads = threads
+        self._providers = tuple(providers)
+        self._session: Any = None
+
+    @property
+    def contract(self) -> Contract:
+        """The graph's inputs and outputs."""
+        return self._contract
+
+    def __enter__(self) -> Self:
+        # Runs are far apart here, so idle threads sleep rather than take cores from others.
+        self._session = open_session(
+            self._path,
+            self._contract,
+            threads=self._threads,
+            providers=self._providers,
+            spin=False,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._session = None
+
+    def infer(self, feed: Feed) -> dict[str, Any]:
+        """Every output by name, as numpy arrays of the contract's dtypes.
+
+        Raises:
+            ContractError: the feed does not fit the contract.
+            EngineError: the runner is not open, or ONNX Runtime failed.
+        """
+        session = self._session
+        if session is None:
+            raise EngineError(f"the runner of {self._path} is not open: use it in a `with` block")
+        self._contract.check_feed(feed)
+        names = [spec.name for spec in self._contract.outputs]
+        values = {name: value_from_array(array) for name, array in feed.items()}
+        try:
+            found = session.run_with_ort_values(names, values)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            shapes = {name: list(array.shape) for name, array in feed.items()}
+            message = f"ONNX Runtime failed in {self._path} on {shapes} ({error})"
+            raise EngineError(message) from error
+        return dict(zip(names, map(array_from_value, found), strict=True))

@@ -1,0 +1,142 @@
+"""The whole model in this process: an image and a prompt in, an answer out.
+
+What verification and benchmarks use, and the shortest way to see a build work. Under Triton the
+same components run as models of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.language_model.opening import open_engine
+from engines.language_model.types import Answer, Generation, GenerationOptions, GenerationRequest
+from engines.runners import open_runner
+from engines.text import InstructionTokenizer
+from export.errors import InputError
+from export.manifest import Manifest
+
+Array = npt.NDArray[Any]
+
+CACHED_IMAGES = 16
+"""How many of the last images' embeddings are kept: many questions about one image encode once."""
+
+
+class Pipeline:
+    """A build, opened in this process. A context manager: leaving frees it.
+
+    Args:
+        directory: of the build.
+        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+
+    Attributes:
+        manifest: of the build.
+
+    Raises:
+        BuildDirectoryError: the directory is not a build, or is incomplete.
+        EngineError (on entering): an engine cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
+        self.manifest = Manifest.read(directory)
+        self._directory = directory
+        self._threads = threads
+        self._images: OrderedDict[bytes, Array] = OrderedDict()
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            directory, manifest, threads = self._directory, self.manifest, self._threads
+            self._instructions = InstructionTokenizer.from_build(directory, manifest)
+            self._vision, self._qformer = (
+                stack.enter_context(open_runner(directory, manifest, name, threads=threads))
+                for name in ("vision_encoder", "qformer")
+            )
+            self._engine = open_engine(directory, manifest, threads=threads)
+            stack.callback(self._engine.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._images.clear()
+        self._stack.close()
+
+    def encode_image(self, pixels: Array) -> Array:
+        """`image_embeds` `[batch, patches, d_vision]` of `pixels`, uint8 `[batch, h, w, 3]`.
+
+        Raises:
+            ContractError: the pixels are of another dtype or size.
+        """
+        return self._vision.infer({"pixels": pixels})["image_embeds"]
+
+    def visual_prompt(self, image_embeds: Array, prompts: Sequence[str]) -> Array:
+        """`visual_prompt` `[batch, queries, d_llm]`: each image as its prompt asks for it.
+
+        Args:
+            image_embeds: `[batch, patches, d_vision]`, as `encode_image` returns it.
+            prompts: one an image.
+
+        Raises:
+            InputError: a prompt is empty or too long, or there is not one an image.
+        """
+        if len(prompts) != len(image_embeds):
+            raise InputError(f"there are {len(image_embeds)} images and {len(prompts)} prompts")
+        text = self._instructions(*prompts) if self._instructions else {}
+        return self._qformer.infer({"image_embeds": image_embeds, **text})["visual_prompt"]
+
+    def submit(
+        self,
+        pixels: Array,
+        prompt: str,
+        options: GenerationOptions | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> Generation:
+        """Asks one question about one image; the answer comes as a stream of events.
+
+        Args:
+            pixels: uint8 `[h, w, 3]`, of the size in `manifest.preprocessing`.
+            prompt: the question.
+            options: how to generate.
+            deadline: `time.monotonic()` seconds after which the answer is given up.
+
+        Raises:
+            InputError, ContractError: the prompt or the image cannot be used.
+            QueueFullError, EngineError: as `LanguageModelEngine.submit`.
+        """
+        visual_prompt = self.visual_prompt(self._remembered(pixels), [prompt])[0]
+        return self._engine.submit(
+            GenerationRequest(
+                prompt=prompt,
+                visual_prompt=visual_prompt,
+                options=options or GenerationOptions(),
+                deadline=deadline,
+            )
+        )
+
+    def answer(
+        self, pixels: Array, prompt: str, options: GenerationOptions | None = None
+    ) -> Answer:
+        """Asks one question about one image and waits for the answer. Raises as `submit` does."""
+        return self.submit(pixels, prompt, options).result()
+
+    def _remembered(self, pixels: Array) -> Array:
+        """`encode_image` of one image, from the last few where it is among them."""
+        pixels = np.ascontiguousarray(pixels)
+        key = hashlib.sha256(repr((pixels.shape, pixels.dtype)).encode() + pixels.tobytes())
+        digest = key.digest()
+        with self._lock:  # held while encoding: two questions about a new image encode it once
+            if digest not in self._images:
+                self._images[digest] = self.encode_image(pixels[None])
+            self._images.move_to_end(digest)
+            while len(self._images) > CACHED_IMAGES:
+                self._images.popitem(last=False)
+            return self._images[digest]

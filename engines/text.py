@@ -1,0 +1,188 @@
+"""Prompts to token ids: for the language model, and for the Q-Former's instruction.
+
+Built on the `tokenizers` library alone, so that a server needs no transformers. What the files in
+`text/` say is what is done: special tokens come from each tokenizer's own post-processor, as in
+transformers. Knows nothing of graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from export.errors import BuildDirectoryError, InputError
+from export.manifest import Manifest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+INSTRUCTION_LENGTHS = (16, 32, 64, 128, 256, 512)
+"""Instructions are padded up to one of these, in tokens: few shapes for the engine to prepare."""
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a `tokenizers` file, and turns off any padding or truncation written into it.
+
+    Raises:
+        BuildDirectoryError: the file is missing or is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for everything
+        message = f"{path} cannot be read as a tokenizer ({error}). Build the directory again."
+        raise BuildDirectoryError(message) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTokenizer:
+    """A user's prompt to the language model's ids.
+
+    Attributes:
+        tokenizer: the language model's.
+        limit: most tokens that a prompt may have, its special tokens included.
+        template: what the family wraps around `{prompt}`.
+        image_token_id: the placeholder that transformers puts where the image goes. A prompt that
+            spells it would claim a place in the visual prompt, so it is refused.
+    """
+
+    tokenizer: Tokenizer
+    limit: int
+    template: str = "{prompt}"
+    image_token_id: int | None = None
+
+    @classmethod
+    def from_build(cls, directory: Path, manifest: Manifest) -> Self:
+        """The prompt tokenizer of a build.
+
+        The limit leaves room for the visual prompt and one token of answer within `max_length`.
+        T5 has no limit of its own; the same bound keeps its memory in hand.
+
+        Raises:
+            BuildDirectoryError: the tokenizer's file is missing or broken.
+        """
+        facts = manifest.language_model
+        return cls(
+            tokenizer=load_tokenizer(directory / manifest.text.tokenizer),
+            limit=facts.max_length - facts.num_query_tokens - 1,
+            template=manifest.text.prompt_template,
+            image_token_id=facts.image_token_id,
+        )
+
+    def __call__(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of the templated prompt, special tokens included (BOS first, or EOS last).
+
+        Raises:
+            InputError: the prompt is empty, is not text, contains the image token, or is longer
+                than the limit.
+        """
+        check_prompt(prompt)
+        text = self.template.replace("{prompt}", prompt)
+        ids = tuple(_encode(self.tokenizer, text, "prompt"))
+        if self.image_token_id is not None and self.image_token_id in ids:
+            token = self.tokenizer.id_to_token(self.image_token_id)
+            raise InputError(
+                f"the prompt contains the image token {token!r}, which stands for the image. "
+                "Remove it: the image's place in the prompt is fixed."
+            )
+        _check_length("prompt", len(ids), self.limit)
+        return ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionTokenizer:
+    """A user's prompt to the Q-Former's instruction.
+
+    Attributes:
+        tokenizer: the Q-Former's.
+        limit: the longest instruction that its position embeddings hold, in tokens.
+        pad_token_id: fills the ids where the mask is 0.
+    """
+
+    tokenizer: Tokenizer
+    limit: int
+    pad_token_id: int
+
+    @classmethod
+    def from_build(cls, directory: Path, manifest: Manifest) -> Self | None:
+        """The instruction tokenizer of a build; `None` where its Q-Former takes no instruction.
+
+        Raises:
+            BuildDirectoryError: the tokenizer's file is missing or broken.
+        """
+        text = manifest.text
+        if text.qformer_tokenizer is None:
+            return None
+        return cls(
+            tokenizer=load_tokenizer(directory / text.qformer_tokenizer),
+            limit=text.max_instruction,
+            pad_token_id=text.qformer_pad_token_id,
+        )
+
+    def __call__(self, *prompts: str) -> dict[str, npt.NDArray[Any]]:
+        """`qformer_input_ids` and `qformer_attention_mask`, int64 `[len(prompts), instruction]`.
+
+        `instruction` is the least of `INSTRUCTION_LENGTHS` that holds the longest prompt, and at
+        most the limit. Padding is on the right and masked, so it changes no number.
+
+        Raises:
+            InputError: a prompt is empty, is not text, or is longer than the limit. Nothing is
+                cut: the Hugging Face processor does not cut either.
+        """
+        if not prompts:
+            raise InputError("there is no prompt")
+        rows = [self._row(prompt) for prompt in prompts]
+        width = padded_length(max(map(len, rows)), self.limit)
+        ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
+
+    def _row(self, prompt: str) -> list[int]:
+        check_prompt(prompt)
+        row = _encode(self.tokenizer, prompt, "instruction")
+        _check_length("instruction", len(row), self.limit)
+        return row
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuses what is no question at all.
+
+    Raises:
+        InputError: the prompt is not a string, or has nothing but white space in it.
+    """
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is a {type(prompt).__name__}; wanted text")
+    if not prompt.strip():
+        raise InputError("the prompt is empty. Ask something, such as 'What is in the image?'")
+
+
+def padded_length(length: int, limit: int) -> int:
+    """The least of `INSTRUCTION_LENGTHS` that holds `length` tokens, and at most `limit`."""
+    fitting = (size for size in INSTRUCTION_LENGTHS if size >= length)
+    return min(next(fitting, limit), limit)
+
+
+def _encode(tokenizer: Tokenizer, text: str, what: str) -> list[int]:
+    encode: Callable[[str], Any] = tokenizer.encode
+    try:
+        return list(encode(text).ids)
+    except (TypeError, UnicodeError) as error:  # a lone surrogate cannot be written as UTF-8
+        raise InputError(f"the {what} is not valid Unicode text ({error})") from error
+
+
+def _check_length(what: str, found: int, limit: int) -> None:
+    if found > limit:
+        message = f"the {what} has {found} tokens; at most {limit} fit this model. Shorten it."
+        raise InputError(message)
