@@ -1,0 +1,99 @@
+"""Triton's Python model of the language model: requests to the engine, its events to responses."""
+
+import json
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from engines.language_model.opening import open_engine
+
+from engines.language_model.types import GenerationRequest
+from serving.steps.answering import Answering
+from serving.steps.arguments import StepArguments
+from serving.steps.prompts import prompt_from_tensor
+from serving.wire import (
+    FINISH,
+    PROMPT,
+    TEXT,
+    finish_from_answer,
+    options_from_parameters,
+    status_from_error,
+    text_from_error,
+)
+
+
+class TritonPythonModel:
+    """Decoupled: `execute` queues, the answers follow as the engine writes them."""
+
+    def initialize(self, args):
+        """Loads the engine."""
+        step = StepArguments.from_triton(args)
+        engine = open_engine(step.directory, step.manifest, threads=step.threads)
+        self.answering = Answering(engine)
+
+    def execute(self, requests):
+        """Queues the requests in their order."""
+        for request in requests:
+            reply = TritonReply(request)
+            try:
+                asked = generation_request(request)
+            except Exception as fault:  # it belongs to this request, not to the model's process
+                reply.fail(fault)
+            else:
+                self.answering.answer(asked, reply)
+
+    def finalize(self):
+        """Ends what is running and frees the engine."""
+        self.answering.close()
+
+
+def generation_request(request):
+    """Triton's request in the engine's words."""
+    prompt = pb_utils.get_input_tensor_by_name(request, PROMPT).as_numpy()
+    visual_prompt = pb_utils.get_input_tensor_by_name(request, "visual_prompt").as_numpy()
+    timeout_us = request.timeout()  # 0: none was given
+    return GenerationRequest(
+        prompt=prompt_from_tensor(prompt),
+        visual_prompt=visual_prompt[0],
+        options=options_from_parameters(json.loads(request.parameters() or "{}")),
+        deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
+    )
+
+
+class TritonReply:
+    """Sends one request's responses."""
+
+    def __init__(self, request):
+        self.sender = request.get_response_sender()
+
+    def delta(self, text):
+        """Text, with an empty `finish`."""
+        self.sender.send(response(text, ""))
+
+    def finish(self, answer):
+        """The finish, with an empty `text`, and Triton's own final flag on the same response."""
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.sender.send(response("", finish_from_answer(answer)), flags=final)
+
+    def fail(self, error):
+        """The error, final."""
+        code = getattr(pb_utils.TritonError, status_from_error(error))
+        failed = pb_utils.InferenceResponse(
+            output_tensors=[], error=pb_utils.TritonError(text_from_error(error), code)
+        )
+        self.sender.send(failed, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def is_cancelled(self):
+        """Whether the caller has gone."""
+        return self.sender.is_cancelled()
+
+
+def response(text, finish):
+    """The two output tensors, `[1]` each."""
+    tensors = {TEXT: text, FINISH: finish}
+    return pb_utils.InferenceResponse(
+        output_tensors=[
+            pb_utils.Tensor(name, np.array([value.encode()], dtype=np.object_))
+            for name, value in tensors.items()
+        ]
+    )

@@ -1,0 +1,34 @@
+"""Triton's Python model of the text step: a prompt to the Q-Former's instruction ids."""
+
+import triton_python_backend_utils as pb_utils
+
+from engines.text import InstructionTokenizer
+from serving.steps.arguments import StepArguments
+from serving.steps.prompts import prompt_from_tensor
+from serving.wire import PROMPT, text_from_error
+
+
+class TritonPythonModel:
+    """Tokenises one prompt a request."""
+
+    def initialize(self, args):
+        """Loads the tokenizer."""
+        step = StepArguments.from_triton(args)
+        self.tokenizer = InstructionTokenizer.from_build(step.directory, step.manifest)
+
+    def execute(self, requests):
+        """One response a request, in their order."""
+        return [self.response(request) for request in requests]
+
+    def response(self, request):
+        """The ids of one prompt, or why it has none."""
+        tensor = pb_utils.get_input_tensor_by_name(request, PROMPT)
+        try:
+            tensors = self.tokenizer(prompt_from_tensor(tensor.as_numpy()))
+        except Exception as fault:  # it belongs to this request, not to the model's process
+            code = pb_utils.TritonError.INVALID_ARG
+            error = pb_utils.TritonError(text_from_error(fault), code)
+            return pb_utils.InferenceResponse(output_tensors=[], error=error)
+        return pb_utils.InferenceResponse(
+            output_tensors=[pb_utils.Tensor(name, array) for name, array in tensors.items()]
+        )

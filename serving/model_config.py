@@ -1,0 +1,146 @@
+"""`config.pbtxt`: the policy that an operator wrote, with a build's facts filled in.
+
+Read and written with protobuf's text format into Triton's real `ModelConfig` message, so that what
+is written is what the server reads. A config keeps what its author chose (batching, queues,
+instances, cache, warm-up); what the engine decides is set from the contracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.contract import TensorSpec
+from export.errors import ServingError
+
+ModelConfig = Any
+"""`tritonclient.grpc.model_config_pb2.ModelConfig`, which has no types to check against."""
+
+DATA_TYPES: Mapping[str, str] = {
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "float32": "TYPE_FP32",
+}
+"""Triton's name of each dtype of a contract."""
+
+HEADER = """\
+# Assembled by `export build` from model_repository/, where every line is explained.
+# An operator may edit batching, queues, instances, cache and warm-up here; data types, sizes and
+# parameters state what the engine is.
+
+"""
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The message in a `config.pbtxt`.
+
+    Raises:
+        ServingError: it cannot be read, or is not a Triton model config (line and column named).
+    """
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text_format.Parse(text, model_config_pb2.ModelConfig())
+    except OSError as error:
+        raise ServingError(f"{path} cannot be read: {error.strerror}") from error
+    except text_format.ParseError as error:
+        raise ServingError(f"{path} is not a Triton model config: {error}") from error
+
+
+def write_config(config: ModelConfig, path: Path) -> None:
+    """Writes the message as a `config.pbtxt`. Triton wants `max_batch_size` even where it is 0."""
+    from google.protobuf import text_format
+
+    text = text_format.MessageToString(config, as_utf8=True)
+    if config.max_batch_size == 0:
+        text += "max_batch_size: 0\n"
+    path.write_text(HEADER + text, encoding="utf-8")
+
+
+def set_parameter(config: ModelConfig, name: str, value: str) -> None:
+    """Sets a parameter of the model (a string, as Triton has it)."""
+    config.parameters[name].string_value = value
+
+
+def set_tensors(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> None:
+    """Sets the data type and sizes of every tensor of the config that a contract knows.
+
+    A contract's first axis is the batch: left out where the model batches, 1 where it does not.
+    Inputs that are warmed up follow, keeping the config's own size on dynamic axes.
+    """
+    batched = config.max_batch_size > 0
+    for tensor in (*config.input, *config.output):
+        if tensor.name in specs:
+            spec = specs[tensor.name]
+            tensor.data_type = _data_type(spec)
+            tensor.dims[:] = _dims(spec, batched=batched)
+    for sample in config.model_warmup:
+        for name in set(sample.inputs) & specs.keys():
+            given = sample.inputs[name]
+            given.data_type = _data_type(specs[name])
+            dims = _dims(specs[name], batched=batched)
+            # zip stops short where the ranks differ: then the contract's own sizes stand.
+            old = [*given.dims, *([1] * len(dims))]
+            given.dims[:] = [new if new > 0 else kept for new, kept in zip(dims, old, strict=False)]
+
+
+def set_engine(config: ModelConfig, kind: str, *, max_batch: int) -> None:
+    """Sets what runs a component: the Python backend with a runner, or a TensorRT plan.
+
+    In the Python backend Triton places nothing: the runner picks its own device.
+
+    Args:
+        config: the component's.
+        kind: an `EngineRecord.kind`.
+        max_batch: the largest batch of one run, in rows.
+    """
+    from tritonclient.grpc import model_config_pb2
+
+    config.max_batch_size = max_batch
+    plan = kind == "tensorrt"
+    config.ClearField("backend")
+    config.ClearField("platform")
+    if plan:
+        config.platform = "tensorrt_plan"
+    else:
+        config.backend = "python"
+    groups = model_config_pb2.ModelInstanceGroup
+    for group in config.instance_group:
+        group.kind = groups.KIND_GPU if plan else groups.KIND_CPU
+
+
+def drop_tensors(config: ModelConfig, names: set[str]) -> None:
+    """Takes tensors out of a config: its inputs, its warm-up, and steps that only make them."""
+    _keep(config.input, lambda tensor: tensor.name not in names)
+    for sample in config.model_warmup:
+        for name in names & set(sample.inputs):
+            del sample.inputs[name]
+    steps = config.ensemble_scheduling.step
+    for step in steps:
+        for name in names & set(step.input_map):
+            del step.input_map[name]
+    if steps:
+        _keep(steps, lambda step: not set(step.output_map) <= names)
+
+
+def _keep(repeated: Any, wanted: Any) -> None:
+    kept = [item for item in repeated if wanted(item)]
+    del repeated[:]
+    repeated.extend(kept)
+
+
+def _data_type(spec: TensorSpec) -> int:
+    from tritonclient.grpc import model_config_pb2
+
+    return int(model_config_pb2.DataType.Value(DATA_TYPES[spec.dtype]))
+
+
+def _dims(spec: TensorSpec, *, batched: bool) -> list[int]:
+    dims = [axis if isinstance(axis, int) else -1 for axis in spec.axes[1:]]
+    return dims if batched else [1, *dims]

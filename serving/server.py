@@ -1,0 +1,330 @@
+"""A Triton server as a context manager: start it on a repository, wait until ready, stop it.
+
+    with TritonServer(build / "model_repository") as server:
+        print(server.grpc_url)
+
+The server runs in a process group of its own, so that nothing of it is left behind: not when a
+model hangs on the way down, and (on Linux) not when this process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from export.errors import OptionError, ServingError
+from serving.installation import Installation, find_triton
+from serving.server_log import ready_models, why
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+"""Told, in one line, what has just become true."""
+
+LOOPBACK = "127.0.0.1"
+READY_POLL_S = 0.05
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How a server is started.
+
+    Attributes:
+        host: address to listen on; the default is reachable from this machine only.
+        http_port, grpc_port, metrics_port: 0 takes a free one.
+        cache_mib: of the response cache, in MiB; 0 is no cache, and every question about a picture
+            then encodes it again.
+        triton: a `tritonserver`, or the folder above its `bin`; `None` looks for one.
+        ready_timeout_s: how long the models may take to load.
+        stop_timeout_s: how long running requests may take to end, before they are killed.
+        log: file for the server's log; `None` keeps it only while the server runs.
+        extra: more flags for `tritonserver`, as they are.
+
+    Raises:
+        OptionError: a port, a size or a time is out of range.
+    """
+
+    host: str = LOOPBACK
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    cache_mib: int = 64
+    triton: Path | None = None
+    ready_timeout_s: float = 600.0
+    stop_timeout_s: float = 10.0
+    log: Path | None = None
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_port") and not 0 <= value <= 65535:
+                raise OptionError(f"{field.name} is {value}; wanted 0 (any free one) to 65535")
+            if field.name.endswith("_timeout_s") and not value > 0:
+                raise OptionError(f"{field.name} is {value}; wanted more than 0 seconds")
+        if self.cache_mib < 0:
+            raise OptionError(f"cache_mib is {self.cache_mib}; wanted 0 (no cache) or more MiB")
+
+
+class TritonServer:
+    """Serves one model repository. Entering returns once every model is ready.
+
+    Args:
+        repository: the folder of models.
+        options: see `ServerOptions`.
+        progress: told of each model that is loaded.
+
+    Raises (on entering):
+        ServingError: there is no Triton, a port is taken, or a model did not load; the message
+            has the reason from the log.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        options: ServerOptions | None = None,
+        *,
+        progress: Progress = logger.info,
+    ) -> None:
+        self.repository = repository.absolute()
+        self.options = options or ServerOptions()
+        self._progress = progress
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._ports: dict[str, int] = {}
+        self._stopping = threading.Lock()
+
+    @property
+    def http_url(self) -> str:
+        """`http://host:port`."""
+        return f"http://{self._reachable}:{self._ports['http']}"
+
+    @property
+    def grpc_url(self) -> str:
+        """`host:port`, what the clients take."""
+        return f"{self._reachable}:{self._ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Prometheus' text, over HTTP."""
+        return f"http://{self._reachable}:{self._ports['metrics']}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process, which leads its process group."""
+        assert self._process is not None, "the server has not been started"
+        return self._process.pid
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        if self.options.log is not None:
+            return self.options.log.absolute()
+        return self._scratch_path / "triton.log"
+
+    def __enter__(self) -> Self:
+        self._scratch = tempfile.TemporaryDirectory(prefix="iblip-triton-")
+        try:
+            self._start()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def wait(self) -> int:
+        """Waits until the server ends by itself, and returns its exit status."""
+        assert self._process is not None, "the server has not been started"
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Ends the server: asks, waits `stop_timeout_s`, kills. Called twice it does nothing."""
+        with self._stopping:
+            if self._process is not None:
+                _end_group(self._process, self.options.stop_timeout_s)
+            if self._scratch is not None:
+                _remove_shared_memory(self._scratch_path.name)
+                self._scratch.cleanup()
+                self._scratch = None
+
+    @property
+    def _scratch_path(self) -> Path:
+        assert self._scratch is not None, "the server has not been started"
+        return Path(self._scratch.name)
+
+    @property
+    def _reachable(self) -> str:
+        return LOOPBACK if self.options.host == "0.0.0.0" else self.options.host
+
+    def _start(self) -> None:
+        if not self.repository.is_dir():
+            message = f"there is no model repository {self.repository}."
+            raise ServingError(f"{message} Build one with `python -m export build`.")
+        installation = find_triton(self.options.triton)
+        self._ports = _ports(self.options)
+        command = [
+            str(installation.binary),
+            *self._flags(),
+            *installation.arguments(self._scratch_path),
+            *self.options.extra,
+        ]
+        logger.debug("starting %s", " ".join(command))
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=self._environment(installation),
+                cwd=self._scratch_path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),
+            )
+
+    def _flags(self) -> list[str]:
+        options, host = self.options, self.options.host
+        flags = {
+            "model-repository": self.repository,
+            "model-control-mode": "none",
+            "exit-on-error": "true",
+            "strict-readiness": "true",
+            "exit-timeout-secs": max(1, int(options.stop_timeout_s)),
+            "metrics-config": "summary_latencies=true",
+            # Clients ping on quiet connections; Triton's own default takes that for an attack.
+            "grpc-http2-min-recv-ping-interval-without-data": 5000,
+            "grpc-keepalive-permit-without-calls": "true",
+        }
+        for name, port in self._ports.items():
+            flags[f"{name}-address"] = host
+            flags[f"{name}-port"] = port
+        if options.cache_mib:
+            flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
+        written = [f"--{name}={value}" for name, value in flags.items()]
+        return [*written, "--disable-auto-complete-config", *self._shared_memory()]
+
+    def _shared_memory(self) -> list[str]:
+        # A name by which to find what a killed server leaves in /dev/shm. Its own number is not
+        # known before it starts: the scratch folder's name is as unique.
+        name = f"{self._scratch_path.name}_"
+        return [f"--backend-config=python,shm-region-prefix-name={name}"]
+
+    def _environment(self, installation: Installation) -> dict[str, str]:
+        return installation.environment(os.environ)
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        end = time.monotonic() + self.options.ready_timeout_s
+        told = 0
+        while not _is_ready(self._reachable, self._ports["http"]):
+            log = self.log_path.read_text(encoding="utf-8", errors="replace")
+            if self._process.poll() is not None:
+                raise ServingError(f"Triton did not start.\n{why(log)}")
+            if time.monotonic() > end:
+                waited = f"{self.options.ready_timeout_s:g} seconds"
+                raise ServingError(f"Triton was not ready after {waited}.\n{why(log)}")
+            told = self._tell(log, told)
+            time.sleep(READY_POLL_S)
+        self._tell(self.log_path.read_text(encoding="utf-8", errors="replace"), told)
+
+    def _tell(self, log: str, told: int) -> int:
+        models = ready_models(log)
+        for model in models[told:]:
+            self._progress(f"{model} is loaded")
+        return len(models)
+
+
+def _ports(options: ServerOptions) -> dict[str, int]:
+    """The port of each service; free ones are found by binding to them all at once."""
+    wanted = {
+        "http": options.http_port,
+        "grpc": options.grpc_port,
+        "metrics": options.metrics_port,
+    }
+    ports = {}
+    sockets = []
+    try:
+        for name, port in wanted.items():
+            one = socket.socket()
+            sockets.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind((options.host, port))
+            except OSError as error:
+                message = (
+                    f"port {port} ({name}) of {options.host} cannot be used: {error.strerror}."
+                )
+                hint = f"Give another with --{name}-port, or 0 for any free one."
+                raise ServingError(f"{message} {hint}") from error
+            ports[name] = one.getsockname()[1]
+    finally:
+        for one in sockets:
+            one.close()
+    return ports
+
+
+def _is_ready(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """For the child, before it becomes the server: be told to stop when the parent is gone."""
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (AttributeError, OSError):
+        return None  # not Linux
+    set_parent_death_signal = 1
+
+    def run() -> None:
+        prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != parent:  # it went before we asked
+            os._exit(1)
+
+    return run
+
+
+def _end_group(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            logger.warning("Triton did not stop in %g seconds; killing it", timeout_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # Python models that outlived it, too
+    process.wait()
+
+
+def _remove_shared_memory(name: str) -> None:
+    """A killed server leaves its Python models' shared memory behind."""
+    for path in Path("/dev/shm").glob(f"{name}*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What the Python models of the repository do, without Triton: their `model.py` only translate."""

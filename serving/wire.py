@@ -1,0 +1,208 @@
+"""What travels between a client and the Triton models, written once for both ends.
+
+Names of models, tensors and parameters; the finish of an answer as JSON; errors as text that
+keeps their kind; what a client must know of a server. `docs/wire.md` is this module for readers.
+Knows numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from engines.language_model.types import Answer, GenerationOptions, Timing
+from export.errors import (
+    ContractError,
+    DeadlineError,
+    EngineError,
+    IblipError,
+    InputError,
+    OptionError,
+    UsageError,
+)
+from export.manifest import Manifest, Preprocessing
+
+VERSION = 1
+"""Of this wire; a client refuses a server that speaks another."""
+
+ENSEMBLE = "instructblip"
+UNARY = "instructblip_unary"
+
+PIXELS = "pixels"
+PROMPT = "prompt"
+TEXT = "text"
+FINISH = "finish"
+
+ERROR_KINDS: Mapping[str, type[IblipError]] = {
+    "OptionError": OptionError,
+    "InputError": InputError,
+    "ContractError": ContractError,
+    "DeadlineError": DeadlineError,
+    "EngineError": EngineError,
+}
+"""The kinds of error that a server tells apart, by the name that opens their text."""
+
+_TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request to this server may be.
+
+    Attributes:
+        max_instruction: tokens of a prompt as the Q-Former reads it; `None` where it reads none.
+        max_length: positions for visual prompt, prompt and answer together.
+        num_query_tokens: positions that the visual prompt takes of those.
+        default_max_new_tokens: of an answer, where the request names no limit.
+    """
+
+    max_instruction: int | None
+    max_length: int
+    num_query_tokens: int
+    default_max_new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerContract:
+    """What a client must know of a server: read from the ensemble's own config.
+
+    Attributes:
+        preprocessing: what to do to an image.
+        limits: what a request may be.
+        build: `{"name", "family", "precision", "created"}` of what is served.
+    """
+
+    preprocessing: Preprocessing
+    limits: Limits
+    build: Mapping[str, Any]
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Self:
+        """The contract of a build."""
+        text, model = manifest.text, manifest.language_model
+        reads_instruction = text.qformer_tokenizer is not None
+        limits = Limits(
+            max_instruction=text.max_instruction if reads_instruction else None,
+            max_length=model.max_length,
+            num_query_tokens=model.num_query_tokens,
+            default_max_new_tokens=model.default_max_new_tokens,
+        )
+        build = {
+            "name": manifest.name,
+            "family": manifest.family,
+            "precision": dict(manifest.precision),
+            "created": manifest.created,
+        }
+        return cls(preprocessing=manifest.preprocessing, limits=limits, build=build)
+
+    def to_parameters(self) -> dict[str, str]:
+        """As parameters of the ensemble's config: JSON strings by name."""
+        return {
+            "wire_version": str(VERSION),
+            "preprocessing": json.dumps(asdict(self.preprocessing)),
+            "limits": json.dumps(asdict(self.limits)),
+            "build": json.dumps(dict(self.build)),
+        }
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> Self:
+        """The inverse of `to_parameters`.
+
+        Raises:
+            ContractError: a parameter is missing or damaged, or the wire's version is another.
+        """
+        version = parameters.get("wire_version")
+        if version != str(VERSION):
+            found = "none" if version is None else version
+            message = f"the server's wire version is {found}; this client speaks {VERSION}."
+            raise ContractError(f"{message} Install the client that came with the build.")
+        try:
+            return cls(
+                preprocessing=Preprocessing(**json.loads(parameters["preprocessing"])),
+                limits=Limits(**json.loads(parameters["limits"])),
+                build=json.loads(parameters["build"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ContractError(f"the server's model config is not ours: {error!r}") from error
+
+
+def finish_from_answer(answer: Answer) -> str:
+    """The `finish` tensor of an answer's last response: JSON, without the text itself."""
+    fields = asdict(answer)
+    del fields["text"]
+    return json.dumps(fields)
+
+
+def answer_from_finish(text: str, finish: str) -> Answer:
+    """The inverse of `finish_from_answer`, given the joined text.
+
+    Raises:
+        ContractError: `finish` is not what `finish_from_answer` writes.
+    """
+    try:
+        fields = json.loads(finish)
+        fields["timing"] = Timing(**fields["timing"])
+        fields["token_ids"] = tuple(fields["token_ids"])
+        return Answer(text=text, **fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"the finish of the answer is damaged: {finish[:200]!r}") from error
+
+
+def parameters_from_options(options: GenerationOptions) -> dict[str, int | float | str]:
+    """Request parameters: what differs from the default, `stop` as a JSON list in a string."""
+    defaults = asdict(GenerationOptions())
+    given = {name: value for name, value in asdict(options).items() if value != defaults[name]}
+    if "stop" in given:
+        given["stop"] = json.dumps(list(given["stop"]))
+    return given
+
+
+def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
+    """The inverse of `parameters_from_options`. Triton's own parameters are passed over.
+
+    Raises:
+        OptionError: naming the option, what was given and its range.
+    """
+    given = {name: value for name, value in parameters.items() if not _is_tritons(name)}
+    if "stop" in given:
+        given["stop"] = _stop_from_parameter(given["stop"])
+    return GenerationOptions.from_mapping(given)
+
+
+def _is_tritons(name: str) -> bool:
+    return name.startswith("triton_") or name == "binary_data_output"
+
+
+def _stop_from_parameter(value: object) -> list[str]:
+    wanted = 'a JSON list of strings in a string, such as ["\\n", "###"]'
+    try:
+        stop = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        stop = None
+    if not isinstance(stop, list):
+        raise OptionError(f"stop is {value!r}; wanted {wanted}")
+    return stop
+
+
+def text_from_error(error: Exception) -> str:
+    """An error as text that keeps its kind: `InputError: the prompt is empty`."""
+    for name, kind in ERROR_KINDS.items():
+        if isinstance(error, kind):
+            return f"{name}: {error}"
+    return f"EngineError: {type(error).__name__}: {error}"
+
+
+def status_from_error(error: Exception) -> str:
+    """The name of Triton's error code for an error (Triton has none for a missed deadline)."""
+    if isinstance(error, UsageError | ContractError):
+        return "INVALID_ARG"
+    return "CANCELLED" if isinstance(error, DeadlineError) else "INTERNAL"
+
+
+def error_from_text(text: str) -> IblipError | None:
+    """The error behind a server's text, whatever Triton put before it; `None` where none is."""
+    match = _TAGGED.search(text)
+    return ERROR_KINDS[match[1]](match[2]) if match else None
