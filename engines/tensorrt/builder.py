@@ -1,0 +1,248 @@
+"""A plan from a verified graph, by TensorRT or TensorRT-RTX.
+
+The precision of a plan is the graph's own: networks are strongly typed, and no flag lowers it. So
+what the parser made of the graph is read back, and a plan that would not be in the dtypes that
+were asked for is refused rather than written. Knows nothing of what the graph computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.selection import nvidia_driver
+from engines.tensorrt.libraries import Library
+from engines.tensorrt.profile import Profile
+from export.contract import TensorSpec
+from export.errors import EngineError, OptionError
+from export.graphs import OnnxGraph, VerifiedGraph
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "float32": "FLOAT",
+}
+"""A contract's dtypes as TensorRT spells them."""
+
+PRECISIONS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+"""A graph's precision, and the dtype that its matrices must then have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A built engine file.
+
+    Attributes:
+        path: of the `.plan` file.
+        details: for `EngineRecord.details`: `library`, `version`, `targets`, `profile`, `layers`
+            (matrix layers by dtype), `seconds`, `bytes`, `peak_memory_bytes` (of the whole
+            process so far), `graph` (the digest of what it was built from) and, where the graph
+            was not verified, `unverified` (the reason).
+    """
+
+    path: Path
+    details: Mapping[str, Any]
+
+
+def plan_from_onnx(
+    verified: VerifiedGraph,
+    output: Path,
+    *,
+    library: Library,
+    profile: Profile,
+    targets: tuple[str, ...] = (),
+) -> Plan:
+    """Builds the plan of one graph into the file `output`, which appears whole or not at all.
+
+    Args:
+        verified: the graph; its weights may lie in files beside it.
+        output: of the plan; its directory exists.
+        library: as `find_library` returns it.
+        profile: a span for every dynamic axis of the graph's inputs.
+        targets: GPU families to build for, such as `sm89`; empty is this machine's GPU.
+
+    Raises:
+        OptionError: the library does not offer a target, there is none and no GPU either, or the
+            profile lacks an axis.
+        EngineError: the graph cannot be parsed (with the names of the nodes) or built, its dtypes
+            are not those of the contract, or the file cannot be written.
+    """
+    targets = library.check_targets(targets)
+    if not targets and not nvidia_driver():
+        offered = f" with --target, one of {', '.join(library.targets)}" if library.targets else ""
+        raise OptionError(f"there is no NVIDIA GPU to build for here. Name one{offered}.")
+    graph = verified.graph
+    started = time.monotonic()
+    job = _Job(library=library, graph=graph)
+    layers = job.parse()
+    job.configure(profile, targets)
+    plan = job.build()
+    _write(output, plan)
+    details = {
+        "library": library.kind,
+        "version": library.version,
+        "targets": list(targets),
+        "profile": profile.to_json(),
+        "layers": layers,
+        "seconds": round(time.monotonic() - started, 3),
+        "bytes": output.stat().st_size,
+        "peak_memory_bytes": _peak_memory(),
+        "graph": graph.digest,
+    }
+    if verified.skipped is not None:
+        details["unverified"] = verified.skipped
+    return Plan(path=output, details=details)
+
+
+@dataclass
+class _Job:
+    """The objects of one build, in the library's own order of making them."""
+
+    library: Library
+    graph: OnnxGraph
+    messages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        trt = self.library.module
+        self.log = _logger(trt, self.messages)
+        self.builder = trt.Builder(self.log)
+        self.network = self.builder.create_network(self.library.network_flags)
+        self.parser = trt.OnnxParser(self.network, self.log)
+        self.config = self.builder.create_builder_config()
+
+    def parse(self) -> dict[str, int]:
+        """Reads the graph, and returns its matrix layers counted by dtype."""
+        path = self.graph.path
+        if not path.is_file():
+            raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
+        if not self.parser.parse_from_file(str(path)):
+            errors = [self.parser.get_error(i) for i in range(self.parser.num_errors)]
+            raise EngineError(
+                f"{self.library.kind} cannot read {path}: {'; '.join(map(_parser_error, errors))}"
+            )
+        self._check_tensors()
+        return self._check_precision()
+
+    def configure(self, profile: Profile, targets: tuple[str, ...]) -> None:
+        """Adds the optimisation profile and the targets."""
+        shapes = self.builder.create_optimization_profile()
+        for spec in self.graph.contract.inputs:
+            shapes.set_shape(spec.name, *profile.shapes(spec))
+        self.config.add_optimization_profile(shapes)
+        if targets:
+            self.config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            capability = self.library.module.ComputeCapability.__members__[target.upper()]
+            self.config.set_compute_capability(capability, index)
+
+    def build(self) -> Any:
+        """The serialised plan, as the library's own buffer."""
+        plan = self.builder.build_serialized_network(self.network, self.config)
+        if plan is None:
+            raise EngineError(
+                f"{self.library.kind} cannot build {self.graph.path}: "
+                f"{'; '.join(self.messages) or 'it gave no reason'}"
+            )
+        return plan
+
+    def _check_tensors(self) -> None:
+        network, contract = self.network, self.graph.contract
+        found = {
+            t.name: t.dtype.name
+            for t in (
+                *(network.get_input(i) for i in range(network.num_inputs)),
+                *(network.get_output(i) for i in range(network.num_outputs)),
+            )
+        }
+        specs: tuple[TensorSpec, ...] = (*contract.inputs, *contract.outputs)
+        wanted = {spec.name: DTYPES[spec.dtype] for spec in specs}
+        if found != wanted:
+            raise EngineError(
+                f"{self.library.kind} reads {self.graph.path} with the tensors {found}; "
+                f"its contract is {wanted}. Build the graph again."
+            )
+
+    def _check_precision(self) -> dict[str, int]:
+        types = self.library.module.LayerType
+        matrices = (types.CONVOLUTION, types.MATRIX_MULTIPLY)
+        layers = (self.network.get_layer(i) for i in range(self.network.num_layers))
+        counts = Counter(
+            layer.get_output(0).dtype.name for layer in layers if layer.type in matrices
+        )
+        wanted = PRECISIONS[self.graph.precision]
+        if counts and not counts[wanted]:
+            raise EngineError(
+                f"{self.graph.path} was asked for in {self.graph.precision}, but its matrix layers "
+                f"are {dict(counts)}. A plan keeps the graph's dtypes: export it in that precision."
+            )
+        return dict(counts)
+
+
+def _logger(trt: Any, messages: list[str]) -> Any:
+    """Passes the library's messages on to `logging`, and keeps its errors in `messages`."""
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+        trt.ILogger.INFO: logging.DEBUG,
+        trt.ILogger.VERBOSE: logging.NOTSET,
+    }
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels[severity]
+            if level >= logging.ERROR:  # they are raised in the end, not logged
+                messages.append(message)
+            elif level > logging.NOTSET:
+                logger.log(level, message)
+
+    return Log()
+
+
+def _parser_error(error: Any) -> str:
+    where = f"node {error.node_name() or error.node()} ({error.node_operator() or 'no operator'})"
+    return f"{where}: {error.desc()}"
+
+
+def _write(output: Path, plan: Any) -> None:
+    try:
+        handle, name = tempfile.mkstemp(prefix=output.name, dir=output.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(plan)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)  # mkstemp's own mode hides it from a server's user
+            Path(name).replace(output)
+        except BaseException:
+            with suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise EngineError(f"the plan {output} cannot be written: {error}") from error
+
+
+def _peak_memory() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

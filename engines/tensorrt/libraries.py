@@ -1,0 +1,133 @@
+"""TensorRT 10 and 11, and TensorRT-RTX: finding them, and the few ways in which they differ.
+
+All three have one Python interface. What differs is here, so that the builder need not know which
+it has. Importing this module loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from export.errors import EngineError, OptionError
+
+NEEDS_DEVICE = ("NONE", "CURRENT")
+"""Names in the library's list of targets that stand for the GPU of the machine that builds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a kind of engine finds its library.
+
+    Attributes:
+        modules: to try, in order: Python modules with TensorRT's interface.
+        distributions: that may have brought it, to read the version from.
+        install: what to do when there is none.
+    """
+
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...]
+    install: str
+
+
+SOURCES: Mapping[str, Source] = {
+    "tensorrt": Source(
+        modules=("tensorrt",),
+        distributions=("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
+        install="Run `pip install 'iblip[gpu]'` on a machine with an NVIDIA GPU.",
+    ),
+    "tensorrt-rtx": Source(
+        # The bindings alone are enough; the package around them only renames them.
+        modules=("tensorrt_rtx", "tensorrt_rtx_bindings.tensorrt_rtx"),
+        distributions=("tensorrt_rtx_cu12_bindings", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx"),
+        install="Run `pip install 'iblip[tensorrt-rtx]'`.",
+    ),
+}
+"""Engine kind to its library."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A loaded TensorRT of one kind.
+
+    Attributes:
+        kind: a key of `SOURCES`.
+        module: with TensorRT's interface.
+        version: of the installed package.
+    """
+
+    kind: str
+    module: Any
+    version: str
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """GPU families that it can build for without having one: `sm89`. Empty where it cannot."""
+        capability = getattr(self.module, "ComputeCapability", None)
+        names = capability.__members__ if capability else ()
+        return tuple(name.lower() for name in names if name not in NEEDS_DEVICE)
+
+    @property
+    def network_flags(self) -> int:
+        """For `create_network`: every network keeps the graph's own dtypes.
+
+        TensorRT 10 and TensorRT-RTX have to be told so; in 11 there is nothing else.
+        """
+        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return 0 if flag is None else 1 << int(flag)
+
+    def check_targets(self, targets: Iterable[str]) -> tuple[str, ...]:
+        """The targets, once each, as this library spells them.
+
+        Raises:
+            OptionError: it does not offer one of them (the offered are listed), or offers none.
+        """
+        found = tuple(dict.fromkeys(target.lower() for target in targets))
+        for target in found:
+            if not self.targets:
+                raise OptionError(
+                    f"--target {target}: {self.kind} builds for this machine's GPU only. "
+                    "Leave --target out."
+                )
+            if target not in self.targets:
+                raise OptionError(
+                    f"--target {target}: {self.kind} {self.version} builds for "
+                    f"{', '.join(self.targets)}. Choose among these."
+                )
+        return found
+
+
+def find_library(kind: str) -> Library:
+    """Loads the library of a kind of engine.
+
+    Args:
+        kind: a key of `SOURCES`.
+
+    Raises:
+        EngineError: it is not installed, or does not load on this machine, with what to do.
+    """
+    source = SOURCES[kind]
+    faults = []
+    for name in source.modules:
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            faults.append(f"{name}: {error}")
+            continue
+        return Library(kind=kind, module=module, version=_version(module, source))
+    raise EngineError(f"{kind} cannot be loaded ({'; '.join(faults)}). {source.install}")
+
+
+def _version(module: Any, source: Source) -> str:
+    version = getattr(module, "__version__", None)
+    if version is not None:
+        return str(version)
+    for distribution in source.distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"
