@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from export.errors import InputError
 from export.manifest import Preprocessing
@@ -94,7 +94,7 @@ def _opened(file: io.BytesIO, name: str) -> Image.Image:
         image = Image.open(file)
     except Image.DecompressionBombError:
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels, the most accepted") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise InputError(f"{name} is not an image that Pillow can read") from None
     except Exception as error:  # a damaged header raises whatever its decoder trips over
         raise InputError(f"{name} is damaged: {error}") from error

@@ -313,15 +313,16 @@ def _die_with(parent: int) -> Callable[[], None] | None:
 
 
 def _end_group(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
+    try:
+        if process.poll() is None:
+            process.terminate()
             process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            logger.warning("Triton did not stop in %g seconds; killing it", timeout_s)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # Python models that outlived it, too
-    process.wait()
+    except subprocess.TimeoutExpired:
+        logger.warning("Triton did not stop in %g seconds; killing it", timeout_s)
+    finally:  # also where a second Ctrl-C ends the wait
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # Python models that outlived it, too
+        process.wait()
 
 
 def _remove_shared_memory(name: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from engines.language_model.types import Answer, GenerationOptions, Timing
+from engines.language_model.types import Answer, GenerationOptions, QueueFullError, Timing
 from export.errors import (
     ContractError,
     DeadlineError,
@@ -41,9 +41,19 @@ ERROR_KINDS: Mapping[str, type[IblipError]] = {
     "InputError": InputError,
     "ContractError": ContractError,
     "DeadlineError": DeadlineError,
+    "QueueFullError": QueueFullError,
     "EngineError": EngineError,
 }
-"""The kinds of error that a server tells apart, by the name that opens their text."""
+"""The kinds of error that a server tells apart, by the name that opens their text. A kind stands
+before the one that it is a case of."""
+
+STATUSES: Mapping[type[Exception], str] = {
+    UsageError: "INVALID_ARG",
+    ContractError: "INVALID_ARG",
+    QueueFullError: "UNAVAILABLE",
+    DeadlineError: "CANCELLED",
+}
+"""Triton's error code of each kind (it has none for a missed deadline); of others `INTERNAL`."""
 
 _TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
 
@@ -196,10 +206,9 @@ def text_from_error(error: Exception) -> str:
 
 
 def status_from_error(error: Exception) -> str:
-    """The name of Triton's error code for an error (Triton has none for a missed deadline)."""
-    if isinstance(error, UsageError | ContractError):
-        return "INVALID_ARG"
-    return "CANCELLED" if isinstance(error, DeadlineError) else "INTERNAL"
+    """The name of Triton's error code for an error."""
+    codes = (code for kind, code in STATUSES.items() if isinstance(error, kind))
+    return next(codes, "INTERNAL")
 
 
 def error_from_text(text: str) -> IblipError | None:

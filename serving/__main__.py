@@ -1,0 +1,5 @@
+"""`python -m serving` is `iblip`."""
+
+from serving.cli import main
+
+main()

@@ -1,0 +1,60 @@
+"""`iblip ask`: one question about one image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.cli.options import as_json, generation_options, options_from_flags
+
+if TYPE_CHECKING:
+    from serving.client import AnswerStream
+
+
+@click.command()
+@click.argument("image", type=click.Path())
+@click.argument("prompt")
+@click.option("--stream", is_flag=True, help="Print the answer as it is written.")
+@as_json
+@click.option("--url", default="127.0.0.1:8001", show_default=True, help="gRPC, as host:port.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
+@generation_options
+def command(
+    image: str,
+    prompt: str,
+    stream: bool,
+    json_: bool,
+    url: str,
+    timeout_s: float | None,
+    **flags: Any,
+) -> None:
+    """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
+
+    With --stream --json every piece is a line of its own, {"delta": ...}, and the last line is the
+    whole answer.
+    """
+    options = options_from_flags(flags)
+    from serving.client import InstructBlipClient
+
+    source: str | bytes = click.get_binary_stream("stdin").read() if image == "-" else image
+    with (
+        InstructBlipClient(url, timeout_s=timeout_s) as client,
+        client.stream(source, prompt, options=options) as answer,
+    ):
+        if stream:
+            _print_pieces(answer, json_)
+        if json_:
+            click.echo(json.dumps(asdict(answer.answer), ensure_ascii=False))
+        elif not stream:
+            click.echo(answer.answer.text)
+
+
+def _print_pieces(answer: AnswerStream, json_: bool) -> None:
+    for text in answer:
+        line = json.dumps({"delta": text}, ensure_ascii=False) + "\n" if json_ else text
+        click.echo(line, nl=False)
+    if not json_:
+        click.echo()

@@ -1,0 +1,78 @@
+"""`iblip serve`: a build as a running Triton server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.cli.options import as_json, triton_option
+
+if TYPE_CHECKING:
+    from export.manifest import Manifest
+    from serving.server import TritonServer
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--http-port", default=8000, show_default=True, help="0 takes any free port.")
+@click.option("--grpc-port", default=8001, show_default=True, help="0 takes any free port.")
+@click.option("--metrics-port", default=8002, show_default=True, help="0 takes any free port.")
+@click.option(
+    "--cache-size",
+    "cache_mib",
+    default=64,
+    show_default=True,
+    help="MiB for encoded images, so that many questions about one encode it once. 0: none.",
+)
+@triton_option
+@click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
+@click.option("--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait for it.")
+@as_json
+def command(directory: Path, json_: bool, **flags: Any) -> None:
+    """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
+    from export.errors import ServingError
+    from export.manifest import Manifest
+    from serving.repository import REPOSITORY
+    from serving.server import ServerOptions, TritonServer
+    from serving.server_log import why
+
+    manifest = Manifest.read(directory)
+    options = ServerOptions(**flags)
+    say = (lambda _: None) if json_ else click.echo
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = time.monotonic()
+    try:
+        with TritonServer(directory / REPOSITORY, options, progress=say) as server:
+            seconds = time.monotonic() - started
+            _announce(server, manifest, seconds, json_)
+            status = server.wait()
+            log = server.log_path.read_text(encoding="utf-8", errors="replace")
+            raise ServingError(f"Triton ended by itself with status {status}.\n{why(log)}")
+    except KeyboardInterrupt:
+        say("\nStopped.")
+
+
+def _announce(server: TritonServer, manifest: Manifest, seconds: float, json_: bool) -> None:
+    if json_:
+        urls = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
+        click.echo(json.dumps({"name": manifest.name, "ready_s": round(seconds, 3), **urls}))
+        return
+    port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
+    click.echo(
+        f"\n{manifest.name} is ready ({seconds:.1f} s).\n"
+        f"  gRPC     {server.grpc_url}\n"
+        f"  HTTP     {server.http_url}\n"
+        f"  metrics  {server.metrics_url}\n\n"
+        f'Ask it:   iblip ask IMAGE "What is in the image?"{port}\n'
+        "Stop it:  Ctrl-C"
+    )
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,181 @@
+"""The client for asyncio: as `serving.client.sync`, with `await` and `async for`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc  # type: ignore[import-untyped]
+import grpc.aio  # type: ignore[import-untyped]
+
+from engines.language_model.types import Answer, GenerationOptions
+from export.errors import IblipError
+from export.images import ImageSource, pixels_from_image
+from serving.client.errors import CancelledError
+from serving.client.faults import error_from_status
+from serving.client.messages import (
+    METADATA,
+    AnswerReader,
+    Deadline,
+    KeepAlive,
+    channel_options,
+    config_request,
+    contract_from_config,
+    question,
+)
+from serving.client.sync import DEFAULT_URL, GREEDY
+from serving.wire import ENSEMBLE, ServerContract
+
+
+class AsyncInstructBlipClient:
+    """Asks a server about images, in one event loop; arguments as in `InstructBlipClient`.
+
+    async with AsyncInstructBlipClient("127.0.0.1:8001") as client:
+        answer = await client.ask("digits.png", "How many digits are there?")
+        async for text in await client.stream("digits.png", "Describe the image."):
+            print(text, end="", flush=True)
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float | None = None,
+        model: str = ENSEMBLE,
+        keepalive: KeepAlive | None = None,
+    ) -> None:
+        from tritonclient.grpc import service_pb2_grpc
+
+        self.url = url
+        self.model = model
+        self.timeout_s = timeout_s
+        options = channel_options(keepalive or KeepAlive())
+        self._channel = grpc.aio.insecure_channel(url, options=options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._contract: ServerContract | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection, and with it every answer that is still being written."""
+        await self._channel.close()
+
+    async def contract(self, *, timeout_s: float | None = None) -> ServerContract:
+        """As `InstructBlipClient.contract`."""
+        if self._contract is None:
+            try:
+                response = await self._stub.ModelConfig(
+                    config_request(self.model), timeout=timeout_s
+                )
+            except grpc.RpcError as error:
+                raise _fault(error, self.url) from error
+            self._contract = contract_from_config(response)
+        return self._contract
+
+    async def ask(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        options: GenerationOptions = GREEDY,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """As `InstructBlipClient.ask`. Cancelling the task cancels the answer."""
+        stream = await self.stream(image, prompt, options=options, timeout_s=timeout_s)
+        async with stream:
+            return await stream.answer()
+
+    async def stream(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        options: GenerationOptions = GREEDY,
+        timeout_s: float | None = None,
+    ) -> AsyncAnswerStream:
+        """As `InstructBlipClient.stream`; the image is decoded in a thread of its own."""
+        deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
+        contract = await self.contract(timeout_s=deadline.remaining())
+        pixels = await asyncio.to_thread(pixels_from_image, image, contract.preprocessing)
+        remaining = deadline.remaining()
+        request = question(pixels, prompt, options, model=self.model, timeout_s=remaining)
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining, metadata=METADATA)
+        return AsyncAnswerStream(call, AnswerReader(self.url))
+
+
+class AsyncAnswerStream:
+    """Iterates over the pieces of an answer; as `AnswerStream`."""
+
+    def __init__(self, call: Any, reader: AnswerReader) -> None:
+        self._call = call
+        self._reader = reader
+        self._responses = aiter(call)
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        if self._answer is not None:
+            raise StopAsyncIteration
+        try:
+            async for response in self._responses:
+                text = self._reader.feed(response)
+                if text:
+                    return text
+        except grpc.RpcError as error:
+            raise _fault(error, self._reader.url) from error
+        except asyncio.CancelledError:
+            # gRPC raises the task's own exception for a cancelled call, too.
+            if not self._call.cancelled() or _task_is_cancelled():
+                raise
+            raise CancelledError("the answer was cancelled") from None
+        self._answer = self._reader.answer()
+        raise StopAsyncIteration
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._reader.text
+
+    async def answer(self) -> Answer:
+        """The whole answer: iterates to the end where that has not been done."""
+        async for _ in self:
+            pass
+        assert self._answer is not None
+        return self._answer
+
+    def cancel(self) -> None:
+        """Stops the answer; iterating on raises `CancelledError`. Harmless after the end."""
+        self._call.cancel()
+
+
+def _task_is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _fault(error: Any, url: str) -> IblipError:
+    return error_from_status(error.code().name, error.details() or "", url=url)

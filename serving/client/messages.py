@@ -1,0 +1,229 @@
+"""A question as a gRPC message, and the responses as an answer: all that both clients share.
+
+Knows Triton's protobuf messages and nothing of I/O.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.language_model.types import Answer, GenerationOptions
+from export.errors import ContractError, DeadlineError, InputError, OptionError
+from serving.client.errors import DisconnectedError, ProtocolError
+from serving.client.faults import error_from_status
+from serving.wire import (
+    FINISH,
+    PIXELS,
+    PROMPT,
+    TEXT,
+    ServerContract,
+    answer_from_finish,
+    parameters_from_options,
+)
+
+Message = Any
+"""One of Triton's protobuf messages, which have no types to check against."""
+
+METADATA = (("triton_grpc_error", "true"),)
+"""Asks for real status codes on a stream, not an error text in a response that says OK."""
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepAlive:
+    """Pings on a connection, so that a server that vanished is noticed.
+
+    A server started by `iblip serve` takes pings every 5 seconds. One with Triton's own default
+    closes the connection after three pings within five minutes of silence: keep them rare.
+
+    Attributes:
+        every_s: between pings, while an answer is awaited.
+        timeout_s: without an answer to a ping, the connection counts as lost.
+    """
+
+    every_s: float = 60.0
+    timeout_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not (self.every_s > 0 and self.timeout_s > 0):
+            raise OptionError(f"{self}: wanted more than 0 seconds")
+
+
+def channel_options(keepalive: KeepAlive) -> list[tuple[str, int]]:
+    """gRPC's options of a channel."""
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", int(keepalive.every_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive.timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+class Deadline:
+    """A time budget that several calls share.
+
+    Args:
+        timeout_s: seconds from now; `None` is no limit.
+
+    Raises:
+        OptionError: not more than 0.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        if timeout_s is not None and not timeout_s > 0:
+            raise OptionError(f"timeout_s is {timeout_s}; wanted more than 0 seconds, or None")
+        self._end = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def remaining(self) -> float | None:
+        """Seconds left; `None` where there is no limit. Raises `DeadlineError` at the end."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineError("the answer was not finished by its deadline")
+        return left
+
+
+def config_request(model: str) -> Message:
+    """Asks for a model's config."""
+    from tritonclient.grpc import service_pb2
+
+    return service_pb2.ModelConfigRequest(name=model)
+
+
+def contract_from_config(response: Message) -> ServerContract:
+    """What the server's own config says of it.
+
+    Raises:
+        ProtocolError: it is not a model of this project, or of another version.
+    """
+    parameters = response.config.parameters
+    strings = {name: parameters[name].string_value for name in parameters}
+    try:
+        return ServerContract.from_parameters(strings)
+    except ContractError as error:
+        raise ProtocolError(str(error)) from error
+
+
+def question(
+    pixels: npt.NDArray[np.uint8],
+    prompt: str,
+    options: GenerationOptions,
+    *,
+    model: str,
+    timeout_s: float | None,
+) -> Message:
+    """The request of one question.
+
+    Args:
+        pixels: uint8 `[height, width, 3]` at the server's own size.
+        prompt: as the user wrote it.
+        options: travel as request parameters.
+        model: the ensemble.
+        timeout_s: after which the server, too, gives the request up.
+
+    Raises:
+        InputError: the prompt is not text that can be written as UTF-8.
+    """
+    from tritonclient.grpc import service_pb2
+
+    data = _utf8(prompt)
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name=PIXELS, datatype="UINT8", shape=[1, *pixels.shape])
+    request.inputs.add(name=PROMPT, datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(pixels.tobytes())
+    request.raw_input_contents.append(struct.pack("<I", len(data)) + data)
+    for name, value in parameters_from_options(options).items():
+        _set_parameter(request.parameters[name], value)
+    if timeout_s is not None:
+        request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
+    return request
+
+
+def _utf8(prompt: str) -> bytes:
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is a {type(prompt).__name__}; wanted text")
+    try:
+        return prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not valid Unicode text: {error}") from error
+
+
+def _set_parameter(parameter: Message, value: int | float | str) -> None:
+    if isinstance(value, str):
+        parameter.string_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    else:
+        parameter.double_param = value
+
+
+class AnswerReader:
+    """Reads the responses to one question, in their order.
+
+    Attributes:
+        url: of the server, for messages.
+        text: what has come so far.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.text = ""
+        self._finish = ""
+
+    def feed(self, response: Message) -> str:
+        """The text of one response of the stream; empty for the finish.
+
+        Raises:
+            IblipError: the response is an error.
+            ProtocolError: the response is not one of this project's models.
+        """
+        if response.error_message:
+            raise error_from_status("UNKNOWN", response.error_message, url=self.url)
+        inner = response.infer_response
+        if not inner.raw_output_contents:  # an empty final response: the answer is in already
+            return ""
+        tensors = {
+            output.name: _string(data)
+            for output, data in zip(inner.outputs, inner.raw_output_contents, strict=True)
+        }
+        try:
+            text, finish = tensors[TEXT], tensors[FINISH]
+        except KeyError as error:
+            found = ", ".join(tensors)
+            raise ProtocolError(f"the server sent {found}; wanted {TEXT}, {FINISH}") from error
+        self.text += text
+        self._finish = finish or self._finish
+        return text
+
+    def answer(self) -> Answer:
+        """The answer, once the stream has ended.
+
+        Raises:
+            DisconnectedError: the stream ended before the answer did.
+            ProtocolError: the finish is damaged.
+        """
+        if not self._finish:
+            raise DisconnectedError(f"the server at {self.url} ended the stream before the answer")
+        try:
+            return answer_from_finish(self.text, self._finish)
+        except ContractError as error:
+            raise ProtocolError(str(error)) from error
+
+
+def _string(data: bytes) -> str:
+    """The one element of a BYTES tensor: its length in 4 bytes, then UTF-8."""
+    try:
+        (length,) = struct.unpack_from("<I", data)
+        return data[4 : 4 + length].decode()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ProtocolError(f"the server sent a damaged string: {data[:80]!r}") from error

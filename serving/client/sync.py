@@ -1,0 +1,207 @@
+"""The client for ordinary code: `ask` for an answer, `stream` for its text as it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc  # type: ignore[import-untyped]
+
+from engines.language_model.types import Answer, GenerationOptions
+from export.errors import IblipError
+from export.images import ImageSource, pixels_from_image
+from serving.client.faults import error_from_status
+from serving.client.messages import (
+    METADATA,
+    AnswerReader,
+    Deadline,
+    KeepAlive,
+    channel_options,
+    config_request,
+    contract_from_config,
+    question,
+)
+from serving.wire import ENSEMBLE, ServerContract
+
+DEFAULT_URL = "127.0.0.1:8001"
+"""Where `iblip serve` listens for gRPC unless told otherwise."""
+
+GREEDY = GenerationOptions()
+
+
+class InstructBlipClient:
+    """Asks a server about images. Thread-safe, and good for many questions at once.
+
+        with InstructBlipClient("127.0.0.1:8001") as client:
+            print(client.ask("digits.png", "How many digits are there?").text)
+            for text in client.stream("digits.png", "Describe the image."):
+                print(text, end="", flush=True)
+
+    An image is a path, encoded bytes, a Pillow image, or uint8 `[height, width, 3]` in RGB. Asked
+    many questions about one image, the server encodes it once.
+
+    Args:
+        url: `host:port` of the server's gRPC service. Nothing is connected before the first call.
+        timeout_s: of every answer, in seconds, unless a call names its own; `None` waits for ever.
+        model: the Triton ensemble.
+        keepalive: pings that notice a server which vanished.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float | None = None,
+        model: str = ENSEMBLE,
+        keepalive: KeepAlive | None = None,
+    ) -> None:
+        from tritonclient.grpc import service_pb2_grpc
+
+        self.url = url
+        self.model = model
+        self.timeout_s = timeout_s
+        options = channel_options(keepalive or KeepAlive())
+        self._channel = grpc.insecure_channel(url, options=options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._contract: ServerContract | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection, and with it every answer that is still being written."""
+        self._channel.close()
+
+    def contract(self, *, timeout_s: float | None = None) -> ServerContract:
+        """What the server says of itself: preprocessing, limits, build. Asked for once.
+
+        Raises:
+            UnreachableError: there is no server.
+            NotServedError: the server has no such model.
+            ProtocolError: the model is not one of this project.
+            DeadlineError: no answer in time.
+        """
+        if self._contract is None:
+            try:
+                response = self._stub.ModelConfig(config_request(self.model), timeout=timeout_s)
+            except grpc.RpcError as error:
+                raise _fault(error, self.url) from error
+            self._contract = contract_from_config(response)
+        return self._contract
+
+    def ask(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        options: GenerationOptions = GREEDY,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """The whole answer.
+
+        Args:
+            image: see the class.
+            prompt: the question or instruction.
+            options: how to generate; greedy by default.
+            timeout_s: of this answer, in seconds; `None` takes the client's own.
+
+        Raises:
+            InputError: the image or the prompt cannot be used.
+            OptionError: an option does not fit.
+            DeadlineError: the answer was not finished in time.
+            EngineError, QueueFullError: the server's engine failed, or takes no more.
+            ClientError: see `serving.client.errors`.
+        """
+        with self.stream(image, prompt, options=options, timeout_s=timeout_s) as stream:
+            for _ in stream:
+                pass
+            return stream.answer
+
+    def stream(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        options: GenerationOptions = GREEDY,
+        timeout_s: float | None = None,
+    ) -> AnswerStream:
+        """The answer's text as it is written; arguments and errors as in `ask`.
+
+        The request is sent before this returns. Iterating raises what made it fail.
+        """
+        deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
+        contract = self.contract(timeout_s=deadline.remaining())
+        pixels = pixels_from_image(image, contract.preprocessing)
+        remaining = deadline.remaining()
+        request = question(pixels, prompt, options, model=self.model, timeout_s=remaining)
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining, metadata=METADATA)
+        return AnswerStream(call, AnswerReader(self.url))
+
+
+class AnswerStream:
+    """Iterates over the pieces of an answer; the pieces, joined, are `answer.text`.
+
+    A context manager: leaving it early cancels the answer, which frees its place in the engine.
+    """
+
+    def __init__(self, call: Any, reader: AnswerReader) -> None:
+        self._call = call
+        self._reader = reader
+        self._answer: Answer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._answer is not None:
+            raise StopIteration
+        try:
+            for response in self._call:
+                text = self._reader.feed(response)
+                if text:
+                    return text
+        except grpc.RpcError as error:
+            raise _fault(error, self._reader.url) from error
+        self._answer = self._reader.answer()
+        raise StopIteration
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._reader.text
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer: iterates to the end where that has not been done."""
+        for _ in self:
+            pass
+        assert self._answer is not None
+        return self._answer
+
+    def cancel(self) -> None:
+        """Stops the answer; iterating on raises `CancelledError`. Harmless after the end."""
+        self._call.cancel()
+
+
+def _fault(error: Any, url: str) -> IblipError:
+    return error_from_status(error.code().name, error.details() or "", url=url)
