@@ -1,0 +1,140 @@
+"""A model that says what a test wrote, one byte a token, and an engine around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from engines.language_model.graphs import Cache
+from engines.language_model.onnx_engine import OnnxEngine
+from engines.language_model.types import GenerationOptions, GenerationRequest
+from engines.text import PromptTokenizer
+from export.manifest import LanguageModelFacts
+
+EOS, BOS, IMAGE, VOCAB = 256, 257, 258, 260
+
+
+def _byte_letters() -> list[str]:
+    """The letter that the ByteLevel decoder reads as each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {byte: chr(byte) for byte in plain}
+    letters |= {byte: chr(256 + index) for index, byte in enumerate(others)}
+    return [letters[byte] for byte in range(256)]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    """Token n is byte n; 256 ends, 257 begins, 258 is the image."""
+    vocab = {letter: byte for byte, letter in enumerate(_byte_letters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(name, special=True) for name in ("</s>", "<s>", "<image>")]
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+    return tokenizer
+
+
+class ScriptedModel:
+    """Answers every prompt with `script`, bytes and then the end, again and again.
+
+    Attributes:
+        gate: where given, every step waits for one permit.
+        prompts: what was prefilled, in order.
+        steps: how many steps were run.
+        second: the token that is second in every row of logits.
+        error: raised by the next step.
+    """
+
+    def __init__(self, script: str | bytes = "It is red.") -> None:
+        self.script = script.encode() if isinstance(script, str) else script
+        self.gate: threading.Semaphore | None = None
+        self.prompts: list[str] = []
+        self.steps = 0
+        self.second = ord("~")
+        self.error: BaseException | None = None
+        self.closed = False
+        self.stepped = threading.Condition()
+
+    def prefill(self, visual_prompt: Any, prompt_ids: Sequence[int]) -> tuple[Cache, Any]:
+        self.prompts.append(bytes(i for i in prompt_ids if i < 256).decode())
+        cache = Cache(length=0, keys_values={}, fixed={})
+        return cache, self._logits(cache)
+
+    def step(self, cache: Cache, token_id: int) -> Any:
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=60)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        with self.stepped:
+            self.steps += 1
+            self.stepped.notify_all()
+        cache.length += 1
+        return self._logits(cache)
+
+    def wait_for_steps(self, count: int) -> None:
+        with self.stepped:
+            assert self.stepped.wait_for(lambda: self.steps >= count, timeout=60)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _logits(self, cache: Cache) -> Any:
+        said = [*self.script, EOS]
+        logits = np.zeros(VOCAB, np.float32)
+        logits[self.second] = 5.0
+        logits[said[cache.length % len(said)]] = 10.0
+        return logits
+
+
+@pytest.fixture
+def engine(
+    byte_tokenizer: Tokenizer, facts: Callable[..., LanguageModelFacts]
+) -> Iterator[Callable[..., OnnxEngine]]:
+    """`engine(model, queue_limit=…, **facts)`; closed after the test."""
+    opened: list[OnnxEngine] = []
+
+    def make(model: ScriptedModel, *, queue_limit: int = 64, **changes: Any) -> OnnxEngine:
+        made = facts(image_token_id=IMAGE, **changes)
+        prompts = PromptTokenizer(
+            tokenizer=byte_tokenizer,
+            limit=made.max_length - made.num_query_tokens - 1,
+            image_token_id=IMAGE,
+        )
+        opened.append(OnnxEngine(model, prompts, made, queue_limit=queue_limit))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def ask() -> Callable[..., GenerationRequest]:
+    """`ask("What?", deadline=…, max_new_tokens=…)`: a request with a fitting visual prompt."""
+
+    def make(
+        prompt: str = "What?", *, deadline: float | None = None, **options: Any
+    ) -> GenerationRequest:
+        return GenerationRequest(
+            prompt=prompt,
+            visual_prompt=np.zeros((4, 8), np.float32),
+            options=GenerationOptions.from_mapping(options),
+            deadline=deadline,
+        )
+
+    return make
+
+
+@pytest.fixture
+def scripted() -> type[ScriptedModel]:
+    return ScriptedModel

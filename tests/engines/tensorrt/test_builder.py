@@ -1,0 +1,197 @@
+"""Plans by the real TensorRT-RTX parser and builder, which need no GPU."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import parser
+
+from engines.selection import nvidia_driver
+from engines.tensorrt import builder
+from engines.tensorrt.builder import plan_from_onnx
+from engines.tensorrt.libraries import Library, find_library
+from engines.tensorrt.profile import Profile, Span
+from export.contract import Contract
+from export.errors import EngineError, OptionError
+from export.graphs import OnnxGraph, VerifiedGraph
+
+pytest.importorskip("tensorrt_rtx_bindings")
+
+BATCHES = Profile(axes={"batch": Span(least=1, usual=2, most=8)})
+Write = Callable[..., OnnxGraph]
+Prove = Callable[[OnnxGraph], VerifiedGraph]
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return find_library("tensorrt-rtx")
+
+
+@pytest.mark.parametrize(("dtype", "layers"), [("float32", "FLOAT"), ("float16", "HALF")])
+def test_a_plan_is_built_in_the_graphs_dtypes(
+    vision_graph: Write, proven: Prove, library: Library, dtype: str, layers: str
+) -> None:
+    graph = vision_graph(dtype)
+    output = graph.path.with_suffix(".plan")
+    plan = plan_from_onnx(
+        proven(graph), output, library=library, profile=BATCHES, targets=("SM89", "sm86")
+    )
+    assert plan.path == output
+    assert output.stat().st_size == plan.details["bytes"] > 10_000
+    assert plan.details["targets"] == ["sm89", "sm86"]
+    assert plan.details["profile"] == {"batch": [1, 2, 8]}
+    assert plan.details["layers"] == {layers: 6}
+    assert plan.details["graph"] == graph.digest
+    assert plan.details["library"] == "tensorrt-rtx"
+    assert "unverified" not in plan.details
+    assert {path.name for path in output.parent.iterdir()} == {
+        "vision.onnx",
+        "vision.plan",
+        "weights.bin",
+    }
+
+
+def test_an_unverified_graph_leaves_its_reason_in_the_plan(
+    vision_graph: Write, library: Library
+) -> None:
+    graph = vision_graph()
+    unproven = VerifiedGraph.without_proof(graph, reason="--no-verify was given")
+    plan = plan_from_onnx(
+        unproven, graph.path.parent / "p", library=library, profile=BATCHES, targets=("sm80",)
+    )
+    assert plan.details["unverified"] == "--no-verify was given"
+
+
+def test_a_target_that_is_not_offered_is_refused_with_those_that_are(
+    vision_graph: Write, proven: Prove, library: Library
+) -> None:
+    with pytest.raises(OptionError, match=r"--target sm12: .* builds for .*sm89") as caught:
+        _build(proven(vision_graph()), library, targets=("sm12",))
+    assert all(target in str(caught.value) for target in library.targets)
+
+
+@pytest.mark.skipif(nvidia_driver(), reason="there is a GPU to build for")
+def test_without_a_gpu_a_target_is_wanted(
+    vision_graph: Write, proven: Prove, library: Library
+) -> None:
+    with pytest.raises(OptionError, match=r"no NVIDIA GPU .* --target, one of sm75"):
+        _build(proven(vision_graph()), library, targets=())
+
+
+def test_a_profile_without_an_axis_is_refused(
+    vision_graph: Write, proven: Prove, library: Library
+) -> None:
+    other = Profile(axes={"instruction": Span(least=1, usual=1, most=1)})
+    with pytest.raises(OptionError, match=r"no sizes for axis 'batch' .*; it has instruction"):
+        _build(proven(vision_graph()), library, profile=other)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
+def test_a_span_out_of_order_is_refused(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(OptionError, match="not in order"):
+        Span(least=sizes[0], usual=sizes[1], most=sizes[2])
+
+
+def test_an_operator_that_it_cannot_read_is_named(
+    tmp_path: Path, vision_graph: Write, proven: Prove, library: Library
+) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 20, "com.example" : 1]>
+        g (uint8[batch, 24, 24, 3] pixels) => (float[batch, 4, 32] image_embeds) {
+            [nowhere_to_be_found] image_embeds = com.example.Unheard (pixels)
+        }"""
+    path = tmp_path / "g.onnx"
+    onnx.save(parser.parse_model(text), path)
+    with pytest.raises(EngineError, match=r"cannot read .*g\.onnx: .*Unheard"):
+        _build(proven(replace(vision_graph(), path=path)), library)
+
+
+def test_missing_weights_are_an_error(vision_graph: Write, proven: Prove, library: Library) -> None:
+    graph = vision_graph()
+    graph.weights[0].unlink()
+    with pytest.raises(EngineError, match="cannot read"):
+        _build(proven(graph), library)
+    graph.path.unlink()
+    with pytest.raises(EngineError, match="there is no graph"):
+        _build(proven(graph), library)
+
+
+def test_a_graph_that_is_not_its_contract_is_refused(
+    vision_graph: Write, proven: Prove, library: Library
+) -> None:
+    graph = vision_graph()
+    (pixels,) = graph.contract.inputs
+    contract = Contract(inputs=(replace(pixels, dtype="int32"),), outputs=graph.contract.outputs)
+    with pytest.raises(EngineError, match=r"'pixels': 'UINT8'.*its contract is .*'INT32'"):
+        _build(proven(replace(graph, contract=contract)), library)
+
+
+def test_a_graph_in_another_precision_than_asked_is_refused(
+    vision_graph: Write, proven: Prove, library: Library
+) -> None:
+    graph = replace(vision_graph("float32"), precision="fp16")
+    with pytest.raises(EngineError, match=r"asked for in fp16, but .* \{'FLOAT': 6\}"):
+        _build(proven(graph), library)
+
+
+def test_a_build_that_fails_says_what_the_library_says(
+    vision_graph: Write, proven: Prove, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Shapes that the graph cannot have: 24 pixels a side are in its contract.
+    wrong = ((1, 12, 12, 3),) * 3
+    monkeypatch.setattr(Profile, "shapes", lambda self, spec: wrong)
+    with pytest.raises(EngineError, match=r"cannot build .*vision\.onnx: .*pixels"):
+        _build(proven(vision_graph()), library)
+
+
+def test_a_full_disk_leaves_no_half_a_plan(
+    vision_graph: Write, proven: Prove, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = vision_graph()
+    output = graph.path.parent / "model.plan"
+    output.write_bytes(b"the plan of before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(builder.os, "fsync", full)
+    with pytest.raises(EngineError, match=r"model\.plan cannot be written: .*No space left"):
+        plan_from_onnx(proven(graph), output, library=library, profile=BATCHES, targets=("sm89",))
+    assert output.read_bytes() == b"the plan of before"
+    assert len(list(output.parent.iterdir())) == 3
+
+
+def test_a_library_that_is_not_there_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines.tensorrt import libraries
+
+    def missing(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(libraries.importlib, "import_module", missing)
+    for kind in libraries.SOURCES:
+        with pytest.raises(EngineError, match=r"cannot be loaded .*pip install"):
+            find_library(kind)
+
+
+def test_a_library_without_targets_refuses_them() -> None:
+    plain = Library(kind="tensorrt", module=object(), version="11.4")
+    assert plain.targets == plain.check_targets(()) == ()
+    with pytest.raises(OptionError, match="this machine's GPU only"):
+        plain.check_targets(["sm89"])
+
+
+def _build(
+    verified: VerifiedGraph,
+    library: Library,
+    *,
+    profile: Profile = BATCHES,
+    targets: tuple[str, ...] = ("sm89",),
+) -> None:
+    output = verified.graph.path.parent / "model.plan"
+    plan_from_onnx(verified, output, library=library, profile=profile, targets=targets)

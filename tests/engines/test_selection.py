@@ -1,0 +1,66 @@
+"""Choosing an engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from engines import selection
+from engines.selection import KINDS, choose_engine
+from export.errors import OptionError
+
+
+def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "nvidia_driver", lambda: False)
+    choice = choose_engine("auto")
+    assert choice.kind == "onnxruntime"
+    assert "no NVIDIA driver" in choice.reason
+    monkeypatch.setattr(selection, "nvidia_driver", lambda: True)
+    assert "--engine tensorrt" in choose_engine().reason
+
+
+def test_every_kind_says_why_it_is_chosen_or_what_is_missing() -> None:
+    for kind in KINDS:
+        try:
+            assert choose_engine(kind).kind == kind
+        except OptionError as error:
+            assert f"--engine {kind} is not possible here" in str(error)  # noqa: PT017
+
+
+def test_an_unknown_engine_is_refused_and_the_nearest_offered() -> None:
+    with pytest.raises(OptionError, match="Did you mean 'tensorrt'") as caught:
+        choose_engine("tensort")
+    for kind in ("auto", *KINDS):
+        assert kind in str(caught.value)
+
+
+def test_an_engine_that_is_not_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_installed", lambda module: False)
+    for kind in ("auto", *KINDS):
+        with pytest.raises(OptionError, match="pip install 'iblip"):
+            choose_engine(kind)
+
+
+def test_tensorrt_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_installed", lambda module: True)
+    monkeypatch.setattr(selection, "nvidia_driver", lambda: False)
+    with pytest.raises(OptionError, match="no NVIDIA driver"):
+        choose_engine("tensorrt")
+
+
+def test_importing_the_package_loads_no_engine() -> None:
+    heavy = "torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings"
+    modules = (
+        "selection, runners, text, pipeline, types, language_model.opening, "
+        "language_model.onnx_engine, onnxruntime.runner, tensorrt.builder, tensorrt.libraries"
+    )
+    names = [f"engines.{name.strip()}" for name in modules.split(",")]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

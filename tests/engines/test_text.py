@@ -1,0 +1,106 @@
+"""Prompts to ids: as transformers does it, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from engines.text import InstructionTokenizer, PromptTokenizer, load_tokenizer, padded_length
+from export.errors import BuildDirectoryError, InputError
+
+PROMPTS = ["What colour is the 3?", "  two  spaces ", "Ünïcode 🙂 你好", "a\nb\tc", "</s> hi <s>"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "opt"])
+def test_ids_are_those_of_transformers(kind: str, tokenizers: dict[str, Tokenizer]) -> None:
+    reference = PreTrainedTokenizerFast(tokenizer_object=tokenizers[kind])
+    prompts = PromptTokenizer(tokenizer=tokenizers[kind], limit=100)
+    for prompt in PROMPTS:
+        assert list(prompts(prompt)) == reference(prompt)["input_ids"]
+
+
+def test_the_template_goes_around_the_prompt(tokenizers: dict[str, Tokenizer]) -> None:
+    plain = PromptTokenizer(tokenizer=tokenizers["llama"], limit=100)
+    wrapped = PromptTokenizer(
+        tokenizer=tokenizers["llama"], limit=100, template="Question: {prompt} Answer:"
+    )
+    assert wrapped("{x}?") == plain("Question: {x}? Answer:")
+
+
+@pytest.mark.parametrize("prompt", ["", " \t\n", "\N{NO-BREAK SPACE}"])
+def test_an_empty_prompt_is_refused(prompt: str, tokenizers: dict[str, Tokenizer]) -> None:
+    instructions = InstructionTokenizer(tokenizer=tokenizers["bert"], limit=64, pad_token_id=0)
+    for call in (PromptTokenizer(tokenizer=tokenizers["t5"], limit=9), instructions):
+        with pytest.raises(InputError, match="the prompt is empty"):
+            call(prompt)
+
+
+def test_a_prompt_that_spells_the_image_token_is_refused(
+    tokenizers: dict[str, Tokenizer],
+) -> None:
+    tokenizer = tokenizers["llama"]
+    prompts = PromptTokenizer(
+        tokenizer=tokenizer, limit=100, image_token_id=tokenizer.token_to_id("<image>")
+    )
+    with pytest.raises(InputError, match="contains the image token '<image>'"):
+        prompts("what is<image>this")
+    assert prompts("what is <an image>?")
+
+
+def test_a_long_prompt_is_refused_with_found_and_limit(tokenizers: dict[str, Tokenizer]) -> None:
+    prompts = PromptTokenizer(tokenizer=tokenizers["opt"], limit=10)
+    ids = prompts("a b c d")
+    assert len(ids) <= 10
+    with pytest.raises(InputError, match=r"the prompt has \d\d tokens; at most 10 fit"):
+        prompts("zq " * 20)
+    instructions = InstructionTokenizer(tokenizer=tokenizers["bert"], limit=8, pad_token_id=0)
+    with pytest.raises(InputError, match=r"the instruction has \d+ tokens; at most 8 fit"):
+        instructions("how many digits are there in the image?")
+
+
+def test_instructions_are_padded_on_the_right_and_masked(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["bert"]
+    instructions = InstructionTokenizer(tokenizer=tokenizer, limit=100, pad_token_id=7)
+    short, long = "Red?", "What is it? " * 6
+    out = instructions(short, long)
+    ids, mask = out["qformer_input_ids"], out["qformer_attention_mask"]
+    assert ids.dtype == mask.dtype == np.int64
+    for row, row_mask, prompt in zip(ids, mask, (short, long), strict=True):
+        found = tokenizer.encode(prompt).ids
+        assert row[row_mask == 1].tolist() == found
+        assert row_mask[: len(found)].all()
+        assert (row[row_mask == 0] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "padded"),
+    [(1, 100, 16), (16, 100, 16), (17, 100, 32), (65, 100, 100), (100, 100, 100), (3, 8, 8)],
+)
+def test_instructions_have_few_lengths(length: int, limit: int, padded: int) -> None:
+    assert padded_length(length, limit) == padded
+
+
+def test_truncation_and_padding_in_the_file_do_not_change_a_prompt(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer]
+) -> None:
+    tokenizer = Tokenizer.from_str(tokenizers["t5"].to_str())
+    whole = tokenizer.encode("a long prompt, longer than four").ids
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode(
+        "a long prompt, longer than four"
+    ).ids == (whole)
+
+
+@pytest.mark.parametrize("text", [None, "{}", "not json"])
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "tokenizer.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BuildDirectoryError, match=r"tokenizer\.json cannot be read"):
+        load_tokenizer(path)
