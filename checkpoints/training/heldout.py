@@ -1,0 +1,70 @@
+"""The held-out set: 500 pictures of handwriting that no training picture showed, one question each.
+
+`examples.jsonl` holds one JSON object a line: `id`, `image` (relative to that file), `kind`,
+`prompt` and `answer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .digits import load_source
+from .questions import KINDS, Question, ask
+from .scenes import Pixels, draw, random_scene
+
+HELDOUT_SEED = 501
+COUNT = 500
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-out example: `pixels` are uint8 `[height, width, 3]`."""
+
+    name: str
+    pixels: Pixels
+    question: Question
+
+    def as_json(self) -> str:
+        """The example's line in `examples.jsonl`."""
+        record = {
+            "id": self.name,
+            "image": f"images/{self.name}.png",
+            "kind": self.question.kind,
+            "prompt": self.question.prompt,
+            "answer": self.question.answer,
+        }
+        return json.dumps(record)
+
+
+def heldout_examples(count: int = COUNT) -> Iterator[Example]:
+    """Generate the examples; kinds take turns, and the seed fixes everything."""
+    source = load_source("heldout")
+    kinds = list(KINDS)
+    for number in range(count):
+        rng = np.random.default_rng([HELDOUT_SEED, number])
+        kind = kinds[number % len(kinds)]
+        question = None
+        while question is None:
+            scene = random_scene(source, rng, int(rng.choice(KINDS[kind].counts)))
+            question = ask(kind, scene, rng)
+        yield Example(f"heldout-{number:03d}", draw(scene, source, rng), question)
+
+
+def write_heldout(directory: Path, count: int = COUNT) -> int:
+    """Write the held-out set into `directory`; returns how many bytes the images take."""
+    images = directory / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    lines, size = [], 0
+    for example in heldout_examples(count):
+        path = images / f"{example.name}.png"
+        Image.fromarray(example.pixels).save(path, optimize=True)
+        size += path.stat().st_size
+        lines.append(example.as_json())
+    (directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return size
