@@ -1,0 +1,139 @@
+"""A checkpoint on disk: its config, its tensors, its processor. No weight is read here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.errors import CheckpointError
+from export.weights import SourceTensor, tensors_from_safetensors
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+FAMILIES: Mapping[str, str] = {"InstructBlipForConditionalGeneration": "instructblip"}
+"""Architecture, as `config.json` names it, to family."""
+
+DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
+"""Built where no `--model` is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A Hugging Face checkpoint directory.
+
+    Attributes:
+        directory: absolute.
+        family: a value of `FAMILIES`.
+        config: the parsed config (`InstructBlipConfig`).
+        tensors: by name.
+    """
+
+    directory: Path
+    family: str
+    config: Any
+    tensors: Mapping[str, SourceTensor]
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.directory.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the tensors lie in, in order of name."""
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    @cached_property
+    def processor(self) -> ProcessorMixin:
+        """transformers' own processor of this checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        from transformers import InstructBlipProcessor
+
+        try:
+            processor: ProcessorMixin = InstructBlipProcessor.from_pretrained(
+                self.directory, local_files_only=True
+            )
+        except Exception as error:
+            message = f"the processor in {self.directory} cannot be loaded: {error}"
+            raise CheckpointError(message) from error
+        return processor
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of the config and of every weights file, in hexadecimal, by file name."""
+        paths = (self.directory / "config.json", *self.files)
+        return {path.name: _sha256(path) for path in paths}
+
+
+def checkpoint_from_directory(directory: Path) -> Checkpoint:
+    """Opens the Hugging Face checkpoint in `directory`.
+
+    Raises:
+        CheckpointError: the directory or one of its files is missing, truncated, or of an
+            architecture that is not in `FAMILIES`.
+    """
+    directory = directory.resolve()
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"there is no checkpoint directory {directory}. Give --model a local Hugging Face"
+            " directory (with config.json and model.safetensors)."
+        )
+    raw = _json(directory / "config.json")
+    architectures = raw.get("architectures") or [raw.get("model_type", "none")]
+    family = FAMILIES.get(architectures[0])
+    if family is None:
+        raise CheckpointError(
+            f"{directory} holds a {architectures[0]};"
+            f" supported architectures: {', '.join(FAMILIES)}"
+        )
+    return Checkpoint(
+        directory=directory, family=family, config=_config(directory), tensors=_tensors(directory)
+    )
+
+
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{directory / 'config.json'} is not usable: {error}") from error
+
+
+def _tensors(directory: Path) -> dict[str, SourceTensor]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return tensors_from_safetensors(directory / "model.safetensors")
+    shards = sorted(set(_json(index)["weight_map"].values()))
+    return {
+        name: tensor
+        for shard in shards
+        for name, tensor in tensors_from_safetensors(directory / shard).items()
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: {path.parent} is not a Hugging Face checkpoint"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, wanted an object")
+    return data
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,102 @@
+"""What every language model's graphs share: token embeddings, cache tensors, their contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from export.components.component import Component
+from export.contract import Axis, Contract, TensorSpec
+from export.precision import DTYPES
+
+IDS = ("batch", "sequence")
+
+
+class TokenEmbeddings(torch.nn.Module):
+    """The input embeddings alone, under the language model's own name for them.
+
+    Args:
+        path: of the embedding, below the checkpoint's root (`language_model.model.embed_tokens`).
+        vocab_size, hidden_size: of the table.
+    """
+
+    def __init__(self, path: str, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        parent: torch.nn.Module = self
+        *above, last = path.split(".")
+        for name in above:
+            parent.add_module(name, torch.nn.Module())
+            parent = parent.get_submodule(name)
+        parent.add_module(last, torch.nn.Embedding(vocab_size, hidden_size))
+        self.path = path
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64 `[batch, sequence]` to `[batch, sequence, hidden]`."""
+        embeds: torch.Tensor = self.get_submodule(self.path)(input_ids)
+        return embeds
+
+
+def embed_tokens(text_config: Any, path: str, *, precision: str) -> Component:
+    """Token ids to embeddings. `path` is the table's name in the checkpoint, without `.weight`."""
+    width = text_config.hidden_size
+    return Component(
+        component="language_model",
+        graph="embed_tokens",
+        precision=precision,
+        contract=Contract(
+            inputs=(TensorSpec(name="input_ids", dtype="int64", axes=IDS),),
+            outputs=(inputs_embeds_spec(width, precision),),
+        ),
+        module=lambda: TokenEmbeddings(path, text_config.vocab_size, width),
+    )
+
+
+def inputs_embeds_spec(hidden_size: int, precision: str) -> TensorSpec:
+    """What `embed_tokens` gives, and encoders and decoders take."""
+    axes = (*IDS, hidden_size)
+    return TensorSpec(name="inputs_embeds", dtype=DTYPES[precision], axes=axes)
+
+
+def logits_spec(vocab_size: int) -> TensorSpec:
+    """Next-token scores at every position, always in float32: what is sampled from."""
+    return TensorSpec(name="logits", dtype="float32", axes=(*IDS, vocab_size))
+
+
+def cache_specs(
+    prefix: str, layers: int, heads: int, length: Axis, head_dim: int, precision: str
+) -> tuple[TensorSpec, ...]:
+    """Keys and values of every layer, `prefix.0.key, prefix.0.value, prefix.1.key, …`."""
+    return tuple(
+        TensorSpec(
+            name=f"{prefix}.{layer}.{kind}",
+            dtype=DTYPES[precision],
+            axes=("batch", heads, length, head_dim),
+        )
+        for layer in range(layers)
+        for kind in ("key", "value")
+    )
+
+
+def cache_from_tensors(tensors: Sequence[torch.Tensor]) -> DynamicCache:
+    """A cache that already holds `[key 0, value 0, …]`, each `[batch, heads, past, head_dim]`.
+
+    The layers are filled by hand: `DynamicCache.update` would concatenate with an empty tensor
+    first, and the trace would keep that.
+    """
+    cache = DynamicCache()
+    for key, value in zip(tensors[::2], tensors[1::2], strict=True):
+        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        layer.dtype, layer.device = key.dtype, key.device
+        layer.keys, layer.values = key, value
+        layer.is_initialized = True
+        cache.layers.append(layer)
+    return cache
+
+
+def tensors_from_cache(cache: Any) -> list[torch.Tensor]:
+    """The inverse of `cache_from_tensors`."""
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

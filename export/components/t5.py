@@ -1,0 +1,140 @@
+"""T5 (FLAN-T5): `embed_tokens`, `encoder`, and one `decoder` graph for every step.
+
+The encoder gives the decoder's cross-attention keys and values at once: they are all that the
+decoder needs of it, and they do not change while an answer grows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import EncoderDecoderCache, T5ForConditionalGeneration
+
+from export.components.attention import causal_mask, module_from_config, padding_mask
+from export.components.component import Component
+from export.components.language_model import (
+    cache_from_tensors,
+    cache_specs,
+    embed_tokens,
+    inputs_embeds_spec,
+    logits_spec,
+    tensors_from_cache,
+)
+from export.contract import Contract, TensorSpec
+
+
+class _T5(torch.nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.language_model = module_from_config(T5ForConditionalGeneration, config)
+
+
+class T5Encoder(_T5):
+    """Embeddings to the decoder's cross-attention keys and values.
+
+    Args:
+        config: the checkpoint's text config.
+    """
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Gives `[key 0, value 0, key 1, …]`, each `[batch, heads, sequence, head_dim]`.
+
+        Args:
+            inputs_embeds: `[batch, sequence, hidden]`: visual prompt and text.
+            attention_mask: int64 `[batch, sequence]`, 1 where a token is.
+        """
+        model = self.language_model
+        hidden = model.encoder(
+            inputs_embeds=inputs_embeds, attention_mask=padding_mask(attention_mask)
+        ).last_hidden_state
+        head_dim = model.config.d_kv
+        tensors = []
+        for block in model.decoder.block:
+            layer = block.layer[1].EncDecAttention
+            for projection in (layer.k, layer.v):
+                states = projection(hidden)  # [batch, sequence, heads * head_dim]
+                heads = states.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+                tensors.append(heads.contiguous())
+        return tensors
+
+
+class T5Decoder(_T5):
+    """Embeddings, past and cross keys and values to logits and present keys and values.
+
+    Args:
+        config: the checkpoint's text config.
+    """
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
+        key_values: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Gives `logits` float32 `[batch, sequence, vocab]`, then every present key and value.
+
+        Args:
+            inputs_embeds: `[batch, sequence, hidden]`, of the answer so far.
+            attention_mask: int64 `[batch, total]`, total = past + sequence; 1 where a token is.
+            encoder_attention_mask: int64 `[batch, source]`, as the encoder had it.
+            key_values: the past of every layer, `[batch, heads, past, head_dim]` each, past may be
+                0; then the encoder's, `[batch, heads, source, head_dim]` each.
+        """
+        model = self.language_model
+        half = len(key_values) // 2
+        past, cross = cache_from_tensors(key_values[:half]), cache_from_tensors(key_values[half:])
+        cache = EncoderDecoderCache(past, cross)
+        cache.is_updated = dict.fromkeys(range(len(cross.layers)), True)
+        hidden = model.decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=causal_mask(attention_mask, inputs_embeds.shape[1]),
+            # Only asked whether it is there: the cross-attention reads its cache.
+            encoder_hidden_states=inputs_embeds,
+            encoder_attention_mask=padding_mask(encoder_attention_mask),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        if model.config.scale_decoder_outputs:
+            hidden = hidden * (model.model_dim**-0.5)
+        logits = model.lm_head(hidden)
+        return [logits.to(torch.float32), *tensors_from_cache(past)]
+
+
+def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
+    """The graphs of this checkpoint's T5; `config` is the whole checkpoint's."""
+    text = config.text_config
+    layers, heads, head_dim = text.num_decoder_layers, text.num_heads, text.d_kv
+    embeds = inputs_embeds_spec(text.d_model, precision)
+
+    def caches(prefix: str, length: str) -> tuple[TensorSpec, ...]:
+        return cache_specs(prefix, layers, heads, length, head_dim, precision)
+
+    mask = TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "sequence"))
+    encoder = Component(
+        component="language_model",
+        graph="encoder",
+        precision=precision,
+        contract=Contract(inputs=(embeds, mask), outputs=caches("cross_key_values", "sequence")),
+        module=lambda: T5Encoder(text),
+    )
+    inputs = (
+        embeds,
+        TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "total")),
+        TensorSpec(name="encoder_attention_mask", dtype="int64", axes=("batch", "source")),
+        *caches("past_key_values", "past"),
+        *caches("cross_key_values", "source"),
+    )
+    outputs = (logits_spec(text.vocab_size), *caches("present_key_values", "total"))
+    decoder = Component(
+        component="language_model",
+        graph="decoder",
+        precision=precision,
+        contract=Contract(inputs=inputs, outputs=outputs),
+        module=lambda: T5Decoder(text),
+    )
+    embed = embed_tokens(text, "language_model.shared", precision=precision)
+    return embed, encoder, decoder

@@ -1,0 +1,62 @@
+"""`vision_encoder`: pixels to image features, rescaling and normalisation included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import InstructBlipVisionModel
+
+from export.components.attention import module_from_config
+from export.components.component import Component
+from export.contract import Contract, TensorSpec
+from export.precision import DTYPES
+
+
+class VisionEncoder(torch.nn.Module):
+    """The ViT, behind the arithmetic that the image processor would do.
+
+    Args:
+        config: the checkpoint's vision config.
+        processor: the image processor's own settings: `rescale_factor`, `image_mean`, `image_std`.
+    """
+
+    image_mean: torch.Tensor
+    image_std: torch.Tensor
+
+    def __init__(self, config: Any, processor: dict[str, Any]) -> None:
+        super().__init__()
+        self.vision_model = module_from_config(InstructBlipVisionModel, config)
+        self.rescale_factor = float(processor["rescale_factor"])
+        for name in ("image_mean", "image_std"):
+            values = torch.tensor(processor[name], dtype=torch.float32)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`pixels` uint8 `[batch, height, width, 3]` to `[batch, patches, d_vision]`."""
+        values = pixels.to(torch.float32) * self.rescale_factor
+        values = (values - self.image_mean) / self.image_std
+        values = values.permute(0, 3, 1, 2)  # [batch, 3, height, width]
+        features: torch.Tensor = self.vision_model(pixel_values=values).last_hidden_state
+        return features
+
+
+def vision_encoder(config: Any, processor: dict[str, Any], *, precision: str) -> Component:
+    """The component for this checkpoint's `config` (an `InstructBlipConfig`)."""
+    vision = config.vision_config
+    size, patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2 + 1
+    pixels = TensorSpec(name="pixels", dtype="uint8", axes=("batch", size, size, 3))
+    image_embeds = image_embeds_spec(patches, vision.hidden_size, precision)
+    return Component(
+        component="vision_encoder",
+        graph="model",
+        precision=precision,
+        contract=Contract(inputs=(pixels,), outputs=(image_embeds,)),
+        module=lambda: VisionEncoder(vision, processor),
+    )
+
+
+def image_embeds_spec(patches: int, hidden_size: int, precision: str) -> TensorSpec:
+    """What the vision encoder gives and the Q-Former takes."""
+    axes = ("batch", patches, hidden_size)
+    return TensorSpec(name="image_embeds", dtype=DTYPES[precision], axes=axes)

@@ -1,0 +1,45 @@
+"""Which graphs a checkpoint is made of. Adding a family or a language model is one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from export.checkpoint import Checkpoint
+from export.components.component import Component
+from export.components.llama import llama
+from export.components.qformer import instruction_qformer
+from export.components.t5 import t5
+from export.components.vision_encoder import vision_encoder
+from export.errors import CheckpointError
+from export.text import image_processor_settings
+
+LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {"llama": llama, "t5": t5}
+"""The text config's `model_type` to what makes its graphs."""
+
+
+def components_from_checkpoint(
+    checkpoint: Checkpoint, precision: Mapping[str, str]
+) -> tuple[Component, ...]:
+    """Every graph of `checkpoint`, in the order in which data flows through them.
+
+    Args:
+        checkpoint: what is exported.
+        precision: of every component, as from `export.precision.parse_precision`.
+
+    Raises:
+        CheckpointError: the language model is not in `LANGUAGE_MODELS`.
+    """
+    config = checkpoint.config
+    architecture = config.text_config.model_type
+    if architecture not in LANGUAGE_MODELS:
+        raise CheckpointError(
+            f"{checkpoint.directory} has a language model of type {architecture!r};"
+            f" supported: {', '.join(LANGUAGE_MODELS)}"
+        )
+    vision, qformer = precision["vision_encoder"], precision["qformer"]
+    language = LANGUAGE_MODELS[architecture]
+    return (
+        vision_encoder(config, image_processor_settings(checkpoint), precision=vision),
+        instruction_qformer(config, precision=qformer, input_precision=vision),
+        *language(config, precision=precision["language_model"]),
+    )

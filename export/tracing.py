@@ -1,0 +1,204 @@
+"""A component to an ONNX graph without weights, traced on fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from export.components.component import Component
+from export.contract import DTYPES as CONTRACT_DTYPES
+from export.contract import Contract, TensorSpec
+from export.errors import ExportError
+from export.precision import DTYPES
+
+OPSET = 20
+"""The newest opset that ONNX Runtime, TensorRT 10 and 11 and TensorRT-RTX all read."""
+
+LIST_INPUTS = "key_values"
+"""Inputs whose name contains this reach `forward` as one list."""
+
+
+class Float32LayerNorm(torch.nn.LayerNorm):
+    """A LayerNorm that computes and keeps its parameters in float32, and gives `output_dtype`."""
+
+    output_dtype: torch.dtype
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Any float dtype in, `output_dtype` out, the shape unchanged."""
+        normed = torch.nn.functional.layer_norm(
+            values.to(torch.float32), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normed.to(self.output_dtype)
+
+
+def trace(component: Component) -> tuple[ir.Model, dict[str, str]]:
+    """Traces `component` with no weights in memory.
+
+    Returns:
+        The graph, whose weights are initializers without values, named as in the checkpoint (only
+        buffers that the modules compute from the config carry values); and, for each weight that
+        the config ties to another, that other's name: where it is to be found if the
+        checkpoint does not have it under its own.
+
+    Raises:
+        ExportError: torch could not trace it, or the graph does not have the contract's tensors.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    dtype = getattr(torch, DTYPES[component.precision])
+    with _fake_parameters(mode):
+        module = component.module().eval()
+    _set_dtype(module, dtype, mode)
+    tied = _tied(module)
+    try:
+        model = _onnx(component, module, mode)
+    except Exception as error:
+        message = f"{component.title} could not be traced by torch.onnx: {error}"
+        raise ExportError(message) from error
+    _tidy(model)
+    for name, _ in module.named_parameters():
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = None
+    _check(component, model)
+    return model, tied
+
+
+def _onnx(component: Component, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
+    args, shapes = _example(component.contract, mode)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module,
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in component.contract.inputs],
+            output_names=[spec.name for spec in component.contract.outputs],
+            dynamic_shapes=shapes,
+            # Constant folding asks for values, and fake tensors have none.
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    model: ir.Model = program.model
+    return model
+
+
+@contextlib.contextmanager
+def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
+    """Every parameter made inside has a shape and a dtype, and no memory. Buffers are real."""
+    original = torch.nn.Module.register_parameter
+
+    def register(module: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        original(module, name, None if param is None else _fake(mode, param, param.dtype))
+
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        with no_init_weights():
+            yield
+    finally:
+        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _fake(mode: FakeTensorMode, like: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
+    with mode:
+        return torch.nn.Parameter(torch.empty(like.shape, dtype=dtype), requires_grad=False)
+
+
+def _set_dtype(module: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> None:
+    """Gives every parameter `dtype`, but for the float32 islands of `export.precision`."""
+    for path, child in module.named_modules():
+        if isinstance(child, torch.nn.LayerNorm):
+            child.__class__ = Float32LayerNorm
+            cast(Float32LayerNorm, child).output_dtype = dtype
+        island = isinstance(child, Float32LayerNorm) or path.rpartition(".")[2] == "wo"
+        for name, param in list(child.named_parameters(recurse=False)):
+            if not island:
+                child.register_parameter(name, _fake(mode, param, dtype))
+
+
+def _tied(module: torch.nn.Module) -> dict[str, str]:
+    return {
+        f"{path}.{target}": f"{path}.{source}"
+        for path, child in module.named_modules()
+        if isinstance(child, PreTrainedModel)
+        for target, source in child.get_expanded_tied_weights_keys(all_submodels=True).items()
+    }
+
+
+def _example(contract: Contract, mode: FakeTensorMode) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Fake inputs, each dynamic axis at a size of its own, and torch's description of the axes."""
+    plain = [spec for spec in contract.inputs if LIST_INPUTS not in spec.name]
+    listed = [spec for spec in contract.inputs if LIST_INPUTS in spec.name]
+    sizes = {"batch": 2, "sequence": 3, "past": 5, "total": 8, "instruction": 7, "source": 11}
+
+    def tensor(spec: TensorSpec) -> torch.Tensor:
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]
+        with mode:
+            return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+
+    def shape(spec: TensorSpec) -> dict[int, str]:
+        return {i: axis for i, axis in enumerate(spec.axes) if isinstance(axis, str)}
+
+    args: list[Any] = [tensor(spec) for spec in plain]
+    shapes: list[Any] = [shape(spec) for spec in plain]
+    if listed:
+        args.append([tensor(spec) for spec in listed])
+        shapes.append([shape(spec) for spec in listed])
+    return tuple(args), tuple(shapes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch.onnx's remarks on itself (deprecations, absent torchvision) from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Drops what the exporter leaves behind: identities, unused nodes, local source paths."""
+    ir.passes.Sequential(
+        passes.IdentityEliminationPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        passes.RemoveUnusedOpsetsPass(),
+    )(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _check(component: Component, model: ir.Model) -> None:
+    for kind, specs, values in (
+        ("input", component.contract.inputs, model.graph.inputs),
+        ("output", component.contract.outputs, model.graph.outputs),
+    ):
+        found = {value.name: value for value in values}
+        for spec in specs:
+            value = found.get(spec.name)
+            dtype = None if value is None or value.dtype is None else value.dtype.numpy()
+            if value is None or dtype != CONTRACT_DTYPES[spec.dtype]:
+                was = "missing" if value is None else f"{value.dtype}"
+                raise ExportError(f"{component.title}: {kind} {spec} is {was} in the traced graph")
+            _set_shape(value, spec)
+
+
+def _set_shape(value: ir.Value, spec: TensorSpec) -> None:
+    """Names the axes as the contract does; torch calls a sum of two axes by an expression."""
+    value.shape = ir.Shape(list(spec.axes))

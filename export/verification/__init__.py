@@ -1,0 +1,1 @@
+"""Proof: every graph against transformers' own modules, on several batch sizes and paddings."""

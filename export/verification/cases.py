@@ -1,0 +1,267 @@
+"""Inputs for every graph, and what transformers' own modules make of them in float32.
+
+Each graph is fed the reference's own intermediate tensors, so that an error shows where it is made.
+Rows are ragged: shorter ones are padded on the right, and only real positions are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import DynamicCache, EncoderDecoderCache
+
+from export.checkpoint import Checkpoint
+from export.components.language_model import tensors_from_cache
+
+BATCHES = (1, 2, 5)
+"""Batch sizes that every graph is tried with."""
+
+DECODE_STEPS = 2
+"""Steps behind the prefill: each takes the present of the one before as its past."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One input of one graph.
+
+    Attributes:
+        graph: `component/graph`.
+        name: tells the case from others of this graph.
+        feed: the inputs; float tensors are float32, whatever the graph's precision.
+        wanted: the reference's outputs.
+        real: by output, a mask that broadcasts against it, true at positions that are not padding.
+    """
+
+    graph: str
+    name: str
+    feed: Arrays
+    wanted: Arrays
+    real: Arrays
+
+
+def load_reference(checkpoint: Checkpoint) -> Any:
+    """transformers' own model of `checkpoint`, in float32."""
+    from transformers import InstructBlipForConditionalGeneration
+
+    model: Any = InstructBlipForConditionalGeneration.from_pretrained(
+        checkpoint.directory, dtype=torch.float32, local_files_only=True
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def cases(checkpoint: Checkpoint, model: Any, *, seed: int = 0) -> Iterator[Case]:
+    """Every case of every graph, in the order of the graphs.
+
+    Args:
+        checkpoint: what was exported.
+        model: from `load_reference`.
+        seed: of the random pixels and token ids.
+    """
+    random = np.random.default_rng(seed)
+    is_decoder_only = checkpoint.config.use_decoder_only_language_model
+    language = _decoder_only if is_decoder_only else _encoder_decoder
+    for batch in BATCHES:
+        inputs, prompts = _inputs(checkpoint, random, batch)
+        features = model.get_image_features(**prompts)
+        image_embeds = _array(features.vision_outputs.last_hidden_state)
+        yield Case(
+            graph="vision_encoder/model",
+            name=f"batch {batch}",
+            feed={"pixels": inputs},
+            wanted={"image_embeds": image_embeds},
+            real={},
+        )
+        ids, mask = prompts["qformer_input_ids"], prompts["qformer_attention_mask"]
+        visual_prompt = features.pooler_output
+        yield Case(
+            graph="qformer/model",
+            name=f"batch {batch}, instructions of {sorted(_array(mask.sum(1)).tolist())} tokens",
+            feed={
+                "image_embeds": image_embeds,
+                "qformer_input_ids": _array(ids),
+                "qformer_attention_mask": _array(mask),
+            },
+            wanted={"visual_prompt": _array(visual_prompt)},
+            real={},
+        )
+        yield from language(checkpoint, model.language_model, random, visual_prompt)
+
+
+def _inputs(
+    checkpoint: Checkpoint, random: np.random.Generator, batch: int
+) -> tuple[npt.NDArray[Any], dict[str, torch.Tensor]]:
+    config = checkpoint.config
+    size = config.vision_config.image_size
+    pixels = random.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    processor: Any = checkpoint.processor
+    values = processor.image_processor([Image.fromarray(p) for p in pixels], return_tensors="pt")
+    lengths = _lengths(random, batch, longest=12)
+    ids = random.integers(1, config.qformer_config.vocab_size, (batch, int(lengths.max())))
+    mask = _mask(lengths)
+    return pixels, {
+        "pixel_values": values["pixel_values"],
+        "qformer_input_ids": torch.from_numpy(ids * mask),
+        "qformer_attention_mask": torch.from_numpy(mask),
+    }
+
+
+def _lengths(random: np.random.Generator, batch: int, *, longest: int) -> npt.NDArray[np.int64]:
+    lengths: npt.NDArray[np.int64] = random.integers(2, longest + 1, batch)
+    return lengths
+
+
+def _mask(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
+
+
+def _decoder_only(
+    checkpoint: Checkpoint, model: Any, random: np.random.Generator, visual_prompt: torch.Tensor
+) -> Iterator[Case]:
+    batch, queries, _ = visual_prompt.shape
+    mask = _mask(_lengths(random, batch, longest=9) + queries)
+    ids = _ids(checkpoint, random, batch, mask.shape[1] - queries)
+    yield _embed_case(model, ids)
+    embeds = torch.cat([visual_prompt, model.get_input_embeddings()(ids)], dim=1)
+    positions = np.cumsum(mask, axis=1) - 1
+    cache = DynamicCache()
+    for step in range(1 + DECODE_STEPS):
+        past = _past(cache, model, batch)
+        position_ids = torch.from_numpy(positions[:, -embeds.shape[1] :].copy())
+        logits = model(
+            inputs_embeds=embeds,
+            attention_mask=torch.from_numpy(mask),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        yield _decoder_case(step, embeds, mask, past, logits, cache, position_ids=position_ids)
+        embeds = model.get_input_embeddings()(_ids(checkpoint, random, batch, 1))
+        mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
+        positions = np.cumsum(mask, axis=1) - 1
+
+
+def _encoder_decoder(
+    checkpoint: Checkpoint, model: Any, random: np.random.Generator, visual_prompt: torch.Tensor
+) -> Iterator[Case]:
+    batch, queries, _ = visual_prompt.shape
+    source_mask = _mask(_lengths(random, batch, longest=9) + queries)
+    ids = _ids(checkpoint, random, batch, source_mask.shape[1] - queries)
+    yield _embed_case(model, ids)
+    embeds = torch.cat([visual_prompt, model.get_input_embeddings()(ids)], dim=1)
+    encoded = model.encoder(inputs_embeds=embeds, attention_mask=torch.from_numpy(source_mask))
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    answer = _ids(checkpoint, random, batch, 3)
+    mask = np.ones((batch, 3), np.int64)
+    for step in range(1 + DECODE_STEPS):
+        past = _past(cache.self_attention_cache, model, batch)
+        logits = model(
+            encoder_outputs=encoded,
+            attention_mask=torch.from_numpy(source_mask),
+            decoder_input_ids=answer,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        cross = [_array(tensor) for tensor in tensors_from_cache(cache.cross_attention_cache)]
+        if step == 0:
+            yield _encoder_case(embeds, source_mask, cross)
+        yield _decoder_case(
+            step,
+            model.get_input_embeddings()(answer),
+            mask,
+            past,
+            logits,
+            cache.self_attention_cache,
+            encoder_attention_mask=torch.from_numpy(source_mask),
+            cross=cross,
+        )
+        answer = _ids(checkpoint, random, batch, 1)
+        mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
+
+
+def _embed_case(model: Any, ids: torch.Tensor) -> Case:
+    return Case(
+        graph="language_model/embed_tokens",
+        name=f"batch {ids.shape[0]}",
+        feed={"input_ids": _array(ids)},
+        wanted={"inputs_embeds": _array(model.get_input_embeddings()(ids))},
+        real={},
+    )
+
+
+def _encoder_case(
+    embeds: torch.Tensor, mask: npt.NDArray[np.int64], cross: list[npt.NDArray[Any]]
+) -> Case:
+    wanted = _named("cross_key_values", cross)
+    real = mask[:, None, :, None] != 0
+    return Case(
+        graph="language_model/encoder",
+        name=f"batch {len(mask)}, {_ragged(mask)}",
+        feed={"inputs_embeds": _array(embeds), "attention_mask": mask},
+        wanted=wanted,
+        real=dict.fromkeys(wanted, real),
+    )
+
+
+def _decoder_case(
+    step: int,
+    embeds: torch.Tensor,
+    mask: npt.NDArray[np.int64],
+    past: list[npt.NDArray[Any]],
+    logits: torch.Tensor,
+    cache: DynamicCache,
+    *,
+    cross: list[npt.NDArray[Any]] | None = None,
+    **others: torch.Tensor,
+) -> Case:
+    feed = {"inputs_embeds": _array(embeds), "attention_mask": mask}
+    feed |= {name: _array(tensor) for name, tensor in others.items()}
+    feed |= _named("past_key_values", past) | _named("cross_key_values", cross or [])
+    present = _named("present_key_values", [_array(t) for t in tensors_from_cache(cache)])
+    real = dict.fromkeys(present, mask[:, None, :, None] != 0)
+    return Case(
+        graph="language_model/decoder",
+        name=f"batch {len(mask)}, past {past[0].shape[2]}, {_ragged(mask)}",
+        feed=feed,
+        wanted={"logits": _array(logits), **present},
+        real={"logits": mask[:, -embeds.shape[1] :, None] != 0, **real},
+    )
+
+
+def _named(prefix: str, tensors: list[npt.NDArray[Any]]) -> Arrays:
+    kinds = ("key", "value")
+    return {f"{prefix}.{i // 2}.{kinds[i % 2]}": tensor for i, tensor in enumerate(tensors)}
+
+
+def _ragged(mask: npt.NDArray[np.int64]) -> str:
+    return f"rows of {sorted(mask.sum(axis=1).tolist())}"
+
+
+def _past(cache: DynamicCache, model: Any, batch: int) -> list[npt.NDArray[Any]]:
+    if cache.layers:
+        return [_array(tensor) for tensor in tensors_from_cache(cache)]
+    config = model.config
+    layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    return [np.zeros((batch, heads, 0, head_dim), np.float32) for _ in range(2 * layers)]
+
+
+def _ids(
+    checkpoint: Checkpoint, random: np.random.Generator, batch: int, length: int
+) -> torch.Tensor:
+    vocab = checkpoint.config.text_config.vocab_size
+    return torch.from_numpy(random.integers(3, vocab, (batch, length)))
+
+
+def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = tensor.detach().cpu().numpy()
+    return array.copy()

@@ -1,0 +1,81 @@
+"""Graphs to verified graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.checkpoint import Checkpoint
+from export.errors import VerificationError
+from export.graphs import OnnxGraph, VerifiedGraph
+from export.progress import Progress
+from export.verification.cases import Case, cases, load_reference
+from export.verification.comparison import LIMITS, Comparison, compare, figures
+
+
+def verify_graphs(
+    graphs: Sequence[OnnxGraph], checkpoint: Checkpoint, progress: Progress
+) -> tuple[VerifiedGraph, ...]:
+    """Compares every graph with transformers' own modules; see `export.verification.cases`.
+
+    Raises:
+        VerificationError: an output leaves the limits of its precision. Says which, and by how
+            much; the worst ten are listed.
+    """
+    sessions = {f"{graph.component}/{graph.name}": _session(graph) for graph in graphs}
+    by_title = {f"{graph.component}/{graph.name}": graph for graph in graphs}
+    found: dict[str, list[Comparison]] = {title: [] for title in by_title}
+    with progress.stage("compare graphs with transformers"):
+        for case in cases(checkpoint, load_reference(checkpoint)):
+            graph = by_title[case.graph]
+            found[case.graph] += _compare(graph, sessions[case.graph], case)
+    failed = [(title, c) for title, made in found.items() for c in made if not c]
+    if failed:
+        failed.sort(key=lambda item: item[1].cosine)
+        lines = "\n  ".join(f"{title}: {comparison}" for title, comparison in failed[:10])
+        raise VerificationError(
+            f"{len(failed)} comparisons with transformers leave their limits"
+            f" ({_limits(failed)}):\n  {lines}"
+        )
+    return tuple(
+        VerifiedGraph(graph=graph, figures=figures(found[title]))
+        for title, graph in by_title.items()
+    )
+
+
+def _limits(failed: list[tuple[str, Comparison]]) -> str:
+    return ", ".join(sorted({str(comparison.limits) for _, comparison in failed}))
+
+
+def _session(graph: OnnxGraph) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    return onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
+
+
+def _compare(graph: OnnxGraph, session: Any, case: Case) -> list[Comparison]:
+    feed = {
+        spec.name: case.feed[spec.name].astype(spec.numpy_dtype) for spec in graph.contract.inputs
+    }
+    graph.contract.check_feed(feed)
+    names = [spec.name for spec in graph.contract.outputs]
+    outputs = dict(zip(names, session.run(names, feed), strict=True))
+    return [
+        compare(
+            _real(outputs[name], case.real.get(name)),
+            _real(wanted, case.real.get(name)),
+            case=case.name,
+            output=name,
+            limits=LIMITS[graph.precision],
+        )
+        for name, wanted in case.wanted.items()
+    ]
+
+
+def _real(array: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    return array if mask is None else array[np.broadcast_to(mask, array.shape)]

@@ -1,0 +1,177 @@
+"""Where a checkpoint's tensors lie, byte for byte, and the recipes that graphs bind them with.
+
+The safetensors format: eight bytes of little-endian header length, a JSON header with each tensor's
+dtype, shape and byte range, then the bytes (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.contract import DTYPES
+from export.errors import CheckpointError, ExportError
+
+SAFETENSORS_DTYPES: Mapping[str, str] = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+}
+"""Safetensors' word for a dtype to the contract's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTensor:
+    """One tensor of a checkpoint, where it lies.
+
+    Attributes:
+        name: in the checkpoint.
+        file: the safetensors file.
+        offset: of its first byte from the start of the file.
+        length: in bytes.
+        dtype: a key of `export.contract.DTYPES`.
+        shape: in elements.
+    """
+
+    name: str
+    file: Path
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self) -> npt.NDArray[Any]:
+        """The tensor as a read-only view of the file: no memory until it is touched."""
+        flat = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.length,))
+        return flat.view(DTYPES[self.dtype]).reshape(self.shape)
+
+
+def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:
+    """Reads a file's header, and nothing else of it.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not safetensors, or holds a dtype that no
+            graph can take.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (header_length,) = struct.unpack("<Q", stream.read(8))
+            if header_length > size:
+                raise CheckpointError(f"{file} is not safetensors, or is cut off in its header")
+            header = json.loads(stream.read(header_length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing") from None
+    except (struct.error, ValueError) as error:
+        raise CheckpointError(f"{file} is not a safetensors file ({error})") from error
+    header.pop("__metadata__", None)
+    start = 8 + header_length
+    tensors = {name: _source(name, file, start, entry) for name, entry in header.items()}
+    end = max((t.offset + t.length for t in tensors.values()), default=start)
+    if size != end:
+        message = f"{file} has {size:,} bytes, but its header describes {end:,}. Download it again."
+        raise CheckpointError(message)
+    return tensors
+
+
+def _source(name: str, file: Path, start: int, entry: Mapping[str, Any]) -> SourceTensor:
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        wanted = ", ".join(SAFETENSORS_DTYPES)
+        raise CheckpointError(f"{file}: {name} has dtype {entry['dtype']}; supported: {wanted}")
+    first, last = entry["data_offsets"]
+    return SourceTensor(
+        name=name,
+        file=file,
+        offset=start + first,
+        length=last - first,
+        dtype=SAFETENSORS_DTYPES[entry["dtype"]],
+        shape=tuple(entry["shape"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How an initializer comes from the checkpoint: which tensor, cast to which dtype.
+
+    Attributes:
+        source: what is read.
+        dtype: what the graph wants, a key of `export.contract.DTYPES`.
+    """
+
+    source: SourceTensor
+    dtype: str
+
+    @property
+    def in_place(self) -> bool:
+        """The checkpoint's bytes are already what the graph wants."""
+        return self.source.dtype == self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result."""
+        return math.prod(self.source.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
+    def evaluate(self) -> npt.NDArray[Any]:
+        """Reads and casts.
+
+        Raises:
+            ExportError: a finite weight leaves the range of the wanted dtype.
+        """
+        values = self.source.read()
+        if self.in_place:
+            return values
+        with np.errstate(over="ignore"):
+            cast = values.astype(DTYPES[self.dtype])
+        lost = np.count_nonzero(~np.isfinite(cast.astype(np.float32)))
+        if lost and np.isfinite(values.astype(np.float32)).all():
+            raise ExportError(
+                f"{self.source.name}: {lost} of {values.size} weights leave the range of"
+                f" {self.dtype} (largest {np.abs(values.astype(np.float32)).max():.3g}), so answers"
+                " would change. Build this component with --precision fp32."
+            )
+        return cast
+
+
+def bind(
+    wanted: Mapping[str, tuple[tuple[int, ...], str]],
+    tensors: Mapping[str, SourceTensor],
+    tied: Mapping[str, str],
+) -> dict[str, Recipe]:
+    """Finds the source of every weight that a graph wants.
+
+    Args:
+        wanted: initializer name to its shape and dtype.
+        tensors: the checkpoint's, by name.
+        tied: where a weight is to be found that the checkpoint does not have under its own name.
+
+    Raises:
+        CheckpointError: listing every tensor that is missing, with the nearest that is there, and
+            every tensor of another shape.
+    """
+    recipes, faults = {}, []
+    for name, (shape, dtype) in wanted.items():
+        source = tensors.get(name) or tensors.get(tied.get(name, ""))
+        if source is None:
+            near = get_close_matches(name, tensors, n=1)
+            faults.append(f"{name} is missing" + (f" (nearest: {near[0]})" if near else ""))
+        elif source.shape != shape:
+            faults.append(f"{name} has shape {list(source.shape)}, wanted {list(shape)}")
+        else:
+            recipes[name] = Recipe(source=source, dtype=dtype)
+    if faults:
+        shown = "\n  ".join(faults[:20])
+        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise CheckpointError(f"the checkpoint does not fit its own config:\n  {shown}{more}")
+    return recipes
