@@ -36,6 +36,13 @@ PROMPT = "prompt"
 TEXT = "text"
 FINISH = "finish"
 
+STREAM = "stream"
+"""A request parameter: false asks for the whole answer in one response."""
+
+PACKED = "options_json"
+"""A request parameter that holds all the others, as one JSON object in a string. The one-answer
+model sends it: a Python model of Triton 2.51 cannot pass a number with a fraction on."""
+
 ERROR_KINDS: Mapping[str, type[IblipError]] = {
     "OptionError": OptionError,
     "InputError": InputError,
@@ -51,9 +58,9 @@ STATUSES: Mapping[type[Exception], str] = {
     UsageError: "INVALID_ARG",
     ContractError: "INVALID_ARG",
     QueueFullError: "UNAVAILABLE",
-    DeadlineError: "CANCELLED",
+    # Triton has no code for a missed deadline, and `CANCELLED` is what a caller asked for.
 }
-"""Triton's error code of each kind (it has none for a missed deadline); of others `INTERNAL`."""
+"""Triton's error code of each kind; of others `INTERNAL`."""
 
 _TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
 
@@ -171,19 +178,43 @@ def parameters_from_options(options: GenerationOptions) -> dict[str, int | float
 
 
 def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
-    """The inverse of `parameters_from_options`. Triton's own parameters are passed over.
+    """The inverse of `parameters_from_options`; `stream` and Triton's own are passed over.
 
     Raises:
         OptionError: naming the option, what was given and its range.
     """
-    given = {name: value for name, value in parameters.items() if not _is_tritons(name)}
+    if PACKED in parameters:
+        parameters = _unpacked(parameters[PACKED])
+    given = {name: value for name, value in parameters.items() if not _is_no_option(name)}
     if "stop" in given:
         given["stop"] = _stop_from_parameter(given["stop"])
     return GenerationOptions.from_mapping(given)
 
 
-def _is_tritons(name: str) -> bool:
-    return name.startswith("triton_") or name == "binary_data_output"
+def stream_from_parameters(parameters: Mapping[str, Any]) -> bool:
+    """Whether the text is wanted as it is written; it is unless the request says otherwise.
+
+    Raises:
+        OptionError: `stream` is neither true nor false.
+    """
+    stream = parameters.get(STREAM, True)
+    if not isinstance(stream, bool):
+        raise OptionError(f"{STREAM} is {stream!r}; wanted true or false")
+    return stream
+
+
+def _unpacked(value: object) -> Mapping[str, Any]:
+    try:
+        parameters = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise OptionError(f"{PACKED} is {value!r}; wanted a JSON object in a string")
+    return parameters
+
+
+def _is_no_option(name: str) -> bool:
+    return name.startswith("triton_") or name in ("binary_data_output", STREAM)
 
 
 def _stop_from_parameter(value: object) -> list[str]:
@@ -205,7 +236,7 @@ def text_from_error(error: Exception) -> str:
     return f"EngineError: {type(error).__name__}: {error}"
 
 
-def status_from_error(error: Exception) -> str:
+def status_from_error(error: Exception | None) -> str:
     """The name of Triton's error code for an error."""
     codes = (code for kind, code in STATUSES.items() if isinstance(error, kind))
     return next(codes, "INTERNAL")

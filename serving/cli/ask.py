@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +40,18 @@ def command(
     options = options_from_flags(flags)
     from serving.client import InstructBlipClient
 
-    source: str | bytes = click.get_binary_stream("stdin").read() if image == "-" else image
-    with (
-        InstructBlipClient(url, timeout_s=timeout_s) as client,
-        client.stream(source, prompt, options=options) as answer,
-    ):
+    source: str | bytes = sys.stdin.buffer.read() if image == "-" else image
+    with InstructBlipClient(url, timeout_s=timeout_s) as client:
         if stream:
-            _print_pieces(answer, json_)
-        if json_:
-            click.echo(json.dumps(asdict(answer.answer), ensure_ascii=False))
-        elif not stream:
-            click.echo(answer.answer.text)
+            with client.stream(source, prompt, options=options) as pieces:
+                _print_pieces(pieces, json_)
+                answer = pieces.answer
+        else:
+            answer = client.ask(source, prompt, options=options)
+    if json_:
+        click.echo(json.dumps(asdict(answer), ensure_ascii=False))
+    elif not stream:
+        click.echo(answer.text)
 
 
 def _print_pieces(answer: AnswerStream, json_: bool) -> None:

@@ -16,7 +16,6 @@ from export.images import ImageSource, pixels_from_image
 from serving.client.errors import CancelledError
 from serving.client.faults import error_from_status
 from serving.client.messages import (
-    METADATA,
     AnswerReader,
     Deadline,
     KeepAlive,
@@ -92,8 +91,7 @@ class AsyncInstructBlipClient:
         timeout_s: float | None = None,
     ) -> Answer:
         """As `InstructBlipClient.ask`. Cancelling the task cancels the answer."""
-        stream = await self.stream(image, prompt, options=options, timeout_s=timeout_s)
-        async with stream:
+        async with await self._asked(image, prompt, options, timeout_s, stream=False) as stream:
             return await stream.answer()
 
     async def stream(
@@ -105,12 +103,25 @@ class AsyncInstructBlipClient:
         timeout_s: float | None = None,
     ) -> AsyncAnswerStream:
         """As `InstructBlipClient.stream`; the image is decoded in a thread of its own."""
+        return await self._asked(image, prompt, options, timeout_s, stream=True)
+
+    async def _asked(
+        self,
+        image: ImageSource,
+        prompt: str,
+        options: GenerationOptions,
+        timeout_s: float | None,
+        *,
+        stream: bool,
+    ) -> AsyncAnswerStream:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = await self.contract(timeout_s=deadline.remaining())
         pixels = await asyncio.to_thread(pixels_from_image, image, contract.preprocessing)
         remaining = deadline.remaining()
-        request = question(pixels, prompt, options, model=self.model, timeout_s=remaining)
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining, metadata=METADATA)
+        request = question(
+            pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream
+        )
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
         return AsyncAnswerStream(call, AnswerReader(self.url))
 
 
@@ -145,6 +156,7 @@ class AsyncAnswerStream:
                 text = self._reader.feed(response)
                 if text:
                     return text
+            self._answer = self._reader.answer()
         except grpc.RpcError as error:
             raise _fault(error, self._reader.url) from error
         except asyncio.CancelledError:
@@ -152,7 +164,9 @@ class AsyncAnswerStream:
             if not self._call.cancelled() or _task_is_cancelled():
                 raise
             raise CancelledError("the answer was cancelled") from None
-        self._answer = self._reader.answer()
+        except IblipError:
+            self._call.cancel()  # nothing more of it is wanted
+            raise
         raise StopAsyncIteration
 
     @property

@@ -28,6 +28,8 @@ _WORDS: tuple[tuple[str, Maker], ...] = (
     ("maximum queue size", QueueFullError),
     ("unknown model", NotServedError),
     ("is not ready", NotServedError),
+    ("unexpected shape for input", InputError),
+    ("data-type is", InputError),
 )
 
 _CODES: Mapping[str, Maker] = {
@@ -41,11 +43,16 @@ _CODES: Mapping[str, Maker] = {
     "UNIMPLEMENTED": NotServedError,
 }
 
-_HINTS: Mapping[type[IblipError], str] = {
-    UnreachableError: "Is it running? `iblip serve DIR` starts one and says its address.",
-    DisconnectedError: "Its log says why; ask again once it is back.",
-    NotServedError: "Its health: GET /v2/models/instructblip/ready on the HTTP port.",
+_MESSAGES: Mapping[type[IblipError], str] = {
+    UnreachableError: "no server answers at {url} ({text}). `iblip serve DIR` starts one.",
+    DisconnectedError: "the server at {url} went away before the answer was whole ({text})",
+    NotServedError: "the server at {url} does not serve this model: {text}",
+    CancelledError: "the answer was cancelled",
+    DeadlineError: "the answer was not finished by its deadline",
+    ClientError: "the server at {url} failed: {text}",
+    EngineError: "the server at {url} failed: {text}",
 }
+"""What people are told; of other kinds, the server's own text."""
 
 
 def error_from_status(code: str, details: str, *, url: str) -> IblipError:
@@ -63,9 +70,7 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
     words = (maker for word, maker in _WORDS if word in text)
     make = next(words, _CODES.get(code, ClientError))
     error = make(text)
-    if isinstance(error, ClientError):
-        hint = _HINTS.get(type(error), "")
-        return make(f"the server at {url}: {text or code}. {hint}".strip())
-    if isinstance(error, DeadlineError):
-        return make("the answer was not finished by its deadline")
-    return error
+    if isinstance(error, UnreachableError):
+        text = text.rsplit(": ", 1)[-1]  # gRPC tells every attempt; the last words say why
+    message = _MESSAGES.get(type(error), "{text}")
+    return make(message.format(url=url, text=text or code))

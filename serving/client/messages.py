@@ -21,6 +21,7 @@ from serving.wire import (
     FINISH,
     PIXELS,
     PROMPT,
+    STREAM,
     TEXT,
     ServerContract,
     answer_from_finish,
@@ -29,9 +30,6 @@ from serving.wire import (
 
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
-
-METADATA = (("triton_grpc_error", "true"),)
-"""Asks for real status codes on a stream, not an error text in a response that says OK."""
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -121,6 +119,7 @@ def question(
     *,
     model: str,
     timeout_s: float | None,
+    stream: bool,
 ) -> Message:
     """The request of one question.
 
@@ -130,6 +129,7 @@ def question(
         options: travel as request parameters.
         model: the ensemble.
         timeout_s: after which the server, too, gives the request up.
+        stream: whether the text is wanted as it is written, not all at once.
 
     Raises:
         InputError: the prompt is not text that can be written as UTF-8.
@@ -144,6 +144,7 @@ def question(
     request.raw_input_contents.append(struct.pack("<I", len(data)) + data)
     for name, value in parameters_from_options(options).items():
         _set_parameter(request.parameters[name], value)
+    request.parameters[STREAM].bool_param = stream
     if timeout_s is not None:
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
     return request
@@ -188,7 +189,7 @@ class AnswerReader:
             ProtocolError: the response is not one of this project's models.
         """
         if response.error_message:
-            raise error_from_status("UNKNOWN", response.error_message, url=self.url)
+            raise error_from_status("INTERNAL", response.error_message, url=self.url)
         inner = response.infer_response
         if not inner.raw_output_contents:  # an empty final response: the answer is in already
             return ""

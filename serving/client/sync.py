@@ -13,7 +13,6 @@ from export.errors import IblipError
 from export.images import ImageSource, pixels_from_image
 from serving.client.faults import error_from_status
 from serving.client.messages import (
-    METADATA,
     AnswerReader,
     Deadline,
     KeepAlive,
@@ -121,9 +120,7 @@ class InstructBlipClient:
             EngineError, QueueFullError: the server's engine failed, or takes no more.
             ClientError: see `serving.client.errors`.
         """
-        with self.stream(image, prompt, options=options, timeout_s=timeout_s) as stream:
-            for _ in stream:
-                pass
+        with self._asked(image, prompt, options, timeout_s, stream=False) as stream:
             return stream.answer
 
     def stream(
@@ -138,12 +135,25 @@ class InstructBlipClient:
 
         The request is sent before this returns. Iterating raises what made it fail.
         """
+        return self._asked(image, prompt, options, timeout_s, stream=True)
+
+    def _asked(
+        self,
+        image: ImageSource,
+        prompt: str,
+        options: GenerationOptions,
+        timeout_s: float | None,
+        *,
+        stream: bool,
+    ) -> AnswerStream:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = self.contract(timeout_s=deadline.remaining())
         pixels = pixels_from_image(image, contract.preprocessing)
         remaining = deadline.remaining()
-        request = question(pixels, prompt, options, model=self.model, timeout_s=remaining)
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining, metadata=METADATA)
+        request = question(
+            pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream
+        )
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
         return AnswerStream(call, AnswerReader(self.url))
 
 
@@ -180,9 +190,12 @@ class AnswerStream:
                 text = self._reader.feed(response)
                 if text:
                     return text
+            self._answer = self._reader.answer()
         except grpc.RpcError as error:
             raise _fault(error, self._reader.url) from error
-        self._answer = self._reader.answer()
+        except IblipError:
+            self._call.cancel()  # nothing more of it is wanted
+            raise
         raise StopIteration
 
     @property

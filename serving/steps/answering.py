@@ -12,6 +12,7 @@ from typing import Protocol
 
 from engines.language_model.types import (
     Answer,
+    Event,
     Generation,
     GenerationRequest,
     LanguageModelEngine,
@@ -51,7 +52,7 @@ class Answering:
     def __init__(self, engine: LanguageModelEngine, *, poll_s: float = POLL_S) -> None:
         self._engine = engine
         self._poll_s = poll_s
-        self._running: dict[Generation, Reply] = {}
+        self._running: dict[Generation, _Caller] = {}
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -60,16 +61,17 @@ class Answering:
 
     def answer(self, request: GenerationRequest, reply: Reply) -> None:
         """Queues the request and returns; a request that the engine refuses fails at once."""
+        caller = _Caller(reply)
         try:
             generation = self._engine.submit(request)
         except Exception as error:  # the caller's, whatever it is: this process serves on
-            _fail(reply, error)
+            caller.fail(error)
             return
         thread = threading.Thread(
-            target=self._follow, args=(generation, reply), name="answer", daemon=True
+            target=self._follow, args=(generation, caller), name="answer", daemon=True
         )
         with self._lock:
-            self._running[generation] = reply
+            self._running[generation] = caller
             self._threads.add(thread)
         thread.start()
 
@@ -83,16 +85,13 @@ class Answering:
         for thread in threads:
             thread.join()
 
-    def _follow(self, generation: Generation, reply: Reply) -> None:
+    def _follow(self, generation: Generation, caller: _Caller) -> None:
         try:
             for event in generation:
-                if isinstance(event, Answer):
-                    reply.finish(event)
-                else:
-                    reply.delta(event.text)
+                caller.tell(event)
         except Exception as error:  # as in `answer`
             generation.cancel()
-            _fail(reply, error)
+            caller.fail(error)
         finally:
             with self._lock:
                 self._running.pop(generation, None)
@@ -102,13 +101,45 @@ class Answering:
         while not self._closed.wait(self._poll_s):
             with self._lock:
                 running = list(self._running.items())
-            for generation, reply in running:
-                if reply.is_cancelled():
+            for generation, caller in running:
+                if caller.has_gone():
                     generation.cancel()
 
 
-def _fail(reply: Reply, error: Exception) -> None:
-    try:
-        reply.fail(error)
-    except Exception:  # the caller has gone, and took with it whom to tell
-        logger.exception("an error could not be sent: %s", error)
+class _Caller:
+    """A reply that ends once, and is asked nothing after its end.
+
+    Triton frees a request at its last response: to ask of it then whether it is cancelled, from
+    another thread, ends the whole server with a segmentation fault.
+    """
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def tell(self, event: Event) -> None:
+        """Passes an event on."""
+        if isinstance(event, Answer):
+            with self._lock:
+                self._ended = True
+                self._reply.finish(event)
+        else:
+            self._reply.delta(event.text)
+
+    def fail(self, error: Exception) -> None:
+        """Passes an error on, where nothing has ended the reply before."""
+        with self._lock:
+            if self._ended:
+                logger.error("an answer could not be sent: %s", error)
+                return
+            self._ended = True
+            try:
+                self._reply.fail(error)
+            except Exception:  # the caller has gone, and took with it whom to tell
+                logger.exception("an error could not be sent: %s", error)
+
+    def has_gone(self) -> bool:
+        """Whether nobody waits for the end any more."""
+        with self._lock:
+            return not self._ended and self._reply.is_cancelled()

@@ -1,11 +1,18 @@
-"""Triton's Python model of the one-answer mode: calls the ensemble and joins its responses."""
+"""Triton's Python model of the one-answer mode: asks the ensemble for a single response."""
 
-import json
-
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.wire import ENSEMBLE, FINISH, PIXELS, PROMPT, TEXT
+from serving.wire import (
+    ENSEMBLE,
+    FINISH,
+    PACKED,
+    PIXELS,
+    PROMPT,
+    STREAM,
+    TEXT,
+    error_from_text,
+    status_from_error,
+)
 
 
 class TritonPythonModel:
@@ -22,26 +29,20 @@ def answer(request):
         model_name=ENSEMBLE,
         requested_output_names=[TEXT, FINISH],
         inputs=[pb_utils.get_input_tensor_by_name(request, name) for name in (PIXELS, PROMPT)],
-        parameters=json.loads(request.parameters() or "{}"),
+        parameters={PACKED: request.parameters() or "{}", STREAM: False},
         timeout=request.timeout(),
     )
-    texts = []  # list[bytes]
-    finish = b""
-    for part in call.exec(decoupled=True):
+    error = None
+    tensors = []
+    for part in call.exec(decoupled=True):  # to its end: Triton waits for ever where it is not
         if part.has_error():
-            return pb_utils.InferenceResponse(output_tensors=[], error=part.error())
-        if part.output_tensors():  # the last response may be empty but for its final flag
-            texts.append(value(part, TEXT))
-            finish = value(part, FINISH) or finish
-    tensors = {TEXT: b"".join(texts), FINISH: finish}
-    return pb_utils.InferenceResponse(
-        output_tensors=[
-            pb_utils.Tensor(name, np.array([data], dtype=np.object_))
-            for name, data in tensors.items()
-        ]
-    )
+            error = triton_error(part.error().message())
+        else:  # an empty one carries the final flag alone
+            tensors = part.output_tensors() or tensors
+    return pb_utils.InferenceResponse(output_tensors=tensors, error=error)
 
 
-def value(response, name):
-    """The one element of a BYTES output."""
-    return pb_utils.get_output_tensor_by_name(response, name).as_numpy().reshape(-1)[0]
+def triton_error(text):
+    """The ensemble's error under the code of its kind, which Triton loses on the way."""
+    code = status_from_error(error_from_text(text))
+    return pb_utils.TritonError(text, getattr(pb_utils.TritonError, code))

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from engines.language_model.opening import open_engine
 
+from engines.language_model.opening import open_engine
 from engines.language_model.types import GenerationRequest
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
@@ -18,6 +18,7 @@ from serving.wire import (
     finish_from_answer,
     options_from_parameters,
     status_from_error,
+    stream_from_parameters,
     text_from_error,
 )
 
@@ -34,9 +35,11 @@ class TritonPythonModel:
     def execute(self, requests):
         """Queues the requests in their order."""
         for request in requests:
-            reply = TritonReply(request)
+            reply = TritonReply(request.get_response_sender())
             try:
-                asked = generation_request(request)
+                parameters = json.loads(request.parameters() or "{}")
+                reply.stream = stream_from_parameters(parameters)
+                asked = generation_request(request, parameters)
             except Exception as fault:  # it belongs to this request, not to the model's process
                 reply.fail(fault)
             else:
@@ -47,7 +50,7 @@ class TritonPythonModel:
         self.answering.close()
 
 
-def generation_request(request):
+def generation_request(request, parameters):
     """Triton's request in the engine's words."""
     prompt = pb_utils.get_input_tensor_by_name(request, PROMPT).as_numpy()
     visual_prompt = pb_utils.get_input_tensor_by_name(request, "visual_prompt").as_numpy()
@@ -55,25 +58,34 @@ def generation_request(request):
     return GenerationRequest(
         prompt=prompt_from_tensor(prompt),
         visual_prompt=visual_prompt[0],
-        options=options_from_parameters(json.loads(request.parameters() or "{}")),
+        options=options_from_parameters(parameters),
         deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
     )
 
 
 class TritonReply:
-    """Sends one request's responses."""
+    """Sends one request's responses: text as it comes, or all of it at the end.
 
-    def __init__(self, request):
-        self.sender = request.get_response_sender()
+    Triton 2.51 loses an error that follows text where a Python model is the caller; so that one
+    asks for a single response.
+    """
+
+    def __init__(self, sender):
+        self.sender = sender
+        self.stream = True
+        self.unsent = ""
 
     def delta(self, text):
         """Text, with an empty `finish`."""
-        self.sender.send(response(text, ""))
+        if self.stream:
+            self.sender.send(response(text, ""))
+        else:
+            self.unsent += text
 
     def finish(self, answer):
-        """The finish, with an empty `text`, and Triton's own final flag on the same response."""
+        """The finish, with Triton's own final flag on the same response."""
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        self.sender.send(response("", finish_from_answer(answer)), flags=final)
+        self.sender.send(response(self.unsent, finish_from_answer(answer)), flags=final)
 
     def fail(self, error):
         """The error, final."""
