@@ -36,6 +36,7 @@ class Pipeline:
     Args:
         directory: of the build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        manifest: instead of the build's own, to run it on other engines.
 
     Attributes:
         manifest: of the build.
@@ -45,8 +46,10 @@ class Pipeline:
         EngineError (on entering): an engine cannot be loaded.
     """
 
-    def __init__(self, directory: Path, threads: int | None = None) -> None:
-        self.manifest = Manifest.read(directory)
+    def __init__(
+        self, directory: Path, threads: int | None = None, *, manifest: Manifest | None = None
+    ) -> None:
+        self.manifest = manifest or Manifest.read(directory)
         self._directory = directory
         self._threads = threads
         self._images: OrderedDict[bytes, Array] = OrderedDict()

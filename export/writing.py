@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from export.components.component import Component
+from export.digest import finish_digest
 from export.graphs import OnnxGraph
 from export.progress import Advance
 from export.weights import Recipe
@@ -71,17 +72,13 @@ def write_graph(
         data.unlink()
     proto = ir.to_proto(model)
     path.write_bytes(proto.SerializeToString())
-    # What the graph computes does not depend on which file a weight lies in.
-    for tensor in proto.graph.initializer:
-        tensor.ClearField("external_data")
-    digest.update(proto.SerializeToString(deterministic=True))
     return OnnxGraph(
         component=component.component,
         name=component.graph,
         path=path,
         weights=tuple(files),
         precision=component.precision,
-        digest=digest.hexdigest(),
+        digest=finish_digest(digest, proto),
         contract=component.contract,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from export.contract import TensorSpec
+from export.contract import Contract, TensorSpec
 from export.errors import OptionError
 
 
@@ -67,3 +67,21 @@ class Profile:
     def to_json(self) -> dict[str, list[int]]:
         """`{axis: [least, usual, most]}`."""
         return {name: [span.least, span.usual, span.most] for name, span in self.axes.items()}
+
+
+def profile_from_contract(contract: Contract, most: Mapping[str, int]) -> Profile:
+    """A span for every dynamic axis of a contract's inputs, tuned for a quarter of its largest.
+
+    Args:
+        contract: of the graph.
+        most: the largest size of each dynamic axis, by name, in elements.
+
+    Raises:
+        OptionError: an axis has no largest size.
+    """
+    axes = {axis: spec for spec in contract.inputs for axis in spec.axes if isinstance(axis, str)}
+    missing = [f"{axis!r} of {spec}" for axis, spec in axes.items() if axis not in most]
+    if missing:
+        raise OptionError(f"there is no largest size for axis {', '.join(missing)}")
+    spans = {axis: Span(least=1, usual=max(1, most[axis] // 4), most=most[axis]) for axis in axes}
+    return Profile(axes=spans)

@@ -16,14 +16,13 @@ from export.verification.cases import Case, cases, load_reference
 from export.verification.comparison import LIMITS, Comparison, compare, figures
 
 
-def verify_graphs(
+def compare_graphs(
     graphs: Sequence[OnnxGraph], checkpoint: Checkpoint, progress: Progress
-) -> tuple[VerifiedGraph, ...]:
+) -> dict[str, list[Comparison]]:
     """Compares every graph with transformers' own modules; see `export.verification.cases`.
 
-    Raises:
-        VerificationError: an output leaves the limits of its precision. Says which, and by how
-            much; the worst ten are listed.
+    Returns:
+        By `component/graph`, every output of every case.
     """
     sessions = {f"{graph.component}/{graph.name}": _session(graph) for graph in graphs}
     by_title = {f"{graph.component}/{graph.name}": graph for graph in graphs}
@@ -32,6 +31,19 @@ def verify_graphs(
         for case in cases(checkpoint, load_reference(checkpoint)):
             graph = by_title[case.graph]
             found[case.graph] += _compare(graph, sessions[case.graph], case)
+    return found
+
+
+def verify_graphs(
+    graphs: Sequence[OnnxGraph], checkpoint: Checkpoint, progress: Progress
+) -> tuple[VerifiedGraph, ...]:
+    """Graphs to verified graphs, by `compare_graphs`.
+
+    Raises:
+        VerificationError: an output leaves the limits of its precision. Says which, and by how
+            much; the worst ten are listed.
+    """
+    found = compare_graphs(graphs, checkpoint, progress)
     failed = [(title, c) for title, made in found.items() for c in made if not c]
     if failed:
         failed.sort(key=lambda item: item[1].cosine)
@@ -41,8 +53,8 @@ def verify_graphs(
             f" ({_limits(failed)}):\n  {lines}"
         )
     return tuple(
-        VerifiedGraph(graph=graph, figures=figures(found[title]))
-        for title, graph in by_title.items()
+        VerifiedGraph(graph=graph, figures=figures(found[f"{graph.component}/{graph.name}"]))
+        for graph in graphs
     )
 
 

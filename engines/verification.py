@@ -1,0 +1,238 @@
+"""Greedy text of a build against `transformers.generate`, over a set of examples.
+
+The build runs whole, on ONNX Runtime in this process: decode, resize, components, generation loop,
+detokenisation. The reference runs whole too, by transformers from the checkpoint in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.language_model.types import GenerationOptions
+from engines.pipeline import Pipeline
+from export.checkpoint import Checkpoint
+from export.errors import InputError
+from export.images import pixels_from_image
+from export.manifest import EngineRecord, Manifest
+from export.progress import Advance, Progress
+
+EXAMPLES = "examples.jsonl"
+
+AGREEMENT: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.99}
+"""By precision: the smallest share of examples whose text must equal transformers'."""
+
+REFERENCE_BATCH = 32
+"""Examples of one length that the reference answers at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question, and the right answer where it is known.
+
+    Attributes:
+        name: tells it from others.
+        image: the image file.
+        prompt: what is asked.
+        answer: the right answer; `None` where accuracy is not asked for.
+    """
+
+    name: str
+    image: Path
+    prompt: str
+    answer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReport:
+    """What the comparison found. True where enough texts agree.
+
+    Attributes:
+        examples: how many were asked.
+        same: how many texts equal the reference's, to the character.
+        wanted: the smallest share that must.
+        right, reference_right: how many equal the example's answer, white space at the ends aside;
+            `None` where examples have none.
+        different: `{"example", "prompt", "text", "reference"}` of the first few that differ.
+    """
+
+    examples: int
+    same: int
+    wanted: float
+    right: int | None
+    reference_right: int | None
+    different: tuple[Mapping[str, str], ...]
+
+    def __bool__(self) -> bool:
+        return self.same >= self.wanted * self.examples
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and shares, JSON-ready."""
+        report: dict[str, Any] = {
+            "passed": bool(self),
+            "examples": self.examples,
+            "same_text": self.same,
+            "agreement": self.same / self.examples,
+            "wanted_agreement": self.wanted,
+        }
+        if self.right is not None and self.reference_right is not None:
+            report["exact_match"] = self.right / self.examples
+            report["reference_exact_match"] = self.reference_right / self.examples
+        return {**report, "different": list(self.different)}
+
+
+def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
+    """Reads `examples.jsonl`: one `{"id", "image", "prompt", "answer"}` a line.
+
+    Args:
+        directory: holds the file; `image` is relative to it.
+        limit: take only so many, evenly spread over the file.
+
+    Raises:
+        InputError: the file is missing, empty or malformed.
+    """
+    path = directory / EXAMPLES
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        examples = [_example(directory, json.loads(line)) for line in lines if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}; wanted one JSON object a line") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is malformed ({error!r}); wanted a JSON object a line, with id, image, prompt"
+            " and, where accuracy is to be measured, answer"
+        ) from error
+    if not examples:
+        raise InputError(f"{path} is empty")
+    if limit is not None and limit < len(examples):
+        chosen = np.linspace(0, len(examples) - 1, limit).round().astype(int)
+        examples = [examples[i] for i in chosen]
+    return examples
+
+
+def _example(directory: Path, data: Mapping[str, Any]) -> Example:
+    return Example(
+        name=str(data["id"]),
+        image=directory / data["image"],
+        prompt=data["prompt"],
+        answer=data.get("answer"),
+    )
+
+
+def verify_text(
+    directory: Path, checkpoint: Checkpoint, examples: Sequence[Example], progress: Progress
+) -> TextReport:
+    """Compares every example's greedy text with transformers'.
+
+    Args:
+        directory: of the build. Its ONNX graphs are run, whatever engine it was built for.
+        checkpoint: what it was built from.
+        examples: what is asked.
+        progress: told of each answer.
+    """
+    manifest = Manifest.read(directory)
+    limit = manifest.language_model.default_max_new_tokens
+    with progress.stage("ask the build", len(examples), "questions") as advance:
+        texts = _build_texts(directory, manifest, examples, limit, advance)
+    with progress.stage("ask transformers", len(examples), "questions") as advance:
+        reference = _reference_texts(checkpoint, manifest, examples, limit, advance)
+    pairs = list(zip(examples, texts, reference, strict=True))
+    has_answers = all(example.answer is not None for example in examples)
+    return TextReport(
+        examples=len(examples),
+        same=sum(text == wanted for _, text, wanted in pairs),
+        wanted=min(AGREEMENT[record.precision] for record in manifest.components.values()),
+        right=sum(_right(e, text) for e, text, _ in pairs) if has_answers else None,
+        reference_right=sum(_right(e, text) for e, _, text in pairs) if has_answers else None,
+        different=tuple(
+            {"example": e.name, "prompt": e.prompt, "text": text, "reference": wanted}
+            for e, text, wanted in pairs
+            if text != wanted
+        )[:10],
+    )
+
+
+def _right(example: Example, text: str) -> bool:
+    return example.answer is not None and text.strip() == example.answer.strip()
+
+
+def on_onnxruntime(manifest: Manifest) -> Manifest:
+    """The same build with every component run from its ONNX graphs."""
+    components = {
+        name: replace(
+            record,
+            engine=EngineRecord(
+                kind="onnxruntime", files={key: graph.path for key, graph in record.graphs.items()}
+            ),
+        )
+        for name, record in manifest.components.items()
+    }
+    return replace(manifest, components=components)
+
+
+def _build_texts(
+    directory: Path,
+    manifest: Manifest,
+    examples: Sequence[Example],
+    limit: int,
+    advance: Advance,
+) -> list[str]:
+    options = GenerationOptions(max_new_tokens=limit)
+    texts = []
+    with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
+        for example in examples:
+            pixels = pixels_from_image(example.image, manifest.preprocessing)
+            texts.append(pipeline.answer(pixels, example.prompt, options).text)
+            advance(1)
+    return texts
+
+
+def _reference_texts(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    examples: Sequence[Example],
+    limit: int,
+    advance: Advance,
+) -> list[str]:
+    from PIL import Image
+
+    from export.verification.cases import load_reference
+
+    model, processor = load_reference(checkpoint), checkpoint.processor
+    ask: Any = processor
+    texts: dict[int, str] = {}
+    for batch in _batches(ask, examples):
+        images = [Image.open(examples[i].image) for i in batch]
+        prompts = [examples[i].prompt for i in batch]
+        inputs = ask(images=images, text=prompts, return_tensors="pt")
+        ids = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=limit,
+            eos_token_id=list(manifest.language_model.eos_token_ids),
+        )
+        if not manifest.language_model.is_encoder_decoder:
+            ids = ids[:, inputs["input_ids"].shape[1] :]
+        decoded = ask.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts.update(zip(batch, decoded, strict=True))
+        advance(len(batch))
+    return [texts[i] for i in range(len(examples))]
+
+
+def _batches(processor: Any, examples: Sequence[Example]) -> Iterator[npt.NDArray[np.int64]]:
+    """Indices of examples whose prompts are equally long in both tokenizers: no padding."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        ids = processor(text=example.prompt)
+        groups[len(ids["input_ids"][0]), len(ids["qformer_input_ids"][0])].append(i)
+    for indices in groups.values():
+        for start in range(0, len(indices), REFERENCE_BATCH):
+            yield np.array(indices[start : start + REFERENCE_BATCH])

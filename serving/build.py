@@ -1,0 +1,258 @@
+"""`export build`: checkpoint to a build directory that can be served."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.build_directory import new_build
+from export.checkpoint import DEMO, Checkpoint, checkpoint_from_directory
+from export.errors import OptionError, VerificationError
+from export.graphs import OnnxGraph, VerifiedGraph
+from export.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
+from export.precision import parse_precision
+from export.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from engines.selection import EngineChoice
+
+logger = logging.getLogger(__name__)
+
+TOOLS = ("iblip", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+"""Distributions whose versions the manifest records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What to build, from what, where to.
+
+    Attributes:
+        model: checkpoint directory.
+        output: the build directory; `None` is `build/<checkpoint>-<precision>`.
+        precision: one word or a policy, as `export.precision.parse_precision` reads it.
+        engine: `auto` or a key of `engines.selection.KINDS`.
+        targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
+        max_batch: the largest batch that vision encoder and Q-Former take.
+        max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
+        verify: compare with transformers before the build is put in place.
+        examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
+        limit: compare only so many examples; `None` compares all.
+
+    Raises:
+        OptionError: a value that no build can have.
+    """
+
+    model: Path = DEMO
+    output: Path | None = None
+    precision: str = "fp32"
+    engine: str = "auto"
+    targets: tuple[str, ...] = ()
+    max_batch: int = 8
+    max_instruction: int = 128
+    verify: bool = True
+    examples: Path | None = None
+    limit: int | None = None
+    components: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_instruction", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                option = name.replace("_", "-")
+                raise OptionError(f"--{option} is {value}; wanted 1 or more")
+        object.__setattr__(self, "components", parse_precision(self.precision))
+
+    @property
+    def destination(self) -> Path:
+        """Where the build goes, `output` or what stands for it."""
+        word = self.precision.replace("=", "-").replace(",", "_")
+        return self.output or Path("build") / f"{self.model.resolve().name}-{word}"
+
+
+def build(options: BuildOptions, progress: Progress | None = None) -> Path:
+    """Builds, verifies, and moves into place; returns the build directory.
+
+    Raises:
+        OptionError: an option that does not fit this machine or the others.
+        CheckpointError: the checkpoint is missing, truncated or not supported.
+        ExportError, EngineError: a graph or an engine cannot be made.
+        VerificationError: the build's numbers or answers leave their limits; nothing is replaced.
+        BuildDirectoryError: the destination cannot be written, or is something else.
+    """
+    from engines.selection import choose_engine
+
+    progress = progress or Silent()
+    engine = choose_engine(options.engine)
+    progress.note(f"engine: {engine.kind}. {engine.reason}")
+    checkpoint = checkpoint_from_directory(options.model)
+    progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family})")
+    destination = options.destination.absolute()
+    with new_build(destination) as work:
+        _fill(work, options, checkpoint, engine, progress)
+    return destination
+
+
+def _fill(
+    work: Path,
+    options: BuildOptions,
+    checkpoint: Checkpoint,
+    engine: EngineChoice,
+    progress: Progress,
+) -> None:
+    from export.exporter import graphs_from_checkpoint
+    from serving.repository import repository_from_engines
+    from serving.verification import text_report
+
+    (work / "graphs").mkdir()
+    graphs = graphs_from_checkpoint(checkpoint, options.components, work / "graphs", progress)
+    verified = _proven(graphs, options, checkpoint, progress)
+    records = _engines(work, verified, options, engine, progress)
+    manifest = _manifest(work, options, checkpoint, verified, records)
+    manifest.write(work)
+    if options.verify:
+        text = text_report(
+            work, checkpoint, progress, examples=options.examples, limit=options.limit
+        )
+        _check_answers(text)
+        manifest = replace(manifest, verification={**manifest.verification, "text": text})
+        manifest.write(work)
+    with progress.stage("assemble the Triton repository"):
+        repository_from_engines(work, manifest, max_batch=options.max_batch)
+
+
+def _check_answers(text: Mapping[str, Any]) -> None:
+    if not text.get("passed", True):
+        cases = "\n  ".join(str(case) for case in text["different"][:3])
+        raise VerificationError(
+            f"the build says the same as transformers on {text['same_text']} of {text['examples']}"
+            f" examples; wanted {text['wanted_agreement']:.0%}. It differs, for instance, on:"
+            f"\n  {cases}"
+        )
+
+
+def _proven(
+    graphs: tuple[OnnxGraph, ...],
+    options: BuildOptions,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> tuple[VerifiedGraph, ...]:
+    if not options.verify:
+        progress.note("verification is skipped (--no-verify); the manifest says so")
+        return tuple(VerifiedGraph.without_proof(graph, reason="--no-verify") for graph in graphs)
+    from export.verification.graphs import verify_graphs
+
+    return verify_graphs(graphs, checkpoint, progress)
+
+
+def _engines(
+    work: Path,
+    verified: tuple[VerifiedGraph, ...],
+    options: BuildOptions,
+    engine: EngineChoice,
+    progress: Progress,
+) -> dict[str, EngineRecord]:
+    """By component. The language model runs on ONNX Runtime in this version."""
+    records: dict[str, EngineRecord] = {}
+    for component in options.components:
+        proofs = [proof for proof in verified if proof.graph.component == component]
+        if engine.kind == "onnxruntime" or component == "language_model":
+            files = {p.graph.name: str(p.graph.path.relative_to(work)) for p in proofs}
+            records[component] = EngineRecord(kind="onnxruntime", files=files)
+        else:
+            records[component] = _plan(work, proofs[0], options, engine, progress)
+    return records
+
+
+def _plan(
+    work: Path,
+    proof: VerifiedGraph,
+    options: BuildOptions,
+    engine: EngineChoice,
+    progress: Progress,
+) -> EngineRecord:
+    from engines.tensorrt.builder import plan_from_onnx
+    from engines.tensorrt.libraries import find_library
+    from engines.tensorrt.profile import profile_from_contract
+
+    graph = proof.graph
+    path = work / "engines" / graph.component / f"{graph.name}.plan"
+    path.parent.mkdir(parents=True)
+    most = {"batch": options.max_batch, "instruction": options.max_instruction}
+    with progress.stage(f"build {graph.component}/{graph.name}.plan with {engine.kind}"):
+        plan = plan_from_onnx(
+            proof,
+            path,
+            library=find_library(engine.kind),
+            profile=profile_from_contract(graph.contract, most),
+            targets=options.targets,
+        )
+    files = {graph.name: str(plan.path.relative_to(work))}
+    return EngineRecord(kind=engine.kind, files=files, details=plan.details)
+
+
+def _manifest(
+    work: Path,
+    options: BuildOptions,
+    checkpoint: Checkpoint,
+    verified: tuple[VerifiedGraph, ...],
+    records: Mapping[str, EngineRecord],
+) -> Manifest:
+    from export.text import language_model_facts, preprocessing, write_tokenizers
+
+    components = {
+        component: ComponentRecord(
+            precision=precision,
+            graphs={
+                proof.graph.name: _graph_record(work, proof.graph)
+                for proof in verified
+                if proof.graph.component == component
+            },
+            engine=records[component],
+        )
+        for component, precision in options.components.items()
+    }
+    return Manifest(
+        name=checkpoint.name,
+        family=checkpoint.family,
+        source={"path": str(checkpoint.directory), "files": checkpoint.digests()},
+        precision=options.components,
+        components=components,
+        preprocessing=preprocessing(checkpoint),
+        text=write_tokenizers(checkpoint, work),
+        language_model=language_model_facts(checkpoint),
+        verification=_figures(verified),
+        tools=_versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _graph_record(work: Path, graph: OnnxGraph) -> GraphRecord:
+    return GraphRecord(
+        path=str(graph.path.relative_to(work)),
+        weights=tuple(str(path.relative_to(work)) for path in graph.weights),
+        digest=graph.digest,
+        contract=graph.contract,
+    )
+
+
+def _figures(verified: tuple[VerifiedGraph, ...]) -> dict[str, Any]:
+    skipped = next((proof.skipped for proof in verified if proof.skipped), None)
+    if skipped:
+        return {"skipped": skipped}
+    figures = {f"{p.graph.component}/{p.graph.name}": dict(p.figures) for p in verified}
+    return {"graphs": figures}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for tool in TOOLS:
+        try:
+            found[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

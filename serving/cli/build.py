@@ -1,0 +1,88 @@
+"""`export build`: a checkpoint to a build directory that Triton can serve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.cli.options import as_json
+
+
+@click.command()
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Hugging Face checkpoint directory. Default: the demo checkpoint.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Build directory. Default: build/<checkpoint>-<precision>.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="fp32, fp16, or a policy per component: vision_encoder=fp16,language_model=fp32.",
+)
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="What runs vision encoder and Q-Former: auto, onnxruntime, tensorrt or tensorrt-rtx.",
+)
+@click.option(
+    "--target",
+    "targets",
+    metavar="SM[,SM…]",
+    default="",
+    help="GPU architectures to build TensorRT plans for, such as sm89. Default: this machine's.",
+)
+@click.option("--max-batch", default=8, show_default=True, help="Largest batch, in requests.")
+@click.option(
+    "--max-instruction",
+    default=128,
+    show_default=True,
+    help="Longest instruction of a TensorRT Q-Former, in tokens.",
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    help="Compare graphs and answers with transformers before the build is put in place.",
+)
+@click.option(
+    "--examples",
+    type=click.Path(path_type=Path),
+    help="Directory with examples.jsonl to compare answers on. Default: the checkpoint's own.",
+)
+@click.option("--limit", type=int, help="Compare answers on only so many examples.")
+@as_json
+def command(model: Path | None, targets: str, json_: bool, **options: Any) -> None:
+    """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
+    from export.checkpoint import DEMO
+    from export.manifest import Manifest
+    from serving.build import BuildOptions, build
+    from serving.cli.progress import Terminal
+    from serving.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    chosen = BuildOptions(
+        model=model or DEMO,
+        targets=tuple(word.strip() for word in targets.split(",") if word.strip()),
+        **options,
+    )
+    directory = build(chosen, Terminal())
+    if json_:
+        manifest = Manifest.read(directory)
+        click.echo(json.dumps({"directory": str(directory), **manifest.to_json()}, indent=2))
+    else:
+        shown = _shown(directory)
+        click.echo(f"Built {shown}\nServe it:  iblip serve {shown}")
+
+
+def _shown(directory: Path) -> Path:
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory

@@ -1,0 +1,55 @@
+"""`export inspect`: what a build is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.cli.options import as_json
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--digests", is_flag=True, help="Also check every file against the manifest.")
+@as_json
+def command(directory: Path, digests: bool, json_: bool) -> None:
+    """Show what the build in DIRECTORY is made of."""
+    from export.manifest import Manifest
+
+    manifest = Manifest.read(directory)
+    if digests:
+        from export.digest import check_digests
+
+        check_digests(directory, manifest)
+    if json_:
+        click.echo(json.dumps(manifest.to_json(), indent=2, ensure_ascii=False))
+        return
+    facts = manifest.language_model
+    click.echo(f"{manifest.name} ({manifest.family}, {facts.architecture}), {manifest.created}")
+    click.echo(f"from {manifest.source['path']}")
+    for name, record in manifest.components.items():
+        click.echo(f"\n{name}: {record.precision} on {record.engine.kind}")
+        for graph, entry in record.graphs.items():
+            size = sum((directory / path).stat().st_size for path in {entry.path, *entry.weights})
+            click.echo(f"  {graph}  {size / 2**20:,.1f} MiB  sha256 {entry.digest[:16]}…")
+            for arrow, specs in (("in ", entry.contract.inputs), ("out", entry.contract.outputs)):
+                for spec in specs[:4]:
+                    click.echo(f"    {arrow} {spec}")
+                if len(specs) > 4:
+                    click.echo(f"    {arrow} … and {len(specs) - 4} more")
+    click.echo(f"\nverification: {_proof(manifest.verification)}")
+
+
+def _proof(verification: Mapping[str, Any]) -> str:
+    if "skipped" in verification:
+        return f"skipped ({verification['skipped']})"
+    graphs, text = verification["graphs"], verification.get("text", {})
+    worst = min(found["cosine"] for found in graphs.values())
+    line = f"{len(graphs)} graphs compared, smallest cosine {worst:.8f}"
+    if "same_text" in text:
+        line += f"; same text on {text['same_text']} of {text['examples']} examples"
+    return line

@@ -1,0 +1,66 @@
+"""`export verify`: the staged comparison of a build with transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.cli.options import as_json
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The checkpoint. Default: the one that the build's manifest names.",
+)
+@click.option(
+    "--examples",
+    type=click.Path(path_type=Path),
+    help="Directory with examples.jsonl. Default: the checkpoint's own.",
+)
+@click.option("--limit", type=int, help="Ask only so many of the examples.")
+@as_json
+def command(
+    directory: Path, model: Path | None, examples: Path | None, limit: int | None, json_: bool
+) -> None:
+    """Compare the build in DIRECTORY with transformers: every graph, then greedy answers."""
+    from export.errors import VerificationError
+    from serving.cli.progress import Terminal
+    from serving.cli.quiet import quiet_libraries
+    from serving.verification import verify_build
+
+    quiet_libraries()
+    report = verify_build(directory, Terminal(), model=model, examples=examples, limit=limit)
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if json_ else _table(report))
+    if not report["passed"]:
+        raise VerificationError(f"{directory} does not keep its limits; see the report above")
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    lines = [f"{'graph':32} {'cases':>5} {'max abs':>10} {'cosine':>12}"]
+    for name, found in report["graphs"].items():
+        verdict = "ok" if found["passed"] else "FAILED"
+        numbers = f"{found['cases']:5} {found['max_abs']:10.2e} {found['cosine']:12.8f}"
+        lines.append(f"{name:32} {numbers}  {verdict}")
+    text = report["text"]
+    if "skipped" in text:
+        return "\n".join([*lines, f"answers: not compared, {text['skipped']}"])
+    verdict = "ok" if text["passed"] else "FAILED"
+    share = f"{text['same_text']} of {text['examples']}"
+    lines.append(
+        f"same greedy text as transformers: {share} (wanted {text['wanted_agreement']:.0%})"
+        f"  {verdict}"
+    )
+    if "exact_match" in text:
+        lines.append(
+            f"right answers: {text['exact_match']:.1%};"
+            f" transformers: {text['reference_exact_match']:.1%}"
+        )
+    lines += [f"  differs: {case}" for case in text["different"]]
+    return "\n".join(lines)
