@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,21 @@ from tokenizers import (
     trainers,
 )
 
+from export.checkpoint import checkpoint_from_directory
 from export.contract import Contract, TensorSpec
+from export.exporter import onnx_from_component
+from export.families import components_from_checkpoint
 from export.graphs import OnnxGraph, VerifiedGraph
-from export.manifest import LanguageModelFacts
+from export.manifest import (
+    ComponentRecord,
+    EngineRecord,
+    GraphRecord,
+    LanguageModelFacts,
+    Manifest,
+)
+from export.precision import COMPONENTS, parse_precision
+from export.progress import Silent
+from export.text import language_model_facts, preprocessing, write_tokenizers
 
 SIDE, PATCH, WIDTH = 24, 12, 32
 PATCHES = (SIDE // PATCH) ** 2
@@ -249,5 +262,152 @@ def facts() -> Callable[..., LanguageModelFacts]:
             "default_max_new_tokens": 20,
         }
         return LanguageModelFacts(**{**values, **changes})
+
+    return make
+
+
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+
+
+def _random_checkpoint(kind: str, tokenizers: dict[str, Tokenizer], directory: Path) -> None:
+    """A whole checkpoint with random weights, large enough that greedy tokens are not all one."""
+    import torch
+    import transformers
+
+    text, config = {
+        "llama": (LLAMA, transformers.LlamaConfig),
+        "t5": (T5, transformers.T5Config),
+    }[kind]
+    vocab, qformer_vocab = (tokenizers[name].get_vocab_size() for name in (kind, "bert"))
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    whole = transformers.InstructBlipConfig(
+        vision_config=transformers.InstructBlipVisionConfig(image_size=24, patch_size=12, **small),
+        qformer_config=transformers.InstructBlipQFormerConfig(
+            vocab_size=qformer_vocab, max_position_embeddings=40, encoder_hidden_size=32, **small
+        ),
+        text_config=config(vocab_size=vocab, **text),
+        num_query_tokens=4,
+        image_token_index=tokenizers[kind].token_to_id("<image>"),
+    )
+    torch.manual_seed(0)
+    model = transformers.InstructBlipForConditionalGeneration(whole)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.15)
+    model.save_pretrained(directory)
+    names = {
+        "llama": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        "t5": {"eos_token": "</s>", "pad_token": "<pad>"},
+        "bert": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+    }
+    fast, qformer = (
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers[name], **names[name])
+        for name in (kind, "bert")
+    )
+    images = transformers.BlipImageProcessor(size={"height": 24, "width": 24})
+    transformers.InstructBlipProcessor(images, fast, qformer, num_query_tokens=4).save_pretrained(
+        directory
+    )
+
+
+def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]) -> None:
+    """A build of a checkpoint on ONNX Runtime, as `export build --no-verify` makes it."""
+    checkpoint, policy = checkpoint_from_directory(source), parse_precision(precision)
+    (directory / "graphs").mkdir(parents=True)
+    graphs = [
+        onnx_from_component(component, checkpoint, directory / "graphs", Silent())
+        for component in components_from_checkpoint(checkpoint, policy)
+        if component.component in parts
+    ]
+    components = {}
+    for name in parts:
+        records = {
+            graph.name: GraphRecord(
+                path=str(graph.path.relative_to(directory)),
+                weights=tuple(str(path.relative_to(directory)) for path in graph.weights),
+                digest=graph.digest,
+                contract=graph.contract,
+            )
+            for graph in graphs
+            if graph.component == name
+        }
+        files = {key: record.path for key, record in records.items()}
+        components[name] = ComponentRecord(
+            precision=policy[name],
+            graphs=records,
+            engine=EngineRecord(kind="onnxruntime", files=files),
+        )
+    Manifest(
+        name="random",
+        family=checkpoint.family,
+        source={},
+        precision=policy,
+        components=components,
+        preprocessing=preprocessing(checkpoint),
+        text=write_tokenizers(checkpoint, directory),
+        language_model=language_model_facts(checkpoint),
+        verification={"skipped": "a test"},
+        tools={},
+        created="",
+    ).write(directory)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(
+    tokenizers: dict[str, Tokenizer], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`random_checkpoint("llama")`: a small checkpoint with random weights; made once."""
+
+    @cache
+    def make(kind: str) -> Path:
+        directory = tmp_path_factory.mktemp(f"checkpoint-{kind}")
+        _random_checkpoint(kind, tokenizers, directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_build(
+    random_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`random_build("t5", "fp16", "qformer")`: of a random checkpoint, all of it or these parts.
+
+    Made once, so a test must leave it as it is.
+    """
+
+    @cache
+    def make(kind: str, precision: str = "fp32", *parts: str) -> Path:
+        directory = tmp_path_factory.mktemp(f"build-{kind}-{precision}") / "build"
+        _build(random_checkpoint(kind), directory, precision, parts or COMPONENTS)
+        return directory
 
     return make

@@ -16,10 +16,11 @@ from engines.selection import nvidia_driver
 from engines.tensorrt import builder
 from engines.tensorrt.builder import plan_from_onnx
 from engines.tensorrt.libraries import Library, find_library
-from engines.tensorrt.profile import Profile, Span
+from engines.tensorrt.profile import Profile, Span, profile_from_contract
 from export.contract import Contract
 from export.errors import EngineError, OptionError
 from export.graphs import OnnxGraph, VerifiedGraph
+from export.manifest import Manifest
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -55,6 +56,45 @@ def test_a_plan_is_built_in_the_graphs_dtypes(
         "vision.plan",
         "weights.bin",
     }
+
+
+@pytest.mark.parametrize(("precision", "layers"), [("fp32", "FLOAT"), ("fp16", "HALF")])
+@pytest.mark.parametrize("component", ["vision_encoder", "qformer"])
+def test_exported_components_become_plans(
+    random_build: Callable[..., Path],
+    tmp_path: Path,
+    proven: Prove,
+    library: Library,
+    component: str,
+    precision: str,
+    layers: str,
+) -> None:
+    build = random_build("llama", precision)
+    record = Manifest.read(build).components[component].graphs["model"]
+    graph = OnnxGraph(
+        component=component,
+        name="model",
+        path=build / record.path,
+        weights=tuple(build / path for path in record.weights),
+        precision=precision,
+        digest=record.digest,
+        contract=record.contract,
+    )
+    plan = plan_from_onnx(
+        proven(graph),
+        tmp_path / "model.plan",
+        library=library,
+        profile=profile_from_contract(record.contract, {"batch": 8, "instruction": 40}),
+        targets=("sm89",),
+    )
+    assert set(plan.details["layers"]) == {layers}
+    assert plan.details["profile"]["batch"] == [1, 2, 8]
+    assert plan.path.stat().st_size > 10_000
+
+
+def test_a_profile_wants_a_size_for_every_axis(vision_graph: Write) -> None:
+    with pytest.raises(OptionError, match="no largest size for axis 'batch' of pixels"):
+        profile_from_contract(vision_graph().contract, {"instruction": 8})
 
 
 def test_an_unverified_graph_leaves_its_reason_in_the_plan(

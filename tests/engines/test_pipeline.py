@@ -1,0 +1,158 @@
+"""A whole build in this process, against transformers; and what opens its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
+
+from engines.language_model.types import Answer, GenerationOptions
+from engines.pipeline import CACHED_IMAGES, Pipeline
+from engines.runners import open_runner
+from export.errors import BuildDirectoryError, ContractError, EngineError, InputError
+from export.manifest import Manifest
+
+Build = Callable[..., Path]
+PROMPTS = ("What colour is the 3?", "How many digits are there?", "naïve 你好")
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(params=["llama", "t5"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def pipeline(kind: str, random_build: Build) -> Iterator[Pipeline]:
+    with Pipeline(random_build(kind), threads=1) as opened:
+        yield opened
+
+
+def test_answers_are_those_of_transformers(
+    kind: str, pipeline: Pipeline, random_checkpoint: Build
+) -> None:
+    source = random_checkpoint(kind)
+    model = InstructBlipForConditionalGeneration.from_pretrained(source).eval()
+    processor = InstructBlipProcessor.from_pretrained(source)
+    for seed, prompt in enumerate(PROMPTS):
+        image = Image.fromarray(picture(seed))
+        inputs = processor(images=image, text=prompt, return_tensors="pt")
+        with torch.no_grad():
+            ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        ids = ids[0] if kind == "t5" else ids[0, inputs["input_ids"].shape[1] :]
+        answer = pipeline.answer(picture(seed), prompt, GenerationOptions(max_new_tokens=16))
+        assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True)
+        assert answer.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_each_row_of_a_batch_is_what_it_is_alone(pipeline: Pipeline) -> None:
+    pixels = np.stack([picture(seed) for seed in range(3)])
+    embeds = pipeline.encode_image(pixels)
+    together = pipeline.visual_prompt(embeds, PROMPTS)
+    assert together.shape == (3, 4, 32)
+    for i, prompt in enumerate(PROMPTS):
+        alone = pipeline.visual_prompt(pipeline.encode_image(pixels[[i]]), [prompt])
+        assert np.abs(together[i] - alone[0]).max() < 1e-4
+    assert np.abs(together - pipeline.visual_prompt(embeds, PROMPTS[::-1])).max() > 1e-2
+
+
+def test_many_questions_about_one_image_encode_it_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[bytes] = []
+    encode = pipeline.encode_image
+
+    def counted(pixels: np.ndarray) -> Any:
+        encoded.append(pixels.tobytes())
+        return encode(pixels)
+
+    monkeypatch.setattr(pipeline, "encode_image", counted)
+    one = GenerationOptions(max_new_tokens=1)
+    for prompt in PROMPTS:
+        pipeline.answer(picture(0), prompt, one)
+    assert len(encoded) == 1
+    for seed in range(1, CACHED_IMAGES + 1):
+        pipeline.answer(picture(seed), PROMPTS[0], one)
+    pipeline.answer(picture(0), PROMPTS[0], one)  # forgotten by now
+    assert len(encoded) == CACHED_IMAGES + 2
+
+
+def test_an_answer_streams(pipeline: Pipeline) -> None:
+    options = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
+    *deltas, answer = pipeline.submit(picture(0), PROMPTS[0], options)
+    assert isinstance(answer, Answer)
+    assert "".join(delta.text for delta in deltas) == answer.text
+    assert answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "prompt", "error", "message"),
+    [
+        (picture(0), " ", InputError, "prompt is empty"),
+        (picture(0), "What is <image>?", InputError, "image token"),
+        (picture(0), "red " * 60, InputError, r"the instruction has \d+ tokens; at most 40"),
+        (picture(0)[:12], "What?", ContractError, r"\[1, 12, 24, 3\], wanted pixels uint8"),
+        (picture(0).astype(np.float32), "What?", ContractError, "float32, wanted uint8"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    pipeline: Pipeline, pixels: np.ndarray, prompt: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipeline.answer(pixels, prompt)
+    with pytest.raises(InputError, match="2 images and 1 prompts"):
+        pipeline.visual_prompt(pipeline.encode_image(np.stack([picture(0)] * 2)), ["What?"])
+
+
+def test_what_is_not_a_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BuildDirectoryError, match="is not a build"):
+        Pipeline(tmp_path)
+    with pytest.raises(BuildDirectoryError, match="there is no directory"):
+        Pipeline(tmp_path / "nowhere")
+
+
+def _changed(build: Path, directory: Path, change: Callable[[dict[str, Any]], None]) -> Manifest:
+    data = json.loads((build / "manifest.json").read_text())
+    change(data["components"])
+    (directory / "manifest.json").write_text(json.dumps(data))
+    return Manifest.read(directory)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_is_not_run_here_and_says_what_to_do(
+    engine: str, random_build: Build, tmp_path: Path
+) -> None:
+    def change(components: dict[str, Any]) -> None:
+        files = {"model": "engines/qformer/model.plan"}
+        components["qformer"]["engine"] = {"kind": engine, "files": files, "details": {}}
+
+    manifest = _changed(random_build("llama"), tmp_path, change)
+    with pytest.raises(EngineError, match=r"model\.plan is a plan .* --engine onnxruntime"):
+        open_runner(tmp_path, manifest, "qformer")
+
+
+def test_parts_that_are_not_there_are_named(random_build: Build, tmp_path: Path) -> None:
+    def change(components: dict[str, Any]) -> None:
+        components["qformer"]["engine"]["kind"] = "openvino"
+
+    build = random_build("llama")
+    manifest = _changed(build, tmp_path, change)
+    with pytest.raises(EngineError, match="for the engine 'openvino'; this version runs onnxrun"):
+        open_runner(tmp_path, manifest, "qformer")
+    with pytest.raises(BuildDirectoryError, match="no component 'audio'; it has vision_encoder"):
+        open_runner(build, manifest, "audio")
+    with pytest.raises(BuildDirectoryError, match="no graph 'encoder'; it has model"):
+        open_runner(build, manifest, "qformer", "encoder")
+    runner = open_runner(tmp_path, manifest, "vision_encoder")
+    with pytest.raises(EngineError, match="there is no graph"):
+        runner.__enter__()
