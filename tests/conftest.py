@@ -11,7 +11,7 @@ from serving.build import BuildOptions, build
 from serving.cli.quiet import quiet_libraries
 
 EXAMPLES = 24
-"""Held-out examples that a build for tests is verified with: all 500 are the benchmarks' business."""
+"""Held-out examples that a test build is verified with: all 500 are the benchmarks' business."""
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine:
+#   make demo   builds the demo checkpoint, serves it with Triton, asks it, stops
+#   make test   lint, types, import rules, and every test, with a real Triton server
+PYTHON ?= python3
+VENV ?= .venv
+# An index that has PyTorch's CPU wheels. Where it is set, or pip is configured with one, the CPU build
+# is taken; elsewhere plain `torch` is, which may be the CUDA build of several GB.
+TORCH_INDEX ?=
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_PIP := $(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SETUP := $(VENV)/.installed
+
+.PHONY: setup demo test check lint format bench clean
+.DELETE_ON_ERROR:
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "wanted Python 3.11 or 3.12, found " + sys.version.split()[0] + "; call make with PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch $(TORCH_VERSION), the CPU build where it can be had"
+	$(TORCH_PIP) --retries 1 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || $(TORCH_PIP) 'torch==$(TORCH_VERSION)'
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,server,tensorrt-rtx,dev]'
+	touch $@
+
+demo: $(SETUP)
+	$(BIN)/iblip demo
+
+# Static checks only: a few seconds.
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Everything but the tests that start servers.
+check: lint
+	$(BIN)/pytest -m 'not e2e'
+
+test: lint
+	$(BIN)/pytest
+
+format: $(SETUP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The figures of docs/evidence.md and the README.
+bench: $(SETUP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

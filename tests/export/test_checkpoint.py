@@ -1,0 +1,77 @@
+import json
+
+import pytest
+
+from export.checkpoint import checkpoint_from_directory
+from export.errors import CheckpointError
+from export.exporter import graphs_from_checkpoint
+from export.precision import parse_precision
+from export.progress import Silent
+from export.text import language_model_facts, preprocessing
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_missing_directory_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
+        checkpoint_from_directory(tmp_path / "none")
+
+
+def test_a_directory_that_is_no_checkpoint_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        checkpoint_from_directory(tmp_path)
+
+
+def test_another_architecture_is_named_with_the_supported_ones(tiny_copy):
+    directory = tiny_copy("vicuna")
+    edit(directory / "config.json", architectures=["LlavaForConditionalGeneration"])
+    message = "holds a LlavaForConditionalGeneration; supported.*InstructBlipForConditional"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint_from_directory(directory)
+
+
+def test_a_truncated_weights_file_is_told(tiny_copy):
+    weights = tiny_copy("vicuna") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="Download it again"):
+        checkpoint_from_directory(weights.parent)
+
+
+def test_a_tokenizer_without_eos_is_told(tiny_copy):
+    directory = tiny_copy("vicuna")
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config["eos_token"] = None
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no end-of-sequence token"):
+        language_model_facts(checkpoint_from_directory(directory))
+
+
+def test_eos_is_the_tokenizers_where_the_config_disagrees(tiny_copy):
+    directory = tiny_copy("vicuna")
+    edit(directory / "generation_config.json", eos_token_id=1, bos_token_id=0)
+    facts = language_model_facts(checkpoint_from_directory(directory))
+    assert facts.eos_token_ids == (2,)
+
+
+def test_an_image_processor_of_another_size_is_told(tiny_copy):
+    directory = tiny_copy("vicuna")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = directory / name
+        data = json.loads(path.read_text())
+        data.get("image_processor", data)["size"] = {"height": 96, "width": 96}
+        path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="the model takes 72"):
+        preprocessing(checkpoint_from_directory(directory))
+
+
+def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, tmp_path):
+    directory = tiny_copy("vicuna")
+    config = json.loads((directory / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 3
+    (directory / "config.json").write_text(json.dumps(config))
+    checkpoint = checkpoint_from_directory(directory)
+    message = r"vision_model\.encoder\.layers\.2\..* is missing \(nearest: vision_model"
+    with pytest.raises(CheckpointError, match=message):
+        graphs_from_checkpoint(checkpoint, parse_precision("fp32"), tmp_path, Silent())

@@ -1,0 +1,112 @@
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from export.checkpoint import checkpoint_from_directory
+from export.digest import check_digests, digest_from_onnx
+from export.errors import BuildDirectoryError, VerificationError
+from export.exporter import graphs_from_checkpoint
+from export.manifest import Manifest
+from export.precision import parse_precision
+from export.progress import Silent
+from export.verification.graphs import verify_graphs
+
+KINDS = ("vicuna", "flant5")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    """Graphs of a tiny checkpoint, by kind and precision, made once."""
+    made = {}
+
+    def export(kind, precision):
+        if (kind, precision) not in made:
+            checkpoint = checkpoint_from_directory(tiny(kind))
+            directory = tmp_path_factory.mktemp(f"{kind}-{precision}")
+            policy = parse_precision(precision)
+            graphs = graphs_from_checkpoint(checkpoint, policy, directory, Silent())
+            made[kind, precision] = checkpoint, graphs
+        return made[kind, precision]
+
+    return export
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_graph_agrees_with_transformers(exported, kind, precision):
+    checkpoint, graphs = exported(kind, precision)
+    for proof in verify_graphs(graphs, checkpoint, Silent()):
+        assert proof.figures["passed"]
+        assert proof.figures["cases"] >= 3
+
+
+def test_a_changed_weight_is_caught_and_named(exported, tmp_path):
+    checkpoint, graphs = exported("vicuna", "fp16")
+    graph = next(graph for graph in graphs if graph.component == "qformer")
+    copy = shutil.copytree(graph.path.parent, tmp_path / "qformer")
+    weights = copy / "model.weights"
+    values = np.fromfile(weights, np.float16)
+    values[len(values) // 2 :] *= 1.5
+    values.tofile(weights)
+    damaged = [
+        type(g)(**{**vars(g), "path": copy / g.path.name}) if g is graph else g for g in graphs
+    ]
+    with pytest.raises(VerificationError, match="qformer/model: visual_prompt, batch"):
+        verify_graphs(damaged, checkpoint, Silent())
+
+
+def test_unchanged_weights_are_the_checkpoints_own_bytes(exported):
+    checkpoint, graphs = exported("vicuna", "fp32")
+    for graph in graphs:
+        (weights,) = graph.weights
+        assert weights.samefile(checkpoint.files[0])
+
+
+def test_fp16_keeps_its_islands_in_fp32(exported):
+    _, graphs = exported("flant5", "fp16")
+    dtypes = {}
+    for graph in graphs:
+        for tensor in onnx.load(graph.path, load_external_data=False).graph.initializer:
+            dtypes[tensor.name] = onnx.TensorProto.DataType.Name(tensor.data_type)
+    islands = [name for name in dtypes if name.endswith(".wo.weight") or "layer_norm1" in name]
+    assert len(islands) == 8
+    assert {dtypes[name] for name in islands} == {"FLOAT"}
+    assert dtypes["vision_model.encoder.layers.0.mlp.fc1.weight"] == "FLOAT16"
+    assert dtypes["language_model.lm_head.weight"] == "FLOAT16"
+
+
+def test_a_graph_has_exactly_its_contract(exported):
+    _, graphs = exported("flant5", "fp32")
+    for graph in graphs:
+        proto = onnx.load(graph.path, load_external_data=False).graph
+        assert [value.name for value in proto.input] == [s.name for s in graph.contract.inputs]
+        for value, spec in zip(proto.input, graph.contract.inputs, strict=True):
+            dims = value.type.tensor_type.shape.dim
+            assert tuple(dim.dim_param or dim.dim_value for dim in dims) == spec.axes
+
+
+def test_no_path_of_the_machine_is_in_a_graph(exported):
+    _, graphs = exported("vicuna", "fp32")
+    for graph in graphs:
+        assert b"site-packages" not in graph.path.read_bytes()
+
+
+def test_a_digest_is_of_the_weights_and_not_of_their_place(exported, tmp_path):
+    _, graphs = exported("vicuna", "fp16")
+    for graph in graphs:
+        assert digest_from_onnx(graph.path) == graph.digest
+    moved = shutil.copytree(graphs[0].path.parent, tmp_path / "moved")
+    assert digest_from_onnx(moved / "model.onnx") == graphs[0].digest
+
+
+def test_a_build_that_was_written_to_is_told(vicuna_build, tmp_path):
+    build = shutil.copytree(vicuna_build, tmp_path / "build", symlinks=True)
+    check_digests(build, Manifest.read(build))
+    weights = build / "graphs" / "vision_encoder" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # the last tensor of the file is a vision weight, in order of name
+    weights.write_bytes(data)
+    with pytest.raises(BuildDirectoryError, match="vision_encoder/model has digest"):
+        check_digests(build, Manifest.read(build))

@@ -1,0 +1,30 @@
+import pytest
+
+from export.errors import OptionError
+from export.precision import parse_precision
+
+
+def test_one_word_is_for_every_component():
+    assert set(parse_precision("fp16").values()) == {"fp16"}
+
+
+def test_a_policy_leaves_the_rest_at_fp32():
+    assert parse_precision("vision_encoder=fp16") == {
+        "vision_encoder": "fp16",
+        "qformer": "fp32",
+        "language_model": "fp32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fp61", "no precision 'fp61'; known: fp32, fp16. Did you mean 'fp16'"),
+        ("vision=fp16", "no component 'vision'.*Did you mean 'vision_encoder'"),
+        ("qformer=fp16,qformer=fp32", "qformer is named twice"),
+        ("qformer=", "no precision ''"),
+    ],
+)
+def test_nonsense_is_refused_by_name(text, message):
+    with pytest.raises(OptionError, match=message):
+        parse_precision(text)
