@@ -1,0 +1,249 @@
+"""What the Python models do, without Triton."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+
+import numpy as np
+import pytest
+
+from engines.language_model.types import (
+    Answer,
+    GenerationRequest,
+    QueueFullError,
+    TextDelta,
+    Timing,
+)
+from export.errors import EngineError, InputError, OptionError
+from serving.steps.answering import Answering
+from serving.steps.arguments import StepArguments
+from serving.steps.batches import run_joined
+
+REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((8, 4), np.float32))
+
+
+def answer(text, reason="eos"):
+    return Answer(
+        text=text,
+        token_ids=(),
+        finish_reason=reason,
+        prompt_tokens=1,
+        completion_tokens=1,
+        seed=None,
+        timing=Timing(queue_s=0, prefill_s=0, decode_s=0),
+    )
+
+
+class FakeGeneration:
+    """Hands out events as the test puts them in; cancelled, it ends as an engine's would."""
+
+    def __init__(self, events=()):
+        self.events = queue.SimpleQueue()
+        self.cancelled = threading.Event()
+        for event in events:
+            self.events.put(event)
+
+    def __iter__(self):
+        while True:
+            event = self.events.get(timeout=10)
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Answer):
+                return
+
+    def cancel(self):
+        if not self.cancelled.is_set():
+            self.cancelled.set()
+            self.events.put(answer("", "cancelled"))
+
+
+class FakeEngine:
+    def __init__(self, *generations):
+        self.generations = list(generations)
+        self.running = []
+
+    def submit(self, request):
+        generation = self.generations.pop(0)
+        if isinstance(generation, Exception):
+            raise generation
+        self.running.append(generation)
+        return generation
+
+    def close(self):
+        for generation in self.running:
+            generation.events.put(EngineError("the engine is closed"))
+
+
+class FakeReply:
+    """Collects; fails the test where it is used after its end."""
+
+    def __init__(self):
+        self.texts = []
+        self.end = None
+        self.ended = threading.Event()
+        self.gone = threading.Event()
+        self.asked_late = False
+
+    def delta(self, text):
+        assert not self.ended.is_set()
+        self.texts.append(text)
+
+    def finish(self, answer):
+        self._end(answer)
+
+    def fail(self, error):
+        self._end(error)
+
+    def is_cancelled(self):
+        self.asked_late |= self.ended.is_set()
+        return self.gone.is_set()
+
+    def _end(self, end):
+        assert not self.ended.is_set()
+        self.end = end
+        self.ended.set()
+
+
+@pytest.fixture
+def answering():
+    opened = []
+
+    def make(*generations):
+        opened.append(Answering(FakeEngine(*generations), poll_s=0.001))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+def test_deltas_then_the_finish(answering):
+    reply = FakeReply()
+    deltas = [TextDelta(text="a ", token_ids=(1,)), TextDelta(text="7", token_ids=(2,))]
+    answering(FakeGeneration([*deltas, answer("a 7")])).answer(REQUEST, reply)
+    assert reply.ended.wait(10)
+    assert reply.texts == ["a ", "7"]
+    assert reply.end.text == "a 7"
+
+
+@pytest.mark.parametrize("error", [QueueFullError("256 wait"), InputError("too long")])
+def test_a_refused_request_fails_at_once(answering, error):
+    reply = FakeReply()
+    answering(error).answer(REQUEST, reply)
+    assert reply.end is error
+
+
+def test_an_engines_failure_reaches_its_caller_after_the_text(answering):
+    reply = FakeReply()
+    error = EngineError("broken")
+    answering(FakeGeneration([TextDelta(text="a", token_ids=(1,)), error])).answer(REQUEST, reply)
+    assert reply.ended.wait(10)
+    assert reply.texts == ["a"]
+    assert reply.end is error
+
+
+def test_a_caller_who_goes_before_the_first_text_frees_the_engine(answering):
+    generation, reply = FakeGeneration(), FakeReply()
+    answering(generation).answer(REQUEST, reply)
+    reply.gone.set()
+    assert generation.cancelled.wait(10)
+    assert reply.ended.wait(10)
+    assert reply.end.finish_reason == "cancelled"
+
+
+def test_nothing_is_asked_of_a_reply_after_its_end(answering):
+    # Triton's own answer to that question is a segmentation fault.
+    replies = [FakeReply() for _ in range(50)]
+    running = answering(*(FakeGeneration([answer("x")]) for _ in replies))
+    for reply in replies:
+        running.answer(REQUEST, reply)
+    assert all(reply.ended.wait(10) for reply in replies)
+    assert not any(reply.asked_late for reply in replies)
+
+
+def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(answering):
+    class Broken(FakeReply):
+        def delta(self, text):
+            raise RuntimeError("the caller has gone")
+
+    broken, whole = Broken(), FakeReply()
+    first = FakeGeneration([TextDelta(text="a", token_ids=(1,))])
+    running = answering(first, FakeGeneration([answer("b")]))
+    running.answer(REQUEST, broken)
+    running.answer(REQUEST, whole)
+    assert first.cancelled.wait(10)
+    assert whole.ended.wait(10)
+    assert whole.end.text == "b"
+
+
+def test_closing_ends_what_is_running():
+    reply = FakeReply()
+    running = Answering(FakeEngine(FakeGeneration()), poll_s=0.001)
+    running.answer(REQUEST, reply)
+    running.close()
+    assert isinstance(reply.end, EngineError)
+
+
+def doubled(feed):
+    return {"y": feed["x"] * 2, "sum": feed["x"].sum(axis=1, keepdims=True)}
+
+
+def feed(*rows):
+    return {"x": np.array(rows, dtype=np.int64)}
+
+
+def test_requests_of_one_shape_run_once_and_get_their_own_rows():
+    runs = []
+
+    def infer(joined):
+        runs.append(joined["x"].shape)
+        return doubled(joined)
+
+    results = run_joined([feed([1, 2]), feed([3, 4], [5, 6]), feed([7, 8, 9])], infer)
+    assert runs == [(3, 2), (1, 3)]
+    assert [result["y"].tolist() for result in results] == [
+        [[2, 4]],
+        [[6, 8], [10, 12]],
+        [[14, 16, 18]],
+    ]
+    assert [result["sum"].tolist() for result in results] == [[[3]], [[7], [11]], [[24]]]
+
+
+def test_a_failed_run_is_the_result_of_its_own_requests_only():
+    def infer(joined):
+        if joined["x"].shape[1] == 3:
+            raise EngineError("no threes")
+        return doubled(joined)
+
+    good, bad = run_joined([feed([1, 2]), feed([1, 2, 3])], infer)
+    assert good["y"].tolist() == [[2, 4]]
+    assert isinstance(bad, EngineError)
+
+
+def triton_arguments(directory, **parameters):
+    written = {name: {"string_value": value} for name, value in parameters.items()}
+    model = directory / "model_repository" / "qformer"
+    model.mkdir(parents=True)
+    return {
+        "model_repository": str(model),
+        "model_config": json.dumps({"parameters": written}),
+    }
+
+
+def test_a_step_finds_its_build_from_its_own_folder(make_build):
+    directory, manifest = make_build()
+    step = StepArguments.from_triton(triton_arguments(directory, build="../..", threads="2"))
+    assert step.directory == directory.resolve()
+    assert step.manifest == manifest
+    assert step.threads == 2
+
+
+@pytest.mark.parametrize("text", ["-1", "two", ""])
+def test_threads_that_are_no_number_are_refused(make_build, text):
+    directory, _ = make_build()
+    step = StepArguments.from_triton(triton_arguments(directory, build="../..", threads=text))
+    with pytest.raises(OptionError, match="threads is "):
+        _ = step.threads

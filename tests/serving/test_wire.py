@@ -1,0 +1,140 @@
+"""What one end writes, the other reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engines.language_model.types import Answer, GenerationOptions, QueueFullError, Timing
+from export.errors import ContractError, DeadlineError, EngineError, InputError, OptionError
+from serving.steps.prompts import prompt_from_tensor
+from serving.wire import (
+    PACKED,
+    answer_from_finish,
+    error_from_text,
+    finish_from_answer,
+    options_from_parameters,
+    parameters_from_options,
+    status_from_error,
+    stream_from_parameters,
+    text_from_error,
+)
+
+ANSWER = Answer(
+    text="a «blue» 7",
+    token_ids=(4, 5),
+    finish_reason="eos",
+    prompt_tokens=12,
+    completion_tokens=3,
+    seed=None,
+    timing=Timing(queue_s=0.5, prefill_s=0.25, decode_s=1.0),
+)
+
+
+def test_an_answer_survives_the_wire():
+    assert answer_from_finish(ANSWER.text, finish_from_answer(ANSWER)) == ANSWER
+
+
+@pytest.mark.parametrize("finish", ["", "[]", "{}", "null", '{"timing": 3}'])
+def test_a_damaged_finish_is_said(finish):
+    with pytest.raises(ContractError, match="finish of the answer is damaged"):
+        answer_from_finish("text", finish)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationOptions(),
+        GenerationOptions(max_new_tokens=5, min_new_tokens=2),
+        GenerationOptions(temperature=0.7, top_k=4, top_p=0.5, repetition_penalty=1.5, seed=2**62),
+        GenerationOptions(stop=("\n", "###", '"', "é")),
+    ],
+)
+def test_options_survive_the_wire(options):
+    parameters = parameters_from_options(options)
+    assert options_from_parameters(parameters) == options
+    # As Triton hands them over, and as the one-answer model sends them on:
+    as_json = json.dumps(parameters)
+    assert options_from_parameters(json.loads(as_json)) == options
+    assert options_from_parameters({PACKED: as_json}) == options
+
+
+def test_only_what_differs_from_the_default_travels():
+    assert parameters_from_options(GenerationOptions(top_k=3)) == {"top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"top_p": 1.5}, r"top_p is 1\.5; wanted a number, above 0, at most 1"),
+        ({"temprature": 1}, "no option 'temprature'. Did you mean 'temperature'"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; wanted a whole number, 1 or more"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5; wanted a whole number"),
+        ({"max_new_tokens": "5"}, "max_new_tokens is '5'; wanted a whole number"),
+        ({"stop": "###"}, "stop is '###'; wanted a JSON list of strings in a string"),
+        ({"stop": '{"a": 1}'}, "wanted a JSON list"),
+        ({"stop": "[1]"}, "list of strings that are not empty"),
+        ({"stop": 4}, "wanted a JSON list"),
+        ({PACKED: "no JSON"}, "options_json is 'no JSON'; wanted a JSON object"),
+        ({PACKED: '{"topp": 1}'}, "Did you mean 'top_p'"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_range(parameters, message):
+    with pytest.raises(OptionError, match=message):
+        options_from_parameters(parameters)
+
+
+def test_tritons_own_parameters_are_no_options():
+    given = {
+        "triton_enable_empty_final_response": True,
+        "binary_data_output": True,
+        "stream": False,
+    }
+    assert options_from_parameters(given) == GenerationOptions()
+
+
+def test_stream_is_on_unless_the_request_says_otherwise():
+    assert stream_from_parameters({}) is True
+    assert stream_from_parameters({"stream": False}) is False
+    with pytest.raises(OptionError, match="stream is 'no'; wanted true or false"):
+        stream_from_parameters({"stream": "no"})
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OptionError("top_p is 3"), "INVALID_ARG"),
+        (InputError("the prompt is empty: really"), "INVALID_ARG"),
+        (ContractError("'pixels' is float32"), "INVALID_ARG"),
+        (DeadlineError("late"), "INTERNAL"),
+        (QueueFullError("256 wait"), "UNAVAILABLE"),
+        (EngineError("broke\nin two lines"), "INTERNAL"),
+    ],
+)
+def test_an_error_keeps_its_kind_whatever_triton_puts_before_it(error, status):
+    text = f"[request id: 7] in ensemble 'instructblip', {text_from_error(error)}"
+    read = error_from_text(text)
+    assert type(read) is type(error)
+    assert str(read) == str(error)
+    assert status_from_error(error) == status
+
+
+def test_a_fault_of_ours_travels_as_an_engines_error():
+    read = error_from_text(text_from_error(ZeroDivisionError("division by zero")))
+    assert type(read) is EngineError
+    assert str(read) == "ZeroDivisionError: division by zero"
+
+
+def test_a_text_of_tritons_own_is_no_error_of_ours():
+    assert error_from_text("unexpected shape for input 'pixels'") is None
+
+
+def test_a_prompt_is_one_string_of_utf8():
+    import numpy as np
+
+    assert prompt_from_tensor(np.array(["é".encode()], dtype=object)) == "é"
+    with pytest.raises(InputError, match="not UTF-8"):
+        prompt_from_tensor(np.array([b"\xff"], dtype=object))
+    with pytest.raises(InputError, match=r"shape \[2\]; wanted one string"):
+        prompt_from_tensor(np.array([b"a", b"b"], dtype=object))
