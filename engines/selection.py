@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -100,17 +100,35 @@ KINDS: Mapping[str, EngineKind] = {
 """Every engine that a component can be built for."""
 
 
-def choose_engine(requested: str = AUTO) -> EngineChoice:
+def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineChoice:
     """The engine for `requested`: a key of `KINDS`, or `auto`.
 
     `auto` takes what can run in this process. That is ONNX Runtime in this version: a TensorRT
     plan runs only inside a server that has its TensorRT version, so it is built on request alone.
 
+    Args:
+        requested: `--engine`.
+        targets: `--target`, each a GPU family such as `sm89`; empty is this machine's GPU.
+
     Raises:
-        OptionError: an unknown name, or an engine that this machine cannot build, with what to do.
+        OptionError: an unknown name, an engine that this machine cannot build, or a target that
+            it does not build for, with what to do.
+        EngineError: its library is installed but does not load.
     """
-    if requested == AUTO:
-        return _automatic()
+    choice = _automatic() if requested == AUTO else _requested(requested)
+    if choice.kind != "onnxruntime":
+        from engines.tensorrt.libraries import find_library
+
+        find_library(choice.kind).check_targets(targets)
+    elif targets:
+        raise OptionError(
+            f"--target {targets[0]} is for plans that are built ahead of time, and --engine "
+            f"{requested} builds none. Add --engine tensorrt-rtx, or leave --target out."
+        )
+    return choice
+
+
+def _requested(requested: str) -> EngineChoice:
     if requested not in KINDS:
         near = get_close_matches(requested, [*KINDS, AUTO], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

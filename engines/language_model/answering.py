@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AnswerPlan:
     """What an answer may be, given its prompt.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan:
 
 def plan_answer(
     prompt_ids: Sequence[int], options: GenerationOptions, facts: LanguageModelFacts
-) -> Plan:
+) -> AnswerPlan:
     """Fits an answer into the model's length.
 
     An answer ends with `length` at `max_new_tokens` or where the model's positions end, whichever
@@ -72,7 +72,7 @@ def plan_answer(
             f"min_new_tokens is {options.min_new_tokens}; at most {limit} tokens can be generated "
             "for this prompt. Lower it, or raise max_new_tokens."
         )
-    return Plan(prompt_tokens=used, limit=limit, context=_context(prompt_ids, facts))
+    return AnswerPlan(prompt_tokens=used, limit=limit, context=_context(prompt_ids, facts))
 
 
 def _context(prompt_ids: Sequence[int], facts: LanguageModelFacts) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class AnswerBuilder:
     def __init__(
         self,
         options: GenerationOptions,
-        plan: Plan,
+        plan: AnswerPlan,
         facts: LanguageModelFacts,
         tokenizer: Tokenizer,
         special: frozenset[str] | None = None,

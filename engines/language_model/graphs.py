@@ -70,11 +70,14 @@ class Graph:
         path: of the `.onnx` file.
         contract: its inputs and outputs.
         threads: for one operator; `None` takes one per core.
+        spin: whether idle threads wait busily for the next call.
     """
 
-    def __init__(self, path: Path, contract: Contract, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, contract: Contract, *, threads: int | None = None, spin: bool = False
+    ) -> None:
         self._path = path
-        self._session = open_session(path, contract, threads=threads)
+        self._session = open_session(path, contract, threads=threads, spin=spin)
         self._outputs = [spec.name for spec in contract.outputs]
         self.contract = contract
 
@@ -218,6 +221,8 @@ def open_model(directory: Path, manifest: Manifest, *, threads: int | None = Non
             record.graphs[name].contract,
             # One row is looked up: a second thread would only wait.
             threads=1 if name == "embed_tokens" else threads,
+            # Its steps follow one another at once; the others run once an answer, or on one thread.
+            spin=name == "decoder",
         )
         for name in wanted
     }

@@ -45,8 +45,8 @@ def open_session(
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose inputs and outputs are those of the contract.
 
-    Weights in files beside the graph are memory-mapped by ONNX Runtime, so they are read once and
-    shared between processes.
+    ONNX Runtime maps the weights in files beside the graph into memory. Those that it does not
+    rearrange for its kernels (on a CPU it rearranges matrices) stay so, shared between processes.
 
     Args:
         path: of the `.onnx` file.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from engines.selection import nvidia_driver
 from export.errors import EngineError, OptionError
 
 NEEDS_DEVICE = ("NONE", "CURRENT")
@@ -80,12 +81,18 @@ class Library:
         return 0 if flag is None else 1 << int(flag)
 
     def check_targets(self, targets: Iterable[str]) -> tuple[str, ...]:
-        """The targets, once each, as this library spells them.
+        """The targets, once each, as this library spells them; none is this machine's GPU.
 
         Raises:
-            OptionError: it does not offer one of them (the offered are listed), or offers none.
+            OptionError: it does not offer one of them (the offered are listed), or offers none, or
+                there is neither a target nor a GPU.
         """
         found = tuple(dict.fromkeys(target.lower() for target in targets))
+        if not found and not nvidia_driver():
+            remedy = f"Name one with --target: {', '.join(self.targets)}."
+            if not self.targets:
+                remedy = "Build on the machine whose GPU the plan is for."
+            raise OptionError(f"there is no NVIDIA GPU to build for here. {remedy}")
         for target in found:
             if not self.targets:
                 raise OptionError(

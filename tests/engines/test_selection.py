@@ -21,12 +21,13 @@ def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
     assert "--engine tensorrt" in choose_engine().reason
 
 
-def test_every_kind_says_why_it_is_chosen_or_what_is_missing() -> None:
-    for kind in KINDS:
-        try:
-            assert choose_engine(kind).kind == kind
-        except OptionError as error:
-            assert f"--engine {kind} is not possible here" in str(error)  # noqa: PT017
+def test_a_target_is_checked_before_anything_is_built() -> None:
+    with pytest.raises(OptionError, match="Add --engine tensorrt-rtx, or leave --target out"):
+        choose_engine("auto", ["sm89"])
+    pytest.importorskip("tensorrt_rtx_bindings")
+    assert choose_engine("tensorrt-rtx", ["sm89"]).kind == "tensorrt-rtx"
+    with pytest.raises(OptionError, match=r"--target sm12: .* builds for .*sm89"):
+        choose_engine("tensorrt-rtx", ["sm12"])
 
 
 def test_an_unknown_engine_is_refused_and_the_nearest_offered() -> None:

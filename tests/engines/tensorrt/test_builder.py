@@ -12,7 +12,6 @@ import onnx
 import pytest
 from onnx import parser
 
-from engines.selection import nvidia_driver
 from engines.tensorrt import builder
 from engines.tensorrt.builder import plan_from_onnx
 from engines.tensorrt.libraries import Library, find_library
@@ -116,11 +115,11 @@ def test_a_target_that_is_not_offered_is_refused_with_those_that_are(
     assert all(target in str(caught.value) for target in library.targets)
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="there is a GPU to build for")
 def test_without_a_gpu_a_target_is_wanted(
-    vision_graph: Write, proven: Prove, library: Library
+    vision_graph: Write, proven: Prove, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OptionError, match=r"no NVIDIA GPU .* --target, one of sm75"):
+    monkeypatch.setattr("engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    with pytest.raises(OptionError, match=r"no NVIDIA GPU .* --target: sm75, "):
         _build(proven(vision_graph()), library, targets=())
 
 
@@ -219,8 +218,13 @@ def test_a_library_that_is_not_there_names_the_remedy(monkeypatch: pytest.Monkey
             find_library(kind)
 
 
-def test_a_library_without_targets_refuses_them() -> None:
+def test_a_library_without_targets_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines.tensorrt import libraries
+
     plain = Library(kind="tensorrt", module=object(), version="11.4")
+    with pytest.raises(OptionError, match=r"no NVIDIA GPU .* Build on the machine whose GPU"):
+        plain.check_targets(())
+    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
     assert plain.targets == plain.check_targets(()) == ()
     with pytest.raises(OptionError, match="this machine's GPU only"):
         plain.check_targets(["sm89"])
