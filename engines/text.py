@@ -81,6 +81,8 @@ class PromptTokenizer:
     def __call__(self, prompt: str) -> tuple[int, ...]:
         """Token ids of the templated prompt, special tokens included (BOS first, or EOS last).
 
+        A special token that the prompt spells out (`</s>`) is that token, as in transformers.
+
         Raises:
             InputError: the prompt is empty, is not text, contains the image token, or is longer
                 than the limit.
