@@ -1,0 +1,46 @@
+"""`python -m benchmarks [NAME …]`: runs benchmarks and writes `benchmarks/results.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from export.checkpoint import DEMO
+from serving.cli.quiet import quiet_libraries
+
+NAMES = ("builds", "heldout", "one_image", "latency")
+MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
+RESULTS = Path(__file__).with_name("results.json")
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(NAMES))
+@click.option("--model", "models", multiple=True, default=MODELS, help="Demo checkpoints to take.")
+def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
+    """Run the benchmarks NAMES, or all of them, and keep what the others found before."""
+    quiet_libraries()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results["machine"] = {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
+        for name in names or NAMES:
+            benchmark = import_module(f"benchmarks.{name}")
+            for model in models:
+                figures = benchmark.main(DEMO.parent / model, Path(scratch))
+                results.setdefault(name, {})[model] = figures
+                click.echo(f"{name} {model}: {json.dumps(figures, indent=2)}")
+                RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Build time and peak memory, by model and precision; with and without verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import run
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
+    """Figures by precision: the build alone, the build with its proof, and bytes on disk."""
+    figures: dict[str, Any] = {}
+    for precision in PRECISIONS:
+        output = scratch / f"{checkpoint.name}-{precision}"
+        build = ["export", "build", "--model", str(checkpoint), "--precision", precision]
+        bare = run([*build, "--output", str(output), "--no-verify"])
+        proven = run([*build, "--output", str(output)])
+        figures[precision] = {
+            "build": bare.to_json(),
+            "build_and_verify": proven.to_json(),
+            "new_bytes": _new_bytes(output),
+            "checkpoint_bytes": (checkpoint / "model.safetensors").stat().st_size,
+        }
+    return figures
+
+
+def _new_bytes(directory: Path) -> int:
+    """Bytes that the build added to the disk: files with one name only."""
+    stats = [path.lstat() for path in directory.rglob("*") if path.is_file()]
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)

@@ -1,0 +1,72 @@
+"""All held-out examples over gRPC, 8 at a time: identical text to in process, none lost."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.builds import PRECISIONS
+from benchmarks.measure import run
+from engines.pipeline import Pipeline
+from engines.verification import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from serving.client import InstructBlipClient
+from serving.repository import REPOSITORY
+from serving.server import TritonServer
+
+AT_ONCE = 8
+
+
+def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
+    """Figures by precision."""
+    examples = read_examples(checkpoint / "examples")
+    figures = {}
+    for precision in PRECISIONS:
+        build = scratch / f"{checkpoint.name}-{precision}"
+        if not build.exists():
+            options = ["--precision", precision, "--output", str(build), "--no-verify"]
+            run(["export", "build", "--model", str(checkpoint), *options])
+        figures[precision] = _compare(build, examples)
+    return figures
+
+
+def _compare(build: Path, examples: list[Example]) -> dict[str, Any]:
+    preprocessing = Manifest.read(build).preprocessing
+    with Pipeline(build) as pipeline:
+        started = time.monotonic()
+        wanted = [
+            pipeline.answer(pixels_from_image(e.image, preprocessing), e.prompt).text
+            for e in examples
+        ]
+        in_process_s = time.monotonic() - started
+    started = time.monotonic()
+    with TritonServer(build / REPOSITORY) as server:
+        ready_s = time.monotonic() - started
+        with InstructBlipClient(server.grpc_url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+            started = time.monotonic()
+            asked = pool.map(lambda e: _ask(client, e), examples)
+            found = list(asked)
+            triton_s = time.monotonic() - started
+    texts = [text for text, _ in found]
+    return {
+        "examples": len(examples),
+        "answered": sum(text is not None for text in texts),
+        "identical_to_in_process": sum(a == b for a, b in zip(texts, wanted, strict=True)),
+        "deltas_in_order": sum(joined for _, joined in found),
+        "right": sum(
+            text.strip() == (e.answer or "") for text, e in zip(texts, examples, strict=True)
+        ),
+        "start_to_ready_s": round(ready_s, 2),
+        "seconds_in_process": round(in_process_s, 1),
+        "seconds_triton_8_at_once": round(triton_s, 1),
+    }
+
+
+def _ask(client: InstructBlipClient, example: Example) -> tuple[str, bool]:
+    """The answer, and whether its deltas in the order of their coming are that answer."""
+    with client.stream(example.image, example.prompt) as stream:
+        deltas = list(stream)
+        return stream.answer.text, "".join(deltas) == stream.answer.text

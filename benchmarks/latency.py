@@ -1,0 +1,45 @@
+"""Median latency of a short answer: transformers, in process, through Triton, in turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import in_turns, run
+from benchmarks.reference import Reference
+from engines.pipeline import Pipeline
+from engines.verification import read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from serving.client import InstructBlipClient
+from serving.repository import REPOSITORY
+from serving.server import TritonServer
+
+ROUNDS = 40
+SHORT = 12
+"""Characters: the longest answer that counts as short."""
+
+
+def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
+    """A new image and question each round, the same for every way."""
+    build = scratch / f"{checkpoint.name}-fp32"
+    if not build.exists():
+        options = ["--output", str(build), "--no-verify"]
+        run(["export", "build", "--model", str(checkpoint), *options])
+    examples = [
+        e for e in read_examples(checkpoint / "examples") if e.answer and len(e.answer) <= SHORT
+    ]
+    reference, preprocessing = Reference(checkpoint), Manifest.read(build).preprocessing
+    with (
+        TritonServer(build / REPOSITORY) as server,
+        InstructBlipClient(server.grpc_url) as client,
+        Pipeline(build) as pipeline,
+    ):
+        ways = {
+            "transformers": lambda turn: reference.answer([examples[turn]]),
+            "in process": lambda turn: pipeline.answer(
+                pixels_from_image(examples[turn].image, preprocessing), examples[turn].prompt
+            ),
+            "through Triton": lambda turn: client.ask(examples[turn].image, examples[turn].prompt),
+        }
+        return in_turns(ways, ROUNDS, warm_up=3)

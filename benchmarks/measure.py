@@ -1,0 +1,76 @@
+"""Processes measured from outside, and times taken in turns."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A finished process.
+
+    Attributes:
+        seconds: wall time.
+        peak_mib: largest resident memory, in MiB.
+    """
+
+    seconds: float
+    peak_mib: float
+
+    def to_json(self) -> dict[str, float]:
+        """Rounded, JSON-ready."""
+        return {name: round(value, 1) for name, value in asdict(self).items()}
+
+
+def run(arguments: Sequence[str]) -> Process:
+    """Runs `python -m arguments…` to its end.
+
+    Raises:
+        RuntimeError: it failed; the message has what it wrote.
+    """
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{output.decode(errors='replace')}")
+    return Process(seconds=seconds, peak_mib=usage.ru_maxrss / 1024)
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[int], Any]], rounds: int, *, warm_up: int = 2
+) -> dict[str, dict[str, float]]:
+    """Calls each way with the number of the round, A B C A B C …, and times every call.
+
+    Returns:
+        By way: `median_ms`, `p95_ms`, and `ratio` of its median to the first way's.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-warm_up, rounds):
+        for name, call in ways.items():
+            started = time.perf_counter()
+            call(turn % rounds)
+            if turn >= 0:
+                taken[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    first = next(iter(medians.values()))
+    return {
+        name: {
+            "median_ms": round(medians[name] * 1e3, 2),
+            "p95_ms": round(statistics.quantiles(values, n=20)[-1] * 1e3, 2),
+            "ratio": round(medians[name] / first, 3),
+        }
+        for name, values in taken.items()
+    }
