@@ -87,7 +87,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     from engines.selection import choose_engine
 
     progress = progress or Silent()
-    engine = choose_engine(options.engine)
+    engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     checkpoint = checkpoint_from_directory(options.model)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family})")

@@ -1,7 +1,8 @@
 """The command line: `iblip`, and `export` for those who know it by that name.
 
 Each command is a module of this package with a click command named `command`. A module is imported
-only when its command is named, and imports what is heavy only when it runs.
+only when its command is named, and imports what is heavy only when it runs. Every option can be
+given through the environment too: `IBLIP_SERVE_HTTP_PORT`, `IBLIP_EXPORT_BUILD_PRECISION`.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ iblip.add_command(export, "export")
 
 def main() -> None:
     """The command `iblip`."""
-    iblip(prog_name="iblip")
+    iblip(prog_name="iblip", auto_envvar_prefix="IBLIP")
 
 
 def export_main() -> None:
     """The command `export`; a shell's own `export` hides it, so `python -m export` says it too."""
-    export(prog_name="export")
+    export(prog_name="export", auto_envvar_prefix="IBLIP_EXPORT")

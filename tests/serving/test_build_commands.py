@@ -1,0 +1,147 @@
+"""`export build`, `verify` and `inspect`, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from export.manifest import Manifest
+from serving.build import BuildOptions, build
+from serving.cli import export
+
+
+def call(*arguments):
+    return CliRunner().invoke(export, [str(word) for word in arguments], prog_name="export")
+
+
+def last_line(result):
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["build", "--precision", "fp8"], 2, "there is no precision 'fp8'; known: fp32, fp16"),
+        (["build", "--engine", "tensort"], 2, "Did you mean 'tensorrt'"),
+        (["build", "--max-batch", "0"], 2, "--max-batch is 0; wanted 1 or more"),
+        (["build", "--model", "nowhere"], 1, "there is no checkpoint directory"),
+        (["verify", "nowhere"], 1, "there is no directory nowhere"),
+        (["inspect", "."], 1, "is not a build: it has no manifest.json"),
+        (["build", "--target", "sm89"], 2, "--target sm89 is for plans"),
+        (["build", "--engine", "tensorrt-rtx"], 2, "no NVIDIA GPU to build for here"),
+        (
+            ["build", "--engine", "tensorrt-rtx", "--target", "sm90"],
+            2,
+            "--target sm90: tensorrt-rtx",
+        ),
+    ],
+)
+def test_a_call_that_cannot_work_says_why(tmp_path, monkeypatch, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == status
+    assert message in last_line(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_refused():
+    assert call("build", "--precison", "fp16").exit_code == 2
+
+
+def test_an_output_that_is_no_build_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = call("build", "--output", tmp_path)
+    assert result.exit_code == 1
+    assert "is not a build" in last_line(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_verify_reports_every_stage(vicuna_build):
+    result = call("verify", vicuna_build, "--limit", 8, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert report["passed"]
+    assert set(report["graphs"]) == {
+        "vision_encoder/model",
+        "qformer/model",
+        "language_model/embed_tokens",
+        "language_model/decoder",
+    }
+    assert report["text"]["same_text"] == report["text"]["examples"] == 8
+
+
+def test_verify_tells_a_checkpoint_that_has_changed(vicuna_build, checkpoints):
+    result = call("verify", vicuna_build, "--model", checkpoints / "instructblip-demo-flant5")
+    assert result.exit_code == 1
+    assert "is not what" in last_line(result)
+
+
+def test_inspect_shows_contracts_and_proof(flant5_build):
+    result = call("inspect", flant5_build, "--digests")
+    assert result.exit_code == 0, result.output
+    assert "pixels uint8 [batch, 72, 72, 3]" in result.stdout
+    assert "language_model: fp32 on onnxruntime" in result.stdout
+    assert "5 graphs compared" in result.stdout
+
+
+def test_no_verify_is_written_down(checkpoints, tmp_path):
+    model = checkpoints / "instructblip-demo-vicuna"
+    directory = build(BuildOptions(model=model, output=tmp_path / "build", verify=False))
+    assert Manifest.read(directory).verification == {"skipped": "--no-verify"}
+
+
+@pytest.mark.parametrize("kind", ["vicuna", "flant5"])
+def test_tensorrt_rtx_plans_are_really_built(checkpoints, tmp_path, kind):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    options = BuildOptions(
+        model=checkpoints / f"instructblip-demo-{kind}",
+        output=tmp_path / "build",
+        precision="fp16",
+        engine="tensorrt-rtx",
+        targets=("sm89",),
+        limit=8,
+    )
+    directory = build(options)
+    manifest = Manifest.read(directory)
+    for component in ("vision_encoder", "qformer"):
+        engine = manifest.components[component].engine
+        assert engine.kind == "tensorrt-rtx"
+        assert engine.details["targets"] == ["sm89"]
+        assert engine.details["profile"]["batch"] == [1, 2, 8]
+        assert (directory / engine.files["model"]).stat().st_size == engine.details["bytes"]
+    assert manifest.components["language_model"].engine.kind == "onnxruntime"
+
+
+def test_a_killed_build_leaves_the_one_before(vicuna_build, tmp_path):
+    destination = Path(shutil.copytree(vicuna_build, tmp_path / "build"))
+    command = [sys.executable, "-m", "export", "build", "--output", str(destination)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "write vision_encoder" in line:  # half way: graphs are there, no manifest yet
+                break
+        os.kill(process.pid, signal.SIGKILL)
+    assert list(tmp_path.glob(".build.building-*"))
+    result = call("inspect", destination, "--digests")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_progress_line_a_stage_where_there_is_no_terminal(build_output):
+    assert "  write vision_encoder/model (" in build_output
+    assert "\r" not in build_output
+
+
+@pytest.fixture(scope="module")
+def build_output(checkpoints, tmp_path_factory):
+    output = tmp_path_factory.mktemp("output") / "build"
+    result = call("build", "--output", output, "--no-verify")
+    assert result.exit_code == 0, result.output
+    return result.stderr
