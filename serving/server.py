@@ -10,13 +10,13 @@ model hangs on the way down, and (on Linux) not when this process is killed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import logging
 import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -38,6 +38,7 @@ Progress = Callable[[str], None]
 LOOPBACK = "127.0.0.1"
 READY_POLL_S = 0.05
 MIB = 2**20
+LAUNCH = Path(__file__).with_name("launch.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,7 @@ class TritonServer:
         installation = find_triton(self.options.triton)
         self._ports = _ports(self.options)
         command = [
+            *(sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())),
             str(installation.binary),
             *self._flags(),
             *installation.arguments(self._scratch_path),
@@ -201,7 +203,6 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
             )
 
     def _flags(self) -> list[str]:
@@ -294,22 +295,6 @@ def _is_ready(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """For the child, before it becomes the server: be told to stop when the parent is gone."""
-    try:
-        prctl = ctypes.CDLL(None).prctl
-    except (AttributeError, OSError):
-        return None  # not Linux
-    set_parent_death_signal = 1
-
-    def run() -> None:
-        prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() != parent:  # it went before we asked
-            os._exit(1)
-
-    return run
 
 
 def _end_group(process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -29,15 +29,21 @@ VERSION = 1
 """Of this wire; a client refuses a server that speaks another."""
 
 ENSEMBLE = "instructblip"
+LANGUAGE_MODEL = "language_model"
 UNARY = "instructblip_unary"
 
 PIXELS = "pixels"
 PROMPT = "prompt"
+VISUAL_PROMPT = "visual_prompt"
 TEXT = "text"
 FINISH = "finish"
 
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
+
+CANCEL = "cancel"
+"""A request parameter of `language_model` alone: the id of a request that nobody waits for. Triton
+2.51 tells an ensemble that its caller has gone, and not the step that is running."""
 
 PACKED = "options_json"
 """A request parameter that holds all the others, as one JSON object in a string. The one-answer

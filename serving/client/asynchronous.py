@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,9 +17,11 @@ from export.images import ImageSource, pixels_from_image
 from serving.client.errors import CancelledError
 from serving.client.faults import error_from_status
 from serving.client.messages import (
+    CANCEL_TIMEOUT_S,
     AnswerReader,
     Deadline,
     KeepAlive,
+    cancellation,
     channel_options,
     config_request,
     contract_from_config,
@@ -31,10 +34,12 @@ from serving.wire import ENSEMBLE, ServerContract
 class AsyncInstructBlipClient:
     """Asks a server about images, in one event loop; arguments as in `InstructBlipClient`.
 
-    async with AsyncInstructBlipClient("127.0.0.1:8001") as client:
-        answer = await client.ask("digits.png", "How many digits are there?")
-        async for text in await client.stream("digits.png", "Describe the image."):
-            print(text, end="", flush=True)
+    ::
+
+        async with AsyncInstructBlipClient("127.0.0.1:8001") as client:
+            answer = await client.ask("digits.png", "How many digits are there?")
+            async for text in await client.stream("digits.png", "Describe the image."):
+                print(text, end="", flush=True)
     """
 
     def __init__(
@@ -122,15 +127,24 @@ class AsyncInstructBlipClient:
             pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream
         )
         call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
-        return AsyncAnswerStream(call, AnswerReader(self.url))
+        return AsyncAnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
+
+    async def _forget(self, request_id: str) -> None:
+        message = iter([cancellation(request_id)])
+        with contextlib.suppress(grpc.RpcError):  # gone already, it needs no telling
+            async for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
+                pass
 
 
 class AsyncAnswerStream:
     """Iterates over the pieces of an answer; as `AnswerStream`."""
 
-    def __init__(self, call: Any, reader: AnswerReader) -> None:
+    def __init__(
+        self, call: Any, reader: AnswerReader, forget: Callable[[], Awaitable[None]]
+    ) -> None:
         self._call = call
         self._reader = reader
+        self._forget = forget
         self._responses = aiter(call)
         self._answer: Answer | None = None
 
@@ -143,7 +157,7 @@ class AsyncAnswerStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.cancel()
+        await self.cancel()
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -181,9 +195,13 @@ class AsyncAnswerStream:
         assert self._answer is not None
         return self._answer
 
-    def cancel(self) -> None:
-        """Stops the answer; iterating on raises `CancelledError`. Harmless after the end."""
-        self._call.cancel()
+    async def cancel(self) -> None:
+        """Stops the answer and returns once its place in the engine is free.
+
+        Iterating on raises `CancelledError`. Harmless after the end.
+        """
+        if self._call.cancel():
+            await self._forget()
 
 
 def _task_is_cancelled() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from export.errors import ContractError, DeadlineError, InputError, OptionError
 from serving.client.errors import DisconnectedError, ProtocolError
 from serving.client.faults import error_from_status
 from serving.wire import (
+    CANCEL,
     FINISH,
+    LANGUAGE_MODEL,
     PIXELS,
     PROMPT,
     STREAM,
@@ -30,6 +33,9 @@ from serving.wire import (
 
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
+
+CANCEL_TIMEOUT_S = 2.0
+"""How long a server may take to hear of a cancellation: longer, and it hears of nothing."""
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -137,7 +143,7 @@ def question(
     from tritonclient.grpc import service_pb2
 
     data = _utf8(prompt)
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = service_pb2.ModelInferRequest(model_name=model, id=uuid.uuid4().hex)
     request.inputs.add(name=PIXELS, datatype="UINT8", shape=[1, *pixels.shape])
     request.inputs.add(name=PROMPT, datatype="BYTES", shape=[1])
     request.raw_input_contents.append(pixels.tobytes())
@@ -147,6 +153,15 @@ def question(
     request.parameters[STREAM].bool_param = stream
     if timeout_s is not None:
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
+    return request
+
+
+def cancellation(request_id: str) -> Message:
+    """Tells the language model that nobody waits for that request: Triton itself does not."""
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=LANGUAGE_MODEL)
+    request.parameters[CANCEL].string_param = request_id
     return request
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,9 +14,11 @@ from export.errors import IblipError
 from export.images import ImageSource, pixels_from_image
 from serving.client.faults import error_from_status
 from serving.client.messages import (
+    CANCEL_TIMEOUT_S,
     AnswerReader,
     Deadline,
     KeepAlive,
+    cancellation,
     channel_options,
     config_request,
     contract_from_config,
@@ -154,7 +157,13 @@ class InstructBlipClient:
             pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream
         )
         call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
-        return AnswerStream(call, AnswerReader(self.url))
+        return AnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
+
+    def _forget(self, request_id: str) -> None:
+        message = iter([cancellation(request_id)])
+        with contextlib.suppress(grpc.RpcError, ValueError):  # gone already, it needs no telling
+            for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
+                pass
 
 
 class AnswerStream:
@@ -163,9 +172,10 @@ class AnswerStream:
     A context manager: leaving it early cancels the answer, which frees its place in the engine.
     """
 
-    def __init__(self, call: Any, reader: AnswerReader) -> None:
+    def __init__(self, call: Any, reader: AnswerReader, forget: Callable[[], None]) -> None:
         self._call = call
         self._reader = reader
+        self._forget = forget
         self._answer: Answer | None = None
 
     def __enter__(self) -> Self:
@@ -212,8 +222,12 @@ class AnswerStream:
         return self._answer
 
     def cancel(self) -> None:
-        """Stops the answer; iterating on raises `CancelledError`. Harmless after the end."""
-        self._call.cancel()
+        """Stops the answer and returns once its place in the engine is free.
+
+        Iterating on raises `CancelledError`. Harmless after the end.
+        """
+        if self._call.cancel():
+            self._forget()
 
 
 def _fault(error: Any, url: str) -> IblipError:

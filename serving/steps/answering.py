@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from typing import Protocol
 
 from engines.language_model.types import (
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
 """How often callers are asked whether they are still there, in seconds."""
+
+REMEMBERED = 256
+"""How many cancelled ids are kept, for a request that its own cancellation overtakes."""
 
 
 class Reply(Protocol):
@@ -53,15 +57,22 @@ class Answering:
         self._engine = engine
         self._poll_s = poll_s
         self._running: dict[Generation, _Caller] = {}
+        self._cancelled_ids: deque[str] = deque(maxlen=REMEMBERED)
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
         self._watcher.start()
 
-    def answer(self, request: GenerationRequest, reply: Reply) -> None:
-        """Queues the request and returns; a request that the engine refuses fails at once."""
-        caller = _Caller(reply)
+    def answer(self, request: GenerationRequest, reply: Reply, request_id: str = "") -> None:
+        """Queues the request and returns; a request that the engine refuses fails at once.
+
+        Args:
+            request: what is asked.
+            reply: where the answer goes.
+            request_id: what `cancel` is given; empty where the request has none.
+        """
+        caller = _Caller(reply, request_id)
         try:
             generation = self._engine.submit(request)
         except Exception as error:  # the caller's, whatever it is: this process serves on
@@ -73,7 +84,19 @@ class Answering:
         with self._lock:
             self._running[generation] = caller
             self._threads.add(thread)
+            overtaken = request_id in self._cancelled_ids
         thread.start()
+        if overtaken:
+            generation.cancel()
+
+    def cancel(self, request_id: str) -> int:
+        """Cancels the requests of that id, and one that is still to come; how many are running."""
+        with self._lock:
+            self._cancelled_ids.append(request_id)
+            found = [g for g, caller in self._running.items() if caller.request_id == request_id]
+        for generation in found:
+            generation.cancel()
+        return len(found)
 
     def close(self) -> None:
         """Ends every request with an error, waits for the replies, and closes the engine."""
@@ -113,7 +136,8 @@ class _Caller:
     another thread, ends the whole server with a segmentation fault.
     """
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, request_id: str) -> None:
+        self.request_id = request_id
         self._reply = reply
         self._ended = False
         self._lock = threading.Lock()

@@ -8,13 +8,16 @@ import triton_python_backend_utils as pb_utils
 
 from engines.language_model.opening import open_engine
 from engines.language_model.types import GenerationRequest
+from export.errors import InputError
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
 from serving.steps.prompts import prompt_from_tensor
 from serving.wire import (
+    CANCEL,
     FINISH,
     PROMPT,
     TEXT,
+    VISUAL_PROMPT,
     finish_from_answer,
     options_from_parameters,
     status_from_error,
@@ -38,12 +41,15 @@ class TritonPythonModel:
             reply = TritonReply(request.get_response_sender())
             try:
                 parameters = json.loads(request.parameters() or "{}")
+                if CANCEL in parameters:
+                    reply.cancelled(self.answering.cancel(str(parameters[CANCEL])))
+                    continue
                 reply.stream = stream_from_parameters(parameters)
                 asked = generation_request(request, parameters)
             except Exception as fault:  # it belongs to this request, not to the model's process
                 reply.fail(fault)
             else:
-                self.answering.answer(asked, reply)
+                self.answering.answer(asked, reply, request.request_id())
 
     def finalize(self):
         """Ends what is running and frees the engine."""
@@ -52,8 +58,8 @@ class TritonPythonModel:
 
 def generation_request(request, parameters):
     """Triton's request in the engine's words."""
-    prompt = pb_utils.get_input_tensor_by_name(request, PROMPT).as_numpy()
-    visual_prompt = pb_utils.get_input_tensor_by_name(request, "visual_prompt").as_numpy()
+    prompt = tensor(request, PROMPT)
+    visual_prompt = tensor(request, VISUAL_PROMPT)
     timeout_us = request.timeout()  # 0: none was given
     return GenerationRequest(
         prompt=prompt_from_tensor(prompt),
@@ -61,6 +67,14 @@ def generation_request(request, parameters):
         options=options_from_parameters(parameters),
         deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
     )
+
+
+def tensor(request, name):
+    """An input. Both are optional in the config only so that a cancellation needs none."""
+    found = pb_utils.get_input_tensor_by_name(request, name)
+    if found is None:
+        raise InputError(f"the input {name!r} is missing")
+    return found.as_numpy()
 
 
 class TritonReply:
@@ -86,6 +100,11 @@ class TritonReply:
         """The finish, with Triton's own final flag on the same response."""
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self.sender.send(response(self.unsent, finish_from_answer(answer)), flags=final)
+
+    def cancelled(self, count):
+        """The end of a cancellation: how many running requests it met."""
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.sender.send(response("", json.dumps({"cancelled": count})), flags=final)
 
     def fail(self, error):
         """The error, final."""
