@@ -27,6 +27,15 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     return figures
 
 
+def build(checkpoint: Path, scratch: Path, precision: str = "fp32") -> Path:
+    """The build of `checkpoint` in `scratch`, made now unless another benchmark has made it."""
+    output = scratch / f"{checkpoint.name}-{precision}"
+    if not output.exists():
+        options = ["--precision", precision, "--output", str(output), "--no-verify"]
+        run(["export", "build", "--model", str(checkpoint), *options])
+    return output
+
+
 def _new_bytes(directory: Path) -> int:
     """Bytes that the build added to the disk: files with one name only."""
     stats = [path.lstat() for path in directory.rglob("*") if path.is_file()]

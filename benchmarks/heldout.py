@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.builds import PRECISIONS
-from benchmarks.measure import run
+from benchmarks.builds import PRECISIONS, build
 from engines.pipeline import Pipeline
-from engines.verification import Example, read_examples
+from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from serving.client import InstructBlipClient
@@ -25,17 +24,13 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     examples = read_examples(checkpoint / "examples")
     figures = {}
     for precision in PRECISIONS:
-        build = scratch / f"{checkpoint.name}-{precision}"
-        if not build.exists():
-            options = ["--precision", precision, "--output", str(build), "--no-verify"]
-            run(["export", "build", "--model", str(checkpoint), *options])
-        figures[precision] = _compare(build, examples)
+        figures[precision] = _compare(build(checkpoint, scratch, precision), examples)
     return figures
 
 
-def _compare(build: Path, examples: list[Example]) -> dict[str, Any]:
-    preprocessing = Manifest.read(build).preprocessing
-    with Pipeline(build) as pipeline:
+def _compare(directory: Path, examples: list[Example]) -> dict[str, Any]:
+    preprocessing = Manifest.read(directory).preprocessing
+    with Pipeline(directory) as pipeline:
         started = time.monotonic()
         wanted = [
             pipeline.answer(pixels_from_image(e.image, preprocessing), e.prompt).text
@@ -43,7 +38,7 @@ def _compare(build: Path, examples: list[Example]) -> dict[str, Any]:
         ]
         in_process_s = time.monotonic() - started
     started = time.monotonic()
-    with TritonServer(build / REPOSITORY) as server:
+    with TritonServer(directory / REPOSITORY) as server:
         ready_s = time.monotonic() - started
         with InstructBlipClient(server.grpc_url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
             started = time.monotonic()
@@ -56,9 +51,7 @@ def _compare(build: Path, examples: list[Example]) -> dict[str, Any]:
         "answered": sum(text is not None for text in texts),
         "identical_to_in_process": sum(a == b for a, b in zip(texts, wanted, strict=True)),
         "deltas_in_order": sum(joined for _, joined in found),
-        "right": sum(
-            text.strip() == (e.answer or "") for text, e in zip(texts, examples, strict=True)
-        ),
+        "right": sum(e.is_right(text) for text, e in zip(texts, examples, strict=True)),
         "start_to_ready_s": round(ready_s, 2),
         "seconds_in_process": round(in_process_s, 1),
         "seconds_triton_8_at_once": round(triton_s, 1),

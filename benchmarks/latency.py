@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_turns, run
+from benchmarks.builds import build
+from benchmarks.measure import in_turns
 from benchmarks.reference import Reference
 from engines.pipeline import Pipeline
-from engines.verification import read_examples
+from export.examples import read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from serving.client import InstructBlipClient
@@ -22,18 +23,15 @@ SHORT = 12
 
 def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     """A new image and question each round, the same for every way."""
-    build = scratch / f"{checkpoint.name}-fp32"
-    if not build.exists():
-        options = ["--output", str(build), "--no-verify"]
-        run(["export", "build", "--model", str(checkpoint), *options])
+    directory = build(checkpoint, scratch)
     examples = [
         e for e in read_examples(checkpoint / "examples") if e.answer and len(e.answer) <= SHORT
     ]
-    reference, preprocessing = Reference(checkpoint), Manifest.read(build).preprocessing
+    reference, preprocessing = Reference(checkpoint), Manifest.read(directory).preprocessing
     with (
-        TritonServer(build / REPOSITORY) as server,
+        TritonServer(directory / REPOSITORY) as server,
         InstructBlipClient(server.grpc_url) as client,
-        Pipeline(build) as pipeline,
+        Pipeline(directory) as pipeline,
     ):
         ways = {
             "transformers": lambda turn: reference.answer([examples[turn]]),

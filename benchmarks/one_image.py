@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_turns, run
+from benchmarks.builds import build
+from benchmarks.measure import in_turns
 from benchmarks.reference import Reference
 from engines.pipeline import Pipeline
-from engines.verification import Example, read_examples
+from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from serving.client import InstructBlipClient
@@ -24,34 +25,31 @@ ROUNDS = 5
 
 def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     """Runs of the vision encoder by Triton's own counters, then times in turns."""
-    build = scratch / f"{checkpoint.name}-fp32"
-    if not build.exists():
-        options = ["--output", str(build), "--no-verify"]
-        run(["export", "build", "--model", str(checkpoint), *options])
+    directory = build(checkpoint, scratch)
     examples = read_examples(checkpoint / "examples")
     prompts = list(dict.fromkeys(example.prompt for example in examples))[:QUESTIONS]
     with (
-        TritonServer(build / REPOSITORY) as server,
+        TritonServer(directory / REPOSITORY) as server,
         InstructBlipClient(server.grpc_url) as client,
-        Pipeline(build) as pipeline,
+        Pipeline(directory) as pipeline,
     ):
         before = _runs(server.metrics_url)
         for prompt in prompts:
             client.ask(examples[0].image, prompt)
         runs = _runs(server.metrics_url) - before
-        times = _times(checkpoint, build, client, pipeline, examples, prompts)
+        times = _times(checkpoint, directory, client, pipeline, examples, prompts)
     return {"questions": len(prompts), "vision_encoder_runs": runs, "ten_questions": times}
 
 
 def _times(
     checkpoint: Path,
-    build: Path,
+    directory: Path,
     client: InstructBlipClient,
     pipeline: Pipeline,
     examples: list[Example],
     prompts: list[str],
 ) -> dict[str, Any]:
-    reference, preprocessing = Reference(checkpoint), Manifest.read(build).preprocessing
+    reference, preprocessing = Reference(checkpoint), Manifest.read(directory).preprocessing
 
     def image(turn: int) -> Path:
         return examples[1 + turn].image  # another each round: none is cached from before

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from engines.verification import Example
 from export.checkpoint import checkpoint_from_directory
+from export.examples import Example
 from export.verification.cases import load_reference
 
 

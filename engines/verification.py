@@ -6,7 +6,6 @@ detokenisation. The reference runs whole too, by transformers from the checkpoin
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,35 +18,16 @@ import numpy.typing as npt
 from engines.language_model.types import GenerationOptions
 from engines.pipeline import Pipeline
 from export.checkpoint import Checkpoint
-from export.errors import InputError
+from export.examples import Example
 from export.images import pixels_from_image
 from export.manifest import EngineRecord, Manifest
 from export.progress import Advance, Progress
-
-EXAMPLES = "examples.jsonl"
 
 AGREEMENT: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.99}
 """By precision: the smallest share of examples whose text must equal transformers'."""
 
 REFERENCE_BATCH = 32
 """Examples of one length that the reference answers at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One question, and the right answer where it is known.
-
-    Attributes:
-        name: tells it from others.
-        image: the image file.
-        prompt: what is asked.
-        answer: the right answer; `None` where accuracy is not asked for.
-    """
-
-    name: str
-    image: Path
-    prompt: str
-    answer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,44 +68,6 @@ class TextReport:
         return {**report, "different": list(self.different)}
 
 
-def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
-    """Reads `examples.jsonl`: one `{"id", "image", "prompt", "answer"}` a line.
-
-    Args:
-        directory: holds the file; `image` is relative to it.
-        limit: take only so many, evenly spread over the file.
-
-    Raises:
-        InputError: the file is missing, empty or malformed.
-    """
-    path = directory / EXAMPLES
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        examples = [_example(directory, json.loads(line)) for line in lines if line.strip()]
-    except FileNotFoundError:
-        raise InputError(f"there is no {path}; wanted one JSON object a line") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is malformed ({error!r}); wanted a JSON object a line, with id, image, prompt"
-            " and, where accuracy is to be measured, answer"
-        ) from error
-    if not examples:
-        raise InputError(f"{path} is empty")
-    if limit is not None and limit < len(examples):
-        chosen = np.linspace(0, len(examples) - 1, limit).round().astype(int)
-        examples = [examples[i] for i in chosen]
-    return examples
-
-
-def _example(directory: Path, data: Mapping[str, Any]) -> Example:
-    return Example(
-        name=str(data["id"]),
-        image=directory / data["image"],
-        prompt=data["prompt"],
-        answer=data.get("answer"),
-    )
-
-
 def verify_text(
     directory: Path, checkpoint: Checkpoint, examples: Sequence[Example], progress: Progress
 ) -> TextReport:
@@ -149,18 +91,14 @@ def verify_text(
         examples=len(examples),
         same=sum(text == wanted for _, text, wanted in pairs),
         wanted=min(AGREEMENT[record.precision] for record in manifest.components.values()),
-        right=sum(_right(e, text) for e, text, _ in pairs) if has_answers else None,
-        reference_right=sum(_right(e, text) for e, _, text in pairs) if has_answers else None,
+        right=sum(e.is_right(text) for e, text, _ in pairs) if has_answers else None,
+        reference_right=sum(e.is_right(text) for e, _, text in pairs) if has_answers else None,
         different=tuple(
             {"example": e.name, "prompt": e.prompt, "text": text, "reference": wanted}
             for e, text, wanted in pairs
             if text != wanted
         )[:10],
     )
-
-
-def _right(example: Example, text: str) -> bool:
-    return example.answer is not None and text.strip() == example.answer.strip()
 
 
 def on_onnxruntime(manifest: Manifest) -> Manifest:

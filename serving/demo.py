@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import BuildDirectoryError, InputError
+from export.errors import BuildDirectoryError
+from export.examples import Example
 from export.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -19,23 +19,6 @@ if TYPE_CHECKING:
 
 CLAIM = 0.9
 """The share of right answers that every demo checkpoint claims (see its model card)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One held-out example.
-
-    Attributes:
-        image: its picture.
-        kind: of question.
-        prompt: as it is asked.
-        expected: the right answer.
-    """
-
-    image: Path
-    kind: str
-    prompt: str
-    expected: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +32,7 @@ class Asked:
         whole_s: until its end, in seconds.
     """
 
-    question: Question
+    question: Example
     text: str
     first_s: float
     whole_s: float
@@ -57,7 +40,7 @@ class Asked:
     @property
     def is_right(self) -> bool:
         """Whether the answer is the expected one, to the letter."""
-        return self.text.strip() == self.question.expected
+        return self.question.is_right(self.text)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form."""
@@ -66,40 +49,16 @@ class Asked:
             "kind": self.question.kind,
             "prompt": self.question.prompt,
             "answer": self.text,
-            "expected": self.question.expected,
+            "expected": self.question.answer,
             "right": self.is_right,
             "first_s": self.first_s,
             "whole_s": self.whole_s,
         }
 
 
-def read_questions(directory: Path) -> list[Question]:
-    """The examples in `directory/examples.jsonl`, in their order.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = directory / "examples.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [
-            Question(
-                image=directory / row["image"],
-                kind=row["kind"],
-                prompt=row["prompt"],
-                expected=row["answer"],
-            )
-            for row in rows
-        ]
-    except FileNotFoundError:
-        raise InputError(f"there are no examples: {path} is missing") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error!r}") from error
-
-
-def spread(questions: Iterable[Question], count: int) -> list[Question]:
+def spread(questions: Iterable[Example], count: int) -> list[Example]:
     """`count` questions, of as many kinds as there are, the first of each kind first."""
-    turns: dict[int, list[Question]] = {}
+    turns: dict[int, list[Example]] = {}
     seen: dict[str, int] = {}
     for question in questions:
         turn = seen[question.kind] = seen.get(question.kind, 0) + 1
@@ -107,7 +66,7 @@ def spread(questions: Iterable[Question], count: int) -> list[Question]:
     return [question for turn in sorted(turns) for question in turns[turn]][:count]
 
 
-def ask_all(client: InstructBlipClient, questions: Sequence[Question]) -> Iterator[Asked]:
+def ask_all(client: InstructBlipClient, questions: Sequence[Example]) -> Iterator[Asked]:
     """Asks one after another."""
     for question in questions:
         started = time.monotonic()

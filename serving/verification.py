@@ -8,6 +8,7 @@ from typing import Any
 from export.checkpoint import checkpoint_from_directory
 from export.digest import check_digests
 from export.errors import CheckpointError
+from export.examples import EXAMPLES, read_examples
 from export.graphs import OnnxGraph
 from export.manifest import Manifest
 from export.progress import Progress
@@ -75,7 +76,7 @@ def text_report(
     Raises:
         InputError: `examples` holds none.
     """
-    from engines.verification import EXAMPLES, read_examples, verify_text
+    from engines.verification import verify_text
 
     source = examples or checkpoint.directory / "examples"
     if examples is None and not (source / EXAMPLES).exists():

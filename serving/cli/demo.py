@@ -43,17 +43,18 @@ def command(
     answers are right than the checkpoint claims.
     """
     from export.checkpoint import DEMO
+    from export.examples import read_examples
     from serving.build import BuildOptions, build
     from serving.cli.progress import Terminal
     from serving.cli.quiet import quiet_libraries
     from serving.client import InstructBlipClient
-    from serving.demo import ask_all, is_current, read_questions, spread, wanted_right
+    from serving.demo import ask_all, is_current, spread, wanted_right
     from serving.repository import REPOSITORY
     from serving.server import ServerOptions, TritonServer
 
     say = Terminal().note
     options = BuildOptions(model=model or DEMO, precision=precision, output=output)
-    questions = spread(read_questions(options.model / "examples"), count)
+    questions = spread(read_examples(options.model / "examples"), count)
     directory = options.destination.absolute()
     started = time.monotonic()
     if rebuild or not is_current(directory, options.model):
@@ -92,7 +93,7 @@ def command(
 
 
 def _shown(one: Asked) -> str:
-    verdict = "right" if one.is_right else f"WRONG, expected: {one.question.expected}"
+    verdict = "right" if one.is_right else f"WRONG, expected: {one.question.answer}"
     times = f"first text {one.first_s * 1000:.0f} ms, whole {one.whole_s * 1000:.0f} ms"
     return (
         f"\n{_relative(one.question.image)}\n"

@@ -1,0 +1,78 @@
+"""Questions about images, with their right answers where they are known: `examples.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import InputError
+
+EXAMPLES = "examples.jsonl"
+"""Their file, in a directory of its own or in a checkpoint's `examples`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question, and the right answer where it is known.
+
+    Attributes:
+        name: tells it from others.
+        image: the image file.
+        prompt: what is asked.
+        answer: the right answer; `None` where accuracy is not asked for.
+        kind: of question; empty where the file does not say.
+    """
+
+    name: str
+    image: Path
+    prompt: str
+    answer: str | None
+    kind: str = ""
+
+    def is_right(self, text: str) -> bool:
+        """Whether `text` is the right answer, to the letter, white space at the ends aside."""
+        return self.answer is not None and text.strip() == self.answer.strip()
+
+
+def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
+    """Reads `examples.jsonl`: one `{"id", "image", "prompt", "answer", "kind"}` a line.
+
+    Args:
+        directory: holds the file; `image` is relative to it.
+        limit: take only so many, evenly spread over the file.
+
+    Raises:
+        InputError: the file is missing, empty or malformed.
+    """
+    path = directory / EXAMPLES
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        examples = [_example(directory, json.loads(line)) for line in lines if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}; wanted one JSON object a line") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is malformed ({error!r}); wanted a JSON object a line, with id, image, prompt"
+            " and, where accuracy is to be measured, answer"
+        ) from error
+    if not examples:
+        raise InputError(f"{path} is empty")
+    if limit is not None and limit < len(examples):
+        chosen = np.linspace(0, len(examples) - 1, limit).round().astype(int)
+        examples = [examples[i] for i in chosen]
+    return examples
+
+
+def _example(directory: Path, data: Mapping[str, Any]) -> Example:
+    return Example(
+        name=str(data["id"]),
+        image=directory / data["image"],
+        prompt=data["prompt"],
+        answer=data.get("answer"),
+        kind=data.get("kind", ""),
+    )
