@@ -41,6 +41,10 @@ MIB = 2**20
 LAUNCH = Path(__file__).with_name("launch.py")
 
 
+class _CrashedError(ServingError):
+    """The server was ended by a signal, not by a decision of its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """How a server is started.
@@ -139,6 +143,16 @@ class TritonServer:
         return self._scratch_path / "triton.log"
 
     def __enter__(self) -> Self:
+        try:
+            self._begin()
+        except _CrashedError as crash:
+            # Python models that start on a machine with no time for them can bring Triton down;
+            # nothing is wrong with them, and a second start has always worked.
+            self._progress(f"{crash} Starting it again.")
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="iblip-triton-")
         try:
             self._start()
@@ -146,7 +160,6 @@ class TritonServer:
         except BaseException:
             self.stop()
             raise
-        return self
 
     def __exit__(
         self,
@@ -239,16 +252,25 @@ class TritonServer:
         assert self._process is not None
         end = time.monotonic() + self.options.ready_timeout_s
         told = 0
-        while not _is_ready(self._reachable, self._ports["http"]):
+        while not self._is_ready():
             log = self.log_path.read_text(encoding="utf-8", errors="replace")
-            if self._process.poll() is not None:
-                raise ServingError(f"Triton did not start.\n{why(log)}")
+            status = self._process.poll()
+            if status is not None:
+                kind = _CrashedError if status < 0 else ServingError
+                raise kind(f"Triton did not start.\n{why(log)}")
             if time.monotonic() > end:
                 waited = f"{self.options.ready_timeout_s:g} seconds"
                 raise ServingError(f"Triton was not ready after {waited}.\n{why(log)}")
             told = self._tell(log, told)
             time.sleep(READY_POLL_S)
         self._tell(self.log_path.read_text(encoding="utf-8", errors="replace"), told)
+
+    def _is_ready(self) -> bool:
+        # The metrics come up last, after the models are said to be ready.
+        host, ports = self._reachable, self._ports
+        return _answers(host, ports["http"], "/v2/health/ready") and _answers(
+            host, ports["metrics"], "/metrics"
+        )
 
     def _tell(self, log: str, told: int) -> int:
         models = ready_models(log)
@@ -286,12 +308,12 @@ def _ports(options: ServerOptions) -> dict[str, int]:
     return ports
 
 
-def _is_ready(host: str, port: int) -> bool:
+def _answers(host: str, port: int, path: str) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()

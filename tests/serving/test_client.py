@@ -21,6 +21,7 @@ from serving.client.messages import (
     AnswerReader,
     Deadline,
     KeepAlive,
+    cancellation,
     channel_options,
     contract_from_config,
     question,
@@ -91,6 +92,7 @@ def test_a_question_as_a_message():
     assert request.parameters["stop"].string_param == '["#"]'
     assert request.parameters["timeout"].int64_param == 1_500_000
     assert request.parameters["stream"].bool_param is True
+    assert cancellation(request.id).parameters["cancel"].string_param == request.id
 
 
 def test_without_a_deadline_none_is_sent():

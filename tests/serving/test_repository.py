@@ -74,7 +74,7 @@ def test_policy_stays_the_operators(make_build):
     assert vision.dynamic_batching.default_queue_policy.max_queue_size == 256
     assert read["language_model"].model_transaction_policy.decoupled
     assert not read["language_model"].response_cache.enable
-    assert read["instructblip_unary"].instance_group[0].count == 4
+    assert read["instructblip_unary"].instance_group[0].count == 2
 
 
 def test_an_ensemble_holds_nothing_that_triton_forbids_it(make_build):

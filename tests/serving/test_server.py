@@ -132,3 +132,15 @@ def test_a_server_that_ends_at_once_is_said(tmp_path):
     server = TritonServer(tmp_path, ServerOptions(triton=executable(tmp_path / "tritonserver")))
     with pytest.raises(ServingError, match="Triton did not start"), server:
         pass
+
+
+def test_a_server_that_crashes_at_its_start_gets_a_second_one(tmp_path):
+    binary = executable(tmp_path / "tritonserver")
+    binary.write_text(f"#!/bin/sh\necho started >> {tmp_path}/starts\nkill -ABRT $$\n")
+    told = []
+    server = TritonServer(tmp_path, ServerOptions(triton=binary), progress=told.append)
+    with pytest.raises(ServingError, match="Triton did not start"), server:
+        pass
+    assert (tmp_path / "starts").read_text().splitlines() == ["started"] * 2
+    assert len(told) == 1
+    assert told[0].endswith("Starting it again.")

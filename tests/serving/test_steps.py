@@ -154,6 +154,28 @@ def test_a_caller_who_goes_before_the_first_text_frees_the_engine(answering):
     assert reply.end.finish_reason == "cancelled"
 
 
+def test_a_request_is_cancelled_by_its_id_and_no_other_is(answering):
+    first, second = FakeGeneration(), FakeGeneration()
+    replies = [FakeReply(), FakeReply()]
+    running = answering(first, second)
+    for reply, name in zip(replies, ("one", "two"), strict=True):
+        running.answer(REQUEST, reply, name)
+    assert running.cancel("two") == 1
+    assert replies[1].ended.wait(10)
+    assert second.cancelled.is_set()
+    assert not first.cancelled.is_set()
+    assert running.cancel("three") == 0
+
+
+def test_a_cancellation_may_overtake_its_request(answering):
+    generation, reply = FakeGeneration(), FakeReply()
+    running = answering(generation)
+    assert running.cancel("late") == 0
+    running.answer(REQUEST, reply, "late")
+    assert reply.ended.wait(10)
+    assert reply.end.finish_reason == "cancelled"
+
+
 def test_nothing_is_asked_of_a_reply_after_its_end(answering):
     # Triton's own answer to that question is a segmentation fault.
     replies = [FakeReply() for _ in range(50)]

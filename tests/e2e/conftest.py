@@ -1,0 +1,75 @@
+"""A real Triton server for each demo checkpoint, and the same build in this process to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engines.pipeline import Pipeline
+from engines.verification import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from serving.client import Answer, GenerationOptions, InstructBlipClient
+from serving.repository import REPOSITORY
+from serving.server import TritonServer
+
+FAMILIES = ("vicuna", "flant5")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A build, its server, and the same build in this process."""
+
+    build: Path
+    manifest: Manifest
+    server: TritonServer
+    pipeline: Pipeline
+
+    @property
+    def url(self) -> str:
+        return self.server.grpc_url
+
+    @property
+    def long(self) -> GenerationOptions:
+        """An answer that goes on as long as the model can (about 0.9 of it: prompts differ)."""
+        facts = self.manifest.language_model
+        length = (facts.max_length - facts.num_query_tokens) * 9 // 10
+        return GenerationOptions(min_new_tokens=length, max_new_tokens=length)
+
+    def in_process(
+        self, image: Path, prompt: str, options: GenerationOptions | None = None
+    ) -> Answer:
+        pixels = pixels_from_image(image, self.manifest.preprocessing)
+        return self.pipeline.answer(pixels, prompt, options)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    build = request.getfixturevalue(f"{request.param}_build")
+    with Pipeline(build) as pipeline, TritonServer(build / REPOSITORY) as server:
+        yield Served(build, Manifest.read(build), server, pipeline)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[InstructBlipClient]:
+    with InstructBlipClient(served.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def examples(checkpoints: Path) -> list[Example]:
+    return read_examples(checkpoints / "heldout")
+
+
+@pytest.fixture
+def picture(examples: list[Example]) -> Path:
+    return examples[0].image

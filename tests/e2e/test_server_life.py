@@ -1,0 +1,165 @@
+"""A real server's beginning and end: what does not load, what is killed, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from export.errors import ServingError
+from serving.client import DisconnectedError, InstructBlipClient, UnreachableError
+from serving.repository import REPOSITORY
+from serving.server import ServerOptions, TritonServer
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def group(pid: int) -> list[int]:
+    """The processes of a process group that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        state, leader = fields[0], int(fields[2])
+        if leader == pid and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_until_gone(pid: int) -> None:
+    end = time.monotonic() + 60
+    while group(pid):
+        assert time.monotonic() < end, f"still running: {group(pid)}"
+        time.sleep(0.05)
+
+
+def left_in_shared_memory() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("iblip-triton-*")}
+
+
+def test_a_server_leaves_nothing_behind(vicuna_build):
+    before = left_in_shared_memory()
+    with TritonServer(vicuna_build / REPOSITORY) as server:
+        pid = server.pid
+        assert len(group(pid)) > 1  # the server and its Python models
+        text = urllib.request.urlopen(server.metrics_url, timeout=60).read().decode()
+        assert "nv_inference_request_success" in text
+        scratch = server.log_path.parent
+    assert group(pid) == []
+    assert left_in_shared_memory() == before
+    assert not scratch.exists()
+    server.stop()  # once more is harmless
+
+
+def test_a_server_killed_in_mid_stream_is_said_and_cleaned_up(vicuna_build, examples):
+    from serving.client import GenerationOptions
+
+    before = left_in_shared_memory()
+    long = GenerationOptions(min_new_tokens=900, max_new_tokens=900)
+    with (
+        TritonServer(vicuna_build / REPOSITORY) as server,
+        InstructBlipClient(server.grpc_url) as client,
+    ):
+        pid = server.pid
+        stream = client.stream(examples[0].image, "Describe the image.", options=long)
+        first = next(stream)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(DisconnectedError, match="went away before the answer was whole"):
+            list(stream)
+        assert stream.text.startswith(first)
+        server.wait()
+        with pytest.raises((UnreachableError, DisconnectedError)):
+            client.ask(examples[0].image, "What?")
+    assert group(pid) == []
+    assert left_in_shared_memory() == before
+
+
+def test_why_a_model_did_not_load_is_told(vicuna_build, tmp_path):
+    repository = tmp_path / REPOSITORY  # no build above it
+    shutil.copytree(vicuna_build / REPOSITORY / "tokenizer", repository / "tokenizer")
+    with pytest.raises(ServingError) as caught, TritonServer(repository):
+        pass
+    assert str(caught.value).startswith("Triton did not start.\ntokenizer: ")
+    assert "is not a build: it has no manifest.json" in str(caught.value)
+    assert "At:" not in str(caught.value)
+
+
+def test_a_damaged_config_is_told(vicuna_build, tmp_path):
+    repository = tmp_path / REPOSITORY
+    shutil.copytree(vicuna_build / REPOSITORY / "tokenizer", repository / "tokenizer")
+    config = repository / "tokenizer" / "config.pbtxt"
+    config.write_text(config.read_text() + "\nmax_bath_size: 3\n")
+    with (
+        pytest.raises(ServingError, match=r"max_bath_size|config\.pbtxt"),
+        TritonServer(repository),
+    ):
+        pass
+
+
+def test_a_moved_build_is_served(vicuna_build, tmp_path, examples):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(vicuna_build, moved, symlinks=True)
+    log = tmp_path / "triton.log"
+    options = ServerOptions(log=log, cache_mib=0)
+    told = []
+    with (
+        TritonServer(moved / REPOSITORY, options, progress=told.append) as server,
+        InstructBlipClient(server.grpc_url) as client,
+    ):
+        assert client.ask(examples[0].image, examples[0].prompt).text
+    assert "instructblip is loaded" in told
+    assert "successfully loaded 'instructblip'" in log.read_text()  # a log asked for is kept
+
+
+def iblip(*arguments, **options):
+    command = [sys.executable, "-m", "serving", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def serve(build, *arguments):
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    return iblip("serve", build, *ports, *arguments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_the_command_serves_until_it_is_told_to_stop(vicuna_build, examples, number):
+    process = serve(vicuna_build)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Stop it:" in line:
+            break
+    text = "".join(lines)
+    assert "is ready" in text
+    url = next(line.split()[1] for line in lines if "gRPC" in line)
+    assert f"--url {url}" in text
+    asked = iblip("ask", examples[0].image, examples[0].prompt, "--url", url, "--json")
+    answer = json.loads(asked.communicate(timeout=60)[0])
+    assert asked.returncode == 0
+    assert answer["text"]
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=60)
+    assert "Stopped." in rest
+    assert process.returncode == 0
+
+
+def test_a_killed_command_takes_its_server_with_it(vicuna_build):
+    process = serve(vicuna_build, "--json")
+    ready = json.loads(process.stdout.readline())
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (triton,) = [int(child) for child in children]
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until_gone(triton)
+    with pytest.raises(UnreachableError):
+        InstructBlipClient(ready["grpc"]).contract()
