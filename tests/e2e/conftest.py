@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engines.pipeline import Pipeline
-from engines.verification import Example, read_examples
+from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from serving.client import Answer, GenerationOptions, InstructBlipClient
@@ -40,10 +41,16 @@ class Served:
 
     @property
     def long(self) -> GenerationOptions:
-        """An answer that goes on as long as the model can (about 0.9 of it: prompts differ)."""
+        """An answer about as long as the model can; prompts take the rest."""
         facts = self.manifest.language_model
-        length = (facts.max_length - facts.num_query_tokens) * 9 // 10
-        return GenerationOptions(min_new_tokens=length, max_new_tokens=length)
+        return self.wild((facts.max_length - facts.num_query_tokens) * 9 // 10)
+
+    @staticmethod
+    def wild(length: int, **options: Any) -> GenerationOptions:
+        """So many tokens, of all kinds: kept from its end, a model may greedily say nothing."""
+        return GenerationOptions(
+            min_new_tokens=length, max_new_tokens=length, temperature=5.0, seed=length, **options
+        )
 
     def in_process(
         self, image: Path, prompt: str, options: GenerationOptions | None = None

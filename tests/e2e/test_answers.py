@@ -45,7 +45,7 @@ def test_an_answer_is_what_the_engines_say_in_process(served, client, examples):
 
 
 def test_a_stream_comes_in_pieces_that_join_to_the_answer(served, client, picture):
-    options = GenerationOptions(min_new_tokens=12, max_new_tokens=12)
+    options = served.wild(12)
     with client.stream(picture, "Describe the image.", options=options) as stream:
         pieces = list(stream)
         same(stream.answer, served.in_process(picture, "Describe the image.", options))
@@ -72,9 +72,9 @@ def test_options_reach_the_engine(served, client, picture):
 
 
 def test_a_stop_string_ends_the_answer_before_itself(served, client, picture):
-    whole = client.ask(picture, "Describe the image.").text
+    whole = client.ask(picture, "Describe the image.", options=served.wild(40)).text
     stop = whole[len(whole) // 2 :][:3]
-    options = GenerationOptions(stop=(stop,))
+    options = served.wild(40, stop=(stop,))
     answer = client.ask(picture, "Describe the image.", options=options)
     assert answer.finish_reason == "stop"
     assert answer.text == whole[: whole.index(stop)]
@@ -97,7 +97,7 @@ def test_many_at_once_are_as_one_by_one(served, client, examples):
 
 
 def test_asyncio_asks_and_streams_as_the_other_client_does(served, picture):
-    options = GenerationOptions(min_new_tokens=10, max_new_tokens=10)
+    options = served.wild(10)
 
     async def run():
         async with AsyncInstructBlipClient(served.url) as client:

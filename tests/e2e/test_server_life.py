@@ -15,7 +15,12 @@ from pathlib import Path
 import pytest
 
 from export.errors import ServingError
-from serving.client import DisconnectedError, InstructBlipClient, UnreachableError
+from serving.client import (
+    DisconnectedError,
+    GenerationOptions,
+    InstructBlipClient,
+    UnreachableError,
+)
 from serving.repository import REPOSITORY
 from serving.server import ServerOptions, TritonServer
 
@@ -62,10 +67,8 @@ def test_a_server_leaves_nothing_behind(vicuna_build):
 
 
 def test_a_server_killed_in_mid_stream_is_said_and_cleaned_up(vicuna_build, examples):
-    from serving.client import GenerationOptions
-
     before = left_in_shared_memory()
-    long = GenerationOptions(min_new_tokens=900, max_new_tokens=900)
+    long = GenerationOptions(min_new_tokens=900, max_new_tokens=900, temperature=5.0, seed=1)
     with (
         TritonServer(vicuna_build / REPOSITORY) as server,
         InstructBlipClient(server.grpc_url) as client,
