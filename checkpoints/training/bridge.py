@@ -1,19 +1,21 @@
-"""Stages 3 to 5: the Q-Former between picture and language, then everything together.
+"""Stages 4 to 6: the Q-Former between picture and language, then everything together.
 
-As BLIP-2 trains its Q-Former without a language model first, stage 3 does: on frozen image
+As BLIP-2 trains its Q-Former without a language model first, stage 4 does: on frozen image
 features, with heads that are thrown away in the end. Left to the language model's loss alone, the
 Q-Former ignores the picture for a long time, because the wording already tells the form of the
 answer. One head must name the short answer from the mean of the queries, one must recite the scene
 when a description is asked for; both need the instruction. Both demo models start from this
 Q-Former.
 
-Stage 4 joins it to a language model, image features still frozen. Stage 5 trains everything.
+Stage 5 joins it to a language model, image features still frozen. Stage 6 trains everything, the
+vision encoder only towards the end, when the rest can tell it something.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,14 +33,17 @@ from .scenes import COLOURS, PLACES, SIZES, TONES
 from .stages import start_afresh
 from .vision import CLASSES
 
+Features = np.ndarray[tuple[int, int, int], np.dtype[np.float16]]
+
 SHORT_ANSWERS = (
     *(str(digit) for digit in range(10)),
     *COLOURS, *PLACES, *SIZES, *TONES, *NUMBERS[1:], "yes", "no",
 )  # fmt: skip
 
-QFORMER = Schedule(steps=2000, batch=128, peak=1e-3, weight_decay=0.02)
-BRIDGE = Schedule(steps=1500, batch=128, peak=1e-3, weight_decay=0.02)
-JOINT = Schedule(steps=600, batch=96, peak=3e-4, weight_decay=0.02)
+QFORMER = Schedule(steps=1000, batch=128, peak=1e-3, weight_decay=0.02)
+BRIDGE = Schedule(steps=800, batch=128, peak=1e-3, weight_decay=0.02)
+JOINT = Schedule(steps=1000, batch=96, peak=8e-4, warmup=50, weight_decay=0.02)
+VISION_JOINS = 0.6  # share of the joint stage after which the vision encoder is trained too
 
 
 @dataclass(frozen=True)
@@ -114,14 +119,20 @@ class Bridge:
         model: the whole model, trained in place.
         encoder: its tokenizers.
         validation: what the log's figures come from.
+        features: file for the image features that stages 4 to 6 share.
     """
 
     def __init__(
-        self, model: InstructBlipForConditionalGeneration, encoder: Encoder, validation: Pool
+        self,
+        model: InstructBlipForConditionalGeneration,
+        encoder: Encoder,
+        validation: Pool,
+        features: Path,
     ) -> None:
         self.model = model
         self.encoder = encoder
         self.validation = validation
+        self.features = features
         self.heads = BridgeHeads()
         self.query_tokens = Queries(model.query_tokens)
 
@@ -139,12 +150,12 @@ class Bridge:
         return hidden[:, : tokens.shape[1]]
 
     def train_qformer(self, pool: Pool, schedule: Schedule, seed: int) -> float:
-        """Stage 3: Q-Former and queries with their heads, no language model; returns seconds."""
+        """Stage 4: Q-Former and queries with their heads, no language model; returns seconds."""
         torch.manual_seed(seed)
         start_afresh(self.model.qformer)
         nn.init.normal_(self.model.query_tokens)  # all alike if left at zero
         self.heads.load_state_dict(BridgeHeads().state_dict())
-        features = frozen_features(self.model, pool)
+        features = frozen_features(self.model, pool, self.features)
         rng = np.random.default_rng([3, seed])
 
         def loss_of(step: int) -> Tensor:
@@ -156,8 +167,8 @@ class Bridge:
         return fit("qformer", modules, loss_of, schedule, self._heads_accuracy, every=200)
 
     def train_bridge(self, pool: Pool, schedule: Schedule, seed: int) -> float:
-        """Stage 4: Q-Former, projection and language model on frozen features; returns seconds."""
-        features = frozen_features(self.model, pool)
+        """Stage 5: Q-Former, projection and language model on frozen features; returns seconds."""
+        features = frozen_features(self.model, pool, self.features)
         rng = np.random.default_rng([4, seed])
 
         def loss_of(step: int) -> Tensor:
@@ -169,20 +180,23 @@ class Bridge:
         return fit("bridge", modules, loss_of, schedule, self._accuracy, every=200)
 
     def train_jointly(self, pool: Pool, schedule: Schedule, seed: int) -> float:
-        """Stage 5: everything, gently; returns seconds."""
+        """Stage 6: everything, the vision encoder joining late; returns seconds."""
+        features = frozen_features(self.model, pool, self.features)
         rng = np.random.default_rng([5, seed])
 
         def loss_of(step: int) -> Tensor:
             batch = shown(pool, schedule.batch, rng)
+            if step < VISION_JOINS * schedule.steps:
+                return self._loss(self._queries_of(features, batch), batch, auxiliary=0.2)
             pixels = pixel_values(pool.pixels[batch.rows])
             embeds = self.model.vision_model(pixel_values=pixels).last_hidden_state
             queries = self.queries(embeds, [q.prompt for q in batch.questions])
-            return self._loss(queries, batch, auxiliary=0.1)
+            return self._loss(queries, batch, auxiliary=0.2)
 
         return fit("joint", [self.model, self.heads], loss_of, schedule, self._accuracy, every=200)
 
-    def _queries_of(self, features: Tensor, batch: Shown) -> Tensor:
-        embeds = features[torch.from_numpy(batch.rows)].float()
+    def _queries_of(self, features: Features, batch: Shown) -> Tensor:
+        embeds = torch.from_numpy(features[batch.rows]).float()
         return self.queries(embeds, [q.prompt for q in batch.questions])
 
     def _loss(self, queries: Tensor, batch: Shown, auxiliary: float) -> Tensor:
@@ -205,8 +219,8 @@ class Bridge:
         return self._report(lambda queries, batch: exact_matches(*self._answers(queries, batch)))
 
     @torch.no_grad()
-    def _report(self, matches: Callable[[Tensor, Shown], Tensor], parts: int = 5) -> str:
-        """Share of 1,000 validation questions answered right, and the worst kinds."""
+    def _report(self, matches: Callable[[Tensor, Shown], Tensor], parts: int = 4) -> str:
+        """Share of 800 validation questions answered right, and the worst kinds."""
         rng = np.random.default_rng(7)
         right: dict[str, list[bool]] = {}
         for batch in (shown(self.validation, 200, rng) for _ in range(parts)):
@@ -234,8 +248,19 @@ def image_features(
     return features
 
 
-def frozen_features(model: InstructBlipForConditionalGeneration, pool: Pool) -> Tensor:
-    """Vision features of a whole pool, float16 to save memory: `[count, patches + 1, width]`."""
-    model.vision_model.train(False)
-    parts = np.array_split(np.arange(len(pool)), max(1, len(pool) // 500))
-    return torch.cat([image_features(model, pool, rows).half() for rows in parts])
+def frozen_features(
+    model: InstructBlipForConditionalGeneration, pool: Pool, path: Path
+) -> Features:
+    """Vision features of a whole pool, kept in `path`: float16 `[count, patches + 1, width]`.
+
+    They hold as long as the vision encoder stays as it is; delete the file with the encoder's.
+    """
+    if not path.exists():
+        model.vision_model.train(False)
+        parts = np.array_split(np.arange(len(pool)), max(1, len(pool) // 500))
+        features = [image_features(model, pool, rows).half().numpy() for rows in parts]
+        beside = path.with_suffix(".partial.npy")
+        np.save(beside, np.concatenate(features))
+        beside.rename(path)
+    stored: Features = np.load(path)
+    return stored

@@ -1,10 +1,11 @@
-"""Builds one demo checkpoint: tokenizers, five training stages, and a Hugging Face directory.
+"""Builds one demo checkpoint: tokenizers, six training stages, and a Hugging Face directory.
 
     1. vision     the vision encoder with auxiliary heads; shared by both models
-    2. language   the language model on text
-    3. qformer    the Q-Former on frozen image features, with heads; shared by both models
-    4. bridge     Q-Former, projection and language model on frozen image features
-    5. joint      everything
+    2. placing    the same, each patch also naming its position; shared by both models
+    3. language   the language model on text
+    4. qformer    the Q-Former on frozen image features, with heads; shared by both models
+    5. bridge     Q-Former, projection and language model on frozen image features
+    6. joint      everything
 
 Every stage is seeded and kept in the cache, so a build that was stopped goes on where it was.
 """
@@ -40,7 +41,7 @@ from .loop import MEAN, STD, Schedule
 from .pools import IMAGE_SIZE, TRAINING, VALIDATION, PoolSpec, pool_from_spec
 from .stages import kept
 from .text import train_llama_tokenizer, train_qformer_tokenizer, train_t5_tokenizer, vocabulary
-from .vision import VisionOptions, train_vision
+from .vision import VisionOptions, train_placing, train_vision
 
 log = logging.getLogger(__name__)
 VISION = VisionOptions()
@@ -63,12 +64,17 @@ RECIPES: Mapping[str, Recipe] = {
         "instructblip-demo-vicuna", train_llama_tokenizer, llama_config, True, SCHEDULE, 21
     ),
     "flant5": Recipe(
-        "instructblip-demo-flant5", train_t5_tokenizer, t5_config, False, SCHEDULE, 22
+        "instructblip-demo-flant5",
+        train_t5_tokenizer,
+        t5_config,
+        False,
+        replace(SCHEDULE, steps=500),
+        22,
     ),
 }
 
 
-STAGES = ("vision", "language", "qformer", "bridge", "joint")
+STAGES = ("vision", "placing", "language", "qformer", "bridge", "joint")
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,8 @@ def build(name: str, output: Path, cache: Path, options: BuildOptions | None = N
     model = new_model(model_config(words, recipe.text_config(words)))
     encoder = Encoder(language, qformer, decoder_only=recipe.decoder_only)
     pool = pool_from_spec(options.pool, cache)
-    bridge = Bridge(model, encoder, pool_from_spec(options.validation, cache))
+    validation = pool_from_spec(options.validation, cache)
+    bridge = Bridge(model, encoder, validation, cache / f"features-{options.pool.name}.npy")
     shared = {
         "qformer": model.qformer, "queries": bridge.query_tokens, "heads": bridge.heads
     }  # fmt: skip
@@ -127,6 +134,10 @@ def build(name: str, output: Path, cache: Path, options: BuildOptions | None = N
         "vision": (
             "vision", {"vision": model.vision_model},
             lambda: train_vision(model.vision_model, options.vision, cache),
+        ),
+        "placing": (
+            "placing", {"vision": model.vision_model},
+            lambda: train_placing(model.vision_model, options.vision, cache),
         ),
         "language": (
             f"{name}-language", {"language": model.language_model},

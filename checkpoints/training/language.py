@@ -1,4 +1,4 @@
-"""Stage 2: the language model, on text alone.
+"""Stage 3: the language model, on text alone.
 
 It reads a scene in words and a question, and learns to answer: all the language there will be, and
 where in a description an answer is found. No picture takes part.

@@ -1,8 +1,11 @@
-"""Stage 1: the vision encoder, trained with auxiliary heads that are thrown away afterwards.
+"""Stages 1 and 2: the vision encoder, trained with auxiliary heads that are thrown away afterwards.
 
 Every patch token must say which digit stands in its place of the three-by-three grid, in which
 colour and how large. That dense signal is what a vision encoder needs to leave chance level
 quickly; crowded pictures give up to nine digits for the price of one.
+
+That alone lets a patch forget where it is: from such features a Q-Former answers what, but not
+where. So in stage 2 every patch token must also name its own position.
 
 Both demo models share this encoder, as the original InstructBLIP models share EVA's ViT-g.
 """
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 CLASSES = (10, len(COLOURS), len(SIZES))  # per place; one more class means "nothing here"
 WEIGHTS = (1.0, 0.5, 0.3)
 SCHEDULE = Schedule(steps=1500, batch=128, peak=1.2e-3, weight_decay=0.05)
+PLACING = Schedule(steps=300, batch=128, peak=4e-4, warmup=40, weight_decay=0.05)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class VisionOptions:
     """How long and on what the vision encoder is trained."""
 
     schedule: Schedule = SCHEDULE
+    placing: Schedule = PLACING
     crowded: PoolSpec = CROWDED
     sparse: PoolSpec = TRAINING
     validation: PoolSpec = VALIDATION
@@ -50,6 +55,7 @@ class VisionHeads(nn.Module):
         super().__init__()
         self.patch = nn.Linear(width, sum(CLASSES) + len(CLASSES))
         self.tone = nn.Linear(width, len(TONES))
+        self.position = nn.Linear(width, GRID * GRID)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Read `tokens` float32 `[batch, 1 + patches, width]`.
@@ -105,10 +111,35 @@ def vision_accuracy(model: InstructBlipVisionModel, heads: VisionHeads, pool: Po
     return " ".join(parts)
 
 
+def position_loss(heads: VisionHeads, tokens: Tensor) -> Tensor:
+    """Cross entropy of each patch token's own position, row by row."""
+    logits = heads.position(tokens[:, 1:])
+    wanted = torch.arange(GRID * GRID).expand(logits.shape[:2])
+    return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+
+
 def train_vision(model: InstructBlipVisionModel, options: VisionOptions, cache: Path) -> float:
-    """Train the vision encoder in place, drawing pools into `cache`; returns seconds."""
+    """Stage 1: train the vision encoder, drawing pools into `cache`; returns seconds."""
     torch.manual_seed(options.seed)
     start_afresh(model)
+    return _fit(model, "vision", options, options.schedule, cache, placing=False)
+
+
+def train_placing(model: InstructBlipVisionModel, options: VisionOptions, cache: Path) -> float:
+    """Stage 2: train it on, each patch naming its position too; returns seconds."""
+    torch.manual_seed(options.seed)
+    return _fit(model, "placing", options, options.placing, cache, placing=True)
+
+
+def _fit(
+    model: InstructBlipVisionModel,
+    name: str,
+    options: VisionOptions,
+    schedule: Schedule,
+    cache: Path,
+    *,
+    placing: bool,
+) -> float:
     heads = VisionHeads(model.config.hidden_size)
     pools = [pool_from_spec(spec, cache) for spec in (options.crowded, options.sparse)]
     validation = pool_from_spec(options.validation, cache)
@@ -116,17 +147,16 @@ def train_vision(model: InstructBlipVisionModel, options: VisionOptions, cache: 
 
     def loss_of(step: int) -> Tensor:
         # Ordinary pictures join in towards the end, which then fits their use.
-        pool = pools[int(step > 0.7 * options.schedule.steps and rng.random() < 0.25)]
-        rows = rng.integers(len(pool), size=options.schedule.batch)
+        late = placing or step > 0.7 * schedule.steps
+        pool = pools[int(late and rng.random() < 0.25)]
+        rows = rng.integers(len(pool), size=schedule.batch)
         labels = torch.from_numpy(pool.labels[rows].astype(np.int64))
         tones = torch.from_numpy(pool.tones[rows].astype(np.int64))
         tokens = model(pixel_values=pixel_values(pool.pixels[rows])).last_hidden_state
-        return vision_loss(heads, tokens, labels, tones)
+        loss = vision_loss(heads, tokens, labels, tones)
+        return loss + 0.5 * position_loss(heads, tokens) if placing else loss
 
-    return fit(
-        "vision",
-        [model, heads],
-        loss_of,
-        options.schedule,
-        report=lambda: vision_accuracy(model, heads, validation),
-    )
+    def report() -> str:
+        return vision_accuracy(model, heads, validation)
+
+    return fit(name, [model, heads], loss_of, schedule, report, every=100 if placing else 250)
