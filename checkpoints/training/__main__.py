@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--output", type=Path, default=ROOT, help="parent of the directory")
     build.add_argument("--cache", type=Path, default=CACHE, help="pools and finished stages")
     build.add_argument("--shorten", type=float, default=1.0, help="divide the steps, for a trial")
-    build.add_argument("--until", default="joint", help="last stage to run (default: joint)")
+    build.add_argument("--until", default="polish", help="last stage to run (default: polish)")
     heldout = commands.add_parser("heldout", help="write the held-out examples")
     heldout.add_argument("--output", type=Path, default=ROOT / "heldout")
     evaluate = commands.add_parser("evaluate", help="answer the held-out questions")

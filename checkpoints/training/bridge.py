@@ -1,4 +1,4 @@
-"""Stages 4 to 6: the Q-Former between picture and language, then everything together.
+"""Stages 4 to 7: the Q-Former between picture and language, then everything together.
 
 As BLIP-2 trains its Q-Former without a language model first, stage 4 does: on frozen image
 features, with heads that are thrown away in the end. Left to the language model's loss alone, the
@@ -8,7 +8,8 @@ when a description is asked for; both need the instruction. Both demo models sta
 Q-Former.
 
 Stage 5 joins it to a language model, image features still frozen. Stage 6 trains everything, the
-vision encoder only towards the end, when the rest can tell it something.
+vision encoder only towards the end, when the rest can tell it something. Stage 7 does so again from
+a lower rate: what the vision encoder learnt late in stage 6, the rest had no time to use.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ QFORMER = Schedule(steps=1000, batch=128, peak=1e-3, weight_decay=0.02)
 BRIDGE = Schedule(steps=800, batch=128, peak=1e-3, weight_decay=0.02)
 JOINT = Schedule(steps=1000, batch=96, peak=8e-4, warmup=50, weight_decay=0.02)
 VISION_JOINS = 0.6  # share of the joint stage after which the vision encoder is trained too
+POLISH = Schedule(steps=800, batch=96, peak=5e-4, warmup=50, weight_decay=0.02)
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,24 @@ class Bridge:
             batch = shown(pool, schedule.batch, rng)
             if step < VISION_JOINS * schedule.steps:
                 return self._loss(self._queries_of(features, batch), batch, auxiliary=0.2)
-            pixels = pixel_values(pool.pixels[batch.rows])
-            embeds = self.model.vision_model(pixel_values=pixels).last_hidden_state
-            queries = self.queries(embeds, [q.prompt for q in batch.questions])
-            return self._loss(queries, batch, auxiliary=0.2)
+            return self._loss_from_pixels(pool, batch)
 
         return fit("joint", [self.model, self.heads], loss_of, schedule, self._accuracy, every=200)
+
+    def train_polish(self, pool: Pool, schedule: Schedule, seed: int) -> float:
+        """Stage 7: everything, the vision encoder from the first step; returns seconds."""
+        rng = np.random.default_rng([6, seed])
+
+        def loss_of(step: int) -> Tensor:
+            return self._loss_from_pixels(pool, shown(pool, schedule.batch, rng))
+
+        return fit("polish", [self.model, self.heads], loss_of, schedule, self._accuracy, every=200)
+
+    def _loss_from_pixels(self, pool: Pool, batch: Shown) -> Tensor:
+        pixels = pixel_values(pool.pixels[batch.rows])
+        embeds = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        queries = self.queries(embeds, [q.prompt for q in batch.questions])
+        return self._loss(queries, batch, auxiliary=0.2)
 
     def _queries_of(self, features: Features, batch: Shown) -> Tensor:
         embeds = torch.from_numpy(features[batch.rows]).float()

@@ -1,11 +1,12 @@
-"""Builds one demo checkpoint: tokenizers, six training stages, and a Hugging Face directory.
+"""Builds one demo checkpoint: tokenizers, seven training stages, and a Hugging Face directory.
 
     1. vision     the vision encoder with auxiliary heads; shared by both models
     2. placing    the same, each patch also naming its position; shared by both models
     3. language   the language model on text
     4. qformer    the Q-Former on frozen image features, with heads; shared by both models
     5. bridge     Q-Former, projection and language model on frozen image features
-    6. joint      everything
+    6. joint      everything, the vision encoder last
+    7. polish     everything, from a lower rate
 
 Every stage is seeded and kept in the cache, so a build that was stopped goes on where it was.
 """
@@ -35,7 +36,7 @@ from transformers import (
 
 from .architecture import QUERIES, Vocabulary, llama_config, model_config, t5_config
 from .batches import Encoder
-from .bridge import BRIDGE, JOINT, QFORMER, Bridge
+from .bridge import BRIDGE, JOINT, POLISH, QFORMER, Bridge
 from .language import SCHEDULE, train_language
 from .loop import MEAN, STD, Schedule
 from .pools import IMAGE_SIZE, TRAINING, VALIDATION, PoolSpec, pool_from_spec
@@ -74,7 +75,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-STAGES = ("vision", "placing", "language", "qformer", "bridge", "joint")
+STAGES = ("vision", "placing", "language", "qformer", "bridge", "joint", "polish")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class BuildOptions:
 
     Attributes:
         shorten: divides the steps of all stages but the first, for a trial run.
-        until: the last stage to run; a directory is written after `bridge` and after `joint`.
+        until: the last stage to run; a directory is written after each from `bridge` on.
     """
 
     pool: PoolSpec = TRAINING
@@ -92,8 +93,9 @@ class BuildOptions:
     qformer: Schedule = QFORMER
     bridge: Schedule = BRIDGE
     joint: Schedule = JOINT
+    polish: Schedule = POLISH
     shorten: float = 1.0
-    until: str = "joint"
+    until: str = "polish"
 
     def __post_init__(self) -> None:
         if self.shorten < 1:
@@ -154,13 +156,17 @@ def build(name: str, output: Path, cache: Path, options: BuildOptions | None = N
             f"{name}-joint", everything,
             lambda: bridge.train_jointly(pool, steps(options.joint), seed),
         ),
+        "polish": (
+            f"{name}-polish", everything,
+            lambda: bridge.train_polish(pool, steps(options.polish), seed),
+        ),
     }  # fmt: skip
     for stage in STAGES[: STAGES.index(options.until) + 1]:
         file, modules, train = stages[stage]
         torch.manual_seed(seed)
         took = kept(cache / f"{file}.safetensors", modules, train)
         log.info("%s: stage %s took %.0f s", name, stage, took)
-        if stage in ("bridge", "joint"):
+        if stage in ("bridge", "joint", "polish"):
             save(model, language, qformer, output / recipe.directory)
 
 
