@@ -97,10 +97,14 @@ class Answerer:
 
     @torch.no_grad()
     def answer(self, items: Sequence[Item]) -> list[str]:
-        """Greedy answers to a batch, whitespace stripped."""
+        """Greedy answers to a batch, whitespace stripped.
+
+        Its prompts must be equally long: transformers pads on the left of the text but behind the
+        image tokens, and a decoder answers otherwise across that hole.
+        """
         images = [Image.open(item.image).convert("RGB") for item in items]
         prompts = [item.prompt for item in items]
-        inputs = self.processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        inputs = self.processor(images=images, text=prompts, return_tensors="pt")
         if self.empty_instruction:
             empty = self.processor.qformer_tokenizer([""] * len(items), return_tensors="pt")
             inputs["qformer_input_ids"] = empty["input_ids"]
@@ -113,6 +117,11 @@ class Answerer:
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
+    def lengths(self, prompt: str) -> tuple[int, int]:
+        """Tokens of the prompt, for the language model and for the Q-Former."""
+        ids = self.processor(text=prompt)
+        return len(ids["input_ids"][0]), len(ids["qformer_input_ids"][0])
+
 
 def evaluate(
     directory: Path, *, empty_instruction: bool = False, limit: int | None = None, batch: int = 25
@@ -120,11 +129,11 @@ def evaluate(
     """Ask a checkpoint the questions in its `examples` folder, all or the first `limit`."""
     items = read_items(directory / "examples")[:limit]
     answerer = Answerer(directory, empty_instruction=empty_instruction)
-    kinds: dict[str, tuple[int, int]] = {}
+    kinds = {item.kind: (0, 0) for item in items}
     wrong = []
-    for part in _parts(items, batch):
+    for part in _parts(answerer, items, batch):
         for item, said in zip(part, answerer.answer(part), strict=True):
-            right, asked = kinds.get(item.kind, (0, 0))
+            right, asked = kinds[item.kind]
             match = said == item.answer.strip()
             kinds[item.kind] = (right + match, asked + 1)
             if not match:
@@ -134,6 +143,10 @@ def evaluate(
     return Evaluation(kinds, wrong)
 
 
-def _parts(items: Sequence[Item], batch: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), batch):
-        yield items[start : start + batch]
+def _parts(answerer: Answerer, items: Sequence[Item], batch: int) -> Iterator[Sequence[Item]]:
+    groups: dict[tuple[int, int], list[Item]] = {}
+    for item in items:
+        groups.setdefault(answerer.lengths(item.prompt), []).append(item)
+    for group in groups.values():
+        for start in range(0, len(group), batch):
+            yield group[start : start + batch]
