@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
+BATCH = 25
 MAX_NEW_TOKENS = 80  # the longest held-out answer takes fewer than 60
 
 
@@ -95,13 +96,24 @@ class Answerer:
         self.processor: Any = InstructBlipProcessor.from_pretrained(directory)
         self.empty_instruction = empty_instruction
 
-    @torch.no_grad()
     def answer(self, items: Sequence[Item]) -> list[str]:
-        """Greedy answers to a batch, whitespace stripped.
+        """Greedy answers, whitespace stripped, in the order of the items.
 
-        Its prompts must be equally long: transformers pads on the left of the text but behind the
-        image tokens, and a decoder answers otherwise across that hole.
+        Only prompts that are equally long share a batch: transformers pads on the left of the text
+        but behind the image tokens, and a decoder answers otherwise across that hole.
         """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, item in enumerate(items):
+            groups.setdefault(self._lengths(item.prompt), []).append(index)
+        texts: dict[int, str] = {}
+        for group in groups.values():
+            for start in range(0, len(group), BATCH):
+                part = group[start : start + BATCH]
+                texts.update(zip(part, self._batch([items[i] for i in part]), strict=True))
+        return [texts[index] for index in range(len(items))]
+
+    @torch.no_grad()
+    def _batch(self, items: Sequence[Item]) -> list[str]:
         images = [Image.open(item.image).convert("RGB") for item in items]
         prompts = [item.prompt for item in items]
         inputs = self.processor(images=images, text=prompts, return_tensors="pt")
@@ -117,36 +129,26 @@ class Answerer:
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def lengths(self, prompt: str) -> tuple[int, int]:
+    def _lengths(self, prompt: str) -> tuple[int, int]:
         """Tokens of the prompt, for the language model and for the Q-Former."""
         ids = self.processor(text=prompt)
         return len(ids["input_ids"][0]), len(ids["qformer_input_ids"][0])
 
 
 def evaluate(
-    directory: Path, *, empty_instruction: bool = False, limit: int | None = None, batch: int = 25
+    directory: Path, *, empty_instruction: bool = False, limit: int | None = None
 ) -> Evaluation:
     """Ask a checkpoint the questions in its `examples` folder, all or the first `limit`."""
     items = read_items(directory / "examples")[:limit]
     answerer = Answerer(directory, empty_instruction=empty_instruction)
     kinds = {item.kind: (0, 0) for item in items}
     wrong = []
-    for part in _parts(answerer, items, batch):
-        for item, said in zip(part, answerer.answer(part), strict=True):
-            right, asked = kinds[item.kind]
-            match = said == item.answer.strip()
-            kinds[item.kind] = (right + match, asked + 1)
-            if not match:
-                wrong.append(
-                    {"id": item.name, "prompt": item.prompt, "wanted": item.answer, "said": said}
-                )
+    for item, said in zip(items, answerer.answer(items), strict=True):
+        right, asked = kinds[item.kind]
+        match = said == item.answer.strip()
+        kinds[item.kind] = (right + match, asked + 1)
+        if not match:
+            wrong.append(
+                {"id": item.name, "prompt": item.prompt, "wanted": item.answer, "said": said}
+            )
     return Evaluation(kinds, wrong)
-
-
-def _parts(answerer: Answerer, items: Sequence[Item], batch: int) -> Iterator[Sequence[Item]]:
-    groups: dict[tuple[int, int], list[Item]] = {}
-    for item in items:
-        groups.setdefault(answerer.lengths(item.prompt), []).append(item)
-    for group in groups.values():
-        for start in range(0, len(group), batch):
-            yield group[start : start + batch]
