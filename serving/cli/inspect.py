@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from serving.cli.options import as_json
+
+if TYPE_CHECKING:
+    from export.manifest import GraphRecord
 
 
 @click.command()
@@ -34,14 +37,20 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
     for name, record in manifest.components.items():
         click.echo(f"\n{name}: {record.precision} on {record.engine.kind}")
         for graph, entry in record.graphs.items():
-            size = sum((directory / path).stat().st_size for path in {entry.path, *entry.weights})
-            click.echo(f"  {graph}  {size / 2**20:,.1f} MiB  sha256 {entry.digest[:16]}…")
+            click.echo(f"  {graph}  {_size(directory, entry)}  sha256 {entry.digest[:16]}…")
             for arrow, specs in (("in ", entry.contract.inputs), ("out", entry.contract.outputs)):
                 for spec in specs[:4]:
                     click.echo(f"    {arrow} {spec}")
                 if len(specs) > 4:
                     click.echo(f"    {arrow} … and {len(specs) - 4} more")
     click.echo(f"\nverification: {_proof(manifest.verification)}")
+
+
+def _size(directory: Path, entry: GraphRecord) -> str:
+    stats = [(directory / path).stat() for path in {entry.path, *entry.weights}]
+    own = sum(stat.st_size for stat in stats if stat.st_nlink == 1)
+    linked = any(stat.st_nlink > 1 for stat in stats)
+    return f"{own / 2**20:,.1f} MiB" + (" beside the checkpoint's own file" if linked else "")
 
 
 def _proof(verification: Mapping[str, Any]) -> str:
