@@ -197,10 +197,10 @@ def test_a_caller_that_is_gone_frees_the_engine(engine: Make, scripted: Make, as
     model = scripted("x" * 1000)
     model.gate = threading.Semaphore(2)
     one = engine(model, max_length=5000)
-    for event in one.submit(ask(max_new_tokens=1000)):
-        assert isinstance(event, TextDelta)
-        break
+    generation = one.submit(ask(max_new_tokens=1000))
+    assert isinstance(next(iter(generation)), TextDelta)
     model.wait_for_steps(2)
+    del generation
     gc.collect()
     model.gate.release(5000)
     assert one.submit(ask(max_new_tokens=1)).result().text == "x"
