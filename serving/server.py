@@ -330,6 +330,16 @@ def _end_group(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # Python models that outlived it, too
         process.wait()
+        _wait_until_gone(process.pid)
+
+
+def _wait_until_gone(group: int, timeout_s: float = 3.0) -> None:
+    """What was killed takes a moment to go, and holds its shared memory until then."""
+    end = time.monotonic() + timeout_s
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.01)
 
 
 def _remove_shared_memory(name: str) -> None:

@@ -45,7 +45,9 @@ def command(directory: Path, json_: bool, **flags: Any) -> None:
     manifest = Manifest.read(directory)
     options = ServerOptions(**flags)
     say = (lambda _: None) if json_ else click.echo
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell that starts this in the background has it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     started = time.monotonic()
     try:
         with TritonServer(directory / REPOSITORY, options, progress=say) as server:
