@@ -7,7 +7,7 @@ transformers. Knows nothing of graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -188,3 +188,10 @@ def _check_length(what: str, found: int, limit: int) -> None:
     if found > limit:
         message = f"the {what} has {found} tokens; at most {limit} fit this model. Shorten it."
         raise InputError(message)
+
+
+def words_from_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[int, ...]]:
+    """The token ids of each word, at the beginning of a text and after a space, without repeats."""
+    spelt = (text for word in words for text in (word, f" {word}"))
+    ids = (tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in spelt)
+    return [found for found in dict.fromkeys(ids) if found]

@@ -13,7 +13,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from engines.language_model.types import Answer, GenerationOptions, QueueFullError, Timing
+from engines.language_model.types import (
+    Answer,
+    Completion,
+    GenerationOptions,
+    QueueFullError,
+    Timing,
+    TokenLogprob,
+)
 from export.errors import (
     ContractError,
     DeadlineError,
@@ -152,6 +159,15 @@ class ServerContract:
             raise ContractError(f"the server's model config is not ours: {error!r}") from error
 
 
+JSON_OPTIONS: Mapping[str, tuple[type, str]] = {
+    "stop": (list, 'a JSON list of strings in a string, such as ["\\n", "###"]'),
+    "banned_words": (list, 'a JSON list of strings in a string, such as ["red", "blue"]'),
+    "stop_token_ids": (list, "a JSON list of token ids in a string, such as [13, 29]"),
+    "logit_bias": (dict, 'a JSON object in a string, such as {"13": -5.5}'),
+}
+"""Options that are no plain value: what their JSON holds, and how an error describes it."""
+
+
 def finish_from_answer(answer: Answer) -> str:
     """The `finish` tensor of an answer's last response: JSON, without the text itself."""
     fields = asdict(answer)
@@ -168,19 +184,28 @@ def answer_from_finish(text: str, finish: str) -> Answer:
     try:
         fields = json.loads(finish)
         fields["timing"] = Timing(**fields["timing"])
-        fields["token_ids"] = tuple(fields["token_ids"])
-        return Answer(text=text, **fields)
+        fields["others"] = tuple(Completion(**_completion(other)) for other in fields["others"])
+        return Answer(text=text, **_completion(fields))
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the finish of the answer is damaged: {finish[:200]!r}") from error
 
 
+def _completion(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a completion as JSON has them, with lists as the tuples that they were."""
+    logprobs = fields["logprobs"]
+    if logprobs is not None:
+        logprobs = tuple(
+            TokenLogprob(**{**token, "top": tuple(map(tuple, token["top"]))}) for token in logprobs
+        )
+    return {**fields, "token_ids": tuple(fields["token_ids"]), "logprobs": logprobs}
+
+
 def parameters_from_options(options: GenerationOptions) -> dict[str, int | float | str]:
-    """Request parameters: what differs from the default, `stop` as a JSON list in a string."""
-    defaults = asdict(GenerationOptions())
-    given = {name: value for name, value in asdict(options).items() if value != defaults[name]}
-    if "stop" in given:
-        given["stop"] = json.dumps(list(given["stop"]))
-    return given
+    """Request parameters: what differs from the default, `JSON_OPTIONS` as JSON in a string."""
+    return {
+        name: json.dumps(value) if name in JSON_OPTIONS else value
+        for name, value in options.to_mapping().items()
+    }
 
 
 def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
@@ -192,8 +217,8 @@ def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
     if PACKED in parameters:
         parameters = _unpacked(parameters[PACKED])
     given = {name: value for name, value in parameters.items() if not _is_no_option(name)}
-    if "stop" in given:
-        given["stop"] = _stop_from_parameter(given["stop"])
+    for name in JSON_OPTIONS.keys() & given.keys():
+        given[name] = _from_json(name, given[name])
     return GenerationOptions.from_mapping(given)
 
 
@@ -223,15 +248,15 @@ def _is_no_option(name: str) -> bool:
     return name.startswith("triton_") or name in ("binary_data_output", STREAM)
 
 
-def _stop_from_parameter(value: object) -> list[str]:
-    wanted = 'a JSON list of strings in a string, such as ["\\n", "###"]'
+def _from_json(name: str, value: object) -> Any:
+    kind, wanted = JSON_OPTIONS[name]
     try:
-        stop = json.loads(value) if isinstance(value, str) else None
+        found = json.loads(value) if isinstance(value, str) else None
     except ValueError:
-        stop = None
-    if not isinstance(stop, list):
-        raise OptionError(f"stop is {value!r}; wanted {wanted}")
-    return stop
+        found = None
+    if not isinstance(found, kind):
+        raise OptionError(f"{name} is {value!r}; wanted {wanted}")
+    return found
 
 
 def text_from_error(error: Exception) -> str:

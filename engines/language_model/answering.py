@@ -1,4 +1,4 @@
-"""One answer in the making: logits in, text out, until there is a reason to stop.
+"""One answer in the making: tokens in, text out, until there is a reason to stop.
 
 Knows nothing of the model, of time, or of other requests, so the same code serves an engine that
 runs one request at a time and one that runs many.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from engines.language_model.detokenise import Detokeniser
-from engines.language_model.sampling import Sampler
 from engines.language_model.stopping import StopStrings
 from engines.language_model.types import (
     Answer,
+    Completion,
     FinishReason,
     GenerationOptions,
     TextDelta,
     Timing,
+    TokenLogprob,
 )
 from export.errors import InputError, OptionError
 from export.manifest import LanguageModelFacts
@@ -83,18 +82,18 @@ def _context(prompt_ids: Sequence[int], facts: LanguageModelFacts) -> tuple[int,
     return tuple(prompt_ids) if image is None else (image, *prompt_ids)
 
 
-class AnswerBuilder:
-    """Turns the logits of one request into its answer, one token at a time.
+class CompletionBuilder:
+    """One completion: tokens in, text out.
 
     Args:
-        options: how to generate.
-        plan: of the same request.
+        options: what ends it.
+        plan: what it may be.
         facts: of the model.
         tokenizer: the language model's.
-        special: the tokenizer's `special_tokens`.
+        special: its `detokenise.special_tokens`, where the caller has them.
 
     Attributes:
-        finish_reason: `None` until the answer is complete.
+        finish_reason: `None` until it is complete.
     """
 
     def __init__(
@@ -106,50 +105,41 @@ class AnswerBuilder:
         special: frozenset[str] | None = None,
     ) -> None:
         self.finish_reason: FinishReason | None = None
-        self._plan = plan
-        self._eos = frozenset(facts.eos_token_ids)
-        self._sampler = Sampler(options, eos_token_ids=facts.eos_token_ids, context=plan.context)
+        self._limit = plan.limit
+        self._ends: dict[int, FinishReason] = dict.fromkeys(options.stop_token_ids, "stop")
+        self._ends |= dict.fromkeys(facts.eos_token_ids, "eos")
         self._stops = StopStrings(options.stop)
         self._detokeniser = Detokeniser(tokenizer, special)
         self._ids: list[int] = []
-        self._closed = 0  # end-of-sequence tokens: 0 or 1
+        self._closed = 0  # tokens that end: 0 or 1
         self._unsent = 0  # tokens since the last delta
         self._texts: list[str] = []
 
-    @property
-    def last_token(self) -> int:
-        """The token that the model continues from."""
-        return self._ids[-1]
-
-    def accept(self, logits: npt.NDArray[Any]) -> TextDelta | None:
-        """Chooses the next token from `logits` `[vocab]`; what can be shown of it, if anything.
-
-        Raises:
-            EngineError: the logits are not numbers.
-        """
-        token = self._sampler(logits)
-        if token in self._eos:
+    def add(self, token: int) -> TextDelta | None:
+        """Takes the next token; what can be shown of it, if anything."""
+        if token in self._ends:
             self._closed = 1
-            return self._finish("eos")
+            return self._finish(self._ends[token])
         self._ids.append(token)
         self._unsent += 1
         text = self._stops.feed(self._detokeniser.feed(token))
         if self._stops.stopped:
             self.finish_reason = "stop"
-        elif len(self._ids) >= self._plan.limit:
+        elif len(self._ids) >= self._limit:
             return self._finish("length", text)
         return self._delta(text)
 
-    def answer(self, timing: Timing) -> Answer:
-        """The answer as far as it is; `cancelled` where it was not complete."""
-        return Answer(
+    def completion(
+        self, logprobs: Sequence[TokenLogprob] | None = None, score: float | None = None
+    ) -> Completion:
+        """The completion as far as it is; `cancelled` where it was not complete."""
+        return Completion(
             text="".join(self._texts),
             token_ids=tuple(self._ids),
             finish_reason=self.finish_reason or "cancelled",
-            prompt_tokens=self._plan.prompt_tokens,
             completion_tokens=len(self._ids) + self._closed,
-            seed=self._sampler.seed,
-            timing=timing,
+            logprobs=None if logprobs is None else tuple(logprobs),
+            score=score,
         )
 
     def _finish(self, reason: FinishReason, text: str = "") -> TextDelta | None:
@@ -164,3 +154,17 @@ class AnswerBuilder:
         self._texts.append(text)
         count, self._unsent = self._unsent, 0
         return TextDelta(text=text, token_ids=tuple(self._ids[len(self._ids) - count :]))
+
+
+def answer_from_completions(
+    completions: Sequence[Completion], plan: AnswerPlan, timing: Timing, seed: int | None
+) -> Answer:
+    """The answer whose completions these are, the best first."""
+    first, *others = completions
+    return Answer(
+        **vars(first),
+        prompt_tokens=plan.prompt_tokens,
+        seed=seed,
+        timing=timing,
+        others=tuple(others),
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from threading import Lock
 
-from engines.language_model.answering import AnswerBuilder
+from engines.language_model.decoding import Decoding
 from engines.language_model.types import Answer, Event, GenerationRequest, TextDelta, Timing
 from export.errors import DeadlineError, IblipError
 
@@ -22,16 +22,16 @@ class Ticket:
     Attributes:
         request: as submitted.
         prompt_ids: of its prompt.
-        builder: makes its answer.
+        decoding: makes its answer.
         cancelled: the caller wants no more of it.
     """
 
     def __init__(
-        self, request: GenerationRequest, prompt_ids: tuple[int, ...], builder: AnswerBuilder
+        self, request: GenerationRequest, prompt_ids: tuple[int, ...], decoding: Decoding
     ) -> None:
         self.request = request
         self.prompt_ids = prompt_ids
-        self.builder = builder
+        self.decoding = decoding
         self.cancelled = False
         self.events: SimpleQueue[TextDelta | End] = SimpleQueue()
         self._ended = False
@@ -70,7 +70,15 @@ class Ticket:
         with self._lock:
             if not self._ended:
                 self._ended = True
-                self.events.put(self.builder.answer(self._timing()) if end is None else end)
+                self.events.put(self.decoding.answer(self._timing()) if end is None else end)
+
+    def given_up(self) -> bool:
+        """Ends the request if it is cancelled or late; whether it has ended."""
+        if self.late:
+            self.end(late_error())
+        elif self.cancelled:
+            self.end()
+        return self._ended
 
     def abandon(self) -> None:
         """Marks the request as wanted by nobody. Takes no lock: garbage collection calls it."""

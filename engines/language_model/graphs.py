@@ -1,70 +1,37 @@
-"""A language model's graphs on ONNX Runtime: prefill and step, with a key-value cache.
+"""A language model's graphs on ONNX Runtime, over slots that are allocated once.
 
-Two shapes of model stand behind `SequenceModel`: decoder-only (LLaMA, OPT), where the visual
-prompt and the text are the beginning of the sequence, and encoder-decoder (T5), where they are
-encoded and the answer starts from a token of its own. The cache never passes through numpy: what
-one step returns is bound to the next as it is. Knows nothing of text, options or requests.
+The decoder's keys and values live in buffers `[slots, kv_heads, positions, head_dim]`, a row a
+sequence. The live rows are always the first ones, so a step runs the decoder on the beginning of
+the buffers, bound as its past and as its present: new keys and values are written where they
+belong, and nothing is copied. A prompt is read into its row the same way, a piece at a time.
+
+Two shapes of model: decoder-only (LLaMA), where visual prompt and text are the beginning of the
+sequence, and encoder-decoder (T5), where they are encoded and the answer has a token of its own to
+start from. Knows nothing of text, options or requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from engines.language_model.slots import Array, BatchModel, Prompt, Slot, shared_positions
+from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.session import array_from_value, open_session, value_from_array
 from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import LanguageModelFacts, Manifest
 
-Array = npt.NDArray[Any]
-Values = dict[str, Any]
-"""`OrtValue`s by tensor name."""
-
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
 
-
-@dataclass
-class Cache:
-    """One sequence within a model.
-
-    Attributes:
-        length: positions that the decoder has seen.
-        keys_values: the decoder's own cache, under the names of its `past_key_values` inputs,
-            each `[1, kv_heads, length, head_dim]`.
-        fixed: further decoder inputs that stay the same for the whole sequence.
-    """
-
-    length: int
-    keys_values: Values
-    fixed: Values
-
-
-class SequenceModel(Protocol):
-    """A language model that continues sequences, one at a time."""
-
-    def prefill(self, visual_prompt: Array, prompt_ids: Sequence[int]) -> tuple[Cache, Array]:
-        """Reads a visual prompt `[queries, hidden]`, of any float dtype, and the prompt's ids.
-
-        Returns the new sequence, and the logits `[vocab]` of the answer's first token.
-        """
-        ...
-
-    def step(self, cache: Cache, token_id: int) -> Array:
-        """Adds one token to the sequence; the logits `[vocab]` of the next."""
-        ...
-
-    def close(self) -> None:
-        """Frees the graphs."""
-        ...
+SLOTS = 8
+"""Sequences at once, unless the caller says otherwise."""
 
 
 class Graph:
-    """One ONNX graph that takes and returns `OrtValue`s.
+    """One ONNX graph.
 
     Args:
         path: of the `.onnx` file.
@@ -81,128 +48,250 @@ class Graph:
         self._outputs = [spec.name for spec in contract.outputs]
         self.contract = contract
 
-    def __call__(self, values: Values) -> Values:
+    def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises `EngineError` where ONNX Runtime fails."""
+        values = {name: value_from_array(array) for name, array in arrays.items()}
         try:
             found = self._session.run_with_ort_values(self._outputs, values)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._path} ({error})") from error
-        return dict(zip(self._outputs, found, strict=True))
+        return dict(zip(self._outputs, map(array_from_value, found), strict=True))
+
+    def binding(self) -> Binding:
+        """Runs the graph on memory that stays where it is."""
+        return Binding(self._session, str(self._path))
 
 
-class _Base:
-    """What both shapes share: embedding ids, and running the decoder over a cache."""
+class Rows:
+    """The decoder bound to some rows of the caches, for `sequence` new positions in each.
 
-    def __init__(self, graphs: Mapping[str, Graph], facts: LanguageModelFacts) -> None:
-        self._embed_tokens = graphs["embed_tokens"]
-        self._decoder = graphs["decoder"]
-        self._graphs = graphs
-        specs = self._decoder.contract.inputs
-        self._dtype = self._decoder.contract.input("inputs_embeds").numpy_dtype
-        self._past = [spec for spec in specs if spec.name.startswith(PAST)]
-        self._takes_positions = any(spec.name == "position_ids" for spec in specs)
-        self._facts = facts
-        # Sliced for every step, so that no step allocates them.
-        self._ones = np.ones((1, 0), np.int64)
+    Args:
+        model: whose caches they are.
+        first: the first row.
+        count: of rows.
+        sequence: new positions in each.
+
+    Attributes:
+        embeds: `[count, sequence, hidden]`, what the next run reads.
+        positions: int64 `[count, sequence]`, where in its row each is put.
+        logits: float32 `[count, sequence, vocab]`, what the last run gave.
+        binding: runs it.
+    """
+
+    def __init__(self, model: DecoderOnly, first: int, count: int, sequence: int) -> None:
+        contract = model.decoder.contract
+        embeds, logits = contract.input("inputs_embeds"), contract.output("logits")
+        self.embeds = np.zeros((count, sequence, model.facts.hidden_size), embeds.numpy_dtype)
+        self.positions = np.zeros((count, sequence), np.int64)
+        self.logits = np.zeros((count, sequence, model.facts.vocab_size), logits.numpy_dtype)
+        self.binding = model.decoder.binding()
+        self.binding.input("inputs_embeds", self.embeds)
+        self.binding.input("position_ids", self.positions)
+        self.binding.output("logits", self.logits)
+        for name, buffer in model.buffers.items():
+            rows = buffer[first : first + count]
+            self.binding.input(name, rows)
+            if name.startswith(PAST):
+                self.binding.output(PRESENT + name.removeprefix(PAST), rows)
+
+
+class DecoderOnly:
+    """LLaMA: a `BatchModel` of the graphs `embed_tokens` and `batched_decoder`.
+
+    Args:
+        graphs: by name.
+        facts: of the model.
+        slots: how many sequences it holds.
+        positions: how many positions a sequence may have; `None` is the model's own length. Memory
+            that no sequence has reached yet is not taken from the system.
+
+    Attributes:
+        decoder: the graph of every step.
+        facts: of the model.
+        buffers: the caches, by the names of the decoder's inputs.
+    """
+
+    start_token: int | None = None
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Graph],
+        facts: LanguageModelFacts,
+        *,
+        slots: int = SLOTS,
+        positions: int | None = None,
+    ) -> None:
+        self.capacity, self.positions = slots, min(positions or facts.max_length, facts.max_length)
+        self._embed_tokens, self.decoder = graphs["embed_tokens"], graphs["batched_decoder"]
+        self.facts = facts
+        shape = (slots, facts.num_key_value_heads, self.positions, facts.head_dim)
+        self.buffers = {
+            spec.name: np.zeros(shape, spec.numpy_dtype)
+            for spec in self.decoder.contract.inputs
+            if spec.name.startswith((PAST, CROSS))
+        }
+        self._live: list[Slot] = []  # by row
+        self._batches: dict[int, Rows] = {}  # by count, over the first rows
+
+    def acquire(self) -> Slot:
+        """An empty slot, behind the others; there must be one."""
+        assert len(self._live) < self.capacity
+        self._live.append(Slot(row=len(self._live)))
+        return self._live[-1]
+
+    def release(self, slot: Slot) -> None:
+        """Frees a slot; the last one moves into its row, so that the live rows have no gap."""
+        last = self._live.pop()
+        if last is not slot:
+            self._copy(last, slot.row, 0)
+            self._copy_source(last, slot.row)
+            last.row = slot.row
+            self._live[slot.row] = last
+
+    def fork(self, source: Slot, target: Slot) -> None:
+        """Makes `target` what `source` is, copying no more than where they differ."""
+        self._copy(source, target.row, shared_positions(source, target))
+        if target.prompt is not source.prompt:
+            self._copy_source(source, target.row)
+        target.length, target.source_length = source.length, source.source_length
+        target.prompt, target.tokens = source.prompt, source.tokens.copy()
+
+    def read(self, visual_prompt: Array, prompt_ids: Sequence[int]) -> Prompt:
+        """The visual prompt first and then the ids, BOS among them, as in transformers."""
+        text = self._embed(np.array([prompt_ids], np.int64))
+        visual = visual_prompt[None].astype(text.dtype)
+        return Prompt(np.concatenate([visual, text], axis=1))
+
+    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Array | None:
+        """Reads a piece of the prompt; after the last, the logits `[vocab]` of the next token."""
+        embeds = prompt.embeds[:, prompt.done : prompt.done + limit]
+        count = embeds.shape[1]
+        rows = Rows(self, slot.row, 1, count)
+        rows.embeds[:] = embeds
+        rows.positions[:] = np.arange(slot.length, slot.length + count)
+        rows.binding.run()
+        slot.length += count
+        slot.prompt = prompt
+        prompt.done += count
+        return rows.logits[0, -1] if prompt.done == prompt.positions else None
+
+    def step(self, tokens: Mapping[Slot, int]) -> Array:
+        """Adds a token to each of these; the logits `[len(tokens), vocab]` of the next."""
+        count = 1 + max(slot.row for slot in tokens)
+        rows = self.rows(count)
+        ids = np.zeros((count, 1), np.int64)
+        for slot in self._live[:count]:
+            # A row that has no turn, being still filled, is written where it will be next.
+            rows.positions[slot.row] = slot.length
+        for slot, token in tokens.items():
+            ids[slot.row] = token
+        rows.embeds[:] = self._embed(ids)
+        self._bind_more(rows, count)
+        rows.binding.run()
+        for slot, token in tokens.items():
+            slot.tokens.append(token)
+            slot.length += 1
+        return rows.logits[[slot.row for slot in tokens], 0]
+
+    def rows(self, count: int) -> Rows:
+        """The decoder bound to the first `count` rows, for one new position in each."""
+        if count not in self._batches:
+            self._batches[count] = Rows(self, 0, count, 1)
+        return self._batches[count]
 
     def close(self) -> None:
-        """Frees the graphs."""
-        self._graphs = {}
-        del self._embed_tokens, self._decoder
+        """Frees the graphs and the slots."""
+        self._batches.clear()
+        self.buffers.clear()
+        del self._embed_tokens, self.decoder
 
-    def _embed(self, ids: Sequence[int]) -> Any:
-        values = {"input_ids": value_from_array(np.array([ids], dtype=np.int64))}
-        return self._embed_tokens(values)["inputs_embeds"]
+    def _bind_more(self, rows: Rows, count: int) -> None:
+        """Binds what this shape of decoder takes besides."""
 
-    def _embed_with(self, visual_prompt: Array, ids: Sequence[int]) -> Array:
-        # [1, queries + len(ids), hidden]
-        text = array_from_value(self._embed(ids))
-        return np.concatenate([visual_prompt[None].astype(self._dtype), text], axis=1)
+    def _embed(self, ids: Array) -> Array:
+        return self._embed_tokens({"input_ids": ids})["inputs_embeds"]
 
-    def _ones_mask(self, length: int) -> Any:
-        if self._ones.shape[1] < length:
-            self._ones = np.ones((1, 2 * length), np.int64)
-        return value_from_array(self._ones[:, :length])
+    def _copy(self, source: Slot, row: int, start: int) -> None:
+        """Copies a slot's positions from `start` on to another row."""
+        for name, buffer in self.buffers.items():
+            if name.startswith(PAST):
+                place = slice(start, source.length)
+                buffer[row, :, place] = buffer[source.row, :, place]
 
-    def _empty_cache(self, fixed: Values) -> Cache:
-        facts = self._facts
-        shape = (1, facts.num_key_value_heads, 0, facts.head_dim)
-        past = {
-            spec.name: value_from_array(np.empty(shape, spec.numpy_dtype)) for spec in self._past
-        }
-        return Cache(length=0, keys_values=past, fixed=fixed)
-
-    def _advance(self, cache: Cache, inputs_embeds: Any, count: int) -> Array:
-        """Runs the decoder over `count` more positions; the logits `[vocab]` after the last."""
-        total = cache.length + count
-        values = {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": self._ones_mask(total),
-            **cache.keys_values,
-            **cache.fixed,
-        }
-        if self._takes_positions:
-            positions = np.arange(cache.length, total, dtype=np.int64)[None]
-            values["position_ids"] = value_from_array(positions)
-        outputs = self._decoder(values)
-        cache.length = total
-        cache.keys_values = {
-            name: outputs[PRESENT + name.removeprefix(PAST)] for name in cache.keys_values
-        }
-        logits: Array = array_from_value(outputs["logits"])[0, -1]  # of [1, count, vocab]
-        return logits
-
-    def step(self, cache: Cache, token_id: int) -> Array:
-        """Adds one token to the sequence; the logits `[vocab]` of the next."""
-        return self._advance(cache, self._embed([token_id]), 1)
+    def _copy_source(self, source: Slot, row: int) -> None:
+        """Copies what an encoder left in a slot, where there is one, to another row."""
 
 
-class DecoderOnly(_Base):
-    """LLaMA and OPT: graphs `embed_tokens` and `decoder`."""
+class EncoderDecoder(DecoderOnly):
+    """T5: a `BatchModel` of `embed_tokens`, `encoder` and `batched_decoder`."""
 
-    def prefill(self, visual_prompt: Array, prompt_ids: Sequence[int]) -> tuple[Cache, Array]:
-        """The visual prompt first and then the ids, BOS among them, as in transformers."""
-        embeds = self._embed_with(visual_prompt, prompt_ids)
-        cache = self._empty_cache({})
-        return cache, self._advance(cache, value_from_array(embeds), embeds.shape[1])
-
-
-class EncoderDecoder(_Base):
-    """T5: graphs `embed_tokens`, `encoder` and `decoder`."""
-
-    def __init__(self, graphs: Mapping[str, Graph], facts: LanguageModelFacts) -> None:
-        super().__init__(graphs, facts)
+    def __init__(
+        self,
+        graphs: Mapping[str, Graph],
+        facts: LanguageModelFacts,
+        *,
+        slots: int = SLOTS,
+        positions: int | None = None,
+    ) -> None:
+        super().__init__(graphs, facts, slots=slots, positions=positions)
         self._encoder = graphs["encoder"]
         if facts.decoder_start_token_id is None:
             raise BuildDirectoryError(
                 "the manifest names no decoder_start_token_id, which an encoder-decoder starts "
                 "from. Build it again."
             )
-        self._start = facts.decoder_start_token_id
+        self.start_token = facts.decoder_start_token_id
+        self._key_positions = np.arange(self.positions)
 
-    def prefill(self, visual_prompt: Array, prompt_ids: Sequence[int]) -> tuple[Cache, Array]:
-        """Encodes the visual prompt and the ids, then runs the decoder's start token."""
-        embeds = self._embed_with(visual_prompt, prompt_ids)
-        mask = value_from_array(np.ones((1, embeds.shape[1]), np.int64))
-        cross = self._encoder({"inputs_embeds": value_from_array(embeds), "attention_mask": mask})
-        cache = self._empty_cache({**cross, "encoder_attention_mask": mask})
-        return cache, self.step(cache, self._start)
+    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> None:
+        """Encodes the whole prompt: every position of it sees every other."""
+        mask = np.ones((1, prompt.positions), np.int64)
+        cross = self._encoder({"inputs_embeds": prompt.embeds, "attention_mask": mask})
+        for name, array in cross.items():
+            self.buffers[name][slot.row, :, : prompt.positions] = array[0]
+        slot.prompt, slot.source_length = prompt, prompt.positions
+        prompt.done = prompt.positions
 
     def close(self) -> None:
-        """Frees the graphs."""
+        """Frees the graphs and the slots."""
         super().close()
         del self._encoder
 
+    def _bind_more(self, rows: Rows, count: int) -> None:
+        sources = np.ones(count, np.int64)
+        for slot in self._live[:count]:
+            sources[slot.row] = slot.source_length
+        rows.binding.input("source_lengths", sources)
+        longest = int(rows.positions.max()) + 1
+        rows.binding.input("key_positions", self._key_positions[:longest])
 
-MODELS: Mapping[bool, Callable[[Mapping[str, Graph], LanguageModelFacts], SequenceModel]] = {
-    False: DecoderOnly,
-    True: EncoderDecoder,
-}
+    def _copy_source(self, source: Slot, row: int) -> None:
+        for name, buffer in self.buffers.items():
+            if name.startswith(CROSS):
+                place = slice(0, source.source_length)
+                buffer[row, :, place] = buffer[source.row, :, place]
+
+
+MODELS: Mapping[bool, Callable[..., BatchModel]] = {False: DecoderOnly, True: EncoderDecoder}
 """`is_encoder_decoder` to the shape of model."""
 
 
-def open_model(directory: Path, manifest: Manifest, *, threads: int | None = None) -> SequenceModel:
+def open_model(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    threads: int | None = None,
+    slots: int = SLOTS,
+    positions: int | None = None,
+) -> BatchModel:
     """The language model of a build, with its graphs loaded.
+
+    Args:
+        directory: of the build.
+        manifest: of the same build.
+        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        slots: how many sequences it holds.
+        positions: how many positions a sequence may have; `None` is the model's own length.
 
     Raises:
         BuildDirectoryError: the build has not all of its graphs.
@@ -210,7 +299,7 @@ def open_model(directory: Path, manifest: Manifest, *, threads: int | None = Non
     """
     record = manifest.components.get("language_model")
     facts = manifest.language_model
-    wanted = ["embed_tokens", "decoder", *(["encoder"] if facts.is_encoder_decoder else [])]
+    wanted = ["embed_tokens", "batched_decoder", *(["encoder"] if facts.is_encoder_decoder else [])]
     missing = [name for name in wanted if record is None or name not in record.graphs]
     if record is None or missing:
         message = f"the build in {directory} has no language_model graph {', '.join(missing)}"
@@ -219,11 +308,11 @@ def open_model(directory: Path, manifest: Manifest, *, threads: int | None = Non
         name: Graph(
             directory / record.engine.files[name],
             record.graphs[name].contract,
-            # One row is looked up: a second thread would only wait.
+            # Few rows are looked up: a second thread would only wait.
             threads=1 if name == "embed_tokens" else threads,
             # Its steps follow one another at once; the others run once an answer, or on one thread.
-            spin=name == "decoder",
+            spin=name == "batched_decoder",
         )
         for name in wanted
     }
-    return MODELS[facts.is_encoder_decoder](graphs, facts)
+    return MODELS[facts.is_encoder_decoder](graphs, facts, slots=slots, positions=positions)

@@ -1,31 +1,35 @@
-"""A language-model engine in this process: a queue, a worker thread, one request at a time.
+"""A language-model engine in this process: a queue, and a worker thread that runs a batch.
 
-Requests are answered in the order in which they came. The worker owns the model; callers meet it
-only through tickets, so a scheduler that steps many of them at once can take `_serve`'s place.
+Requests are taken in the order in which they came, as soon as there are slots for them. The worker
+owns the model; callers meet it only through tickets.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from engines.language_model.answering import AnswerBuilder, plan_answer
+from engines.language_model.answering import CompletionBuilder, plan_answer
+from engines.language_model.decoding import decoding_for
 from engines.language_model.detokenise import special_tokens
-from engines.language_model.generation import QueuedGeneration, Ticket, late_error
-from engines.language_model.graphs import SequenceModel
-from engines.language_model.types import GenerationRequest, QueueFullError
-from engines.text import PromptTokenizer
-from export.errors import EngineError, IblipError, InputError
+from engines.language_model.generation import QueuedGeneration, Ticket
+from engines.language_model.scheduler import Scheduler
+from engines.language_model.slots import BatchModel
+from engines.language_model.types import (
+    GenerationOptions,
+    GenerationRequest,
+    QueueFullError,
+)
+from engines.text import PromptTokenizer, words_from_text
+from export.errors import EngineError, InputError, OptionError
 from export.manifest import LanguageModelFacts
-
-logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 256
 """Requests that may wait, unless the caller says otherwise."""
@@ -34,18 +38,18 @@ _FLOATS = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16
 
 
 class OnnxEngine:
-    """A `LanguageModelEngine` over a `SequenceModel`. A context manager: leaving closes it.
+    """A `LanguageModelEngine` over a `BatchModel`. A context manager: leaving closes it.
 
     Args:
         model: what continues sequences; the engine owns it and closes it.
         prompts: the language model's tokenizer.
         facts: of the model.
-        queue_limit: how many requests may wait, the running one not counted.
+        queue_limit: how many requests may wait, those that run not counted.
     """
 
     def __init__(
         self,
-        model: SequenceModel,
+        model: BatchModel,
         prompts: PromptTokenizer,
         facts: LanguageModelFacts,
         *,
@@ -53,11 +57,12 @@ class OnnxEngine:
     ) -> None:
         self._model = model
         self._prompts = prompts
-        self._facts = facts
+        self._facts = replace(facts, max_length=min(facts.max_length, model.positions))
+        self._scheduler = Scheduler(model)
         self._queue_limit = queue_limit
         self._special = special_tokens(prompts.tokenizer)
         self._waiting: deque[Ticket] = deque()
-        self._running: Ticket | None = None
+        self._running: list[Ticket] = []  # for `close`, which another thread calls
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="language-model", daemon=True)
@@ -77,7 +82,8 @@ class OnnxEngine:
         Raises:
             InputError: the prompt is empty, too long, or has the image token in it; or the visual
                 prompt is not float `[queries, hidden]`.
-            OptionError: `min_new_tokens` does not fit.
+            OptionError: `min_new_tokens` does not fit; `n` or `num_beams` is more than there are
+                slots; or an option names a token that the model does not have.
             QueueFullError: too many requests are waiting.
             EngineError: the engine is closed.
         """
@@ -101,7 +107,7 @@ class OnnxEngine:
             if self._closed:
                 return
             self._closed = True
-            unfinished = [*self._waiting, *([self._running] if self._running else [])]
+            unfinished = [*self._waiting, *self._running]
             self._waiting.clear()
             self._changed.notify()
         for ticket in unfinished:
@@ -114,10 +120,32 @@ class OnnxEngine:
     def _ticket(self, request: GenerationRequest) -> Ticket:
         _check_visual_prompt(request.visual_prompt, self._facts)
         prompt_ids = self._prompts(request.prompt)
-        plan = plan_answer(prompt_ids, request.options, self._facts)
-        tokenizer = self._prompts.tokenizer
-        builder = AnswerBuilder(request.options, plan, self._facts, tokenizer, self._special)
-        return Ticket(_with_own_copy(request), prompt_ids, builder)
+        options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
+        self._check_fit(options)
+        plan = plan_answer(prompt_ids, options, facts)
+
+        def builder() -> CompletionBuilder:
+            return CompletionBuilder(options, plan, facts, tokenizer, self._special)
+
+        banned = words_from_text(tokenizer, options.banned_words)
+        decoding = decoding_for(options, plan, facts, builder, banned)
+        return Ticket(_with_own_copy(request), prompt_ids, decoding)
+
+    def _check_fit(self, options: GenerationOptions) -> None:
+        """Refuses token ids that the model does not have, and more rows than it has slots."""
+        for name in ("stop_token_ids", "logit_bias"):
+            for token in getattr(options, name):
+                if token >= self._facts.vocab_size:
+                    raise OptionError(
+                        f"{name} has token {token}; this model's tokens are 0 to"
+                        f" {self._facts.vocab_size - 1}"
+                    )
+        for name in ("n", "num_beams"):
+            if getattr(options, name) > self._model.capacity:
+                raise OptionError(
+                    f"{name} is {getattr(options, name)}; this engine has {self._model.capacity}"
+                    " slots, and each sequence takes one"
+                )
 
     def _cancel(self, ticket: Ticket) -> None:
         ticket.cancelled = True
@@ -129,49 +157,20 @@ class OnnxEngine:
             ticket.end()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._running = None
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    return
-                ticket = self._running = self._waiting.popleft()
-            try:
-                self._serve(ticket)
-            except IblipError as error:
-                ticket.end(error)
-            except Exception as error:  # whatever it is, it must reach the caller
-                logger.exception("a request failed")
-                failure = EngineError(f"the language model failed ({error!r})")
-                failure.__cause__ = error
-                ticket.end(failure)
-            del ticket  # a waiting worker keeps nothing of the last request alive
+        while self._admit():
+            self._scheduler.turn()
+            self._scheduler.drop()
 
-    def _serve(self, ticket: Ticket) -> None:
-        """Answers one request. Looks up between steps whether it is still wanted."""
-        ticket.start()
-        if _given_up(ticket):
-            return
-        builder = ticket.builder
-        cache, logits = self._model.prefill(ticket.request.visual_prompt, ticket.prompt_ids)
-        ticket.prefilled()
-        while not _given_up(ticket):
-            delta = builder.accept(logits)
-            if delta is not None:
-                ticket.put(delta)
-            if builder.finish_reason:
-                ticket.end()
-                return
-            logits = self._model.step(cache, builder.last_token)
-
-
-def _given_up(ticket: Ticket) -> bool:
-    """Ends a request that is cancelled or late; whether it has ended."""
-    if ticket.late:
-        ticket.end(late_error())
-    elif ticket.cancelled:
-        ticket.end()
-    return ticket.ended
+    def _admit(self) -> bool:
+        """Takes in what fits, in order, waiting while there is nothing to do; false at the end."""
+        with self._changed:
+            self._running = self._scheduler.running
+            self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            while self._waiting and self._scheduler.fits(self._waiting[0]):
+                self._scheduler.add(self._waiting.popleft())
+            self._running = self._scheduler.running
+            return not self._closed
 
 
 def _check_visual_prompt(visual_prompt: npt.NDArray[Any], facts: LanguageModelFacts) -> None:

@@ -7,103 +7,18 @@ that forwards to another server all stand behind `LanguageModelEngine`. Knows nu
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 
-from export.errors import EngineError, OptionError
+from engines.language_model.options import GenerationOptions as GenerationOptions
+from export.errors import EngineError
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
-"""Why an answer ended: an end-of-sequence token, a stop string, `max_new_tokens` (or the model's
-length), or the caller."""
-
-MAX_SEED = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How an answer is generated. Every field travels as a Triton request parameter of that name.
-
-    Attributes:
-        max_new_tokens: 1 or more; `None` takes the checkpoint's own default.
-        min_new_tokens: end-of-sequence is forbidden before this many tokens.
-        temperature: 0 is greedy; otherwise logits are divided by it and a token is drawn.
-        top_k: draw among the k likeliest; 0 is all. Effective only when temperature > 0.
-        top_p: draw among the likeliest that reach this probability, in (0, 1]. As `top_k`.
-        repetition_penalty: above 1 makes repeats less likely, as in transformers; 1 is off.
-        stop: the answer ends before any of these strings.
-        seed: of the draw; `None` takes a fresh one. Effective only when temperature > 0.
-
-    Raises:
-        OptionError: naming the option, what was given and its range.
-    """
-
-    max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens is not None:
-            _integer("max_new_tokens", self.max_new_tokens, 1, None)
-        _integer("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        _number("temperature", self.temperature, "0 to 100", lambda x: 0 <= x <= 100)
-        _integer("top_k", self.top_k, 0, None)
-        _number("top_p", self.top_p, "above 0, at most 1", lambda x: 0 < x <= 1)
-        penalty = self.repetition_penalty
-        _number("repetition_penalty", penalty, "above 0, at most 100", lambda x: 0 < x <= 100)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0, MAX_SEED)
-        if not isinstance(self.stop, tuple) or not all(
-            isinstance(text, str) and text for text in self.stop
-        ):
-            raise OptionError(f"stop is {self.stop!r}; wanted a list of strings that are not empty")
-
-    @classmethod
-    def from_mapping(cls, options: Mapping[str, Any]) -> Self:
-        """Options by name, `stop` as a list of strings.
-
-        Raises:
-            OptionError: an unknown name (the nearest known one is offered), or a bad value.
-        """
-        known = {f.name for f in fields(cls)}
-        for name in options:
-            if name not in known:
-                raise OptionError(_unknown(name, known))
-        values = dict(options)
-        if isinstance(values.get("stop"), list):
-            values["stop"] = tuple(values["stop"])
-        return cls(**values)
-
-
-def _unknown(name: str, known: set[str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"there is no option {name!r}.{hint} Options: {', '.join(sorted(known))}"
-
-
-def _integer(name: str, value: object, low: int, high: int | None) -> None:
-    span = f"a whole number, {low} or more" if high is None else f"a whole number, {low} to {high}"
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise OptionError(f"{name} is {value!r}; wanted {span}")
-    if value < low or (high is not None and value > high):
-        raise OptionError(f"{name} is {value}; wanted {span}")
-
-
-def _number(name: str, value: object, span: str, fits: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise OptionError(f"{name} is {value!r}; wanted a number, {span}")
-    if not math.isfinite(value) or not fits(value):
-        raise OptionError(f"{name} is {value}; wanted a number, {span}")
+"""Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or
+the model's length), or the caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,25 +62,56 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A finished answer.
+class TokenLogprob:
+    """How likely a chosen token was, before temperature, penalties and any other option.
+
+    Attributes:
+        token_id: the token.
+        logprob: its log-probability, in nats.
+        top: the likeliest tokens there and their log-probabilities, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One of the answers to a request.
 
     Attributes:
         text: decoded without special tokens, and without a stop string that ended it.
-        token_ids: as generated, without the closing end-of-sequence token.
+        token_ids: as generated, without the closing end-of-sequence or stop token.
         finish_reason: see `FinishReason`.
-        prompt_tokens: visual prompt and text, in positions.
-        completion_tokens: generated tokens, an end-of-sequence token included.
-        seed: the one that was used; `None` for greedy.
+        completion_tokens: generated tokens, a closing one included.
+        logprobs: of every generated token, a closing one included; `None` where not asked for.
+        score: of a beam search, the sum of log-probabilities with the penalty of length.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    prompt_tokens: int
     completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Completion):
+    """A finished answer: itself the first completion.
+
+    Attributes:
+        prompt_tokens: visual prompt and text, in positions.
+        seed: the one that was used; `None` for greedy.
+        timing: where the time went.
+        others: the other completions, where several were asked for (`n`).
+    """
+
+    prompt_tokens: int
     seed: int | None
     timing: Timing
+    others: tuple[Completion, ...] = ()
 
 
 Event = TextDelta | Answer

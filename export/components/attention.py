@@ -76,10 +76,10 @@ def causal_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:
     return torch.where(allowed, 0.0, MASKED)
 
 
-def module_from_config(kind: type[PreTrainedModel], config: Any) -> Any:
-    """A module of transformers' `kind` that uses this attention."""
+def module_from_config(kind: type[PreTrainedModel], config: Any, attention: str = NAME) -> Any:
+    """A module of transformers' `kind` that uses this attention, or another that has a name."""
     make: Any = kind._from_config
-    return make(config, attn_implementation=NAME)
+    return make(config, attn_implementation=attention)
 
 
 AttentionInterface.register(NAME, attention)

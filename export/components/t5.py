@@ -1,7 +1,8 @@
 """T5 (FLAN-T5): `embed_tokens`, `encoder`, and one `decoder` graph for every step.
 
 The encoder gives the decoder's cross-attention keys and values at once: they are all that the
-decoder needs of it, and they do not change while an answer grows.
+decoder needs of it, and they do not change while an answer grows. `batched_decoder` is the same
+decoder over slots: see `export.components.slots`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import EncoderDecoderCache, T5ForConditionalGeneration
+from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
-from export.components.attention import causal_mask, module_from_config, padding_mask
+from export.components.attention import NAME, causal_mask, module_from_config, padding_mask
 from export.components.component import Component
 from export.components.language_model import (
+    IDS,
     cache_from_tensors,
     cache_specs,
     embed_tokens,
@@ -21,13 +23,25 @@ from export.components.language_model import (
     logits_spec,
     tensors_from_cache,
 )
+from export.components.slots import NAME as SLOTS
+from export.components.slots import Slots
 from export.contract import Contract, TensorSpec
 
 
 class _T5(torch.nn.Module):
+    attention = NAME
+
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.language_model = module_from_config(T5ForConditionalGeneration, config)
+        self.language_model = module_from_config(T5ForConditionalGeneration, config, self.attention)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        # [batch, sequence, hidden] to float32 [batch, sequence, vocab]
+        model = self.language_model
+        if model.config.scale_decoder_outputs:
+            hidden = hidden * (model.model_dim**-0.5)
+        logits: torch.Tensor = model.lm_head(hidden)
+        return logits.to(torch.float32)
 
 
 class T5Encoder(_T5):
@@ -98,10 +112,77 @@ class T5Decoder(_T5):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        if model.config.scale_decoder_outputs:
-            hidden = hidden * (model.model_dim**-0.5)
-        logits = model.lm_head(hidden)
-        return [logits.to(torch.float32), *tensors_from_cache(past)]
+        return [self._logits(hidden), *tensors_from_cache(past)]
+
+
+class T5BatchedDecoder(_T5):
+    """Embeddings and slots to logits and the same slots.
+
+    Args:
+        config: the checkpoint's text config.
+    """
+
+    attention = SLOTS
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        key_positions: torch.Tensor,
+        source_lengths: torch.Tensor,
+        key_values: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Gives `logits` float32 `[batch, sequence, vocab]`, then every slot with its new tokens.
+
+        Args:
+            inputs_embeds: `[batch, sequence, hidden]`; sequence above 1 only where batch is 1.
+            position_ids: int64 `[batch, sequence]`, where in its slot each token is put.
+            key_positions: int64 `[total]`, 0 to the greatest of `position_ids`.
+            source_lengths: int64 `[batch]`, how much of its cross keys and values each row has.
+            key_values: the slots of every layer, `[batch, heads, capacity, head_dim]` each; then
+                the encoder's, `[batch, heads, source_capacity, head_dim]` each.
+        """
+        model = self.language_model
+        half = len(key_values) // 2
+        slots = Slots(
+            past=key_values[:half],
+            last=position_ids[:, -1].to(torch.int32),
+            cross=key_values[half:],
+            cross_last=(source_lengths - 1).to(torch.int32),
+            bias=self._bias(position_ids, key_positions),
+        )
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache.self_attention_cache = cache.cross_attention_cache = slots  # type: ignore[assignment]
+        cache.is_updated = dict.fromkeys(range(half // 2), True)
+        # Of four axes, so that transformers makes none of its own.
+        no_mask = inputs_embeds.new_zeros(1, 1, 1, 1)
+        hidden = model.decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=no_mask,
+            encoder_hidden_states=inputs_embeds,
+            encoder_attention_mask=no_mask,
+            past_key_values=cache,
+            use_cache=True,
+            slots=slots,
+        ).last_hidden_state
+        return [self._logits(hidden), *slots.present]
+
+    def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+        """T5's relative position bias, which differs from row to row with its position.
+
+        Source: Raffel et al. 2020, T5, section 2.1; transformers' T5Attention.compute_bias.
+        """
+        first = self.language_model.decoder.block[0].layer[0].SelfAttention
+        relative = key_positions[None, None, :] - position_ids[:, :, None]
+        buckets = first._relative_position_bucket(
+            relative,
+            bidirectional=False,
+            num_buckets=first.relative_attention_num_buckets,
+            max_distance=first.relative_attention_max_distance,
+        )
+        # [batch, sequence, total, heads] to [batch, heads, sequence, total]
+        bias: torch.Tensor = first.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+        return bias
 
 
 def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
@@ -136,5 +217,22 @@ def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
         contract=Contract(inputs=inputs, outputs=outputs),
         module=lambda: T5Decoder(text),
     )
+    batched_decoder = Component(
+        component="language_model",
+        graph="batched_decoder",
+        precision=precision,
+        contract=Contract(
+            inputs=(
+                embeds,
+                TensorSpec(name="position_ids", dtype="int64", axes=IDS),
+                TensorSpec(name="key_positions", dtype="int64", axes=("total",)),
+                TensorSpec(name="source_lengths", dtype="int64", axes=("batch",)),
+                *caches("past_key_values", "capacity"),
+                *caches("cross_key_values", "source_capacity"),
+            ),
+            outputs=(logits_spec(text.vocab_size), *caches("present_key_values", "capacity")),
+        ),
+        module=lambda: T5BatchedDecoder(text),
+    )
     embed = embed_tokens(text, "language_model.shared", precision=precision)
-    return embed, encoder, decoder
+    return embed, encoder, decoder, batched_decoder

@@ -7,7 +7,6 @@ Rows are ragged: shorter ones are padded on the right, and only real positions a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,33 +17,14 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from export.checkpoint import Checkpoint
 from export.components.language_model import tensors_from_cache
+from export.verification.case import Arrays, Case
+from export.verification.slots import slot_cases
 
 BATCHES = (1, 2, 5)
 """Batch sizes that every graph is tried with."""
 
 DECODE_STEPS = 2
 """Steps behind the prefill: each takes the present of the one before as its past."""
-
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One input of one graph.
-
-    Attributes:
-        graph: `component/graph`.
-        name: tells the case from others of this graph.
-        feed: the inputs; float tensors are float32, whatever the graph's precision.
-        wanted: the reference's outputs.
-        real: by output, a mask that broadcasts against it, true at positions that are not padding.
-    """
-
-    graph: str
-    name: str
-    feed: Arrays
-    wanted: Arrays
-    real: Arrays
 
 
 def load_reference(checkpoint: Checkpoint) -> Any:
@@ -143,7 +123,9 @@ def _decoder_only(
             past_key_values=cache,
             use_cache=True,
         ).logits
-        yield _decoder_case(step, embeds, mask, past, logits, cache, position_ids=position_ids)
+        case = _decoder_case(step, embeds, mask, past, logits, cache, position_ids=position_ids)
+        yield case
+        yield from slot_cases(case)
         embeds = model.get_input_embeddings()(_ids(checkpoint, random, batch, 1))
         mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
         positions = np.cumsum(mask, axis=1) - 1
@@ -173,7 +155,7 @@ def _encoder_decoder(
         cross = [_array(tensor) for tensor in tensors_from_cache(cache.cross_attention_cache)]
         if step == 0:
             yield _encoder_case(embeds, source_mask, cross)
-        yield _decoder_case(
+        case = _decoder_case(
             step,
             model.get_input_embeddings()(answer),
             mask,
@@ -183,6 +165,8 @@ def _encoder_decoder(
             encoder_attention_mask=torch.from_numpy(source_mask),
             cross=cross,
         )
+        yield case
+        yield from slot_cases(case)
         answer = _ids(checkpoint, random, batch, 1)
         mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
 

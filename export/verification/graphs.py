@@ -12,7 +12,8 @@ from export.checkpoint import Checkpoint
 from export.errors import VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.progress import Progress
-from export.verification.cases import Case, cases, load_reference
+from export.verification.case import Case
+from export.verification.cases import cases, load_reference
 from export.verification.comparison import LIMITS, Comparison, compare, figures
 
 

@@ -17,18 +17,43 @@ GENERATION: tuple[tuple[str, Any, str], ...] = (
     ("temperature", float, "0 always takes the likeliest token; above, one is drawn. Default: 0."),
     ("top_k", int, "Draw among the k likeliest; 0 is all. Default: 0."),
     ("top_p", float, "Draw among the likeliest that reach this probability. Default: 1."),
+    (
+        "min_p",
+        float,
+        "Draw among those with this share of the likeliest's probability. Default: 0.",
+    ),
     ("repetition_penalty", float, "Above 1, repeats are less likely. Default: 1."),
+    ("no_repeat_ngram_size", int, "No run of so many tokens occurs twice. Default: 0, off."),
+    ("logprobs", int, "Report log-probabilities, of so many tokens besides (with --json)."),
+    ("n", int, "So many answers (the others with --json). Default: 1."),
+    ("num_beams", int, "Beam search with so many beams. Default: 1, none."),
+    ("length_penalty", float, "Of a beam search: above 0 favours long answers. Default: 1."),
     ("seed", int, "Of the draw. Default: a fresh one."),
 )
 """Name, type and help of each option of an answer."""
 
+REPEATABLE: tuple[tuple[str, Any, str], ...] = (
+    ("stop", str, "End the answer before this text. Repeatable."),
+    ("stop_token_ids", int, "End the answer before this token. Repeatable."),
+    ("banned_words", str, "A word that the answer may not contain. Repeatable."),
+    ("logit_bias", (int, float), "A token and what is added to its logit. Repeatable."),
+)
+"""The same of those that may be given several times."""
+
+EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+
 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of an answer; `options_from_flags` reads them."""
-    stop = click.option(
-        "--stop", multiple=True, help="End the answer before this text. Repeatable."
+    for name, kind, text in reversed(REPEATABLE):
+        flag = "--" + name.replace("_", "-")
+        function = click.option(flag, name, type=kind, multiple=True, help=text)(function)
+    early = click.option(
+        "--early-stopping",
+        type=click.Choice(list(EARLY_STOPPING)),
+        help="Of a beam search: when it ends. Default: false.",
     )
-    function = stop(function)
+    function = early(function)
     for name, kind, text in reversed(GENERATION):
         flag = "--" + name.replace("_", "-")
         function = click.option(flag, name, type=kind, default=None, help=text)(function)
@@ -45,7 +70,12 @@ def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
 
     names = [name for name, _, _ in GENERATION]
     given = {name: flags[name] for name in names if flags[name] is not None}
-    return GenerationOptions(**given, stop=tuple(flags["stop"]))
+    given |= {name: tuple(flags[name]) for name, _, _ in REPEATABLE if flags[name]}
+    if flags["early_stopping"] is not None:
+        given["early_stopping"] = EARLY_STOPPING[flags["early_stopping"]]
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    return GenerationOptions(**given)
 
 
 def as_json(function: Callable[..., Any]) -> Callable[..., Any]:

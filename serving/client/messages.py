@@ -177,6 +177,8 @@ def _utf8(prompt: str) -> bytes:
 def _set_parameter(parameter: Message, value: int | float | str) -> None:
     if isinstance(value, str):
         parameter.string_param = value
+    elif isinstance(value, bool):
+        parameter.bool_param = value
     elif isinstance(value, int):
         parameter.int64_param = value
     else:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from engines.language_model.types import GenerationOptions
 from export.errors import OptionError
 from serving.cli import EXPORT, IBLIP, Commands, export, iblip
-from serving.cli.options import GENERATION, options_from_flags
+from serving.cli.options import GENERATION, REPEATABLE, options_from_flags
 
 HELPS = [
     *([name] for name in IBLIP),
@@ -75,14 +75,22 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
 
 def test_every_option_of_an_answer_is_a_flag():
-    assert {name for name, _, _ in GENERATION} | {"stop"} == {
-        field.name for field in fields(GenerationOptions)
-    }
+    flags = {name for name, _, _ in (*GENERATION, *REPEATABLE)} | {"early_stopping"}
+    assert flags == {field.name for field in fields(GenerationOptions)}
 
 
 def test_flags_become_options_and_only_those_given_count():
-    flags = {name: None for name, _, _ in GENERATION} | {"top_k": 3, "stop": ("a", "b")}
-    assert options_from_flags(flags) == GenerationOptions(top_k=3, stop=("a", "b"))
+    none = {name: None for name, _, _ in GENERATION} | {"early_stopping": None}
+    none |= {name: () for name, _, _ in REPEATABLE}
+    assert options_from_flags(none) == GenerationOptions()
+    flags = {"top_k": 3, "stop": ("a", "b"), "logit_bias": ((7, -2.0), (9, 1.5))}
+    assert options_from_flags(none | flags) == GenerationOptions(
+        top_k=3, stop=("a", "b"), logit_bias={7: -2.0, 9: 1.5}
+    )
+    beams = {"num_beams": 5, "early_stopping": "never", "stop_token_ids": (4,)}
+    assert options_from_flags(none | beams) == GenerationOptions(
+        num_beams=5, early_stopping="never", stop_token_ids=(4,)
+    )
 
 
 def test_what_is_no_build_is_said(tmp_path):

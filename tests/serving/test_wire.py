@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from engines.language_model.types import Answer, GenerationOptions, QueueFullError, Timing
+from engines.language_model.types import (
+    Answer,
+    Completion,
+    GenerationOptions,
+    QueueFullError,
+    Timing,
+    TokenLogprob,
+)
 from export.errors import ContractError, DeadlineError, EngineError, InputError, OptionError
 from serving.steps.prompts import prompt_from_tensor
 from serving.wire import (
@@ -32,8 +40,24 @@ ANSWER = Answer(
 )
 
 
-def test_an_answer_survives_the_wire():
-    assert answer_from_finish(ANSWER.text, finish_from_answer(ANSWER)) == ANSWER
+LOGPROBS = (
+    TokenLogprob(token_id=4, logprob=-0.5, top=((4, -0.5), (9, -1.25))),
+    TokenLogprob(token_id=5, logprob=-2.0, top=()),
+)
+OTHER = Completion(text="o\nther", token_ids=(7,), finish_reason="stop", completion_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER,
+        replace(ANSWER, logprobs=LOGPROBS, seed=3),
+        replace(ANSWER, score=-0.75, others=(OTHER, replace(OTHER, score=-1.5))),
+        replace(ANSWER, others=(replace(OTHER, logprobs=LOGPROBS),)),
+    ],
+)
+def test_an_answer_survives_the_wire(answer):
+    assert answer_from_finish(answer.text, finish_from_answer(answer)) == answer
 
 
 @pytest.mark.parametrize("finish", ["", "[]", "{}", "null", '{"timing": 3}'])
@@ -49,6 +73,11 @@ def test_a_damaged_finish_is_said(finish):
         GenerationOptions(max_new_tokens=5, min_new_tokens=2),
         GenerationOptions(temperature=0.7, top_k=4, top_p=0.5, repetition_penalty=1.5, seed=2**62),
         GenerationOptions(stop=("\n", "###", '"', "é")),
+        GenerationOptions(min_p=0.25, n=3, temperature=1.0, logprobs=0),
+        GenerationOptions(stop_token_ids=(3, 5), banned_words=("red", '"'), no_repeat_ngram_size=3),
+        GenerationOptions(logit_bias={3: -1.5, 17: 100}, logprobs=5),
+        GenerationOptions(num_beams=5, n=2, length_penalty=0.0, early_stopping=True),
+        GenerationOptions(num_beams=2, length_penalty=-1.0, early_stopping="never"),
     ],
 )
 def test_options_survive_the_wire(options):
@@ -76,6 +105,19 @@ def test_only_what_differs_from_the_default_travels():
         ({"stop": '{"a": 1}'}, "wanted a JSON list"),
         ({"stop": "[1]"}, "list of strings that are not empty"),
         ({"stop": 4}, "wanted a JSON list"),
+        ({"logit_bias": "[1]"}, r"logit_bias is '\[1\]'; wanted a JSON object in a string"),
+        ({"logit_bias": '{"a": 1}'}, "a token in logit_bias is 'a'; wanted a whole number"),
+        ({"logit_bias": '{"3": 101}'}, "logit_bias of 3 is 101; wanted a number, -100 to 100"),
+        ({"stop_token_ids": "[-1]"}, "a token in stop_token_ids is -1; wanted a whole number"),
+        ({"banned_words": '[""]'}, "banned_words is .*; wanted a list of strings"),
+        ({"min_p": 2}, "min_p is 2; wanted a number, 0 to 1"),
+        ({"logprobs": 101}, "logprobs is 101; wanted a whole number, 0 to 100"),
+        ({"n": 2}, "n is 2; with temperature 0 all answers would be the same"),
+        ({"n": 0}, "n is 0; wanted a whole number, 1 to 64"),
+        ({"num_beams": 2, "n": 3}, "n is 3; wanted at most num_beams, 2"),
+        ({"num_beams": 2, "temperature": 1.0}, "a beam search draws nothing"),
+        ({"num_beams": 2, "logprobs": 1}, "logprobs is not known of a beam search"),
+        ({"early_stopping": "soon"}, "early_stopping is 'soon'; wanted true, false or 'never'"),
         ({PACKED: "no JSON"}, "options_json is 'no JSON'; wanted a JSON object"),
         ({PACKED: '{"topp": 1}'}, "Did you mean 'top_p'"),
     ],

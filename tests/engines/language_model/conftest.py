@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from engines.language_model.graphs import Cache
 from engines.language_model.onnx_engine import OnnxEngine
+from engines.language_model.slots import Prompt, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
 from engines.text import PromptTokenizer
 from export.manifest import LanguageModelFacts
@@ -47,39 +47,69 @@ class ScriptedModel:
     """Answers every prompt with `script`, bytes and then the end, again and again.
 
     Attributes:
+        capacity: how many sequences it holds.
         gate: where given, every step waits for one permit.
-        prompts: what was prefilled, in order.
+        prompts: what was read, in order.
         steps: how many steps were run.
+        batches: how many sequences each step had.
+        pieces: how many positions each prefill read, with the number of steps before it.
+        live: slots in use.
         second: the token that is second in every row of logits.
         error: raised by the next step.
     """
 
-    def __init__(self, script: str | bytes = "It is red.") -> None:
+    start_token = None
+
+    def __init__(
+        self, script: str | bytes = "It is red.", *, capacity: int = 1, positions: int = 10_000
+    ) -> None:
         self.script = script.encode() if isinstance(script, str) else script
+        self.capacity, self.positions = capacity, positions
         self.gate: threading.Semaphore | None = None
         self.prompts: list[str] = []
         self.steps = 0
+        self.batches: list[int] = []
+        self.pieces: list[tuple[int, int]] = []
+        self.live: list[Slot] = []
         self.second = ord("~")
         self.error: BaseException | None = None
         self.closed = False
         self.stepped = threading.Condition()
 
-    def prefill(self, visual_prompt: Any, prompt_ids: Sequence[int]) -> tuple[Cache, Any]:
-        self.prompts.append(bytes(i for i in prompt_ids if i < 256).decode())
-        cache = Cache(length=0, keys_values={}, fixed={})
-        return cache, self._logits(cache)
+    def acquire(self) -> Slot:
+        assert len(self.live) < self.capacity
+        self.live.append(Slot(row=len(self.live)))
+        return self.live[-1]
 
-    def step(self, cache: Cache, token_id: int) -> Any:
+    def release(self, slot: Slot) -> None:
+        self.live.remove(slot)
+
+    def fork(self, source: Slot, target: Slot) -> None:
+        target.length, target.tokens = source.length, source.tokens.copy()
+
+    def read(self, visual_prompt: Any, prompt_ids: Sequence[int]) -> Prompt:
+        self.prompts.append(bytes(i for i in prompt_ids if i < 256).decode())
+        return Prompt(np.zeros((1, len(visual_prompt) + len(prompt_ids), 1), np.float32))
+
+    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Any:
+        count = min(limit, prompt.positions - prompt.done)
+        self.pieces.append((count, self.steps))
+        prompt.done += count
+        return self._logits(slot) if prompt.done == prompt.positions else None
+
+    def step(self, tokens: Mapping[Slot, int]) -> Any:
         if self.gate is not None:
             assert self.gate.acquire(timeout=60)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+        for slot in tokens:
+            slot.length += 1
+        self.batches.append(len(tokens))
         with self.stepped:
             self.steps += 1
             self.stepped.notify_all()
-        cache.length += 1
-        return self._logits(cache)
+        return np.stack([self._logits(slot) for slot in tokens])
 
     def wait_for_steps(self, count: int) -> None:
         with self.stepped:
@@ -88,11 +118,11 @@ class ScriptedModel:
     def close(self) -> None:
         self.closed = True
 
-    def _logits(self, cache: Cache) -> Any:
+    def _logits(self, slot: Slot) -> Any:
         said = [*self.script, EOS]
         logits = np.zeros(VOCAB, np.float32)
         logits[self.second] = 5.0
-        logits[said[cache.length % len(said)]] = 10.0
+        logits[said[slot.length % len(said)]] = 10.0
         return logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from transformers import InstructBlipForConditionalGeneration
 
-from engines.language_model.graphs import SequenceModel, open_model
-from engines.language_model.opening import open_engine
+from engines.language_model.graphs import open_model
+from engines.language_model.opening import EngineLimits, open_engine
+from engines.language_model.slots import BatchModel, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
 from engines.text import PromptTokenizer
 from export.errors import BuildDirectoryError, EngineError
@@ -30,7 +32,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def model(kind: str, random_build: Build) -> Iterator[SequenceModel]:
+def model(kind: str, random_build: Build) -> Iterator[BatchModel]:
     directory = random_build(kind)
     opened = open_model(directory, Manifest.read(directory), threads=1)
     yield opened
@@ -41,6 +43,16 @@ def model(kind: str, random_build: Build) -> Iterator[SequenceModel]:
 def reference(kind: str, random_checkpoint: Build) -> Any:
     whole = InstructBlipForConditionalGeneration.from_pretrained(random_checkpoint(kind))
     return whole.eval().language_model
+
+
+def read(model: BatchModel, seed: int, ids: tuple[int, ...], piece: int = 100) -> tuple[Slot, Any]:
+    """A prompt in a slot of its own, and the logits of the answer's first token."""
+    slot = model.acquire()
+    prompt = model.read(visual(seed), ids)
+    logits = None
+    while prompt.done < prompt.positions:
+        logits = model.prefill(slot, prompt, piece)
+    return slot, model.step({slot: model.start_token})[0] if logits is None else logits
 
 
 def visual(seed: int) -> np.ndarray:
@@ -64,33 +76,76 @@ def recomputed(reference: Any, visual_prompt: np.ndarray, answer: tuple[int, ...
     return logits[-len(answer) - 1 :].numpy()
 
 
-def test_cached_decoding_equals_full_recomputation(model: SequenceModel, reference: Any) -> None:
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_decoding_in_a_slot_equals_full_recomputation(
+    model: BatchModel, reference: Any, piece: int
+) -> None:
     wanted = recomputed(reference, visual(0), ANSWER)
-    cache, logits = model.prefill(visual(0), IDS)
-    found = [logits, *(model.step(cache, token) for token in ANSWER)]
+    slot, logits = read(model, 0, IDS, piece)
+    found = [logits, *(model.step({slot: token})[0] for token in ANSWER)]
     assert np.abs(np.stack(found) - wanted).max() < 1e-4
     assert len({int(row.argmax()) for row in wanted}) > 1  # else the test would see nothing
 
 
-def test_sequences_side_by_side_do_not_touch_each_other(model: SequenceModel) -> None:
-    def alone(seed: int) -> list[np.ndarray]:
-        cache, logits = model.prefill(visual(seed), IDS[:seed])
-        return [logits, *(model.step(cache, token) for token in ANSWER)]
+def test_sequences_of_any_length_step_together(model: BatchModel, reference: Any) -> None:
+    """They join and leave, one is only half read, and one is forked from another."""
+    found: dict[Slot, list[np.ndarray]] = {}
+    answers: dict[Slot, list[int]] = {}
 
-    wanted = [alone(seed) for seed in (2, 3)]
-    caches, firsts = zip(*(model.prefill(visual(seed), IDS[:seed]) for seed in (2, 3)), strict=True)
-    found = [[first] for first in firsts]
+    def add(seed: int) -> Slot:
+        slot, logits = read(model, seed, IDS)
+        found[slot], answers[slot] = [logits], []
+        return slot
+
+    def step(tokens: dict[Slot, int]) -> None:
+        for slot, logits in zip(tokens, model.step(tokens), strict=True):
+            found[slot].append(logits)
+            answers[slot].append(tokens[slot])
+
+    first, second = add(0), add(1)
+    step({first: 30, second: 9})
+    third = add(2)
+    step({third: 7, first: 51, second: 9})
+    half, prompt = model.acquire(), model.read(visual(3), IDS)
+    model.prefill(half, prompt, 4)
+    model.release(second)  # so that the last moves into its row
+    step({first: 9, third: 20})
+    logits = model.prefill(half, prompt, 100)
+    logits = model.step({half: model.start_token})[0] if logits is None else logits
+    found[half], answers[half] = [logits], []
+    fork = model.acquire()
+    model.fork(first, fork)
+    found[fork], answers[fork] = found[first].copy(), answers[first].copy()
+    step({fork: 12, half: 5, first: 9, third: 30})
+    model.fork(first, fork)  # back to what they share
+    found[fork], answers[fork] = found[first].copy(), answers[first].copy()
+    step({fork: 13, first: 14})
+    step({fork: 20, third: 8})
+    for seed, slot in enumerate((first, second, third, half)):
+        wanted = recomputed(reference, visual(seed), tuple(answers[slot]))
+        assert np.abs(np.stack(found[slot]) - wanted).max() < 1e-4
+    wanted = recomputed(reference, visual(0), tuple(answers[fork]))
+    assert answers[fork] == [30, 51, 9, 9, 13, 20]
+    assert np.abs(np.stack(found[fork]) - wanted).max() < 1e-4
+
+
+def test_the_caches_stay_where_they_are(model: BatchModel) -> None:
+    places = {name: buffer.ctypes.data for name, buffer in model.buffers.items()}
+    slot, _ = read(model, 0, IDS)
     for token in ANSWER:
-        for cache, rows in zip(caches, found, strict=True):
-            rows.append(model.step(cache, token))
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert (np.stack(mine) == np.stack(theirs)).all()
+        before = {name: buffer[0].copy() for name, buffer in model.buffers.items()}
+        model.step({slot: token})
+        for name, buffer in model.buffers.items():
+            changed = np.flatnonzero((buffer[0] != before[name]).any(axis=(0, 2)))
+            wanted = [slot.length - 1] if name.startswith("past") else []
+            assert changed.tolist() == wanted
+    assert places == {name: buffer.ctypes.data for name, buffer in model.buffers.items()}
 
 
-def test_the_model_sees_image_and_prompt(model: SequenceModel) -> None:
-    first = model.prefill(visual(0), IDS)[1]
-    assert not np.allclose(first, model.prefill(visual(1), IDS)[1], atol=1e-3)
-    assert not np.allclose(first, model.prefill(visual(0), (*IDS[:-1], 60))[1], atol=1e-3)
+def test_the_model_sees_image_and_prompt(model: BatchModel) -> None:
+    first = read(model, 0, IDS)[1]
+    assert not np.allclose(first, read(model, 1, IDS)[1], atol=1e-3)
+    assert not np.allclose(first, read(model, 0, (*IDS[:-1], 60))[1], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +155,17 @@ def test_the_model_sees_image_and_prompt(model: SequenceModel) -> None:
         {"min_new_tokens": 8},
         {"repetition_penalty": 1.8},
         {"repetition_penalty": 1.3, "min_new_tokens": 12},
+        {"no_repeat_ngram_size": 2},
+        {"num_beams": 5},
+        {"num_beams": 3, "length_penalty": 0.0},
+        {"num_beams": 4, "length_penalty": -1.5, "early_stopping": True},
+        {"num_beams": 5, "length_penalty": 2.0, "early_stopping": "never"},
+        {"num_beams": 2, "repetition_penalty": 1.4, "min_new_tokens": 4},
+        {"num_beams": 5, "no_repeat_ngram_size": 2, "early_stopping": True},
     ],
     ids=str,
 )
-def test_greedy_tokens_are_those_of_generate(
+def test_tokens_are_those_of_generate(
     kind: str, random_build: Build, random_checkpoint: Build, options: dict[str, Any]
 ) -> None:
     whole = InstructBlipForConditionalGeneration.from_pretrained(random_checkpoint(kind)).eval()
@@ -141,6 +203,41 @@ def test_greedy_tokens_are_those_of_generate(
     engine.close()
 
 
+def test_an_answer_is_the_same_alone_and_in_a_crowd(kind: str, random_build: Build) -> None:
+    directory = random_build(kind)
+    manifest = Manifest.read(directory)
+    prompts = ["What colour is the 3?", "It's red", "Describe the image.", "How many digits?"]
+    ways: list[dict[str, Any]] = [
+        {"min_new_tokens": 9},
+        {"temperature": 1.5, "seed": 3, "min_new_tokens": 6},
+        {"num_beams": 3, "n": 2},
+        {"temperature": 1.0, "seed": 4, "n": 3, "top_k": 20},
+    ]
+    requests = [
+        GenerationRequest(
+            prompt=prompts[i % 4],
+            visual_prompt=visual(i),
+            options=GenerationOptions(max_new_tokens=4 + i % 7 + 6, **ways[i % 3 + (i % 5 == 0)]),
+        )
+        for i in range(16)
+    ]
+
+    def said(answer: Any) -> list[tuple[int, ...]]:
+        return [completion.token_ids for completion in (answer, *answer.others)]
+
+    with contextlib.closing(open_engine(directory, manifest, threads=1)) as engine:
+        alone = [said(engine.submit(request).result()) for request in requests]
+    with contextlib.closing(
+        open_engine(directory, manifest, threads=1, limits=EngineLimits(slots=16))
+    ) as engine:
+        crowd: list[Any] = []
+        for request in requests:  # they join while others are already half said
+            crowd.append(engine.submit(request))
+            next(iter(crowd[len(crowd) // 2]))
+        assert [said(generation.result()) for generation in crowd] == alone
+    assert len({tokens for answer in alone for tokens in answer}) > 16
+
+
 def test_half_precision_graphs_are_fed_and_read_in_their_own_dtypes(
     kind: str, random_build: Build
 ) -> None:
@@ -150,10 +247,10 @@ def test_half_precision_graphs_are_fed_and_read_in_their_own_dtypes(
         parts = ("language_model",) if (kind, precision) == ("t5", "fp16") else ()
         directory = random_build(kind, precision, *parts)
         model = open_model(directory, Manifest.read(directory), threads=1)
-        cache, first = model.prefill(visual(0), IDS)
-        logits[precision] = np.concatenate([first, *(model.step(cache, t) for t in ANSWER)])
-        cached = next(iter(cache.keys_values.values())).data_type()
-        assert cached == ("tensor(float)" if precision == "fp32" else "tensor(float16)")
+        slot, first = read(model, 0, IDS)
+        logits[precision] = np.concatenate([first, *(model.step({slot: t})[0] for t in ANSWER)])
+        cached = {buffer.dtype.name for buffer in model.buffers.values()}
+        assert cached == {"float32" if precision == "fp32" else "float16"}
         model.close()
     full, half = (row.astype(np.float64) for row in logits.values())
     assert full @ half / np.linalg.norm(full) / np.linalg.norm(half) > 0.9999
@@ -163,9 +260,9 @@ def test_a_build_that_lacks_a_graph_is_refused(
     kind: str, random_build: Build, tmp_path: Path
 ) -> None:
     data = json.loads((random_build(kind) / "manifest.json").read_text())
-    del data["components"]["language_model"]["graphs"]["decoder"]
+    del data["components"]["language_model"]["graphs"]["batched_decoder"]
     (tmp_path / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(BuildDirectoryError, match="no language_model graph decoder"):
+    with pytest.raises(BuildDirectoryError, match="no language_model graph batched_decoder"):
         open_model(tmp_path, Manifest.read(tmp_path))
 
 

@@ -343,8 +343,8 @@ def test_the_visual_prompt_is_the_engines_own(engine: Make, scripted: Make, ask:
     model.gate = threading.Semaphore(0)
     one = engine(model)
     seen: list[float] = []
-    prefill = model.prefill
-    model.prefill = lambda visual, ids: (seen.append(float(visual[0, 0])), prefill(visual, ids))[1]
+    read = model.read
+    model.read = lambda visual, ids: (seen.append(float(visual[0, 0])), read(visual, ids))[1]
     first, request = one.submit(ask()), ask()
     second = one.submit(request)
     request.visual_prompt[:] = 9

@@ -1,0 +1,216 @@
+"""How a request's sequences go on: logits of its rows in, the rows of its next step out.
+
+A scheduler knows of a request only this: how many rows it may take, and which rows its next step
+has. A row that goes on in two ways is forked, one that goes on in none is freed. Knows nothing of
+the model, of time, or of other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from engines.language_model.answering import (
+    AnswerPlan,
+    CompletionBuilder,
+    answer_from_completions,
+)
+from engines.language_model.beams import Beam, BeamSearch
+from engines.language_model.restraints import Restraints, Words
+from engines.language_model.sampling import Sampler, seed_for
+from engines.language_model.types import (
+    Answer,
+    Completion,
+    GenerationOptions,
+    TextDelta,
+    Timing,
+)
+from export.manifest import LanguageModelFacts
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One row of a request's next step.
+
+    Attributes:
+        parent: index of the row of this step that it continues.
+        token: what it continues with.
+    """
+
+    parent: int
+    token: int
+
+
+class Decoding(Protocol):
+    """One request's way of generating."""
+
+    @property
+    def width(self) -> int:
+        """The most rows that it will ever have."""
+        ...
+
+    def accept(self, logits: npt.NDArray[Any]) -> Sequence[Branch]:
+        """Takes the logits `[rows, vocab]` of its rows, one row for the first token.
+
+        Returns the rows of the next step; none where the answer is complete.
+
+        Raises:
+            EngineError: the logits are not numbers.
+        """
+        ...
+
+    def take_delta(self) -> TextDelta | None:
+        """What can be shown since the last call, if anything."""
+        ...
+
+    def answer(self, timing: Timing) -> Answer:
+        """The answer as far as it is."""
+        ...
+
+
+class Samples:
+    """Greedy search, or one or more draws: a row each.
+
+    Args:
+        options: how to choose; `n` is how many.
+        plan: what the answer may be.
+        restraints: from the same options.
+        builder: makes an empty completion.
+    """
+
+    def __init__(
+        self,
+        options: GenerationOptions,
+        plan: AnswerPlan,
+        restraints: Restraints,
+        builder: Callable[[], CompletionBuilder],
+    ) -> None:
+        self.width = options.n
+        self._plan = plan
+        self._seed = seed_for(options)
+        self._rows = [
+            (Sampler(options, restraints, seed=self._seed, index=index), builder())
+            for index in range(options.n)
+        ]
+        self._live = [0] * options.n  # by completion: its row of the last step
+        self._reports = options.logprobs is not None
+        self._delta: TextDelta | None = None
+
+    def accept(self, logits: npt.NDArray[Any]) -> Sequence[Branch]:
+        """See `Decoding`."""
+        branches: list[Branch] = []
+        for index, (sampler, builder) in enumerate(self._rows):
+            if builder.finish_reason is None:
+                row = self._live[index]
+                token = sampler(logits[row])
+                delta = builder.add(token)
+                self._delta = delta if index == 0 else self._delta
+                if builder.finish_reason is None:
+                    self._live[index] = len(branches)
+                    branches.append(Branch(row, token))
+        return branches
+
+    def take_delta(self) -> TextDelta | None:
+        """What is new of the first completion."""
+        delta, self._delta = self._delta, None
+        return delta
+
+    def answer(self, timing: Timing) -> Answer:
+        """See `Decoding`."""
+        completions = [
+            builder.completion(sampler.logprobs if self._reports else None)
+            for sampler, builder in self._rows
+        ]
+        return answer_from_completions(completions, self._plan, timing, self._seed)
+
+
+class Beams:
+    """Beam search: a row a beam. All of the text is shown at the end.
+
+    Args:
+        options: how to search; `n` is how many of the best are wanted.
+        plan: what the answer may be.
+        restraints: from the same options.
+        builder: makes an empty completion.
+        ends: tokens that end a beam.
+    """
+
+    def __init__(
+        self,
+        options: GenerationOptions,
+        plan: AnswerPlan,
+        restraints: Restraints,
+        builder: Callable[[], CompletionBuilder],
+        ends: Sequence[int],
+    ) -> None:
+        self.width = options.num_beams
+        self._wanted, self._plan, self._builder = options.n, plan, builder
+        self._search = BeamSearch(
+            width=options.num_beams,
+            limit=plan.limit,
+            ends=ends,
+            length_penalty=options.length_penalty,
+            early_stopping=options.early_stopping,
+            restrain=restraints,
+        )
+        self._delta: TextDelta | None = None
+
+    def accept(self, logits: npt.NDArray[Any]) -> Sequence[Branch]:
+        """See `Decoding`."""
+        parents = self._search.accept(logits)
+        if self._search.done:
+            text, ids = self._completions()[0].text, self._completions()[0].token_ids
+            self._delta = TextDelta(text=text, token_ids=ids) if text else None
+            return ()
+        running = self._search.running
+        return [
+            Branch(parent, beam.tokens[-1]) for parent, beam in zip(parents, running, strict=True)
+        ]
+
+    def take_delta(self) -> TextDelta | None:
+        """See `Decoding`."""
+        delta, self._delta = self._delta, None
+        return delta
+
+    def answer(self, timing: Timing) -> Answer:
+        """The best that has finished; before the search is done, nothing."""
+        return answer_from_completions(self._completions(), self._plan, timing, None)
+
+    def _completions(self) -> list[Completion]:
+        if not self._search.done:
+            return [self._builder().completion()]
+        return [self._completion(beam) for beam in self._search.finished[: self._wanted]]
+
+    def _completion(self, beam: Beam) -> Completion:
+        builder = self._builder()
+        for token in beam.tokens:
+            builder.add(token)
+            if builder.finish_reason is not None:
+                break  # a stop string cuts it short
+        return builder.completion(score=float(beam.score))
+
+
+def decoding_for(
+    options: GenerationOptions,
+    plan: AnswerPlan,
+    facts: LanguageModelFacts,
+    builder: Callable[[], CompletionBuilder],
+    banned: Words = (),
+) -> Decoding:
+    """What these options ask for.
+
+    Args:
+        options: how to generate.
+        plan: what the answer may be.
+        facts: of the model.
+        builder: makes an empty completion.
+        banned: token ids of every banned word.
+    """
+    ends = tuple(dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids)))
+    restraints = Restraints(options, ends=ends, context=plan.context, banned=banned)
+    if options.num_beams > 1:
+        return Beams(options, plan, restraints, builder, ends)
+    return Samples(options, plan, restraints, builder)
