@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from export.graphs import OnnxGraph
 from export.progress import Progress
 from export.tracing import trace
 from export.weights import Recipe, bind
-from export.writing import write_graph
+from export.writing import Casts, write_graph
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,24 @@ def graphs_from_checkpoint(
         CheckpointError: a weight is missing or has another shape than the config says.
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
+    casts: dict[str, Casts] = defaultdict(dict)  # by component: a folder each
     return tuple(
-        onnx_from_component(component, checkpoint, directory, progress)
+        onnx_from_component(component, checkpoint, directory, progress, casts[component.component])
         for component in components_from_checkpoint(checkpoint, precision)
     )
 
 
 def onnx_from_component(
-    component: Component, checkpoint: Checkpoint, directory: Path, progress: Progress
+    component: Component,
+    checkpoint: Checkpoint,
+    directory: Path,
+    progress: Progress,
+    casts: Casts | None = None,
 ) -> OnnxGraph:
-    """Traces one component and binds its weights. Raises as `graphs_from_checkpoint` does."""
+    """Traces one component and binds its weights. Raises as `graphs_from_checkpoint` does.
+
+    `casts` are the weights that other graphs of the component have written.
+    """
     target = directory / component.component
     target.mkdir(exist_ok=True)
     with progress.stage(f"trace {component.title}"):
@@ -58,7 +67,7 @@ def onnx_from_component(
     total = sum(recipe.nbytes for recipe in recipes.values())
     logger.info("%s: %d weights, %d bytes", component.title, len(recipes), total)
     with progress.stage(f"write {component.title}", total, "B") as advance:
-        return write_graph(component, model, recipes, target, advance)
+        return write_graph(component, model, recipes, target, advance, casts)
 
 
 def _dtype(word: str) -> str:

@@ -19,6 +19,9 @@ from export.graphs import OnnxGraph
 from export.progress import Advance
 from export.weights import Recipe
 
+Casts = dict[Recipe, tuple[Path, int]]
+"""Where each weight that was not in place has been written: file and offset, in one directory."""
+
 ALIGNMENT = 64
 """Bytes: a multiple of every dtype's size and of a cache line."""
 
@@ -29,12 +32,13 @@ def write_graph(
     recipes: Mapping[str, Recipe],
     directory: Path,
     advance: Advance,
+    casts: Casts | None = None,
 ) -> OnnxGraph:
     """Binds every weight of `model` and writes it to `directory`.
 
     A weight that needs no change is read from the checkpoint's own file, which is linked into
     `directory` (copied where the file system cannot link). Every other one is cast and
-    appended to `<graph>.weights`.
+    appended to `<graph>.weights`, unless another graph of the directory has it already.
 
     Args:
         component: what was traced.
@@ -42,11 +46,13 @@ def write_graph(
         recipes: by initializer name.
         directory: exists; gets `<graph>.onnx`.
         advance: told of the bytes bound.
+        casts: what other graphs of `directory` have written; this one's are added.
     """
     path = directory / f"{component.graph}.onnx"
     digest = hashlib.sha256()
     data = directory / f"{component.graph}.weights"
     files: dict[Path, None] = {}
+    casts = {} if casts is None else casts
     with data.open("wb") as stream:
         for name, recipe in recipes.items():
             value = model.graph.initializers[name]
@@ -56,7 +62,9 @@ def write_graph(
             if recipe.in_place:
                 file, offset = _link(recipe.source.file, directory), recipe.source.offset
             else:
-                file, offset = data, _append(stream, values)
+                if recipe not in casts:
+                    casts[recipe] = data, _append(stream, values)
+                file, offset = casts[recipe]
             files[file] = None
             value.const_value = ir.ExternalTensor(
                 location=file.name,

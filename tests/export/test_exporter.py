@@ -64,6 +64,17 @@ def test_unchanged_weights_are_the_checkpoints_own_bytes(exported):
         assert weights.samefile(checkpoint.files[0])
 
 
+def test_graphs_of_a_component_share_their_casts(exported):
+    for kind in KINDS:
+        _, graphs = exported(kind, "fp16")
+        by_name = {g.name: g for g in graphs if g.component == "language_model"}
+        written = {path.name for path in by_name["decoder"].path.parent.glob("*.weights")}
+        assert "batched_decoder.weights" not in written
+        assert set(by_name["batched_decoder"].weights) <= {
+            path for graph in by_name.values() for path in graph.weights
+        }
+
+
 def test_fp16_keeps_its_islands_in_fp32(exported):
     _, graphs = exported("flant5", "fp16")
     dtypes = {}
