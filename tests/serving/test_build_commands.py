@@ -74,6 +74,7 @@ def test_verify_reports_every_stage(vicuna_build):
         "qformer/model",
         "language_model/embed_tokens",
         "language_model/decoder",
+        "language_model/batched_decoder",
     }
     assert report["text"]["same_text"] == report["text"]["examples"] == 8
 
