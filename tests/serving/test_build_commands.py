@@ -90,7 +90,7 @@ def test_inspect_shows_contracts_and_proof(flant5_build):
     assert result.exit_code == 0, result.output
     assert "pixels uint8 [batch, 72, 72, 3]" in result.stdout
     assert "language_model: fp32 on onnxruntime" in result.stdout
-    assert "5 graphs compared" in result.stdout
+    assert "6 graphs compared" in result.stdout
 
 
 def test_no_verify_is_written_down(checkpoints, tmp_path):
