@@ -13,6 +13,7 @@ from export.errors import ExportError
 from export.families import components_from_checkpoint
 from export.graphs import OnnxGraph
 from export.progress import Progress
+from export.quantisation import quantise
 from export.tracing import trace
 from export.weights import Recipe, bind
 from export.writing import Casts, write_graph
@@ -64,6 +65,8 @@ def onnx_from_component(
                 raise ExportError(f"{component.title}: the trace gave {name} no shape or no dtype")
             wanted[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
     recipes: dict[str, Recipe] = bind(wanted, checkpoint.tensors, tied)
+    if component.precision == "int4":
+        recipes = quantise(model, recipes)
     total = sum(recipe.nbytes for recipe in recipes.values())
     logger.info("%s: %d weights, %d bytes", component.title, len(recipes), total)
     with progress.stage(f"write {component.title}", total, "B") as advance:

@@ -19,7 +19,7 @@ class OnnxGraph:
         name: of the graph within its component (`model`, `embed_tokens`, `encoder`, `decoder`).
         path: of the `.onnx` file.
         weights: every file that its initializers lie in, all in the graph's own directory.
-        precision: the dtype of its matrices: `fp32` or `fp16`.
+        precision: a key of `export.precision.DTYPES`.
         digest: sha256 over the graph's bytes and every weight it binds, in hexadecimal.
         contract: its inputs and outputs.
     """

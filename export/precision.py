@@ -19,21 +19,28 @@ from export.errors import OptionError
 COMPONENTS = ("vision_encoder", "qformer", "language_model")
 """The components that have a precision, in the order in which data flows through them."""
 
-DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16"}
-"""Precision word to the dtype of matrices and of tensors between components."""
+DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "int4": "float32"}
+"""Precision word to the dtype of tensors between components, and of all weights that the word does
+not make smaller."""
+
+INT4 = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
+"""What the one word `int4` means: all weights of the language model are read for every token."""
 
 
 def parse_precision(text: str) -> dict[str, str]:
-    """Reads `fp16`, or a policy per component: `vision_encoder=fp16,language_model=fp32`.
+    """Reads `fp16`, or a policy per component: `vision_encoder=fp16,language_model=int4`.
 
     Returns:
-        The precision word of every component. Those that a policy leaves out are `fp32`.
+        The precision word of every component. Those that a policy leaves out are `fp32`; of the one
+        word `int4` see `INT4`.
 
     Raises:
-        OptionError: an unknown word, an unknown component, or a component named twice.
+        OptionError: an unknown word, an unknown component, a component named twice, or a precision
+            that a component does not have.
     """
     if "=" not in text:
-        return dict.fromkeys(COMPONENTS, _word(text, asked=text))
+        word = _word(text, asked=text)
+        return dict(INT4) if word == "int4" else dict.fromkeys(COMPONENTS, word)
     policy: dict[str, str] = {}
     for item in text.split(","):
         component, _, word = item.strip().partition("=")
@@ -45,6 +52,12 @@ def parse_precision(text: str) -> dict[str, str]:
         if component in policy:
             raise OptionError(f"--precision {text}: {component} is named twice")
         policy[component] = _word(word, asked=text)
+        if policy[component] == "int4" != INT4[component]:
+            raise OptionError(
+                f"--precision {text}: {component} cannot be int4, only language_model can: the"
+                " other components are bound by arithmetic, not by reading weights. Use fp32 or"
+                " fp16 for it."
+            )
     return {component: policy.get(component, "fp32") for component in COMPONENTS}
 
 

@@ -114,6 +114,11 @@ class Recipe:
     dtype: str
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, in elements."""
+        return self.source.shape
+
+    @property
     def in_place(self) -> bool:
         """The checkpoint's bytes are already what the graph wants."""
         return self.source.dtype == self.dtype
@@ -121,7 +126,7 @@ class Recipe:
     @property
     def nbytes(self) -> int:
         """Bytes of the result."""
-        return math.prod(self.source.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def evaluate(self) -> npt.NDArray[Any]:
         """Reads and casts.

@@ -17,7 +17,7 @@ class Component:
     Attributes:
         component: `vision_encoder`, `qformer` or `language_model`.
         graph: its name within the component (`model`, `embed_tokens`, `encoder`, `decoder`).
-        precision: `fp32` or `fp16`.
+        precision: a key of `export.precision.DTYPES`.
         contract: inputs and outputs. Inputs whose name contains `key_values` reach the module's
             `forward` as one list, after the others.
         module: makes the module to trace, in float32. Its parameters carry the checkpoint's own

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.onnx.ops import symbolic
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
 from export.components.attention import causal_mask, module_from_config
 from export.components.component import Component
@@ -22,7 +24,7 @@ from export.components.language_model import (
     tensors_from_cache,
 )
 from export.components.slots import NAME as SLOTS
-from export.components.slots import Slots
+from export.components.slots import Slots, attend
 from export.contract import Contract, TensorSpec
 
 
@@ -63,8 +65,55 @@ class LlamaDecoder(torch.nn.Module):
         return [logits.to(torch.float32), *tensors_from_cache(cache)]
 
 
+class SlotAttention(LlamaAttention):
+    """Attention whose queries and keys are turned by the operator that attends.
+
+    transformers turns them before; traced, that is a dozen small operators a layer.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, *, slots: Slots, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """`[batch, sequence, hidden]` in and out, and no attention weights."""
+        mixed = attend(
+            self.layer_idx,
+            self.q_proj(hidden_states),
+            self.k_proj(hidden_states),
+            self.v_proj(hidden_states),
+            self.config.num_attention_heads,
+            self.scaling,
+            slots,
+        )
+        return self.o_proj(mixed), None
+
+
+class FusedRMSNorm(LlamaRMSNorm):
+    """RMSNorm as the one operator that ONNX Runtime has for it; sums are float32."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Any float dtype in and out, the shape unchanged."""
+        return symbolic(
+            "SimplifiedLayerNormalization",
+            (hidden_states, self.weight),
+            {"axis": -1, "epsilon": float(self.variance_epsilon), "stash_type": 1},
+            dtype=hidden_states.dtype,
+            shape=list(hidden_states.shape),
+            version=1,
+        )
+
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Kinds of rotary embedding in transformers whose angles change with a prompt's length."""
+
+FUSED = {LlamaAttention: SlotAttention, LlamaRMSNorm: FusedRMSNorm}
+"""What takes the place of transformers' own modules, on the same weights."""
+
+
 class LlamaBatchedDecoder(torch.nn.Module):
     """Embeddings and slots to logits and the same slots.
+
+    Queries and keys are turned by the operator that attends, where it can: heads are a multiple of
+    16 wide, and angles depend on the position alone.
 
     Args:
         config: the checkpoint's text config.
@@ -73,6 +122,16 @@ class LlamaBatchedDecoder(torch.nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.language_model = module_from_config(LlamaForCausalLM, config, SLOTS)
+        rotary = self.language_model.model.rotary_emb
+        turns = config.head_dim % 16 == 0 and rotary.rope_type not in LENGTH_DEPENDENT
+        for module in self.language_model.modules():
+            if turns or not isinstance(module, LlamaAttention):
+                module.__class__ = FUSED.get(type(module), type(module))
+        tables = rotary(torch.zeros(1), torch.arange(config.max_position_embeddings)[None])
+        self.tables = ("cos", "sin") if turns else ()
+        for name, table in zip(self.tables, tables, strict=False):
+            # Both halves of the last axis are the same.
+            self.register_buffer(name, table[0, :, : table.shape[2] // 2].contiguous())
 
     def forward(
         self,
@@ -87,7 +146,11 @@ class LlamaBatchedDecoder(torch.nn.Module):
             position_ids: int64 `[batch, sequence]`, where in its slot each token is put.
             past_key_values: `[batch, kv_heads, capacity, head_dim]` each.
         """
-        slots = Slots(past=past_key_values, last=position_ids[:, -1].to(torch.int32))
+        slots = Slots(
+            past=past_key_values,
+            last=position_ids[:, -1].to(torch.int32),
+            rotary=[self.get_buffer(name) for name in self.tables],
+        )
         logits = self.language_model(
             inputs_embeds=inputs_embeds,
             # Of four axes, so that transformers makes none of its own.

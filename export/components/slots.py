@@ -36,6 +36,8 @@ class Slots:
         cross: an encoder's, as `past`, `[batch, heads, source_capacity, head_dim]` each.
         cross_last: int32 `[batch]`, each row's last position in `cross`.
         bias: added to the scores of `past`, `[batch, heads, sequence, total]`.
+        rotary: cosines and sines of every position, `[positions, head_dim / 2]` each, where queries
+            and keys are to be turned.
         present: `past` with the new positions in it, filled while the decoder runs.
     """
 
@@ -44,6 +46,7 @@ class Slots:
     cross: Sequence[torch.Tensor] = ()
     cross_last: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    rotary: Sequence[torch.Tensor] = ()
     present: list[torch.Tensor] = field(default_factory=list)
 
     def update(
@@ -96,33 +99,86 @@ def attention(
     layer: Any = module
     heads, width = query.shape[1], query.shape[3]
     flat = _flat(query)
-    inputs: list[torch.Tensor | None]
     if layer.is_causal:
-        past = slots.past[2 * layer.layer_idx : 2 * layer.layer_idx + 2]
-        inputs = [flat, _flat(key), _flat(value), *past, *_lengths(slots.last)]
-        if slots.bias is not None:
-            inputs += [None, None, None, slots.bias.to(query.dtype)]
-        shapes = [flat.shape, *(tensor.shape for tensor in past)]
+        mixed = attend(layer.layer_idx, flat, _flat(key), _flat(value), heads, scaling, slots)
     else:
-        nothing = flat[:, :0]  # an encoder's keys and values are all there
-        past = [key, value]
-        inputs = [flat, nothing, nothing, *past, *_lengths(slots.cross_last)]
-        shapes = [flat.shape]
-    mixed, *present = symbolic_multi_out(
+        mixed = _attend_across(flat, [key, value], heads, scaling, slots)
+    return mixed.reshape(*mixed.shape[:2], heads, width), None
+
+
+def attend(
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    heads: int,
+    scaling: float,
+    slots: Slots,
+) -> torch.Tensor:
+    """Causal attention of one layer, which puts the new keys and values into their slots.
+
+    Args:
+        layer: its index.
+        query: `[batch, sequence, heads * head_dim]`, not yet turned where `slots` has `rotary`.
+        key, value: `[batch, sequence, kv_heads * head_dim]`, likewise.
+        heads: of the query.
+        scaling: of the scores.
+        slots: the caches; get the layer's `present`.
+
+    Returns:
+        As `query`.
+    """
+    past = slots.past[2 * layer : 2 * layer + 2]
+    inputs: list[torch.Tensor | None] = [query, key, value, *past, *_lengths(slots.last)]
+    inputs += [table.to(query.dtype) for table in slots.rotary]
+    if slots.bias is not None:
+        inputs += [None, None, None, slots.bias.to(query.dtype)]
+    mixed, *present = _grouped(inputs, heads, scaling, past, do_rotary=int(bool(slots.rotary)))
+    slots.present += present
+    return mixed
+
+
+def _attend_across(
+    query: torch.Tensor,
+    cross: Sequence[torch.Tensor],
+    heads: int,
+    scaling: float,
+    slots: Slots,
+) -> torch.Tensor:
+    """Attention to an encoder's keys and values, which are all there."""
+    nothing = query[:, :0]
+    inputs = [query, nothing, nothing, *cross, *_lengths(slots.cross_last)]
+    (mixed,) = _grouped(inputs, heads, scaling, cross, causal=0)
+    return mixed
+
+
+def _grouped(
+    inputs: Sequence[torch.Tensor | None],
+    heads: int,
+    scaling: float,
+    past: Sequence[torch.Tensor],
+    *,
+    causal: int = 1,
+    do_rotary: int = 0,
+) -> Sequence[torch.Tensor]:
+    """The operator; with causal attention its results are `[mixed, present key, present value]`."""
+    query = inputs[0]
+    assert query is not None
+    shapes = [query.shape, *(tensor.shape for tensor in past if causal)]
+    return symbolic_multi_out(
         _OPERATOR,
         inputs,
         {
             "num_heads": heads,
             "kv_num_heads": past[0].shape[1],
             "scale": float(scaling),
-            "causal": int(layer.is_causal),
+            "causal": causal,
+            "do_rotary": do_rotary,
         },
         dtypes=[query.dtype] * len(shapes),
         shapes=[list(shape) for shape in shapes],
         version=1,
     )
-    slots.present += present
-    return mixed.reshape(*mixed.shape[:2], heads, width), None
 
 
 def _flat(states: torch.Tensor) -> torch.Tensor:

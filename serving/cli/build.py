@@ -26,7 +26,8 @@ from serving.cli.options import as_json
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, or a policy per component: vision_encoder=fp16,language_model=fp32.",
+    help="fp32, fp16, int4 (the language model's weights alone), or a policy per component: "
+    "vision_encoder=fp16,language_model=int4.",
 )
 @click.option(
     "--engine",

@@ -42,6 +42,7 @@ LLAMA = LlamaConfig(
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
+    head_dim=16,  # what GroupQueryAttention turns itself; tests/engines has one that it does not
     vocab_size=712,
     max_position_embeddings=64,
 )

@@ -8,6 +8,11 @@ def test_one_word_is_for_every_component():
     assert set(parse_precision("fp16").values()) == {"fp16"}
 
 
+def test_int4_is_for_the_language_model_alone():
+    policy = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
+    assert parse_precision("int4") == parse_precision("language_model=int4") == policy
+
+
 def test_a_policy_leaves_the_rest_at_fp32():
     assert parse_precision("vision_encoder=fp16") == {
         "vision_encoder": "fp16",
@@ -19,10 +24,11 @@ def test_a_policy_leaves_the_rest_at_fp32():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fp61", "no precision 'fp61'; known: fp32, fp16. Did you mean 'fp16'"),
+        ("fp61", "no precision 'fp61'; known: fp32, fp16, int4. Did you mean 'fp16'"),
         ("vision=fp16", "no component 'vision'.*Did you mean 'vision_encoder'"),
         ("qformer=fp16,qformer=fp32", "qformer is named twice"),
         ("qformer=", "no precision ''"),
+        ("vision_encoder=int4", "vision_encoder cannot be int4, only language_model can"),
     ],
 )
 def test_nonsense_is_refused_by_name(text, message):
