@@ -1,25 +1,34 @@
-"""`python -m benchmarks.batching`: tokens per second, the engine against the bare graph in a loop.
+"""`python -m benchmarks.batching`: the language-model engine against the bare graph, and others.
 
-The model is a LLaMA with random weights, made here; its size is chosen by options.
+The model is a LLaMA with random weights, made here; its size is chosen by options. For every
+precision and number of requests at once: tokens per second of the engine, and of its decoder graph
+alone in a loop; at one request the share of the memory's read bandwidth, measured in between.
+Beside them, where they are asked for, the graph of ONNX Runtime GenAI's builder and llama.cpp.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnx
 
+from benchmarks.measure import RESULTS, keep, read_bandwidth
 from engines.language_model.graphs import DecoderOnly, open_model
 from engines.language_model.onnx_engine import OnnxEngine
 from engines.language_model.options import GenerationOptions
 from engines.language_model.types import GenerationRequest
+from engines.onnxruntime.binding import Binding
+from engines.onnxruntime.session import available_cores, load_onnxruntime
 from engines.text import PromptTokenizer
 from export.checkpoint import DEMO
 from export.manifest import Manifest
@@ -27,8 +36,12 @@ from serving.build import BuildOptions, build
 from serving.cli.quiet import quiet_libraries
 
 AT_ONCE = (1, 2, 4, 8, 16)
-NEW_TOKENS = 64
-QUERIES = 32
+PRECISIONS = ("fp32", "int4")
+PAST = 64
+"""Positions before the first token that is timed."""
+
+ROUNDS = 3
+"""The best of so many is taken: what the machine can do when nothing else runs."""
 
 
 @click.command()
@@ -37,15 +50,51 @@ QUERIES = 32
 @click.option("--layers", default=22, show_default=True)
 @click.option("--heads", default=16, show_default=True)
 @click.option("--vocabulary", default=32000, show_default=True)
-@click.option("--tokens", default=NEW_TOKENS, show_default=True, help="Of every answer.")
-def main(**options: int) -> None:
-    """Print tokens per second by the number of requests at once, as JSON."""
+@click.option("--tokens", default=24, show_default=True, help="Of every answer.")
+@click.option("--precision", "precisions", multiple=True, default=PRECISIONS, show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Made here if it is missing.")
+@click.option("--genai", type=click.Path(exists=True), help="model.onnx of GenAI's builder.")
+@click.option(
+    "--llama-cpp", type=click.Path(exists=True), help="A Python that has llama-cpp-python and gguf."
+)
+def main(
+    tokens: int,
+    precisions: Sequence[str],
+    checkpoint: Path | None,
+    genai: str | None,
+    llama_cpp: str | None,
+    **shape: int,
+) -> None:
+    """Print tokens per second by the number of requests at once, and keep them in results.json."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
-        tokens = options.pop("tokens")
-        checkpoint = random_checkpoint(Path(scratch) / "random-llama", **options)
-        made = BuildOptions(model=checkpoint, output=Path(scratch) / "build", verify=False)
-        click.echo(json.dumps(measure(build(made), tokens), indent=2))
+        source = checkpoint or Path(scratch) / "random-llama"
+        if not source.exists():
+            random_checkpoint(source, **shape)
+        found: dict[str, Any] = {"model": shape}
+        for precision in precisions:
+            options = BuildOptions(
+                model=source,
+                output=Path(scratch) / precision,
+                precision=f"language_model={precision}",
+                verify=False,
+            )
+            found[precision] = measure(build(options), tokens)
+            click.echo(f"{precision}: {json.dumps(found[precision])}", err=True)
+        if "fp32" in precisions:
+            rate = eager_rate(source, tokens)
+            share = found["fp32"]["at_once"]["1"]["engine"] / rate
+            found["transformers_eager_fp32"] = {"1": round(rate, 2), "engine_over_it": share}
+        if genai:
+            found["genai_int4"] = genai_rates(genai, tokens)
+        if llama_cpp:
+            worker = Path(__file__).with_name("llama_cpp_rates.py")
+            command = [llama_cpp, str(worker), str(source), str(Path(scratch) / "model.gguf")]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found["llama_cpp_q4_0"] = json.loads(text.splitlines()[-1])
+        click.echo(json.dumps(found, indent=2))
+        keep("batching", found)
+        click.echo(f"kept in {RESULTS}", err=True)
 
 
 def random_checkpoint(
@@ -69,55 +118,126 @@ def random_checkpoint(
 
 
 def measure(directory: Path, tokens: int) -> dict[str, Any]:
-    """Tokens per second of the bare graph and of the engine, in turns at every batch size."""
+    """The engine and the bare graph of a build, in turns at every number of requests."""
     manifest = Manifest.read(directory)
-    facts = manifest.language_model
     prompts = PromptTokenizer.from_build(directory, manifest)
-    model = open_model(directory, manifest, slots=max(AT_ONCE))
+    model = open_model(directory, manifest, slots=max(AT_ONCE), positions=4 * PAST)
     assert isinstance(model, DecoderOnly)
-    found: dict[str, Any] = {}
-    with closing(OnnxEngine(model, prompts, facts)) as engine:
+    at_once: dict[str, Any] = {}
+    bandwidth = 0.0
+    with closing(OnnxEngine(model, prompts, manifest.language_model)) as engine:
         for count in AT_ONCE:
-            engine_rate = _engine_rate(
-                engine, facts.num_query_tokens, facts.hidden_size, count, tokens
-            )
-            bare_rate = _bare_rate(model, count, tokens)
-            found[str(count)] = {
-                "engine": round(engine_rate, 1),
-                "bare_graph": round(bare_rate, 1),
+            engine_rate = bare_rate = 0.0
+            for _ in range(ROUNDS):
+                bandwidth = max(bandwidth, read_bandwidth(available_cores()))
+                engine_rate = max(engine_rate, _engine_rate(engine, manifest, count, tokens))
+                rows = model.rows(count)
+                rows.positions[:] = PAST + tokens // 2
+                bare_rate = max(bare_rate, _loop_rate(rows.binding, count, tokens))
+            at_once[str(count)] = {
+                "engine": round(engine_rate, 2),
+                "bare_graph": round(bare_rate, 2),
                 "share": round(engine_rate / bare_rate, 3),
             }
-    return {"tokens_per_second": found}
+    graph = manifest.components["language_model"].graphs["batched_decoder"]
+    read = weight_bytes(directory / graph.path)
+    return {
+        "at_once": at_once,
+        "bytes_a_token": read,
+        "read_bandwidth_gb_s": round(bandwidth / 1e9, 1),
+        "share_of_bandwidth_at_1": {
+            way: round(at_once["1"][way] * read / bandwidth, 3) for way in ("engine", "bare_graph")
+        },
+    }
 
 
-def _bare_rate(model: DecoderOnly, count: int, tokens: int) -> float:
-    """The decoder alone, on rows that already have as many positions as the engine's on average."""
-    rows = model.rows(count)
-    rows.positions[:] = QUERIES + 8 + tokens // 2
-    rows.binding.run()
+def weight_bytes(path: Path) -> int:
+    """Bytes of all weights that a graph reads from files beside it."""
+    model = onnx.load(path, load_external_data=False)
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return sum(int(entry.value) for entry in entries if entry.key == "length")
+
+
+def eager_rate(checkpoint: Path, tokens: int) -> float:
+    """Tokens per second of transformers' own LLaMA in eager fp32, one request."""
+    import torch
+    import transformers
+
+    model: Any = transformers.InstructBlipForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).language_model.eval()
+    best = 0.0
+    with torch.inference_mode():
+        out = model(input_ids=torch.full((1, PAST), 5), use_cache=True)
+        step = torch.tensor([[7]])
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            for _ in range(max(2, tokens // ROUNDS)):
+                out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+            best = max(best, max(2, tokens // ROUNDS) / (time.perf_counter() - started))
+    return best
+
+
+def genai_rates(path: str, tokens: int) -> dict[str, float]:
+    """The bare graph of GenAI's builder (`exclude_embeds=true`), bound as ours is."""
+    ort = load_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    cache = next(i for i in session.get_inputs() if i.name == "past_key_values.0.key")
+    logits = next(o for o in session.get_outputs() if o.name == "logits")
+    hidden = next(i for i in session.get_inputs() if i.name == "inputs_embeds").shape[2]
+    rates = {}
+    for count in AT_ONCE:
+        binding = Binding(session, path)
+        binding.input("inputs_embeds", np.full((count, 1, hidden), 0.02, np.float32))
+        binding.input("attention_mask", np.ones((count, PAST + 1), np.int64))
+        binding.output("logits", np.zeros((count, 1, logits.shape[2]), np.float32))
+        for value in session.get_inputs():
+            if value.name.startswith("past_key_values"):
+                head_dim = hidden // cache.shape[1]
+                slots = np.zeros((count, cache.shape[1], 2 * PAST, head_dim), np.float32)
+                binding.input(value.name, slots)
+                binding.output(value.name.replace("past_key_values", "present"), slots)
+        best = max(_loop_rate(binding, count, tokens) for _ in range(ROUNDS))
+        rates[str(count)] = round(best, 2)
+    return rates
+
+
+def _loop_rate(binding: Binding, count: int, tokens: int) -> float:
+    binding.run()
     started = time.perf_counter()
     for _ in range(tokens):
-        rows.binding.run()
+        binding.run()
     return count * tokens / (time.perf_counter() - started)
 
 
-def _engine_rate(engine: OnnxEngine, queries: int, hidden: int, count: int, tokens: int) -> float:
+def _engine_rate(engine: OnnxEngine, manifest: Manifest, count: int, tokens: int) -> float:
     """From when every request has its first token to when the last one ends."""
     random = np.random.default_rng(0)
     # One prompt is read a turn, so each request has one token more than the next when that
     # begins: with as many more to say, all of them end in the same step.
     lengths = [tokens + count - 1 - i for i in range(count)]
+    facts = manifest.language_model
+    prompt = "What is it? " * 10
     requests = [
         GenerationRequest(
-            prompt=f"What is number {i}?",
-            visual_prompt=random.standard_normal((queries, hidden)).astype(np.float32),
-            options=GenerationOptions(max_new_tokens=lengths[i], min_new_tokens=lengths[i]),
+            prompt=prompt,
+            visual_prompt=random.standard_normal(
+                (facts.num_query_tokens, facts.hidden_size)
+            ).astype(np.float32),
+            options=GenerationOptions(max_new_tokens=length, min_new_tokens=length),
         )
-        for i in range(count)
+        for length in lengths
     ]
     answers = [generation.result() for generation in [engine.submit(r) for r in requests]]
     last = answers[-1]
     return count * (last.completion_tokens - 1) / last.timing.decode_s
+
+
+def rates(found: Mapping[str, Any], way: str) -> list[float]:
+    """One column of `measure`'s table, in the order of `AT_ONCE`."""
+    return [found["at_once"][str(count)][way] for count in AT_ONCE]
 
 
 if __name__ == "__main__":

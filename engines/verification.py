@@ -23,7 +23,7 @@ from export.images import pixels_from_image
 from export.manifest import EngineRecord, Manifest
 from export.progress import Advance, Progress
 
-AGREEMENT: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.99}
+AGREEMENT: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.99, "int4": 0.95}
 """By precision: the smallest share of examples whose text must equal transformers'."""
 
 REFERENCE_BATCH = 32

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from export.manifest import Manifest
+from export.precision import INT4
 from serving.build import BuildOptions, build
 from serving.cli import export
 
@@ -91,6 +92,25 @@ def test_inspect_shows_contracts_and_proof(flant5_build):
     assert "pixels uint8 [batch, 72, 72, 3]" in result.stdout
     assert "language_model: fp32 on onnxruntime" in result.stdout
     assert "6 graphs compared" in result.stdout
+
+
+def test_four_bit_weights_are_small_and_answer_alike(checkpoints, tmp_path):
+    model = checkpoints / "instructblip-demo-vicuna"
+    directory = build(
+        BuildOptions(model=model, output=tmp_path / "build", precision="int4", limit=24)
+    )
+    manifest = Manifest.read(directory)
+    assert manifest.precision == INT4
+    assert manifest.verification["text"]["agreement"] >= 0.95
+    found = manifest.verification["graphs"]["language_model/batched_decoder"]
+    assert found["max_abs"] > 1e-3  # four bits were used
+    graphs = directory / "graphs" / "language_model"
+    written = [path for path in graphs.glob("*.weights") if path.stat().st_nlink == 1]
+    assert 0 < sum(path.stat().st_size for path in written) < 0.2 * size_of_weights(model)
+
+
+def size_of_weights(model):
+    return sum(path.stat().st_size for path in model.glob("*.safetensors"))
 
 
 def test_no_verify_is_written_down(checkpoints, tmp_path):
