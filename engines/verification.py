@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def _reference_texts(
     from export.verification.cases import load_reference
 
     model, processor = load_reference(checkpoint), checkpoint.processor
+    facts = manifest.language_model
     ask: Any = processor
     texts: dict[int, str] = {}
     for batch in _batches(ask, examples):
@@ -155,22 +157,29 @@ def _reference_texts(
             do_sample=False,
             num_beams=1,
             max_new_tokens=limit,
-            eos_token_id=list(manifest.language_model.eos_token_ids),
+            eos_token_id=list(facts.eos_token_ids),
         )
-        if not manifest.language_model.is_encoder_decoder:
+        if not facts.is_encoder_decoder:
             ids = ids[:, inputs["input_ids"].shape[1] :]
-        decoded = ask.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        answers = [_before_end(row, facts.eos_token_ids) for row in ids.tolist()]
+        decoded = ask.tokenizer.batch_decode(answers, skip_special_tokens=True)
         texts.update(zip(batch, decoded, strict=True))
         advance(len(batch))
     return [texts[i] for i in range(len(examples))]
 
 
+def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """An answer without what ended it: BLIP-2's is a line break, which is no special token."""
+    return list(takewhile(lambda token: token not in ends, ids))
+
+
 def _batches(processor: Any, examples: Sequence[Example]) -> Iterator[npt.NDArray[np.int64]]:
-    """Indices of examples whose prompts are equally long in both tokenizers: no padding."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    """Indices of examples whose prompts are equally long in every tokenizer: no padding."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
-        ids = processor(text=example.prompt)
-        groups[len(ids["input_ids"][0]), len(ids["qformer_input_ids"][0])].append(i)
+        text = processor(text=example.prompt)
+        lengths = (len(text[name][0]) for name in text if name.endswith("input_ids"))
+        groups[tuple(lengths)].append(i)
     for indices in groups.values():
         for start in range(0, len(indices), REFERENCE_BATCH):
             yield np.array(indices[start : start + REFERENCE_BATCH])

@@ -16,7 +16,49 @@ from export.weights import SourceTensor, tensors_from_safetensors
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-FAMILIES: Mapping[str, str] = {"InstructBlipForConditionalGeneration": "instructblip"}
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of checkpoint, and what is particular to it.
+
+    Attributes:
+        name: `instructblip`.
+        model, processor: transformers' classes for it, by name.
+        reads_instruction: its Q-Former reads the prompt too, with a tokenizer of its own.
+        ends_as_configured: the language model's config says which token ends an answer, whatever
+            the tokenizer's end-of-sequence token is.
+        max_new_tokens: of an answer, where the generation config is silent.
+    """
+
+    name: str
+    model: str
+    processor: str
+    reads_instruction: bool
+    ends_as_configured: bool
+    max_new_tokens: int
+
+
+INSTRUCTBLIP = Family(
+    name="instructblip",
+    model="InstructBlipForConditionalGeneration",
+    processor="InstructBlipProcessor",
+    reads_instruction=True,
+    # Some hub configs name a token that ends nothing (LAVIS issue 509).
+    ends_as_configured=False,
+    max_new_tokens=256,  # LAVIS, blip2_vicuna_instruct.py, `generate`
+)
+
+BLIP2 = Family(
+    name="blip2",
+    model="Blip2ForConditionalGeneration",
+    processor="Blip2Processor",
+    reads_instruction=False,
+    # On OPT an answer ends with a line break (LAVIS, blip2_opt.py), which only the config knows.
+    ends_as_configured=True,
+    max_new_tokens=30,  # LAVIS, blip2_opt.py and blip2_t5.py, `generate`
+)
+
+FAMILIES: Mapping[str, Family] = {family.model: family for family in (INSTRUCTBLIP, BLIP2)}
 """Architecture, as `config.json` names it, to family."""
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
@@ -30,12 +72,12 @@ class Checkpoint:
     Attributes:
         directory: absolute.
         family: a value of `FAMILIES`.
-        config: the parsed config (`InstructBlipConfig`).
+        config: the parsed config (`InstructBlipConfig`, `Blip2Config`).
         tensors: by name.
     """
 
     directory: Path
-    family: str
+    family: Family
     config: Any
     tensors: Mapping[str, SourceTensor]
 
@@ -54,17 +96,24 @@ class Checkpoint:
         """transformers' own processor of this checkpoint.
 
         Raises:
-            CheckpointError: it cannot be loaded.
+            CheckpointError: it cannot be loaded, or gives an image other places in the prompt than
+                the model has query tokens.
         """
-        from transformers import InstructBlipProcessor
+        import transformers
 
+        kind = getattr(transformers, self.family.processor)
         try:
-            processor: ProcessorMixin = InstructBlipProcessor.from_pretrained(
-                self.directory, local_files_only=True
-            )
+            processor: ProcessorMixin = kind.from_pretrained(self.directory, local_files_only=True)
         except Exception as error:
             message = f"the processor in {self.directory} cannot be loaded: {error}"
             raise CheckpointError(message) from error
+        found, wanted = getattr(processor, "num_query_tokens", None), self.config.num_query_tokens
+        if found != wanted:
+            raise CheckpointError(
+                f"the processor in {self.directory} has num_query_tokens {found}, and the model"
+                f" {wanted}. Set it to {wanted} in processor_config.json (older versions of"
+                " transformers did not write it)."
+            )
         return processor
 
     def digests(self) -> dict[str, str]:

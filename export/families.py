@@ -1,4 +1,5 @@
-"""Which graphs a checkpoint is made of. Adding a family or a language model is one row."""
+"""Which graphs a checkpoint is made of. A language model is one row here; a family, one in
+`export.checkpoint`."""
 
 from __future__ import annotations
 
@@ -7,13 +8,18 @@ from collections.abc import Callable, Mapping
 from export.checkpoint import Checkpoint
 from export.components.component import Component
 from export.components.llama import llama
-from export.components.qformer import instruction_qformer
+from export.components.opt import opt
+from export.components.qformer import qformer
 from export.components.t5 import t5
 from export.components.vision_encoder import vision_encoder
 from export.errors import CheckpointError
 from export.text import image_processor_settings
 
-LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {"llama": llama, "t5": t5}
+LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
+    "llama": llama,
+    "opt": opt,
+    "t5": t5,
+}
 """The text config's `model_type` to what makes its graphs."""
 
 
@@ -27,7 +33,8 @@ def components_from_checkpoint(
         precision: of every component, as from `export.precision.parse_precision`.
 
     Raises:
-        CheckpointError: the language model is not in `LANGUAGE_MODELS`.
+        CheckpointError: the language model is not in `LANGUAGE_MODELS`, or is of a form that cannot
+            be exported.
     """
     config = checkpoint.config
     architecture = config.text_config.model_type
@@ -36,10 +43,15 @@ def components_from_checkpoint(
             f"{checkpoint.directory} has a language model of type {architecture!r};"
             f" supported: {', '.join(LANGUAGE_MODELS)}"
         )
-    vision, qformer = precision["vision_encoder"], precision["qformer"]
     language = LANGUAGE_MODELS[architecture]
+    vision = precision["vision_encoder"]
     return (
         vision_encoder(config, image_processor_settings(checkpoint), precision=vision),
-        instruction_qformer(config, precision=qformer, input_precision=vision),
+        qformer(
+            config,
+            reads_instruction=checkpoint.family.reads_instruction,
+            precision=precision["qformer"],
+            input_precision=vision,
+        ),
         *language(config, precision=precision["language_model"]),
     )

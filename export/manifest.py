@@ -115,14 +115,15 @@ class TextFacts:
             post-processor adds the original's special tokens (BOS, or T5's closing EOS).
         qformer_tokenizer: the same for the Q-Former's instruction; `None` where it takes none.
         qformer_pad_token_id: fills `qformer_input_ids` where the mask is 0.
-        max_instruction: longest instruction that the Q-Former takes, in tokens.
+        max_instruction: longest instruction that the Q-Former takes, in tokens; 0 where it takes
+            none.
         prompt_template: `"{prompt}"` with what the family wraps around it.
     """
 
     tokenizer: str
-    qformer_tokenizer: str | None
-    qformer_pad_token_id: int
-    max_instruction: int
+    qformer_tokenizer: str | None = None
+    qformer_pad_token_id: int = 0
+    max_instruction: int = 0
     prompt_template: str = "{prompt}"
 
 
@@ -131,7 +132,7 @@ class LanguageModelFacts:
     """The language model's shape and special tokens.
 
     Attributes:
-        architecture: `llama`, `opt` or `t5`.
+        architecture: a key of `export.families.LANGUAGE_MODELS`: `llama`, `opt` or `t5`.
         is_encoder_decoder: T5: the visual prompt and the text go to the encoder.
         hidden_size: of `visual_prompt` and `inputs_embeds`, in elements.
         num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.
@@ -167,7 +168,7 @@ class Manifest:
 
     Attributes:
         name: of the checkpoint (`instructblip-demo-vicuna`).
-        family: the kind of model (`instructblip`).
+        family: the kind of model (`instructblip`, `blip2`).
         source: `{"path", "digest", "files": {name: sha256}}` of the checkpoint.
         components: by name: `vision_encoder`, `qformer`, `language_model`.
         verification: what `verify` found, or `{"skipped": reason}`.

@@ -6,33 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export.cache_shape import CacheShape
 from export.checkpoint import Checkpoint
 from export.errors import CheckpointError
 from export.manifest import LanguageModelFacts, Preprocessing, TextFacts
-
-DEFAULT_MAX_NEW_TOKENS = 256
-"""Where the generation config is silent: LAVIS's `max_length`."""
 
 DEFAULT_T5_LENGTH = 512
 """Where the config is silent: the length that T5 and FLAN-T5 were trained with."""
 
 
 def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
-    """Writes `text/tokenizer.json` and `text/qformer_tokenizer.json` into the build `directory`.
+    """Writes `text/tokenizer.json` into the build `directory`, and the Q-Former's where it reads.
 
     Raises:
         CheckpointError: a tokenizer has no fast form.
     """
     (directory / "text").mkdir()
     processor: Any = checkpoint.processor
-    for tokenizer, name in (
-        (processor.tokenizer, "tokenizer"),
-        (processor.qformer_tokenizer, "qformer_tokenizer"),
-    ):
+    names = ["tokenizer", *(["qformer_tokenizer"] if checkpoint.family.reads_instruction else [])]
+    for name in names:
+        tokenizer = getattr(processor, name)
         if not tokenizer.is_fast:
             message = f"{checkpoint.directory}: {type(tokenizer).__name__} has no fast form"
             raise CheckpointError(message)
         tokenizer.backend_tokenizer.save(str(directory / "text" / f"{name}.json"))
+    if not checkpoint.family.reads_instruction:
+        return TextFacts(tokenizer="text/tokenizer.json")
     return TextFacts(
         tokenizer="text/tokenizer.json",
         qformer_tokenizer="text/qformer_tokenizer.json",
@@ -75,56 +74,70 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
     """The language model's shape and special tokens.
 
     Raises:
-        CheckpointError: the tokenizer has no end-of-sequence token, so no answer would ever end.
+        CheckpointError: no token ends an answer, or none marks the image's place in a prompt.
     """
     config, tokenizer = checkpoint.config, getattr(checkpoint.processor, "tokenizer", None)
     text, generation = config.text_config, _generation_config(checkpoint)
+    shape, is_encoder_decoder = CacheShape.from_config(text), bool(text.is_encoder_decoder)
+    return LanguageModelFacts(
+        architecture=text.model_type,
+        is_encoder_decoder=is_encoder_decoder,
+        hidden_size=text.hidden_size,
+        num_layers=shape.layers,
+        num_key_value_heads=shape.heads,
+        head_dim=shape.head_dim,
+        vocab_size=text.vocab_size,
+        num_query_tokens=config.num_query_tokens,
+        max_length=_length(text),
+        bos_token_id=getattr(tokenizer, "bos_token_id", None),
+        pad_token_id=getattr(tokenizer, "pad_token_id", None),
+        decoder_start_token_id=(text.decoder_start_token_id or 0) if is_encoder_decoder else None,
+        eos_token_ids=_eos_token_ids(checkpoint, tokenizer, generation),
+        image_token_id=_image_token_id(checkpoint, tokenizer),
+        default_max_new_tokens=(
+            generation.get("max_new_tokens") or checkpoint.family.max_new_tokens
+        ),
+    )
+
+
+def _length(text: Any) -> int:
+    """Positions; T5 names none, or what it was trained with."""
+    named = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(named or DEFAULT_T5_LENGTH)
+
+
+def _eos_token_ids(
+    checkpoint: Checkpoint, tokenizer: Any, generation: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """What ends an answer: the language model's config says, or the tokenizer, by family."""
+    configured = _ids(getattr(checkpoint.config.text_config, "eos_token_id", None))
+    if checkpoint.family.ends_as_configured and configured:
+        return configured
     eos = getattr(tokenizer, "eos_token_id", None)
     if eos is None:
         raise CheckpointError(
             f"the tokenizer in {checkpoint.directory} has no end-of-sequence token, so no answer"
             " would end. Set eos_token in its tokenizer_config.json."
         )
-    is_encoder_decoder = not config.use_decoder_only_language_model
-    return LanguageModelFacts(
-        architecture=text.model_type,
-        is_encoder_decoder=is_encoder_decoder,
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
-        num_query_tokens=config.num_query_tokens,
-        bos_token_id=getattr(tokenizer, "bos_token_id", None),
-        pad_token_id=getattr(tokenizer, "pad_token_id", None),
-        eos_token_ids=_eos_token_ids(eos, generation.get("eos_token_id")),
-        image_token_id=config.image_token_index,
-        default_max_new_tokens=generation.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS,
-        **(_t5_shape(text) if is_encoder_decoder else _llama_shape(text)),
-    )
+    listed = _ids(generation.get("eos_token_id"))
+    return listed if eos in listed else (eos,)
 
 
-def _eos_token_ids(tokenizer: int, generation: int | list[int] | None) -> tuple[int, ...]:
-    """The tokenizer's word counts: some hub configs name another token (LAVIS issue 509)."""
-    listed = generation if isinstance(generation, list) else [generation]
-    return tuple(i for i in listed if i is not None) if tokenizer in listed else (tokenizer,)
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    listed = value if isinstance(value, list) else [value]
+    return tuple(i for i in listed if i is not None)
 
 
-def _llama_shape(text: Any) -> dict[str, Any]:
-    return {
-        "num_layers": text.num_hidden_layers,
-        "num_key_value_heads": text.num_key_value_heads,
-        "head_dim": text.head_dim or text.hidden_size // text.num_attention_heads,
-        "max_length": text.max_position_embeddings,
-        "decoder_start_token_id": None,
-    }
-
-
-def _t5_shape(text: Any) -> dict[str, Any]:
-    return {
-        "num_layers": text.num_decoder_layers,
-        "num_key_value_heads": text.num_heads,
-        "head_dim": text.d_kv,
-        "max_length": getattr(text, "n_positions", DEFAULT_T5_LENGTH),
-        "decoder_start_token_id": text.decoder_start_token_id or 0,
-    }
+def _image_token_id(checkpoint: Checkpoint, tokenizer: Any) -> int:
+    found: int | None = checkpoint.config.image_token_index
+    if found is None:
+        token = getattr(checkpoint.processor, "image_token", "<image>")
+        raise CheckpointError(
+            f"{checkpoint.directory / 'config.json'} has no image_token_index, the token that marks"
+            " the image's place in a prompt (older versions of transformers did not write it). Set"
+            f" it to {tokenizer.convert_tokens_to_ids(str(token))}, the tokenizer's {token}."
+        )
+    return found
 
 
 def _generation_config(checkpoint: Checkpoint) -> Mapping[str, Any]:

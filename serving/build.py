@@ -90,7 +90,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     checkpoint = checkpoint_from_directory(options.model)
-    progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family})")
+    progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     destination = options.destination.absolute()
     with new_build(destination) as work:
         _fill(work, options, checkpoint, engine, progress)
@@ -218,7 +218,7 @@ def _manifest(
     }
     return Manifest(
         name=checkpoint.name,
-        family=checkpoint.family,
+        family=checkpoint.family.name,
         source={"path": str(checkpoint.directory), "files": checkpoint.digests()},
         precision=options.components,
         components=components,

@@ -1,10 +1,25 @@
-"""What tests of several rooms share: real builds of the demo checkpoints."""
+"""What tests of several rooms share: builds of the demo checkpoints, small random checkpoints."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from export.checkpoint import DEMO
 from serving.build import BuildOptions, build
@@ -32,6 +47,263 @@ def flant5_build(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return _build(checkpoints / "instructblip-demo-flant5", tmp_path_factory.mktemp("builds"))
 
 
-def _build(model: Path, parent: Path) -> Path:
+@pytest.fixture(scope="session")
+def blip2_build(
+    checkpoints: Path,
+    random_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A verified fp32 build of a small random BLIP-2 on OPT."""
+    parent = tmp_path_factory.mktemp("builds")
+    return _build(random_checkpoint("opt"), parent, examples=checkpoints / "heldout")
+
+
+def _build(model: Path, parent: Path, **options: Any) -> Path:
     quiet_libraries()
-    return build(BuildOptions(model=model, output=parent / model.name, limit=EXAMPLES))
+    return build(BuildOptions(model=model, output=parent / model.name, limit=EXAMPLES, **options))
+
+
+CORPUS = [
+    "What colour is the 3? The 3 is red, and it is on the left.",
+    "How many digits are there? There are two digits: a 4 and a 7.",
+    "Describe the image. It's a picture of three numbers; isn't it?",
+    "naïve café — größer, Über, façade, señor, 你好 世界 こんにちは 🙂👍🏽",
+]
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+
+
+def _special(*names: str) -> list[AddedToken]:
+    return [AddedToken(name, special=True, normalized=False) for name in names]
+
+
+def _llama() -> Tokenizer:
+    """As LLaMA's: BPE with bytes for what is not in the vocabulary, spaces as U+2581, BOS first."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)],
+        limit_alphabet=60,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    # The trainer makes the byte tokens special; in LLaMA's vocabulary they are ordinary.
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in SPECIAL]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.add_special_tokens(_special("<image>"))
+    return tokenizer
+
+
+def _t5() -> Tokenizer:
+    """As T5's: Unigram over words marked with U+2581, EOS last."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.add_special_tokens(_special("<extra_id_0>", "<image>"))
+    return tokenizer
+
+
+def _opt() -> Tokenizer:
+    """As OPT's: BPE over bytes, `</s>` first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 2)]
+    )
+    return tokenizer
+
+
+def _bert() -> Tokenizer:
+    """As the Q-Former's: word pieces, lower case, `[CLS]` first and `[SEP]` last."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+TOKENIZERS = {"llama": _llama, "t5": _t5, "opt": _opt, "bert": _bert}
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, Tokenizer]:
+    """A small tokenizer of every kind, trained here."""
+    return {name: make() for name, make in TOKENIZERS.items()}
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LLAMA = {
+    **SMALL,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+OPT = {
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 2,
+    "pad_token_id": 3,
+}
+# What opt-350m has, and what no released OPT has but its config allows.
+OTHER_OPT = {
+    **OPT,
+    "do_layer_norm_before": False,
+    "enable_bias": False,
+    "layer_norm_elementwise_affine": False,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of random checkpoint: its family, its language model, whose tokenizer it takes."""
+
+    family: str
+    text: str
+    settings: Mapping[str, Any]
+    special: Mapping[str, str]
+
+
+KINDS = {
+    "llama": Kind(
+        "InstructBlip",
+        "llama",
+        LLAMA,
+        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    ),
+    "t5": Kind("InstructBlip", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
+    "opt": Kind("Blip2", "opt", OPT, {"pad_token": "<pad>"}),
+    "other-opt": Kind("Blip2", "opt", OTHER_OPT, {"pad_token": "<pad>"}),
+    "blip2-t5": Kind("Blip2", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
+}
+
+
+def _random_checkpoint(kind: Kind, tokenizers: dict[str, Tokenizer], directory: Path) -> None:
+    """A whole checkpoint with random weights, large enough that greedy tokens are not all one."""
+    import torch
+    import transformers
+
+    reads = kind.family == "InstructBlip"  # a Q-Former that reads the instruction
+    processor = _processor(kind, tokenizers, reads=reads)
+    text = dict(kind.settings)
+    if kind.text == "opt":  # an answer ends with a line break, as in BLIP-2's own config
+        text["eos_token_id"] = processor.tokenizer("\n", add_special_tokens=False).input_ids[0]
+    qformer = {
+        "vocab_size": tokenizers["bert"].get_vocab_size(),
+        "max_position_embeddings": 40,
+        "encoder_hidden_size": 32,
+    }
+    config = getattr(transformers, f"{kind.family}Config")(
+        vision_config={"image_size": 24, "patch_size": 12, **SMALL},
+        qformer_config={**(qformer if reads else {"encoder_hidden_size": 32}), **SMALL},
+        text_config={"model_type": kind.text, "vocab_size": len(processor.tokenizer), **text},
+        num_query_tokens=4,
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind.family}ForConditionalGeneration")(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.15)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def _processor(kind: Kind, tokenizers: dict[str, Tokenizer], *, reads: bool) -> Any:
+    import transformers
+
+    def fast(name: str, special: Mapping[str, str]) -> Any:
+        if name != "opt":
+            tokenizer = tokenizers[name]
+            return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+        model = json.loads(tokenizers[name].to_str())["model"]
+        merges = [tuple(pair) for pair in model["merges"]]
+        end = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+        return transformers.GPT2Tokenizer(
+            vocab=model["vocab"], merges=merges, add_bos_token=True, **end, **special
+        )
+
+    parts = [
+        transformers.BlipImageProcessor(size={"height": 24, "width": 24}),
+        fast(kind.text, kind.special),
+    ]
+    if reads:
+        named = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        parts.append(fast("bert", named))
+    return getattr(transformers, f"{kind.family}Processor")(*parts, num_query_tokens=4)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(
+    tokenizers: dict[str, Tokenizer], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`random_checkpoint("opt")`: a small checkpoint of a kind of `KINDS`, made once."""
+
+    @cache
+    def make(kind: str) -> Path:
+        directory = tmp_path_factory.mktemp(f"checkpoint-{kind}")
+        _random_checkpoint(KINDS[kind], tokenizers, directory)
+        return directory
+
+    return make

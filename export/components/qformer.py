@@ -1,11 +1,15 @@
-"""`qformer`: image features and an instruction to the visual prompt, projection included."""
+"""`qformer`: image features, and an instruction where one is read, to the visual prompt.
+
+The projection to the language model's width is included.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import InstructBlipQFormerModel
+from transformers import Blip2QFormerModel, InstructBlipQFormerModel, PreTrainedModel
 
 from export.components.attention import module_from_config, padding_mask
 from export.components.component import Component
@@ -14,19 +18,32 @@ from export.contract import Contract, TensorSpec
 from export.precision import DTYPES
 
 
-class InstructionQFormer(torch.nn.Module):
-    """InstructBLIP's Q-Former, which reads the instruction, and the projection behind it.
+class _QFormer(torch.nn.Module):
+    """The query tokens, a Q-Former, and the projection behind it.
 
     Args:
         config: the checkpoint's whole config.
     """
 
+    kind: type[PreTrainedModel]
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.qformer_config.hidden_size
         self.query_tokens = torch.nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
-        self.qformer = module_from_config(InstructBlipQFormerModel, config.qformer_config)
+        self.qformer = module_from_config(self.kind, config.qformer_config)
         self.language_projection = torch.nn.Linear(width, config.text_config.hidden_size)
+
+    def _inputs(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Queries [batch, queries, width], and image features in the dtype that is computed in.
+        queries = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
+        return queries, image_embeds.to(self.language_projection.weight.dtype)
+
+
+class InstructionQFormer(_QFormer):
+    """InstructBLIP's Q-Former, which reads the instruction."""
+
+    kind = InstructBlipQFormerModel
 
     def forward(
         self,
@@ -41,36 +58,68 @@ class InstructionQFormer(torch.nn.Module):
             qformer_input_ids: int64 `[batch, instruction]`.
             qformer_attention_mask: int64 `[batch, instruction]`, 1 where a token is.
         """
-        batch, queries = image_embeds.shape[0], self.query_tokens.shape[1]
-        dtype = self.language_projection.weight.dtype
-        seen = torch.ones((batch, queries), dtype=torch.int64)
+        queries, features = self._inputs(image_embeds)
+        seen = torch.ones(queries.shape[:2], dtype=torch.int64)
         mask = torch.cat([seen, qformer_attention_mask], dim=1)  # [batch, queries + instruction]
         hidden = self.qformer(
             input_ids=qformer_input_ids,
             attention_mask=padding_mask(mask),
-            query_embeds=self.query_tokens.expand(batch, -1, -1),
-            encoder_hidden_states=image_embeds.to(dtype),
+            query_embeds=queries,
+            encoder_hidden_states=features,
         ).last_hidden_state
-        visual_prompt: torch.Tensor = self.language_projection(hidden[:, :queries])
+        visual_prompt: torch.Tensor = self.language_projection(hidden[:, : queries.shape[1]])
         return visual_prompt
 
 
-def instruction_qformer(config: Any, *, precision: str, input_precision: str) -> Component:
-    """The component for this checkpoint's `config` (an `InstructBlipConfig`).
+class QueryQFormer(_QFormer):
+    """BLIP-2's Q-Former, which sees the image alone."""
+
+    kind = Blip2QFormerModel
+
+    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """`image_embeds` `[batch, patches, d_vision]` to `visual_prompt` `[batch, queries, d_llm]`.
+
+        The model's parts are called one by one: its own `forward` casts the image features to the
+        dtype of its first LayerNorm, which stays in float32.
+        """
+        queries, features = self._inputs(image_embeds)
+        hidden = self.qformer.encoder(
+            self.qformer.layernorm(queries),
+            encoder_hidden_states=features,
+            query_length=queries.shape[1],
+        ).last_hidden_state
+        visual_prompt: torch.Tensor = self.language_projection(hidden)
+        return visual_prompt
+
+
+INSTRUCTION = tuple(
+    TensorSpec(name=name, dtype="int64", axes=("batch", "instruction"))
+    for name in ("qformer_input_ids", "qformer_attention_mask")
+)
+"""What only a Q-Former that reads the instruction takes."""
+
+KINDS: Mapping[bool, tuple[type[_QFormer], tuple[TensorSpec, ...]]] = {
+    True: (InstructionQFormer, INSTRUCTION),
+    False: (QueryQFormer, ()),
+}
+"""Whether the instruction is read, to the module and what it takes beside the image's features."""
+
+
+def qformer(
+    config: Any, *, reads_instruction: bool, precision: str, input_precision: str
+) -> Component:
+    """The component for this checkpoint's `config`.
 
     Args:
-        config: the checkpoint's config.
+        config: the checkpoint's.
+        reads_instruction: as its family says.
         precision: that it computes in.
         input_precision: of the vision encoder, whose output it takes.
     """
+    module, text = KINDS[reads_instruction]
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    ids = ("batch", "instruction")
-    inputs = (
-        image_embeds_spec(patches, vision.hidden_size, input_precision),
-        TensorSpec(name="qformer_input_ids", dtype="int64", axes=ids),
-        TensorSpec(name="qformer_attention_mask", dtype="int64", axes=ids),
-    )
+    image_embeds = image_embeds_spec(patches, vision.hidden_size, input_precision)
     output = TensorSpec(
         name="visual_prompt",
         dtype=DTYPES[precision],
@@ -80,6 +129,6 @@ def instruction_qformer(config: Any, *, precision: str, input_precision: str) ->
         component="qformer",
         graph="model",
         precision=precision,
-        contract=Contract(inputs=inputs, outputs=(output,)),
-        module=lambda: InstructionQFormer(config),
+        contract=Contract(inputs=(image_embeds, *text), outputs=(output,)),
+        module=lambda: module(config),
     )

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, EncoderDecoderCache
 
+from export.cache_shape import CacheShape
 from export.checkpoint import Checkpoint
 from export.components.language_model import tensors_from_cache
 from export.verification.case import Arrays, Case
@@ -29,9 +30,10 @@ DECODE_STEPS = 2
 
 def load_reference(checkpoint: Checkpoint) -> Any:
     """transformers' own model of `checkpoint`, in float32."""
-    from transformers import InstructBlipForConditionalGeneration
+    import transformers
 
-    model: Any = InstructBlipForConditionalGeneration.from_pretrained(
+    kind = getattr(transformers, checkpoint.family.model)
+    model: Any = kind.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     )
     return model.eval()
@@ -47,49 +49,56 @@ def cases(checkpoint: Checkpoint, model: Any, *, seed: int = 0) -> Iterator[Case
         seed: of the random pixels and token ids.
     """
     random = np.random.default_rng(seed)
-    is_decoder_only = checkpoint.config.use_decoder_only_language_model
-    language = _decoder_only if is_decoder_only else _encoder_decoder
+    is_encoder_decoder = checkpoint.config.text_config.is_encoder_decoder
+    language = _encoder_decoder if is_encoder_decoder else _decoder_only
     for batch in BATCHES:
-        inputs, prompts = _inputs(checkpoint, random, batch)
-        features = model.get_image_features(**prompts)
+        pixels, values = _pixels(checkpoint, random, batch)
+        text, name = _instructions(checkpoint, random, batch), f"batch {batch}"
+        features = model.get_image_features(pixel_values=values, **text)
         image_embeds = _array(features.vision_outputs.last_hidden_state)
         yield Case(
             graph="vision_encoder/model",
-            name=f"batch {batch}",
-            feed={"pixels": inputs},
+            name=name,
+            feed={"pixels": pixels},
             wanted={"image_embeds": image_embeds},
             real={},
         )
-        ids, mask = prompts["qformer_input_ids"], prompts["qformer_attention_mask"]
         visual_prompt = features.pooler_output
+        if text:
+            lengths = sorted(_array(text["qformer_attention_mask"].sum(1)).tolist())
+            name += f", instructions of {lengths} tokens"
         yield Case(
             graph="qformer/model",
-            name=f"batch {batch}, instructions of {sorted(_array(mask.sum(1)).tolist())} tokens",
-            feed={
-                "image_embeds": image_embeds,
-                "qformer_input_ids": _array(ids),
-                "qformer_attention_mask": _array(mask),
-            },
+            name=name,
+            feed={"image_embeds": image_embeds, **{key: _array(text[key]) for key in text}},
             wanted={"visual_prompt": _array(visual_prompt)},
             real={},
         )
         yield from language(checkpoint, model.language_model, random, visual_prompt)
 
 
-def _inputs(
+def _pixels(
     checkpoint: Checkpoint, random: np.random.Generator, batch: int
-) -> tuple[npt.NDArray[Any], dict[str, torch.Tensor]]:
-    config = checkpoint.config
-    size = config.vision_config.image_size
+) -> tuple[npt.NDArray[Any], torch.Tensor]:
+    size = checkpoint.config.vision_config.image_size
     pixels = random.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     processor: Any = checkpoint.processor
     values = processor.image_processor([Image.fromarray(p) for p in pixels], return_tensors="pt")
+    return pixels, values["pixel_values"]
+
+
+def _instructions(
+    checkpoint: Checkpoint, random: np.random.Generator, batch: int
+) -> dict[str, torch.Tensor]:
+    """None where the Q-Former reads none."""
+    if not checkpoint.family.reads_instruction:
+        return {}
     lengths = _lengths(random, batch, longest=12)
-    ids = random.integers(1, config.qformer_config.vocab_size, (batch, int(lengths.max())))
     mask = _mask(lengths)
-    return pixels, {
-        "pixel_values": values["pixel_values"],
-        "qformer_input_ids": torch.from_numpy(ids * mask),
+    vocab = checkpoint.config.qformer_config.vocab_size
+    ids = random.integers(1, vocab, (batch, int(lengths.max()))) * mask
+    return {
+        "qformer_input_ids": torch.from_numpy(ids),
         "qformer_attention_mask": torch.from_numpy(mask),
     }
 
@@ -232,11 +241,9 @@ def _ragged(mask: npt.NDArray[np.int64]) -> str:
 def _past(cache: DynamicCache, model: Any, batch: int) -> list[npt.NDArray[Any]]:
     if cache.layers:
         return [_array(tensor) for tensor in tensors_from_cache(cache)]
-    config = model.config
-    layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    return [np.zeros((batch, heads, 0, head_dim), np.float32) for _ in range(2 * layers)]
+    shape = CacheShape.from_config(model.config)
+    empty = (batch, shape.heads, 0, shape.head_dim)
+    return [np.zeros(empty, np.float32) for _ in range(2 * shape.layers)]
 
 
 def _ids(

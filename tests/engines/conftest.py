@@ -1,8 +1,7 @@
-"""What the tests of engines share: small graphs, small tokenizers, the facts of a small model."""
+"""What the tests of engines share: small graphs, small builds, the facts of a small model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,16 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 
 from export.checkpoint import checkpoint_from_directory
 from export.contract import Contract, TensorSpec
@@ -133,112 +122,6 @@ def proven() -> Callable[[OnnxGraph], VerifiedGraph]:
     return lambda graph: VerifiedGraph(graph=graph, figures={"max_abs": 0.0})
 
 
-CORPUS = [
-    "What colour is the 3? The 3 is red, and it is on the left.",
-    "How many digits are there? There are two digits: a 4 and a 7.",
-    "Describe the image. It's a picture of three numbers; isn't it?",
-    "naïve café — größer, Über, façade, señor, 你好 世界 こんにちは 🙂👍🏽",
-]
-SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
-
-
-def _special(*names: str) -> list[AddedToken]:
-    return [AddedToken(name, special=True, normalized=False) for name in names]
-
-
-def _llama() -> Tokenizer:
-    """As LLaMA's: BPE with bytes for what is not in the vocabulary, spaces as U+2581, BOS first."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)],
-        limit_alphabet=60,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    # The trainer makes the byte tokens special; in LLaMA's vocabulary they are ordinary.
-    state = json.loads(tokenizer.to_str())
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in SPECIAL]
-    tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(content=" ", left=1, right=0),
-        ]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    tokenizer.add_special_tokens(_special("<image>"))
-    return tokenizer
-
-
-def _t5() -> Tokenizer:
-    """As T5's: Unigram over words marked with U+2581, EOS last."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=150,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    tokenizer.add_special_tokens(_special("<extra_id_0>", "<image>"))
-    return tokenizer
-
-
-def _opt() -> Tokenizer:
-    """As OPT's: BPE over bytes, `</s>` first."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A", special_tokens=[("</s>", 2)]
-    )
-    return tokenizer
-
-
-def _bert() -> Tokenizer:
-    """As the Q-Former's: word pieces, lower case, `[CLS]` first and `[SEP]` last."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return tokenizer
-
-
-TOKENIZERS = {"llama": _llama, "t5": _t5, "opt": _opt, "bert": _bert}
-
-
-@pytest.fixture(scope="session")
-def tokenizers() -> dict[str, Tokenizer]:
-    """A small tokenizer of every kind, trained here."""
-    return {name: make() for name, make in TOKENIZERS.items()}
-
-
 @pytest.fixture
 def facts() -> Callable[..., LanguageModelFacts]:
     """`facts(vocab_size=…)`: of a small LLaMA, with what the test changes."""
@@ -264,78 +147,6 @@ def facts() -> Callable[..., LanguageModelFacts]:
         return LanguageModelFacts(**{**values, **changes})
 
     return make
-
-
-LLAMA = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 3,
-}
-T5 = {
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-    "num_heads": 4,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-}
-
-
-def _random_checkpoint(kind: str, tokenizers: dict[str, Tokenizer], directory: Path) -> None:
-    """A whole checkpoint with random weights, large enough that greedy tokens are not all one."""
-    import torch
-    import transformers
-
-    text, config = {
-        "llama": (LLAMA, transformers.LlamaConfig),
-        "t5": (T5, transformers.T5Config),
-    }[kind]
-    vocab, qformer_vocab = (tokenizers[name].get_vocab_size() for name in (kind, "bert"))
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    whole = transformers.InstructBlipConfig(
-        vision_config=transformers.InstructBlipVisionConfig(image_size=24, patch_size=12, **small),
-        qformer_config=transformers.InstructBlipQFormerConfig(
-            vocab_size=qformer_vocab, max_position_embeddings=40, encoder_hidden_size=32, **small
-        ),
-        text_config=config(vocab_size=vocab, **text),
-        num_query_tokens=4,
-        image_token_index=tokenizers[kind].token_to_id("<image>"),
-    )
-    torch.manual_seed(0)
-    model = transformers.InstructBlipForConditionalGeneration(whole)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.15)
-    model.save_pretrained(directory)
-    names = {
-        "llama": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-        "t5": {"eos_token": "</s>", "pad_token": "<pad>"},
-        "bert": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
-    }
-    fast, qformer = (
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers[name], **names[name])
-        for name in (kind, "bert")
-    )
-    images = transformers.BlipImageProcessor(size={"height": 24, "width": 24})
-    transformers.InstructBlipProcessor(images, fast, qformer, num_query_tokens=4).save_pretrained(
-        directory
-    )
 
 
 def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]) -> None:
@@ -367,7 +178,7 @@ def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]
         )
     Manifest(
         name="random",
-        family=checkpoint.family,
+        family=checkpoint.family.name,
         source={},
         precision=policy,
         components=components,
@@ -378,21 +189,6 @@ def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]
         tools={},
         created="",
     ).write(directory)
-
-
-@pytest.fixture(scope="session")
-def random_checkpoint(
-    tokenizers: dict[str, Tokenizer], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """`random_checkpoint("llama")`: a small checkpoint with random weights; made once."""
-
-    @cache
-    def make(kind: str) -> Path:
-        directory = tmp_path_factory.mktemp(f"checkpoint-{kind}")
-        _random_checkpoint(kind, tokenizers, directory)
-        return directory
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -60,11 +60,18 @@ LANGUAGE_MODELS = {"vicuna": LLAMA, "flant5": T5}
 
 
 @pytest.fixture(scope="session")
-def tiny(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes the tiny checkpoint of a kind, `vicuna` or `flant5`, once a session."""
+def tiny(
+    checkpoints: Path,
+    random_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """The tiny checkpoint of a kind, made once: `vicuna`, `flant5`, or a BLIP-2 with a tokenizer of
+    its own, `opt`, `other-opt` or `blip2-t5`."""
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
+        if kind not in LANGUAGE_MODELS:
+            return random_checkpoint(kind)
         if kind not in made:
             directory = tmp_path_factory.mktemp("checkpoints") / f"tiny-{kind}"
             made[kind] = _checkpoint(kind, checkpoints, directory)
@@ -90,7 +97,7 @@ def _checkpoint(kind: str, checkpoints: Path, directory: Path) -> Path:
         vision_config=VISION,
         qformer_config=QFORMER,
         text_config=LANGUAGE_MODELS[kind].to_dict(),
-        num_query_tokens=4,
+        num_query_tokens=8,  # as the demos' processor has it
     )
     config.image_token_index = 711
     model = InstructBlipForConditionalGeneration(config)

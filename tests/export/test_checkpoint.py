@@ -27,7 +27,7 @@ def test_a_directory_that_is_no_checkpoint_is_told(tmp_path):
 def test_another_architecture_is_named_with_the_supported_ones(tiny_copy):
     directory = tiny_copy("vicuna")
     edit(directory / "config.json", architectures=["LlavaForConditionalGeneration"])
-    message = "holds a LlavaForConditionalGeneration; supported.*InstructBlipForConditional"
+    message = "holds a LlavaForConditionalGeneration; supported.*InstructBlipFor.*Blip2For"
     with pytest.raises(CheckpointError, match=message):
         checkpoint_from_directory(directory)
 
@@ -45,6 +45,44 @@ def test_a_tokenizer_without_eos_is_told(tiny_copy):
     config["eos_token"] = None
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="no end-of-sequence token"):
+        language_model_facts(checkpoint_from_directory(directory))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"word_embed_proj_dim": 16},
+            "this OPT has word_embed_proj_dim 16 and hidden_size 32; supported: the two equal",
+        ),
+        ({"model_type": "gpt2"}, "a language model of type 'gpt2'; supported: llama, opt, t5"),
+    ],
+    ids=str,
+)
+def test_a_language_model_that_cannot_be_exported_is_named(tiny_copy, tmp_path, changes, message):
+    directory = tiny_copy("opt")
+    config = json.loads((directory / "config.json").read_text())
+    config["text_config"] |= changes
+    (directory / "config.json").write_text(json.dumps(config))
+    checkpoint = checkpoint_from_directory(directory)
+    with pytest.raises(CheckpointError, match=message):
+        graphs_from_checkpoint(checkpoint, parse_precision("fp32"), tmp_path, Silent())
+
+
+def test_a_processor_that_leaves_no_room_for_the_image_is_told(tiny_copy):
+    directory = tiny_copy("opt")
+    edit(directory / "processor_config.json", num_query_tokens=None)
+    message = r"has num_query_tokens None, and the model 4\. Set it to 4 in processor_config"
+    with pytest.raises(CheckpointError, match=message):
+        preprocessing(checkpoint_from_directory(directory))
+
+
+def test_a_config_without_an_image_token_says_which_it_is(tiny_copy):
+    directory = tiny_copy("opt")
+    wanted = json.loads((directory / "config.json").read_text())["image_token_index"]
+    edit(directory / "config.json", image_token_index=None)
+    message = f"has no image_token_index.* Set it to {wanted}, the tokenizer's <image>"
+    with pytest.raises(CheckpointError, match=message):
         language_model_facts(checkpoint_from_directory(directory))
 
 

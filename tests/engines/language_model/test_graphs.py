@@ -11,22 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import InstructBlipForConditionalGeneration
 
 from engines.language_model.graphs import open_model
 from engines.language_model.opening import EngineLimits, open_engine
 from engines.language_model.slots import BatchModel, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
 from engines.text import PromptTokenizer
+from export.checkpoint import checkpoint_from_directory
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import Manifest
+from export.verification.cases import load_reference
 
 Build = Callable[..., Path]
 IDS = (1, 40, 27, 12, 39, 5)
 ANSWER = (30, 51, 9, 9, 20)
 
 
-@pytest.fixture(params=["llama", "t5"])
+@pytest.fixture(params=["llama", "t5", "opt"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -40,9 +41,13 @@ def model(kind: str, random_build: Build) -> Iterator[BatchModel]:
 
 
 @pytest.fixture
-def reference(kind: str, random_checkpoint: Build) -> Any:
-    whole = InstructBlipForConditionalGeneration.from_pretrained(random_checkpoint(kind))
-    return whole.eval().language_model
+def whole(kind: str, random_checkpoint: Build) -> Any:
+    return load_reference(checkpoint_from_directory(random_checkpoint(kind)))
+
+
+@pytest.fixture
+def reference(whole: Any) -> Any:
+    return whole.language_model
 
 
 def read(model: BatchModel, seed: int, ids: tuple[int, ...], piece: int = 100) -> tuple[Slot, Any]:
@@ -166,9 +171,8 @@ def test_the_model_sees_image_and_prompt(model: BatchModel) -> None:
     ids=str,
 )
 def test_tokens_are_those_of_generate(
-    kind: str, random_build: Build, random_checkpoint: Build, options: dict[str, Any]
+    kind: str, random_build: Build, whole: Any, options: dict[str, Any]
 ) -> None:
-    whole = InstructBlipForConditionalGeneration.from_pretrained(random_checkpoint(kind)).eval()
     directory = random_build(kind)
     manifest = Manifest.read(directory)
     facts = manifest.language_model

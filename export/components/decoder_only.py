@@ -1,0 +1,178 @@
+"""Decoder-only language models: `embed_tokens`, and one `decoder` graph for prefill and decode.
+
+`batched_decoder` is the same decoder over slots: see `export.components.slots`. What a model needs
+besides (LLaMA's rotation, OPT's learned positions) is in transformers' own module, which is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from export.cache_shape import CacheShape
+from export.components.attention import causal_mask, module_from_config
+from export.components.component import Component
+from export.components.language_model import (
+    IDS,
+    cache_from_tensors,
+    cache_specs,
+    embed_tokens,
+    inputs_embeds_spec,
+    logits_spec,
+    tensors_from_cache,
+)
+from export.components.slots import NAME as SLOTS
+from export.components.slots import Slots
+from export.contract import Contract, TensorSpec
+
+
+class Decoder(torch.nn.Module):
+    """Embeddings and past keys and values to logits and present keys and values.
+
+    Args:
+        kind: transformers' class, a causal language model.
+        config: the checkpoint's text config.
+    """
+
+    def __init__(self, kind: type[PreTrainedModel], config: Any) -> None:
+        super().__init__()
+        self.language_model = module_from_config(kind, config)
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Gives `logits` float32 `[batch, sequence, vocab]`, then every present key and value.
+
+        Args:
+            inputs_embeds: `[batch, sequence, hidden]`.
+            attention_mask: int64 `[batch, total]`, total = past + sequence; 1 where a token is.
+            position_ids: int64 `[batch, sequence]`.
+            past_key_values: `[batch, kv_heads, past, head_dim]` each; past may be 0.
+        """
+        cache = cache_from_tensors(past_key_values)
+        logits = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=causal_mask(attention_mask, inputs_embeds.shape[1]),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        return [logits.to(torch.float32), *tensors_from_cache(cache)]
+
+
+Fuse = Callable[[Any], Sequence[torch.Tensor]]
+"""Replaces parts of transformers' module by others on the same weights, which ONNX Runtime runs as
+one operator each. Returns `Slots.rotary`, where these parts leave turning to the attention."""
+
+
+def fuse_nothing(_: Any) -> Sequence[torch.Tensor]:
+    """Leaves transformers' module as it is."""
+    return ()
+
+
+class BatchedDecoder(torch.nn.Module):
+    """Embeddings and slots to logits and the same slots.
+
+    Args:
+        kind: transformers' class, a causal language model.
+        config: the checkpoint's text config.
+        fuse: changes the module before it is traced.
+    """
+
+    def __init__(self, kind: type[PreTrainedModel], config: Any, fuse: Fuse) -> None:
+        super().__init__()
+        self.language_model = module_from_config(kind, config, SLOTS)
+        tables = fuse(self.language_model)
+        self.tables = [f"rotary_{index}" for index in range(len(tables))]
+        for name, table in zip(self.tables, tables, strict=True):
+            self.register_buffer(name, table)
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Gives `logits` float32 `[batch, sequence, vocab]`, then every slot with its new tokens.
+
+        Args:
+            inputs_embeds: `[batch, sequence, hidden]`; sequence above 1 only where batch is 1.
+            position_ids: int64 `[batch, sequence]`, where in its slot each token is put.
+            past_key_values: `[batch, kv_heads, capacity, head_dim]` each.
+        """
+        slots = Slots(
+            past=past_key_values,
+            last=position_ids[:, -1].to(torch.int32),
+            rotary=[self.get_buffer(name) for name in self.tables],
+        )
+        logits = self.language_model(
+            inputs_embeds=inputs_embeds,
+            # Of four axes, so that transformers makes none of its own.
+            attention_mask=inputs_embeds.new_zeros(1, 1, 1, 1),
+            position_ids=position_ids,
+            past_key_values=slots,
+            use_cache=True,
+            slots=slots,
+        ).logits
+        return [logits.to(torch.float32), *slots.present]
+
+
+def decoder_only(
+    kind: type[PreTrainedModel],
+    text_config: Any,
+    embedding: str,
+    *,
+    precision: str,
+    fuse: Fuse = fuse_nothing,
+) -> tuple[Component, ...]:
+    """The graphs of a decoder-only language model.
+
+    Args:
+        kind: transformers' class, a causal language model.
+        text_config: the checkpoint's.
+        embedding: the name of the embeddings' table in the checkpoint, without `.weight`.
+        precision: that they compute in.
+        fuse: what is replaced in `batched_decoder`.
+    """
+    shape = CacheShape.from_config(text_config)
+    embeds = inputs_embeds_spec(text_config.hidden_size, precision)
+    positions = TensorSpec(name="position_ids", dtype="int64", axes=IDS)
+    logits = logits_spec(text_config.vocab_size)
+
+    def caches(prefix: str, length: str) -> tuple[TensorSpec, ...]:
+        return cache_specs(prefix, shape.layers, shape.heads, length, shape.head_dim, precision)
+
+    decoder = Component(
+        component="language_model",
+        graph="decoder",
+        precision=precision,
+        contract=Contract(
+            inputs=(
+                embeds,
+                TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "total")),
+                positions,
+                *caches("past_key_values", "past"),
+            ),
+            outputs=(logits, *caches("present_key_values", "total")),
+        ),
+        module=lambda: Decoder(kind, text_config),
+    )
+    batched_decoder = Component(
+        component="language_model",
+        graph="batched_decoder",
+        precision=precision,
+        contract=Contract(
+            inputs=(embeds, positions, *caches("past_key_values", "capacity")),
+            outputs=(logits, *caches("present_key_values", "capacity")),
+        ),
+        module=lambda: BatchedDecoder(kind, text_config, fuse),
+    )
+    embed = embed_tokens(text_config, embedding, precision=precision)
+    return embed, decoder, batched_decoder

@@ -1,0 +1,43 @@
+"""BLIP-2 on OPT through a real Triton server: an ensemble without a text step."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.pipeline import Pipeline
+from export.images import pixels_from_image
+from serving.client import GenerationOptions, InstructBlipClient
+from serving.repository import REPOSITORY
+from serving.server import TritonServer
+
+
+@pytest.fixture(scope="module")
+def server(blip2_build):
+    with TritonServer(blip2_build / REPOSITORY) as running:
+        yield running
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "min_new_tokens": 6}], ids=str)
+def test_answers_are_those_of_the_same_build_in_process(server, blip2_build, examples, options):
+    asked = GenerationOptions(**options)
+    with Pipeline(blip2_build) as pipeline, InstructBlipClient(server.grpc_url) as client:
+        said = set()
+        for example in examples[:4]:
+            pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
+            wanted = pipeline.answer(pixels, example.prompt, asked)
+            found = client.ask(example.image, example.prompt, options=asked)
+            assert (found.text, found.token_ids) == (wanted.text, wanted.token_ids)
+            said.add(found.text)
+        assert len(said) > 1
+        assert client.contract().limits.max_instruction is None
+
+
+def test_an_answer_streams(server, examples):
+    options = GenerationOptions(min_new_tokens=8, max_new_tokens=8)
+    with (
+        InstructBlipClient(server.grpc_url) as client,
+        client.stream(examples[0].image, "a photo of", options=options) as stream,
+    ):
+        pieces = list(stream)
+        assert "".join(pieces) == stream.answer.text
+    assert stream.answer.completion_tokens == 8

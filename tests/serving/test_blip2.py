@@ -1,0 +1,101 @@
+"""A BLIP-2 on OPT, built as a user builds it: the same road as InstructBLIP, with no text step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from engines.pipeline import Pipeline
+from engines.text import PromptTokenizer
+from export.checkpoint import checkpoint_from_directory
+from export.examples import read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from export.verification.cases import load_reference
+from serving.build import BuildOptions, build
+from serving.client import GenerationOptions
+
+
+@pytest.fixture
+def manifest(blip2_build):
+    return Manifest.read(blip2_build)
+
+
+def test_a_build_is_proven_graph_by_graph_and_by_its_answers(manifest):
+    assert (manifest.family, manifest.language_model.architecture) == ("blip2", "opt")
+    found = manifest.verification
+    assert set(found["graphs"]) == {
+        "vision_encoder/model",
+        "qformer/model",
+        "language_model/embed_tokens",
+        "language_model/decoder",
+        "language_model/batched_decoder",
+    }
+    assert all(figures["passed"] for figures in found["graphs"].values())
+    assert found["text"]["same_text"] == found["text"]["examples"] == 24
+
+
+def test_the_q_former_reads_no_instruction(blip2_build, manifest):
+    contract = manifest.components["qformer"].graphs["model"].contract
+    assert [spec.name for spec in contract.inputs] == ["image_embeds"]
+    assert manifest.text.qformer_tokenizer is None
+    assert not (blip2_build / "text" / "qformer_tokenizer.json").exists()
+    models = {path.name for path in (blip2_build / "model_repository").iterdir()}
+    assert models == {
+        "vision_encoder",
+        "qformer",
+        "language_model",
+        "instructblip",
+        "instructblip_unary",
+    }
+
+
+def test_a_prompt_has_the_ids_that_the_processor_gives_it(blip2_build, manifest, random_checkpoint):
+    processor = checkpoint_from_directory(random_checkpoint("opt")).processor
+    prompts = PromptTokenizer.from_build(blip2_build, manifest)
+    for prompt in ("Question: how many digits? Answer:", "a photo of", " naïve 你好\n", "</s>x"):
+        picture = Image.new("RGB", (24, 24))
+        ids = processor(images=picture, text=prompt)["input_ids"][0]
+        image = [manifest.language_model.image_token_id] * manifest.language_model.num_query_tokens
+        assert [*image, *prompts(prompt)] == ids
+
+
+def test_an_answer_ends_with_a_line_break(manifest, random_checkpoint):
+    """As in the hub's BLIP-2 on OPT; the tokenizer's `</s>` begins a prompt and ends nothing."""
+    tokenizer = checkpoint_from_directory(random_checkpoint("opt")).processor.tokenizer
+    (line_break,) = tokenizer("\n", add_special_tokens=False).input_ids
+    assert manifest.language_model.eos_token_ids == (line_break,)
+    assert tokenizer.eos_token_id == tokenizer("\n").input_ids[0] != line_break
+
+
+def test_an_answer_ends_where_the_language_models_own_config_says(
+    random_checkpoint, checkpoints, tmp_path
+):
+    """With a token that this model does say; it is random, and hardly ever says a line break."""
+    source = random_checkpoint("opt")
+    example = read_examples(checkpoints / "heldout")[0]
+    copy = shutil.copytree(source, tmp_path / "copy")
+    end = _said(copy, example)[5]
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = end
+    (copy / "config.json").write_text(json.dumps(config))
+    wanted = _said(copy, example)
+    assert wanted[-1] == end
+    directory = build(BuildOptions(model=copy, output=tmp_path / "build", verify=False))
+    with Pipeline(directory) as pipeline:
+        pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
+        answer = pipeline.answer(pixels, example.prompt, GenerationOptions(max_new_tokens=20))
+    assert (answer.finish_reason, list(answer.token_ids)) == ("eos", wanted[:-1])
+
+
+def _said(directory, example):
+    """transformers' greedy tokens, with nothing said of what ends them."""
+    checkpoint = checkpoint_from_directory(directory)
+    inputs = checkpoint.processor(
+        images=Image.open(example.image), text=example.prompt, return_tensors="pt"
+    )
+    ids = load_reference(checkpoint).generate(**inputs, do_sample=False, max_new_tokens=20)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
