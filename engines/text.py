@@ -53,19 +53,22 @@ class PromptTokenizer:
         template: what the family wraps around `{prompt}`.
         image_token_id: the placeholder that transformers puts where the image goes. A prompt that
             spells it would claim a place in the visual prompt, so it is refused.
+        may_be_empty: the model captions an image of which nothing is asked.
     """
 
     tokenizer: Tokenizer
     limit: int
     template: str = "{prompt}"
     image_token_id: int | None = None
+    may_be_empty: bool = False
 
     @classmethod
     def from_build(cls, directory: Path, manifest: Manifest) -> Self:
         """The prompt tokenizer of a build.
 
         The limit leaves room for the visual prompt and one token of answer within `max_length`.
-        T5 has no limit of its own; the same bound keeps its memory in hand.
+        T5 has no limit of its own; the same bound keeps its memory in hand. A prompt may be empty
+        where the Q-Former reads no instruction: BLIP-2 captions so.
 
         Raises:
             BuildDirectoryError: the tokenizer's file is missing or broken.
@@ -76,6 +79,7 @@ class PromptTokenizer:
             limit=facts.max_length - facts.num_query_tokens - 1,
             template=manifest.text.prompt_template,
             image_token_id=facts.image_token_id,
+            may_be_empty=manifest.text.qformer_tokenizer is None,
         )
 
     def __call__(self, prompt: str) -> tuple[int, ...]:
@@ -84,10 +88,10 @@ class PromptTokenizer:
         A special token that the prompt spells out (`</s>`) is that token, as in transformers.
 
         Raises:
-            InputError: the prompt is empty, is not text, contains the image token, or is longer
-                than the limit.
+            InputError: the prompt is empty and may not be, is not text, contains the image token,
+                or is longer than the limit.
         """
-        check_prompt(prompt)
+        check_prompt(prompt, may_be_empty=self.may_be_empty)
         text = self.template.replace("{prompt}", prompt)
         ids = tuple(_encode(self.tokenizer, text, "prompt"))
         if self.image_token_id is not None and self.image_token_id in ids:
@@ -158,15 +162,16 @@ class InstructionTokenizer:
         return row
 
 
-def check_prompt(prompt: str) -> None:
+def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
     """Refuses what is no question at all.
 
     Raises:
-        InputError: the prompt is not a string, or has nothing but white space in it.
+        InputError: the prompt is not a string, or has nothing but white space in it and may not be
+            so.
     """
     if not isinstance(prompt, str):
         raise InputError(f"the prompt is a {type(prompt).__name__}; wanted text")
-    if not prompt.strip():
+    if not prompt.strip() and not may_be_empty:
         raise InputError("the prompt is empty. Ask something, such as 'What is in the image?'")
 
 

@@ -205,9 +205,11 @@ OPT = {
     "bos_token_id": 2,
     "pad_token_id": 3,
 }
-# What opt-350m has, and what no released OPT has but its config allows.
+# Heads of opt-2.7b's size, norms where opt-350m has them, and what else the config allows.
 OTHER_OPT = {
     **OPT,
+    "hidden_size": 160,
+    "num_attention_heads": 2,
     "do_layer_norm_before": False,
     "enable_bias": False,
     "layer_norm_elementwise_affine": False,

@@ -21,9 +21,8 @@ def opt(config: Any, *, precision: str) -> tuple[Component, ...]:
     if text.word_embed_proj_dim != text.hidden_size:
         raise CheckpointError(
             f"this OPT has word_embed_proj_dim {text.word_embed_proj_dim} and hidden_size"
-            f" {text.hidden_size}; supported: the two equal, as in every OPT but opt-350m. A visual"
-            " prompt of the layers' width does not fit beside such embeddings, in transformers"
-            " neither."
+            f" {text.hidden_size}; supported: the two equal, as in every released OPT but opt-350m."
+            " A visual prompt is as wide as hidden_size; narrower embeddings do not fit beside it."
         )
     embedding = "language_model.model.decoder.embed_tokens"
     return decoder_only(OPTForCausalLM, text, embedding, precision=precision)

@@ -39,6 +39,13 @@ def test_an_empty_prompt_is_refused(prompt: str, tokenizers: dict[str, Tokenizer
             call(prompt)
 
 
+def test_a_prompt_may_be_empty_where_the_model_captions(tokenizers: dict[str, Tokenizer]) -> None:
+    prompts = PromptTokenizer(tokenizer=tokenizers["opt"], limit=9, may_be_empty=True)
+    assert prompts("") == (2,)  # BOS alone
+    with pytest.raises(InputError, match="the prompt is a NoneType"):
+        prompts(None)  # type: ignore[arg-type]
+
+
 def test_a_prompt_that_spells_the_image_token_is_refused(
     tokenizers: dict[str, Tokenizer],
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -14,8 +15,8 @@ from export.checkpoint import checkpoint_from_directory
 from export.examples import read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
+from export.text import language_model_facts
 from export.verification.cases import load_reference
-from serving.build import BuildOptions, build
 from serving.client import GenerationOptions
 
 
@@ -72,30 +73,44 @@ def test_an_answer_ends_with_a_line_break(manifest, random_checkpoint):
 
 
 def test_an_answer_ends_where_the_language_models_own_config_says(
-    random_checkpoint, checkpoints, tmp_path
+    blip2_build, manifest, random_checkpoint, checkpoints, tmp_path
 ):
     """With a token that this model does say; it is random, and hardly ever says a line break."""
     source = random_checkpoint("opt")
     example = read_examples(checkpoints / "heldout")[0]
     copy = shutil.copytree(source, tmp_path / "copy")
-    end = _said(copy, example)[5]
+    end = _said(copy, example.image, example.prompt)[5]
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["eos_token_id"] = end
     (copy / "config.json").write_text(json.dumps(config))
-    wanted = _said(copy, example)
+    wanted = _said(copy, example.image, example.prompt)
     assert wanted[-1] == end
-    directory = build(BuildOptions(model=copy, output=tmp_path / "build", verify=False))
-    with Pipeline(directory) as pipeline:
-        pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
-        answer = pipeline.answer(pixels, example.prompt, GenerationOptions(max_new_tokens=20))
+    facts = language_model_facts(checkpoint_from_directory(copy))
+    changed = replace(manifest, language_model=facts)
+    answer = _answer(blip2_build, changed, example.image, example.prompt)
     assert (answer.finish_reason, list(answer.token_ids)) == ("eos", wanted[:-1])
 
 
-def _said(directory, example):
+def test_an_image_of_which_nothing_is_asked_is_captioned(
+    blip2_build, manifest, random_checkpoint, checkpoints
+):
+    image = read_examples(checkpoints / "heldout")[0].image
+    wanted = _said(random_checkpoint("opt"), image, None)
+    assert len(wanted) == 20
+    assert list(_answer(blip2_build, manifest, image, "").token_ids) == wanted
+
+
+def _answer(directory, manifest, image, prompt):
+    with Pipeline(directory, manifest=manifest) as pipeline:
+        pixels = pixels_from_image(image, manifest.preprocessing)
+        return pipeline.answer(pixels, prompt, GenerationOptions(max_new_tokens=20))
+
+
+def _said(directory, image, prompt):
     """transformers' greedy tokens, with nothing said of what ends them."""
     checkpoint = checkpoint_from_directory(directory)
-    inputs = checkpoint.processor(
-        images=Image.open(example.image), text=example.prompt, return_tensors="pt"
-    )
+    processor = checkpoint.processor
+    inputs = processor(images=Image.open(image), text=prompt, return_tensors="pt")
     ids = load_reference(checkpoint).generate(**inputs, do_sample=False, max_new_tokens=20)
-    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+    asked = processor.num_query_tokens + len(processor.tokenizer(prompt or "").input_ids)
+    return ids[0, asked:].tolist()
