@@ -219,12 +219,18 @@ OTHER_OPT = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of random checkpoint: its family, its language model, whose tokenizer it takes."""
+    """A kind of random checkpoint: its family, its language model, whose tokenizer it takes.
+
+    `seed` and `noise` are of its weights, such that its greedy tokens are not all one: tied
+    embeddings make that likely.
+    """
 
     family: str
     text: str
     settings: Mapping[str, Any]
     special: Mapping[str, str]
+    seed: int = 0
+    noise: float = 0.15
 
 
 KINDS = {
@@ -235,14 +241,14 @@ KINDS = {
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
     ),
     "t5": Kind("InstructBlip", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
-    "opt": Kind("Blip2", "opt", OPT, {"pad_token": "<pad>"}),
+    "opt": Kind("Blip2", "opt", OPT, {"pad_token": "<pad>"}, seed=3, noise=0.3),
     "other-opt": Kind("Blip2", "opt", OTHER_OPT, {"pad_token": "<pad>"}),
     "blip2-t5": Kind("Blip2", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
 }
 
 
 def _random_checkpoint(kind: Kind, tokenizers: dict[str, Tokenizer], directory: Path) -> None:
-    """A whole checkpoint with random weights, large enough that greedy tokens are not all one."""
+    """A whole checkpoint with random weights."""
     import torch
     import transformers
 
@@ -263,11 +269,11 @@ def _random_checkpoint(kind: Kind, tokenizers: dict[str, Tokenizer], directory: 
         num_query_tokens=4,
         image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
     )
-    torch.manual_seed(0)
+    torch.manual_seed(kind.seed)
     model = getattr(transformers, f"{kind.family}ForConditionalGeneration")(config)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.15)
+            weight.add_(torch.randn_like(weight) * kind.noise)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
 

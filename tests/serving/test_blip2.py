@@ -21,6 +21,11 @@ from serving.client import GenerationOptions
 
 
 @pytest.fixture
+def example(checkpoints):
+    return read_examples(checkpoints / "heldout")[0]
+
+
+@pytest.fixture
 def manifest(blip2_build):
     return Manifest.read(blip2_build)
 
@@ -64,40 +69,40 @@ def test_a_prompt_has_the_ids_that_the_processor_gives_it(blip2_build, manifest,
         assert [*image, *prompts(prompt)] == ids
 
 
-def test_an_answer_ends_with_a_line_break(manifest, random_checkpoint):
+def test_an_answer_ends_with_a_line_break(blip2_build, manifest, random_checkpoint, example):
     """As in the hub's BLIP-2 on OPT; the tokenizer's `</s>` begins a prompt and ends nothing."""
-    tokenizer = checkpoint_from_directory(random_checkpoint("opt")).processor.tokenizer
+    source = random_checkpoint("opt")
+    tokenizer = checkpoint_from_directory(source).processor.tokenizer
     (line_break,) = tokenizer("\n", add_special_tokens=False).input_ids
     assert manifest.language_model.eos_token_ids == (line_break,)
     assert tokenizer.eos_token_id == tokenizer("\n").input_ids[0] != line_break
+    wanted = _said(source, example.image, example.prompt)
+    assert wanted[-1] == line_break
+    answer = _answer(blip2_build, manifest, example.image, example.prompt)
+    assert (answer.finish_reason, list(answer.token_ids)) == ("eos", wanted[:-1])
 
 
 def test_an_answer_ends_where_the_language_models_own_config_says(
-    blip2_build, manifest, random_checkpoint, checkpoints, tmp_path
+    blip2_build, manifest, random_checkpoint, example, tmp_path
 ):
-    """With a token that this model does say; it is random, and hardly ever says a line break."""
-    source = random_checkpoint("opt")
-    example = read_examples(checkpoints / "heldout")[0]
-    copy = shutil.copytree(source, tmp_path / "copy")
-    end = _said(copy, example.image, example.prompt)[5]
+    copy = shutil.copytree(random_checkpoint("opt"), tmp_path / "copy")
+    end = _said(copy, example.image, "")[2]
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["eos_token_id"] = end
     (copy / "config.json").write_text(json.dumps(config))
-    wanted = _said(copy, example.image, example.prompt)
+    wanted = _said(copy, example.image, "")
     assert wanted[-1] == end
     facts = language_model_facts(checkpoint_from_directory(copy))
-    changed = replace(manifest, language_model=facts)
-    answer = _answer(blip2_build, changed, example.image, example.prompt)
+    answer = _answer(blip2_build, replace(manifest, language_model=facts), example.image, "")
     assert (answer.finish_reason, list(answer.token_ids)) == ("eos", wanted[:-1])
 
 
 def test_an_image_of_which_nothing_is_asked_is_captioned(
-    blip2_build, manifest, random_checkpoint, checkpoints
+    blip2_build, manifest, random_checkpoint, example
 ):
-    image = read_examples(checkpoints / "heldout")[0].image
-    wanted = _said(random_checkpoint("opt"), image, None)
+    wanted = _said(random_checkpoint("opt"), example.image, None)
     assert len(wanted) == 20
-    assert list(_answer(blip2_build, manifest, image, "").token_ids) == wanted
+    assert list(_answer(blip2_build, manifest, example.image, "").token_ids) == wanted
 
 
 def _answer(directory, manifest, image, prompt):
