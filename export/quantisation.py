@@ -76,7 +76,7 @@ def quantise(model: ir.Model, recipes: Mapping[str, Recipe]) -> dict[str, Recipe
 
     Args:
         model: a traced graph, changed in place: where an input is multiplied by a transposed weight
-            `[out, in]`, the product becomes one `MatMulNBits`.
+            `[out, in]`, the product becomes one `MatMulNBits`, with its bias where it is a `Gemm`.
         recipes: of the graph's weights, by initializer name.
     """
     made = dict(recipes)
@@ -123,7 +123,12 @@ def _blocks(recipe: Recipe) -> Iterator[Floats]:
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
-    """The matrix `[out, in]` whose transpose this node multiplies by, if it is such a node."""
+    """The matrix `[out, in]` whose transpose this node multiplies by, if it is such a node.
+
+    torch makes a `Gemm` of a linear layer over two axes, as OPT has them.
+    """
+    if node.op_type == "Gemm" and _is_linear(node):
+        return node.inputs[1]
     if node.op_type != "MatMul":
         return None
     right = node.inputs[1]
@@ -131,6 +136,17 @@ def _weight(node: ir.Node) -> ir.Value | None:
     if turned is None or turned.op_type != "Transpose":
         return None
     return turned.inputs[0]
+
+
+def _is_linear(gemm: ir.Node) -> bool:
+    """Whether it is `x @ weight.T + bias` and nothing more."""
+    given = {name: attribute.value for name, attribute in gemm.attributes.items()}
+    return {"alpha": 1.0, "beta": 1.0, "transA": 0, **given} == {
+        "alpha": 1.0,
+        "beta": 1.0,
+        "transA": 0,
+        "transB": 1,
+    }
 
 
 def _declare(model: ir.Model, name: str, recipe: Recipe) -> None:
@@ -142,9 +158,10 @@ def _declare(model: ir.Model, name: str, recipe: Recipe) -> None:
 def _replace(model: ir.Model, node: ir.Node, shape: tuple[int, ...], parts: list[ir.Value]) -> None:
     """Puts `MatMulNBits` in the place of a product with a matrix of this shape."""
     rows, columns = shape
+    bias = [None, None, *node.inputs[2:]] if len(node.inputs) > 2 else []
     product = ir.node(
         "MatMulNBits",
-        [node.inputs[0], *parts],
+        [node.inputs[0], *parts, *bias],
         {
             "K": columns,
             "N": rows,

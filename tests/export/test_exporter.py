@@ -89,6 +89,16 @@ def test_fp16_keeps_its_islands_in_fp32(exported):
     assert dtypes["language_model.lm_head.weight"] == "FLOAT16"
 
 
+def test_int4_leaves_no_matrix_of_the_decoder_in_full(exported):
+    _, graphs = exported("opt", "int4")
+    for graph in graphs:
+        if graph.name in ("decoder", "batched_decoder"):
+            tensors = onnx.load(graph.path, load_external_data=False).graph.initializer
+            full = [t.name for t in tensors if t.data_type == 1 and len(t.dims) == 2]
+            rest = [name for name in full if not name.endswith(".int4_scales")]
+            assert rest == ["language_model.model.decoder.embed_positions.weight"]
+
+
 def test_a_graph_has_exactly_its_contract(exported):
     _, graphs = exported("flant5", "fp32")
     for graph in graphs:

@@ -63,18 +63,19 @@ def test_the_product_is_that_of_the_rounded_weights(source):
     _, tensor = source
     model = ir.from_onnx_text(
         """<ir_version: 10, opset_import: ["" : 20]>
-        graph (float[batch, 80] x, float[1500, 80] weight) =>
-            (float[batch, 1500] y, float[batch, 1500] z) {
+        graph (float[batch, 80] x, float[1500] bias, float[1500, 80] weight) =>
+            (float[batch, 1500] y, float[batch, 1500] z, float[batch, 1500] biased) {
             turned = Transpose<perm = [1, 0]>(weight)
             y = MatMul(x, turned)
             z = MatMul(x, turned)
+            biased = Gemm<transB = 1>(x, weight, bias)
         }"""
     )
     value = model.graph.inputs.pop()
     model.graph.initializers["weight"] = value
     recipes = quantise(model, {"weight": Recipe(source=tensor, dtype="float32")})
     assert set(recipes) == {"weight.int4", "weight.int4_scales"} == set(model.graph.initializers)
-    assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMulNBits"]
+    assert [node.op_type for node in model.graph] == ["MatMulNBits"] * 3
     for name, recipe in recipes.items():
         model.graph.initializers[name].const_value = ir.tensor(recipe.evaluate(), name=name)
     for node in model.graph:
@@ -83,5 +84,22 @@ def test_the_product_is_that_of_the_rounded_weights(source):
     x = np.random.default_rng(2).standard_normal((4, 80)).astype(np.float32)
     rounded = unpacked(recipes["weight.int4"].evaluate(), recipes["weight.int4_scales"].evaluate())
     wanted = x @ rounded.reshape(1500, -1)[:, :80].T
-    for found in session.run(None, {"x": x}):
+    bias = np.random.default_rng(3).standard_normal(1500).astype(np.float32)
+    *plain, biased = session.run(None, {"x": x, "bias": bias})
+    for found in (*plain, biased - bias):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", ["alpha = 2.0, transB = 1", "transA = 1, transB = 1", ""])
+def test_a_product_of_another_kind_is_left_alone(source, given):
+    attributes = f"<{given}>" if given else ""
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        graph (float[80, 80] x, float[1500, 80] weight) => (float[80, 1500] y) {{
+            y = Gemm{attributes}(x, weight)
+        }}"""
+    )
+    model.graph.initializers["weight"] = model.graph.inputs.pop()
+    recipes = {"weight": Recipe(source=source[1], dtype="float32")}
+    assert quantise(model, recipes) == recipes
+    assert [node.op_type for node in model.graph] == ["Gemm"]
