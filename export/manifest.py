@@ -4,6 +4,7 @@
     ├── manifest.json
     ├── graphs/<component>/<graph>.onnx      with its weights beside it
     ├── engines/<component>/<graph>.plan     where the engine is TensorRT
+    ├── engines/language_model/              where it is vLLM: a Hugging Face directory
     ├── text/tokenizer.json                  and qformer_tokenizer.json where the model has one
     └── model_repository/<model>/            what Triton serves
 
@@ -68,10 +69,12 @@ class EngineRecord:
     """What runs a component.
 
     Attributes:
-        kind: a key of `engines.selection.KINDS`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`.
+        kind: a key of `engines.selection.KINDS` (`onnxruntime`, `tensorrt` or `tensorrt-rtx`); of
+            a language model, one of `engines.language_model.opening.ENGINES`.
         files: graph name to engine file, relative to the build directory. For `onnxruntime` these
-            are the graphs themselves.
-        details: what the builder knows: library version, targets, profile, seconds, bytes.
+            are the graphs themselves; for `vllm`, the files of a Hugging Face directory.
+        details: what the builder knows: library version, targets, profile, seconds, bytes; for
+            `vllm` how the model is spread, and its dtype.
     """
 
     kind: str

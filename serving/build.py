@@ -19,12 +19,19 @@ from export.precision import parse_precision
 from export.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from engines.language_model.vllm.settings import VllmSettings
     from engines.selection import EngineChoice
 
 logger = logging.getLogger(__name__)
 
 TOOLS = ("iblip", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 """Distributions whose versions the manifest records."""
+
+LLM_ENGINES = ("onnxruntime", "vllm")
+"""What can run the language model. T5 runs on ONNX Runtime alone."""
+
+VLLM_OPTIONS = ("tensor_parallel", "pipeline_parallel", "executor", "gpu_memory_utilization")
+"""Options of a build that are vLLM's; each is one of `VllmSettings`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +40,14 @@ class BuildOptions:
 
     Attributes:
         model: checkpoint directory.
-        output: the build directory; `None` is `build/<checkpoint>-<precision>`.
+        output: the build directory; `None` is `build/<checkpoint>-<precision>`, with `-vllm`
+            behind it where that runs the language model.
         precision: one word or a policy, as `export.precision.parse_precision` reads it.
-        engine: `auto` or a key of `engines.selection.KINDS`.
+        engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
+        llm_engine: one of `LLM_ENGINES`: of the language model.
+        tensor_parallel, pipeline_parallel, executor, gpu_memory_utilization: as in
+            `engines.language_model.vllm.settings.VllmSettings`, for vLLM alone; `None` is the
+            default there.
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
         max_batch: the largest batch that vision encoder and Q-Former take.
         max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
@@ -51,6 +63,11 @@ class BuildOptions:
     output: Path | None = None
     precision: str = "fp32"
     engine: str = "auto"
+    llm_engine: str = "onnxruntime"
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    executor: str | None = None
+    gpu_memory_utilization: float | None = None
     targets: tuple[str, ...] = ()
     max_batch: int = 8
     max_instruction: int = 128
@@ -58,6 +75,7 @@ class BuildOptions:
     examples: Path | None = None
     limit: int | None = None
     components: Mapping[str, str] = field(init=False)
+    vllm: VllmSettings | None = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_instruction", "limit"):
@@ -66,12 +84,28 @@ class BuildOptions:
                 option = name.replace("_", "-")
                 raise OptionError(f"--{option} is {value}; wanted 1 or more")
         object.__setattr__(self, "components", parse_precision(self.precision))
+        object.__setattr__(self, "vllm", self._vllm())
+
+    def _vllm(self) -> VllmSettings | None:
+        given = {n: getattr(self, n) for n in VLLM_OPTIONS if getattr(self, n) is not None}
+        if self.llm_engine not in LLM_ENGINES:
+            known = ", ".join(LLM_ENGINES)
+            raise OptionError(f"--llm-engine is {self.llm_engine!r}; wanted one of {known}")
+        if self.llm_engine == "vllm":
+            from engines.language_model.vllm.settings import VllmSettings
+
+            return VllmSettings(**given)
+        if given:
+            option = next(iter(given)).replace("_", "-")
+            raise OptionError(f"--{option} is vLLM's. Add --llm-engine vllm, or leave it out.")
+        return None
 
     @property
     def destination(self) -> Path:
         """Where the build goes, `output` or what stands for it."""
         word = self.precision.replace("=", "-").replace(",", "_")
-        return self.output or Path("build") / f"{self.model.resolve().name}-{word}"
+        engine = "-vllm" if self.llm_engine == "vllm" else ""
+        return self.output or Path("build") / f"{self.model.resolve().name}-{word}{engine}"
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> Path:
@@ -91,6 +125,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     checkpoint = checkpoint_from_directory(options.model)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
+    if options.vllm is not None:
+        from engines.language_model.vllm.building import check_vllm
+
+        check_vllm(checkpoint, options.components["language_model"], options.vllm)
     destination = options.destination.absolute()
     with new_build(destination) as work:
         _fill(work, options, checkpoint, engine, progress)
@@ -111,7 +149,7 @@ def _fill(
     (work / "graphs").mkdir()
     graphs = graphs_from_checkpoint(checkpoint, options.components, work / "graphs", progress)
     verified = _proven(graphs, options, checkpoint, progress)
-    records = _engines(work, verified, options, engine, progress)
+    records = _engines(work, verified, options, engine, checkpoint, progress)
     manifest = _manifest(work, options, checkpoint, verified, records)
     manifest.write(work)
     if options.verify:
@@ -154,13 +192,24 @@ def _engines(
     verified: tuple[VerifiedGraph, ...],
     options: BuildOptions,
     engine: EngineChoice,
+    checkpoint: Checkpoint,
     progress: Progress,
 ) -> dict[str, EngineRecord]:
-    """By component. The language model runs on ONNX Runtime in this version."""
+    """By component. The language model runs on ONNX Runtime, or on vLLM."""
     records: dict[str, EngineRecord] = {}
     for component in options.components:
         proofs = [proof for proof in verified if proof.graph.component == component]
-        if engine.kind == "onnxruntime" or component == "language_model":
+        if component == "language_model" and options.vllm is not None:
+            from engines.language_model.vllm.building import vllm_from_checkpoint
+
+            records[component] = vllm_from_checkpoint(
+                checkpoint,
+                work,
+                precision=options.components[component],
+                settings=options.vllm,
+                progress=progress,
+            )
+        elif engine.kind == "onnxruntime" or component == "language_model":
             files = {p.graph.name: str(p.graph.path.relative_to(work)) for p in proofs}
             records[component] = EngineRecord(kind="onnxruntime", files=files)
         else:

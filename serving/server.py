@@ -20,8 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -58,6 +58,7 @@ class ServerOptions:
         ready_timeout_s: how long the models may take to load.
         stop_timeout_s: how long running requests may take to end, before they are killed.
         log: file for the server's log; `None` keeps it only while the server runs.
+        environment: variables for the server and its models, besides this process's own.
         extra: more flags for `tritonserver`, as they are.
 
     Raises:
@@ -73,15 +74,16 @@ class ServerOptions:
     ready_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
     log: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_port") and not 0 <= value <= 65535:
-                raise OptionError(f"{field.name} is {value}; wanted 0 (any free one) to 65535")
-            if field.name.endswith("_timeout_s") and not value > 0:
-                raise OptionError(f"{field.name} is {value}; wanted more than 0 seconds")
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if name.endswith("_port") and not 0 <= value <= 65535:
+                raise OptionError(f"{name} is {value}; wanted 0 (any free one) to 65535")
+            if name.endswith("_timeout_s") and not value > 0:
+                raise OptionError(f"{name} is {value}; wanted more than 0 seconds")
         if self.cache_mib < 0:
             raise OptionError(f"cache_mib is {self.cache_mib}; wanted 0 (no cache) or more MiB")
 
@@ -246,7 +248,7 @@ class TritonServer:
         return [f"--backend-config=python,shm-region-prefix-name={name}"]
 
     def _environment(self, installation: Installation) -> dict[str, str]:
-        return installation.environment(os.environ)
+        return installation.environment({**os.environ, **self.options.environment})
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

@@ -16,23 +16,22 @@ End = Answer | IblipError
 """The last thing that happens to a request."""
 
 
-class Ticket:
+class Pending:
     """The engine's end of a request. Every method may be called from any thread.
+
+    Args:
+        request: as submitted.
+        answer: gives its answer as far as it is.
 
     Attributes:
         request: as submitted.
-        prompt_ids: of its prompt.
-        decoding: makes its answer.
         cancelled: the caller wants no more of it.
     """
 
-    def __init__(
-        self, request: GenerationRequest, prompt_ids: tuple[int, ...], decoding: Decoding
-    ) -> None:
+    def __init__(self, request: GenerationRequest, answer: Callable[[Timing], Answer]) -> None:
         self.request = request
-        self.prompt_ids = prompt_ids
-        self.decoding = decoding
         self.cancelled = False
+        self._answer = answer
         self.events: SimpleQueue[TextDelta | End] = SimpleQueue()
         self._ended = False
         self._lock = Lock()
@@ -70,7 +69,7 @@ class Ticket:
         with self._lock:
             if not self._ended:
                 self._ended = True
-                self.events.put(self.decoding.answer(self._timing()) if end is None else end)
+                self.events.put(self._answer(self._timing()) if end is None else end)
 
     def given_up(self) -> bool:
         """Ends the request if it is cancelled or late; whether it has ended."""
@@ -95,6 +94,22 @@ class Ticket:
         )
 
 
+class Ticket(Pending):
+    """A request that is decoded in this process.
+
+    Attributes:
+        prompt_ids: of its prompt.
+        decoding: makes its answer.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, prompt_ids: tuple[int, ...], decoding: Decoding
+    ) -> None:
+        super().__init__(request, decoding.answer)
+        self.prompt_ids = prompt_ids
+        self.decoding = decoding
+
+
 class QueuedGeneration:
     """The caller's end of a request: a `Generation`.
 
@@ -103,7 +118,7 @@ class QueuedGeneration:
         cancel: asks the engine to stop it.
     """
 
-    def __init__(self, ticket: Ticket, cancel: Callable[[Ticket], None]) -> None:
+    def __init__(self, ticket: Pending, cancel: Callable[[], None]) -> None:
         self._ticket = ticket
         self._cancel = cancel
         self._end: End | None = None
@@ -130,7 +145,7 @@ class QueuedGeneration:
 
     def cancel(self) -> None:
         """Stops the request within one step. Its last event is an `Answer` with `cancelled`."""
-        self._cancel(self._ticket)
+        self._cancel()
 
     def result(self) -> Answer:
         """Waits for the end and returns the answer. Raises as iterating does."""

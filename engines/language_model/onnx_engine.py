@@ -10,31 +10,27 @@ import atexit
 import threading
 from collections import deque
 from dataclasses import replace
-from typing import Any
-
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
+from functools import partial
 
 from engines.language_model.answering import CompletionBuilder, plan_answer
+from engines.language_model.checking import (
+    check_tokens,
+    check_visual_prompt,
+    closed_error,
+    with_own_copy,
+)
 from engines.language_model.decoding import decoding_for
 from engines.language_model.detokenise import special_tokens
 from engines.language_model.generation import QueuedGeneration, Ticket
 from engines.language_model.scheduler import Scheduler
 from engines.language_model.slots import BatchModel
-from engines.language_model.types import (
-    GenerationOptions,
-    GenerationRequest,
-    QueueFullError,
-)
+from engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
 from engines.text import PromptTokenizer, words_from_text
-from export.errors import EngineError, InputError, OptionError
+from export.errors import OptionError
 from export.manifest import LanguageModelFacts
 
 QUEUE_LIMIT = 256
 """Requests that may wait, unless the caller says otherwise."""
-
-_FLOATS = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 
 class OnnxEngine:
@@ -90,7 +86,7 @@ class OnnxEngine:
         ticket = self._ticket(request)
         with self._changed:
             if self._closed:
-                raise _closed_error()
+                raise closed_error()
             self._waiting = deque(t for t in self._waiting if not t.cancelled)
             if len(self._waiting) >= self._queue_limit:
                 raise QueueFullError(
@@ -99,7 +95,7 @@ class OnnxEngine:
                 )
             self._waiting.append(ticket)
             self._changed.notify()
-        return QueuedGeneration(ticket, self._cancel)
+        return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
     def close(self) -> None:
         """Ends every request with `EngineError`, then frees the model. Harmless when repeated."""
@@ -111,14 +107,14 @@ class OnnxEngine:
             self._waiting.clear()
             self._changed.notify()
         for ticket in unfinished:
-            ticket.end(_closed_error())
+            ticket.end(closed_error())
         atexit.unregister(self.close)
         if threading.current_thread() is not self._worker:
             self._worker.join()
         self._model.close()
 
     def _ticket(self, request: GenerationRequest) -> Ticket:
-        _check_visual_prompt(request.visual_prompt, self._facts)
+        check_visual_prompt(request.visual_prompt, self._facts)
         prompt_ids = self._prompts(request.prompt)
         options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
         self._check_fit(options)
@@ -129,17 +125,11 @@ class OnnxEngine:
 
         banned = words_from_text(tokenizer, options.banned_words)
         decoding = decoding_for(options, plan, facts, builder, banned)
-        return Ticket(_with_own_copy(request), prompt_ids, decoding)
+        return Ticket(with_own_copy(request), prompt_ids, decoding)
 
     def _check_fit(self, options: GenerationOptions) -> None:
         """Refuses token ids that the model does not have, and more rows than it has slots."""
-        for name in ("stop_token_ids", "logit_bias"):
-            for token in getattr(options, name):
-                if token >= self._facts.vocab_size:
-                    raise OptionError(
-                        f"{name} has token {token}; this model's tokens are 0 to"
-                        f" {self._facts.vocab_size - 1}"
-                    )
+        check_tokens(options, self._facts)
         for name in ("n", "num_beams"):
             if getattr(options, name) > self._model.capacity:
                 raise OptionError(
@@ -171,26 +161,3 @@ class OnnxEngine:
                 self._scheduler.add(self._waiting.popleft())
             self._running = self._scheduler.running
             return not self._closed
-
-
-def _check_visual_prompt(visual_prompt: npt.NDArray[Any], facts: LanguageModelFacts) -> None:
-    wanted = (facts.num_query_tokens, facts.hidden_size)
-    if visual_prompt.shape != wanted or visual_prompt.dtype not in _FLOATS:
-        raise InputError(
-            f"the visual prompt is {visual_prompt.dtype} {list(visual_prompt.shape)}; "
-            f"wanted float16 or float32 {list(wanted)}, one row of the qformer's output"
-        )
-
-
-def _with_own_copy(request: GenerationRequest) -> GenerationRequest:
-    # The caller's array may be a buffer that is used again before the request's turn comes.
-    return GenerationRequest(
-        prompt=request.prompt,
-        visual_prompt=np.array(request.visual_prompt),
-        options=request.options,
-        deadline=request.deadline,
-    )
-
-
-def _closed_error() -> EngineError:
-    return EngineError("the language-model engine is closed")

@@ -83,5 +83,20 @@ def _onnxruntime(
     return OnnxEngine(model, prompts, manifest.language_model, queue_limit=queue)
 
 
-ENGINES: Mapping[str, Opener] = {"onnxruntime": _onnxruntime}
+def _vllm(
+    directory: Path, manifest: Manifest, threads: int | None, limits: EngineLimits
+) -> LanguageModelEngine:
+    from engines.language_model.vllm.opening import open_vllm
+
+    return open_vllm(
+        directory,
+        manifest,
+        threads=threads,
+        sequences=limits.slots,
+        positions=limits.positions,
+        queue=limits.queue,
+    )
+
+
+ENGINES: Mapping[str, Opener] = {"onnxruntime": _onnxruntime, "vllm": _vllm}
 """Engine kind to what opens it."""

@@ -20,7 +20,7 @@ from serving.cli.options import as_json
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Build directory. Default: build/<checkpoint>-<precision>.",
+    help="Build directory. Default: build/<checkpoint>-<precision>, and -vllm with vLLM.",
 )
 @click.option(
     "--precision",
@@ -41,6 +41,20 @@ from serving.cli.options import as_json
     metavar="SM[,SM…]",
     default="",
     help="GPU architectures to build TensorRT plans for, such as sm89. Default: this machine's.",
+)
+@click.option(
+    "--llm-engine",
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the language model: onnxruntime, or vllm (LLaMA and OPT).",
+)
+@click.option("--tensor-parallel", type=int, help="vLLM: GPUs a layer is spread over. Default: 1.")
+@click.option("--pipeline-parallel", type=int, help="vLLM: groups of layers. Default: 1.")
+@click.option("--executor", help="vLLM: mp (one machine) or ray (several). Default: mp.")
+@click.option(
+    "--gpu-memory-utilization",
+    type=float,
+    help="vLLM: the share of a GPU's memory that it may take. Default: 0.9.",
 )
 @click.option("--max-batch", default=8, show_default=True, help="Largest batch, in requests.")
 @click.option(

@@ -31,10 +31,17 @@ if TYPE_CHECKING:
     help="MiB for encoded images, so that many questions about one encode it once. 0: none.",
 )
 @triton_option
+@click.option(
+    "--vllm-python",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="vLLM's environment, or its Python, where the build runs on vLLM. "
+    "Default: $IBLIP_VLLM_PYTHON, then .venv-vllm.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
 @click.option("--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait for it.")
 @as_json
-def command(directory: Path, json_: bool, **flags: Any) -> None:
+def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any) -> None:
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from export.errors import ServingError
     from export.manifest import Manifest
@@ -43,7 +50,7 @@ def command(directory: Path, json_: bool, **flags: Any) -> None:
     from serving.server_log import why
 
     manifest = Manifest.read(directory)
-    options = ServerOptions(**flags)
+    options = ServerOptions(environment=_vllm_environment(manifest, vllm_python), **flags)
     say = (lambda _: None) if json_ else click.echo
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,6 +65,23 @@ def command(directory: Path, json_: bool, **flags: Any) -> None:
             raise ServingError(f"Triton ended by itself with status {status}.\n{why(log)}")
     except KeyboardInterrupt:
         say("\nStopped.")
+
+
+def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
+    """What tells the server's models where vLLM is: found here, before anything is started."""
+    record = manifest.components.get("language_model")
+    if record is None or record.engine.kind != "vllm":
+        if given is None:
+            return {}
+        from export.errors import OptionError
+
+        raise OptionError(
+            f"--vllm-python is {given}, and this build's language model does not run on vLLM. "
+            "Leave it out, or build with --llm-engine vllm."
+        )
+    from engines.language_model.vllm.environment import VARIABLE, find_python
+
+    return {VARIABLE: str(find_python(given))}
 
 
 def _announce(server: TritonServer, manifest: Manifest, seconds: float, json_: bool) -> None:

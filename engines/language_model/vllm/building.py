@@ -1,0 +1,70 @@
+"""What a build holds for vLLM: a plain Hugging Face directory, and how it is to be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.language_model.vllm.settings import DTYPES, VllmSettings
+from export.errors import OptionError
+from export.manifest import EngineRecord
+from export.progress import Progress
+
+if TYPE_CHECKING:
+    from export.checkpoint import Checkpoint
+
+MODEL = "engines/language_model"
+"""The directory that vLLM reads, in a build."""
+
+
+def check_vllm(checkpoint: Checkpoint, precision: str, settings: VllmSettings) -> None:
+    """Refuses what vLLM cannot run, before anything is exported.
+
+    Args:
+        checkpoint: to be built.
+        precision: of its language model.
+        settings: how it is to be spread.
+
+    Raises:
+        OptionError: naming what does not fit, and what does.
+    """
+    from export.hugging_face import CAUSAL_MODELS
+
+    config = checkpoint.config.text_config
+    instead = "Build it with --llm-engine onnxruntime."
+    if config.model_type not in CAUSAL_MODELS:
+        raise OptionError(
+            f"--llm-engine vllm: {checkpoint.name} has a language model of type "
+            f"{config.model_type!r}; vLLM takes visual prompts for {', '.join(CAUSAL_MODELS)} "
+            f"alone. {instead}"
+        )
+    if precision not in DTYPES:
+        raise OptionError(
+            f"--llm-engine vllm: language_model={precision} is for ONNX graphs; "
+            f"vLLM runs this model in {', '.join(DTYPES)}. Choose one of them, or: {instead}"
+        )
+    settings.check_fit(heads=config.num_attention_heads, layers=config.num_hidden_layers)
+
+
+def vllm_from_checkpoint(
+    checkpoint: Checkpoint,
+    work: Path,
+    *,
+    precision: str,
+    settings: VllmSettings,
+    progress: Progress,
+) -> EngineRecord:
+    """Writes the language model into the build in the making `work`, and records it.
+
+    Raises:
+        CheckpointError, ExportError: as `export.hugging_face.write_language_model`.
+    """
+    from export.hugging_face import write_language_model
+
+    dtype = DTYPES[precision]
+    paths = write_language_model(checkpoint, work / MODEL, dtype, progress)
+    return EngineRecord(
+        kind="vllm",
+        files={path.stem: str(path.relative_to(work)) for path in paths},
+        details={**settings.to_details(), "dtype": dtype},
+    )

@@ -1,0 +1,116 @@
+"""Opens the vLLM engine of a build."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.language_model.options import MOST_LOGPROBS
+from engines.language_model.vllm.engine import VllmEngine
+from engines.language_model.vllm.environment import find_python, worker_environment
+from engines.language_model.vllm.process import WORKER, WorkerProcess
+from engines.language_model.vllm.settings import VllmSettings
+from engines.text import PromptTokenizer
+from export.errors import BuildDirectoryError
+from export.manifest import EngineRecord, LanguageModelFacts, Manifest
+
+SEQUENCES = 64
+"""Sequences that vLLM runs at once, unless the caller says otherwise."""
+
+QUEUE_LIMIT = 256
+"""Requests that may wait, unless the caller says otherwise."""
+
+CPU_CACHE_BYTES = 4 * 2**30
+"""Most memory for keys and values on a CPU, unless one sequence takes more. What has no room waits
+in vLLM. VLLM_CPU_KVCACHE_SPACE, in GiB, overrides it."""
+
+BLOCK = 128
+"""Positions that vLLM's CPU cache is divided into."""
+
+
+def open_vllm(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    threads: int | None = None,
+    sequences: int | None = None,
+    positions: int | None = None,
+    queue: int | None = None,
+) -> VllmEngine:
+    """Starts vLLM on a build's language model, and returns when it is ready.
+
+    Args:
+        directory: of the build.
+        manifest: of the same build.
+        threads: of each of vLLM's processes on a CPU; `None` shares out the cores among them.
+        sequences: run at once; `None` is `SEQUENCES`.
+        positions: of a sequence; `None` is the model's own length.
+        queue: requests that may wait; `None` is `QUEUE_LIMIT`.
+
+    Raises:
+        BuildDirectoryError: the build lacks the directory that vLLM reads.
+        EngineError: there is no environment of vLLM, or vLLM does not start.
+    """
+    record, facts = manifest.components["language_model"].engine, manifest.language_model
+    missing = [path for path in record.files.values() if not (directory / path).is_file()]
+    if missing:
+        raise BuildDirectoryError(
+            f"the build in {directory} lacks {', '.join(missing)}, which vLLM reads. "
+            "Build it again with --llm-engine vllm."
+        )
+    length = min(positions or facts.max_length, facts.max_length)
+    count = sequences or SEQUENCES
+    arguments = {
+        **engine_arguments(directory, record, facts, sequences=count, positions=length),
+        "cpu_threads": threads,
+    }
+    command = [str(find_python()), "-I", str(WORKER)]
+    start = partial(WorkerProcess, command, worker_environment(os.environ), arguments)
+    return VllmEngine(
+        start,
+        PromptTokenizer.from_build(directory, manifest),
+        facts,
+        sequences=count,
+        positions=length,
+        queue_limit=queue or QUEUE_LIMIT,
+    )
+
+
+def engine_arguments(
+    directory: Path,
+    record: EngineRecord,
+    facts: LanguageModelFacts,
+    *,
+    sequences: int,
+    positions: int,
+) -> dict[str, Any]:
+    """What the worker makes vLLM's `AsyncEngineArgs` of, JSON-ready.
+
+    Text stays on this side: vLLM loads no tokenizer, and every end of an answer is given with its
+    request.
+    """
+    dtype = record.details["dtype"]
+    return {
+        **VllmSettings.from_details(record.details).to_arguments(),
+        "model": str((directory / record.files["config"]).parent.absolute()),
+        "dtype": dtype,
+        "enable_prompt_embeds": True,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "max_model_len": positions,
+        "max_num_seqs": sequences,
+        "max_logprobs": min(MOST_LOGPROBS, facts.vocab_size),
+        "disable_log_stats": True,
+        "cpu_kv_cache_bytes": _cpu_cache_bytes(facts, dtype, sequences, positions),
+    }
+
+
+def _cpu_cache_bytes(facts: LanguageModelFacts, dtype: str, sequences: int, positions: int) -> int:
+    elements = 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim
+    blocks = -(-positions // BLOCK) + 1
+    one = blocks * BLOCK * elements * np.dtype(dtype).itemsize
+    return max(one, min(one * sequences, CPU_CACHE_BYTES))

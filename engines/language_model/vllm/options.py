@@ -1,0 +1,117 @@
+"""A request's options in vLLM's words, and refusal of what vLLM cannot do.
+
+What vLLM does is not everywhere what `engines.language_model.sampling` does: it draws from another
+random generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several
+tokens only where the answer has all of them. docs/vllm.md says so to users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engines.language_model.answering import AnswerPlan
+from engines.language_model.options import MAX_SEED
+from engines.language_model.restraints import Words
+from engines.language_model.types import GenerationOptions
+from export.errors import OptionError
+from export.manifest import LanguageModelFacts
+
+SUPPORTED = frozenset(
+    {
+        "max_new_tokens",
+        "min_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "logit_bias",
+        "banned_words",
+        "stop",
+        "stop_token_ids",
+        "seed",
+        "logprobs",
+        "n",
+    }
+)
+"""The options that this engine knows."""
+
+LEAST_TEMPERATURE = 0.01
+"""vLLM takes what is below for this, and says so in its log alone."""
+
+
+def check_options(options: GenerationOptions) -> None:
+    """Refuses what vLLM would not do as asked.
+
+    Raises:
+        OptionError: naming the option, and the engine that has it.
+    """
+    for name, value in options.to_mapping().items():
+        if name not in SUPPORTED:
+            raise OptionError(
+                f"{name} is {value!r}; this model runs on vLLM, which has no {name}. Leave it "
+                "out, or build with --llm-engine onnxruntime, which has it."
+            )
+    if 0 < options.temperature < LEAST_TEMPERATURE:
+        raise OptionError(
+            f"temperature is {options.temperature}; on vLLM, wanted 0 (greedy), or "
+            f"{LEAST_TEMPERATURE} or more"
+        )
+
+
+def params_from_options(
+    options: GenerationOptions,
+    plan: AnswerPlan,
+    facts: LanguageModelFacts,
+    *,
+    banned: Words = (),
+    seed: int | None,
+    index: int = 0,
+) -> dict[str, Any]:
+    """What the worker makes vLLM's `SamplingParams` of, JSON-ready.
+
+    Stop strings are not among it: text is made here. Ends of sequence are given as tokens to stop
+    at, so that vLLM needs neither the tokenizer nor a generation config.
+
+    Args:
+        options: that `check_options` lets pass.
+        plan: what the answer may be.
+        facts: of the model.
+        banned: token ids of every banned word.
+        seed: of the draw; `None` for greedy.
+        index: tells this answer from others to the same request.
+    """
+    ends = dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids))
+    params: dict[str, Any] = {
+        "max_tokens": plan.limit,
+        "min_tokens": options.min_new_tokens,
+        "temperature": options.temperature,
+        "repetition_penalty": options.repetition_penalty,
+        "stop_token_ids": list(ends),
+        "ignore_eos": True,
+        "logit_bias": {str(token): bias for token, bias in options.logit_bias.items()},
+        "banned_token_ids": [list(word) for word in banned],
+    }
+    if seed is not None:
+        params |= {
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "min_p": options.min_p,
+            "seed": (seed + index) % (MAX_SEED + 1),
+        }
+    if options.logprobs is not None:
+        params["logprobs"] = min(options.logprobs, facts.vocab_size)
+    return params
+
+
+def prompt_positions(prompt_ids: Sequence[int], facts: LanguageModelFacts) -> list[int]:
+    """A token id for every position of the prompt: the image's first, then the text's.
+
+    What stands for the image counts as said for the repetition penalty alone. That is the image
+    token; where the model has none, a token of the prompt, which counts anyway.
+    """
+    image = facts.image_token_id
+    known = image is not None and image < facts.vocab_size
+    placeholder = image if known and image is not None else prompt_ids[0]
+    return [placeholder] * facts.num_query_tokens + list(prompt_ids)

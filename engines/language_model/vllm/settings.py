@@ -1,0 +1,94 @@
+"""How a model is spread over devices: what a build decides, and its manifest keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from export.errors import OptionError
+
+EXECUTORS: Mapping[str, str] = {
+    "mp": "processes of one machine",
+    "ray": "a Ray cluster, of one machine or several",
+}
+"""What starts vLLM's shares of a model."""
+
+DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16"}
+"""Precision word to the dtype that vLLM keeps weights in and computes in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmSettings:
+    """How vLLM runs a model.
+
+    Attributes:
+        tensor_parallel: devices that each layer is spread over.
+        pipeline_parallel: groups of layers, each on devices of its own.
+        executor: a key of `EXECUTORS`.
+        gpu_memory_utilization: the share of a GPU's memory that vLLM may take.
+
+    Raises:
+        OptionError: naming the option of `export build`, what was given and what was wanted.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    executor: str = "mp"
+    gpu_memory_utilization: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel", "pipeline_parallel"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{_flag(name)} is {getattr(self, name)}; wanted 1 or more")
+        if self.executor not in EXECUTORS:
+            known = ", ".join(f"{name} ({what})" for name, what in EXECUTORS.items())
+            raise OptionError(f"--executor is {self.executor!r}; wanted one of {known}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise OptionError(
+                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; "
+                "wanted above 0, at most 1"
+            )
+
+    @classmethod
+    def from_details(cls, details: Mapping[str, Any]) -> Self:
+        """From an engine's record in a manifest, which may hold more."""
+        return cls(**{f.name: details[f.name] for f in fields(cls) if f.name in details})
+
+    def to_details(self) -> dict[str, Any]:
+        """JSON-ready; `from_details` reads it."""
+        return asdict(self)
+
+    def check_fit(self, *, heads: int, layers: int) -> None:
+        """Refuses sizes that do not divide the model.
+
+        Raises:
+            OptionError: naming the option and the sizes that do.
+        """
+        if heads % self.tensor_parallel:
+            fitting = [str(size) for size in range(1, heads + 1) if heads % size == 0]
+            raise OptionError(
+                f"--tensor-parallel is {self.tensor_parallel}; this model's {heads} attention "
+                f"heads can be spread over {', '.join(fitting)}"
+            )
+        if self.pipeline_parallel > layers:
+            raise OptionError(
+                f"--pipeline-parallel is {self.pipeline_parallel}; "
+                f"this model has {layers} layers, and each group needs one"
+            )
+
+    def to_arguments(self) -> dict[str, Any]:
+        """As arguments of vLLM's engine."""
+        arguments: dict[str, Any] = {
+            "tensor_parallel_size": self.tensor_parallel,
+            "pipeline_parallel_size": self.pipeline_parallel,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+        }
+        # One device needs no executor, and vLLM is quicker without.
+        if self.executor != "mp" or self.tensor_parallel * self.pipeline_parallel > 1:
+            arguments["distributed_executor_backend"] = self.executor
+        return arguments
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

