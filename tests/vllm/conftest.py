@@ -1,0 +1,98 @@
+"""The LLaMA demo on vLLM behind a real Triton, and on ONNX Runtime in this process to compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engines.language_model.vllm.environment import VARIABLE, find_python
+from engines.pipeline import Pipeline
+from engines.verification import on_onnxruntime
+from export.examples import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from serving.build import BuildOptions, build
+from serving.cli.quiet import quiet_libraries
+from serving.client import Answer, GenerationOptions, InstructBlipClient
+from serving.repository import REPOSITORY
+from serving.server import ServerOptions, TritonServer
+
+EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same weights on ONNX Runtime, in this process."""
+
+    manifest: Manifest
+    pipeline: Pipeline
+
+    def answer(self, image: Path, prompt: str, options: GenerationOptions | None = None) -> Answer:
+        pixels = pixels_from_image(image, self.manifest.preprocessing)
+        return self.pipeline.answer(pixels, prompt, options)
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """`make test-vllm` makes it; without it there is nothing to test, and that is said."""
+    return find_python()
+
+
+@pytest.fixture(scope="session")
+def vllm_build(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quiet_libraries()
+    return build(
+        BuildOptions(
+            model=checkpoints / "instructblip-demo-vicuna",
+            output=tmp_path_factory.mktemp("builds") / "vllm",
+            llm_engine="vllm",
+            limit=EXAMPLES,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(vllm_build: Path) -> Iterator[Reference]:
+    manifest = on_onnxruntime(Manifest.read(vllm_build))
+    with Pipeline(vllm_build, manifest=manifest) as pipeline:
+        yield Reference(manifest, pipeline)
+
+
+@pytest.fixture
+def serve(vllm_build: Path, vllm_python: Path) -> TritonServer:
+    """A server of the test's own, not started yet."""
+    return _server(vllm_build, vllm_python)
+
+
+@pytest.fixture(scope="session")
+def server(vllm_build: Path, vllm_python: Path) -> Iterator[TritonServer]:
+    with _server(vllm_build, vllm_python) as server:
+        yield server
+
+
+def _server(directory: Path, python: Path) -> TritonServer:
+    log = os.environ.get("IBLIP_TEST_LOG")  # to look into what a server said
+    return TritonServer(
+        directory / REPOSITORY,
+        ServerOptions(environment={VARIABLE: str(python)}, log=Path(log) if log else None),
+    )
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[InstructBlipClient]:
+    with InstructBlipClient(server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def examples(checkpoints: Path) -> list[Example]:
+    return read_examples(checkpoints / "heldout")
+
+
+@pytest.fixture
+def picture(examples: list[Example]) -> Path:
+    return examples[0].image
