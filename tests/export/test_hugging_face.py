@@ -117,5 +117,5 @@ def test_a_weight_that_leaves_the_range_is_told(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_language_model_is_told(tmp_path: Path) -> None:
     checkpoint, _ = opt_checkpoint(tmp_path, has_head=False)
     empty = Checkpoint(directory=tmp_path, family="blip2", config=checkpoint.config, tensors={})
-    with pytest.raises(CheckpointError, match="no weights that begin with 'language_model.'"):
+    with pytest.raises(CheckpointError, match=r"no weights that begin with 'language_model\.'"):
         write_language_model(empty, tmp_path / "lm", "float32", Silent())

@@ -19,6 +19,8 @@ from export.precision import INT4
 from serving.build import BuildOptions, build
 from serving.cli import export
 
+T5 = DEMO.with_name("instructblip-demo-flant5")
+
 
 def call(*arguments):
     return CliRunner().invoke(export, [str(word) for word in arguments], prog_name="export")
@@ -53,13 +55,7 @@ def last_line(result):
             "this model's 4 attention heads can be spread over 1, 2, 4",
         ),
         (
-            [
-                "build",
-                "--llm-engine",
-                "vllm",
-                "--model",
-                DEMO.with_name("instructblip-demo-flant5"),
-            ],
+            ["build", "--llm-engine", "vllm", "--model", T5],
             2,
             "a language model of type 't5'; vLLM takes visual prompts for llama, opt alone",
         ),

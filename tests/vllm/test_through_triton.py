@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from tests.vllm.processes import below, wait_until_gone, worker_below
 
 from serving.client import (
     CancelledError,
@@ -24,6 +26,44 @@ RECOVERY_S = 300
 """vLLM takes a minute to start on a busy machine. Only a test that fails waits so long."""
 
 LONG = GenerationOptions(min_new_tokens=900, max_new_tokens=900, temperature=5.0, seed=1)
+
+
+def _table() -> dict[int, tuple[int, str]]:
+    """Every process that runs: its parent, and its command line."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if state != "Z":
+            found[int(directory.name)] = int(parent), command
+    return found
+
+
+def below(pid: int) -> dict[int, str]:
+    """Command lines of all that this process started, and of what they did."""
+    table = _table()
+    found: dict[int, str] = {}
+    parents = {pid}
+    while parents:
+        parents = {child for child, (parent, _) in table.items() if parent in parents}
+        found |= {child: table[child][1] for child in parents}
+    return found
+
+
+def worker_below(pid: int) -> int:
+    """The process that speaks with vLLM."""
+    (worker,) = [child for child, command in below(pid).items() if "vllm/worker.py" in command]
+    return worker
+
+
+def wait_until_gone(pids: Iterable[int]) -> None:
+    end = time.monotonic() + 60
+    while left := set(pids) & _table().keys():
+        assert time.monotonic() < end, f"still running: {left}"
+        time.sleep(0.05)
 
 
 def same(answer, reference):
@@ -64,9 +104,12 @@ def test_every_held_out_answer_is_onnx_runtime_s(client, reference, examples):
     ids=lambda options: "-".join(options.to_mapping()),
 )
 def test_options_mean_what_they_mean_on_onnx_runtime(client, reference, examples, options):
-    for example in examples[:12]:
-        answer = client.ask(example.image, "Describe the image.", options=options)
-        same(answer, reference.answer(example.image, "Describe the image.", options))
+    images = [example.image for example in examples[:12]]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = pool.map(lambda i: client.ask(i, "Describe the image.", options=options), images)
+        answers = list(asked)
+    for image, answer in zip(images, answers, strict=True):
+        same(answer, reference.answer(image, "Describe the image.", options))
 
 
 def test_logprobs_are_onnx_runtime_s(client, reference, picture):

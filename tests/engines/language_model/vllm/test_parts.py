@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import stat
 import sys
 from collections.abc import Callable
@@ -122,7 +121,7 @@ def test_a_build_holds_what_vllm_reads_and_how_it_is_run(tmp_path: Path) -> None
 
 
 def test_a_precision_that_vllm_has_not_is_refused() -> None:
-    with pytest.raises(OptionError, match="language_model=int4 is for ONNX graphs; .* fp32, fp16"):
+    with pytest.raises(OptionError, match=r"language_model=int4 is for ONNX graphs; .* fp32, fp16"):
         check_vllm(checkpoint_from_directory(DEMO), "int4", VllmSettings())
 
 
@@ -170,13 +169,8 @@ def test_restarts_wait_longer_and_longer_and_then_stop() -> None:
 
 def test_a_steady_run_forgives() -> None:
     restarts = Restarts(limit=2, first_s=1.0, steady_s=100.0)
-    assert [restarts.ended(ran) for ran in (0.0, 99.0, 100.0, 0.0, 0.0)] == [
-        1.0,
-        2.0,
-        1.0,
-        2.0,
-        None,
-    ]
+    waits = [restarts.ended(ran) for ran in (0.0, 99.0, 100.0, 0.0, 0.0)]
+    assert waits == [1.0, 2.0, 1.0, 2.0, None]
 
 
 def python_in(directory: Path) -> Path:
@@ -213,7 +207,7 @@ def test_a_missing_python_is_told_with_the_command_that_makes_one(
 
 
 def test_vllm_sees_nothing_of_this_environment() -> None:
-    mine = os.path.join(sys.prefix, "lib")
+    mine = str(Path(sys.prefix) / "lib")
     base = {
         "PYTHONPATH": "/here",
         "PYTHONHOME": "/here",
