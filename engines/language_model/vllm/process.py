@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ STOP_S = 12.0
 """How long the process may take to end by itself, in seconds, before it is killed. It gives itself
 less, so this is for one that is stuck."""
 
-LAST_LINES = 12
+ASK_S = 3.0
+"""How long what a dead process leaves behind may take to end by itself, in seconds."""
+
+LAST_LINES = 15
 """How much of what it wrote is told where it ended by itself."""
 
 
@@ -104,7 +108,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         while (message := read_message(self._process.stdout)) is not None:
             self._receive(self, message[0])
-        self._watch.join(STOP_S)  # one that is stuck on its way out is killed
+        self._watch.join(STOP_S + ASK_S)  # one that is stuck on its way out is killed
         self._kill()
         self._log.join(timeout=1.0)  # a process that left the group may hold the log open
         self._scratch.cleanup()
@@ -125,6 +129,18 @@ class WorkerProcess:
         self._kill()
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Ends the group. Asked first, vLLM's processes free the memory that they share."""
+        end = time.monotonic() + ASK_S
+        signals = [signal.SIGTERM]
+        while self._signal(signals.pop() if signals else 0) and time.monotonic() < end:
+            time.sleep(0.02)
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: int) -> bool:
+        """Sends a signal to the group, 0 being none; whether there is still any of it."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True

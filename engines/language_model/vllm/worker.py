@@ -256,13 +256,10 @@ async def _serve(streams: Callable[[], tuple[IO[bytes], IO[bytes]]]) -> None:
 
 
 def main() -> int:
-    """Serves until the input ends; 1 where vLLM failed."""
+    """Serves until the input ends; 1 where vLLM failed, which the other end has been told."""
     try:
         asyncio.run(_serve(_own_streams))
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
+    except Exception:  # what vLLM itself wrote of it is to stay the end of the log
         return 1
     return 0
 
