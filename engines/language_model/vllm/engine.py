@@ -259,7 +259,8 @@ class VllmEngine:
         if running is None:  # cancelled, while these were on their way
             return
         ticket, sequences = running.ticket, running.ticket.sequences
-        ticket.prefilled()
+        if not sequences.begun:
+            ticket.prefilled()
         complete = sequences.accept(running.index, message)
         for delta in sequences.take_deltas():
             ticket.put(delta)

@@ -31,6 +31,7 @@ class Sequences:
     Attributes:
         width: how many there are.
         seed: of the draws; `None` for greedy.
+        begun: whether any has a token.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Sequences:
         plan: AnswerPlan,
         builder: Callable[[], CompletionBuilder],
     ) -> None:
-        self.width, self.seed = options.n, seed_for(options)
+        self.width, self.seed, self.begun = options.n, seed_for(options), False
         self._plan, self._top = plan, options.logprobs
         self._builders = [builder() for _ in range(options.n)]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(options.n)]
@@ -55,7 +56,7 @@ class Sequences:
 
         Tokens after its end, as after a stop string that vLLM knows nothing of, are left out.
         """
-        builder, tokens = self._builders[index], message["tokens"]
+        builder, tokens, self.begun = self._builders[index], message["tokens"], True
         logprobs = message["logprobs"] or [None] * len(tokens)
         for token, found in zip(tokens, logprobs, strict=True):
             if builder.finish_reason is not None:

@@ -1,8 +1,8 @@
 """What `worker.py` is, without vLLM: a process that speaks the protocol, one byte a token.
 
 The prompt's text says what it does: `say TEXT` writes that; `hang` writes one token and waits to be
-aborted; `die` writes one token and dies; `fail` fails that request; `aborts` writes how many
-requests were aborted; `options` writes what it was asked for.
+aborted; `drip` writes two with a pause between them; `die` writes one token and dies; `fail` fails
+that request; `aborts` writes how many requests were aborted; `options` writes what it was asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from engines.language_model.vllm.worker import read_message, write_message
 
 EOS = 256
+PAUSE_S = 0.1
 
 
 def main() -> None:
@@ -45,6 +46,10 @@ def main() -> None:
             os._exit(9)
         elif command == "hang":
             _tell(target, header, b"h", finished=False)
+        elif command == "drip":
+            _tell(target, header, b"d", finished=False)
+            time.sleep(PAUSE_S)
+            _tell(target, header, [ord("d"), EOS], finished=True)
         elif command == "fail":
             error = {"kind": "failed", "id": header["id"], "error": "no memory left"}
             write_message(target, error)

@@ -58,6 +58,12 @@ def test_an_answer_is_deltas_and_then_itself(engine: Make, ask: Make) -> None:
     assert min(answer.timing.queue_s, answer.timing.prefill_s, answer.timing.decode_s) >= 0
 
 
+def test_decoding_is_timed_from_the_first_token(engine: Make, ask: Make) -> None:
+    answer = engine().submit(ask("drip")).result()
+    assert answer.text == "dd"
+    assert answer.timing.decode_s >= 0.1  # what lies between its tokens
+
+
 def test_what_vllm_is_asked_for(engine: Make, ask: Make) -> None:
     options = {
         "max_new_tokens": 800,
