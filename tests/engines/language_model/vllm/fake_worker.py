@@ -1,8 +1,8 @@
 """What `worker.py` is, without vLLM: a process that speaks the protocol, one byte a token.
 
-The prompt's text says what it does: `say TEXT` writes that; `hang` writes one token and waits to be
-aborted; `drip` writes two with a pause between them; `die` writes one token and dies; `fail` fails
-that request; `aborts` writes how many requests were aborted; `options` writes what it was asked for.
+What the prompt says is done: `say TEXT` writes that; `hang` writes one token and waits to be aborted;
+`drip` writes two with a pause between them; `die` writes one token and dies; `fail` fails that
+request; `aborts` writes how many requests were aborted; `options` writes what it was asked for.
 """
 
 from __future__ import annotations
