@@ -1,6 +1,6 @@
 """What `worker.py` is, without vLLM: a process that speaks the protocol, one byte a token.
 
-What the prompt says is done: `say TEXT` writes that; `hang` writes one token and waits to be aborted;
+The prompt says what is done: `say TEXT` writes that; `hang` writes a token and waits to be aborted;
 `drip` writes two with a pause between them; `die` writes one token and dies; `fail` fails that
 request; `aborts` writes how many requests were aborted; `options` writes what it was asked for.
 """
