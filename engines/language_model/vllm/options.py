@@ -37,8 +37,9 @@ SUPPORTED = frozenset(
 )
 """The options that this engine knows."""
 
-LEAST_TEMPERATURE = 0.01
-"""vLLM takes what is below for this, and says so in its log alone."""
+TEMPERATURES = (0.01, 2.0)
+"""The least above 0 (vLLM takes what is below for this, and says so in its log alone), and the
+greatest that vLLM takes."""
 
 
 def check_options(options: GenerationOptions) -> None:
@@ -53,10 +54,12 @@ def check_options(options: GenerationOptions) -> None:
                 f"{name} is {value!r}; this model runs on vLLM, which has no {name}. Leave it "
                 "out, or build with --llm-engine onnxruntime, which has it."
             )
-    if 0 < options.temperature < LEAST_TEMPERATURE:
+    least, greatest = TEMPERATURES
+    if options.temperature and not least <= options.temperature <= greatest:
         raise OptionError(
-            f"temperature is {options.temperature}; on vLLM, wanted 0 (greedy), or "
-            f"{LEAST_TEMPERATURE} or more"
+            f"temperature is {options.temperature}; this model runs on vLLM, which takes 0 "
+            f"(greedy) and {least} to {greatest}. Choose one of these, or build with "
+            "--llm-engine onnxruntime."
         )
 
 
@@ -95,7 +98,7 @@ def params_from_options(
     }
     if seed is not None:
         params |= {
-            "top_k": options.top_k,
+            "top_k": min(options.top_k, facts.vocab_size),
             "top_p": options.top_p,
             "min_p": options.min_p,
             "seed": (seed + index) % (MAX_SEED + 1),
