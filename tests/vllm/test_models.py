@@ -24,9 +24,11 @@ from engines.language_model.vllm.process import WORKER, WorkerProcess
 from engines.language_model.vllm.settings import VllmSettings
 from engines.pipeline import Pipeline
 from engines.text import PromptTokenizer
-from export.checkpoint import Checkpoint
+from engines.verification import AGREEMENT
+from export.checkpoint import Checkpoint, checkpoint_from_directory
+from export.examples import Example
 from export.images import pixels_from_image
-from export.manifest import LanguageModelFacts, Manifest
+from export.manifest import EngineRecord, LanguageModelFacts, Manifest
 from export.progress import Silent
 from export.weights import tensors_from_safetensors
 
@@ -124,15 +126,41 @@ def test_two_processes_share_each_layer(vllm_build, vllm_python, reference, exam
     # Groups of layers cannot be tried here: vLLM's CPU build fails at the first request.
     monkeypatch.setenv(VARIABLE, str(vllm_python))
     manifest = Manifest.read(vllm_build)
-    record = manifest.components["language_model"]
-    engine = replace(record.engine, details={**record.engine.details, "tensor_parallel": 2})
-    components = {**manifest.components, "language_model": replace(record, engine=engine)}
-    shared = replace(manifest, components=components)
-    with Pipeline(vllm_build, manifest=shared) as pipeline, ThreadPoolExecutor(8) as pool:
+    engine = manifest.components["language_model"].engine
+    shared = replace(engine, details={**engine.details, "tensor_parallel": 2})
+    found = _answers(vllm_build, _with_engine(manifest, shared), examples[:24])
+    assert found == [reference.answer(e.image, e.prompt).token_ids for e in examples[:24]]
 
-        def ask(example):
+
+def test_half_precision_says_nearly_always_the_same(
+    vllm_build, vllm_python, reference, checkpoints, examples, monkeypatch, tmp_path
+):
+    monkeypatch.setenv(VARIABLE, str(vllm_python))
+    manifest = Manifest.read(vllm_build)
+    half = vllm_from_checkpoint(
+        checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna"),
+        tmp_path,
+        precision="fp16",
+        settings=VllmSettings(),
+        progress=Silent(),
+    )
+    engine = replace(half, files={name: str(tmp_path / path) for name, path in half.files.items()})
+    found = _answers(vllm_build, _with_engine(manifest, engine), examples[:100])
+    wanted = [reference.answer(e.image, e.prompt).token_ids for e in examples[:100]]
+    same = sum(one == other for one, other in zip(found, wanted, strict=True))
+    assert same >= AGREEMENT["fp16"] * len(wanted)
+
+
+def _with_engine(manifest: Manifest, engine: EngineRecord) -> Manifest:
+    record = replace(manifest.components["language_model"], engine=engine)
+    return replace(manifest, components={**manifest.components, "language_model": record})
+
+
+def _answers(directory: Path, manifest: Manifest, examples: list[Example]) -> list[tuple[int, ...]]:
+    with Pipeline(directory, manifest=manifest) as pipeline, ThreadPoolExecutor(8) as pool:
+
+        def ask(example: Example) -> tuple[int, ...]:
             pixels = pixels_from_image(example.image, manifest.preprocessing)
             return pipeline.answer(pixels, example.prompt).token_ids
 
-        found = list(pool.map(ask, examples[:24]))
-    assert found == [reference.answer(e.image, e.prompt).token_ids for e in examples[:24]]
+        return list(pool.map(ask, examples))
