@@ -195,6 +195,24 @@ def _check_length(what: str, found: int, limit: int) -> None:
         raise InputError(message)
 
 
+def answers_from_text(
+    tokenizer: Tokenizer, texts: Sequence[str], *, closed: bool
+) -> list[tuple[int, ...]]:
+    """The token ids of each text as an answer, which begins as a word after a space does.
+
+    LLaMA's and T5's tokenizers mark the beginning of any text so. For those that do not, as OPT's,
+    the space is put before it.
+
+    Args:
+        tokenizer: the language model's.
+        texts: as the user wrote them.
+        closed: with the special tokens that the tokenizer puts round a text: T5's closing one.
+    """
+    marked = tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁")
+    spelt = (text if marked or text[0].isspace() else f" {text}" for text in texts)
+    return [tuple(tokenizer.encode(text, add_special_tokens=closed).ids) for text in spelt]
+
+
 def words_from_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[int, ...]]:
     """The token ids of each word, at the beginning of a text and after a space, without repeats."""
     spelt = (text for word in words for text in (word, f" {word}"))

@@ -18,6 +18,7 @@ from engines.language_model.types import (
     Completion,
     GenerationOptions,
     QueueFullError,
+    RankedCandidate,
     Timing,
     TokenLogprob,
 )
@@ -162,6 +163,7 @@ class ServerContract:
 JSON_OPTIONS: Mapping[str, tuple[type, str]] = {
     "stop": (list, 'a JSON list of strings in a string, such as ["\\n", "###"]'),
     "banned_words": (list, 'a JSON list of strings in a string, such as ["red", "blue"]'),
+    "candidates": (list, 'a JSON list of strings in a string, such as ["a cat", "a dog"]'),
     "stop_token_ids": (list, "a JSON list of token ids in a string, such as [13, 29]"),
     "logit_bias": (dict, 'a JSON object in a string, such as {"13": -5.5}'),
 }
@@ -185,6 +187,10 @@ def answer_from_finish(text: str, finish: str) -> Answer:
         fields = json.loads(finish)
         fields["timing"] = Timing(**fields["timing"])
         fields["others"] = tuple(Completion(**_completion(other)) for other in fields["others"])
+        fields["ranking"] = tuple(
+            RankedCandidate(**{**found, "token_ids": tuple(found["token_ids"])})
+            for found in fields["ranking"]
+        )
         return Answer(text=text, **_completion(fields))
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the finish of the answer is damaged: {finish[:200]!r}") from error

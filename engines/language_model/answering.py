@@ -17,6 +17,7 @@ from engines.language_model.types import (
     Completion,
     FinishReason,
     GenerationOptions,
+    RankedCandidate,
     TextDelta,
     Timing,
     TokenLogprob,
@@ -34,7 +35,7 @@ class AnswerPlan:
 
     Attributes:
         prompt_tokens: visual prompt and text, in positions.
-        limit: most tokens of answer.
+        limit: most tokens of answer; of a candidate, where there are any to choose from.
         context: ids that the repetition penalty counts as said already.
     """
 
@@ -49,7 +50,8 @@ def plan_answer(
     """Fits an answer into the model's length.
 
     An answer ends with `length` at `max_new_tokens` or where the model's positions end, whichever
-    is first. An encoder-decoder's answer has the positions for itself.
+    is first. An encoder-decoder's answer has the positions for itself. A candidate may have all of
+    the model's positions.
 
     As in transformers, the repetition penalty of a decoder-only model counts the image
     placeholders and the prompt as said, and that of an encoder-decoder the start token alone.
@@ -65,7 +67,8 @@ def plan_answer(
             f"the prompt has {len(prompt_ids)} tokens, and the image takes {facts.num_query_tokens}"
             f" more; this model holds {facts.max_length}, answer included. Shorten the prompt."
         )
-    limit = min(options.max_new_tokens or facts.default_max_new_tokens, room)
+    wanted = options.max_new_tokens or facts.default_max_new_tokens
+    limit = room if options.candidates else min(wanted, room)
     if options.min_new_tokens > limit:
         raise OptionError(
             f"min_new_tokens is {options.min_new_tokens}; at most {limit} tokens can be generated "
@@ -157,7 +160,11 @@ class CompletionBuilder:
 
 
 def answer_from_completions(
-    completions: Sequence[Completion], plan: AnswerPlan, timing: Timing, seed: int | None
+    completions: Sequence[Completion],
+    plan: AnswerPlan,
+    timing: Timing,
+    seed: int | None,
+    ranking: Sequence[RankedCandidate] = (),
 ) -> Answer:
     """The answer whose completions these are, the best first."""
     first, *others = completions
@@ -167,4 +174,5 @@ def answer_from_completions(
         seed=seed,
         timing=timing,
         others=tuple(others),
+        ranking=tuple(ranking),
     )

@@ -19,12 +19,14 @@ from engines.language_model.answering import (
     answer_from_completions,
 )
 from engines.language_model.beams import Beam, BeamSearch
+from engines.language_model.ranking import CandidateTree
 from engines.language_model.restraints import Restraints, Words
 from engines.language_model.sampling import Sampler, seed_for
 from engines.language_model.types import (
     Answer,
     Completion,
     GenerationOptions,
+    RankedCandidate,
     TextDelta,
     Timing,
 )
@@ -38,10 +40,17 @@ class Branch:
     Attributes:
         parent: index of the row of this step that it continues.
         token: what it continues with.
+        back: how many of the parent's last tokens it takes back first.
     """
 
     parent: int
     token: int
+    back: int = 0
+
+
+Spare = Callable[[], int]
+"""How many more rows there are than anybody wants; below 0, so many are wanted by the next in
+line. Whoever can do with fewer rows than it has is expected to, then."""
 
 
 class Decoding(Protocol):
@@ -49,13 +58,14 @@ class Decoding(Protocol):
 
     @property
     def width(self) -> int:
-        """The most rows that it will ever have."""
+        """The rows that must be there for it from now on."""
         ...
 
-    def accept(self, logits: npt.NDArray[Any]) -> Sequence[Branch]:
+    def accept(self, logits: npt.NDArray[Any], spare: Spare) -> Sequence[Branch]:
         """Takes the logits `[rows, vocab]` of its rows, one row for the first token.
 
-        Returns the rows of the next step; none where the answer is complete.
+        Returns the rows of the next step; none where the answer is complete. They are at most
+        `width`, or as many as it has and those that are `spare`.
 
         Raises:
             EngineError: the logits are not numbers.
@@ -99,7 +109,7 @@ class Samples:
         self._reports = options.logprobs is not None
         self._delta: TextDelta | None = None
 
-    def accept(self, logits: npt.NDArray[Any]) -> Sequence[Branch]:
+    def accept(self, logits: npt.NDArray[Any], spare: Spare) -> Sequence[Branch]:
         """See `Decoding`."""
         branches: list[Branch] = []
         for index, (sampler, builder) in enumerate(self._rows):
@@ -111,6 +121,7 @@ class Samples:
                 if builder.finish_reason is None:
                     self._live[index] = len(branches)
                     branches.append(Branch(row, token))
+        self.width = len(branches)
         return branches
 
     def take_delta(self) -> TextDelta | None:
@@ -152,13 +163,13 @@ class Beams:
             width=options.num_beams,
             limit=plan.limit,
             ends=ends,
-            length_penalty=options.length_penalty,
+            length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
             early_stopping=options.early_stopping,
             restrain=restraints,
         )
         self._delta: TextDelta | None = None
 
-    def accept(self, logits: npt.NDArray[Any]) -> Sequence[Branch]:
+    def accept(self, logits: npt.NDArray[Any], spare: Spare) -> Sequence[Branch]:
         """See `Decoding`."""
         parents = self._search.accept(logits)
         if self._search.done:
@@ -193,12 +204,87 @@ class Beams:
         return builder.completion(score=float(beam.score))
 
 
+class Ranking:
+    """Scores candidates: one row, and as many more as nobody else wants. All is shown at the end.
+
+    Args:
+        options: the candidates, and the penalty of length.
+        plan: what the answer may be.
+        facts: of the model.
+        candidates: token ids of each candidate, with those that close it.
+    """
+
+    def __init__(
+        self,
+        options: GenerationOptions,
+        plan: AnswerPlan,
+        facts: LanguageModelFacts,
+        candidates: Words,
+    ) -> None:
+        self.width = 1
+        self._texts, self._penalty = options.candidates, options.length_penalty or 0.0
+        self._plan, self._ids = plan, [tuple(tokens) for tokens in candidates]
+        self._ends = frozenset(facts.eos_token_ids)
+        self._tree = CandidateTree(self._ids)
+        self._rows = 1
+        self._ranking: tuple[RankedCandidate, ...] = ()
+        self._delta: TextDelta | None = None
+
+    def accept(self, logits: npt.NDArray[Any], spare: Spare) -> Sequence[Branch]:
+        """See `Decoding`."""
+        moves = self._tree.accept(logits, max(1, self._rows + spare()))
+        self._rows = len(moves)
+        if not moves:
+            self._ranking = self._ranked()
+            best = self._best()
+            self._delta = TextDelta(text=best.text, token_ids=best.token_ids)
+        return [Branch(parent, token, back) for parent, back, token in moves]
+
+    def take_delta(self) -> TextDelta | None:
+        """See `Decoding`."""
+        delta, self._delta = self._delta, None
+        return delta
+
+    def answer(self, timing: Timing) -> Answer:
+        """The likeliest candidate; before all are scored, nothing."""
+        return answer_from_completions([self._best()], self._plan, timing, None, self._ranking)
+
+    def _ranked(self) -> tuple[RankedCandidate, ...]:
+        made = [
+            RankedCandidate(
+                index=index,
+                text=text,
+                token_ids=ids,
+                logprob=logprob,
+                score=logprob / len(ids) ** self._penalty,
+            )
+            for index, (text, ids, logprob) in enumerate(
+                zip(self._texts, self._ids, self._tree.logprobs, strict=True)
+            )
+        ]
+        return tuple(sorted(made, key=lambda candidate: -candidate.score))
+
+    def _best(self) -> Completion:
+        if not self._ranking:
+            return Completion(text="", token_ids=(), finish_reason="cancelled", completion_tokens=0)
+        best = self._ranking[0]
+        ids = best.token_ids
+        return Completion(
+            text=best.text,
+            token_ids=ids[:-1] if ids[-1] in self._ends else ids,
+            finish_reason="ranked",
+            completion_tokens=len(ids),
+            score=best.score,
+        )
+
+
 def decoding_for(
     options: GenerationOptions,
     plan: AnswerPlan,
     facts: LanguageModelFacts,
     builder: Callable[[], CompletionBuilder],
     banned: Words = (),
+    candidates: Words = (),
 ) -> Decoding:
     """What these options ask for.
 
@@ -208,7 +294,10 @@ def decoding_for(
         facts: of the model.
         builder: makes an empty completion.
         banned: token ids of every banned word.
+        candidates: token ids of every candidate.
     """
+    if candidates:
+        return Ranking(options, plan, facts, candidates)
     ends = tuple(dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids)))
     restraints = Restraints(options, ends=ends, context=plan.context, banned=banned)
     if options.num_beams > 1:

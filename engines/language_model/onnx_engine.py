@@ -25,7 +25,7 @@ from engines.language_model.generation import QueuedGeneration, Ticket
 from engines.language_model.scheduler import Scheduler
 from engines.language_model.slots import BatchModel
 from engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
-from engines.text import PromptTokenizer, words_from_text
+from engines.text import PromptTokenizer, answers_from_text, words_from_text
 from export.errors import OptionError
 from export.manifest import LanguageModelFacts
 
@@ -79,7 +79,8 @@ class OnnxEngine:
             InputError: the prompt is empty, too long, or has the image token in it; or the visual
                 prompt is not float `[queries, hidden]`.
             OptionError: `min_new_tokens` does not fit; `n` or `num_beams` is more than there are
-                slots; or an option names a token that the model does not have.
+                slots; an option names a token that the model does not have; or a candidate is too
+                long.
             QueueFullError: too many requests are waiting.
             EngineError: the engine is closed.
         """
@@ -124,8 +125,24 @@ class OnnxEngine:
             return CompletionBuilder(options, plan, facts, tokenizer, self._special)
 
         banned = words_from_text(tokenizer, options.banned_words)
-        decoding = decoding_for(options, plan, facts, builder, banned)
+        candidates = self._candidates(options, plan.limit)
+        decoding = decoding_for(options, plan, facts, builder, banned, candidates)
         return Ticket(with_own_copy(request), prompt_ids, decoding)
+
+    def _candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
+        """The token ids of each candidate; refuses those that the model could not say."""
+        closed = self._facts.is_encoder_decoder
+        found = answers_from_text(self._prompts.tokenizer, options.candidates, closed=closed)
+        for text, ids in zip(options.candidates, found, strict=True):
+            shown = repr(text if len(text) <= 40 else f"{text[:40]}…")
+            if len(ids) > limit:
+                raise OptionError(
+                    f"candidates has {shown}, which has {len(ids)} tokens; at most {limit} fit "
+                    "behind this prompt. Shorten it or leave it out."
+                )
+            if len(ids) <= closed or max(ids) >= self._facts.vocab_size:
+                raise OptionError(f"candidates has {shown}, which this model's tokens cannot say")
+        return found
 
     def _check_fit(self, options: GenerationOptions) -> None:
         """Refuses token ids that the model does not have, and more rows than it has slots."""
@@ -159,5 +176,6 @@ class OnnxEngine:
             self._waiting = deque(t for t in self._waiting if not t.given_up())
             while self._waiting and self._scheduler.fits(self._waiting[0]):
                 self._scheduler.add(self._waiting.popleft())
+            self._scheduler.wanted = self._waiting[0].decoding.width if self._waiting else 0
             self._running = self._scheduler.running
             return not self._closed

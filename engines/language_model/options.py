@@ -12,6 +12,7 @@ from export.errors import OptionError
 MAX_SEED = 2**63 - 1
 MOST_SEQUENCES = 64
 MOST_LOGPROBS = 100
+MOST_CANDIDATES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,13 @@ class GenerationOptions:
             reports none.
         n: how many answers. More than one needs a temperature above 0, or as many beams.
         num_beams: above 1, beam search with so many beams. Nothing is drawn then.
-        length_penalty: of a beam search: above 0 favours long answers, below 0 short ones.
+        length_penalty: of a beam search or a ranking: sums of log-probabilities are divided by the
+            number of tokens to this power, so that above 0 it favours long answers, below 0 short
+            ones. `None` is 1 in a beam search and 0 in a ranking: the sum itself, as in LAVIS.
         early_stopping: of a beam search: `True` ends it at `num_beams` finished beams; `False`
             where better ones are unlikely; `"never"` where there can be none.
+        candidates: answers to choose from, 1 to 1000: nothing is generated, each is scored, and
+            the answer is the likeliest. Of the other options only `length_penalty` goes with it.
 
     Raises:
         OptionError: naming the option, what was given and its range.
@@ -62,8 +67,9 @@ class GenerationOptions:
     logprobs: int | None = None
     n: int = 1
     num_beams: int = 1
-    length_penalty: float = 1.0
+    length_penalty: float | None = None
     early_stopping: bool | Literal["never"] = False
+    candidates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -73,7 +79,9 @@ class GenerationOptions:
         _integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, None)
         for name, (span, fits) in _NUMBERS.items():
             _number(name, getattr(self, name), span, fits)
-        for name in ("stop", "banned_words"):
+        if self.length_penalty is not None:
+            _number("length_penalty", self.length_penalty, *_PENALTY)
+        for name in ("stop", "banned_words", "candidates"):
             _strings(name, getattr(self, name))
         if not isinstance(self.stop_token_ids, tuple):
             raise OptionError(f"stop_token_ids is {self.stop_token_ids!r}; wanted a list of ids")
@@ -87,6 +95,8 @@ class GenerationOptions:
         _integer("n", self.n, 1, MOST_SEQUENCES)
         _integer("num_beams", self.num_beams, 1, MOST_SEQUENCES)
         self._check_beams()
+        if self.candidates:
+            self._check_ranking()
 
     def _check_bias(self) -> None:
         if not isinstance(self.logit_bias, Mapping):
@@ -114,6 +124,21 @@ class GenerationOptions:
             raise OptionError(
                 f"n is {self.n}; with temperature 0 all answers would be the same: "
                 "wanted a temperature above 0, or num_beams"
+            )
+
+    def _check_ranking(self) -> None:
+        if len(self.candidates) > MOST_CANDIDATES:
+            raise OptionError(
+                f"candidates has {len(self.candidates)} texts; wanted at most {MOST_CANDIDATES}"
+            )
+        blank = next((text for text in self.candidates if not text.strip()), None)
+        if blank is not None:
+            raise OptionError(f"candidates has {blank!r}; wanted texts that are not blank")
+        others = self.to_mapping().keys() - {"candidates", "length_penalty"}
+        if others:
+            raise OptionError(
+                f"candidates are given, and {', '.join(sorted(others))}; a ranking generates "
+                "nothing and takes no other option than length_penalty: leave out one or the other"
             )
 
     @classmethod
@@ -154,9 +179,10 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "top_p": ("above 0, at most 1", lambda x: 0 < x <= 1),
     "min_p": ("0 to 1", lambda x: 0 <= x <= 1),
     "repetition_penalty": ("above 0, at most 100", lambda x: 0 < x <= 100),
-    "length_penalty": ("-100 to 100", lambda x: -100 <= x <= 100),
 }
 """Name to range, in words and as a test."""
+
+_PENALTY: tuple[str, Callable[[float], bool]] = ("-10 to 10", lambda x: -10 <= x <= 10)
 
 
 def _id(key: object) -> object:
@@ -189,3 +215,8 @@ def _number(name: str, value: object, span: str, fits: Callable[[float], bool]) 
 def _strings(name: str, value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
         raise OptionError(f"{name} is {value!r}; wanted a list of strings that are not empty")
+    for text in value:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+            raise OptionError(f"{name} has {text!r}, which is not valid Unicode text") from error

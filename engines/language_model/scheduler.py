@@ -32,13 +32,12 @@ class _Job:
         self.ticket = ticket
         self.slots = [first]
         self.tokens: list[int] = []  # one a slot, once the prompt is read
-        self.forked = False
         self.prompt: Prompt | None = None
 
     @property
     def reserved(self) -> int:
-        """The slots that it may yet fill: after the first step, no more than it has."""
-        return len(self.slots) if self.forked else self.ticket.decoding.width
+        """The slots that are its own, or will be."""
+        return max(len(self.slots), self.ticket.decoding.width)
 
 
 class Scheduler:
@@ -46,11 +45,15 @@ class Scheduler:
 
     Args:
         model: what continues the sequences.
+
+    Attributes:
+        wanted: slots that the next in line is waiting for.
     """
 
     def __init__(self, model: BatchModel) -> None:
         self._model = model
         self._jobs: list[_Job] = []
+        self.wanted = 0
 
     @property
     def running(self) -> list[Ticket]:
@@ -59,8 +62,7 @@ class Scheduler:
 
     def fits(self, ticket: Ticket) -> bool:
         """Whether there are slots for all the rows that this request may need."""
-        taken = sum(job.reserved for job in self._jobs)
-        return taken + ticket.decoding.width <= self._model.capacity
+        return ticket.decoding.width <= self._free()
 
     def add(self, ticket: Ticket) -> None:
         """Gives a request its slot; it must fit."""
@@ -110,14 +112,13 @@ class Scheduler:
         if ticket.given_up():
             self._leave(job)
             return
-        branches = ticket.decoding.accept(logits)
+        branches = ticket.decoding.accept(logits, lambda: self._free() - self.wanted)
         delta = ticket.decoding.take_delta()
         if delta is not None:
             ticket.put(delta)
         if branches:
             job.slots = self._branched(job.slots, branches)
             job.tokens = [branch.token for branch in branches]
-            job.forked = True
         else:
             ticket.end()
             self._leave(job)
@@ -137,7 +138,14 @@ class Scheduler:
                 self._model.fork(slots[branch.parent], chosen[index])
         for slot in spare:
             self._model.release(slot)
+        for index, branch in enumerate(branches):
+            if branch.back:  # only now: a fork starts from what its parent was
+                chosen[index].take_back(branch.back)
         return [chosen[index] for index in range(len(branches))]
+
+    def _free(self) -> int:
+        """The slots that are nobody's."""
+        return self._model.capacity - sum(job.reserved for job in self._jobs)
 
     def _leave(self, job: _Job) -> None:
         self._jobs.remove(job)

@@ -50,6 +50,11 @@ class Slot:
     source_length: int = 1
     tokens: list[int] = field(default_factory=list)
 
+    def take_back(self, count: int) -> None:
+        """Forgets its last tokens. Their keys and values stay, unread, until others come there."""
+        del self.tokens[len(self.tokens) - count :]
+        self.length -= count
+
 
 class BatchModel(Protocol):
     """A language model that continues many sequences at once, each in its slot. Not thread-safe."""

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from engines.language_model.options import GenerationOptions as GenerationOptions
 from export.errors import EngineError
 
-FinishReason = Literal["eos", "stop", "length", "cancelled"]
+FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
 """Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or
-the model's length), or the caller."""
+the model's length), being the likeliest of some candidates, or the caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankedCandidate:
+    """One of the answers to choose from, with how likely it is.
+
+    Attributes:
+        index: its place among the candidates as they were given.
+        text: as it was given.
+        token_ids: those that count. An encoder-decoder's has its closing end-of-sequence token, a
+            decoder-only model's has none, as in LAVIS.
+        logprob: the sum of their log-probabilities, in nats.
+        score: what they are ranked by: `logprob / len(token_ids) ** length_penalty`.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """One of the answers to a request.
 
@@ -86,7 +106,8 @@ class Completion:
         finish_reason: see `FinishReason`.
         completion_tokens: generated tokens, a closing one included.
         logprobs: of every generated token, a closing one included; `None` where not asked for.
-        score: of a beam search, the sum of log-probabilities with the penalty of length.
+        score: of a beam search or a ranking, the sum of log-probabilities with the penalty of
+            length.
     """
 
     text: str
@@ -106,12 +127,14 @@ class Answer(Completion):
         seed: the one that was used; `None` for greedy.
         timing: where the time went.
         others: the other completions, where several were asked for (`n`).
+        ranking: every candidate, the likeliest first, where there were any to choose from.
     """
 
     prompt_tokens: int
     seed: int | None
     timing: Timing
     others: tuple[Completion, ...] = ()
+    ranking: tuple[RankedCandidate, ...] = ()
 
 
 Event = TextDelta | Answer

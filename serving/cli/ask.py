@@ -35,14 +35,15 @@ def command(
     """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
 
     With --stream --json every piece is a line of its own, {"delta": ...}, and the last line is the
-    whole answer.
+    whole answer. With --candidate every candidate is a line, the likeliest first: its score and its
+    text.
     """
     options = options_from_flags(flags)
     from serving.client import InstructBlipClient
 
     source: str | bytes = sys.stdin.buffer.read() if image == "-" else image
     with InstructBlipClient(url, timeout_s=timeout_s) as client:
-        if stream:
+        if stream and not options.candidates:
             with client.stream(source, prompt, options=options) as pieces:
                 _print_pieces(pieces, json_)
                 answer = pieces.answer
@@ -50,6 +51,9 @@ def command(
             answer = client.ask(source, prompt, options=options)
     if json_:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))
+    elif answer.ranking:
+        for found in answer.ranking:
+            click.echo(f"{found.score:10.4f}  {found.text}")
     elif not stream:
         click.echo(answer.text)
 

@@ -27,7 +27,11 @@ GENERATION: tuple[tuple[str, Any, str], ...] = (
     ("logprobs", int, "Report log-probabilities, of so many tokens besides (with --json)."),
     ("n", int, "So many answers (the others with --json). Default: 1."),
     ("num_beams", int, "Beam search with so many beams. Default: 1, none."),
-    ("length_penalty", float, "Of a beam search: above 0 favours long answers. Default: 1."),
+    (
+        "length_penalty",
+        float,
+        "Of beams and candidates: above 0 favours long answers. Default: 1 of beams, 0 of others.",
+    ),
     ("seed", int, "Of the draw. Default: a fresh one."),
 )
 """Name, type and help of each option of an answer."""
@@ -37,8 +41,12 @@ REPEATABLE: tuple[tuple[str, Any, str], ...] = (
     ("stop_token_ids", int, "End the answer before this token. Repeatable."),
     ("banned_words", str, "A word that the answer may not contain. Repeatable."),
     ("logit_bias", (int, float), "A token and what is added to its logit. Repeatable."),
+    ("candidates", str, "An answer to choose from: they are ranked, the likeliest is the answer."),
 )
 """The same of those that may be given several times."""
+
+SINGULAR = {"candidates": "--candidate"}
+"""Flags that are not called as their options are: one is given at a time."""
 
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
@@ -46,7 +54,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of an answer; `options_from_flags` reads them."""
     for name, kind, text in reversed(REPEATABLE):
-        flag = "--" + name.replace("_", "-")
+        flag = SINGULAR.get(name, "--" + name.replace("_", "-"))
         function = click.option(flag, name, type=kind, multiple=True, help=text)(function)
     early = click.option(
         "--early-stopping",

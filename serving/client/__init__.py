@@ -3,7 +3,13 @@
 Needs Pillow, numpy and `tritonclient[grpc]`; neither torch, transformers nor onnxruntime.
 """
 
-from engines.language_model.types import Answer, FinishReason, GenerationOptions, Timing
+from engines.language_model.types import (
+    Answer,
+    FinishReason,
+    GenerationOptions,
+    RankedCandidate,
+    Timing,
+)
 from serving.client.asynchronous import AsyncAnswerStream, AsyncInstructBlipClient
 from serving.client.errors import (
     CancelledError,
@@ -43,6 +49,7 @@ __all__ = [
     "OptionError",
     "ProtocolError",
     "QueueFullError",
+    "RankedCandidate",
     "ServerContract",
     "Timing",
     "UnreachableError",

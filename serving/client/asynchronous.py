@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
-from engines.language_model.types import Answer, GenerationOptions
+from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
 from export.errors import IblipError
 from export.images import ImageSource, pixels_from_image
 from serving.client.errors import CancelledError
@@ -26,6 +26,7 @@ from serving.client.messages import (
     config_request,
     contract_from_config,
     question,
+    ranking_options,
 )
 from serving.client.sync import DEFAULT_URL, GREEDY
 from serving.wire import ENSEMBLE, ServerContract
@@ -109,6 +110,20 @@ class AsyncInstructBlipClient:
     ) -> AsyncAnswerStream:
         """As `InstructBlipClient.stream`; the image is decoded in a thread of its own."""
         return await self._asked(image, prompt, options, timeout_s, stream=True)
+
+    async def rank(
+        self,
+        image: ImageSource,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        length_penalty: float | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[RankedCandidate, ...]:
+        """As `InstructBlipClient.rank`. Cancelling the task cancels the ranking."""
+        options = ranking_options(candidates, length_penalty)
+        answer = await self.ask(image, prompt, options=options, timeout_s=timeout_s)
+        return answer.ranking
 
     async def _asked(
         self,

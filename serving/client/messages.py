@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,18 @@ def contract_from_config(response: Message) -> ServerContract:
         return ServerContract.from_parameters(strings)
     except ContractError as error:
         raise ProtocolError(str(error)) from error
+
+
+def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> GenerationOptions:
+    """The options that ask for a ranking.
+
+    Raises:
+        OptionError: there is no candidate, or they do not fit.
+    """
+    options = GenerationOptions(candidates=tuple(candidates), length_penalty=length_penalty)
+    if not options.candidates:
+        raise OptionError("candidates is empty; wanted at least one text")
+    return options
 
 
 def question(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]
 
-from engines.language_model.types import Answer, GenerationOptions
+from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
 from export.errors import IblipError
 from export.images import ImageSource, pixels_from_image
 from serving.client.faults import error_from_status
@@ -23,6 +23,7 @@ from serving.client.messages import (
     config_request,
     contract_from_config,
     question,
+    ranking_options,
 )
 from serving.wire import ENSEMBLE, ServerContract
 
@@ -139,6 +140,28 @@ class InstructBlipClient:
         The request is sent before this returns. Iterating raises what made it fail.
         """
         return self._asked(image, prompt, options, timeout_s, stream=True)
+
+    def rank(
+        self,
+        image: ImageSource,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        length_penalty: float | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[RankedCandidate, ...]:
+        """The candidates as answers, the likeliest first; errors as in `ask`.
+
+        Args:
+            image: see the class.
+            prompt: the question or instruction.
+            candidates: 1 to 1000 texts.
+            length_penalty: the sum of a candidate's log-probabilities is divided by its number of
+                tokens to this power; `None` is 0.
+            timeout_s: of this answer, in seconds; `None` takes the client's own.
+        """
+        options = ranking_options(candidates, length_penalty)
+        return self.ask(image, prompt, options=options, timeout_s=timeout_s).ranking
 
     def _asked(
         self,

@@ -71,6 +71,34 @@ def test_options_reach_the_engine(served, client, picture):
     )
 
 
+def test_candidates_are_ranked_as_in_process(served, client, picture):
+    candidates = [*map(str, range(300)), "The digit is a 3.", "The digit is a 4.", "größe", "3"]
+    options = GenerationOptions(candidates=tuple(candidates))
+    prompt = "What digit is in the image?"
+    wanted = served.in_process(picture, prompt, options)
+
+    def alike(ranking):
+        assert [found.index for found in ranking] == [found.index for found in wanted.ranking]
+        scores = [found.score for found in wanted.ranking]
+        assert [found.score for found in ranking] == pytest.approx(scores, abs=1e-4)
+
+    answer = client.ask(picture, prompt, options=options)
+    alike(answer.ranking)
+    assert (answer.text, answer.finish_reason) == (wanted.ranking[0].text, "ranked")
+    assert answer.text == client.ask(picture, prompt).text  # what it would say by itself
+    alike(client.rank(picture, prompt, candidates))
+    penalised = client.rank(picture, prompt, candidates, length_penalty=1)
+    assert penalised[-1].score > wanted.ranking[-1].score  # a mean, no sum
+
+    async def rank():
+        async with AsyncInstructBlipClient(served.url) as other:
+            return await other.rank(picture, prompt, candidates)
+
+    alike(asyncio.run(rank()))
+    with client.stream(picture, prompt, options=options) as stream:
+        assert list(stream) == [answer.text]
+
+
 def test_a_stop_string_ends_the_answer_before_itself(served, client, picture):
     whole = client.ask(picture, "Describe the image.", options=served.wild(40)).text
     stop = whole[len(whole) // 2 :][:3]

@@ -42,6 +42,17 @@ def test_streamed_as_json_every_line_is_an_object(served, picture, whole):
     assert "".join(piece["delta"] for piece in pieces) == last["text"] == whole
 
 
+def test_candidates_are_printed_the_likeliest_first(served, picture):
+    candidates = [word for digit in "0123456789" for word in ("--candidate", digit)]
+    asked = [picture, "What digit is in the image?", "--url", served.url, *candidates]
+    said = run(*asked[:4]).output.strip()
+    lines = run(*asked).output.splitlines()
+    ranking = json.loads(run(*asked, "--json").output)["ranking"]
+    assert lines == [f"{found['score']:10.4f}  {found['text']}" for found in ranking]
+    assert ranking[0]["text"] == said
+    assert len(lines) == 10
+
+
 def test_an_image_from_standard_input(served, picture, whole):
     done = run("-", "Describe the image.", "--url", served.url, input=picture.read_bytes())
     assert (done.exit_code, done.output) == (0, whole + "\n")

@@ -25,6 +25,7 @@ from serving.client.messages import (
     channel_options,
     contract_from_config,
     question,
+    ranking_options,
 )
 from serving.wire import finish_from_answer
 
@@ -76,7 +77,7 @@ def test_both_clients_offer_the_same():
         {name for name in vars(client) if not name.startswith("_")}
         for client in (serving.client.InstructBlipClient, serving.client.AsyncInstructBlipClient)
     ]
-    assert offered[0] == offered[1] == {"ask", "stream", "contract", "close"}
+    assert offered[0] == offered[1] == {"ask", "stream", "rank", "contract", "close"}
 
 
 def test_a_question_as_a_message():
@@ -192,6 +193,12 @@ def test_every_failure_of_grpc_has_its_error(code, details, kind, message):
     assert type(error).__name__ == kind + "Error"
     with pytest.raises(type(error), match=message):
         raise error
+
+
+def test_a_ranking_needs_something_to_rank():
+    assert ranking_options(["a", "b"], None).candidates == ("a", "b")
+    with pytest.raises(errors.OptionError, match="candidates is empty; wanted at least one text"):
+        ranking_options([], None)
 
 
 def test_a_server_of_another_wire_is_refused():

@@ -12,6 +12,7 @@ from engines.language_model.types import (
     Completion,
     GenerationOptions,
     QueueFullError,
+    RankedCandidate,
     Timing,
     TokenLogprob,
 )
@@ -44,6 +45,10 @@ LOGPROBS = (
     TokenLogprob(token_id=4, logprob=-0.5, top=((4, -0.5), (9, -1.25))),
     TokenLogprob(token_id=5, logprob=-2.0, top=()),
 )
+RANKED = tuple(
+    RankedCandidate(index=i, text=t, token_ids=(i, 1), logprob=-i - 0.5, score=-i - 0.5)
+    for i, t in enumerate(["a 7", "größe\n"])
+)
 OTHER = Completion(text="o\nther", token_ids=(7,), finish_reason="stop", completion_tokens=1)
 
 
@@ -54,6 +59,7 @@ OTHER = Completion(text="o\nther", token_ids=(7,), finish_reason="stop", complet
         replace(ANSWER, logprobs=LOGPROBS, seed=3),
         replace(ANSWER, score=-0.75, others=(OTHER, replace(OTHER, score=-1.5))),
         replace(ANSWER, others=(replace(OTHER, logprobs=LOGPROBS),)),
+        replace(ANSWER, finish_reason="ranked", score=-0.5, ranking=RANKED),
     ],
 )
 def test_an_answer_survives_the_wire(answer):
@@ -78,6 +84,7 @@ def test_a_damaged_finish_is_said(finish):
         GenerationOptions(logit_bias={3: -1.5, 17: 100}, logprobs=5),
         GenerationOptions(num_beams=5, n=2, length_penalty=0.0, early_stopping=True),
         GenerationOptions(num_beams=2, length_penalty=-1.0, early_stopping="never"),
+        GenerationOptions(candidates=("a 7", '"', "größe"), length_penalty=0.5),
     ],
 )
 def test_options_survive_the_wire(options):
@@ -117,6 +124,8 @@ def test_only_what_differs_from_the_default_travels():
         ({"num_beams": 2, "n": 3}, "n is 3; wanted at most num_beams, 2"),
         ({"num_beams": 2, "temperature": 1.0}, "a beam search draws nothing"),
         ({"num_beams": 2, "logprobs": 1}, "logprobs is not known of a beam search"),
+        ({"candidates": "red"}, "candidates is 'red'; wanted a JSON list of strings in a string"),
+        ({"candidates": '["a"]', "num_beams": 2}, "candidates are given, and num_beams; a ranking"),
         ({"early_stopping": "soon"}, "early_stopping is 'soon'; wanted true, false or 'never'"),
         ({PACKED: "no JSON"}, "options_json is 'no JSON'; wanted a JSON object"),
         ({PACKED: '{"topp": 1}'}, "Did you mean 'top_p'"),
