@@ -24,6 +24,7 @@ from engines.language_model.sampling import Sampler, draw, likeliest, seed_for
 from export.errors import EngineError, OptionError
 
 VOCAB, EOS = 500, (2, 7)
+DRAWS = 5000
 BANNED = ((5,), (11, 12), (13, 14, 15))
 
 
@@ -133,6 +134,45 @@ def test_draws_follow_the_distribution() -> None:
     expected = np.exp(logits) * draws
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
     assert chi_squared < 18.5  # 4 degrees of freedom: exceeded once in a thousand
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationOptions(temperature=0.7),
+        GenerationOptions(temperature=1.8, top_k=12),
+        GenerationOptions(temperature=1.0, top_p=0.8),
+        GenerationOptions(temperature=1.5, min_p=0.1),
+        GenerationOptions(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02),
+        GenerationOptions(temperature=1.0, repetition_penalty=1.6),
+        GenerationOptions(temperature=1.0, no_repeat_ngram_size=2, top_k=30),
+        GenerationOptions(temperature=1.0, banned_words=("some",), top_p=0.95),
+        GenerationOptions(temperature=1.0, min_new_tokens=5, top_k=20),
+        GenerationOptions(temperature=1.2, logit_bias={5: 4.0, 2: 3.0, 40: -100.0}, min_p=0.01),
+    ],
+    ids=repr,
+)
+def test_draws_follow_the_distribution_of_transformers(options: GenerationOptions) -> None:
+    random = np.random.default_rng(1)
+    said = [int(token) for token in random.integers(0, VOCAB, 30)] + [11]  # 11, 12 is banned
+    logits = random.standard_normal(VOCAB).astype(np.float32) * 2
+    logits[[*EOS, 5, 12, *said]] += 4  # so that what is forbidden or disfavoured would be drawn
+    scores = torch.from_numpy(reference(options, said, len(said), logits))
+    expected = torch.softmax(scores.double(), dim=-1).numpy() * DRAWS
+    banned = BANNED if options.banned_words else ()
+    restraints = Restraints(options, ends=EOS, context=said, banned=banned)
+    first = [Sampler(options, restraints, seed=3, index=i)(logits) for i in range(DRAWS)]
+    counts = np.bincount(first, minlength=VOCAB)
+    assert counts[expected == 0].sum() == 0
+    often = expected >= 5
+    counts = np.append(counts[often], counts[~often].sum())
+    expected = np.append(expected[often], expected[~often].sum())
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    chi_squared = float(((counts - expected) ** 2 / expected).sum())
+    # Wilson and Hilferty 1931: exceeded once in ten thousand; the seed makes it one draw for ever.
+    freedom = counts.size - 1
+    spread = 2 / (9 * freedom)
+    assert chi_squared < freedom * (1 - spread + 3.72 * spread**0.5) ** 3
 
 
 def test_a_draw_never_takes_an_impossible_token() -> None:
