@@ -15,7 +15,7 @@ import click
 from export.checkpoint import DEMO
 from serving.cli.quiet import quiet_libraries
 
-NAMES = ("builds", "heldout", "one_image", "latency")
+NAMES = ("builds", "heldout", "beams", "crowd", "one_image", "latency")
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -148,7 +148,7 @@ def _reference_texts(
     facts = manifest.language_model
     ask: Any = processor
     texts: dict[int, str] = {}
-    for batch in _batches(ask, examples):
+    for batch in equally_long(ask, examples):
         images = [Image.open(examples[i].image) for i in batch]
         prompts = [examples[i].prompt for i in batch]
         inputs = ask(images=images, text=prompts, return_tensors="pt")
@@ -173,8 +173,11 @@ def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     return list(takewhile(lambda token: token not in ends, ids))
 
 
-def _batches(processor: Any, examples: Sequence[Example]) -> Iterator[npt.NDArray[np.int64]]:
-    """Indices of examples whose prompts are equally long in every tokenizer: no padding."""
+def equally_long(processor: Any, examples: Sequence[Example]) -> Iterator[npt.NDArray[np.int64]]:
+    """Indices of examples whose prompts are equally long in every tokenizer: no padding.
+
+    Padding on the left, which transformers would do, changes its answers.
+    """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
         text = processor(text=example.prompt)

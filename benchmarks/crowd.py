@@ -1,0 +1,102 @@
+"""The same requests alone and sixteen at a time: how many get the same tokens, by precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from benchmarks.builds import PRECISIONS, build
+from engines.language_model.opening import EngineLimits, open_engine
+from engines.language_model.types import (
+    Answer,
+    GenerationOptions,
+    GenerationRequest,
+    LanguageModelEngine,
+)
+from engines.pipeline import Pipeline
+from export.examples import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+
+AT_ONCE = 16
+EXAMPLES = 50
+
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "top_p": 0.95},
+    "sampled, of all kinds": {"temperature": 4.0, "min_new_tokens": 20, "max_new_tokens": 40},
+    "three answers": {"temperature": 2.0, "n": 3, "max_new_tokens": 12},
+    "five beams": {"num_beams": 5},
+    "ranked": {"candidates": ["red", "a 3", *map(str, range(40))]},
+}
+"""Options by what they are called; what draws also gets a seed."""
+
+
+def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
+    """Figures by precision."""
+    examples = read_examples(checkpoint / "examples", EXAMPLES)
+    return {
+        precision: compare(build(checkpoint, scratch, precision), examples)
+        for precision in PRECISIONS
+    }
+
+
+def compare(directory: Path, examples: Sequence[Example]) -> dict[str, Any]:
+    """How many requests have the same tokens in every answer, by way.
+
+    Args:
+        directory: of the build.
+        examples: what is asked; each in every way, and neighbours in different ones.
+    """
+    manifest = Manifest.read(directory)
+    names = [name for _ in examples for name in WAYS]
+    requests = _requests(directory, examples)
+    limits = EngineLimits(slots=AT_ONCE, queue=len(requests))
+    with closing(open_engine(directory, manifest, limits=limits)) as engine:
+        alone = [_said(engine.submit(request).result()) for request in requests]
+        crowd = _in_a_crowd(engine, requests)
+    same = [a == b for a, b in zip(alone, crowd, strict=True)]
+    return {
+        name: {
+            "requests": len(examples),
+            "same_tokens": sum(
+                equal for equal, other in zip(same, names, strict=True) if other == name
+            ),
+        }
+        for name in WAYS
+    }
+
+
+def _requests(directory: Path, examples: Sequence[Example]) -> list[GenerationRequest]:
+    made: list[GenerationRequest] = []
+    with Pipeline(directory) as pipeline:
+        for example in examples:
+            pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
+            embeds = pipeline.encode_image(pixels[None])
+            (visual_prompt,) = pipeline.visual_prompt(embeds, [example.prompt])
+            for options in WAYS.values():
+                seed = {"seed": len(made)} if "temperature" in options else {}
+                made.append(
+                    GenerationRequest(
+                        prompt=example.prompt,
+                        visual_prompt=visual_prompt,
+                        options=GenerationOptions.from_mapping({**options, **seed}),
+                    )
+                )
+    return made
+
+
+def _in_a_crowd(
+    engine: LanguageModelEngine, requests: Sequence[GenerationRequest]
+) -> list[tuple[tuple[int, ...], ...]]:
+    """All wait from the first; their lengths differ, so that they join and leave at many steps."""
+    return [_said(generation.result()) for generation in [engine.submit(r) for r in requests]]
+
+
+def _said(answer: Answer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of every answer; of a ranking those of every candidate, in its order."""
+    if answer.ranking:
+        return tuple(found.token_ids for found in answer.ranking)
+    return tuple(completion.token_ids for completion in (answer, *answer.others))
