@@ -9,7 +9,15 @@ from queue import Empty, SimpleQueue
 from threading import Lock
 
 from engines.language_model.decoding import Decoding
-from engines.language_model.types import Answer, Event, GenerationRequest, TextDelta, Timing
+from engines.language_model.totals import Totals
+from engines.language_model.types import (
+    Answer,
+    Event,
+    GenerationRequest,
+    Outcome,
+    TextDelta,
+    Timing,
+)
 from export.errors import DeadlineError, IblipError
 
 End = Answer | IblipError
@@ -22,17 +30,24 @@ class Pending:
     Args:
         request: as submitted.
         answer: gives its answer as far as it is.
+        totals: where its end is counted.
 
     Attributes:
         request: as submitted.
         cancelled: the caller wants no more of it.
     """
 
-    def __init__(self, request: GenerationRequest, answer: Callable[[Timing], Answer]) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        answer: Callable[[Timing], Answer],
+        totals: Totals,
+    ) -> None:
         self.request = request
         self.cancelled = False
         self._answer = answer
         self.events: SimpleQueue[TextDelta | End] = SimpleQueue()
+        self._totals = totals
         self._ended = False
         self._lock = Lock()
         self._submitted = time.monotonic()
@@ -67,9 +82,14 @@ class Pending:
     def end(self, end: End | None = None) -> None:
         """Writes the last event, `None` being the answer as far as it is. Only the first counts."""
         with self._lock:
-            if not self._ended:
-                self._ended = True
-                self.events.put(self._answer(self._timing()) if end is None else end)
+            if self._ended:
+                return
+            timing = self._timing()
+            # Made before it has ended: if this fails, the failure can still be its end.
+            last = self._answer(timing) if end is None else end
+            self._ended = True
+            self._totals.ended(_outcome(last), timing)
+            self.events.put(last)
 
     def given_up(self) -> bool:
         """Ends the request if it is cancelled or late; whether it has ended."""
@@ -103,9 +123,13 @@ class Ticket(Pending):
     """
 
     def __init__(
-        self, request: GenerationRequest, prompt_ids: tuple[int, ...], decoding: Decoding
+        self,
+        request: GenerationRequest,
+        prompt_ids: tuple[int, ...],
+        decoding: Decoding,
+        totals: Totals,
     ) -> None:
-        super().__init__(request, decoding.answer)
+        super().__init__(request, decoding.answer, totals)
         self.prompt_ids = prompt_ids
         self.decoding = decoding
 
@@ -164,6 +188,12 @@ class QueuedGeneration:
             # The engine may be busy with another request, and tell us too late.
             self._ticket.abandon()
             return late_error()
+
+
+def _outcome(end: End) -> Outcome:
+    if isinstance(end, Answer):
+        return end.finish_reason
+    return "late" if isinstance(end, DeadlineError) else "failed"
 
 
 def late_error() -> DeadlineError:

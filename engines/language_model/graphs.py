@@ -133,6 +133,11 @@ class DecoderOnly:
         self._live: list[Slot] = []  # by row
         self._batches: dict[int, Rows] = {}  # by count, over the first rows
 
+    @property
+    def used(self) -> int:
+        """How many slots are taken."""
+        return len(self._live)
+
     def acquire(self) -> Slot:
         """An empty slot, behind the others; there must be one."""
         assert len(self._live) < self.capacity

@@ -7,6 +7,7 @@ owns the model; callers meet it only through tickets.
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 from collections import deque
 from dataclasses import replace
@@ -24,10 +25,18 @@ from engines.language_model.detokenise import special_tokens
 from engines.language_model.generation import QueuedGeneration, Ticket
 from engines.language_model.scheduler import Scheduler
 from engines.language_model.slots import BatchModel
-from engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
+from engines.language_model.totals import Totals
+from engines.language_model.types import (
+    EngineStatus,
+    GenerationOptions,
+    GenerationRequest,
+    QueueFullError,
+)
 from engines.text import PromptTokenizer, answers_from_text, words_from_text
-from export.errors import OptionError
+from export.errors import EngineError, OptionError
 from export.manifest import LanguageModelFacts
+
+logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 256
 """Requests that may wait, unless the caller says otherwise."""
@@ -54,12 +63,14 @@ class OnnxEngine:
         self._model = model
         self._prompts = prompts
         self._facts = replace(facts, max_length=min(facts.max_length, model.positions))
-        self._scheduler = Scheduler(model)
+        self._totals = Totals()
+        self._scheduler = Scheduler(model, self._totals)
         self._queue_limit = queue_limit
         self._special = special_tokens(prompts.tokenizer)
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []  # for `close`, which another thread calls
-        self._closed = False
+        self._over = ""  # why it takes no more requests
+        self._freed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="language-model", daemon=True)
         self._worker.start()
@@ -82,14 +93,15 @@ class OnnxEngine:
                 slots; an option names a token that the model does not have; or a candidate is too
                 long.
             QueueFullError: too many requests are waiting.
-            EngineError: the engine is closed.
+            EngineError: the engine is closed, or has stopped by a fault of its own.
         """
         ticket = self._ticket(request)
         with self._changed:
-            if self._closed:
-                raise closed_error()
-            self._waiting = deque(t for t in self._waiting if not t.cancelled)
+            if self._over:
+                raise EngineError(self._over)
+            self._waiting = deque(t for t in self._waiting if not t.given_up())
             if len(self._waiting) >= self._queue_limit:
+                self._totals.refused()
                 raise QueueFullError(
                     f"{len(self._waiting)} requests are waiting, as many as this engine takes. "
                     "Try again later."
@@ -98,21 +110,36 @@ class OnnxEngine:
             self._changed.notify()
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
+    def status(self) -> EngineStatus:
+        """See `LanguageModelEngine`."""
+        with self._changed:  # so that no request is between the queue and its slot
+            return self._totals.status(
+                slots=self._model.capacity,
+                slots_used=self._model.used,
+                running=len(self._scheduler.running),
+                waiting=len(self._waiting),
+            )
+
     def close(self) -> None:
         """Ends every request with `EngineError`, then frees the model. Harmless when repeated."""
+        self._stop(str(closed_error()))
+        atexit.unregister(self.close)
+        if threading.current_thread() is not self._worker:
+            self._worker.join()
         with self._changed:
-            if self._closed:
-                return
-            self._closed = True
+            freed, self._freed = self._freed, True
+        if not freed:
+            self._model.close()
+
+    def _stop(self, reason: str) -> None:
+        """Takes no more requests, and ends those that there are."""
+        with self._changed:
+            self._over = self._over or reason
             unfinished = [*self._waiting, *self._running]
             self._waiting.clear()
             self._changed.notify()
         for ticket in unfinished:
-            ticket.end(closed_error())
-        atexit.unregister(self.close)
-        if threading.current_thread() is not self._worker:
-            self._worker.join()
-        self._model.close()
+            ticket.end(EngineError(reason))
 
     def _ticket(self, request: GenerationRequest) -> Ticket:
         check_visual_prompt(request.visual_prompt, self._facts)
@@ -127,7 +154,7 @@ class OnnxEngine:
         banned = words_from_text(tokenizer, options.banned_words)
         candidates = self._candidates(options, plan.limit)
         decoding = decoding_for(options, plan, facts, builder, banned, candidates)
-        return Ticket(with_own_copy(request), prompt_ids, decoding)
+        return Ticket(with_own_copy(request), prompt_ids, decoding, self._totals)
 
     def _candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
         """The token ids of each candidate; refuses those that the model could not say."""
@@ -164,18 +191,24 @@ class OnnxEngine:
             ticket.end()
 
     def _work(self) -> None:
-        while self._admit():
-            self._scheduler.turn()
+        try:
+            while self._admit():
+                self._scheduler.turn()
+                self._scheduler.drop()
             self._scheduler.drop()
+        except Exception as error:  # nobody may wait for a worker that is no more
+            logger.exception("the language-model engine stopped")
+            self._stop(f"the language-model engine stopped ({error!r}). Start it again.")
 
     def _admit(self) -> bool:
         """Takes in what fits, in order, waiting while there is nothing to do; false at the end."""
         with self._changed:
             self._running = self._scheduler.running
-            self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+            self._changed.wait_for(lambda: self._waiting or self._running or self._over)
             self._waiting = deque(t for t in self._waiting if not t.given_up())
             while self._waiting and self._scheduler.fits(self._waiting[0]):
-                self._scheduler.add(self._waiting.popleft())
+                self._scheduler.add(self._waiting[0])
+                self._waiting.popleft()  # not before: if that fails, it is still somewhere
             self._scheduler.wanted = self._waiting[0].decoding.width if self._waiting else 0
             self._running = self._scheduler.running
-            return not self._closed
+            return not self._over

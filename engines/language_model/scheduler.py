@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engines.language_model.decoding import Branch
 from engines.language_model.generation import Ticket
 from engines.language_model.slots import BatchModel, Prompt, Slot
+from engines.language_model.totals import Totals
 from export.errors import EngineError, IblipError
 
 logger = logging.getLogger(__name__)
@@ -45,13 +46,15 @@ class Scheduler:
 
     Args:
         model: what continues the sequences.
+        totals: where tokens are counted.
 
     Attributes:
         wanted: slots that the next in line is waiting for.
     """
 
-    def __init__(self, model: BatchModel) -> None:
+    def __init__(self, model: BatchModel, totals: Totals) -> None:
         self._model = model
+        self._totals = totals
         self._jobs: list[_Job] = []
         self.wanted = 0
 
@@ -88,7 +91,9 @@ class Scheduler:
         ticket = job.ticket
         if job.prompt is None:
             job.prompt = self._model.read(ticket.request.visual_prompt, ticket.prompt_ids)
+        before = job.prompt.done
         logits = self._model.prefill(job.slots[0], job.prompt, PIECE)
+        self._totals.prompt_tokens += job.prompt.done - before
         if logits is not None:
             ticket.prefilled()
             self._accept(job, logits[None])
@@ -113,6 +118,7 @@ class Scheduler:
             self._leave(job)
             return
         branches = ticket.decoding.accept(logits, lambda: self._free() - self.wanted)
+        self._totals.generated_tokens += job.reserved  # one a row, or all of the first ones
         delta = ticket.decoding.take_delta()
         if delta is not None:
             ticket.put(delta)

@@ -65,6 +65,11 @@ class BatchModel(Protocol):
         ...
 
     @property
+    def used(self) -> int:
+        """How many of them are taken. May be asked from any thread."""
+        ...
+
+    @property
     def positions(self) -> int:
         """How many positions a sequence may have."""
         ...

@@ -7,7 +7,7 @@ that forwards to another server all stand behind `LanguageModelEngine`. Knows nu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,9 @@ from export.errors import EngineError
 FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
 """Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or
 the model's length), being the likeliest of some candidates, or the caller."""
+
+Outcome = Literal["eos", "stop", "length", "cancelled", "late", "failed", "refused"]
+"""How a request ended: with an answer, after its deadline, by a failure, or at a full queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,35 @@ class QueueFullError(EngineError):
     """As many requests are waiting as the engine takes. Trying again later may succeed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineStatus:
+    """What an engine is doing now, and what it has done since it was opened.
+
+    Attributes:
+        slots: sequences that it can run at once.
+        slots_used: of those, taken by a sequence.
+        running: requests that have slots.
+        waiting: requests in the queue.
+        requests: that have ended, by how; every `Outcome` is there. A request that was refused as
+            faulty is in none.
+        generated_tokens: of every answer and beam, the tokens of cancelled answers included.
+        prompt_tokens: positions that were read, visual prompts included.
+        queue_s, prefill_s, decode_s: seconds of the requests that have ended, as in their `Timing`.
+            Requests that run together are each counted in full.
+    """
+
+    slots: int
+    slots_used: int
+    running: int
+    waiting: int
+    requests: Mapping[Outcome, int]
+    generated_tokens: int
+    prompt_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
 class LanguageModelEngine(Protocol):
     """Answers requests, in the order and as many at once as it can. Thread-safe."""
 
@@ -174,6 +206,10 @@ class LanguageModelEngine(Protocol):
             QueueFullError: as many requests are waiting as the engine takes.
             EngineError: the engine is closed.
         """
+
+    def status(self) -> EngineStatus:
+        """What the engine is doing, and has done. Cheap; also when it is closed."""
+        ...
 
     def close(self) -> None:
         """Ends every request with `EngineError`, then frees the engine."""

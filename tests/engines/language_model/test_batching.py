@@ -109,6 +109,78 @@ def test_a_failing_step_fails_those_who_were_in_it(gated: Make, ask: Make) -> No
     assert model.live == []
 
 
+def test_an_engine_that_stops_leaves_nobody_waiting(gated: Make, ask: Make) -> None:
+    model, one = gated(2)
+    cancelled, other = one.submit(ask()), one.submit(ask())
+    waiting = one.submit(ask())
+    model.gate.release()
+    model.wait_for_steps(1)
+    model.release = lambda slot: 1 / 0  # a fault that is no request's
+    cancelled.cancel()
+    model.gate.release(2)
+    assert cancelled.result().finish_reason == "cancelled"
+    for generation in (other, waiting):
+        with pytest.raises(EngineError, match=r"engine stopped \("):
+            generation.result()
+    with pytest.raises(EngineError, match=r"stopped .* Start it again"):
+        one.submit(ask())
+
+
+def test_the_status_says_what_runs_and_what_has_ended(gated: Make, ask: Make) -> None:
+    model, one = gated(4, queue_limit=2)
+    wide = one.submit(ask("wide", temperature=1.0, seed=1, n=3, max_new_tokens=4))
+    model.gate.release()
+    model.wait_for_steps(1)
+    late = one.submit(ask(num_beams=2, deadline=0.0))
+    waiting = [one.submit(ask(num_beams=2)) for _ in range(2)]
+    with pytest.raises(QueueFullError):
+        one.submit(ask())
+    now = one.status()
+    assert (now.slots, now.slots_used, now.running, now.waiting) == (4, 3, 1, 2)
+    assert now.requests["refused"] == now.requests["late"] == 1
+    assert now.prompt_tokens == 4 + 1 + len("wide")
+    waiting[0].cancel()
+    model.gate.release(1000)
+    assert wide.result().finish_reason == "length"
+    assert waiting[1].result().finish_reason == "eos"
+    with pytest.raises(DeadlineError):
+        late.result()
+    one.close()
+    end = one.status()
+    assert (end.slots, end.slots_used, end.running, end.waiting) == (4, 0, 0, 0)
+    assert end.requests == {
+        **dict.fromkeys(["eos", "length", "cancelled", "late", "refused"], 1),
+        **dict.fromkeys(["stop", "failed"], 0),
+    }
+
+
+def test_tokens_and_ends_are_counted(gated: Make, ask: Make) -> None:
+    model, one = gated(4)
+    model.gate.release(1000)
+    totals = []
+    for options in ({}, {"max_new_tokens": 3}, {"stop": [" red"]}, {"num_beams": 4}):
+        before = one.status()
+        answer = one.submit(ask(**options)).result()
+        after = one.status()
+        assert after.requests[answer.finish_reason] == before.requests[answer.finish_reason] + 1
+        assert after.decode_s >= before.decode_s
+        totals.append(after.generated_tokens - before.generated_tokens)
+    assert totals == [11, 3, 9, 4 * 11]
+    assert sum(one.status().requests.values()) == 4
+
+
+def test_a_caller_who_vanishes_from_the_queue_is_counted(gated: Make, ask: Make) -> None:
+    model, one = gated(1)
+    running = one.submit(ask())
+    model.gate.release()
+    model.wait_for_steps(1)
+    one.submit(ask())  # nobody keeps it
+    last = one.submit(ask())
+    assert one.status().requests["cancelled"] == 1
+    model.gate.release(1000)
+    assert running.result().text == last.result().text == "It is red."
+
+
 def test_one_bad_request_leaves_its_neighbours_alone(gated: Make, ask: Make) -> None:
     model, one = gated(2, script="ab" * 50)
     good = one.submit(ask(max_new_tokens=9))

@@ -1,0 +1,53 @@
+"""What an engine has done since it was opened: counts that only grow."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import get_args
+
+from engines.language_model.types import EngineStatus, Outcome, Timing
+
+
+class Totals:
+    """Counts for an `EngineStatus`. A request is counted once, when it ends or is refused.
+
+    Attributes:
+        generated_tokens, prompt_tokens: of the sequences. One thread alone adds to them, so that a
+            step takes no lock.
+    """
+
+    def __init__(self) -> None:
+        self.generated_tokens = 0
+        self.prompt_tokens = 0
+        self._requests: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
+        self._queue_s = self._prefill_s = self._decode_s = 0.0
+        self._lock = Lock()
+
+    def refused(self) -> None:
+        """Counts a request that met a full queue."""
+        with self._lock:
+            self._requests["refused"] += 1
+
+    def ended(self, outcome: Outcome, timing: Timing) -> None:
+        """Counts a request at its end, and its time."""
+        with self._lock:
+            self._requests[outcome] += 1
+            self._queue_s += timing.queue_s
+            self._prefill_s += timing.prefill_s
+            self._decode_s += timing.decode_s
+
+    def status(self, *, slots: int, slots_used: int, running: int, waiting: int) -> EngineStatus:
+        """What an engine is doing, with what it has done."""
+        with self._lock:
+            return EngineStatus(
+                slots=slots,
+                slots_used=slots_used,
+                running=running,
+                waiting=waiting,
+                requests=dict(self._requests),
+                generated_tokens=self.generated_tokens,
+                prompt_tokens=self.prompt_tokens,
+                queue_s=self._queue_s,
+                prefill_s=self._prefill_s,
+                decode_s=self._decode_s,
+            )
