@@ -11,6 +11,7 @@ from engines.language_model.types import GenerationRequest
 from export.errors import InputError
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
+from serving.steps.metrics import EngineMetrics, MetricsThread
 from serving.steps.prompts import prompt_from_tensor
 from serving.wire import (
     CANCEL,
@@ -34,6 +35,8 @@ class TritonPythonModel:
         step = StepArguments.from_triton(args)
         engine = open_engine(step.directory, step.manifest, threads=step.threads)
         self.answering = Answering(engine)
+        metrics = EngineMetrics(make_family, {"model": args["model_name"]})
+        self.metrics = MetricsThread(metrics, engine.status)
 
     def execute(self, requests):
         """Queues the requests in their order."""
@@ -53,6 +56,7 @@ class TritonPythonModel:
 
     def finalize(self):
         """Ends what is running and frees the engine."""
+        self.metrics.close()
         self.answering.close()
 
 
@@ -75,6 +79,13 @@ def tensor(request, name):
     if found is None:
         raise InputError(f"the input {name!r} is missing")
     return found.as_numpy()
+
+
+def make_family(name, text, kind):
+    """A family of Triton's custom metrics; what makes one of its series."""
+    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
+    family = pb_utils.MetricFamily(name=name, description=text, kind=kinds[kind])
+    return lambda labels: family.Metric(labels=labels)
 
 
 class TritonReply:

@@ -1,0 +1,211 @@
+"""What an engine does, as metrics that Prometheus reads from Triton's own endpoint.
+
+Knows neither Triton nor any engine: statuses come in, and go out through families of metrics that
+the caller makes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from engines.language_model.types import EngineStatus, Outcome
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 0.25
+"""How often metrics are brought up to date, in seconds."""
+
+RATE_S = 5.0
+"""Over how long tokens per second are averaged, in seconds."""
+
+Kind = Literal["counter", "gauge"]
+
+
+class Metric(Protocol):
+    """One series, as Triton's Python backend has it."""
+
+    def increment(self, value: float) -> None:
+        """Adds to a counter, never less than 0."""
+
+    def set(self, value: float) -> None:
+        """Sets a gauge."""
+
+
+MakeFamily = Callable[[str, str, Kind], Callable[[Mapping[str, str]], Metric]]
+"""Name, help and kind of a family of metrics to what makes one of its series, given its labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Metrics of one name.
+
+    Attributes:
+        kind: a counter only grows.
+        help: what Prometheus shows of it.
+        read: the value of a status; or values by the value of `label`.
+        label: what tells its series apart, where there are several.
+    """
+
+    kind: Kind
+    help: str
+    read: Callable[[EngineStatus], float | Mapping[Outcome, int]]
+    label: str | None = None
+
+
+RATE = "iblip_generated_tokens_per_second"
+
+FAMILIES: Mapping[str, Family] = {
+    "iblip_slots": Family(
+        kind="gauge", help="Sequences that can run at once", read=lambda s: s.slots
+    ),
+    "iblip_slots_used": Family(
+        kind="gauge", help="Sequences that are running", read=lambda s: s.slots_used
+    ),
+    "iblip_requests_running": Family(
+        kind="gauge", help="Requests that are being answered", read=lambda s: s.running
+    ),
+    "iblip_requests_waiting": Family(
+        kind="gauge", help="Requests in the queue", read=lambda s: s.waiting
+    ),
+    "iblip_requests_total": Family(
+        kind="counter",
+        help="Requests that have ended, by how",
+        read=lambda s: s.requests,
+        label="reason",
+    ),
+    "iblip_generated_tokens_total": Family(
+        kind="counter",
+        help="Tokens generated, of every answer and beam",
+        read=lambda s: s.generated_tokens,
+    ),
+    "iblip_prompt_tokens_total": Family(
+        kind="counter",
+        help="Positions of prompts that were read, pictures included",
+        read=lambda s: s.prompt_tokens,
+    ),
+    "iblip_queue_seconds_total": Family(
+        kind="counter", help="Seconds that ended requests waited", read=lambda s: s.queue_s
+    ),
+    "iblip_prefill_seconds_total": Family(
+        kind="counter",
+        help="Seconds from the end of the wait until the prompt was read, of ended requests",
+        read=lambda s: s.prefill_s,
+    ),
+    "iblip_decode_seconds_total": Family(
+        kind="counter",
+        help="Seconds from the first token to the end, of ended requests",
+        read=lambda s: s.decode_s,
+    ),
+}
+"""By name. `RATE` is one more, which no single status tells."""
+
+
+class EngineMetrics:
+    """Metrics that follow an engine's status.
+
+    Args:
+        make_family: see `MakeFamily`.
+        labels: of every series.
+    """
+
+    def __init__(self, make_family: MakeFamily, labels: Mapping[str, str]) -> None:
+        self._labels = dict(labels)
+        self._makers = {
+            name: make_family(name, family.help, family.kind) for name, family in FAMILIES.items()
+        }
+        text = f"Tokens generated per second, over the last {RATE_S:g} seconds"
+        self._makers[RATE] = make_family(RATE, text, "gauge")
+        self._rate = self._makers[RATE](self._labels)
+        self._series: dict[tuple[str, str], Metric] = {}
+        self._shown: dict[tuple[str, str], float] = {}
+        self._shown_rate = -1.0
+        self._past: deque[tuple[float, int]] = deque()
+
+    def update(self, status: EngineStatus, now: float) -> None:
+        """Brings every series up to date; what has not changed costs nothing.
+
+        Args:
+            status: of the engine.
+            now: in seconds, of a clock that never goes back.
+        """
+        for name, family in FAMILIES.items():
+            read = family.read(status)
+            if isinstance(read, Mapping):
+                for label, value in read.items():
+                    self._show(name, family, label, value)
+            else:
+                self._show(name, family, "", read)
+        rate = self._tokens_per_second(status.generated_tokens, now)
+        if rate != self._shown_rate:
+            self._rate.set(rate)
+            self._shown_rate = rate
+
+    def clear(self) -> None:
+        """Lets go of every series, then of the families: Triton wants them gone in this order."""
+        self._series.clear()
+        del self._rate
+        self._makers.clear()
+
+    def _show(self, name: str, family: Family, label: str, value: float) -> None:
+        key = (name, label)
+        if key not in self._series:
+            labels = {**self._labels, family.label: label} if family.label else self._labels
+            self._series[key] = self._makers[name](labels)
+        elif value == self._shown[key]:
+            return
+        if family.kind == "counter":
+            self._series[key].increment(value - self._shown.get(key, 0))
+        else:
+            self._series[key].set(value)
+        self._shown[key] = value
+
+    def _tokens_per_second(self, tokens: int, now: float) -> float:
+        self._past.append((now, tokens))
+        while len(self._past) > 2 and self._past[1][0] <= now - RATE_S:
+            self._past.popleft()
+        since, before = self._past[0]
+        return (tokens - before) / (now - since) if now > since else 0.0
+
+
+class MetricsThread:
+    """Keeps metrics up to date until it is closed.
+
+    Args:
+        metrics: what to keep up to date.
+        status: asks the engine.
+        period_s: how often.
+    """
+
+    def __init__(
+        self,
+        metrics: EngineMetrics,
+        status: Callable[[], EngineStatus],
+        *,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._metrics = metrics
+        self._status = status
+        self._period_s = period_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread, and the metrics with it."""
+        self._closed.set()
+        self._thread.join()
+        self._metrics.clear()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._period_s):
+            try:
+                self._metrics.update(self._status(), time.monotonic())
+            except Exception:  # a server without metrics still answers
+                logger.exception("the metrics of the engine cannot be shown any more")
+                return

@@ -1,0 +1,97 @@
+"""The engine's metrics, as Prometheus reads them from a real server."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from typing import get_args
+
+import pytest
+
+from engines.language_model.types import Outcome
+from serving.client import CancelledError, GenerationOptions, OptionError
+from serving.steps.metrics import FAMILIES, RATE
+
+LINE = re.compile(r'^(iblip_\w+)\{model="language_model"(?:,reason="(\w+)")?\} (\S+)$', re.M)
+
+
+def read(served):
+    """Values by name, or by name and reason; and the type of every name."""
+    text = urllib.request.urlopen(served.server.metrics_url, timeout=60).read().decode()
+    values = {
+        (name, reason) if reason else name: float(v) for name, reason, v in LINE.findall(text)
+    }
+    return values, dict(re.findall(r"^# TYPE (iblip_\w+) (\w+)$", text, re.M))
+
+
+def wait_for(served, wanted):
+    """The values once they are as wanted: they are brought up to date a few times a second."""
+    end = time.monotonic() + 60
+    while not wanted(values := read(served)[0]):
+        assert time.monotonic() < end, values
+        time.sleep(0.05)
+    return values
+
+
+def is_idle(values):
+    names = ("iblip_slots_used", "iblip_requests_running", "iblip_requests_waiting")
+    return not any(values.get(name, 1) for name in names)
+
+
+def ended(reason):
+    return ("iblip_requests_total", reason)
+
+
+def test_every_family_is_there_with_its_type(served):
+    values = wait_for(served, is_idle)
+    _, types = read(served)
+    assert types == {**{name: family.kind for name, family in FAMILIES.items()}, RATE: "gauge"}
+    assert set(FAMILIES) - values.keys() == {"iblip_requests_total"}
+    assert values["iblip_slots"] == 8
+
+
+def test_answers_are_counted(served, client, picture):
+    before = wait_for(served, is_idle)
+    answers = [
+        client.ask(picture, "What digit is it?", options=GenerationOptions(max_new_tokens=most))
+        for most in (1, 40, 40)
+    ]
+    tokens = sum(answer.completion_tokens for answer in answers)
+    goal = before["iblip_generated_tokens_total"] + tokens
+    after = wait_for(served, lambda v: v["iblip_generated_tokens_total"] == goal and is_idle(v))
+    for reason in ("eos", "length"):
+        found = sum(answer.finish_reason == reason for answer in answers)
+        assert after[ended(reason)] - before[ended(reason)] == found
+    read_tokens = after["iblip_prompt_tokens_total"] - before["iblip_prompt_tokens_total"]
+    assert read_tokens == sum(answer.prompt_tokens for answer in answers)
+    assert after["iblip_decode_seconds_total"] > before["iblip_decode_seconds_total"]
+    assert after[RATE] > 0
+    assert all(after[name] >= before[name] for name in before if "_total" in str(name))
+
+
+def test_cancelled_answers_are_counted_and_free_their_slots(served, client, picture):
+    before = wait_for(served, is_idle)
+    for _ in range(5):
+        stream = client.stream(picture, "Describe the image.", options=served.long)
+        next(stream)
+        stream.cancel()
+        with pytest.raises(CancelledError):
+            list(stream)
+
+    def count(values):
+        return sum(values[ended(reason)] for reason in get_args(Outcome))
+
+    after = wait_for(served, lambda v: is_idle(v) and count(v) == count(before) + 5)
+    assert after[ended("cancelled")] > before[ended("cancelled")]
+
+
+def test_a_faulty_request_is_none_of_the_engine(served, client, picture):
+    before = wait_for(served, is_idle)
+    with pytest.raises(OptionError, match="stop_token_ids has token 999999"):
+        client.ask(picture, "What?", options=GenerationOptions(stop_token_ids=(999999,)))
+    most = GenerationOptions(min_new_tokens=3, max_new_tokens=3)
+    client.ask(picture, "What?", options=most)
+    after = wait_for(served, lambda v: v[ended("length")] > before[ended("length")])
+    after[ended("length")] -= 1
+    assert all(after[ended(name)] == before[ended(name)] for name in get_args(Outcome))
