@@ -7,6 +7,7 @@ same components run as models of their own.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -115,6 +116,7 @@ class Pipeline:
             InputError, ContractError: the prompt or the image cannot be used.
             QueueFullError, EngineError: as `LanguageModelEngine.submit`.
         """
+        started = time.monotonic()
         visual_prompt = self.visual_prompt(self._remembered(pixels), [prompt])[0]
         return self._engine.submit(
             GenerationRequest(
@@ -122,6 +124,7 @@ class Pipeline:
                 visual_prompt=visual_prompt,
                 options=options or GenerationOptions(),
                 deadline=deadline,
+                vision_s=time.monotonic() - started,
             )
         )
 

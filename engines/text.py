@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import BuildDirectoryError, InputError
-from export.manifest import Manifest
+from export.manifest import Manifest, how_to_raise
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,6 +50,7 @@ class PromptTokenizer:
     Attributes:
         tokenizer: the language model's.
         limit: most tokens that a prompt may have, its special tokens included.
+        advice: what to do about a longer one.
         template: what the family wraps around `{prompt}`.
         image_token_id: the placeholder that transformers puts where the image goes. A prompt that
             spells it would claim a place in the visual prompt, so it is refused.
@@ -58,25 +59,38 @@ class PromptTokenizer:
 
     tokenizer: Tokenizer
     limit: int
+    advice: str = "Shorten it."
     template: str = "{prompt}"
     image_token_id: int | None = None
     may_be_empty: bool = False
 
     @classmethod
-    def from_build(cls, directory: Path, manifest: Manifest) -> Self:
+    def from_build(
+        cls, directory: Path, manifest: Manifest, *, max_length: int | None = None
+    ) -> Self:
         """The prompt tokenizer of a build.
 
         The limit leaves room for the visual prompt and one token of answer within `max_length`.
         T5 has no limit of its own; the same bound keeps its memory in hand. A prompt may be empty
         where the Q-Former reads no instruction: BLIP-2 captions so.
 
+        Args:
+            directory: of the build.
+            manifest: of the same build.
+            max_length: positions of a sequence; `None` is what the build says.
+
         Raises:
             BuildDirectoryError: the tokenizer's file is missing or broken.
         """
         facts = manifest.language_model
+        length = max_length or manifest.limits.max_length
+        advice = f"max_length is {length} here, of the model's {facts.max_length}. Shorten it"
+        if length < facts.max_length:
+            advice += f"; {how_to_raise('max_length')}"
         return cls(
             tokenizer=load_tokenizer(directory / manifest.text.tokenizer),
-            limit=facts.max_length - facts.num_query_tokens - 1,
+            limit=length - facts.num_query_tokens - 1,
+            advice=f"{advice}.",
             template=manifest.text.prompt_template,
             image_token_id=facts.image_token_id,
             may_be_empty=manifest.text.qformer_tokenizer is None,
@@ -100,7 +114,7 @@ class PromptTokenizer:
                 f"the prompt contains the image token {token!r}, which stands for the image. "
                 "Remove it: the image's place in the prompt is fixed."
             )
-        _check_length("prompt", len(ids), self.limit)
+        _check_length("prompt", len(ids), self.limit, self.advice)
         return ids
 
 
@@ -158,7 +172,7 @@ class InstructionTokenizer:
     def _row(self, prompt: str) -> list[int]:
         check_prompt(prompt)
         row = _encode(self.tokenizer, prompt, "instruction")
-        _check_length("instruction", len(row), self.limit)
+        _check_length("instruction", len(row), self.limit, "Shorten it.")
         return row
 
 
@@ -189,10 +203,9 @@ def _encode(tokenizer: Tokenizer, text: str, what: str) -> list[int]:
         raise InputError(f"the {what} is not valid Unicode text ({error})") from error
 
 
-def _check_length(what: str, found: int, limit: int) -> None:
+def _check_length(what: str, found: int, limit: int, advice: str) -> None:
     if found > limit:
-        message = f"the {what} has {found} tokens; at most {limit} fit this model. Shorten it."
-        raise InputError(message)
+        raise InputError(f"the {what} has {found} tokens; at most {limit} fit. {advice}")
 
 
 def answers_from_text(

@@ -22,8 +22,14 @@ from typing import Any, Self
 from export.contract import Contract
 from export.errors import BuildDirectoryError
 
-FORMAT = 1
+FORMAT = 2
 """The manifest's format number; a reader refuses any other."""
+
+SLOTS = 8
+"""Sequences at once, unless the build says otherwise."""
+
+QUEUE = 256
+"""Requests that may wait, unless the build says otherwise."""
 
 MANIFEST = "manifest.json"
 
@@ -166,6 +172,27 @@ class LanguageModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServingLimits:
+    """How much the language model takes on when it is served, chosen at the build.
+
+    Attributes:
+        slots: sequences at once: a request's every answer or beam is one.
+        max_length: positions of a sequence, as `LanguageModelFacts.max_length`, and at most that.
+        queue: requests that may wait.
+    """
+
+    slots: int
+    max_length: int
+    queue: int
+
+
+def how_to_raise(limit: str) -> str:
+    """What to do about a field of `ServingLimits` that is too low, for messages."""
+    flag = limit.replace("_", "-")
+    return f"`--{flag}` of `export build` or `{limit}` in language_model/config.pbtxt raises it"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything that is known of a build.
 
@@ -174,6 +201,7 @@ class Manifest:
         family: the kind of model (`instructblip`, `blip2`).
         source: `{"path", "digest", "files": {name: sha256}}` of the checkpoint.
         components: by name: `vision_encoder`, `qformer`, `language_model`.
+        limits: of the language model when it is served.
         verification: what `verify` found, or `{"skipped": reason}`.
         tools: versions of the libraries that made the build.
         created: UTC, ISO 8601.
@@ -187,6 +215,7 @@ class Manifest:
     preprocessing: Preprocessing
     text: TextFacts
     language_model: LanguageModelFacts
+    limits: ServingLimits
     verification: Mapping[str, Any]
     tools: Mapping[str, str]
     created: str
@@ -211,6 +240,7 @@ class Manifest:
             "preprocessing": asdict(self.preprocessing),
             "text": asdict(self.text),
             "language_model": asdict(self.language_model),
+            "limits": asdict(self.limits),
             "verification": dict(self.verification),
             "tools": dict(self.tools),
             "created": self.created,
@@ -238,6 +268,7 @@ class Manifest:
             preprocessing=Preprocessing(**data["preprocessing"]),
             text=TextFacts(**data["text"]),
             language_model=LanguageModelFacts(**facts),
+            limits=ServingLimits(**data["limits"]),
             verification=data["verification"],
             tools=data["tools"],
             created=data["created"],

@@ -14,7 +14,15 @@ from export.build_directory import new_build
 from export.checkpoint import DEMO, Checkpoint, checkpoint_from_directory
 from export.errors import OptionError, VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
-from export.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
+from export.manifest import (
+    QUEUE,
+    SLOTS,
+    ComponentRecord,
+    EngineRecord,
+    GraphRecord,
+    Manifest,
+    ServingLimits,
+)
 from export.precision import parse_precision
 from export.progress import Progress, Silent
 
@@ -51,6 +59,9 @@ class BuildOptions:
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
         max_batch: the largest batch that vision encoder and Q-Former take.
         max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
+        slots: sequences that the language model runs at once.
+        max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
+        queue: requests that may wait for slots.
         verify: compare with transformers before the build is put in place.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
         limit: compare only so many examples; `None` compares all.
@@ -71,6 +82,9 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     max_batch: int = 8
     max_instruction: int = 128
+    slots: int = SLOTS
+    max_length: int | None = None
+    queue: int = QUEUE
     verify: bool = True
     examples: Path | None = None
     limit: int | None = None
@@ -78,7 +92,7 @@ class BuildOptions:
     vllm: VllmSettings | None = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_instruction", "limit"):
+        for name in ("max_batch", "max_instruction", "slots", "max_length", "queue", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 option = name.replace("_", "-")
@@ -125,6 +139,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     checkpoint = checkpoint_from_directory(options.model)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
+    limits_from_options(options, checkpoint)
     if options.vllm is not None:
         from engines.language_model.vllm.building import check_vllm
 
@@ -133,6 +148,26 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     with new_build(destination) as work:
         _fill(work, options, checkpoint, engine, progress)
     return destination
+
+
+def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> ServingLimits:
+    """The limits of the language model.
+
+    Raises:
+        OptionError: `max_length` is more than the model has, or has no room for prompt and answer.
+    """
+    from export.text import language_model_facts
+
+    facts = language_model_facts(checkpoint)
+    # The visual prompt, one token of prompt, one of answer.
+    least, most = facts.num_query_tokens + 2, facts.max_length
+    length = most if options.max_length is None else options.max_length
+    if not least <= length <= most:
+        raise OptionError(
+            f"--max-length is {length}; this model's sequences have {least} to {most} positions, "
+            f"{facts.num_query_tokens} of them for the picture"
+        )
+    return ServingLimits(slots=options.slots, max_length=length, queue=options.queue)
 
 
 def _fill(
@@ -274,6 +309,7 @@ def _manifest(
         preprocessing=preprocessing(checkpoint),
         text=write_tokenizers(checkpoint, work),
         language_model=language_model_facts(checkpoint),
+        limits=limits_from_options(options, checkpoint),
         verification=_figures(verified),
         tools=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -29,8 +29,9 @@ DATA_TYPES: Mapping[str, str] = {
 
 HEADER = """\
 # Assembled by `export build` from model_repository/, where every line is explained.
-# An operator may edit batching, queues, instances, cache and warm-up here; data types, sizes and
-# parameters state what the engine is.
+# An operator may edit batching, queues, instances, cache and warm-up here, and the parameters
+# `threads`, `slots`, `max_length` and `queue`; data types, sizes and other parameters state what
+# the engine is.
 
 """
 
@@ -116,17 +117,16 @@ def set_engine(config: ModelConfig, kind: str, *, max_batch: int) -> None:
 
 
 def drop_tensors(config: ModelConfig, names: set[str]) -> None:
-    """Takes tensors out of a config: its inputs, its warm-up, and steps that only make them."""
-    _keep(config.input, lambda tensor: tensor.name not in names)
+    """Takes tensors out of a config: its own, its warm-up's, and those of its steps."""
+    for tensors in (config.input, config.output):
+        _keep(tensors, lambda tensor: tensor.name not in names)
     for sample in config.model_warmup:
         for name in names & set(sample.inputs):
             del sample.inputs[name]
-    steps = config.ensemble_scheduling.step
-    for step in steps:
-        for name in names & set(step.input_map):
-            del step.input_map[name]
-    if steps:
-        _keep(steps, lambda step: not set(step.output_map) <= names)
+    for step in config.ensemble_scheduling.step:
+        for tensor_map in (step.input_map, step.output_map):
+            for name in names & set(tensor_map):
+                del tensor_map[name]
 
 
 def _keep(repeated: Any, wanted: Any) -> None:

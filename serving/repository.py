@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from serving.model_config import (
     set_tensors,
     write_config,
 )
-from serving.wire import ENSEMBLE, UNARY, ServerContract
+from serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY, ServerContract
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,7 @@ def repository_from_engines(
     if target.exists():
         shutil.rmtree(target)
     specs = _tensors(manifest)
-    reads_instruction = specs.keys() >= INSTRUCTION
-    names = ["vision_encoder", "qformer", "language_model", ENSEMBLE, UNARY]
-    if reads_instruction:
-        names.insert(1, "tokenizer")
+    names = ["tokenizer", *COMPONENTS, LANGUAGE_MODEL, ENSEMBLE, UNARY]
     with as_file(files("model_repository")) as source:
         for name in names:
             config = read_config(source / name / "config.pbtxt")
@@ -106,6 +103,9 @@ def _fill(
     set_tensors(config, specs)
     if config.backend == "python":
         set_parameter(config, "build", TO_BUILD)
+    if config.name == LANGUAGE_MODEL:
+        for name, limit in asdict(manifest.limits).items():
+            set_parameter(config, name, str(limit))
     if config.name == ENSEMBLE:
         for name, value in ServerContract.from_manifest(manifest).to_parameters().items():
             set_parameter(config, name, value)

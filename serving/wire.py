@@ -33,7 +33,7 @@ from export.errors import (
 )
 from export.manifest import Manifest, Preprocessing
 
-VERSION = 1
+VERSION = 2
 """Of this wire; a client refuses a server that speaks another."""
 
 ENSEMBLE = "instructblip"
@@ -43,6 +43,7 @@ UNARY = "instructblip_unary"
 PIXELS = "pixels"
 PROMPT = "prompt"
 VISUAL_PROMPT = "visual_prompt"
+ARRIVED = "arrived"
 TEXT = "text"
 FINISH = "finish"
 
@@ -88,12 +89,16 @@ class Limits:
         max_length: positions for visual prompt, prompt and answer together.
         num_query_tokens: positions that the visual prompt takes of those.
         default_max_new_tokens: of an answer, where the request names no limit.
+        slots: most answers (`n`) or beams of one request.
+        queue: requests that may wait.
     """
 
     max_instruction: int | None
     max_length: int
     num_query_tokens: int
     default_max_new_tokens: int
+    slots: int
+    queue: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +122,11 @@ class ServerContract:
         reads_instruction = text.qformer_tokenizer is not None
         limits = Limits(
             max_instruction=text.max_instruction if reads_instruction else None,
-            max_length=model.max_length,
+            max_length=manifest.limits.max_length,
             num_query_tokens=model.num_query_tokens,
             default_max_new_tokens=model.default_max_new_tokens,
+            slots=manifest.limits.slots,
+            queue=manifest.limits.queue,
         )
         build = {
             "name": manifest.name,

@@ -108,6 +108,7 @@ class Pending:
         started = self._started or now
         prefilled = self._prefilled or now
         return Timing(
+            vision_s=self.request.vision_s,
             queue_s=started - self._submitted,
             prefill_s=prefilled - started,
             decode_s=now - prefilled,

@@ -22,12 +22,9 @@ from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.session import array_from_value, open_session, value_from_array
 from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
-from export.manifest import LanguageModelFacts, Manifest
+from export.manifest import SLOTS, LanguageModelFacts, Manifest
 
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
-
-SLOTS = 8
-"""Sequences at once, unless the caller says otherwise."""
 
 
 class Graph:

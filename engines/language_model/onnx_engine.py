@@ -34,12 +34,9 @@ from engines.language_model.types import (
 )
 from engines.text import PromptTokenizer, answers_from_text, words_from_text
 from export.errors import EngineError, OptionError
-from export.manifest import LanguageModelFacts
+from export.manifest import QUEUE, LanguageModelFacts, how_to_raise
 
 logger = logging.getLogger(__name__)
-
-QUEUE_LIMIT = 256
-"""Requests that may wait, unless the caller says otherwise."""
 
 
 class OnnxEngine:
@@ -58,7 +55,7 @@ class OnnxEngine:
         prompts: PromptTokenizer,
         facts: LanguageModelFacts,
         *,
-        queue_limit: int = QUEUE_LIMIT,
+        queue_limit: int = QUEUE,
     ) -> None:
         self._model = model
         self._prompts = prompts
@@ -104,7 +101,7 @@ class OnnxEngine:
                 self._totals.refused()
                 raise QueueFullError(
                     f"{len(self._waiting)} requests are waiting, as many as this engine takes. "
-                    "Try again later."
+                    f"Try again later; {how_to_raise('queue')}."
                 )
             self._waiting.append(ticket)
             self._changed.notify()
@@ -178,7 +175,7 @@ class OnnxEngine:
             if getattr(options, name) > self._model.capacity:
                 raise OptionError(
                     f"{name} is {getattr(options, name)}; this engine has {self._model.capacity}"
-                    " slots, and each sequence takes one"
+                    f" slots, and each sequence takes one. Lower it; {how_to_raise('slots')}."
                 )
 
     def _cancel(self, ticket: Ticket) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from engines.language_model.types import LanguageModelEngine
 from export.errors import BuildDirectoryError, EngineError, OptionError
-from export.manifest import Manifest
+from export.manifest import Manifest, ServingLimits
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """How much an engine takes on. `None` is the engine's own default.
+    """How much an engine takes on. `None` is what the build says.
 
     Attributes:
         slots: sequences at once: a request's every answer or beam is one.
@@ -34,7 +34,7 @@ class EngineLimits:
                 raise OptionError(f"{name} is {value}; wanted 1 or more")
 
 
-Opener = Callable[[Path, Manifest, int | None, EngineLimits], LanguageModelEngine]
+Opener = Callable[[Path, Manifest, int | None, ServingLimits], LanguageModelEngine]
 
 
 def open_engine(
@@ -50,9 +50,10 @@ def open_engine(
         directory: of the build.
         manifest: of the same build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
-        limits: how much it takes on.
+        limits: how much it takes on, where that is not what the build says.
 
     Raises:
+        OptionError: a sequence would have more positions than the model.
         BuildDirectoryError: the build has no language model, or not all of it.
         EngineError: it cannot be loaded, or was built for an engine that this version lacks.
     """
@@ -65,37 +66,40 @@ def open_engine(
             f"the language model was built for {record.engine.kind!r}; "
             f"this version runs {', '.join(ENGINES)}. Build it again."
         )
-    return opener(directory, manifest, threads, limits or EngineLimits())
+    return opener(directory, manifest, threads, _whole(limits or EngineLimits(), manifest))
+
+
+def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
+    """The limits, with the build's own where they say nothing."""
+    built, most = manifest.limits, manifest.language_model.max_length
+    positions = limits.positions or built.max_length
+    if positions > most:
+        raise OptionError(f"max_length is {positions}; this model has {most} positions: lower it")
+    return ServingLimits(
+        slots=limits.slots or built.slots, max_length=positions, queue=limits.queue or built.queue
+    )
 
 
 def _onnxruntime(
-    directory: Path, manifest: Manifest, threads: int | None, limits: EngineLimits
+    directory: Path, manifest: Manifest, threads: int | None, limits: ServingLimits
 ) -> LanguageModelEngine:
-    from engines.language_model.graphs import SLOTS, open_model
-    from engines.language_model.onnx_engine import QUEUE_LIMIT, OnnxEngine
+    from engines.language_model.graphs import open_model
+    from engines.language_model.onnx_engine import OnnxEngine
     from engines.text import PromptTokenizer
 
-    prompts = PromptTokenizer.from_build(directory, manifest)
-    slots, queue = limits.slots or SLOTS, limits.queue or QUEUE_LIMIT
+    prompts = PromptTokenizer.from_build(directory, manifest, max_length=limits.max_length)
     model = open_model(
-        directory, manifest, threads=threads, slots=slots, positions=limits.positions
+        directory, manifest, threads=threads, slots=limits.slots, positions=limits.max_length
     )
-    return OnnxEngine(model, prompts, manifest.language_model, queue_limit=queue)
+    return OnnxEngine(model, prompts, manifest.language_model, queue_limit=limits.queue)
 
 
 def _vllm(
-    directory: Path, manifest: Manifest, threads: int | None, limits: EngineLimits
+    directory: Path, manifest: Manifest, threads: int | None, limits: ServingLimits
 ) -> LanguageModelEngine:
     from engines.language_model.vllm.opening import open_vllm
 
-    return open_vllm(
-        directory,
-        manifest,
-        threads=threads,
-        sequences=limits.slots,
-        positions=limits.positions,
-        queue=limits.queue,
-    )
+    return open_vllm(directory, manifest, limits, threads=threads)
 
 
 ENGINES: Mapping[str, Opener] = {"onnxruntime": _onnxruntime, "vllm": _vllm}

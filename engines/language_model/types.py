@@ -20,7 +20,7 @@ FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
 """Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or
 the model's length), being the likeliest of some candidates, or the caller."""
 
-Outcome = Literal["eos", "stop", "length", "cancelled", "late", "failed", "refused"]
+Outcome = Literal["eos", "stop", "length", "ranked", "cancelled", "late", "failed", "refused"]
 """How a request ended: with an answer, after its deadline, by a failure, or at a full queue."""
 
 
@@ -34,12 +34,14 @@ class GenerationRequest:
         options: how to generate.
         deadline: `time.monotonic()` seconds after which the request is given up with
             `DeadlineError`; `None` waits for ever.
+        vision_s: seconds that the visual prompt took, for the answer's `Timing`.
     """
 
     prompt: str
     visual_prompt: npt.NDArray[Any]
     options: GenerationOptions = field(default_factory=GenerationOptions)
     deadline: float | None = None
+    vision_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,17 @@ class TextDelta:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where an answer's time went, in seconds."""
+    """Where an answer's time went, in seconds: one after another, in this order.
 
+    Attributes:
+        vision_s: until the visual prompt was there: the image's encoding, or finding it encoded,
+            the Q-Former, the prompt's tokens, and all waiting for these.
+        queue_s: until there were slots for it.
+        prefill_s: until the prompt was read, the turns of others between its pieces included.
+        decode_s: until the end.
+    """
+
+    vision_s: float
     queue_s: float
     prefill_s: float
     decode_s: float

@@ -64,6 +64,18 @@ from serving.cli.options import as_json
     help="Longest instruction of a TensorRT Q-Former, in tokens.",
 )
 @click.option(
+    "--slots",
+    default=8,
+    show_default=True,
+    help="Sequences that the language model runs at once: every answer or beam is one.",
+)
+@click.option(
+    "--max-length",
+    type=int,
+    help="Positions of a sequence: picture, prompt and answer. Default: the model's own.",
+)
+@click.option("--queue", default=256, show_default=True, help="Requests that may wait for slots.")
+@click.option(
     "--verify/--no-verify",
     default=True,
     help="Compare graphs and answers with transformers before the build is put in place.",

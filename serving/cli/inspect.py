@@ -43,7 +43,12 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
                     click.echo(f"    {arrow} {spec}")
                 if len(specs) > 4:
                     click.echo(f"    {arrow} … and {len(specs) - 4} more")
-    click.echo(f"\nverification: {_proof(manifest.verification)}")
+    limits = manifest.limits
+    click.echo(
+        f"\nlimits: {limits.slots} slots of {limits.max_length} positions"
+        f" (the model's own: {facts.max_length}), {limits.queue} requests may wait"
+    )
+    click.echo(f"verification: {_proof(manifest.verification)}")
 
 
 def _size(directory: Path, entry: GraphRecord) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from engines.language_model.opening import EngineLimits
 from export.errors import OptionError
 from export.manifest import Manifest
 
@@ -38,6 +39,28 @@ class StepArguments:
         parameters = {name: entry["string_value"] for name, entry in entries.items()}
         directory = (Path(args["model_repository"]) / parameters["build"]).resolve()
         return cls(directory=directory, manifest=Manifest.read(directory), parameters=parameters)
+
+    @property
+    def limits(self) -> EngineLimits:
+        """Of the language model; the build's own where a parameter is missing.
+
+        Raises:
+            OptionError: the parameter `slots`, `max_length` or `queue` is not a whole number, 1 or
+                more.
+        """
+        return EngineLimits(
+            slots=self._limit("slots"),
+            positions=self._limit("max_length"),
+            queue=self._limit("queue"),
+        )
+
+    def _limit(self, name: str) -> int | None:
+        text = self.parameters.get(name)
+        if text is None:
+            return None
+        if not text.isdecimal() or not int(text):
+            raise OptionError(f"{name} is {text!r} in config.pbtxt; wanted a number, 1 or more")
+        return int(text)
 
     @property
     def threads(self) -> int | None:

@@ -48,7 +48,7 @@ def test_every_family_is_there_with_its_type(served):
     _, types = read(served)
     assert types == {**{name: family.kind for name, family in FAMILIES.items()}, RATE: "gauge"}
     assert set(FAMILIES) - values.keys() == {"iblip_requests_total"}
-    assert values["iblip_slots"] == 8
+    assert values["iblip_slots"] == served.manifest.limits.slots
 
 
 def test_answers_are_counted(served, client, picture):

@@ -23,6 +23,7 @@ from export.manifest import (
     GraphRecord,
     LanguageModelFacts,
     Manifest,
+    ServingLimits,
 )
 from export.precision import COMPONENTS, parse_precision
 from export.progress import Silent
@@ -185,6 +186,9 @@ def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]
         preprocessing=preprocessing(checkpoint),
         text=write_tokenizers(checkpoint, directory),
         language_model=language_model_facts(checkpoint),
+        limits=ServingLimits(
+            slots=8, max_length=language_model_facts(checkpoint).max_length, queue=256
+        ),
         verification={"skipped": "a test"},
         tools={},
         created="",

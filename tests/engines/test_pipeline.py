@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
+from engines.language_model.opening import EngineLimits, open_engine
 from engines.language_model.types import Answer, GenerationOptions
 from engines.pipeline import CACHED_IMAGES, Pipeline
 from engines.runners import open_runner
 from export.checkpoint import checkpoint_from_directory
-from export.errors import BuildDirectoryError, ContractError, EngineError, InputError
-from export.manifest import Manifest
+from export.errors import (
+    BuildDirectoryError,
+    ContractError,
+    EngineError,
+    InputError,
+    OptionError,
+)
+from export.manifest import Manifest, ServingLimits
 from export.verification.cases import load_reference
 
 Build = Callable[..., Path]
@@ -161,3 +169,37 @@ def test_parts_that_are_not_there_are_named(random_build: Build, tmp_path: Path)
     runner = open_runner(tmp_path, manifest, "vision_encoder")
     with pytest.raises(EngineError, match="there is no graph"):
         runner.__enter__()
+
+
+def test_the_builds_limits_are_the_engines(random_build: Build) -> None:
+    build = random_build("llama")
+    manifest = Manifest.read(build)
+    queries, own = manifest.language_model.num_query_tokens, manifest.language_model.max_length
+    limits = ServingLimits(slots=2, max_length=queries + 12, queue=1)
+    with Pipeline(build, threads=1, manifest=replace(manifest, limits=limits)) as small:
+        with pytest.raises(OptionError, match=r"n is 3; this engine has 2 slots.*`--slots` of"):
+            small.answer(picture(0), "red", GenerationOptions(n=3, temperature=1.0))
+        with pytest.raises(InputError) as caught:
+            small.answer(picture(0), "red " * 12)
+        assert "at most 11 fit. max_length is " in str(caught.value)
+        assert f"of the model's {own}" in str(caught.value)
+        assert "`--max-length` of `export build` or `max_length` in" in str(caught.value)
+        most = GenerationOptions(min_new_tokens=2, max_new_tokens=1000)
+        answer = small.answer(picture(0), "red", most)
+    assert answer.prompt_tokens + answer.completion_tokens <= limits.max_length
+
+
+def test_more_positions_than_the_model_has_are_refused(random_build: Build) -> None:
+    build = random_build("llama")
+    manifest = Manifest.read(build)
+    most = manifest.language_model.max_length
+    message = f"max_length is {most + 1}; this model has {most} positions"
+    with pytest.raises(OptionError, match=message):
+        open_engine(build, manifest, limits=EngineLimits(positions=most + 1))
+
+
+def test_the_time_of_the_picture_is_told(pipeline: Pipeline) -> None:
+    first = pipeline.answer(picture(9), "red").timing
+    again = pipeline.answer(picture(9), "red").timing
+    assert first.vision_s > 0
+    assert again.vision_s > 0  # found encoded, it still passes the Q-Former

@@ -15,6 +15,7 @@ from export.manifest import (
     LanguageModelFacts,
     Manifest,
     Preprocessing,
+    ServingLimits,
     TextFacts,
 )
 
@@ -70,6 +71,7 @@ def manifest_for(*, kind: str = "onnxruntime", instruction: bool = True) -> Mani
             image_token_id=500,
             default_max_new_tokens=64,
         ),
+        limits=ServingLimits(slots=3, max_length=200, queue=17),
         verification={"skipped": "a test"},
         tools={},
         created="2026-01-01T00:00:00+00:00",

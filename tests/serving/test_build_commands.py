@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from export.checkpoint import DEMO
-from export.manifest import Manifest
+from export.manifest import Manifest, ServingLimits
 from export.precision import INT4
 from serving.build import BuildOptions, build
 from serving.cli import export
@@ -36,6 +36,14 @@ def last_line(result):
         (["build", "--precision", "fp8"], 2, "there is no precision 'fp8'; known: fp32, fp16"),
         (["build", "--engine", "tensort"], 2, "Did you mean 'tensorrt'"),
         (["build", "--max-batch", "0"], 2, "--max-batch is 0; wanted 1 or more"),
+        (["build", "--slots", "0"], 2, "--slots is 0; wanted 1 or more"),
+        (["build", "--queue", "0"], 2, "--queue is 0; wanted 1 or more"),
+        (
+            ["build", "--max-length", "9999"],
+            2,
+            "--max-length is 9999; this model's sequences have 10 to 1024 positions, 8 of them",
+        ),
+        (["build", "--max-length", "9"], 2, "--max-length is 9; this model's sequences have 10"),
         (["build", "--model", "nowhere"], 1, "there is no checkpoint directory"),
         (["verify", "nowhere"], 1, "there is no directory nowhere"),
         (["inspect", "."], 1, "is not a build: it has no manifest.json"),
@@ -129,10 +137,15 @@ def size_of_weights(model):
     return sum(path.stat().st_size for path in model.glob("*.safetensors"))
 
 
-def test_no_verify_is_written_down(checkpoints, tmp_path):
-    model = checkpoints / "instructblip-demo-vicuna"
-    directory = build(BuildOptions(model=model, output=tmp_path / "build", verify=False))
-    assert Manifest.read(directory).verification == {"skipped": "--no-verify"}
+def test_no_verify_and_limits_are_written_down(tmp_path):
+    options = ("--no-verify", "--slots", 3, "--max-length", 100, "--queue", 7)
+    result = call("build", "--output", tmp_path / "build", *options)
+    assert result.exit_code == 0, result.output
+    manifest = Manifest.read(tmp_path / "build")
+    assert manifest.verification == {"skipped": "--no-verify"}
+    assert manifest.limits == ServingLimits(slots=3, max_length=100, queue=7)
+    shown = call("inspect", tmp_path / "build").stdout
+    assert "limits: 3 slots of 100 positions (the model's own: 1024), 7 requests may wait" in shown
 
 
 @pytest.mark.parametrize("kind", ["vicuna", "flant5"])

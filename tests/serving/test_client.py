@@ -124,7 +124,7 @@ ANSWER = Answer(
     prompt_tokens=9,
     completion_tokens=2,
     seed=5,
-    timing=Timing(queue_s=0.1, prefill_s=0.2, decode_s=0.3),
+    timing=Timing(vision_s=0.4, queue_s=0.1, prefill_s=0.2, decode_s=0.3),
 )
 
 
@@ -203,7 +203,7 @@ def test_a_ranking_needs_something_to_rank():
 
 def test_a_server_of_another_wire_is_refused():
     config = service_pb2.ModelConfigResponse()
-    with pytest.raises(errors.ProtocolError, match="wire version is none; this client speaks 1"):
+    with pytest.raises(errors.ProtocolError, match="wire version is none; this client speaks 2"):
         contract_from_config(config)
     config.config.parameters["wire_version"].string_value = "1"
     config.config.parameters["preprocessing"].string_value = "{}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -124,6 +125,12 @@ def test_the_rate_is_of_the_last_seconds_and_falls_to_none(endpoint, metrics):
         if second == 13:
             assert 0 < endpoint.value(RATE) < 100
     assert endpoint.value(RATE) == 0
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, RATE])
+def test_every_name_is_on_the_operators_page(name):
+    page = Path(__file__).parents[2] / "docs" / "operating.md"
+    assert f"`{name}`" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, RATE])

@@ -56,6 +56,7 @@ def test_sizes_and_data_types_come_from_the_contracts(make_build):
     assert tensors(read["language_model"].input) == {
         "visual_prompt": ("TYPE_FP32", [1, 8, 128]),
         "prompt": ("TYPE_STRING", [1]),
+        "arrived": ("TYPE_INT64", [1]),
     }
     for name in ("instructblip", "instructblip_unary"):
         assert tensors(read[name].input) == {
@@ -106,17 +107,17 @@ def test_every_step_input_is_made_by_someone(make_build, instruction):
         assert set(step.input_map) == {t.name for t in read[step.model_name].input}
 
 
-def test_without_an_instruction_there_is_no_text_step(make_build):
+def test_without_an_instruction_the_text_step_only_notes_the_arrival(make_build):
     directory, manifest = make_build(instruction=False)
     repository = repository_from_engines(directory, manifest)
     read = configs(repository)
 
-    assert "tokenizer" not in repository.models
-    assert not (repository.path / "tokenizer").exists()
+    assert set(tensors(read["tokenizer"].output)) == {"arrived"}
     assert set(tensors(read["qformer"].input)) == {"image_embeds"}
     assert set(read["qformer"].model_warmup[0].inputs) == {"image_embeds"}
-    steps = [step.model_name for step in read["instructblip"].ensemble_scheduling.step]
-    assert steps == ["vision_encoder", "qformer", "language_model"]
+    steps = {step.model_name: step for step in read["instructblip"].ensemble_scheduling.step}
+    assert dict(steps["tokenizer"].output_map) == {"arrived": "arrived"}
+    assert set(steps["qformer"].input_map) == {"image_embeds"}
 
 
 def test_onnxruntime_runs_in_the_python_backend(make_build):
@@ -173,8 +174,22 @@ def test_the_contract_for_clients_is_in_the_ensembles_config(make_build):
     contract = ServerContract.from_parameters(parameters)
     assert contract.preprocessing == manifest.preprocessing
     assert contract.limits.max_instruction == 128
-    assert contract.limits.max_length == 256
+    assert contract.limits.max_length == 200
+    assert (contract.limits.slots, contract.limits.queue) == (3, 17)
     assert contract.build["name"] == "small"
+
+
+def test_the_language_model_is_told_its_limits(make_build):
+    directory, manifest = make_build()
+    parameters = configs(repository_from_engines(directory, manifest))["language_model"].parameters
+    written = {name: parameters[name].string_value for name in parameters}
+    assert written == {
+        "build": "../..",
+        "threads": "0",
+        "slots": "3",
+        "max_length": "200",
+        "queue": "17",
+    }
 
 
 def test_a_damaged_config_is_named_with_its_line(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
 
+from engines.language_model.opening import EngineLimits
 from engines.language_model.types import (
     Answer,
     GenerationRequest,
@@ -20,6 +23,7 @@ from export.errors import EngineError, InputError, OptionError
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
 from serving.steps.batches import run_joined
+from serving.steps.prompts import seconds_since, text_tensors
 
 REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((8, 4), np.float32))
 
@@ -32,7 +36,7 @@ def answer(text, reason="eos"):
         prompt_tokens=1,
         completion_tokens=1,
         seed=None,
-        timing=Timing(queue_s=0, prefill_s=0, decode_s=0),
+        timing=Timing(vision_s=0, queue_s=0, prefill_s=0, decode_s=0),
     )
 
 
@@ -269,3 +273,32 @@ def test_threads_that_are_no_number_are_refused(make_build, text):
     step = StepArguments.from_triton(triton_arguments(directory, build="../..", threads=text))
     with pytest.raises(OptionError, match="threads is "):
         _ = step.threads
+
+
+def test_the_limits_are_the_operators(make_build):
+    directory, _ = make_build()
+    written = {"slots": "2", "max_length": "90", "queue": "5"}
+    step = StepArguments.from_triton(triton_arguments(directory, build="../..", **written))
+    assert step.limits == EngineLimits(slots=2, positions=90, queue=5)
+    shutil.rmtree(directory / "model_repository")
+    step = StepArguments.from_triton(triton_arguments(directory, build="../.."))
+    assert step.limits == EngineLimits()
+
+
+@pytest.mark.parametrize("name", ["slots", "max_length", "queue"])
+@pytest.mark.parametrize("text", ["0", "-1", "many", ""])
+def test_limits_that_are_no_number_are_refused(make_build, name, text):
+    directory, _ = make_build()
+    step = StepArguments.from_triton(triton_arguments(directory, build="../..", **{name: text}))
+    with pytest.raises(OptionError, match=f"{name} is '{text}' in config.pbtxt; wanted a number"):
+        _ = step.limits
+
+
+def test_the_text_step_notes_when_a_request_came():
+    before = time.monotonic()
+    tensors = text_tensors(np.array([b"What?"], dtype=object), None)
+    assert set(tensors) == {"arrived"}
+    assert 0 <= seconds_since(tensors["arrived"]) <= time.monotonic() - before
+    assert seconds_since(None) == 0
+    with pytest.raises(InputError, match="the prompt is empty"):
+        text_tensors(np.array([b" "], dtype=object), None)

@@ -37,7 +37,7 @@ ANSWER = Answer(
     prompt_tokens=12,
     completion_tokens=3,
     seed=None,
-    timing=Timing(queue_s=0.5, prefill_s=0.25, decode_s=1.0),
+    timing=Timing(vision_s=0.125, queue_s=0.5, prefill_s=0.25, decode_s=1.0),
 )
 
 

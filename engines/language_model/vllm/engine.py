@@ -31,7 +31,8 @@ from engines.language_model.checking import (
 from engines.language_model.detokenise import special_tokens
 from engines.language_model.generation import Pending, QueuedGeneration
 from engines.language_model.restraints import Words
-from engines.language_model.types import GenerationRequest, QueueFullError
+from engines.language_model.totals import Totals
+from engines.language_model.types import EngineStatus, GenerationRequest, QueueFullError
 from engines.language_model.vllm.options import (
     check_options,
     params_from_options,
@@ -65,8 +66,9 @@ class _Request(Pending):
         plan: AnswerPlan,
         sequences: Sequences,
         banned: Words,
+        totals: Totals,
     ) -> None:
-        super().__init__(request, sequences.answer)
+        super().__init__(request, sequences.answer, totals)
         self.prompt_ids, self.plan, self.banned = prompt_ids, plan, banned
         self.sequences = sequences
 
@@ -113,6 +115,7 @@ class VllmEngine:
             facts, max_length=min(facts.max_length, positions or facts.max_length)
         )
         self._capacity, self._queue_limit = sequences, queue_limit
+        self._totals = Totals()
         self._restarts = restarts or Restarts()
         self._special = special_tokens(prompts.tokenizer)
         self._events: SimpleQueue[tuple[WorkerProcess, Message | None] | None] = SimpleQueue()
@@ -158,8 +161,9 @@ class VllmEngine:
                 raise closed_error()
             if self._gone is not None:
                 raise self._gone
-            self._waiting = deque(t for t in self._waiting if not t.cancelled)
+            self._waiting = deque(t for t in self._waiting if not t.given_up())
             if len(self._waiting) >= self._queue_limit:
+                self._totals.refused()
                 raise QueueFullError(
                     f"{len(self._waiting)} requests are waiting, as many as this engine takes. "
                     "Try again later."
@@ -167,6 +171,16 @@ class VllmEngine:
             self._waiting.append(ticket)
         self._events.put(None)
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
+
+    def status(self) -> EngineStatus:
+        """See `LanguageModelEngine`. A slot is a sequence that vLLM works on."""
+        running = list(self._running.values())
+        return self._totals.status(
+            slots=self._capacity,
+            slots_used=len(running),
+            running=len({one.ticket for one in running}),
+            waiting=len(self._waiting),
+        )
 
     def close(self) -> None:
         """Ends every request with `EngineError`, then the process. Harmless when repeated."""
@@ -195,7 +209,8 @@ class VllmEngine:
 
         banned = words_from_text(tokenizer, options.banned_words)
         sequences = Sequences(options, plan, builder)
-        return _Request(with_own_copy(request), prompt_ids, plan, sequences, banned)
+        own = with_own_copy(request)
+        return _Request(own, prompt_ids, plan, sequences, banned, self._totals)
 
     def _cancel(self, ticket: _Request) -> None:
         ticket.cancelled = True
@@ -261,6 +276,8 @@ class VllmEngine:
         ticket, sequences = running.ticket, running.ticket.sequences
         if not sequences.begun:
             ticket.prefilled()
+            self._totals.prompt_tokens += ticket.plan.prompt_tokens
+        self._totals.generated_tokens += len(message["tokens"])
         complete = sequences.accept(running.index, message)
         for delta in sequences.take_deltas():
             ticket.put(delta)

@@ -16,13 +16,7 @@ from engines.language_model.vllm.process import WORKER, WorkerProcess
 from engines.language_model.vllm.settings import VllmSettings
 from engines.text import PromptTokenizer
 from export.errors import BuildDirectoryError
-from export.manifest import EngineRecord, LanguageModelFacts, Manifest
-
-SEQUENCES = 64
-"""Sequences that vLLM runs at once, unless the caller says otherwise."""
-
-QUEUE_LIMIT = 256
-"""Requests that may wait, unless the caller says otherwise."""
+from export.manifest import EngineRecord, LanguageModelFacts, Manifest, ServingLimits
 
 CPU_CACHE_BYTES = 4 * 2**30
 """Most memory for keys and values on a CPU, unless one sequence takes more. What has no room waits
@@ -33,23 +27,15 @@ BLOCK = 128
 
 
 def open_vllm(
-    directory: Path,
-    manifest: Manifest,
-    *,
-    threads: int | None = None,
-    sequences: int | None = None,
-    positions: int | None = None,
-    queue: int | None = None,
+    directory: Path, manifest: Manifest, limits: ServingLimits, *, threads: int | None = None
 ) -> VllmEngine:
     """Starts vLLM on a build's language model, and returns when it is ready.
 
     Args:
         directory: of the build.
         manifest: of the same build.
+        limits: how much it takes on; a slot is a sequence that vLLM runs.
         threads: of each of vLLM's processes on a CPU; `None` shares out the cores among them.
-        sequences: run at once; `None` is `SEQUENCES`.
-        positions: of a sequence; `None` is the model's own length.
-        queue: requests that may wait; `None` is `QUEUE_LIMIT`.
 
     Raises:
         BuildDirectoryError: the build lacks the directory that vLLM reads.
@@ -62,21 +48,21 @@ def open_vllm(
             f"the build in {directory} lacks {', '.join(missing)}, which vLLM reads. "
             "Build it again with --llm-engine vllm."
         )
-    length = min(positions or facts.max_length, facts.max_length)
-    count = sequences or SEQUENCES
     arguments = {
-        **engine_arguments(directory, record, facts, sequences=count, positions=length),
+        **engine_arguments(
+            directory, record, facts, sequences=limits.slots, positions=limits.max_length
+        ),
         "cpu_threads": threads,
     }
     command = [str(find_python()), "-I", str(WORKER)]
     start = partial(WorkerProcess, command, worker_environment(os.environ), arguments)
     return VllmEngine(
         start,
-        PromptTokenizer.from_build(directory, manifest),
+        PromptTokenizer.from_build(directory, manifest, max_length=limits.max_length),
         facts,
-        sequences=count,
-        positions=length,
-        queue_limit=queue or QUEUE_LIMIT,
+        sequences=limits.slots,
+        positions=limits.max_length,
+        queue_limit=limits.queue,
     )
 
 

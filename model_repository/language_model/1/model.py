@@ -12,8 +12,9 @@ from export.errors import InputError
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
 from serving.steps.metrics import EngineMetrics, MetricsThread
-from serving.steps.prompts import prompt_from_tensor
+from serving.steps.prompts import prompt_from_tensor, seconds_since
 from serving.wire import (
+    ARRIVED,
     CANCEL,
     FINISH,
     PROMPT,
@@ -33,7 +34,9 @@ class TritonPythonModel:
     def initialize(self, args):
         """Loads the engine."""
         step = StepArguments.from_triton(args)
-        engine = open_engine(step.directory, step.manifest, threads=step.threads)
+        engine = open_engine(
+            step.directory, step.manifest, threads=step.threads, limits=step.limits
+        )
         self.answering = Answering(engine)
         metrics = EngineMetrics(make_family, {"model": args["model_name"]})
         self.metrics = MetricsThread(metrics, engine.status)
@@ -64,12 +67,14 @@ def generation_request(request, parameters):
     """Triton's request in the engine's words."""
     prompt = tensor(request, PROMPT)
     visual_prompt = tensor(request, VISUAL_PROMPT)
+    arrived = pb_utils.get_input_tensor_by_name(request, ARRIVED)
     timeout_us = request.timeout()  # 0: none was given
     return GenerationRequest(
         prompt=prompt_from_tensor(prompt),
         visual_prompt=visual_prompt[0],
         options=options_from_parameters(parameters),
         deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
+        vision_s=seconds_since(arrived and arrived.as_numpy()),
     )
 
 

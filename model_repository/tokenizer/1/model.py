@@ -1,15 +1,15 @@
-"""Triton's Python model of the text step: a prompt to the Q-Former's instruction ids."""
+"""Triton's Python model of the text step: what the Q-Former reads of a prompt, and when it came."""
 
 import triton_python_backend_utils as pb_utils
 
 from engines.text import InstructionTokenizer
 from serving.steps.arguments import StepArguments
-from serving.steps.prompts import prompt_from_tensor
+from serving.steps.prompts import text_tensors
 from serving.wire import PROMPT, text_from_error
 
 
 class TritonPythonModel:
-    """Tokenises one prompt a request."""
+    """Reads one prompt a request."""
 
     def initialize(self, args):
         """Loads the tokenizer."""
@@ -21,10 +21,10 @@ class TritonPythonModel:
         return [self.response(request) for request in requests]
 
     def response(self, request):
-        """The ids of one prompt, or why it has none."""
+        """What one prompt gives, or why nothing."""
         tensor = pb_utils.get_input_tensor_by_name(request, PROMPT)
         try:
-            tensors = self.tokenizer(prompt_from_tensor(tensor.as_numpy()))
+            tensors = text_tensors(tensor.as_numpy(), self.tokenizer)
         except Exception as fault:  # it belongs to this request, not to the model's process
             code = pb_utils.TritonError.INVALID_ARG
             error = pb_utils.TritonError(text_from_error(fault), code)
