@@ -62,6 +62,7 @@ format: $(SETUP)
 
 # The figures of docs/evidence.md and the README.
 bench: $(SETUP)
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -15,7 +15,7 @@ import click
 from export.checkpoint import DEMO
 from serving.cli.quiet import quiet_libraries
 
-NAMES = ("builds", "heldout", "beams", "crowd", "one_image", "latency")
+NAMES = ("builds", "heldout", "beams", "crowd", "one_image", "latency", "load", "soak")
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -23,7 +23,9 @@ RESULTS = Path(__file__).with_name("results.json")
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--model", "models", multiple=True, default=MODELS, help="Demo checkpoints to take.")
-def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
+@click.option("--seconds", default=120.0, show_default=True, help="Of arrivals (load).")
+@click.option("--requests", default=2000, show_default=True, help="How many (soak).")
+def main(names: tuple[str, ...], models: tuple[str, ...], seconds: float, requests: int) -> None:
     """Run the benchmarks NAMES, or all of them, and keep what the others found before."""
     quiet_libraries()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -32,11 +34,15 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
+    options: dict[str, dict[str, Any]] = {
+        "load": {"seconds": seconds},
+        "soak": {"requests": requests},
+    }
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
         for name in names or NAMES:
-            benchmark = import_module(f"benchmarks.{name}")
+            benchmark, chosen = import_module(f"benchmarks.{name}"), options.get(name, {})
             for model in models:
-                figures = benchmark.main(DEMO.parent / model, Path(scratch))
+                figures = benchmark.main(DEMO.parent / model, Path(scratch), **chosen)
                 results.setdefault(name, {})[model] = figures
                 click.echo(f"{name} {model}: {json.dumps(figures, indent=2)}")
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,0 +1,285 @@
+"""Thousands of requests through Triton: a tenth cancelled in mid-stream, a tenth malformed.
+
+Every other answer must be the one that the same request got alone, in this process, beforehand.
+Memory is read all along; at the end no slot may be taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc.aio  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+import psutil
+from tritonclient.grpc import service_pb2_grpc
+
+from benchmarks.builds import build
+from benchmarks.served import idle_metrics, served
+from engines.language_model.types import Answer, GenerationOptions
+from engines.pipeline import Pipeline
+from export.examples import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from serving.client import AsyncInstructBlipClient, CancelledError
+from serving.client.messages import KeepAlive, channel_options, question
+from serving.wire import ENSEMBLE
+
+REQUESTS = 2000
+AT_ONCE = 16
+DIFFERENT = 96
+"""Questions that are asked again and again, each with options of its own."""
+
+LONG = 200
+"""Tokens of an answer that is cancelled after its first text."""
+
+SAMPLE_S = 0.5
+
+Message = Any
+"""One of Triton's protobuf messages, which have no types to check against."""
+
+OPTIONS: Sequence[Mapping[str, Any]] = (
+    {},
+    {"max_new_tokens": 3},
+    {"min_new_tokens": 40, "max_new_tokens": 40, "logprobs": 2},
+    {"temperature": 1.0, "seed": 3, "max_new_tokens": 24},
+    {"temperature": 2.0, "top_k": 40, "seed": 4, "n": 3, "max_new_tokens": 16},
+    {"num_beams": 4, "n": 2, "max_new_tokens": 16},
+    {"num_beams": 3, "length_penalty": -1.0, "early_stopping": True, "max_new_tokens": 16},
+    {"min_new_tokens": 30, "max_new_tokens": 30, "no_repeat_ngram_size": 3, "stop": ("zz",)},
+)
+
+
+def _parameter(name: str, value: str | int | float) -> Callable[[Message], None]:
+    kinds = {str: "string_param", int: "int64_param", float: "double_param"}
+    return lambda request: setattr(request.parameters[name], kinds[type(value)], value)
+
+
+def _prompt(data: bytes) -> Callable[[Message], None]:
+    def change(request: Message) -> None:
+        request.raw_input_contents[1] = len(data).to_bytes(4, "little") + data
+
+    return change
+
+
+def _fewer_rows(request: Message) -> None:
+    request.inputs[0].shape[1] -= 1
+
+
+def _other_dtype(request: Message) -> None:
+    request.inputs[0].datatype = "INT8"
+
+
+def _no_prompt(request: Message) -> None:
+    del request.inputs[1], request.raw_input_contents[1]
+
+
+MALFORMED: Mapping[str, tuple[Callable[[Message], None], str]] = {
+    "an unknown option": (_parameter("temprature", 1.0), "OptionError"),
+    "an option out of range": (_parameter("top_p", 1.5), "OptionError"),
+    "an option of another type": (_parameter("max_new_tokens", "many"), "OptionError"),
+    "no JSON": (_parameter("stop", "["), "OptionError"),
+    "more beams than slots": (_parameter("num_beams", 60), "OptionError"),
+    "a token that is none": (_parameter("stop_token_ids", "[99999999]"), "OptionError"),
+    "an empty prompt": (_prompt(b" "), "InputError"),
+    "a prompt that is not UTF-8": (_prompt(b"\xff\xfe"), "InputError"),
+    "a prompt that is too long": (_prompt(b"digit " * 5000), "InputError"),
+    "a picture of another size": (_fewer_rows, "unexpected shape"),
+    "a picture of another type": (_other_dtype, "data-type"),
+    "a missing input": (_no_prompt, "prompt"),
+}
+"""What is wrong with a request: how it is made so, and what the refusal must say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Something to ask, and the answer that it has."""
+
+    pixels: npt.NDArray[np.uint8]
+    prompt: str
+    options: GenerationOptions
+    answer: Answer
+
+
+def main(checkpoint: Path, scratch: Path, *, requests: int = REQUESTS) -> dict[str, Any]:
+    """Counts, memory, and what is left in the engine."""
+    directory = build(checkpoint, scratch)
+    questions = _questions(directory, read_examples(checkpoint / "examples"))
+    chance = random.Random(11)
+    tenth = requests // 10
+    kinds = ["cancelled"] * tenth + ["malformed"] * tenth
+    kinds += ["answered"] * (requests - len(kinds))
+    chance.shuffle(kinds)
+    with served(directory) as server:
+        soak = Soak(server.grpc_url, questions, chance)
+        memory = Memory(server.pid)
+        counts, seconds = asyncio.run(soak.run(kinds, memory))
+        left = idle_metrics(server)
+        again = asyncio.run(soak.run(["answered"] * len(questions), memory))[0]
+    return {
+        "requests": requests,
+        "seconds": round(seconds, 1),
+        "outcomes": dict(sorted(counts.items())),
+        "answered_afterwards": dict(again),
+        "memory": memory.figures(),
+        "left_in_the_engine": {
+            name: left[f"iblip_{name}"]
+            for name in ("slots_used", "requests_running", "requests_waiting")
+        },
+        "ended": {
+            name.partition("/")[2]: value for name, value in left.items() if "/" in name and value
+        },
+    }
+
+
+def _questions(directory: Path, examples: Sequence[Example]) -> list[Question]:
+    """Each answered alone, in this process."""
+    preprocessing, made = Manifest.read(directory).preprocessing, []
+    with Pipeline(directory) as pipeline:
+        for number in range(DIFFERENT):
+            example = examples[number % len(examples)]
+            options = GenerationOptions(**OPTIONS[number % len(OPTIONS)])
+            pixels = pixels_from_image(example.image, preprocessing)
+            answer = pipeline.answer(pixels, example.prompt, options)
+            made.append(
+                Question(pixels=pixels, prompt=example.prompt, options=options, answer=answer)
+            )
+    return made
+
+
+class Soak:
+    """Asks one server many things at once.
+
+    Args:
+        url: of the server.
+        questions: with their answers.
+        chance: chooses among them.
+    """
+
+    def __init__(self, url: str, questions: Sequence[Question], chance: random.Random) -> None:
+        self._url = url
+        self._questions = questions
+        self._chance = chance
+        self._ways = {
+            "answered": self._answered,
+            "cancelled": self._cancelled,
+            "malformed": self._malformed,
+        }
+
+    async def run(self, kinds: Sequence[str], memory: Memory) -> tuple[Counter[str], float]:
+        """One request of each kind, some at once; what became of them, and the seconds."""
+        counts: Counter[str] = Counter()
+        limit, started = asyncio.Semaphore(AT_ONCE), time.perf_counter()
+        async with AsyncInstructBlipClient(self._url) as client:
+
+            async def one(kind: str) -> None:
+                async with limit:
+                    counts[await self._ways[kind](client)] += 1
+
+            watching = asyncio.create_task(memory.watch())
+            await asyncio.gather(*(one(kind) for kind in kinds))
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+        return counts, time.perf_counter() - started
+
+    async def _answered(self, client: AsyncInstructBlipClient) -> str:
+        asked = self._chance.choice(self._questions)
+        try:
+            stream = await client.stream(asked.pixels, asked.prompt, options=asked.options)
+            text = "".join([piece async for piece in stream])
+            answer = await stream.answer()
+        except Exception as error:  # it is counted
+            return f"LOST: {type(error).__name__}: {error}"
+        right = _same(answer, asked.answer) and text == answer.text
+        return "right" if right else f"WRONG: {asked.prompt!r}, {asked.options}"
+
+    async def _cancelled(self, client: AsyncInstructBlipClient) -> str:
+        asked = self._chance.choice(self._questions)
+        options = GenerationOptions(min_new_tokens=LONG, max_new_tokens=LONG, temperature=5.0)
+        try:
+            stream = await client.stream(asked.pixels, asked.prompt, options=options)
+            await anext(stream)
+            await stream.cancel()
+            await stream.answer()
+        except CancelledError:
+            return "cancelled"
+        except Exception as error:  # as above
+            return f"NOT CANCELLED: {type(error).__name__}: {error}"
+        return "ended before it was cancelled"
+
+    async def _malformed(self, client: AsyncInstructBlipClient) -> str:
+        asked = self._chance.choice(self._questions)
+        name = self._chance.choice(list(MALFORMED))
+        change, wanted = MALFORMED[name]
+        request = question(
+            asked.pixels,
+            asked.prompt,
+            GenerationOptions(),
+            model=ENSEMBLE,
+            timeout_s=None,
+            stream=True,
+        )
+        change(request)
+        async with grpc.aio.insecure_channel(
+            self._url, options=channel_options(KeepAlive())
+        ) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            call = stub.ModelStreamInfer(iter([request]))
+            told = [response.error_message async for response in call]
+        refused = len(told) == 1 and wanted in told[0]
+        return "refused" if refused else f"NOT REFUSED: {name}: {told[:2]}"
+
+
+def _same(found: Answer, wanted: Answer) -> bool:
+    """But for the time that it took."""
+    return replace(found, timing=wanted.timing) == wanted
+
+
+class Memory:
+    """Resident memory of a process and of all below it.
+
+    Args:
+        pid: of the process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._samples: list[float] = []
+
+    async def watch(self) -> None:
+        """Reads it again and again, until the task is cancelled."""
+        while True:
+            self._samples.append(await asyncio.to_thread(self._mib))
+            await asyncio.sleep(SAMPLE_S)
+
+    def figures(self) -> dict[str, float]:
+        """Medians, in MiB, after the first fifth of the time and at its end."""
+        samples = self._samples
+        span = max(1, len(samples) // 10)
+        start = len(samples) // 5
+        before = statistics.median(samples[start : start + span])
+        after = statistics.median(samples[-span:])
+        return {
+            "after_warm_up_mib": round(before, 1),
+            "at_the_end_mib": round(after, 1),
+            "most_mib": round(max(samples), 1),
+            "growth": round(after / before - 1, 4),
+            "samples": len(samples),
+        }
+
+    def _mib(self) -> float:
+        total = 0
+        for process in (self._process, *self._process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total / 2**20
