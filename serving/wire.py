@@ -44,6 +44,7 @@ PIXELS = "pixels"
 PROMPT = "prompt"
 VISUAL_PROMPT = "visual_prompt"
 ARRIVED = "arrived"
+FAULT = "fault"
 TEXT = "text"
 FINISH = "finish"
 

@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from engines.text import InstructionTokenizer, check_prompt
 from export.errors import InputError
-from serving.wire import ARRIVED
+from serving.wire import ARRIVED, FAULT, error_from_text, text_from_error
+
+PLACEHOLDER = "."
+"""What the Q-Former reads in place of a prompt that has a fault."""
 
 
 def prompt_from_tensor(tensor: npt.NDArray[Any]) -> str:
@@ -33,22 +36,37 @@ def text_tensors(
 ) -> dict[str, npt.NDArray[Any]]:
     """What the text step makes of a prompt tensor.
 
+    A fault of the prompt is no failure of this step but a tensor, for the language model to raise:
+    an ensemble of Triton 2.51 in which one step fails while another runs may never end.
+
     Args:
         tensor: see `prompt_from_tensor`.
         tokenizer: of the Q-Former's instruction; `None` where it takes none.
 
     Returns:
-        The instruction's tensors, and `arrived`, int64 `[1]`: the nanoseconds of a clock that all
-        processes of a machine share.
-
-    Raises:
-        InputError: the prompt is empty, is not text, or is too long an instruction.
+        The instruction's tensors; `arrived`, int64 `[1]`: the nanoseconds of a clock that all
+        processes of a machine share; `fault`, bytes `[1]`: what is wrong with the prompt, or empty.
     """
-    arrived = time.monotonic_ns()
-    prompt = prompt_from_tensor(tensor)
-    check_prompt(prompt)
-    tensors = tokenizer(prompt) if tokenizer else {}
-    return {**tensors, ARRIVED: np.array([arrived], np.int64)}
+    arrived, fault = time.monotonic_ns(), ""
+    try:
+        prompt = prompt_from_tensor(tensor)
+        check_prompt(prompt)
+        ids = tokenizer(prompt) if tokenizer else {}
+    except InputError as error:
+        fault = text_from_error(error)
+        ids = tokenizer(PLACEHOLDER) if tokenizer else {}
+    return {
+        **ids,
+        ARRIVED: np.array([arrived], np.int64),
+        FAULT: np.array([fault.encode()], np.object_),
+    }
+
+
+def check_fault(tensor: npt.NDArray[Any] | None) -> None:
+    """Raises the `InputError` that the text step found, if any."""
+    error = None if tensor is None else error_from_text(tensor[0].decode())
+    if error is not None:
+        raise error
 
 
 def seconds_since(arrived: npt.NDArray[np.int64] | None) -> float:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from export.errors import ServingError
 from serving.client import (
     DisconnectedError,
     GenerationOptions,
+    InputError,
     InstructBlipClient,
     UnreachableError,
 )
@@ -122,6 +124,27 @@ def test_a_moved_build_is_served(vicuna_build, tmp_path, examples):
         assert client.ask(examples[0].image, examples[0].prompt).text
     assert "instructblip is loaded" in told
     assert "successfully loaded 'instructblip'" in log.read_text()  # a log asked for is kept
+
+
+def test_faulty_prompts_leave_nothing_in_flight(vicuna_build, tmp_path, examples):
+    log = tmp_path / "triton.log"
+    with (
+        TritonServer(vicuna_build / REPOSITORY, ServerOptions(log=log)) as server,
+        InstructBlipClient(server.grpc_url) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def ask(number):
+            example = examples[number % 12]
+            if number % 2:
+                return client.ask(example.image, example.prompt).text
+            with pytest.raises(InputError, match="the prompt is empty"):
+                client.ask(example.image, " ")
+            return ""
+
+        assert all(list(pool.map(ask, range(80)))[1::2])
+    # Triton unloads it only when it has no request any more; otherwise it is killed.
+    assert "successfully unloaded 'instructblip'" in log.read_text()
 
 
 def iblip(*arguments, **options):

@@ -57,6 +57,7 @@ def test_sizes_and_data_types_come_from_the_contracts(make_build):
         "visual_prompt": ("TYPE_FP32", [1, 8, 128]),
         "prompt": ("TYPE_STRING", [1]),
         "arrived": ("TYPE_INT64", [1]),
+        "fault": ("TYPE_STRING", [1]),
     }
     for name in ("instructblip", "instructblip_unary"):
         assert tensors(read[name].input) == {
@@ -112,11 +113,11 @@ def test_without_an_instruction_the_text_step_only_notes_the_arrival(make_build)
     repository = repository_from_engines(directory, manifest)
     read = configs(repository)
 
-    assert set(tensors(read["tokenizer"].output)) == {"arrived"}
+    assert set(tensors(read["tokenizer"].output)) == {"arrived", "fault"}
     assert set(tensors(read["qformer"].input)) == {"image_embeds"}
     assert set(read["qformer"].model_warmup[0].inputs) == {"image_embeds"}
     steps = {step.model_name: step for step in read["instructblip"].ensemble_scheduling.step}
-    assert dict(steps["tokenizer"].output_map) == {"arrived": "arrived"}
+    assert set(steps["tokenizer"].output_map) == {"arrived", "fault"}
     assert set(steps["qformer"].input_map) == {"image_embeds"}
 
 

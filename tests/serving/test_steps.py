@@ -23,7 +23,7 @@ from export.errors import EngineError, InputError, OptionError
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
 from serving.steps.batches import run_joined
-from serving.steps.prompts import seconds_since, text_tensors
+from serving.steps.prompts import check_fault, seconds_since, text_tensors
 
 REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((8, 4), np.float32))
 
@@ -297,8 +297,30 @@ def test_limits_that_are_no_number_are_refused(make_build, name, text):
 def test_the_text_step_notes_when_a_request_came():
     before = time.monotonic()
     tensors = text_tensors(np.array([b"What?"], dtype=object), None)
-    assert set(tensors) == {"arrived"}
+    assert set(tensors) == {"arrived", "fault"}
+    check_fault(tensors["fault"])
+    check_fault(None)
     assert 0 <= seconds_since(tensors["arrived"]) <= time.monotonic() - before
     assert seconds_since(None) == 0
-    with pytest.raises(InputError, match="the prompt is empty"):
-        text_tensors(np.array([b" "], dtype=object), None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (b" ", "the prompt is empty"),
+        (b"\xff", "not UTF-8"),
+        (b"long " * 40, "the instruction has 40 tokens; at most 30 fit"),
+    ],
+)
+def test_a_faulty_prompt_is_passed_on_for_the_language_model_to_tell(prompt, message):
+    class Words:
+        def __call__(self, prompt):
+            count = len(prompt.split())
+            if count > 30:
+                raise InputError(f"the instruction has {count} tokens; at most 30 fit")
+            return {"qformer_input_ids": np.zeros((1, count), np.int64)}
+
+    tensors = text_tensors(np.array([prompt], dtype=object), Words())
+    assert tensors["qformer_input_ids"].shape == (1, 1)
+    with pytest.raises(InputError, match=message):
+        check_fault(tensors["fault"])

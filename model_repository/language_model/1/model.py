@@ -12,10 +12,11 @@ from export.errors import InputError
 from serving.steps.answering import Answering
 from serving.steps.arguments import StepArguments
 from serving.steps.metrics import EngineMetrics, MetricsThread
-from serving.steps.prompts import prompt_from_tensor, seconds_since
+from serving.steps.prompts import check_fault, prompt_from_tensor, seconds_since
 from serving.wire import (
     ARRIVED,
     CANCEL,
+    FAULT,
     FINISH,
     PROMPT,
     TEXT,
@@ -65,25 +66,31 @@ class TritonPythonModel:
 
 def generation_request(request, parameters):
     """Triton's request in the engine's words."""
+    check_fault(optional_tensor(request, FAULT))
     prompt = tensor(request, PROMPT)
     visual_prompt = tensor(request, VISUAL_PROMPT)
-    arrived = pb_utils.get_input_tensor_by_name(request, ARRIVED)
     timeout_us = request.timeout()  # 0: none was given
     return GenerationRequest(
         prompt=prompt_from_tensor(prompt),
         visual_prompt=visual_prompt[0],
         options=options_from_parameters(parameters),
         deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
-        vision_s=seconds_since(arrived and arrived.as_numpy()),
+        vision_s=seconds_since(optional_tensor(request, ARRIVED)),
     )
 
 
 def tensor(request, name):
-    """An input. Both are optional in the config only so that a cancellation needs none."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
+    """An input that is optional in the config only so that a cancellation needs none."""
+    found = optional_tensor(request, name)
     if found is None:
         raise InputError(f"the input {name!r} is missing")
-    return found.as_numpy()
+    return found
+
+
+def optional_tensor(request, name):
+    """An input, or nothing."""
+    found = pb_utils.get_input_tensor_by_name(request, name)
+    return None if found is None else found.as_numpy()
 
 
 def make_family(name, text, kind):
