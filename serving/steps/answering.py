@@ -90,7 +90,12 @@ class Answering:
             generation.cancel()
 
     def cancel(self, request_id: str) -> int:
-        """Cancels the requests of that id, and one that is still to come; how many are running."""
+        """Cancels the requests of that id, and one that is still to come; how many are running.
+
+        An empty id is nobody's: many requests have none.
+        """
+        if not request_id:
+            return 0
         with self._lock:
             self._cancelled_ids.append(request_id)
             found = [g for g, caller in self._running.items() if caller.request_id == request_id]

@@ -180,6 +180,15 @@ def test_a_cancellation_may_overtake_its_request(answering):
     assert reply.end.finish_reason == "cancelled"
 
 
+def test_requests_without_an_id_are_cancelled_by_none(answering):
+    generations, replies = [FakeGeneration(), FakeGeneration()], [FakeReply(), FakeReply()]
+    running = answering(*generations)
+    running.answer(REQUEST, replies[0])
+    assert running.cancel("") == 0
+    running.answer(REQUEST, replies[1])
+    assert not any(generation.cancelled.is_set() for generation in generations)
+
+
 def test_nothing_is_asked_of_a_reply_after_its_end(answering):
     # Triton's own answer to that question is a segmentation fault.
     replies = [FakeReply() for _ in range(50)]
