@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.language_model.types import Answer, GenerationOptions
-from export.errors import ContractError, DeadlineError, InputError, OptionError
+from export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
 from serving.client.errors import DisconnectedError, ProtocolError
 from serving.client.faults import error_from_status
 from serving.wire import (
@@ -210,16 +210,20 @@ class AnswerReader:
         self.url = url
         self.text = ""
         self._finish = ""
+        self._error: IblipError | None = None
 
     def feed(self, response: Message) -> str:
-        """The text of one response of the stream; empty for the finish.
+        """The text of one response of the stream; empty for the finish, and for an error.
+
+        An error is the last response, and is raised by `answer`: a caller who left between it and
+        the stream's end would meet Triton 2.51 at work, which then never forgets the request.
 
         Raises:
-            IblipError: the response is an error.
             ProtocolError: the response is not one of this project's models.
         """
         if response.error_message:
-            raise error_from_status("INTERNAL", response.error_message, url=self.url)
+            self._error = error_from_status("INTERNAL", response.error_message, url=self.url)
+            return ""
         inner = response.infer_response
         if not inner.raw_output_contents:  # an empty final response: the answer is in already
             return ""
@@ -240,9 +244,12 @@ class AnswerReader:
         """The answer, once the stream has ended.
 
         Raises:
+            IblipError: the server's own, where it sent one.
             DisconnectedError: the stream ended before the answer did.
             ProtocolError: the finish is damaged.
         """
+        if self._error is not None:
+            raise self._error
         if not self._finish:
             raise DisconnectedError(f"the server at {self.url} ended the stream before the answer")
         try:
