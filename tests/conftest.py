@@ -224,6 +224,8 @@ OTHER_OPT = {
     "layer_norm_elementwise_affine": False,
     "tie_word_embeddings": False,
 }
+# Heads of a size that vLLM's attention has on a CPU, too.
+WIDE_OPT = {**OPT, "hidden_size": 128}
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ KINDS = {
     ),
     "t5": Kind("InstructBlip", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
     "opt": Kind("Blip2", "opt", OPT, {"pad_token": "<pad>"}, seed=3, noise=0.3),
+    "wide-opt": Kind("Blip2", "opt", WIDE_OPT, {"pad_token": "<pad>"}, seed=3, noise=0.3),
     "other-opt": Kind("Blip2", "opt", OTHER_OPT, {"pad_token": "<pad>"}),
     "blip2-t5": Kind("Blip2", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
 }

@@ -25,7 +25,7 @@ from serving.cli.quiet import quiet_libraries
 pytestmark = pytest.mark.vllm
 
 
-@pytest.mark.parametrize("kind", ["opt", "other-opt"])
+@pytest.mark.parametrize("kind", ["wide-opt", "other-opt"])
 def test_a_blip2_on_opt_says_what_it_says_on_onnx_runtime(
     kind, vllm_python, random_checkpoint, checkpoints, examples, monkeypatch, tmp_path
 ):

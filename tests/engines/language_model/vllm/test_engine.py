@@ -177,6 +177,27 @@ def test_a_full_queue_refuses_and_others_wait_their_turn(engine: Make, ask: Make
     assert [one.result().text for one in waiting] == ["0", "1"]
 
 
+def test_the_status_is_what_runs_and_what_has_been(engine: Make, ask: Make) -> None:
+    opened = engine(sequences=3, queue_limit=1)
+    assert opened.submit(ask("say ab")).result().text == "ab"
+    running = [hang(opened, ask) for _ in range(3)]
+    waiting = opened.submit(ask("say c"))
+    with pytest.raises(QueueFullError):
+        opened.submit(ask("say d"))
+    status = opened.status()
+    assert (status.slots, status.slots_used, status.running, status.waiting) == (3, 3, 3, 1)
+    assert status.generated_tokens == 3 + 3
+    assert status.prompt_tokens == 4 * 4 + (1 + len("say ab")) + 3 * (1 + len("hang"))
+    for one in running:
+        one.cancel()
+    assert waiting.result().text == "c"
+    status = opened.status()
+    assert (status.slots_used, status.running, status.waiting) == (0, 0, 0)
+    assert status.requests["eos"] == 2
+    assert status.requests["cancelled"] == 3
+    assert status.requests["refused"] == 1
+
+
 def test_a_cancelled_request_keeps_its_text_and_frees_vllm(engine: Make, ask: Make) -> None:
     opened = engine()
     running = hang(opened, ask)
