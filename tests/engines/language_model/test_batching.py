@@ -150,7 +150,7 @@ def test_the_status_says_what_runs_and_what_has_ended(gated: Make, ask: Make) ->
     assert (end.slots, end.slots_used, end.running, end.waiting) == (4, 0, 0, 0)
     assert end.requests == {
         **dict.fromkeys(["eos", "length", "cancelled", "late", "refused"], 1),
-        **dict.fromkeys(["stop", "failed"], 0),
+        **dict.fromkeys(["stop", "ranked", "failed"], 0),
     }
 
 
