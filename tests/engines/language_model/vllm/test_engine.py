@@ -141,6 +141,7 @@ def test_the_streamed_text_is_the_first_answer_s(engine: Make, ask: Make) -> Non
     [
         ({"num_beams": 2}, "num_beams is 2; this model runs on vLLM, which has no num_beams"),
         ({"no_repeat_ngram_size": 3}, "--llm-engine onnxruntime, which has it"),
+        ({"candidates": ["a", "b"]}, "this model runs on vLLM, which has no candidates"),
         ({"temperature": 0.001}, r"takes 0 \(greedy\) and 0.01 to 2.0"),
         ({"temperature": 2.5}, r"takes 0 \(greedy\) and 0.01 to 2.0"),
         ({"logit_bias": {"260": 1.0}}, "this model's tokens are 0 to 259"),
