@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 TOOLS = ("iblip", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 """Distributions whose versions the manifest records."""
 
-LLM_ENGINES = ("onnxruntime", "vllm")
-"""What can run the language model. T5 runs on ONNX Runtime alone."""
+LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "vllm": 64}
+"""What can run the language model, and the slots it has unless the caller says otherwise: vLLM
+shares one cache out among its sequences as they grow. T5 runs on ONNX Runtime alone."""
 
 VLLM_OPTIONS = ("tensor_parallel", "pipeline_parallel", "executor", "gpu_memory_utilization")
 """Options of a build that are vLLM's; each is one of `VllmSettings`."""
@@ -59,7 +60,7 @@ class BuildOptions:
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
         max_batch: the largest batch that vision encoder and Q-Former take.
         max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
-        slots: sequences that the language model runs at once.
+        slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says.
         max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
         queue: requests that may wait for slots.
         verify: compare with transformers before the build is put in place.
@@ -82,7 +83,7 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     max_batch: int = 8
     max_instruction: int = 128
-    slots: int = SLOTS
+    slots: int | None = None
     max_length: int | None = None
     queue: int = QUEUE
     verify: bool = True
@@ -167,7 +168,8 @@ def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> Servin
             f"--max-length is {length}; this model's sequences have {least} to {most} positions, "
             f"{facts.num_query_tokens} of them for the picture"
         )
-    return ServingLimits(slots=options.slots, max_length=length, queue=options.queue)
+    slots = options.slots or LLM_ENGINES[options.llm_engine]
+    return ServingLimits(slots=slots, max_length=length, queue=options.queue)
 
 
 def _fill(

@@ -65,9 +65,9 @@ from serving.cli.options import as_json
 )
 @click.option(
     "--slots",
-    default=8,
-    show_default=True,
-    help="Sequences that the language model runs at once: every answer or beam is one.",
+    type=int,
+    help="Sequences that the language model runs at once: every answer or beam is one. "
+    "Default: 8; on vLLM 64.",
 )
 @click.option(
     "--max-length",

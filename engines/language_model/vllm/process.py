@@ -28,8 +28,9 @@ STOP_S = 12.0
 """How long the process may take to end by itself, in seconds, before it is killed. It gives itself
 less, so this is for one that is stuck."""
 
-ASK_S = 3.0
-"""How long what a dead process leaves behind may take to end by itself, in seconds."""
+ASK_S = 10.0
+"""How long what a dead process leaves behind may take to end by itself, in seconds. vLLM's own
+processes take five."""
 
 LAST_LINES = 15
 """How much of what it wrote is told where it ended by itself."""

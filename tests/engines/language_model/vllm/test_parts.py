@@ -28,7 +28,7 @@ from engines.language_model.vllm.settings import VllmSettings
 from engines.language_model.vllm.worker import read_message, write_message
 from export.checkpoint import DEMO, checkpoint_from_directory
 from export.errors import BuildDirectoryError, EngineError, OptionError
-from export.manifest import ComponentRecord, EngineRecord
+from export.manifest import ComponentRecord, EngineRecord, ServingLimits
 from export.progress import Silent
 
 Facts = Callable[..., Any]
@@ -128,7 +128,11 @@ def test_a_precision_that_vllm_has_not_is_refused() -> None:
 def test_a_build_without_its_files_is_told(facts: Facts, tmp_path: Path) -> None:
     engine = EngineRecord(kind="vllm", files={"config": "engines/language_model/config.json"})
     component = ComponentRecord(precision="fp32", graphs={}, engine=engine)
-    manifest = SimpleNamespace(components={"language_model": component}, language_model=facts())
+    manifest = SimpleNamespace(
+        components={"language_model": component},
+        language_model=facts(),
+        limits=ServingLimits(slots=1, max_length=64, queue=1),
+    )
     with pytest.raises(BuildDirectoryError, match=r"lacks engines/language_model/config\.json"):
         open_engine(tmp_path, manifest)  # type: ignore[arg-type]
 
