@@ -272,9 +272,11 @@ def test_a_build_that_lacks_a_graph_is_refused(
 
 def test_an_engine_of_another_kind_is_refused(random_build: Build, tmp_path: Path) -> None:
     data = json.loads((random_build("llama") / "manifest.json").read_text())
-    data["components"]["language_model"]["engine"]["kind"] = "vllm"
+    data["components"]["language_model"]["engine"]["kind"] = "llm-9000"
     (tmp_path / "manifest.json").write_text(json.dumps(data))
-    with pytest.raises(EngineError, match="built for 'vllm'; this version runs onnxruntime"):
+    with pytest.raises(
+        EngineError, match="built for 'llm-9000'; this version runs onnxruntime, vllm"
+    ):
         open_engine(tmp_path, Manifest.read(tmp_path))
     del data["components"]["language_model"]
     (tmp_path / "manifest.json").write_text(json.dumps(data))
