@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from benchmarks.measure import RESULTS, keep, read_bandwidth
+from benchmarks.plots import plot_batching
 from engines.language_model.graphs import DecoderOnly, open_model
 from engines.language_model.onnx_engine import OnnxEngine
 from engines.language_model.options import GenerationOptions
@@ -94,7 +95,8 @@ def main(
             found["llama_cpp_q4_0"] = json.loads(text.splitlines()[-1])
         click.echo(json.dumps(found, indent=2))
         keep("batching", found)
-        click.echo(f"kept in {RESULTS}", err=True)
+        plot_batching(RESULTS.with_name("batching.svg"), found)
+        click.echo(f"kept in {RESULTS}, drawn in batching.svg beside it", err=True)
 
 
 def random_checkpoint(
@@ -233,11 +235,6 @@ def _engine_rate(engine: OnnxEngine, manifest: Manifest, count: int, tokens: int
     answers = [generation.result() for generation in [engine.submit(r) for r in requests]]
     last = answers[-1]
     return count * (last.completion_tokens - 1) / last.timing.decode_s
-
-
-def rates(found: Mapping[str, Any], way: str) -> list[float]:
-    """One column of `measure`'s table, in the order of `AT_ONCE`."""
-    return [found["at_once"][str(count)][way] for count in AT_ONCE]
 
 
 if __name__ == "__main__":

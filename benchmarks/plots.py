@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,14 +12,37 @@ if TYPE_CHECKING:
     from benchmarks.load import Got
 
 
+def plot_batching(path: Path, found: Mapping[str, Any]) -> None:
+    """Tokens per second by the number of requests at once, by precision and by what ran."""
+    plt = _pyplot()
+    precisions = [name for name in ("fp32", "int4") if name in found]
+    figure, panels = plt.subplots(1, len(precisions), figsize=(10, 4), squeeze=False)
+    for axes, precision in zip(panels[0], precisions, strict=True):
+        at_once = found[precision]["at_once"]
+        lines = {
+            "engine": {count: figures["engine"] for count, figures in at_once.items()},
+            "its graph alone": {count: figures["bare_graph"] for count, figures in at_once.items()},
+        }
+        if precision == "int4":
+            lines |= {
+                title: found[name]
+                for name, title in (
+                    ("genai_int4", "GenAI's graph alone"),
+                    ("llama_cpp_q4_0", "llama.cpp, Q4_0"),
+                )
+                if name in found
+            }
+        for title, line in lines.items():
+            axes.plot([int(count) for count in line], list(line.values()), "o-", label=title)
+        axes.set(title=precision, xlabel="requests at once", ylabel="tokens per second", ylim=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(figure, path)
+
+
 def plot_load(path: Path, got: Mapping[str, Sequence[Got]]) -> None:
     """Time to first text by arrival, and how time between texts is distributed, by server."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "iblip"  # the same figures, the same file
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, answers in got.items():
         left.plot(
@@ -32,5 +55,19 @@ def plot_load(path: Path, got: Mapping[str, Sequence[Got]]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "iblip"  # the same figures, the same file
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    _pyplot().close(figure)
