@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
+from benchmarks.measure import RESULTS
 from export.checkpoint import DEMO
 from serving.cli.quiet import quiet_libraries
 
 NAMES = ("builds", "heldout", "beams", "crowd", "one_image", "latency", "load", "soak")
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
-RESULTS = Path(__file__).with_name("results.json")
 
 
 @click.command()
