@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +74,8 @@ def server(vllm_build: Path, vllm_python: Path) -> Iterator[TritonServer]:
 
 
 def _server(directory: Path, python: Path) -> TritonServer:
-    log = os.environ.get("IBLIP_TEST_LOG")  # to look into what a server said
-    return TritonServer(
-        directory / REPOSITORY,
-        ServerOptions(environment={VARIABLE: str(python)}, log=Path(log) if log else None),
-    )
+    options = ServerOptions(environment={VARIABLE: str(python)})
+    return TritonServer(directory / REPOSITORY, options)
 
 
 @pytest.fixture
