@@ -50,7 +50,7 @@ def text_tensors(
     arrived, fault = time.monotonic_ns(), ""
     try:
         prompt = prompt_from_tensor(tensor)
-        check_prompt(prompt)
+        check_prompt(prompt, may_be_empty=tokenizer is None)
         ids = tokenizer(prompt) if tokenizer else {}
     except InputError as error:
         fault = text_from_error(error)

@@ -52,9 +52,9 @@ SETS = {
 }
 
 
-def test_every_option_is_among_these():
+def test_every_option_but_a_ranking_is_among_these():
     named = {name for options in SETS.values() for name in options}
-    assert {field.name for field in fields(GenerationOptions)} == named
+    assert {field.name for field in fields(GenerationOptions)} - named == {"candidates"}
 
 
 @pytest.fixture(params=SETS, ids=str)

@@ -308,6 +308,7 @@ def test_the_text_step_notes_when_a_request_came():
     tensors = text_tensors(np.array([b"What?"], dtype=object), None)
     assert set(tensors) == {"arrived", "fault"}
     check_fault(tensors["fault"])
+    check_fault(text_tensors(np.array([b""], dtype=object), None)["fault"])  # a caption is asked
     check_fault(None)
     assert 0 <= seconds_since(tensors["arrived"]) <= time.monotonic() - before
     assert seconds_since(None) == 0
