@@ -35,6 +35,7 @@ def plot_batching(path: Path, found: Mapping[str, Any]) -> None:
         for title, line in lines.items():
             axes.plot([int(count) for count in line], list(line.values()), "o-", label=title)
         axes.set(title=precision, xlabel="requests at once", ylabel="tokens per second", ylim=0)
+        axes.set_xticks([int(count) for count in at_once])
         axes.grid(alpha=0.3)
         axes.legend()
     _save(figure, path)
