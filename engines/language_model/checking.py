@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from engines.language_model.types import GenerationOptions, GenerationRequest
+from engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
 from export.errors import EngineError, InputError, OptionError
-from export.manifest import LanguageModelFacts
+from export.manifest import LanguageModelFacts, how_to_raise
 
 _FLOATS = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16))
 
@@ -50,6 +50,14 @@ def with_own_copy(request: GenerationRequest) -> GenerationRequest:
     The caller's array may be a buffer that is used again before the request's turn comes.
     """
     return replace(request, visual_prompt=np.array(request.visual_prompt))
+
+
+def queue_full_error(waiting: int) -> QueueFullError:
+    """Of an engine in which so many requests wait."""
+    return QueueFullError(
+        f"{waiting} requests are waiting, as many as this engine takes. "
+        f"Try again later; {how_to_raise('queue')}."
+    )
 
 
 def closed_error() -> EngineError:

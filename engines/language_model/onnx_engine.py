@@ -18,6 +18,7 @@ from engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
     closed_error,
+    queue_full_error,
     with_own_copy,
 )
 from engines.language_model.decoding import decoding_for
@@ -30,7 +31,6 @@ from engines.language_model.types import (
     EngineStatus,
     GenerationOptions,
     GenerationRequest,
-    QueueFullError,
 )
 from engines.text import PromptTokenizer, answers_from_text, words_from_text
 from export.errors import EngineError, OptionError
@@ -99,10 +99,7 @@ class OnnxEngine:
             self._waiting = deque(t for t in self._waiting if not t.given_up())
             if len(self._waiting) >= self._queue_limit:
                 self._totals.refused()
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting, as many as this engine takes. "
-                    f"Try again later; {how_to_raise('queue')}."
-                )
+                raise queue_full_error(len(self._waiting))
             self._waiting.append(ticket)
             self._changed.notify()
         return QueuedGeneration(ticket, partial(self._cancel, ticket))

@@ -117,8 +117,9 @@ class Scheduler:
         if ticket.given_up():
             self._leave(job)
             return
+        chosen = job.reserved  # one a row, or all of the first ones
         branches = ticket.decoding.accept(logits, lambda: self._free() - self.wanted)
-        self._totals.generated_tokens += job.reserved  # one a row, or all of the first ones
+        self._totals.generated_tokens += chosen
         delta = ticket.decoding.take_delta()
         if delta is not None:
             ticket.put(delta)

@@ -26,13 +26,14 @@ from engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
     closed_error,
+    queue_full_error,
     with_own_copy,
 )
 from engines.language_model.detokenise import special_tokens
 from engines.language_model.generation import Pending, QueuedGeneration
 from engines.language_model.restraints import Words
 from engines.language_model.totals import Totals
-from engines.language_model.types import EngineStatus, GenerationRequest, QueueFullError
+from engines.language_model.types import EngineStatus, GenerationRequest
 from engines.language_model.vllm.options import (
     check_options,
     params_from_options,
@@ -43,7 +44,7 @@ from engines.language_model.vllm.restarts import Restarts
 from engines.language_model.vllm.sequences import Sequences
 from engines.text import PromptTokenizer, words_from_text
 from export.errors import EngineError, OptionError
-from export.manifest import LanguageModelFacts
+from export.manifest import LanguageModelFacts, how_to_raise
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +165,7 @@ class VllmEngine:
             self._waiting = deque(t for t in self._waiting if not t.given_up())
             if len(self._waiting) >= self._queue_limit:
                 self._totals.refused()
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting, as many as this engine takes. "
-                    "Try again later."
-                )
+                raise queue_full_error(len(self._waiting))
             self._waiting.append(ticket)
         self._events.put(None)
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
@@ -199,7 +197,7 @@ class VllmEngine:
         if options.n > self._capacity:
             raise OptionError(
                 f"n is {options.n}; this engine runs {self._capacity} sequences at once, "
-                "and each answer is one"
+                f"and each answer is one. Lower it; {how_to_raise('slots')}."
             )
         prompt_ids = self._prompts(request.prompt)
         plan = plan_answer(prompt_ids, options, facts)
