@@ -11,55 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import CheckpointError
+from export.families import FAMILIES, Family
 from export.weights import SourceTensor, tensors_from_safetensors
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """A kind of checkpoint, and what is particular to it.
-
-    Attributes:
-        name: `instructblip`.
-        model, processor: transformers' classes for it, by name.
-        reads_instruction: its Q-Former reads the prompt too, with a tokenizer of its own.
-        ends_as_configured: the language model's config says which token ends an answer, whatever
-            the tokenizer's end-of-sequence token is.
-        max_new_tokens: of an answer, where the generation config is silent.
-    """
-
-    name: str
-    model: str
-    processor: str
-    reads_instruction: bool
-    ends_as_configured: bool
-    max_new_tokens: int
-
-
-INSTRUCTBLIP = Family(
-    name="instructblip",
-    model="InstructBlipForConditionalGeneration",
-    processor="InstructBlipProcessor",
-    reads_instruction=True,
-    # Some hub configs name a token that ends nothing (LAVIS issue 509).
-    ends_as_configured=False,
-    max_new_tokens=256,  # LAVIS, blip2_vicuna_instruct.py, `generate`
-)
-
-BLIP2 = Family(
-    name="blip2",
-    model="Blip2ForConditionalGeneration",
-    processor="Blip2Processor",
-    reads_instruction=False,
-    # On OPT an answer ends with a line break (LAVIS, blip2_opt.py), which only the config knows.
-    ends_as_configured=True,
-    max_new_tokens=30,  # LAVIS, blip2_opt.py and blip2_t5.py, `generate`
-)
-
-FAMILIES: Mapping[str, Family] = {family.model: family for family in (INSTRUCTBLIP, BLIP2)}
-"""Architecture, as `config.json` names it, to family."""
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
 """Built where no `--model` is given."""

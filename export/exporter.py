@@ -9,8 +9,8 @@ from pathlib import Path
 
 from export.checkpoint import Checkpoint
 from export.components.component import Component
+from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.errors import ExportError
-from export.families import components_from_checkpoint
 from export.graphs import OnnxGraph
 from export.progress import Progress
 from export.quantisation import quantise

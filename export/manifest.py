@@ -141,7 +141,7 @@ class LanguageModelFacts:
     """The language model's shape and special tokens.
 
     Attributes:
-        architecture: a key of `export.families.LANGUAGE_MODELS`: `llama`, `opt` or `t5`.
+        architecture: of the language model, as transformers calls it: `llama`, `opt` or `t5`.
         is_encoder_decoder: T5: the visual prompt and the text go to the encoder.
         hidden_size: of `visual_prompt` and `inputs_embeds`, in elements.
         num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.

@@ -32,7 +32,7 @@ def load_reference(checkpoint: Checkpoint) -> Any:
     """transformers' own model of `checkpoint`, in float32."""
     import transformers
 
-    kind = getattr(transformers, checkpoint.family.model)
+    kind = getattr(transformers, checkpoint.family.architecture)
     model: Any = kind.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     )

@@ -13,9 +13,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from export.checkpoint import checkpoint_from_directory
+from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.contract import Contract, TensorSpec
 from export.exporter import onnx_from_component
-from export.families import components_from_checkpoint
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
     ComponentRecord,

@@ -1,5 +1,5 @@
 """Which graphs a checkpoint is made of. A language model is one row here; a family, one in
-`export.checkpoint`."""
+`export.families`."""
 
 from __future__ import annotations
 
