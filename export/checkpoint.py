@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from export.errors import CheckpointError
 from export.families import FAMILIES, Family
+from export.families.family import Projector
+from export.families.parts import Parts
 from export.weights import SourceTensor, tensors_from_safetensors
-
-if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
 """Built where no `--model` is given."""
@@ -29,7 +27,7 @@ class Checkpoint:
     Attributes:
         directory: absolute.
         family: a value of `FAMILIES`.
-        config: the parsed config (`InstructBlipConfig`, `Blip2Config`).
+        config: the parsed config (`InstructBlipConfig`, `Blip2Config`, `MiniGPT4Config`).
         tensors: by name.
     """
 
@@ -44,13 +42,18 @@ class Checkpoint:
         return self.directory.name
 
     @property
+    def projector(self) -> Projector:
+        """What makes its visual prompts: its family's Q-Former, or none."""
+        return "patch_merge" if self.config.qformer_config is None else self.family.projector
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files that the tensors lie in, in order of name."""
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
 
     @cached_property
-    def processor(self) -> ProcessorMixin:
-        """transformers' own processor of this checkpoint.
+    def processor(self) -> Any:
+        """transformers' own processor of this checkpoint, or its parts where there is none.
 
         Raises:
             CheckpointError: it cannot be loaded, or gives an image other places in the prompt than
@@ -58,14 +61,15 @@ class Checkpoint:
         """
         import transformers
 
-        kind = getattr(transformers, self.family.processor)
+        name = self.family.processor
+        kind: Any = Parts if name is None else getattr(transformers, name)
         try:
-            processor: ProcessorMixin = kind.from_pretrained(self.directory, local_files_only=True)
+            processor = kind.from_pretrained(self.directory, local_files_only=True)
         except Exception as error:
             message = f"the processor in {self.directory} cannot be loaded: {error}"
             raise CheckpointError(message) from error
         found, wanted = getattr(processor, "num_query_tokens", None), self.config.num_query_tokens
-        if found != wanted:
+        if name is not None and found != wanted:
             raise CheckpointError(
                 f"the processor in {self.directory} has num_query_tokens {found}, and the model"
                 f" {wanted}. Set it to {wanted} in processor_config.json (older versions of"
@@ -101,15 +105,18 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
             f" supported architectures: {', '.join(FAMILIES)}"
         )
     return Checkpoint(
-        directory=directory, family=family, config=_config(directory), tensors=_tensors(directory)
+        directory=directory,
+        family=family,
+        config=_config(family, directory),
+        tensors=_tensors(directory),
     )
 
 
-def _config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
+def _config(family: Family, directory: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
+        return family.config(directory)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'} is not usable: {error}") from error
 

@@ -22,15 +22,16 @@ def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
         CheckpointError: a tokenizer has no fast form.
     """
     (directory / "text").mkdir()
-    processor: Any = checkpoint.processor
-    names = ["tokenizer", *(["qformer_tokenizer"] if checkpoint.family.reads_instruction else [])]
+    processor = checkpoint.processor
+    reads = checkpoint.projector == "instruction_qformer"
+    names = ["tokenizer", *(["qformer_tokenizer"] if reads else [])]
     for name in names:
         tokenizer = getattr(processor, name)
         if not tokenizer.is_fast:
             message = f"{checkpoint.directory}: {type(tokenizer).__name__} has no fast form"
             raise CheckpointError(message)
         tokenizer.backend_tokenizer.save(str(directory / "text" / f"{name}.json"))
-    if not checkpoint.family.reads_instruction:
+    if not reads:
         return TextFacts(tokenizer="text/tokenizer.json")
     return TextFacts(
         tokenizer="text/tokenizer.json",
@@ -65,8 +66,7 @@ def preprocessing(checkpoint: Checkpoint) -> Preprocessing:
 
 def image_processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """The image processor's own settings, by their names in its config file."""
-    processor: Any = checkpoint.processor
-    settings: dict[str, Any] = processor.image_processor.to_dict()
+    settings: dict[str, Any] = checkpoint.processor.image_processor.to_dict()
     return settings
 
 
@@ -74,7 +74,8 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
     """The language model's shape and special tokens.
 
     Raises:
-        CheckpointError: no token ends an answer, or none marks the image's place in a prompt.
+        CheckpointError: no token ends an answer, or none marks the image's place in a prompt where
+            the family has such a token.
     """
     config, tokenizer = checkpoint.config, getattr(checkpoint.processor, "tokenizer", None)
     text, generation = config.text_config, _generation_config(checkpoint)
@@ -93,7 +94,9 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
         pad_token_id=getattr(tokenizer, "pad_token_id", None),
         decoder_start_token_id=(text.decoder_start_token_id or 0) if is_encoder_decoder else None,
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, generation),
-        image_token_id=_image_token_id(checkpoint, tokenizer),
+        image_token_id=(
+            _image_token_id(checkpoint, tokenizer) if checkpoint.family.marks_image else None
+        ),
         default_max_new_tokens=(
             generation.get("max_new_tokens") or checkpoint.family.max_new_tokens
         ),

@@ -214,6 +214,7 @@ OPT = {
     "bos_token_id": 2,
     "pad_token_id": 3,
 }
+MINIGPT4_LLAMA = {**LLAMA, "max_position_embeddings": 128}
 # Heads of opt-2.7b's size, norms where opt-350m has them, and what else the config allows.
 OTHER_OPT = {
     **OPT,
@@ -244,19 +245,65 @@ class Kind:
     noise: float = 0.15
 
 
+LLAMA_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 KINDS = {
-    "llama": Kind(
-        "InstructBlip",
-        "llama",
-        LLAMA,
-        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-    ),
+    "llama": Kind("InstructBlip", "llama", LLAMA, LLAMA_SPECIAL),
     "t5": Kind("InstructBlip", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
     "opt": Kind("Blip2", "opt", OPT, {"pad_token": "<pad>"}, seed=3, noise=0.3),
     "wide-opt": Kind("Blip2", "opt", WIDE_OPT, {"pad_token": "<pad>"}, seed=3, noise=0.3),
     "other-opt": Kind("Blip2", "opt", OTHER_OPT, {"pad_token": "<pad>"}),
     "blip2-t5": Kind("Blip2", "t5", T5, {"eos_token": "</s>", "pad_token": "<pad>"}),
+    "minigpt4": Kind("MiniGPT4", "llama", MINIGPT4_LLAMA, LLAMA_SPECIAL),
+    "minigpt4-merge": Kind("MiniGPT4", "llama", MINIGPT4_LLAMA, LLAMA_SPECIAL, seed=1),
 }
+
+
+TEMPLATE = "###Human: <Img>{image}</Img> {prompt} ###Assistant: "
+
+
+def _random_minigpt4(
+    kind: Kind, tokenizers: dict[str, Tokenizer], directory: Path, *, merges: bool
+) -> None:
+    """A MiniGPT-4 in this project's form: transformers has no class that writes one."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers[kind.text], **kind.special
+    )
+    vision = transformers.Blip2VisionConfig(image_size=48 if merges else 24, patch_size=12, **SMALL)
+    text = transformers.LlamaConfig(vocab_size=len(tokenizer), **kind.settings)
+    qformer = transformers.Blip2QFormerConfig(encoder_hidden_size=32, **SMALL)
+    torch.manual_seed(kind.seed)
+    parts: dict[str, torch.nn.Module] = {
+        "vision_model": transformers.Blip2VisionModel(vision),
+        "language_projection": torch.nn.Linear(4 * 32 if merges else 32, text.hidden_size),
+        "language_model": transformers.LlamaForCausalLM(text),
+    }
+    tensors = {} if merges else {"query_tokens": torch.randn(1, 4, 32)}
+    if not merges:
+        parts["qformer"] = transformers.Blip2QFormerModel(qformer)
+    for name, part in parts.items():
+        for key, weight in part.state_dict().items():
+            tensors[f"{name}.{key}"] = weight + torch.randn_like(weight) * kind.noise
+    config = {
+        "architectures": ["MiniGPT4ForConditionalGeneration"],
+        "model_type": "minigpt4",
+        "vision_config": vision.to_dict(),
+        "qformer_config": None if merges else qformer.to_dict(),
+        "text_config": text.to_dict(),
+        "num_query_tokens": 4,
+        "merged_patches": 4 if merges else None,
+        "prompt_template": "<s>[INST] <Img>{image}</Img> {prompt} [/INST] " if merges else TEMPLATE,
+        "stop": [] if merges else ["###"],
+    }
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    size = {"height": vision.image_size, "width": vision.image_size}
+    transformers.BlipImageProcessor(size=size).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    transformers.GenerationConfig(max_new_tokens=20).save_pretrained(directory)
 
 
 def _random_checkpoint(kind: Kind, tokenizers: dict[str, Tokenizer], directory: Path) -> None:
@@ -323,7 +370,11 @@ def random_checkpoint(
     @cache
     def make(kind: str) -> Path:
         directory = tmp_path_factory.mktemp(f"checkpoint-{kind}")
-        _random_checkpoint(KINDS[kind], tokenizers, directory)
+        if KINDS[kind].family == "MiniGPT4":
+            merges = kind.endswith("merge")
+            _random_minigpt4(KINDS[kind], tokenizers, directory, merges=merges)
+        else:
+            _random_checkpoint(KINDS[kind], tokenizers, directory)
         return directory
 
     return make

@@ -49,7 +49,7 @@ def components_from_checkpoint(
         vision_encoder(config, image_processor_settings(checkpoint), precision=vision),
         qformer(
             config,
-            reads_instruction=checkpoint.family.reads_instruction,
+            projector=checkpoint.projector,
             precision=precision["qformer"],
             input_precision=vision,
         ),

@@ -1,6 +1,7 @@
 """`qformer`: image features, and an instruction where one is read, to the visual prompt.
 
-The projection to the language model's width is included.
+The projection to the language model's width is included. Where a model has no Q-Former, this is the
+projection alone, behind a merge of neighbouring patches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from export.components.attention import module_from_config, padding_mask
 from export.components.component import Component
 from export.components.vision_encoder import image_embeds_spec
 from export.contract import Contract, TensorSpec
+from export.families.family import Projector
 from export.precision import DTYPES
 
 
@@ -92,31 +94,60 @@ class QueryQFormer(_QFormer):
         return visual_prompt
 
 
+class PatchMerge(torch.nn.Module):
+    """MiniGPT-4's projector on LLaMA-2: no Q-Former, one linear layer over neighbouring patches.
+
+    Source: Vision-CAIR/MiniGPT-4, `minigpt4/models/minigpt4.py`, `encode_img`.
+
+    Args:
+        config: the checkpoint's whole config.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.merged = config.merged_patches
+        width = self.merged * config.vision_config.hidden_size
+        self.language_projection = torch.nn.Linear(width, config.text_config.hidden_size)
+
+    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """`image_embeds` `[batch, patches, d_vision]` to `visual_prompt` `[batch, queries, d_llm]`.
+
+        The class token is left out. A row of the visual prompt is made of `merged_patches` patches
+        that follow one another in row-major order, so they are neighbours in a row of the image.
+        """
+        features = image_embeds[:, 1:].to(self.language_projection.weight.dtype)
+        batch, patches, width = features.shape
+        merged = features.reshape(batch, patches // self.merged, self.merged * width)
+        visual_prompt: torch.Tensor = self.language_projection(merged)
+        return visual_prompt
+
+
 INSTRUCTION = tuple(
     TensorSpec(name=name, dtype="int64", axes=("batch", "instruction"))
     for name in ("qformer_input_ids", "qformer_attention_mask")
 )
 """What only a Q-Former that reads the instruction takes."""
 
-KINDS: Mapping[bool, tuple[type[_QFormer], tuple[TensorSpec, ...]]] = {
-    True: (InstructionQFormer, INSTRUCTION),
-    False: (QueryQFormer, ()),
+PROJECTORS: Mapping[Projector, tuple[type[torch.nn.Module], tuple[TensorSpec, ...]]] = {
+    "instruction_qformer": (InstructionQFormer, INSTRUCTION),
+    "qformer": (QueryQFormer, ()),
+    "patch_merge": (PatchMerge, ()),
 }
-"""Whether the instruction is read, to the module and what it takes beside the image's features."""
+"""The projector to its module, and to what that takes beside the image's features."""
 
 
 def qformer(
-    config: Any, *, reads_instruction: bool, precision: str, input_precision: str
+    config: Any, *, projector: Projector, precision: str, input_precision: str
 ) -> Component:
     """The component for this checkpoint's `config`.
 
     Args:
         config: the checkpoint's.
-        reads_instruction: as its family says.
+        projector: as the checkpoint says.
         precision: that it computes in.
         input_precision: of the vision encoder, whose output it takes.
     """
-    module, text = KINDS[reads_instruction]
+    module, text = PROJECTORS[projector]
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
     image_embeds = image_embeds_spec(patches, vision.hidden_size, input_precision)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 Projector = Literal["instruction_qformer", "qformer", "patch_merge"]
 """What makes a visual prompt of an image's features: a Q-Former that reads the instruction, one
@@ -14,6 +16,13 @@ Images = Literal["one", "frames", "places"]
 before the prompt; or several, each at its own place in the prompt."""
 
 
+def config_by_transformers(directory: Path) -> Any:
+    """The config in `directory`, of the class that its `model_type` names."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(directory, local_files_only=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A kind of checkpoint, and what is particular to it.
@@ -21,10 +30,15 @@ class Family:
     Attributes:
         name: `instructblip`.
         architecture: as `config.json` names it; where transformers has the model, its class.
-        processor: transformers' class for it, by name.
-        projector: see `Projector`.
+        processor: transformers' class for it, by name; `None` where transformers has neither
+            processor nor model, but the parts of both.
+        config: reads `config.json` in a directory; see `export.checkpoint.Checkpoint.config`.
+        projector: see `Projector`. A checkpoint whose config has no Q-Former merges patches.
         images: see `Images`.
-        prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is.
+        prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is; a
+            checkpoint's config may say otherwise.
+        stop: strings that end an answer; a checkpoint's config may say otherwise.
+        marks_image: a token of the tokenizer stands for the image in prompts to transformers.
         ends_as_configured: the language model's config says which token ends an answer, whatever
             the tokenizer's end-of-sequence token is.
         max_new_tokens: of an answer, where the generation config is silent.
@@ -32,14 +46,12 @@ class Family:
 
     name: str
     architecture: str
-    processor: str
+    processor: str | None
+    config: Callable[[Path], Any] = config_by_transformers
     projector: Projector
     images: Images
     prompt_template: str
+    stop: tuple[str, ...] = ()
+    marks_image: bool = True
     ends_as_configured: bool
     max_new_tokens: int
-
-    @property
-    def reads_instruction(self) -> bool:
-        """Its Q-Former reads the prompt too, with a tokenizer of its own."""
-        return self.projector == "instruction_qformer"

@@ -91,7 +91,7 @@ def _instructions(
     checkpoint: Checkpoint, random: np.random.Generator, batch: int
 ) -> dict[str, torch.Tensor]:
     """None where the Q-Former reads none."""
-    if not checkpoint.family.reads_instruction:
+    if checkpoint.projector != "instruction_qformer":
         return {}
     lengths = _lengths(random, batch, longest=12)
     mask = _mask(lengths)
