@@ -51,7 +51,7 @@ class PromptTokenizer:
         tokenizer: the language model's.
         limit: most tokens that a prompt may have, its special tokens included.
         advice: what to do about a longer one.
-        template: what the family wraps around `{prompt}`.
+        template: what stands around `{prompt}`, and where the `{image}` is.
         image_token_id: the placeholder that transformers puts where the image goes. A prompt that
             spells it would claim a place in the visual prompt, so it is refused.
         may_be_empty: the model captions an image of which nothing is asked.
@@ -60,7 +60,7 @@ class PromptTokenizer:
     tokenizer: Tokenizer
     limit: int
     advice: str = "Shorten it."
-    template: str = "{prompt}"
+    template: str = "{image}{prompt}"
     image_token_id: int | None = None
     may_be_empty: bool = False
 
@@ -106,7 +106,7 @@ class PromptTokenizer:
                 or is longer than the limit.
         """
         check_prompt(prompt, may_be_empty=self.may_be_empty)
-        text = self.template.replace("{prompt}", prompt)
+        text = self.template.replace("{image}", "").replace("{prompt}", prompt)
         ids = tuple(_encode(self.tokenizer, text, "prompt"))
         if self.image_token_id is not None and self.image_token_id in ids:
             token = self.tokenizer.id_to_token(self.image_token_id)

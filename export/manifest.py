@@ -21,8 +21,9 @@ from typing import Any, Self
 
 from export.contract import Contract
 from export.errors import BuildDirectoryError
+from export.families.family import Images
 
-FORMAT = 2
+FORMAT = 3
 """The manifest's format number; a reader refuses any other."""
 
 SLOTS = 8
@@ -30,6 +31,10 @@ SLOTS = 8
 
 QUEUE = 256
 """Requests that may wait, unless the build says otherwise."""
+
+IMAGES = 4
+"""Most images of a request, where a family takes several and the build says nothing: of a video,
+InstructBLIP's own evaluation takes so many frames (arXiv 2305.06500)."""
 
 MANIFEST = "manifest.json"
 
@@ -126,14 +131,18 @@ class TextFacts:
         qformer_pad_token_id: fills `qformer_input_ids` where the mask is 0.
         max_instruction: longest instruction that the Q-Former takes, in tokens; 0 where it takes
             none.
-        prompt_template: `"{prompt}"` with what the family wraps around it.
+        prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is.
+        stop: strings that end any answer, whatever a request asks for.
+        images: how many a request may have, and where they go.
     """
 
     tokenizer: str
     qformer_tokenizer: str | None = None
     qformer_pad_token_id: int = 0
     max_instruction: int = 0
-    prompt_template: str = "{prompt}"
+    prompt_template: str = "{image}{prompt}"
+    stop: tuple[str, ...] = ()
+    images: Images = "one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +155,8 @@ class LanguageModelFacts:
         hidden_size: of `visual_prompt` and `inputs_embeds`, in elements.
         num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.
         vocab_size: of the logits.
-        num_query_tokens: rows of one visual prompt.
-        max_length: positions for visual prompt, prompt and answer together. T5 has no limit of
+        num_query_tokens: rows of one image's visual prompt.
+        max_length: positions for visual prompts, prompt and answer together. T5 has no limit of
             its own: the decoder's answer then counts alone against it.
         bos_token_id, pad_token_id, decoder_start_token_id: `None` where the model has none.
         eos_token_ids: any of these ends an answer.
@@ -179,11 +188,13 @@ class ServingLimits:
         slots: sequences at once: a request's every answer or beam is one.
         max_length: positions of a sequence, as `LanguageModelFacts.max_length`, and at most that.
         queue: requests that may wait.
+        images: of a request, at most.
     """
 
     slots: int
     max_length: int
     queue: int
+    images: int
 
 
 def how_to_raise(limit: str) -> str:
@@ -259,6 +270,7 @@ class Manifest:
         }
         facts = dict(data["language_model"])
         facts["eos_token_ids"] = tuple(facts["eos_token_ids"])
+        text = {**data["text"], "stop": tuple(data["text"]["stop"])}
         return cls(
             name=data["name"],
             family=data["family"],
@@ -266,7 +278,7 @@ class Manifest:
             precision=data["precision"],
             components=components,
             preprocessing=Preprocessing(**data["preprocessing"]),
-            text=TextFacts(**data["text"]),
+            text=TextFacts(**text),
             language_model=LanguageModelFacts(**facts),
             limits=ServingLimits(**data["limits"]),
             verification=data["verification"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
             message = f"{checkpoint.directory}: {type(tokenizer).__name__} has no fast form"
             raise CheckpointError(message)
         tokenizer.backend_tokenizer.save(str(directory / "text" / f"{name}.json"))
-    if not reads:
-        return TextFacts(tokenizer="text/tokenizer.json")
-    return TextFacts(
+    plain = TextFacts(
         tokenizer="text/tokenizer.json",
+        prompt_template=checkpoint.family.prompt_template,
+        images=checkpoint.family.images,
+    )
+    if not reads:
+        return plain
+    return replace(
+        plain,
         qformer_tokenizer="text/qformer_tokenizer.json",
         qformer_pad_token_id=processor.qformer_tokenizer.pad_token_id or 0,
         max_instruction=checkpoint.config.qformer_config.max_position_embeddings,

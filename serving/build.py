@@ -15,6 +15,7 @@ from export.checkpoint import DEMO, Checkpoint, checkpoint_from_directory
 from export.errors import OptionError, VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
+    IMAGES,
     QUEUE,
     SLOTS,
     ComponentRecord,
@@ -39,6 +40,17 @@ LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "vllm": 64}
 """What can run the language model, and the slots it has unless the caller says otherwise: vLLM
 shares one cache out among its sequences as they grow. T5 runs on ONNX Runtime alone."""
 
+COUNTS = (
+    "max_batch",
+    "max_instruction",
+    "slots",
+    "max_length",
+    "queue",
+    "max_images",
+    "limit",
+)
+"""Options of a build that are 1 or more."""
+
 VLLM_OPTIONS = ("tensor_parallel", "pipeline_parallel", "executor", "gpu_memory_utilization")
 """Options of a build that are vLLM's; each is one of `VllmSettings`."""
 
@@ -58,11 +70,14 @@ class BuildOptions:
             `engines.language_model.vllm.settings.VllmSettings`, for vLLM alone; `None` is the
             default there.
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
-        max_batch: the largest batch that vision encoder and Q-Former take.
+        max_batch: the largest batch that vision encoder and Q-Former take, in images; raised to
+            the most that a request may have.
         max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
         slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says.
         max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
         queue: requests that may wait for slots.
+        max_images: most images of a request; `None` is `IMAGES`, or what fits into `max_length`,
+            where the family takes several, and else 1.
         verify: compare with transformers before the build is put in place.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
         limit: compare only so many examples; `None` compares all.
@@ -86,6 +101,7 @@ class BuildOptions:
     slots: int | None = None
     max_length: int | None = None
     queue: int = QUEUE
+    max_images: int | None = None
     verify: bool = True
     examples: Path | None = None
     limit: int | None = None
@@ -93,7 +109,7 @@ class BuildOptions:
     vllm: VllmSettings | None = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_instruction", "slots", "max_length", "queue", "limit"):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 option = name.replace("_", "-")
@@ -140,7 +156,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     checkpoint = checkpoint_from_directory(options.model)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
-    limits_from_options(options, checkpoint)
+    limits = limits_from_options(options, checkpoint)
+    # The images of one request are one batch.
+    options = replace(options, max_batch=max(options.max_batch, limits.images))
     if options.vllm is not None:
         from engines.language_model.vllm.building import check_vllm
 
@@ -155,7 +173,8 @@ def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> Servin
     """The limits of the language model.
 
     Raises:
-        OptionError: `max_length` is more than the model has, or has no room for prompt and answer.
+        OptionError: `max_length` is more than the model has, or has no room for prompt and answer;
+            the family takes one image, or so many do not fit.
     """
     from export.text import language_model_facts
 
@@ -169,7 +188,28 @@ def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> Servin
             f"{facts.num_query_tokens} of them for the picture"
         )
     slots = options.slots or LLM_ENGINES[options.llm_engine]
-    return ServingLimits(slots=slots, max_length=length, queue=options.queue)
+    return ServingLimits(
+        slots=slots,
+        max_length=length,
+        queue=options.queue,
+        images=_images(options, checkpoint, (length - 2) // facts.num_query_tokens),
+    )
+
+
+def _images(options: BuildOptions, checkpoint: Checkpoint, room: int) -> int:
+    """Most images of a request; `room` is for how many there are positions."""
+    family, wanted = checkpoint.family, options.max_images
+    most = 1 if family.images == "one" else room
+    if wanted is None:
+        return min(most, IMAGES)
+    if wanted > most:
+        raise OptionError(
+            f"--max-images is {wanted}; wanted 1, as {family.name} takes one image a request"
+            if family.images == "one"
+            else f"--max-images is {wanted}; wanted at most {most}: with one token of prompt and "
+            "one of answer, more images do not fit into the positions of a sequence"
+        )
+    return wanted
 
 
 def _fill(

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -39,6 +39,10 @@ COMPONENTS = ("vision_encoder", "qformer")
 
 INSTRUCTION = frozenset({"qformer_input_ids", "qformer_attention_mask"})
 """The tensors that only an instruction-aware Q-Former has."""
+
+OPERATORS = ("slots", "max_length", "queue")
+"""The limits that an operator may set anew, as parameters of the language model. The most images of
+a request are not among them: engines are built for so many."""
 
 TO_BUILD = "../.."
 """From a model's folder to its build directory."""
@@ -104,8 +108,8 @@ def _fill(
     if config.backend == "python":
         set_parameter(config, "build", TO_BUILD)
     if config.name == LANGUAGE_MODEL:
-        for name, limit in asdict(manifest.limits).items():
-            set_parameter(config, name, str(limit))
+        for name in OPERATORS:
+            set_parameter(config, name, str(getattr(manifest.limits, name)))
     if config.name == ENSEMBLE:
         for name, value in ServerContract.from_manifest(manifest).to_parameters().items():
             set_parameter(config, name, value)

@@ -76,7 +76,10 @@ def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
     if positions > most:
         raise OptionError(f"max_length is {positions}; this model has {most} positions: lower it")
     return ServingLimits(
-        slots=limits.slots or built.slots, max_length=positions, queue=limits.queue or built.queue
+        slots=limits.slots or built.slots,
+        max_length=positions,
+        queue=limits.queue or built.queue,
+        images=built.images,
     )
 
 

@@ -56,7 +56,7 @@ from serving.cli.options import as_json
     type=float,
     help="vLLM: the share of a GPU's memory that it may take. Default: 0.9.",
 )
-@click.option("--max-batch", default=8, show_default=True, help="Largest batch, in requests.")
+@click.option("--max-batch", default=8, show_default=True, help="Largest batch, in images.")
 @click.option(
     "--max-instruction",
     default=128,
@@ -73,6 +73,11 @@ from serving.cli.options import as_json
     "--max-length",
     type=int,
     help="Positions of a sequence: picture, prompt and answer. Default: the model's own.",
+)
+@click.option(
+    "--max-images",
+    type=int,
+    help="Most images of a request. Default: 4 where the model takes several, else 1.",
 )
 @click.option("--queue", default=256, show_default=True, help="Requests that may wait for slots.")
 @click.option(

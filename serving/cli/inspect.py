@@ -46,7 +46,8 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
     limits = manifest.limits
     click.echo(
         f"\nlimits: {limits.slots} slots of {limits.max_length} positions"
-        f" (the model's own: {facts.max_length}), {limits.queue} requests may wait"
+        f" (the model's own: {facts.max_length}), {limits.queue} requests may wait,"
+        f" {limits.images} image{'s' if limits.images > 1 else ''} a request at most"
     )
     click.echo(f"verification: {_proof(manifest.verification)}")
 

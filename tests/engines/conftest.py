@@ -187,7 +187,10 @@ def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]
         text=write_tokenizers(checkpoint, directory),
         language_model=language_model_facts(checkpoint),
         limits=ServingLimits(
-            slots=8, max_length=language_model_facts(checkpoint).max_length, queue=256
+            slots=8,
+            max_length=language_model_facts(checkpoint).max_length,
+            queue=256,
+            images=1 if checkpoint.family.images == "one" else 4,
         ),
         verification={"skipped": "a test"},
         tools={},

@@ -175,7 +175,7 @@ def test_the_builds_limits_are_the_engines(random_build: Build) -> None:
     build = random_build("llama")
     manifest = Manifest.read(build)
     queries, own = manifest.language_model.num_query_tokens, manifest.language_model.max_length
-    limits = ServingLimits(slots=2, max_length=queries + 12, queue=1)
+    limits = ServingLimits(slots=2, max_length=queries + 12, queue=1, images=1)
     with Pipeline(build, threads=1, manifest=replace(manifest, limits=limits)) as small:
         with pytest.raises(OptionError, match=r"n is 3; this engine has 2 slots.*`--slots` of"):
             small.answer(picture(0), "red", GenerationOptions(n=3, temperature=1.0))

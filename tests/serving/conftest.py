@@ -53,6 +53,7 @@ def manifest_for(*, kind: str = "onnxruntime", instruction: bool = True) -> Mani
             qformer_tokenizer="text/qformer_tokenizer.json" if instruction else None,
             qformer_pad_token_id=0,
             max_instruction=128,
+            images="frames",
         ),
         language_model=LanguageModelFacts(
             architecture="llama",
@@ -71,7 +72,7 @@ def manifest_for(*, kind: str = "onnxruntime", instruction: bool = True) -> Mani
             image_token_id=500,
             default_max_new_tokens=64,
         ),
-        limits=ServingLimits(slots=3, max_length=200, queue=17),
+        limits=ServingLimits(slots=3, max_length=200, queue=17, images=4),
         verification={"skipped": "a test"},
         tools={},
         created="2026-01-01T00:00:00+00:00",

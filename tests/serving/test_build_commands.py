@@ -44,6 +44,13 @@ def last_line(result):
             "--max-length is 9999; this model's sequences have 10 to 1024 positions, 8 of them",
         ),
         (["build", "--max-length", "9"], 2, "--max-length is 9; this model's sequences have 10"),
+        (["build", "--max-images", "0"], 2, "--max-images is 0; wanted 1 or more"),
+        (["build", "--max-images", "200"], 2, "--max-images is 200; wanted at most 127: with one"),
+        (
+            ["build", "--max-images", "3", "--max-length", "25"],
+            2,
+            "--max-images is 3; wanted at most 2",
+        ),
         (["build", "--model", "nowhere"], 1, "there is no checkpoint directory"),
         (["verify", "nowhere"], 1, "there is no directory nowhere"),
         (["inspect", "."], 1, "is not a build: it has no manifest.json"),
@@ -138,14 +145,15 @@ def size_of_weights(model):
 
 
 def test_no_verify_and_limits_are_written_down(tmp_path):
-    options = ("--no-verify", "--slots", 3, "--max-length", 100, "--queue", 7)
+    options = ("--no-verify", "--slots", 3, "--max-length", 100, "--queue", 7, "--max-images", 9)
     result = call("build", "--output", tmp_path / "build", *options)
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(tmp_path / "build")
     assert manifest.verification == {"skipped": "--no-verify"}
-    assert manifest.limits == ServingLimits(slots=3, max_length=100, queue=7)
+    assert manifest.limits == ServingLimits(slots=3, max_length=100, queue=7, images=9)
     shown = call("inspect", tmp_path / "build").stdout
     assert "limits: 3 slots of 100 positions (the model's own: 1024), 7 requests may wait" in shown
+    assert "9 images a request at most" in shown
 
 
 @pytest.mark.parametrize("kind", ["vicuna", "flant5"])

@@ -131,7 +131,7 @@ def test_a_build_without_its_files_is_told(facts: Facts, tmp_path: Path) -> None
     manifest = SimpleNamespace(
         components={"language_model": component},
         language_model=facts(),
-        limits=ServingLimits(slots=1, max_length=64, queue=1),
+        limits=ServingLimits(slots=1, max_length=64, queue=1, images=1),
     )
     with pytest.raises(BuildDirectoryError, match=r"lacks engines/language_model/config\.json"):
         open_engine(tmp_path, manifest)  # type: ignore[arg-type]
