@@ -14,7 +14,7 @@ from export.errors import CheckpointError
 from export.families import FAMILIES, Family
 from export.families.family import Projector
 from export.families.parts import Parts
-from export.weights import SourceTensor, tensors_from_safetensors
+from export.weights import SourceTensor, Weight, tensors_from_safetensors
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
 """Built where no `--model` is given."""
@@ -34,7 +34,7 @@ class Checkpoint:
     directory: Path
     family: Family
     config: Any
-    tensors: Mapping[str, SourceTensor]
+    tensors: Mapping[str, Weight]
 
     @property
     def name(self) -> str:
@@ -49,7 +49,8 @@ class Checkpoint:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that the tensors lie in, in order of name."""
-        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+        sources = (source for tensor in self.tensors.values() for source in tensor.sources)
+        return tuple(sorted({source.file for source in sources}))
 
     @cached_property
     def processor(self) -> Any:

@@ -46,9 +46,8 @@ class Int4Scales(Recipe):
         return rows, math.ceil(columns / BLOCK)
 
     @property
-    def in_place(self) -> bool:
+    def in_place(self) -> None:
         """Never: these are no bytes of the checkpoint."""
-        return False
 
     def evaluate(self) -> npt.NDArray[Any]:
         """Reads the matrix, some rows at a time."""

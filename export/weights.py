@@ -1,5 +1,8 @@
 """Where a checkpoint's tensors lie, byte for byte, and the recipes that graphs bind them with.
 
+A `Weight` is a tensor of a checkpoint under transformers' name for it: bytes in a file, or a small
+recipe over such. A `Recipe` is what a graph makes of one.
+
 The safetensors format: eight bytes of little-endian header length, a JSON header with each tensor's
 dtype, shape and byte range, then the bytes (https://github.com/huggingface/safetensors, "Format").
 """
@@ -13,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +35,37 @@ SAFETENSORS_DTYPES: Mapping[str, str] = {
 """Safetensors' word for a dtype to the contract's."""
 
 
+class Weight(Protocol):
+    """A tensor of a checkpoint. Hashable; equal where its bytes come from the same place."""
+
+    @property
+    def name(self) -> str:
+        """By which transformers knows it, or the file where the reader has not mapped it yet."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """A key of `export.contract.DTYPES`."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In elements."""
+        ...
+
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """Every tensor of a file that it is made of."""
+        ...
+
+    def read(self) -> npt.NDArray[Any]:
+        """Its values, in `dtype`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceTensor:
-    """One tensor of a checkpoint, where it lies.
+    """One tensor of a checkpoint, where it lies: a `Weight`.
 
     Attributes:
         name: in the checkpoint.
@@ -52,10 +83,99 @@ class SourceTensor:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """Itself."""
+        return (self,)
+
     def read(self) -> npt.NDArray[Any]:
         """The tensor as a read-only view of the file: no memory until it is touched."""
         flat = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.length,))
         return flat.view(DTYPES[self.dtype]).reshape(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strided:
+    """A view of another tensor's bytes that is not contiguous: a `Weight`.
+
+    Attributes:
+        source: the whole storage, in one dimension.
+        start: of the view, in elements.
+        strides: by axis, in elements.
+        shape: in elements.
+    """
+
+    source: SourceTensor
+    start: int
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its source."""
+        return self.source.name
+
+    @property
+    def dtype(self) -> str:
+        """Of its source."""
+        return self.source.dtype
+
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """See `Weight`."""
+        return (self.source,)
+
+    def read(self) -> npt.NDArray[Any]:
+        """A read-only view of the file."""
+        flat = self.source.read()[self.start :]
+        strides = [step * flat.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zeros:
+    """A tensor that no file has, because it is 0 throughout: a `Weight`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """None."""
+        return ()
+
+    def read(self) -> npt.NDArray[Any]:
+        """So many zeros."""
+        return np.zeros(self.shape, DTYPES[self.dtype])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concatenated:
+    """Tensors of one dtype, one behind the other along their first axis: a `Weight`."""
+
+    name: str
+    parts: tuple[Weight, ...]
+
+    @property
+    def dtype(self) -> str:
+        """Of every part."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Weight`."""
+        first = sum(part.shape[0] for part in self.parts)
+        return (first, *self.parts[0].shape[1:])
+
+    @property
+    def sources(self) -> tuple[SourceTensor, ...]:
+        """See `Weight`."""
+        return tuple(source for part in self.parts for source in part.sources)
+
+    def read(self) -> npt.NDArray[Any]:
+        """The parts, joined in memory."""
+        return np.concatenate([part.read() for part in self.parts])
 
 
 def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:
@@ -110,7 +230,7 @@ class Recipe:
         dtype: what the graph wants, a key of `export.contract.DTYPES`.
     """
 
-    source: SourceTensor
+    source: Weight
     dtype: str
 
     @property
@@ -119,9 +239,10 @@ class Recipe:
         return self.source.shape
 
     @property
-    def in_place(self) -> bool:
-        """The checkpoint's bytes are already what the graph wants."""
-        return self.source.dtype == self.dtype
+    def in_place(self) -> SourceTensor | None:
+        """Where the checkpoint's bytes are already what the graph wants; `None` where none are."""
+        source = self.source
+        return source if isinstance(source, SourceTensor) and source.dtype == self.dtype else None
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +256,7 @@ class Recipe:
             ExportError: a finite weight leaves the range of the wanted dtype.
         """
         values = self.source.read()
-        if self.in_place:
+        if self.source.dtype == self.dtype:
             return values
         with np.errstate(over="ignore"):
             cast = values.astype(DTYPES[self.dtype])
@@ -151,7 +272,7 @@ class Recipe:
 
 def bind(
     wanted: Mapping[str, tuple[tuple[int, ...], str]],
-    tensors: Mapping[str, SourceTensor],
+    tensors: Mapping[str, Weight],
     tied: Mapping[str, str],
 ) -> dict[str, Recipe]:
     """Finds the source of every weight that a graph wants.

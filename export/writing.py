@@ -59,8 +59,8 @@ def write_graph(
             values = recipe.evaluate()
             digest.update(name.encode())
             digest.update(_bytes(values))
-            if recipe.in_place:
-                file, offset = _link(recipe.source.file, directory), recipe.source.offset
+            if source := recipe.in_place:
+                file, offset = _link(source.file, directory), source.offset
             else:
                 if recipe not in casts:
                     casts[recipe] = data, _append(stream, values)
