@@ -27,6 +27,7 @@ IBLIP: Mapping[str, str] = {
     "serve": "serving.cli.serve",
     "ask": "serving.cli.ask",
     "demo": "serving.cli.demo",
+    "models": "serving.cli.models",
     "vllm": "serving.cli.vllm",
 }
 """Commands of `iblip` beside `export`, and the module of each."""

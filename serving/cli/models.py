@@ -1,0 +1,81 @@
+"""`iblip models`: what there is, what it is called, and what proves it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from serving.cli.options import as_json
+
+if TYPE_CHECKING:
+    from export.model import Model
+
+IMAGES: Mapping[str, str] = {
+    "one": "one picture before the prompt",
+    "frames": "one picture before the prompt, or the frames of a video",
+    "places": "pictures anywhere in the prompt",
+}
+"""`export.families.family.Images` in words."""
+
+
+TITLES: Mapping[str, str] = {
+    "instructblip": "InstructBLIP",
+    "blip2": "BLIP-2",
+    "minigpt4": "MiniGPT-4",
+    "llama": "LLaMA",
+    "opt": "OPT",
+    "t5": "T5",
+}
+"""Families and language models, as their papers spell them."""
+
+MORE = """\
+--model takes a hub id, a directory in Hugging Face form, or a name of the last column with the
+files that it is made of (docs/checkpoints.md). What exactly has run: docs/evidence.md."""
+
+
+@click.command()
+@as_json
+def command(json_: bool) -> None:
+    """List the known models: names, parameters, what is supported, what proves it."""
+    from export.models import MODELS
+
+    rows = list(MODELS.values())
+    if json_:
+        click.echo(json.dumps([model.to_json() for model in rows], indent=2))
+        return
+    groups: dict[str, list[Model]] = {}
+    for model in rows:
+        groups.setdefault(model.demo, []).append(model)
+    click.echo("\n\n".join(_block(group) for group in groups.values()))
+    click.echo(f"\n{MORE}")
+
+
+def _block(models: Sequence[Model]) -> str:
+    """Models of one family on one kind of language model, which one demo checkpoint stands for."""
+    first = models[0]
+    title = f"{TITLES[first.family.name]} on {TITLES[first.text['model_type']]}"
+    title += "" if first.qformer else "-2, without a Q-Former"
+    hub = "Hugging Face: Salesforce/<name>" if first.hub else "Hugging Face: in a form of our own"
+    engines = " or ".join(first.llm_engines)
+    return "\n".join(
+        [
+            f"{title}: {IMAGES[first.family.images]}",
+            f"  {'name':24} {'parameters':>10} {'pixels':>7}   original, for --model",
+            *map(_line, models),
+            f"  {hub}; language model on {engines}",
+            f"  proof: the demo checkpoint {first.demo}, of the same modules; {_at_size(models)}",
+        ]
+    )
+
+
+def _line(model: Model) -> str:
+    billions = sum(model.parameters.values()) / 1e9
+    return f"  {model.name:24} {billions:8.1f} B {model.image_size:7}   {model.original}"
+
+
+def _at_size(models: Sequence[Model]) -> str:
+    built = [model.name for model in models if model.built_at_size]
+    return f"at true size: {', '.join(built)}" if built else "at true size: none yet"
