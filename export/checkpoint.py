@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from export.directory import tensors_from_directory
 from export.errors import CheckpointError
 from export.families import FAMILIES, Family
 from export.families.family import Projector
 from export.families.parts import Parts
-from export.weights import SourceTensor, Weight, tensors_from_safetensors
+from export.weights import Weight
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
 """Built where no `--model` is given."""
@@ -81,7 +82,7 @@ class Checkpoint:
     def digests(self) -> dict[str, str]:
         """sha256 of the config and of every weights file, in hexadecimal, by file name."""
         paths = (self.directory / "config.json", *self.files)
-        return {path.name: _sha256(path) for path in paths}
+        return {path.name: sha256(path) for path in paths}
 
 
 def checkpoint_from_directory(directory: Path) -> Checkpoint:
@@ -109,7 +110,7 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
         directory=directory,
         family=family,
         config=_config(family, directory),
-        tensors=_tensors(directory),
+        tensors=tensors_from_directory(directory),
     )
 
 
@@ -120,18 +121,6 @@ def _config(family: Family, directory: Path) -> Any:
         raise
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'} is not usable: {error}") from error
-
-
-def _tensors(directory: Path) -> dict[str, SourceTensor]:
-    index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        return tensors_from_safetensors(directory / "model.safetensors")
-    shards = sorted(set(_json(index)["weight_map"].values()))
-    return {
-        name: tensor
-        for shard in shards
-        for name, tensor in tensors_from_safetensors(directory / shard).items()
-    }
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -148,6 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -58,7 +58,7 @@ def trace(component: Component) -> tuple[ir.Model, dict[str, str]]:
     with _fake_parameters(mode):
         module = component.module().eval()
     _set_dtype(module, dtype, mode)
-    tied = _tied(module)
+    tied = tied_weights(module)
     try:
         model = _onnx(component, module, mode)
     except Exception as error:
@@ -125,7 +125,8 @@ def _set_dtype(module: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode
                 child.register_parameter(name, _fake(mode, param, dtype))
 
 
-def _tied(module: torch.nn.Module) -> dict[str, str]:
+def tied_weights(module: torch.nn.Module) -> dict[str, str]:
+    """For each weight that the config ties to another, where it is if not under its own name."""
     return {
         f"{path}.{target}": f"{path}.{source}"
         for path, child in module.named_modules()

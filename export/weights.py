@@ -151,6 +151,15 @@ class Zeros:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ones(Zeros):
+    """The same of a tensor that is 1 throughout."""
+
+    def read(self) -> npt.NDArray[Any]:
+        """So many ones."""
+        return np.ones(self.shape, DTYPES[self.dtype])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Concatenated:
     """Tensors of one dtype, one behind the other along their first axis: a `Weight`."""
 
