@@ -30,12 +30,15 @@ class Checkpoint:
         family: a value of `FAMILIES`.
         config: the parsed config (`InstructBlipConfig`, `Blip2Config`, `MiniGPT4Config`).
         tensors: by name.
+        image_size: side of the images in pixels, where it is to be another than the checkpoint's
+            own (`export.image_size`).
     """
 
     directory: Path
     family: Family
     config: Any
     tensors: Mapping[str, Weight]
+    image_size: int | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +80,9 @@ class Checkpoint:
                 f" {wanted}. Set it to {wanted} in processor_config.json (older versions of"
                 " transformers did not write it)."
             )
+        if self.image_size is not None:
+            square = {"height": self.image_size, "width": self.image_size}
+            processor.image_processor.size = square
         return processor
 
     def digests(self) -> dict[str, str]:
