@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.directory import tensors_from_directory
+from export.directory import object_from_json, tensors_from_directory
 from export.errors import CheckpointError
 from export.families import FAMILIES, Family
 from export.families.family import Projector
 from export.families.parts import Parts
+from export.source import ModelSource
 from export.weights import Weight
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
@@ -32,6 +32,7 @@ class Checkpoint:
         tensors: by name.
         image_size: side of the images in pixels, where it is to be another than the checkpoint's
             own (`export.image_size`).
+        source: what opens the same one again; `None` where it was not opened by one.
     """
 
     directory: Path
@@ -39,11 +40,12 @@ class Checkpoint:
     config: Any
     tensors: Mapping[str, Weight]
     image_size: int | None = None
+    source: ModelSource | None = None
 
     @property
     def name(self) -> str:
-        """The directory's own name."""
-        return self.directory.name
+        """The source's, or the directory's own."""
+        return self.source.name if self.source else self.directory.name
 
     @property
     def projector(self) -> Projector:
@@ -104,7 +106,10 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
             f"there is no checkpoint directory {directory}. Give --model a local Hugging Face"
             " directory (with config.json and model.safetensors)."
         )
-    raw = _json(directory / "config.json")
+    config = directory / "config.json"
+    if not config.exists():
+        raise CheckpointError(f"{config} is missing: {directory} is not a Hugging Face checkpoint")
+    raw = object_from_json(config)
     architectures = raw.get("architectures") or [raw.get("model_type", "none")]
     family = FAMILIES.get(architectures[0])
     if family is None:
@@ -127,20 +132,6 @@ def _config(family: Family, directory: Path) -> Any:
         raise
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'} is not usable: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing: {path.parent} is not a Hugging Face checkpoint"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, wanted an object")
-    return data
 
 
 def sha256(path: Path) -> str:

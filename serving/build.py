@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.build_directory import new_build
-from export.checkpoint import DEMO, Checkpoint, checkpoint_from_directory
+from export.checkpoint import DEMO, Checkpoint
 from export.errors import OptionError, VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
@@ -26,6 +26,7 @@ from export.manifest import (
 )
 from export.precision import parse_precision
 from export.progress import Progress, Silent
+from export.source import ModelSource, checkpoint_from_source
 
 if TYPE_CHECKING:
     from engines.language_model.vllm.settings import VllmSettings
@@ -60,9 +61,10 @@ class BuildOptions:
     """What to build, from what, where to.
 
     Attributes:
-        model: checkpoint directory.
+        model: where the checkpoint comes from; a path or a name alone is that of `ModelSource`.
         output: the build directory; `None` is `build/<checkpoint>-<precision>`, with `-vllm`
-            behind it where that runs the language model.
+            behind it where that runs the language model, and `-<size>px` where pictures have
+            another size than the checkpoint's.
         precision: one word or a policy, as `export.precision.parse_precision` reads it.
         engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
@@ -86,7 +88,7 @@ class BuildOptions:
         OptionError: a value that no build can have.
     """
 
-    model: Path = DEMO
+    model: ModelSource | Path | str = DEMO
     output: Path | None = None
     precision: str = "fp32"
     engine: str = "auto"
@@ -105,6 +107,7 @@ class BuildOptions:
     verify: bool = True
     examples: Path | None = None
     limit: int | None = None
+    source: ModelSource = field(init=False)
     components: Mapping[str, str] = field(init=False)
     vllm: VllmSettings | None = field(init=False)
 
@@ -114,6 +117,9 @@ class BuildOptions:
             if value is not None and value < 1:
                 option = name.replace("_", "-")
                 raise OptionError(f"--{option} is {value}; wanted 1 or more")
+        given = self.model
+        source = given if isinstance(given, ModelSource) else ModelSource(model=str(given))
+        object.__setattr__(self, "source", source)
         object.__setattr__(self, "components", parse_precision(self.precision))
         object.__setattr__(self, "vllm", self._vllm())
 
@@ -136,7 +142,8 @@ class BuildOptions:
         """Where the build goes, `output` or what stands for it."""
         word = self.precision.replace("=", "-").replace(",", "_")
         engine = "-vllm" if self.llm_engine == "vllm" else ""
-        return self.output or Path("build") / f"{self.model.resolve().name}-{word}{engine}"
+        size = f"-{self.source.image_size}px" if self.source.image_size else ""
+        return self.output or Path("build") / f"{self.source.name}-{word}{engine}{size}"
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> Path:
@@ -154,7 +161,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress = progress or Silent()
     engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
-    checkpoint = checkpoint_from_directory(options.model)
+    checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     limits = limits_from_options(options, checkpoint)
     # The images of one request are one batch.
@@ -345,7 +352,11 @@ def _manifest(
     return Manifest(
         name=checkpoint.name,
         family=checkpoint.family.name,
-        source={"path": str(checkpoint.directory), "files": checkpoint.digests()},
+        source={
+            **(checkpoint.source or options.source).to_json(),
+            "path": str(checkpoint.directory),
+            "files": checkpoint.digests(),
+        },
         precision=options.components,
         components=components,
         preprocessing=preprocessing(checkpoint),

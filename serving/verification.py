@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import checkpoint_from_directory
 from export.digest import check_digests
 from export.errors import CheckpointError
 from export.examples import EXAMPLES, read_examples
 from export.graphs import OnnxGraph
 from export.manifest import Manifest
 from export.progress import Progress
+from export.source import ModelSource, checkpoint_from_source
+
+
+def source_of_build(
+    directory: Path,
+    model: str | None = None,
+    revision: str | None = None,
+    parts: Mapping[str, Path] | None = None,
+) -> ModelSource:
+    """What the build in `directory` was made from, or where that is now.
+
+    Args:
+        directory: of the build.
+        model, revision: instead of the manifest's.
+        parts: instead of those of the same names.
+
+    Raises:
+        BuildDirectoryError: the directory is not a build.
+    """
+    source = ModelSource.from_json(Manifest.read(directory).source)
+    if model is not None:
+        source = replace(source, model=model, revision=None, parts={})
+    return replace(
+        source,
+        revision=revision or source.revision,
+        parts={**source.parts, **(parts or {})},
+    )
 
 
 def verify_build(
     directory: Path,
     progress: Progress,
     *,
-    model: Path | None = None,
+    source: ModelSource | None = None,
     examples: Path | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -27,7 +55,7 @@ def verify_build(
     Args:
         directory: of the build.
         progress: told of each stage.
-        model: the checkpoint; `None` is the one that the manifest names.
+        source: of the checkpoint; `None` is `source_of_build`.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
         limit: ask only so many of them.
 
@@ -42,7 +70,7 @@ def verify_build(
     from export.verification.graphs import compare_graphs
 
     manifest = Manifest.read(directory)
-    checkpoint = checkpoint_from_directory(model or Path(manifest.source["path"]))
+    checkpoint = checkpoint_from_source(source or source_of_build(directory), progress)
     if checkpoint.digests() != manifest.source["files"]:
         raise CheckpointError(
             f"{checkpoint.directory} is not what {directory} was built from: its files have other"

@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from serving.cli.options import as_json
+from serving.cli.options import as_json, source_options
 
 
 @click.command()
+@source_options
 @click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    help="Hugging Face checkpoint directory. Default: the demo checkpoint.",
+    "--image-size",
+    type=int,
+    help="Height and width of pictures, in pixels. Default: the checkpoint's own.",
 )
 @click.option(
     "--output",
@@ -92,17 +93,31 @@ from serving.cli.options import as_json
 )
 @click.option("--limit", type=int, help="Compare answers on only so many examples.")
 @as_json
-def command(model: Path | None, targets: str, json_: bool, **options: Any) -> None:
+def command(
+    model: str | None,
+    revision: str | None,
+    parts: tuple[str, ...],
+    image_size: int | None,
+    targets: str,
+    json_: bool,
+    **options: Any,
+) -> None:
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
     from export.checkpoint import DEMO
     from export.manifest import Manifest
+    from export.source import ModelSource, parts_from_words
     from serving.build import BuildOptions, build
     from serving.cli.progress import Terminal
     from serving.cli.quiet import quiet_libraries
 
     quiet_libraries()
     chosen = BuildOptions(
-        model=model or DEMO,
+        model=ModelSource(
+            model=model or str(DEMO),
+            revision=revision,
+            parts=parts_from_words(parts),
+            image_size=image_size,
+        ),
         targets=tuple(word.strip() for word in targets.split(",") if word.strip()),
         **options,
     )

@@ -53,12 +53,13 @@ def command(
     from serving.server import ServerOptions, TritonServer
 
     say = Terminal().note
-    options = BuildOptions(model=model or DEMO, precision=precision, output=output)
-    questions = spread(read_examples(options.model / "examples"), count)
+    model = model or DEMO
+    options = BuildOptions(model=model, precision=precision, output=output)
+    questions = spread(read_examples(model / "examples"), count)
     directory = options.destination.absolute()
     started = time.monotonic()
-    if rebuild or not is_current(directory, options.model):
-        say(f"Building {options.model.name} ({precision}) …")
+    if rebuild or not is_current(directory, model):
+        say(f"Building {model.name} ({precision}) …")
         quiet_libraries()
         build(options, Terminal())
         say(f"Built in {time.monotonic() - started:.1f} s: {directory}")

@@ -48,6 +48,11 @@ REPEATABLE: tuple[tuple[str, Any, str], ...] = (
 SINGULAR = {"candidates": "--candidate"}
 """Flags that are not called as their options are: one is given at a time."""
 
+MODEL = (
+    "Directory of a Hugging Face checkpoint. Default: the demo checkpoint; of `verify`, the one "
+    "that was built."
+)
+
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 
@@ -100,3 +105,20 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="PATH",
         help="A tritonserver to use. Default: the container's, or nvidia-pytriton's.",
     )(function)
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what `export.source.ModelSource` is made of: `model`, `revision`, `parts`."""
+    for option in (
+        click.option(
+            "--part",
+            "parts",
+            multiple=True,
+            metavar="NAME=PATH",
+            help="A file or directory of an original's checkpoint. Repeatable.",
+        ),
+        click.option("--revision", help="Branch, tag or commit of a model of the hub."),
+        click.option("--model", help=MODEL),
+    ):
+        function = option(function)
+    return function

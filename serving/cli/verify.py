@@ -9,16 +9,12 @@ from typing import Any
 
 import click
 
-from serving.cli.options import as_json
+from serving.cli.options import as_json, source_options
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    help="The checkpoint. Default: the one that the build's manifest names.",
-)
+@source_options
 @click.option(
     "--examples",
     type=click.Path(path_type=Path),
@@ -27,16 +23,24 @@ from serving.cli.options import as_json
 @click.option("--limit", type=int, help="Ask only so many of the examples.")
 @as_json
 def command(
-    directory: Path, model: Path | None, examples: Path | None, limit: int | None, json_: bool
+    directory: Path,
+    model: str | None,
+    revision: str | None,
+    parts: tuple[str, ...],
+    examples: Path | None,
+    limit: int | None,
+    json_: bool,
 ) -> None:
     """Compare the build in DIRECTORY with transformers: every graph, then greedy answers."""
     from export.errors import VerificationError
+    from export.source import parts_from_words
     from serving.cli.progress import Terminal
     from serving.cli.quiet import quiet_libraries
-    from serving.verification import verify_build
+    from serving.verification import source_of_build, verify_build
 
     quiet_libraries()
-    report = verify_build(directory, Terminal(), model=model, examples=examples, limit=limit)
+    source = source_of_build(directory, model, revision, parts_from_words(parts))
+    report = verify_build(directory, Terminal(), source=source, examples=examples, limit=limit)
     click.echo(json.dumps(report, indent=2, ensure_ascii=False) if json_ else _table(report))
     if not report["passed"]:
         raise VerificationError(f"{directory} does not keep its limits; see the report above")

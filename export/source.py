@@ -1,0 +1,170 @@
+"""Where a checkpoint comes from: what `--model` was given, and what opens it.
+
+Knows no format: `READERS` has a row for each that is not a directory in Hugging Face form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from export.errors import CheckpointError, OptionError
+from export.progress import Progress
+
+if TYPE_CHECKING:
+    from export.checkpoint import Checkpoint
+
+_SCHEME = re.compile(r"([a-z][a-z0-9]+):(.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """What is to be opened.
+
+    Attributes:
+        model: a directory, or a scheme of `READERS` with a name behind it (`lavis:…`).
+        revision: of a model of the hub: branch, tag or commit; `None` is its main branch.
+        parts: what an original's files are, by the names that its reader gives them.
+        image_size: height and width that pictures are to have, in pixels; `None` is the
+            checkpoint's own.
+
+    Raises:
+        OptionError: a size that no picture has.
+    """
+
+    model: str
+    revision: str | None = None
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise OptionError(f"--image-size is {self.image_size}; wanted 1 or more")
+
+    @property
+    def scheme(self) -> str | None:
+        """What stands before the name, of a model that is neither a directory nor on the hub."""
+        found = _SCHEME.fullmatch(self.model)
+        return found[1] if found and not self.is_directory else None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether there is such a directory: it goes before all else of that name."""
+        return Path(self.model).is_dir()
+
+    @property
+    def name(self) -> str:
+        """Short enough to call a directory by."""
+        if self.scheme:
+            return self.model.partition(":")[2].replace("/", "-")
+        return Path(self.model).resolve().name
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready form that `from_json` reads back."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "parts": {name: str(path) for name, path in self.parts.items()},
+            "image_size": self.image_size,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; other keys are passed over."""
+        return cls(
+            model=data["model"],
+            revision=data["revision"],
+            parts={name: Path(path) for name, path in data["parts"].items()},
+            image_size=data["image_size"],
+        )
+
+
+Reader = Callable[[ModelSource, Progress], "Checkpoint"]
+
+READERS: Mapping[str, Reader] = {}
+"""Scheme to what opens a model of it."""
+
+
+def parts_from_words(words: Iterable[str]) -> dict[str, Path]:
+    """Reads `NAME=PATH`, one for each part.
+
+    Raises:
+        OptionError: a word is of another form, or a part is given twice.
+    """
+    parts: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise OptionError(f"--part {word}: wanted NAME=PATH")
+        if name in parts:
+            raise OptionError(f"--part {name} is given twice: {parts[name]} and {path}")
+        parts[name] = Path(path)
+    return parts
+
+
+def checkpoint_from_source(source: ModelSource, progress: Progress) -> Checkpoint:
+    """Opens what `source` says. No weight is read.
+
+    Args:
+        source: what was asked for.
+        progress: told of a download.
+
+    Returns:
+        The checkpoint. Its own `source` opens the same one again, from any directory.
+
+    Raises:
+        OptionError: an option that this kind of source does not have, or an unknown scheme.
+        CheckpointError: the checkpoint is missing, incomplete, damaged or not supported.
+    """
+    from export.image_size import at_image_size
+
+    _check_options(source)
+    checkpoint = _reader(source)(source, progress)
+    if checkpoint.source is None:
+        checkpoint = replace(checkpoint, source=_absolute(source))
+    return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
+
+
+def _check_options(source: ModelSource) -> None:
+    if source.parts and source.scheme is None:
+        raise OptionError(
+            f"--part is for models whose files lie apart ({_schemes()});"
+            f" {source.model} is one directory"
+        )
+    if source.revision is not None and (source.is_directory or source.scheme):
+        raise OptionError(f"--revision is for models of the hub; {source.model} is on this machine")
+
+
+def _reader(source: ModelSource) -> Reader:
+    if source.scheme is None:
+        return _directory
+    if source.scheme not in READERS:
+        raise OptionError(
+            f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
+            " Give a Hugging Face directory instead."
+        )
+    return READERS[source.scheme]
+
+
+def _schemes() -> str:
+    return ", ".join(f"{scheme}:" for scheme in READERS) or "none"
+
+
+def _absolute(source: ModelSource) -> ModelSource:
+    parts = {name: path.absolute() for name, path in source.parts.items()}
+    return replace(source, parts=parts)
+
+
+def _directory(source: ModelSource, progress: Progress) -> Checkpoint:
+    from export.checkpoint import checkpoint_from_directory
+
+    if not source.is_directory:
+        raise CheckpointError(
+            f"there is no checkpoint directory {Path(source.model).absolute()}. Give --model a"
+            " local Hugging Face directory (with config.json and model.safetensors)."
+        )
+    checkpoint = checkpoint_from_directory(Path(source.model))
+    return replace(checkpoint, source=replace(source, model=str(checkpoint.directory)))
