@@ -30,8 +30,6 @@ class Checkpoint:
         family: a value of `FAMILIES`.
         config: the parsed config (`InstructBlipConfig`, `Blip2Config`, `MiniGPT4Config`).
         tensors: by name.
-        image_size: side of the images in pixels, where it is to be another than the checkpoint's
-            own (`export.image_size`).
         source: what opens the same one again; `None` where it was not opened by one.
     """
 
@@ -39,7 +37,6 @@ class Checkpoint:
     family: Family
     config: Any
     tensors: Mapping[str, Weight]
-    image_size: int | None = None
     source: ModelSource | None = None
 
     @property
@@ -62,6 +59,8 @@ class Checkpoint:
     def processor(self) -> Any:
         """transformers' own processor of this checkpoint, or its parts where there is none.
 
+        It resizes pictures to what the model takes, whatever size its own file names.
+
         Raises:
             CheckpointError: it cannot be loaded, or gives an image other places in the prompt than
                 the model has query tokens.
@@ -82,15 +81,22 @@ class Checkpoint:
                 f" {wanted}. Set it to {wanted} in processor_config.json (older versions of"
                 " transformers did not write it)."
             )
-        if self.image_size is not None:
-            square = {"height": self.image_size, "width": self.image_size}
-            processor.image_processor.size = square
+        resize(processor.image_processor, self.config.vision_config.image_size)
         return processor
 
     def digests(self) -> dict[str, str]:
         """sha256 of the config and of every weights file, in hexadecimal, by file name."""
         paths = (self.directory / "config.json", *self.files)
         return {path.name: sha256(path) for path in paths}
+
+
+def resize(image_processor: Any, side: int) -> None:
+    """Has `image_processor` make squares of `side` pixels.
+
+    One that cuts a square out of a picture is left alone: `export.text.preprocessing` refuses it.
+    """
+    if {"height", "width"} <= image_processor.to_dict()["size"].keys():
+        image_processor.size = {"height": side, "width": side}
 
 
 def checkpoint_from_directory(directory: Path) -> Checkpoint:

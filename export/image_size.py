@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, resize
 from export.errors import OptionError
 from export.weights import SourceTensor, Weight
 
@@ -90,17 +90,18 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     config = copy.deepcopy(checkpoint.config)
     config.vision_config.image_size = size
     if checkpoint.projector == "patch_merge":
-        config.num_query_tokens = _groups(side * side, config.merged_patches, size)
+        _check_groups(side * side, config.merged_patches, size)
     tensors = dict(checkpoint.tensors)
     if POSITIONS in tensors:  # where it is not, binding says so
         tensors[POSITIONS] = InterpolatedPositions(source=tensors[POSITIONS], side=side)
-    return replace(checkpoint, config=config, tensors=tensors, image_size=size)
+    resized = replace(checkpoint, config=config, tensors=tensors)
+    resize(resized.processor.image_processor, size)  # an original's has been made already
+    return resized
 
 
-def _groups(patches: int, merged: int, size: int) -> int:
+def _check_groups(patches: int, merged: int, size: int) -> None:
     if patches % merged:
         raise OptionError(
             f"--image-size {size} gives {patches} patches, and this model takes {merged} of them"
             " together. Choose another size."
         )
-    return patches // merged

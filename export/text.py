@@ -60,12 +60,15 @@ def preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not settings.get(step):
             raise CheckpointError(f"the image processor has {step} off, and the graph needs it on")
-    size, wanted = settings["size"], checkpoint.config.vision_config.image_size
-    if (size["height"], size["width"]) != (wanted, wanted):
-        raise CheckpointError(f"the image processor resizes to {size}, the model takes {wanted}")
+    size, side = settings["size"], checkpoint.config.vision_config.image_size
+    if (size.get("height"), size.get("width")) != (side, side):
+        raise CheckpointError(
+            f"the image processor resizes to {size}, and the model takes squares of {side} pixels."
+            f' Set size to {{"height": {side}, "width": {side}}} in preprocessor_config.json.'
+        )
     return Preprocessing(
-        height=size["height"],
-        width=size["width"],
+        height=side,
+        width=side,
         resample=Resampling(settings["resample"]).name,
     )
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from export.checkpoint import checkpoint_from_directory
 from export.errors import CheckpointError
@@ -93,14 +94,28 @@ def test_eos_is_the_tokenizers_where_the_config_disagrees(tiny_copy):
     assert facts.eos_token_ids == (2,)
 
 
-def test_an_image_processor_of_another_size_is_told(tiny_copy):
-    directory = tiny_copy("vicuna")
+def resize_processor(directory, size):
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = directory / name
         data = json.loads(path.read_text())
-        data.get("image_processor", data)["size"] = {"height": 96, "width": 96}
+        data.get("image_processor", data)["size"] = size
         path.write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="the model takes 72"):
+
+
+def test_the_models_own_size_goes_before_the_image_processors(tiny_copy):
+    directory = tiny_copy("vicuna")
+    resize_processor(directory, {"height": 96, "width": 96})
+    checkpoint = checkpoint_from_directory(directory)
+    found = preprocessing(checkpoint)
+    assert (found.height, found.width) == (72, 72)
+    images = checkpoint.processor.image_processor(Image.new("RGB", (50, 40)), return_tensors="np")
+    assert images["pixel_values"].shape == (1, 3, 72, 72)
+
+
+def test_an_image_processor_that_keeps_proportions_is_told(tiny_copy):
+    directory = tiny_copy("vicuna")
+    resize_processor(directory, {"shortest_edge": 72})
+    with pytest.raises(CheckpointError, match="takes squares of 72 pixels"):
         preprocessing(checkpoint_from_directory(directory))
 
 

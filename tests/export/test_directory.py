@@ -57,7 +57,36 @@ def test_a_directory_without_weights_says_what_is_looked_for(tmp_path):
 def test_a_missing_piece_is_named(tmp_path):
     write(tmp_path, "model.safetensors", save_file, pieces=True)
     (tmp_path / "model-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors: missing, of 2 pieces"):
+        tensors_from_directory(tmp_path)
+
+
+def test_a_piece_without_what_the_index_says_is_named(tmp_path):
+    write(tmp_path, "pytorch_model.bin", torch.save, pieces=True)
+    torch.save({"other": torch.ones(1)}, tmp_path / "pytorch_model-1.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model-1\.bin: without tensors"):
+        tensors_from_directory(tmp_path)
+
+
+def test_weights_in_other_forms_are_named(tmp_path):
+    (tmp_path / "flax_model.msgpack").touch()
+    with pytest.raises(CheckpointError, match=r"It has flax_model\.msgpack, which cannot be read"):
+        tensors_from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["language_model.q_proj.lora_A.weight", "language_model.q_proj.base_layer.weight"]
+)
+def test_an_adapter_in_the_weights_says_how_to_merge_it(tmp_path, name):
+    save_file({**TENSORS, name: torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name} is one of 1 .*merge_and_unload"):
+        tensors_from_directory(tmp_path)
+
+
+def test_an_adapter_beside_the_weights_names_its_model(tmp_path):
+    write(tmp_path, "model.safetensors", save_file, pieces=False)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(CheckpointError, match=r"LoRA adapter of some/base that is not merged"):
         tensors_from_directory(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def test_a_client_resizes_to_the_new_size(checkpoint: Checkpoint) -> None:
     assert (found.height, found.width) == (96, 96)
     own = preprocessing(checkpoint)
     assert (own.height, own.width) == (72, 72)
+
+
+def test_patches_that_are_merged_make_more_rows(random_checkpoint: Callable[[str], Path]) -> None:
+    merging = checkpoint_from_directory(random_checkpoint("minigpt4-merge"))
+    assert merging.config.num_query_tokens == 4
+    found = at_image_size(merging, 72)
+    assert found.config.num_query_tokens == 9
+    assert preprocessing(found).height == 72
+    with pytest.raises(OptionError, match="--image-size 60 gives 25 patches, and this model take"):
+        at_image_size(merging, 60)
 
 
 def test_its_own_size_changes_nothing(checkpoint: Checkpoint) -> None:
