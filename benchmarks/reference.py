@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from engines.verification import equally_long
 from export.checkpoint import checkpoint_from_directory
 from export.examples import Example
-from export.text import language_model_facts
-from export.verification.cases import load_reference
+from export.verification.reference import answers, reference_of
 
 
 class Reference:
@@ -24,25 +21,13 @@ class Reference:
     """
 
     def __init__(self, directory: Path) -> None:
-        checkpoint = checkpoint_from_directory(directory)
-        self._model = load_reference(checkpoint)
-        self._processor: Any = checkpoint.processor
-        self._ends = list(language_model_facts(checkpoint).eos_token_ids)
-        self._is_decoder_only = checkpoint.config.use_decoder_only_language_model
+        self._reference = reference_of(checkpoint_from_directory(directory))
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """Answers all `examples` in one batch, greedily. They must be equally long, or one."""
-        inputs = self._processor(
-            images=[Image.open(example.image) for example in examples],
-            text=[example.prompt for example in examples],
-            return_tensors="pt",
-            padding=True,
-        )
-        ids = self._model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=256)
-        if self._is_decoder_only:
-            ids = ids[:, inputs["input_ids"].shape[1] :]
-        texts: list[str] = self._processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts
+        images = [Image.open(example.image) for example in examples]
+        prompts = [example.prompt for example in examples]
+        return [answer.text for answer in self._reference.generate(images, prompts)]
 
     def token_ids(
         self, examples: Sequence[Example], **options: Any
@@ -52,25 +37,10 @@ class Reference:
         Examples whose prompts are equally long are answered in one batch: transformers pads others,
         and padding changes answers.
         """
+        images, prompts = [e.image for e in examples], [e.prompt for e in examples]
         found: dict[int, tuple[tuple[int, ...], float]] = {}
-        for batch in equally_long(self._processor, examples):
-            inputs = self._processor(
-                images=[Image.open(examples[index].image) for index in batch],
-                text=[examples[index].prompt for index in batch],
-                return_tensors="pt",
-            )
-            made = self._model.generate(
-                **inputs,
-                do_sample=False,
-                eos_token_id=self._ends,
-                return_dict_in_generate=True,
-                output_scores=True,
-                **options,
-            )
-            before = inputs["input_ids"].shape[1] if self._is_decoder_only else 1
-            rows = made.sequences[:, before:].tolist()
-            scores = made.sequences_scores.tolist()
-            for index, row, score in zip(batch, rows, scores, strict=True):
-                ids = tuple(takewhile(lambda token: token not in self._ends, row))
-                found[int(index)] = ids, score
+        for batch, made in answers(self._reference, images, prompts, output_scores=True, **options):
+            for index, answer in zip(batch, made, strict=True):
+                assert answer.score is not None
+                found[index] = answer.token_ids, answer.score
         return [found[index] for index in range(len(examples))]

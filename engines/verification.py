@@ -1,4 +1,4 @@
-"""Greedy text of a build against `transformers.generate`, over a set of examples.
+"""Text of a build against `transformers.generate`, over a set of examples: greedy, and by beams.
 
 The build runs whole, on ONNX Runtime in this process: decode, resize, components, generation loop,
 detokenisation. The reference runs whole too, by transformers from the checkpoint in float32.
@@ -6,15 +6,10 @@ detokenisation. The reference runs whole too, by transformers from the checkpoin
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from engines.language_model.types import GenerationOptions
 from engines.pipeline import Pipeline
@@ -24,11 +19,18 @@ from export.images import pixels_from_image
 from export.manifest import EngineRecord, Manifest
 from export.progress import Advance, Progress
 
+if TYPE_CHECKING:
+    from export.verification.reference import Reference
+
 AGREEMENT: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.99, "int4": 0.95}
 """By precision: the smallest share of examples whose text must equal transformers'."""
 
-REFERENCE_BATCH = 32
-"""Examples of one length that the reference answers at once."""
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "text": {},
+    "beams": {"num_beams": 5, "length_penalty": 1.0},
+}
+"""By the report's name: options, as the build and transformers both call them. The first is greedy;
+the second as InstructBLIP's original answers (LAVIS, blip2_vicuna_instruct.py, `generate`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +71,50 @@ class TextReport:
         return {**report, "different": list(self.different)}
 
 
-def verify_text(
-    directory: Path, checkpoint: Checkpoint, examples: Sequence[Example], progress: Progress
-) -> TextReport:
-    """Compares every example's greedy text with transformers'.
+def verify_texts(
+    directory: Path,
+    checkpoint: Checkpoint,
+    examples: Sequence[Example],
+    progress: Progress,
+    ways: Sequence[str] = ("text",),
+) -> dict[str, TextReport]:
+    """Compares every example's text with transformers'.
 
     Args:
         directory: of the build. Its ONNX graphs are run, whatever engine it was built for.
         checkpoint: what it was built from.
         examples: what is asked.
         progress: told of each answer.
+        ways: keys of `WAYS`.
+
+    Returns:
+        By way.
     """
+    from export.verification.reference import reference_of
+
     manifest = Manifest.read(directory)
-    limit = manifest.language_model.default_max_new_tokens
-    with progress.stage("ask the build", len(examples), "questions") as advance:
-        texts = _build_texts(directory, manifest, examples, limit, advance)
-    with progress.stage("ask transformers", len(examples), "questions") as advance:
-        reference = _reference_texts(checkpoint, manifest, examples, limit, advance)
+    made: dict[str, list[str]] = {}
+    with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
+        for way in ways:
+            with progress.stage(f"ask the build{_how(way)}", len(examples), "questions") as advance:
+                made[way] = _build_texts(pipeline, examples, WAYS[way], advance)
+    reference = reference_of(checkpoint, manifest.limits.max_length)
+    reports = {}
+    for way in ways:
+        with progress.stage(f"ask transformers{_how(way)}", len(examples), "questions") as advance:
+            wanted = _reference_texts(reference, examples, WAYS[way], advance)
+        reports[way] = _report(manifest, examples, made[way], wanted)
+    return reports
+
+
+def _how(way: str) -> str:
+    beams = WAYS[way].get("num_beams")
+    return f" with {beams} beams" if beams else ""
+
+
+def _report(
+    manifest: Manifest, examples: Sequence[Example], texts: list[str], reference: list[str]
+) -> TextReport:
     pairs = list(zip(examples, texts, reference, strict=True))
     has_answers = all(example.answer is not None for example in examples)
     return TextReport(
@@ -117,72 +146,25 @@ def on_onnxruntime(manifest: Manifest) -> Manifest:
 
 
 def _build_texts(
-    directory: Path,
-    manifest: Manifest,
-    examples: Sequence[Example],
-    limit: int,
-    advance: Advance,
+    pipeline: Pipeline, examples: Sequence[Example], way: Mapping[str, Any], advance: Advance
 ) -> list[str]:
-    options = GenerationOptions(max_new_tokens=limit)
+    options = GenerationOptions(**way)
     texts = []
-    with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
-        for example in examples:
-            pixels = pixels_from_image(example.image, manifest.preprocessing)
-            texts.append(pipeline.answer(pixels, example.prompt, options).text)
-            advance(1)
+    for example in examples:
+        pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
+        texts.append(pipeline.answer(pixels, example.prompt, options).text)
+        advance(1)
     return texts
 
 
 def _reference_texts(
-    checkpoint: Checkpoint,
-    manifest: Manifest,
-    examples: Sequence[Example],
-    limit: int,
-    advance: Advance,
+    reference: Reference, examples: Sequence[Example], way: Mapping[str, Any], advance: Advance
 ) -> list[str]:
-    from PIL import Image
+    from export.verification.reference import answers
 
-    from export.verification.cases import load_reference
-
-    model, processor = load_reference(checkpoint), checkpoint.processor
-    facts = manifest.language_model
-    ask: Any = processor
+    images, prompts = [e.image for e in examples], [e.prompt for e in examples]
     texts: dict[int, str] = {}
-    for batch in equally_long(ask, examples):
-        images = [Image.open(examples[i].image) for i in batch]
-        prompts = [examples[i].prompt for i in batch]
-        inputs = ask(images=images, text=prompts, return_tensors="pt")
-        ids = model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=limit,
-            eos_token_id=list(facts.eos_token_ids),
-        )
-        if not facts.is_encoder_decoder:
-            ids = ids[:, inputs["input_ids"].shape[1] :]
-        answers = [_before_end(row, facts.eos_token_ids) for row in ids.tolist()]
-        decoded = ask.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        texts.update(zip(batch, decoded, strict=True))
+    for batch, found in answers(reference, images, prompts, **way):
+        texts.update(zip(batch, (answer.text for answer in found), strict=True))
         advance(len(batch))
-    return [texts[i] for i in range(len(examples))]
-
-
-def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """An answer without what ended it: BLIP-2's is a line break, which is no special token."""
-    return list(takewhile(lambda token: token not in ends, ids))
-
-
-def equally_long(processor: Any, examples: Sequence[Example]) -> Iterator[npt.NDArray[np.int64]]:
-    """Indices of examples whose prompts are equally long in every tokenizer: no padding.
-
-    Padding on the left, which transformers would do, changes its answers.
-    """
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, example in enumerate(examples):
-        text = processor(text=example.prompt)
-        lengths = (len(text[name][0]) for name in text if name.endswith("input_ids"))
-        groups[tuple(lengths)].append(i)
-    for indices in groups.values():
-        for start in range(0, len(indices), REFERENCE_BATCH):
-            yield np.array(indices[start : start + REFERENCE_BATCH])
+    return [texts[index] for index in range(len(examples))]

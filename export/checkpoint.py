@@ -50,6 +50,18 @@ class Checkpoint:
         return "patch_merge" if self.config.qformer_config is None else self.family.projector
 
     @property
+    def prompt_template(self) -> str:
+        """What stands around a user's `{prompt}`, and where the `{image}` is."""
+        template: str = getattr(self.config, "prompt_template", self.family.prompt_template)
+        return template
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end any answer."""
+        stop: tuple[str, ...] = getattr(self.config, "stop", self.family.stop)
+        return stop
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files that the tensors lie in, in order of name."""
         sources = (source for tensor in self.tensors.values() for source in tensor.sources)

@@ -34,7 +34,8 @@ def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
         tokenizer.backend_tokenizer.save(str(directory / "text" / f"{name}.json"))
     plain = TextFacts(
         tokenizer="text/tokenizer.json",
-        prompt_template=checkpoint.family.prompt_template,
+        prompt_template=checkpoint.prompt_template,
+        stop=checkpoint.stop,
         images=checkpoint.family.images,
     )
     if not reads:

@@ -228,7 +228,7 @@ def _fill(
 ) -> None:
     from export.exporter import graphs_from_checkpoint
     from serving.repository import repository_from_engines
-    from serving.verification import text_report
+    from serving.verification import text_reports
 
     (work / "graphs").mkdir()
     graphs = graphs_from_checkpoint(checkpoint, options.components, work / "graphs", progress)
@@ -237,9 +237,9 @@ def _fill(
     manifest = _manifest(work, options, checkpoint, verified, records)
     manifest.write(work)
     if options.verify:
-        text = text_report(
+        text = text_reports(
             work, checkpoint, progress, examples=options.examples, limit=options.limit
-        )
+        )["text"]
         _check_answers(text)
         manifest = replace(manifest, verification={**manifest.verification, "text": text})
         manifest.write(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def verify_build(
     examples: Path | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Compares digests, every graph, then greedy answers.
+    """Compares digests, every graph, then answers: greedy ones, and those of a beam search.
 
     Args:
         directory: of the build.
@@ -60,7 +60,8 @@ def verify_build(
         limit: ask only so many of them.
 
     Returns:
-        `{"build", "precision", "passed", "graphs": {title: figures}, "text": report}`.
+        `{"build", "precision", "passed", "graphs": {title: figures}, "text": report, "beams":
+        report}`; without examples, only `"text": {"skipped": why}`.
 
     Raises:
         BuildDirectoryError: the directory is not a build, or its files are not what it says.
@@ -80,40 +81,51 @@ def verify_build(
         check_digests(directory, manifest)
     compared = compare_graphs(_graphs(directory, manifest), checkpoint, progress)
     graphs = {title: figures(comparisons) for title, comparisons in compared.items()}
-    text = text_report(directory, checkpoint, progress, examples=examples, limit=limit)
-    passed = all(found["passed"] for found in graphs.values()) and text.get("passed", True)
+    texts = text_reports(
+        directory, checkpoint, progress, examples=examples, limit=limit, ways=("text", "beams")
+    )
+    passed = all(found.get("passed", True) for found in (*graphs.values(), *texts.values()))
     return {
         "build": str(directory),
         "precision": dict(manifest.precision),
         "passed": passed,
         "graphs": graphs,
-        "text": text,
+        **texts,
     }
 
 
-def text_report(
+def text_reports(
     directory: Path,
     checkpoint: Any,
     progress: Progress,
     *,
     examples: Path | None,
     limit: int | None,
-) -> dict[str, Any]:
-    """Greedy answers against transformers', JSON-ready; `{"skipped": why}` without examples.
+    ways: Sequence[str] = ("text",),
+) -> dict[str, dict[str, Any]]:
+    """Answers against transformers', JSON-ready; `{"text": {"skipped": why}}` without examples.
+
+    Args:
+        directory: of the build.
+        checkpoint: what it was built from.
+        progress: told of each answer.
+        examples, limit: as in `verify_build`.
+        ways: keys of `engines.verification.WAYS`: `text` is greedy.
 
     Raises:
         InputError: `examples` holds none.
     """
-    from engines.verification import verify_text
+    from engines.verification import verify_texts
 
     source = examples or checkpoint.directory / "examples"
     if examples is None and not (source / EXAMPLES).exists():
         reason = f"the checkpoint has no examples/{EXAMPLES}, and --examples names none"
         progress.note(f"answers are not compared: {reason}")
-        return {"skipped": reason}
-    report = verify_text(directory, checkpoint, read_examples(source, limit), progress)
-    progress.note(f"same text as transformers on {report.same} of {report.examples} examples")
-    return report.to_json()
+        return {"text": {"skipped": reason}}
+    found = verify_texts(directory, checkpoint, read_examples(source, limit), progress, ways)
+    for report in found.values():
+        progress.note(f"same text as transformers on {report.same} of {report.examples} examples")
+    return {way: report.to_json() for way, report in found.items()}
 
 
 def _graphs(directory: Path, manifest: Manifest) -> list[OnnxGraph]:

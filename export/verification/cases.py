@@ -19,6 +19,7 @@ from export.cache_shape import CacheShape
 from export.checkpoint import Checkpoint
 from export.components.language_model import tensors_from_cache
 from export.verification.case import Arrays, Case
+from export.verification.reference import Reference
 from export.verification.slots import slot_cases
 
 BATCHES = (1, 2, 5)
@@ -28,24 +29,13 @@ DECODE_STEPS = 2
 """Steps behind the prefill: each takes the present of the one before as its past."""
 
 
-def load_reference(checkpoint: Checkpoint) -> Any:
-    """transformers' own model of `checkpoint`, in float32."""
-    import transformers
-
-    kind = getattr(transformers, checkpoint.family.architecture)
-    model: Any = kind.from_pretrained(
-        checkpoint.directory, dtype=torch.float32, local_files_only=True
-    )
-    return model.eval()
-
-
 @torch.no_grad()
-def cases(checkpoint: Checkpoint, model: Any, *, seed: int = 0) -> Iterator[Case]:
+def cases(checkpoint: Checkpoint, reference: Reference, *, seed: int = 0) -> Iterator[Case]:
     """Every case of every graph, in the order of the graphs.
 
     Args:
         checkpoint: what was exported.
-        model: from `load_reference`.
+        reference: its own.
         seed: of the random pixels and token ids.
     """
     random = np.random.default_rng(seed)
@@ -54,8 +44,8 @@ def cases(checkpoint: Checkpoint, model: Any, *, seed: int = 0) -> Iterator[Case
     for batch in BATCHES:
         pixels, values = _pixels(checkpoint, random, batch)
         text, name = _instructions(checkpoint, random, batch), f"batch {batch}"
-        features = model.get_image_features(pixel_values=values, **text)
-        image_embeds = _array(features.vision_outputs.last_hidden_state)
+        features, visual_prompt = reference.features(values, **text)
+        image_embeds = _array(features)
         yield Case(
             graph="vision_encoder/model",
             name=name,
@@ -63,7 +53,6 @@ def cases(checkpoint: Checkpoint, model: Any, *, seed: int = 0) -> Iterator[Case
             wanted={"image_embeds": image_embeds},
             real={},
         )
-        visual_prompt = features.pooler_output
         if text:
             lengths = sorted(_array(text["qformer_attention_mask"].sum(1)).tolist())
             name += f", instructions of {lengths} tokens"
@@ -74,7 +63,7 @@ def cases(checkpoint: Checkpoint, model: Any, *, seed: int = 0) -> Iterator[Case
             wanted={"visual_prompt": _array(visual_prompt)},
             real={},
         )
-        yield from language(checkpoint, model.language_model, random, visual_prompt)
+        yield from language(checkpoint, reference.language_model, random, visual_prompt)
 
 
 def _pixels(
@@ -82,7 +71,7 @@ def _pixels(
 ) -> tuple[npt.NDArray[Any], torch.Tensor]:
     size = checkpoint.config.vision_config.image_size
     pixels = random.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    processor: Any = checkpoint.processor
+    processor = checkpoint.processor
     values = processor.image_processor([Image.fromarray(p) for p in pixels], return_tensors="pt")
     return pixels, values["pixel_values"]
 

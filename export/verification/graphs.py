@@ -13,8 +13,9 @@ from export.errors import VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.progress import Progress
 from export.verification.case import Case
-from export.verification.cases import cases, load_reference
+from export.verification.cases import cases
 from export.verification.comparison import LIMITS, Comparison, compare, figures
+from export.verification.reference import reference_of
 
 
 def compare_graphs(
@@ -29,7 +30,7 @@ def compare_graphs(
     by_title = {f"{graph.component}/{graph.name}": graph for graph in graphs}
     found: dict[str, list[Comparison]] = {title: [] for title in by_title}
     with progress.stage("compare graphs with transformers"):
-        for case in cases(checkpoint, load_reference(checkpoint)):
+        for case in cases(checkpoint, reference_of(checkpoint)):
             graph = by_title[case.graph]
             found[case.graph] += _compare(graph, sessions[case.graph], case)
     return found

@@ -11,6 +11,9 @@ import click
 
 from serving.cli.options import as_json, source_options
 
+TITLES: Mapping[str, str] = {"text": "greedy", "beams": "5-beam"}
+"""What a report of answers is called."""
+
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
@@ -31,7 +34,8 @@ def command(
     limit: int | None,
     json_: bool,
 ) -> None:
-    """Compare the build in DIRECTORY with transformers: every graph, then greedy answers."""
+    """Compare the build in DIRECTORY with transformers: every graph, then answers, greedy ones and
+    those of five beams."""
     from export.errors import VerificationError
     from export.source import parts_from_words
     from serving.cli.progress import Terminal
@@ -52,19 +56,23 @@ def _table(report: Mapping[str, Any]) -> str:
         verdict = "ok" if found["passed"] else "FAILED"
         numbers = f"{found['cases']:5} {found['max_abs']:10.2e} {found['cosine']:12.8f}"
         lines.append(f"{name:32} {numbers}  {verdict}")
-    text = report["text"]
-    if "skipped" in text:
-        return "\n".join([*lines, f"answers: not compared, {text['skipped']}"])
+    if "skipped" in report["text"]:
+        return "\n".join([*lines, f"answers: not compared, {report['text']['skipped']}"])
+    for way, title in TITLES.items():
+        lines += _answers(title, report[way])
+    return "\n".join(lines)
+
+
+def _answers(title: str, text: Mapping[str, Any]) -> list[str]:
     verdict = "ok" if text["passed"] else "FAILED"
     share = f"{text['same_text']} of {text['examples']}"
-    lines.append(
-        f"same greedy text as transformers: {share} (wanted {text['wanted_agreement']:.0%})"
+    lines = [
+        f"same {title} text as transformers: {share} (wanted {text['wanted_agreement']:.0%})"
         f"  {verdict}"
-    )
+    ]
     if "exact_match" in text:
         lines.append(
             f"right answers: {text['exact_match']:.1%};"
             f" transformers: {text['reference_exact_match']:.1%}"
         )
-    lines += [f"  differs: {case}" for case in text["different"]]
-    return "\n".join(lines)
+    return lines + [f"  differs: {case}" for case in text["different"]]

@@ -26,7 +26,7 @@ from export.errors import (
     OptionError,
 )
 from export.manifest import Manifest, ServingLimits
-from export.verification.cases import load_reference
+from export.verification.reference import load_model
 
 Build = Callable[..., Path]
 PROMPTS = ("What colour is the 3?", "How many digits are there?", "naïve 你好")
@@ -51,7 +51,7 @@ def test_answers_are_those_of_transformers(
     kind: str, pipeline: Pipeline, random_checkpoint: Build
 ) -> None:
     checkpoint = checkpoint_from_directory(random_checkpoint(kind))
-    model, processor = load_reference(checkpoint), checkpoint.processor
+    model, processor = load_model(checkpoint), checkpoint.processor
     ends = pipeline.manifest.language_model.eos_token_ids
     for seed, prompt in enumerate(PROMPTS):
         image = Image.fromarray(picture(seed))

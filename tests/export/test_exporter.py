@@ -34,8 +34,12 @@ def exported(tiny, tmp_path_factory):
     return export
 
 
-# Whatever else an OPT may be, and BLIP-2 on T5: parts that the others prove in fp16.
-@pytest.mark.parametrize(("kind", "precision"), [*ALL, ("other-opt", "fp32"), ("blip2-t5", "fp32")])
+# Whatever else an OPT may be, BLIP-2 on T5, MiniGPT-4: parts that the others prove in fp16.
+OTHERS = [("other-opt", "fp32"), ("blip2-t5", "fp32"), ("minigpt4", "fp32")]
+MERGE = [("minigpt4-merge", "fp32"), ("minigpt4-merge", "fp16")]
+
+
+@pytest.mark.parametrize(("kind", "precision"), [*ALL, *OTHERS, *MERGE])
 def test_every_graph_agrees_with_transformers(exported, kind, precision):
     checkpoint, graphs = exported(kind, precision)
     for proof in verify_graphs(graphs, checkpoint, Silent()):

@@ -16,7 +16,7 @@ from export.examples import read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from export.text import language_model_facts
-from export.verification.cases import load_reference
+from export.verification.reference import load_model
 from serving.client import GenerationOptions
 
 
@@ -117,6 +117,6 @@ def _said(directory, image, prompt):
     checkpoint = checkpoint_from_directory(directory)
     processor = checkpoint.processor
     inputs = processor(images=Image.open(image), text=prompt, return_tensors="pt")
-    ids = load_reference(checkpoint).generate(**inputs, do_sample=False, max_new_tokens=20)
+    ids = load_model(checkpoint).generate(**inputs, do_sample=False, max_new_tokens=20)
     asked = processor.num_query_tokens + len(processor.tokenizer(prompt or "").input_ids)
     return ids[0, asked:].tolist()

@@ -20,7 +20,7 @@ from engines.text import PromptTokenizer
 from export.checkpoint import checkpoint_from_directory
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import Manifest
-from export.verification.cases import load_reference
+from export.verification.reference import load_model
 
 Build = Callable[..., Path]
 IDS = (1, 40, 27, 12, 39, 5)
@@ -42,7 +42,7 @@ def model(kind: str, random_build: Build) -> Iterator[BatchModel]:
 
 @pytest.fixture
 def whole(kind: str, random_checkpoint: Build) -> Any:
-    return load_reference(checkpoint_from_directory(random_checkpoint(kind)))
+    return load_model(checkpoint_from_directory(random_checkpoint(kind)))
 
 
 @pytest.fixture
