@@ -57,7 +57,7 @@ class MiniGPT4Config:
         vision_config: a `Blip2VisionConfig`.
         qformer_config: a `Blip2QFormerConfig`, or `None` where patches are merged.
         text_config: of the language model.
-        queries: rows that the Q-Former makes; effective only where there is one.
+        num_query_tokens: rows of a visual prompt.
         merged_patches: neighbouring patches that make one row of the visual prompt, or `None`.
         prompt_template: with `{image}` and `{prompt}`.
         stop: strings that end an answer.
@@ -66,13 +66,13 @@ class MiniGPT4Config:
     vision_config: Any
     qformer_config: Any
     text_config: Any
-    queries: int = 32
+    num_query_tokens: int
     merged_patches: int | None = None
     prompt_template: str = VICUNA_TEMPLATE
     stop: tuple[str, ...] = VICUNA_STOP
 
     def __post_init__(self) -> None:
-        if (self.qformer_config is None) != bool(self.merged_patches):
+        if (self.qformer_config is None) == (self.merged_patches is None):
             raise CheckpointError(
                 "a MiniGPT-4 has either a qformer_config or merged_patches; found"
                 f" qformer_config {'null' if self.qformer_config is None else 'given'} and"
@@ -83,22 +83,22 @@ class MiniGPT4Config:
                 raise CheckpointError(
                     f"prompt_template is {self.prompt_template!r}; wanted {place} in it, once"
                 )
-        if self.merged_patches and self._patches % self.merged_patches:
+        if self.merged_patches is not None:
+            self._check_merge(self.merged_patches)
+
+    def _check_merge(self, merged: int) -> None:
+        vision = self.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        if merged < 1 or patches % merged:
             raise CheckpointError(
-                f"an image has {self._patches} patches, and merged_patches is"
-                f" {self.merged_patches}, which does not divide them"
+                f"an image has {patches} patches, and merged_patches is {merged}, which does not"
+                " divide them"
             )
-
-    @property
-    def num_query_tokens(self) -> int:
-        """Rows of a visual prompt."""
-        return self._patches // self.merged_patches if self.merged_patches else self.queries
-
-    @property
-    def _patches(self) -> int:
-        """Of an image, the class token aside."""
-        patches: int = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
-        return patches
+        if self.num_query_tokens != patches // merged:
+            raise CheckpointError(
+                f"num_query_tokens is {self.num_query_tokens}, but the image's patches merge into"
+                f" {patches // merged} rows. Correct it, or image_size or merged_patches."
+            )
 
 
 def minigpt4_config(data: Mapping[str, Any]) -> MiniGPT4Config:
@@ -113,21 +113,15 @@ def minigpt4_config(data: Mapping[str, Any]) -> MiniGPT4Config:
     if missing:
         raise CheckpointError(f"config.json has no {', '.join(sorted(missing))}")
     text, qformer = dict(data["text_config"]), data["qformer_config"]
-    config = MiniGPT4Config(
+    return MiniGPT4Config(
         vision_config=Blip2VisionConfig(**data["vision_config"]),
         qformer_config=None if qformer is None else Blip2QFormerConfig(**qformer),
         text_config=AutoConfig.for_model(text.pop("model_type", "llama"), **text),
-        queries=data["num_query_tokens"],
+        num_query_tokens=data["num_query_tokens"],
         merged_patches=data.get("merged_patches"),
         prompt_template=data.get("prompt_template", MINIGPT4.prompt_template),
         stop=tuple(data.get("stop", MINIGPT4.stop)),
     )
-    if config.num_query_tokens != data["num_query_tokens"]:
-        raise CheckpointError(
-            f"num_query_tokens is {data['num_query_tokens']}, but the image's patches merge into"
-            f" {config.num_query_tokens} rows. Correct it, or image_size or merged_patches."
-        )
-    return config
 
 
 def _read(directory: Path) -> MiniGPT4Config:

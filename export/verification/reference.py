@@ -7,6 +7,7 @@ weights of originals' files, are filled from the checkpoint's tensors.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +278,9 @@ def load_model(checkpoint: Checkpoint) -> Any:
     import transformers
 
     kind = getattr(transformers, checkpoint.family.architecture)
-    if not (checkpoint.directory / "config.json").is_file():
+    config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
+    if checkpoint.family.architecture not in config.get("architectures", ()):
+        # Only a part of it lies there: an original's language model.
         return filled(kind(checkpoint.config), checkpoint.tensors, "")
     model: Any = kind.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True

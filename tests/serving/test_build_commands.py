@@ -113,7 +113,8 @@ def test_verify_reports_every_stage(vicuna_build):
         "language_model/decoder",
         "language_model/batched_decoder",
     }
-    assert report["text"]["same_text"] == report["text"]["examples"] == 8
+    for way in ("text", "beams"):
+        assert report[way]["same_text"] == report[way]["examples"] == 8
 
 
 def test_verify_tells_a_checkpoint_that_has_changed(vicuna_build, checkpoints):
