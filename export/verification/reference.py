@@ -171,16 +171,16 @@ class AssembledReference:
 
         config, tensors = checkpoint.config, checkpoint.tensors
         language: Any = AutoModelForCausalLM
-        self.language_model = filled(
-            language.from_config(config.text_config), tensors, "language_model."
-        )
-        self._vision = filled(Blip2VisionModel(config.vision_config), tensors, "vision_model.")
+        text, vision = _fresh(config.text_config), _fresh(config.vision_config)
+        self.language_model = filled(language.from_config(text), tensors, "language_model.")
+        self._vision = filled(Blip2VisionModel(vision), tensors, "vision_model.")
         rows, columns = tensors["language_projection.weight"].shape
         projection = torch.nn.Linear(columns, rows)
         self._projection = filled(projection, tensors, "language_projection.")
         self._qformer: Any = None
         if config.qformer_config is not None:
-            self._qformer = filled(Blip2QFormerModel(config.qformer_config), tensors, "qformer.")
+            qformer = Blip2QFormerModel(_fresh(config.qformer_config))
+            self._qformer = filled(qformer, tensors, "qformer.")
             self._queries = _tensor(tensors["query_tokens"])
         self._merged = config.merged_patches
         self._template = checkpoint.prompt_template
@@ -281,7 +281,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
     if checkpoint.family.architecture not in config.get("architectures", ()):
         # Only a part of it lies there: an original's language model.
-        return filled(kind(checkpoint.config), checkpoint.tensors, "")
+        return filled(kind(_fresh(checkpoint.config)), checkpoint.tensors, "")
     model: Any = kind.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     )
@@ -311,6 +311,11 @@ def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
     if missing:
         raise CheckpointError(f"the checkpoint has no {prefix}{min(missing)}")
     return module
+
+
+def _fresh(config: Any) -> Any:
+    """A copy with nothing of what the exporter sets in a config: its own attention."""
+    return type(config).from_dict(config.to_dict())
 
 
 def _tied(module: Any) -> dict[str, str]:
