@@ -102,7 +102,9 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
         max_length=_length(text),
         bos_token_id=getattr(tokenizer, "bos_token_id", None),
         pad_token_id=getattr(tokenizer, "pad_token_id", None),
-        decoder_start_token_id=(text.decoder_start_token_id or 0) if is_encoder_decoder else None,
+        decoder_start_token_id=(
+            getattr(text, "decoder_start_token_id", None) or 0 if is_encoder_decoder else None
+        ),
         eos_token_ids=_eos_token_ids(checkpoint, tokenizer, generation),
         image_token_id=(
             _image_token_id(checkpoint, tokenizer) if checkpoint.family.marks_image else None
