@@ -241,16 +241,19 @@ class _Ends:
     def __init__(self, checkpoint: Checkpoint, positions: int | None) -> None:
         facts = language_model_facts(checkpoint)
         self._positions, self._limit = positions or facts.max_length, facts.default_max_new_tokens
-        self._ids, self._pad = facts.eos_token_ids, facts.pad_token_id
+        self._ids = facts.eos_token_ids
         self._stop = checkpoint.stop
         self._tokenizer: Any = checkpoint.processor.tokenizer
 
     def options(self, options: Mapping[str, Any], used: int) -> dict[str, Any]:
         """For transformers' `generate`, behind a prompt of `used` positions."""
-        made = {**PLAIN, "eos_token_id": list(self._ids), "return_dict_in_generate": True}
         limit = options.get("max_new_tokens") or self._limit
-        if self._pad is not None:
-            made["pad_token_id"] = self._pad
+        made = {
+            **PLAIN,
+            "eos_token_id": list(self._ids),
+            "pad_token_id": self._ids[0],  # behind an answer that a stop string ended, too
+            "return_dict_in_generate": True,
+        }
         if self._stop:
             made |= {"stop_strings": list(self._stop), "tokenizer": self._tokenizer}
         return {**made, **options, "max_new_tokens": min(limit, self._positions - used)}
