@@ -19,8 +19,9 @@ from export.graphs import OnnxGraph
 from export.progress import Advance
 from export.weights import Recipe
 
-Casts = dict[Recipe, tuple[Path, int]]
-"""Where each weight that was not in place has been written: file and offset, in one directory."""
+Casts = dict[Recipe | Path, tuple[Path, int]]
+"""Where each weight that was not in place has been written, and what each file of the checkpoint
+has been linked as: file and offset, in one directory."""
 
 ALIGNMENT = 64
 """Bytes: a multiple of every dtype's size and of a cache line."""
@@ -60,7 +61,9 @@ def write_graph(
             digest.update(name.encode())
             digest.update(_bytes(values))
             if source := recipe.in_place:
-                file, offset = _link(source.file, directory), source.offset
+                if source.file not in casts:
+                    casts[source.file] = _link(source.file, directory), 0
+                file, offset = casts[source.file][0], source.offset
             else:
                 if recipe not in casts:
                     casts[recipe] = data, _append(stream, values)
@@ -103,10 +106,15 @@ def _append(stream: BinaryIO, values: npt.NDArray[Any]) -> int:
 
 
 def _link(source: Path, directory: Path) -> Path:
-    target = directory / source.name
-    if not target.exists():
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, target)
+    """Files of one name, which lie in several directories, get a number each."""
+    target, number = directory / source.name, 1
+    while target.exists():
+        if target.samefile(source):
+            return target
+        number += 1
+        target = directory / f"{source.stem}-{number}{source.suffix}"
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
     return target
