@@ -10,11 +10,11 @@ from pathlib import Path
 from export.checkpoint import Checkpoint
 from export.components.component import Component
 from export.components.graphs_of_checkpoint import components_from_checkpoint
-from export.errors import ExportError
+from export.fit import check_fit
 from export.graphs import OnnxGraph
 from export.progress import Progress
 from export.quantisation import quantise
-from export.tracing import trace
+from export.tracing import Trace, trace
 from export.weights import Recipe, bind
 from export.writing import Casts, write_graph
 
@@ -33,13 +33,22 @@ def graphs_from_checkpoint(
         progress: told of each graph.
 
     Raises:
-        CheckpointError: a weight is missing or has another shape than the config says.
+        CheckpointError: a weight is missing, has another shape than the config says, or is there
+            and belongs to no graph. Nothing is written then.
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
+    components = components_from_checkpoint(checkpoint, precision)
+    traces = [_traced(component, progress) for component in components]
+    check_fit(
+        {name: wish for traced in traces for name, wish in traced.wanted.items()},
+        {name for traced in traces for name in traced.parameters},
+        checkpoint.tensors,
+        {name: other for traced in traces for name, other in traced.tied.items()},
+    )
     casts: dict[str, Casts] = defaultdict(dict)  # by component: a folder each
     return tuple(
-        onnx_from_component(component, checkpoint, directory, progress, casts[component.component])
-        for component in components_from_checkpoint(checkpoint, precision)
+        _written(traced, checkpoint, directory, progress, casts[traced.component.component])
+        for traced in traces
     )
 
 
@@ -48,31 +57,31 @@ def onnx_from_component(
     checkpoint: Checkpoint,
     directory: Path,
     progress: Progress,
-    casts: Casts | None = None,
 ) -> OnnxGraph:
-    """Traces one component and binds its weights. Raises as `graphs_from_checkpoint` does.
+    """Writes one graph of a checkpoint, whatever else the checkpoint has.
 
-    `casts` are the weights that other graphs of the component have written.
+    Raises:
+        CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
+    return _written(_traced(component, progress), checkpoint, directory, progress, {})
+
+
+def _traced(component: Component, progress: Progress) -> Trace:
+    with progress.stage(f"trace {component.title}"):
+        return trace(component)
+
+
+def _written(
+    traced: Trace, checkpoint: Checkpoint, directory: Path, progress: Progress, casts: Casts
+) -> OnnxGraph:
+    """Binds the weights. `casts` are those that other graphs of the component have written."""
+    component, model = traced.component, traced.model
     target = directory / component.component
     target.mkdir(exist_ok=True)
-    with progress.stage(f"trace {component.title}"):
-        model, tied = trace(component)
-    wanted = {}
-    for name, value in model.graph.initializers.items():
-        if value.const_value is None:
-            if value.shape is None or value.dtype is None:
-                raise ExportError(f"{component.title}: the trace gave {name} no shape or no dtype")
-            wanted[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
-    recipes: dict[str, Recipe] = bind(wanted, checkpoint.tensors, tied)
+    recipes: dict[str, Recipe] = bind(traced.wanted, checkpoint.tensors, traced.tied)
     if component.precision == "int4":
         recipes = quantise(model, recipes)
     total = sum(recipe.nbytes for recipe in recipes.values())
     logger.info("%s: %d weights, %d bytes", component.title, len(recipes), total)
     with progress.stage(f"write {component.title}", total, "B") as advance:
         return write_graph(component, model, recipes, target, advance, casts)
-
-
-def _dtype(word: str) -> str:
-    """onnx-ir's word for a dtype (`float`, `float16`) to the contract's."""
-    return "float32" if word == "float" else word

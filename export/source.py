@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
 
 _SCHEME = re.compile(r"([a-z][a-z0-9]+):(.+)")
+_HUB = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")  # ORG/NAME; not ./NAME or ../NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class ModelSource:
     """What is to be opened.
 
     Attributes:
-        model: a directory, or a scheme of `READERS` with a name behind it (`lavis:…`).
+        model: a directory, a model of the hub (`ORG/NAME`), or a scheme of `READERS` with a name
+            behind it (`lavis:…`).
         revision: of a model of the hub: branch, tag or commit; `None` is its main branch.
         parts: what an original's files are, by the names that its reader gives them.
         image_size: height and width that pictures are to have, in pixels; `None` is the
@@ -54,6 +56,11 @@ class ModelSource:
     def is_directory(self) -> bool:
         """Whether there is such a directory: it goes before all else of that name."""
         return Path(self.model).is_dir()
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it can only be a model of the hub."""
+        return _HUB.fullmatch(self.model) is not None and not self.is_directory
 
     @property
     def name(self) -> str:
@@ -134,13 +141,13 @@ def _check_options(source: ModelSource) -> None:
             f"--part is for models whose files lie apart ({_schemes()});"
             f" {source.model} is one directory"
         )
-    if source.revision is not None and (source.is_directory or source.scheme):
-        raise OptionError(f"--revision is for models of the hub; {source.model} is on this machine")
+    if source.revision is not None and not source.is_on_hub:
+        raise OptionError(f"--revision is for models of the hub; {source.model} is none")
 
 
 def _reader(source: ModelSource) -> Reader:
     if source.scheme is None:
-        return _directory
+        return _hub if source.is_on_hub else _directory
     if source.scheme not in READERS:
         raise OptionError(
             f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
@@ -158,13 +165,24 @@ def _absolute(source: ModelSource) -> ModelSource:
     return replace(source, parts=parts)
 
 
+def _hub(source: ModelSource, progress: Progress) -> Checkpoint:
+    """The checkpoint's own `source` has the commit, whatever branch was asked for."""
+    from export.checkpoint import checkpoint_from_directory
+    from export.hub import directory_from_hub
+
+    found = directory_from_hub(source.model, source.revision, progress)
+    checkpoint = checkpoint_from_directory(found.directory)
+    return replace(checkpoint, source=replace(source, revision=found.commit))
+
+
 def _directory(source: ModelSource, progress: Progress) -> Checkpoint:
     from export.checkpoint import checkpoint_from_directory
 
     if not source.is_directory:
         raise CheckpointError(
             f"there is no checkpoint directory {Path(source.model).absolute()}. Give --model a"
-            " local Hugging Face directory (with config.json and model.safetensors)."
+            " local Hugging Face directory (with config.json and weights), or the name of a model"
+            " of the hub (ORG/NAME)."
         )
     checkpoint = checkpoint_from_directory(Path(source.model))
     return replace(checkpoint, source=replace(source, model=str(checkpoint.directory)))

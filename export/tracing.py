@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import onnx_ir as ir
@@ -41,14 +43,49 @@ class Float32LayerNorm(torch.nn.LayerNorm):
         return normed.to(self.output_dtype)
 
 
-def trace(component: Component) -> tuple[ir.Model, dict[str, str]]:
-    """Traces `component` with no weights in memory.
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A traced component.
 
-    Returns:
-        The graph, whose weights are initializers without values, named as in the checkpoint (only
-        buffers that the modules compute from the config carry values); and, for each weight that
-        the config ties to another, that other's name: where it is to be found if the
-        checkpoint does not have it under its own.
+    Attributes:
+        component: what was traced.
+        model: the graph, whose weights are initializers without values, named as in the checkpoint
+            (only buffers that the modules compute from the config carry values).
+        tied: for each weight that the config ties to another, that other's name: where it is to be
+            found if the checkpoint does not have it under its own.
+        parameters: names of every weight of the modules, also of those that the graph does not
+            have because nothing comes of them.
+    """
+
+    component: Component
+    model: ir.Model
+    tied: Mapping[str, str]
+    parameters: frozenset[str]
+
+    @cached_property
+    def wanted(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every weight that the graph wants, by name.
+
+        Raises:
+            ExportError: the trace gave one no shape or no dtype.
+        """
+        wanted = {}
+        for name, value in self.model.graph.initializers.items():
+            if value.const_value is None:
+                if value.shape is None or value.dtype is None:
+                    message = f"{self.component.title}: the trace gave {name} no shape or no dtype"
+                    raise ExportError(message)
+                wanted[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
+        return wanted
+
+
+def _dtype(word: str) -> str:
+    """onnx-ir's word for a dtype (`float`, `float16`) to the contract's."""
+    return "float32" if word == "float" else word
+
+
+def trace(component: Component) -> Trace:
+    """Traces `component` with no weights in memory.
 
     Raises:
         ExportError: torch could not trace it, or the graph does not have the contract's tensors.
@@ -65,11 +102,11 @@ def trace(component: Component) -> tuple[ir.Model, dict[str, str]]:
         message = f"{component.title} could not be traced by torch.onnx: {error}"
         raise ExportError(message) from error
     _tidy(model)
-    for name, _ in module.named_parameters():
-        if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = None
+    parameters = frozenset(name for name, _ in module.named_parameters())
+    for name in parameters & set(model.graph.initializers):
+        model.graph.initializers[name].const_value = None
     _check(component, model)
-    return model, tied
+    return Trace(component=component, model=model, tied=tied, parameters=parameters)
 
 
 def _onnx(component: Component, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:

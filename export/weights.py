@@ -295,18 +295,26 @@ def bind(
         CheckpointError: listing every tensor that is missing, with the nearest that is there, and
             every tensor of another shape.
     """
-    recipes, faults = {}, []
-    for name, (shape, dtype) in wanted.items():
-        source = tensors.get(name) or tensors.get(tied.get(name, ""))
-        if source is None:
-            near = get_close_matches(name, tensors, n=1)
-            faults.append(f"{name} is missing" + (f" (nearest: {near[0]})" if near else ""))
-        elif source.shape != shape:
-            faults.append(f"{name} has shape {list(source.shape)}, wanted {list(shape)}")
-        else:
-            recipes[name] = Recipe(source=source, dtype=dtype)
-    if faults:
+    if faults := misfits(wanted, tensors, tied):
         shown = "\n  ".join(faults[:20])
         more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError(f"the checkpoint does not fit its own config:\n  {shown}{more}")
-    return recipes
+    sources = {name: tensors.get(name) or tensors[tied[name]] for name in wanted}
+    return {name: Recipe(source=sources[name], dtype=dtype) for name, (_, dtype) in wanted.items()}
+
+
+def misfits(
+    wanted: Mapping[str, tuple[tuple[int, ...], str]],
+    tensors: Mapping[str, Weight],
+    tied: Mapping[str, str],
+) -> list[str]:
+    """What `bind` would not find, a line each: missing, or of another shape."""
+    faults, spare = [], [name for name in tensors if name not in wanted] or list(tensors)
+    for name, (shape, _) in wanted.items():
+        source = tensors.get(name) or tensors.get(tied.get(name, ""))
+        if source is None:
+            near = get_close_matches(name, spare, n=1)
+            faults.append(f"{name} is missing" + (f" (nearest: {near[0]})" if near else ""))
+        elif source.shape != shape:
+            faults.append(f"{name} has shape {list(source.shape)}, wanted {list(shape)}")
+    return faults

@@ -33,7 +33,9 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
         return
     facts = manifest.language_model
     click.echo(f"{manifest.name} ({manifest.family}, {facts.architecture}), {manifest.created}")
-    click.echo(f"from {manifest.source['path']}")
+    source = manifest.source
+    commit = f"{source['model']} at {source['revision']}, " if source.get("revision") else ""
+    click.echo(f"from {commit}{source['path']}")
     for name, record in manifest.components.items():
         click.echo(f"\n{name}: {record.precision} on {record.engine.kind}")
         for graph, entry in record.graphs.items():

@@ -94,3 +94,28 @@ def test_options_that_do_not_go_together(source: ModelSource, message: str) -> N
 def test_parts_that_are_none(words: list[str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         parts_from_words(words)
+
+
+@pytest.mark.parametrize(
+    ("model", "on_hub"),
+    [
+        ("acme/tiny", True),
+        ("acme/tiny-7b.v1_5", True),
+        ("nowhere", False),
+        ("./nowhere", False),
+        ("../nowhere", False),
+        ("some/where/else", False),
+        ("/nowhere", False),
+        ("lavis:acme/tiny", False),
+        (str(DEMO), False),
+    ],
+)
+def test_which_names_are_the_hubs(model: str, on_hub: bool) -> None:
+    assert ModelSource(model=model).is_on_hub is on_hub
+
+
+def test_a_directory_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "tiny").symlink_to(DEMO)
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_from_source(ModelSource(model="acme/tiny"), Silent()).directory == DEMO
