@@ -226,7 +226,7 @@ def _engine_rate(engine: OnnxEngine, manifest: Manifest, count: int, tokens: int
         GenerationRequest(
             prompt=prompt,
             visual_prompt=random.standard_normal(
-                (facts.num_query_tokens, facts.hidden_size)
+                (1, facts.num_query_tokens, facts.hidden_size)
             ).astype(np.float32),
             options=GenerationOptions(max_new_tokens=length, min_new_tokens=length),
         )

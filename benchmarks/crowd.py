@@ -75,7 +75,7 @@ def _requests(directory: Path, examples: Sequence[Example]) -> list[GenerationRe
         for example in examples:
             pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
             embeds = pipeline.encode_image(pixels[None])
-            (visual_prompt,) = pipeline.visual_prompt(embeds, [example.prompt])
+            visual_prompt = pipeline.visual_prompt(embeds, [example.prompt])
             for options in WAYS.values():
                 seed = {"seed": len(made)} if "temperature" in options else {}
                 made.append(

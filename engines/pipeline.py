@@ -21,7 +21,7 @@ import numpy.typing as npt
 from engines.language_model.opening import open_engine
 from engines.language_model.types import Answer, Generation, GenerationOptions, GenerationRequest
 from engines.runners import open_runner
-from engines.text import InstructionTokenizer
+from engines.text import InstructionTokenizer, check_images
 from export.errors import InputError
 from export.manifest import Manifest
 
@@ -104,20 +104,24 @@ class Pipeline:
         *,
         deadline: float | None = None,
     ) -> Generation:
-        """Asks one question about one image; the answer comes as a stream of events.
+        """Asks one question about one image or several; the answer comes as a stream of events.
 
         Args:
-            pixels: uint8 `[h, w, 3]`, of the size in `manifest.preprocessing`.
+            pixels: uint8 `[h, w, 3]` or `[images, h, w, 3]`, of the size in
+                `manifest.preprocessing`.
             prompt: the question.
             options: how to generate.
             deadline: `time.monotonic()` seconds after which the answer is given up.
 
         Raises:
-            InputError, ContractError: the prompt or the image cannot be used.
+            InputError, ContractError: the prompt or an image cannot be used, or there are too many.
             QueueFullError, EngineError: as `LanguageModelEngine.submit`.
         """
         started = time.monotonic()
-        visual_prompt = self.visual_prompt(self._remembered(pixels), [prompt])[0]
+        images = pixels[None] if pixels.ndim == 3 else pixels
+        check_images(len(images), self.manifest.limits.images)
+        embeds = np.concatenate([self._remembered(image) for image in images])
+        visual_prompt = self.visual_prompt(embeds, [prompt] * len(images))
         return self._engine.submit(
             GenerationRequest(
                 prompt=prompt,
@@ -131,7 +135,7 @@ class Pipeline:
     def answer(
         self, pixels: Array, prompt: str, options: GenerationOptions | None = None
     ) -> Answer:
-        """Asks one question about one image and waits for the answer. Raises as `submit` does."""
+        """Asks one question and waits for the answer. Arguments and errors as of `submit`."""
         return self.submit(pixels, prompt, options).result()
 
     def _remembered(self, pixels: Array) -> Array:

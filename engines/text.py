@@ -7,6 +7,7 @@ transformers. Knows nothing of graphs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,25 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from engines.types import PromptIds
 from export.errors import BuildDirectoryError, InputError
+from export.families.family import Images
 from export.manifest import Manifest, how_to_raise
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+MARK = "<ImageHere>"
+"""Stands for an image in a prompt to a model that takes images at any place. Source: this and what
+further images do to a prompt: Vision-CAIR/MiniGPT-4, `minigpt4/conversation/conversation.py`."""
+
+_PLACE = re.compile(r"\{image\}")
+
+_OWN_PLACE = re.compile(r"(?:<Img>)?\{image\}(?:</Img>)? ?")
+"""The template's own place for an image, which a prompt that marks its own does without."""
+
+_TURN = re.compile(r"(?:###Human: |(?:<s>)?\[INST\] )?(?:<Img>)?\{image\}(?:</Img>)?")
+"""What one more image adds to a template: there, to upload one is a turn of the conversation."""
 
 INSTRUCTION_LENGTHS = (16, 32, 64, 128, 256, 512)
 """Instructions are padded up to one of these, in tokens: few shapes for the engine to prepare."""
@@ -45,13 +60,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTokenizer:
-    """A user's prompt to the language model's ids.
+    """A user's prompt to the language model's ids, and the places of its images.
 
     Attributes:
         tokenizer: the language model's.
-        limit: most tokens that a prompt may have, its special tokens included.
+        limit: most positions that a prompt may have, its images and special tokens included.
+        queries: positions that each image takes of those.
         advice: what to do about a longer one.
         template: what stands around `{prompt}`, and where the `{image}` is.
+        images: where further images go.
+        most_images: of a prompt.
         image_token_id: the placeholder that transformers puts where the image goes. A prompt that
             spells it would claim a place in the visual prompt, so it is refused.
         may_be_empty: the model captions an image of which nothing is asked.
@@ -59,8 +77,11 @@ class PromptTokenizer:
 
     tokenizer: Tokenizer
     limit: int
+    queries: int = 0
     advice: str = "Shorten it."
     template: str = "{image}{prompt}"
+    images: Images = "one"
+    most_images: int = 1
     image_token_id: int | None = None
     may_be_empty: bool = False
 
@@ -70,9 +91,9 @@ class PromptTokenizer:
     ) -> Self:
         """The prompt tokenizer of a build.
 
-        The limit leaves room for the visual prompt and one token of answer within `max_length`.
-        T5 has no limit of its own; the same bound keeps its memory in hand. A prompt may be empty
-        where the Q-Former reads no instruction: BLIP-2 captions so.
+        The limit leaves room for one token of answer within `max_length`. T5 has no limit of its
+        own; the same bound keeps its memory in hand. A prompt may be empty where the Q-Former reads
+        no instruction: BLIP-2 captions so.
 
         Args:
             directory: of the build.
@@ -89,33 +110,83 @@ class PromptTokenizer:
             advice += f"; {how_to_raise('max_length')}"
         return cls(
             tokenizer=load_tokenizer(directory / manifest.text.tokenizer),
-            limit=length - facts.num_query_tokens - 1,
+            limit=length - 1,
+            queries=facts.num_query_tokens,
             advice=f"{advice}.",
             template=manifest.text.prompt_template,
+            images=manifest.text.images,
+            most_images=manifest.limits.images,
             image_token_id=facts.image_token_id,
             may_be_empty=manifest.text.qformer_tokenizer is None,
         )
 
-    def __call__(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of the templated prompt, special tokens included (BOS first, or EOS last).
+    def __call__(self, prompt: str, images: int = 1) -> PromptIds:
+        """The templated prompt, special tokens included (BOS first, or EOS last).
 
-        A special token that the prompt spells out (`</s>`) is that token, as in transformers.
+        A special token that the prompt spells out (`</s>`) is that token, as in transformers. Each
+        piece of text between images is tokenised on its own, and the special tokens go with the
+        first: so the text after an image in front of it has them, as in transformers, and in
+        MiniGPT-4 what stands before the image.
+
+        Args:
+            prompt: as the user wrote it.
+            images: how many it is about.
 
         Raises:
             InputError: the prompt is empty and may not be, is not text, contains the image token,
-                or is longer than the limit.
+                marks other than so many places, or is longer than the limit; or there are no
+                images, or too many.
         """
+        check_images(images, self.most_images)
         check_prompt(prompt, may_be_empty=self.may_be_empty)
-        text = self.template.replace("{image}", "").replace("{prompt}", prompt)
-        ids = tuple(_encode(self.tokenizer, text, "prompt"))
+        ids: list[int] = []
+        places = []
+        special = True
+        texts = _texts(self.template, prompt, images, self.images)
+        for index, text in enumerate(texts):
+            if index:
+                places.append(len(ids))
+            if text or (special and index == images):
+                ids += _encode(self.tokenizer, text, "prompt", special=special)
+                special = False
+        self._check(ids, images)
+        return PromptIds(tuple(ids), tuple(places))
+
+    def _check(self, ids: Sequence[int], images: int) -> None:
         if self.image_token_id is not None and self.image_token_id in ids:
             token = self.tokenizer.id_to_token(self.image_token_id)
             raise InputError(
                 f"the prompt contains the image token {token!r}, which stands for the image. "
                 "Remove it: the image's place in the prompt is fixed."
             )
-        _check_length("prompt", len(ids), self.limit, self.advice)
-        return ids
+        room = self.limit - images * self.queries
+        advice = self.advice if images == 1 else f"{images} images take the rest. {self.advice}"
+        _check_length("prompt", len(ids), room, advice)
+
+
+def _texts(template: str, prompt: str, images: int, places: Images) -> list[str]:
+    """The texts before the first image, between each two, and after the last.
+
+    Raises:
+        InputError: the prompt marks other than so many places.
+    """
+    if places == "places" and MARK in prompt:
+        before, after = _OWN_PLACE.sub("", template).split("{prompt}")
+        marked = prompt.split(MARK)
+        if len(marked) != images + 1:
+            raise InputError(
+                f"the prompt has {MARK} {_times(len(marked) - 1)}, and the request"
+                f" {images} image{'s' if images > 1 else ''}. Write it once an image, or not at all"
+                " to have the images before the text."
+            )
+        return [before + marked[0], *marked[1:-1], marked[-1] + after]
+    unit = _TURN if places == "places" else _PLACE
+    pieces = unit.sub(lambda found: found[0] * images, template).split("{image}")
+    return [piece.replace("{prompt}", prompt) for piece in pieces]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +247,20 @@ class InstructionTokenizer:
         return row
 
 
+def check_images(count: int, most: int) -> None:
+    """Refuses a request of no image, or of more than there may be.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    if not 1 <= count <= most:
+        wanted = "1" if most == 1 else f"1 to {most}"
+        raise InputError(
+            f"the request has {count} images; wanted {wanted}. Where a model takes several,"
+            " `--max-images` of `export build` says how many."
+        )
+
+
 def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
     """Refuses what is no question at all.
 
@@ -195,10 +280,10 @@ def padded_length(length: int, limit: int) -> int:
     return min(next(fitting, limit), limit)
 
 
-def _encode(tokenizer: Tokenizer, text: str, what: str) -> list[int]:
-    encode: Callable[[str], Any] = tokenizer.encode
+def _encode(tokenizer: Tokenizer, text: str, what: str, *, special: bool = True) -> list[int]:
+    encode: Callable[..., Any] = tokenizer.encode
     try:
-        return list(encode(text).ids)
+        return list(encode(text, add_special_tokens=special).ids)
     except (TypeError, UnicodeError) as error:  # a lone surrogate cannot be written as UTF-8
         raise InputError(f"the {what} is not valid Unicode text ({error})") from error
 

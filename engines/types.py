@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -12,6 +14,37 @@ from export.contract import Contract
 
 Feed = Mapping[str, npt.NDArray[Any]]
 """Tensors by name."""
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt as the language model reads it: text, and the places of its images.
+
+    Attributes:
+        ids: of the text, special tokens included.
+        places: of each image, in order: how many of the ids come before it.
+    """
+
+    ids: tuple[int, ...]
+    places: tuple[int, ...] = (0,)
+
+    @property
+    def pieces(self) -> list[slice]:
+        """The ids before the first image, between each two, and after the last."""
+        borders = [0, *self.places, len(self.ids)]
+        return [slice(*pair) for pair in pairwise(borders)]
+
+    def positions(self, queries: int) -> int:
+        """Its length, where an image takes so many positions."""
+        return len(self.ids) + queries * len(self.places)
+
+    def filled(self, *placeholders: int) -> list[int]:
+        """The ids, with these in the place of each image."""
+        first, *others = self.pieces
+        made = list(self.ids[first])
+        for piece in others:
+            made += [*placeholders, *self.ids[piece]]
+        return made
 
 
 class Runner(Protocol):

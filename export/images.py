@@ -11,6 +11,7 @@ Knows Pillow and numpy only: a client needs nothing else.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from export.manifest import Preprocessing
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an encoded image, a Pillow image, or uint8 `[height, width, 3]` (RGB)."""
+
+ImageSources = ImageSource | Sequence[ImageSource]
+"""One image, or several: a list of them, or uint8 `[frames, height, width, 3]`."""
 
 MAX_PIXELS = 89_478_485
 """The largest picture that is decoded, in pixels: where Pillow starts to warn (256 MiB of RGB)."""
@@ -45,6 +49,13 @@ def pixels_from_image(source: ImageSource, preprocessing: Preprocessing) -> npt.
     size = (preprocessing.width, preprocessing.height)
     resample = Image.Resampling[preprocessing.resample]
     return np.ascontiguousarray(image.resize(size, resample=resample), dtype=np.uint8)
+
+
+def each_image(source: ImageSources) -> list[ImageSource]:
+    """The image, or each of several."""
+    if isinstance(source, np.ndarray):
+        return list(source) if source.ndim == 4 else [source]
+    return list(source) if isinstance(source, list | tuple) else [source]  # type: ignore[list-item]
 
 
 def _rgb_array(array: npt.NDArray[Any]) -> Image.Image:

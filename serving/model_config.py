@@ -72,7 +72,8 @@ def set_parameter(config: ModelConfig, name: str, value: str) -> None:
 def set_tensors(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> None:
     """Sets the data type and sizes of every tensor of the config that a contract knows.
 
-    A contract's first axis is the batch: left out where the model batches, 1 where it does not.
+    A contract's first axis is the batch: left out where the model batches. Where it does not, it is
+    the images of one request.
     Inputs that are warmed up follow, keeping the config's own size on dynamic axes.
     """
     batched = config.max_batch_size > 0
@@ -143,4 +144,4 @@ def _data_type(spec: TensorSpec) -> int:
 
 def _dims(spec: TensorSpec, *, batched: bool) -> list[int]:
     dims = [axis if isinstance(axis, int) else -1 for axis in spec.axes[1:]]
-    return dims if batched else [1, *dims]
+    return dims if batched else [-1, *dims]

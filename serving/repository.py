@@ -27,7 +27,7 @@ from serving.model_config import (
     set_tensors,
     write_config,
 )
-from serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY, ServerContract
+from serving.wire import ACCEPTED_PIXELS, ENSEMBLE, LANGUAGE_MODEL, PIXELS, UNARY, ServerContract
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ def _tensors(manifest: Manifest) -> dict[str, TensorSpec]:
     """Every tensor that passes between models, by name, as the graphs' contracts have it."""
     contracts = [manifest.components[name].graphs["model"].contract for name in COMPONENTS]
     specs = [spec for contract in contracts for spec in (*contract.inputs, *contract.outputs)]
-    return {spec.name: spec for spec in specs}
+    found = {spec.name: spec for spec in specs}
+    return {**found, ACCEPTED_PIXELS: found[PIXELS]}
 
 
 def _link_plan(directory: Path, manifest: Manifest, component: str) -> None:

@@ -33,7 +33,7 @@ from export.errors import (
 )
 from export.manifest import Manifest, Preprocessing
 
-VERSION = 2
+VERSION = 3
 """Of this wire; a client refuses a server that speaks another."""
 
 ENSEMBLE = "instructblip"
@@ -42,6 +42,7 @@ UNARY = "instructblip_unary"
 
 PIXELS = "pixels"
 PROMPT = "prompt"
+ACCEPTED_PIXELS = "accepted_pixels"
 VISUAL_PROMPT = "visual_prompt"
 ARRIVED = "arrived"
 FAULT = "fault"
@@ -87,14 +88,16 @@ class Limits:
 
     Attributes:
         max_instruction: tokens of a prompt as the Q-Former reads it; `None` where it reads none.
-        max_length: positions for visual prompt, prompt and answer together.
-        num_query_tokens: positions that the visual prompt takes of those.
+        images: most images of one request.
+        max_length: positions for visual prompts, prompt and answer together.
+        num_query_tokens: positions that each image takes of those.
         default_max_new_tokens: of an answer, where the request names no limit.
         slots: most answers (`n`) or beams of one request.
         queue: requests that may wait.
     """
 
     max_instruction: int | None
+    images: int
     max_length: int
     num_query_tokens: int
     default_max_new_tokens: int
@@ -123,6 +126,7 @@ class ServerContract:
         reads_instruction = text.qformer_tokenizer is not None
         limits = Limits(
             max_instruction=text.max_instruction if reads_instruction else None,
+            images=manifest.limits.images,
             max_length=manifest.limits.max_length,
             num_query_tokens=model.num_query_tokens,
             default_max_new_tokens=model.default_max_new_tokens,

@@ -22,6 +22,7 @@ from engines.language_model.types import (
     Timing,
     TokenLogprob,
 )
+from engines.types import PromptIds
 from export.errors import InputError, OptionError
 from export.manifest import LanguageModelFacts
 
@@ -37,15 +38,20 @@ class AnswerPlan:
         prompt_tokens: visual prompt and text, in positions.
         limit: most tokens of answer; of a candidate, where there are any to choose from.
         context: ids that the repetition penalty counts as said already.
+        stop: strings that end an answer.
     """
 
     prompt_tokens: int
     limit: int
     context: tuple[int, ...]
+    stop: tuple[str, ...] = ()
 
 
 def plan_answer(
-    prompt_ids: Sequence[int], options: GenerationOptions, facts: LanguageModelFacts
+    prompt: PromptIds,
+    options: GenerationOptions,
+    facts: LanguageModelFacts,
+    stop: Sequence[str] = (),
 ) -> AnswerPlan:
     """Fits an answer into the model's length.
 
@@ -56,16 +62,22 @@ def plan_answer(
     As in transformers, the repetition penalty of a decoder-only model counts the image
     placeholders and the prompt as said, and that of an encoder-decoder the start token alone.
 
+    Args:
+        prompt: as the model reads it.
+        options: how to generate.
+        facts: of the model.
+        stop: strings that end any answer of this model.
+
     Raises:
         InputError: the prompt leaves no room for an answer.
         OptionError: `min_new_tokens` is more than can be generated.
     """
-    used = facts.num_query_tokens + len(prompt_ids)
+    used = prompt.positions(facts.num_query_tokens)
     room = facts.max_length - (0 if facts.is_encoder_decoder else used)
     if used >= facts.max_length:
         raise InputError(
-            f"the prompt has {len(prompt_ids)} tokens, and the image takes {facts.num_query_tokens}"
-            f" more; this model holds {facts.max_length}, answer included. Shorten the prompt."
+            f"the prompt has {len(prompt.ids)} tokens, and its images {used - len(prompt.ids)}"
+            f" positions; this model holds {facts.max_length}, answer included. Shorten the prompt."
         )
     wanted = options.max_new_tokens or facts.default_max_new_tokens
     limit = room if options.candidates else min(wanted, room)
@@ -74,15 +86,20 @@ def plan_answer(
             f"min_new_tokens is {options.min_new_tokens}; at most {limit} tokens can be generated "
             "for this prompt. Lower it, or raise max_new_tokens."
         )
-    return AnswerPlan(prompt_tokens=used, limit=limit, context=_context(prompt_ids, facts))
+    return AnswerPlan(
+        prompt_tokens=used,
+        limit=limit,
+        context=_context(prompt, facts),
+        stop=(*options.stop, *stop),
+    )
 
 
-def _context(prompt_ids: Sequence[int], facts: LanguageModelFacts) -> tuple[int, ...]:
+def _context(prompt: PromptIds, facts: LanguageModelFacts) -> tuple[int, ...]:
     if facts.is_encoder_decoder:
         start = facts.decoder_start_token_id
         return () if start is None else (start,)
     image = facts.image_token_id
-    return tuple(prompt_ids) if image is None else (image, *prompt_ids)
+    return prompt.ids if image is None else tuple(prompt.filled(image))
 
 
 class CompletionBuilder:
@@ -111,7 +128,7 @@ class CompletionBuilder:
         self._limit = plan.limit
         self._ends: dict[int, FinishReason] = dict.fromkeys(options.stop_token_ids, "stop")
         self._ends |= dict.fromkeys(facts.eos_token_ids, "eos")
-        self._stops = StopStrings(options.stop)
+        self._stops = StopStrings(plan.stop)
         self._detokeniser = Detokeniser(tokenizer, special)
         self._ids: list[int] = []
         self._closed = 0  # tokens that end: 0 or 1

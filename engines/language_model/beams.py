@@ -46,6 +46,7 @@ class BeamSearch:
         early_stopping: `True` stops at `width` finished beams; `False` when the running ones are
             unlikely to become better; `"never"` when they cannot.
         restrain: changes log-probabilities `[vocab]` in place, given a beam's tokens.
+        stopped: whether the last of a beam's tokens ends it, besides those that always do.
 
     Attributes:
         running: beams that go on, best first.
@@ -62,10 +63,12 @@ class BeamSearch:
         length_penalty: float,
         early_stopping: EarlyStopping,
         restrain: Callable[[Scores, tuple[int, ...]], None],
+        stopped: Callable[[tuple[int, ...]], bool] = lambda tokens: False,
     ) -> None:
         self._width, self._limit, self._ends = width, limit, frozenset(ends)
         self._kept = width * max(2, 1 + len(ends))
         self._penalty, self._early, self._restrain = length_penalty, early_stopping, restrain
+        self._stopped = stopped
         self.running: list[Beam] = [Beam((), np.float32(0))]
         self.finished: list[Beam] = []
         self.done = False
@@ -85,7 +88,7 @@ class BeamSearch:
         for index in best:
             parent, token = divmod(int(index), scores.shape[1])
             tokens = (*self.running[parent].tokens, token)
-            ended = token in self._ends or len(tokens) >= self._limit
+            ended = token in self._ends or len(tokens) >= self._limit or self._stopped(tokens)
             made.append((parent, Beam(tokens, scores[parent, token]), ended))
         self._finish([beam for _, beam, ended in made[: self._width] if ended])
         going = [(parent, beam) for parent, beam, ended in made if not ended][: self._width]

@@ -20,13 +20,14 @@ def check_visual_prompt(visual_prompt: npt.NDArray[Any], facts: LanguageModelFac
     """Refuses a visual prompt that is not this model's.
 
     Raises:
-        InputError: not float `[queries, hidden]`.
+        InputError: not float `[images, queries, hidden]`, of one image or more.
     """
     wanted = (facts.num_query_tokens, facts.hidden_size)
-    if visual_prompt.shape != wanted or visual_prompt.dtype not in _FLOATS:
+    fits = visual_prompt.ndim == 3 and visual_prompt.shape[1:] == wanted and len(visual_prompt)
+    if not fits or visual_prompt.dtype not in _FLOATS:
         raise InputError(
             f"the visual prompt is {visual_prompt.dtype} {list(visual_prompt.shape)}; "
-            f"wanted float16 or float32 {list(wanted)}, one row of the qformer's output"
+            f"wanted float16 or float32 [images, {wanted[0]}, {wanted[1]}], the qformer's output"
         )
 
 

@@ -147,6 +147,7 @@ class Beams:
         restraints: from the same options.
         builder: makes an empty completion.
         ends: tokens that end a beam.
+        stopped: whether a beam's last token completes a stop string.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Beams:
         restraints: Restraints,
         builder: Callable[[], CompletionBuilder],
         ends: Sequence[int],
+        stopped: Callable[[tuple[int, ...]], bool],
     ) -> None:
         self.width = options.num_beams
         self._wanted, self._plan, self._builder = options.n, plan, builder
@@ -166,6 +168,7 @@ class Beams:
             length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
             early_stopping=options.early_stopping,
             restrain=restraints,
+            stopped=stopped,
         )
         self._delta: TextDelta | None = None
 
@@ -200,7 +203,7 @@ class Beams:
         for token in beam.tokens:
             builder.add(token)
             if builder.finish_reason is not None:
-                break  # a stop string cuts it short
+                break  # a stop string is cut off
         return builder.completion(score=float(beam.score))
 
 
@@ -285,6 +288,7 @@ def decoding_for(
     builder: Callable[[], CompletionBuilder],
     banned: Words = (),
     candidates: Words = (),
+    stopped: Callable[[tuple[int, ...]], bool] = lambda tokens: False,
 ) -> Decoding:
     """What these options ask for.
 
@@ -295,11 +299,12 @@ def decoding_for(
         builder: makes an empty completion.
         banned: token ids of every banned word.
         candidates: token ids of every candidate.
+        stopped: whether the last of some tokens completes a stop string.
     """
     if candidates:
         return Ranking(options, plan, facts, candidates)
     ends = tuple(dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids)))
     restraints = Restraints(options, ends=ends, context=plan.context, banned=banned)
     if options.num_beams > 1:
-        return Beams(options, plan, restraints, builder, ends)
+        return Beams(options, plan, restraints, builder, ends, stopped)
     return Samples(options, plan, restraints, builder)

@@ -18,6 +18,7 @@ from engines.language_model.types import (
     TextDelta,
     Timing,
 )
+from engines.types import PromptIds
 from export.errors import DeadlineError, IblipError
 
 End = Answer | IblipError
@@ -119,19 +120,19 @@ class Ticket(Pending):
     """A request that is decoded in this process.
 
     Attributes:
-        prompt_ids: of its prompt.
+        prompt: as the model reads it.
         decoding: makes its answer.
     """
 
     def __init__(
         self,
         request: GenerationRequest,
-        prompt_ids: tuple[int, ...],
+        prompt: PromptIds,
         decoding: Decoding,
         totals: Totals,
     ) -> None:
         super().__init__(request, decoding.answer, totals)
-        self.prompt_ids = prompt_ids
+        self.prompt = prompt
         self.decoding = decoding
 
 

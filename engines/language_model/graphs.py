@@ -12,7 +12,7 @@ start from. Knows nothing of text, options or requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from engines.language_model.slots import Array, BatchModel, Prompt, Slot, shared_positions
 from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.session import array_from_value, open_session, value_from_array
+from engines.types import PromptIds
 from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import SLOTS, LanguageModelFacts, Manifest
@@ -158,11 +159,14 @@ class DecoderOnly:
         target.length, target.source_length = source.length, source.source_length
         target.prompt, target.tokens = source.prompt, source.tokens.copy()
 
-    def read(self, visual_prompt: Array, prompt_ids: Sequence[int]) -> Prompt:
-        """The visual prompt first and then the ids, BOS among them, as in transformers."""
-        text = self._embed(np.array([prompt_ids], np.int64))
-        visual = visual_prompt[None].astype(text.dtype)
-        return Prompt(np.concatenate([visual, text], axis=1))
+    def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
+        """The text's embeddings, and between them each image's, at its place."""
+        text = self._embed(np.array([prompt.ids], np.int64))[0]  # [tokens, hidden]
+        first, *others = prompt.pieces
+        parts = [text[first]]
+        for image, piece in zip(visual_prompt.astype(text.dtype), others, strict=True):
+            parts += [image, text[piece]]
+        return Prompt(np.concatenate(parts)[None])
 
     def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Array | None:
         """Reads a piece of the prompt; after the last, the logits `[vocab]` of the next token."""

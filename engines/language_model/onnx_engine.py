@@ -26,6 +26,7 @@ from engines.language_model.detokenise import special_tokens
 from engines.language_model.generation import QueuedGeneration, Ticket
 from engines.language_model.scheduler import Scheduler
 from engines.language_model.slots import BatchModel
+from engines.language_model.stopping import StopTokens
 from engines.language_model.totals import Totals
 from engines.language_model.types import (
     EngineStatus,
@@ -47,6 +48,7 @@ class OnnxEngine:
         prompts: the language model's tokenizer.
         facts: of the model.
         queue_limit: how many requests may wait, those that run not counted.
+        stop: strings that end any answer of this model.
     """
 
     def __init__(
@@ -56,13 +58,14 @@ class OnnxEngine:
         facts: LanguageModelFacts,
         *,
         queue_limit: int = QUEUE,
+        stop: tuple[str, ...] = (),
     ) -> None:
         self._model = model
         self._prompts = prompts
         self._facts = replace(facts, max_length=min(facts.max_length, model.positions))
         self._totals = Totals()
         self._scheduler = Scheduler(model, self._totals)
-        self._queue_limit = queue_limit
+        self._queue_limit, self._stop_strings = queue_limit, stop
         self._special = special_tokens(prompts.tokenizer)
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []  # for `close`, which another thread calls
@@ -84,8 +87,8 @@ class OnnxEngine:
         """Queues the request and returns at once; the prompt is tokenised before it is queued.
 
         Raises:
-            InputError: the prompt is empty, too long, or has the image token in it; or the visual
-                prompt is not float `[queries, hidden]`.
+            InputError: the prompt is empty, too long, or has the image token in it; the visual
+                prompt is not float `[images, queries, hidden]`; or there are too many images.
             OptionError: `min_new_tokens` does not fit; `n` or `num_beams` is more than there are
                 slots; an option names a token that the model does not have; or a candidate is too
                 long.
@@ -137,18 +140,19 @@ class OnnxEngine:
 
     def _ticket(self, request: GenerationRequest) -> Ticket:
         check_visual_prompt(request.visual_prompt, self._facts)
-        prompt_ids = self._prompts(request.prompt)
+        prompt = self._prompts(request.prompt, len(request.visual_prompt))
         options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
         self._check_fit(options)
-        plan = plan_answer(prompt_ids, options, facts)
+        plan = plan_answer(prompt, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
             return CompletionBuilder(options, plan, facts, tokenizer, self._special)
 
         banned = words_from_text(tokenizer, options.banned_words)
+        stops = StopTokens(tokenizer, plan.stop)
         candidates = self._candidates(options, plan.limit)
-        decoding = decoding_for(options, plan, facts, builder, banned, candidates)
-        return Ticket(with_own_copy(request), prompt_ids, decoding, self._totals)
+        decoding = decoding_for(options, plan, facts, builder, banned, candidates, stops)
+        return Ticket(with_own_copy(request), prompt, decoding, self._totals)
 
     def _candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
         """The token ids of each candidate; refuses those that the model could not say."""

@@ -94,7 +94,13 @@ def _onnxruntime(
     model = open_model(
         directory, manifest, threads=threads, slots=limits.slots, positions=limits.max_length
     )
-    return OnnxEngine(model, prompts, manifest.language_model, queue_limit=limits.queue)
+    return OnnxEngine(
+        model,
+        prompts,
+        manifest.language_model,
+        queue_limit=limits.queue,
+        stop=manifest.text.stop,
+    )
 
 
 def _vllm(

@@ -90,7 +90,7 @@ class Scheduler:
     def _read(self, job: _Job) -> None:
         ticket = job.ticket
         if job.prompt is None:
-            job.prompt = self._model.read(ticket.request.visual_prompt, ticket.prompt_ids)
+            job.prompt = self._model.read(ticket.request.visual_prompt, ticket.prompt)
         before = job.prompt.done
         logits = self._model.prefill(job.slots[0], job.prompt, PIECE)
         self._totals.prompt_tokens += job.prompt.done - before

@@ -5,11 +5,13 @@ Knows nothing of graphs, text, options or requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy.typing as npt
+
+from engines.types import PromptIds
 
 Array = npt.NDArray[Any]
 
@@ -19,7 +21,7 @@ class Prompt:
     """A prompt on its way into a slot.
 
     Attributes:
-        embeds: `[1, positions, hidden]`, visual prompt and text.
+        embeds: `[1, positions, hidden]`, of visual prompt and text.
         done: how many of its positions have been read.
     """
 
@@ -87,8 +89,8 @@ class BatchModel(Protocol):
         """Frees a slot. Another may move into its row."""
         ...
 
-    def read(self, visual_prompt: Array, prompt_ids: Sequence[int]) -> Prompt:
-        """Prepares a visual prompt `[queries, hidden]`, of any float dtype, and a prompt's ids."""
+    def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
+        """Puts a visual prompt `[images, queries, hidden]`, of any float dtype, into a prompt."""
         ...
 
     def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Array | None:

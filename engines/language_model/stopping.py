@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass
@@ -51,3 +56,27 @@ class StopStrings:
             if any(stop.startswith(end) for stop in self.stops):
                 return size
         return 0
+
+
+class StopTokens:
+    """Whether the last of some tokens completes a stop string, for sequences that are not streamed.
+
+    As transformers' `StopStringCriteria`; it is asked at every token, so no string is complete
+    before the last one.
+
+    Args:
+        tokenizer: the language model's.
+        stops: none of them empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        # A token is a byte at least; one more, because a decoder may strip the first one's space.
+        self._reach = 1 + max((len(stop.encode()) for stop in stops), default=0)
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        """Whether it does."""
+        if not self._stops:
+            return False
+        text = self._tokenizer.decode(list(tokens[-self._reach :]))
+        return any(stop in text for stop in self._stops)

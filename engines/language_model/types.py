@@ -30,7 +30,7 @@ class GenerationRequest:
 
     Attributes:
         prompt: as the user wrote it; the engine applies the family's template and tokenises.
-        visual_prompt: float32 or float16 `[queries, d_llm]`.
+        visual_prompt: float32 or float16 `[images, queries, d_llm]`.
         options: how to generate.
         deadline: `time.monotonic()` seconds after which the request is given up with
             `DeadlineError`; `None` waits for ever.

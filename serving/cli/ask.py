@@ -1,4 +1,4 @@
-"""`iblip ask`: one question about one image."""
+"""`iblip ask`: one question about one image, or several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("image", type=click.Path())
+@click.argument("images", metavar="IMAGE...", type=click.Path(), nargs=-1, required=True)
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is written.")
 @as_json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
 @generation_options
 def command(
-    image: str,
+    images: tuple[str, ...],
     prompt: str,
     stream: bool,
     json_: bool,
@@ -34,6 +34,9 @@ def command(
 ) -> None:
     """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
 
+    Some models take several images at once, such as the frames of a video: `export inspect` shows
+    how many. MiniGPT-4's prompts may say with <ImageHere> where each of them goes.
+
     With --stream --json every piece is a line of its own, {"delta": ...}, and the last line is the
     whole answer. With --candidate every candidate is a line, the likeliest first: its score and its
     text.
@@ -41,14 +44,14 @@ def command(
     options = options_from_flags(flags)
     from serving.client import InstructBlipClient
 
-    source: str | bytes = sys.stdin.buffer.read() if image == "-" else image
+    sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     with InstructBlipClient(url, timeout_s=timeout_s) as client:
         if stream and not options.candidates:
-            with client.stream(source, prompt, options=options) as pieces:
+            with client.stream(sources, prompt, options=options) as pieces:
                 _print_pieces(pieces, json_)
                 answer = pieces.answer
         else:
-            answer = client.ask(source, prompt, options=options)
+            answer = client.ask(sources, prompt, options=options)
     if json_:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))
     elif answer.ranking:

@@ -13,7 +13,7 @@ import grpc.aio  # type: ignore[import-untyped]
 
 from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
 from export.errors import IblipError
-from export.images import ImageSource, pixels_from_image
+from export.images import ImageSources
 from serving.client.errors import CancelledError
 from serving.client.faults import error_from_status
 from serving.client.messages import (
@@ -25,6 +25,7 @@ from serving.client.messages import (
     channel_options,
     config_request,
     contract_from_config,
+    pixels_of_request,
     question,
     ranking_options,
 )
@@ -90,7 +91,7 @@ class AsyncInstructBlipClient:
 
     async def ask(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         *,
         options: GenerationOptions = GREEDY,
@@ -102,7 +103,7 @@ class AsyncInstructBlipClient:
 
     async def stream(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         *,
         options: GenerationOptions = GREEDY,
@@ -113,7 +114,7 @@ class AsyncInstructBlipClient:
 
     async def rank(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         candidates: Sequence[str],
         *,
@@ -127,7 +128,7 @@ class AsyncInstructBlipClient:
 
     async def _asked(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         options: GenerationOptions,
         timeout_s: float | None,
@@ -136,7 +137,7 @@ class AsyncInstructBlipClient:
     ) -> AsyncAnswerStream:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = await self.contract(timeout_s=deadline.remaining())
-        pixels = await asyncio.to_thread(pixels_from_image, image, contract.preprocessing)
+        pixels = await asyncio.to_thread(pixels_of_request, image, contract)
         remaining = deadline.remaining()
         request = question(
             pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.language_model.types import Answer, GenerationOptions
+from engines.text import check_images
 from export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
+from export.images import ImageSources, each_image, pixels_from_image
 from serving.client.errors import DisconnectedError, ProtocolError
 from serving.client.faults import error_from_status
 from serving.wire import (
@@ -131,6 +133,17 @@ def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> 
     return options
 
 
+def pixels_of_request(images: ImageSources, contract: ServerContract) -> npt.NDArray[np.uint8]:
+    """The images as the server wants them, uint8 `[images, height, width, 3]`.
+
+    Raises:
+        InputError: an image cannot be used, there is none, or there are more than the server takes.
+    """
+    sources = each_image(images)
+    check_images(len(sources), contract.limits.images)
+    return np.stack([pixels_from_image(source, contract.preprocessing) for source in sources])
+
+
 def question(
     pixels: npt.NDArray[np.uint8],
     prompt: str,
@@ -143,7 +156,7 @@ def question(
     """The request of one question.
 
     Args:
-        pixels: uint8 `[height, width, 3]` at the server's own size.
+        pixels: uint8 `[images, height, width, 3]` at the server's own size.
         prompt: as the user wrote it.
         options: travel as request parameters.
         model: the ensemble.
@@ -157,7 +170,7 @@ def question(
 
     data = _utf8(prompt)
     request = service_pb2.ModelInferRequest(model_name=model, id=uuid.uuid4().hex)
-    request.inputs.add(name=PIXELS, datatype="UINT8", shape=[1, *pixels.shape])
+    request.inputs.add(name=PIXELS, datatype="UINT8", shape=pixels.shape)
     request.inputs.add(name=PROMPT, datatype="BYTES", shape=[1])
     request.raw_input_contents.append(pixels.tobytes())
     request.raw_input_contents.append(struct.pack("<I", len(data)) + data)

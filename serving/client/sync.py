@@ -11,7 +11,7 @@ import grpc  # type: ignore[import-untyped]
 
 from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
 from export.errors import IblipError
-from export.images import ImageSource, pixels_from_image
+from export.images import ImageSources
 from serving.client.faults import error_from_status
 from serving.client.messages import (
     CANCEL_TIMEOUT_S,
@@ -22,6 +22,7 @@ from serving.client.messages import (
     channel_options,
     config_request,
     contract_from_config,
+    pixels_of_request,
     question,
     ranking_options,
 )
@@ -42,7 +43,9 @@ class InstructBlipClient:
                 print(text, end="", flush=True)
 
     An image is a path, encoded bytes, a Pillow image, or uint8 `[height, width, 3]` in RGB. Asked
-    many questions about one image, the server encodes it once.
+    many questions about one image, the server encodes it once. Where the model takes several
+    (`contract().limits.images`), `image` may be a list of them, or uint8
+    `[frames, height, width, 3]`.
 
     Args:
         url: `host:port` of the server's gRPC service. Nothing is connected before the first call.
@@ -103,7 +106,7 @@ class InstructBlipClient:
 
     def ask(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         *,
         options: GenerationOptions = GREEDY,
@@ -118,7 +121,7 @@ class InstructBlipClient:
             timeout_s: of this answer, in seconds; `None` takes the client's own.
 
         Raises:
-            InputError: the image or the prompt cannot be used.
+            InputError: an image or the prompt cannot be used, or there are too many images.
             OptionError: an option does not fit.
             DeadlineError: the answer was not finished in time.
             EngineError, QueueFullError: the server's engine failed, or takes no more.
@@ -129,7 +132,7 @@ class InstructBlipClient:
 
     def stream(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         *,
         options: GenerationOptions = GREEDY,
@@ -143,7 +146,7 @@ class InstructBlipClient:
 
     def rank(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         candidates: Sequence[str],
         *,
@@ -165,7 +168,7 @@ class InstructBlipClient:
 
     def _asked(
         self,
-        image: ImageSource,
+        image: ImageSources,
         prompt: str,
         options: GenerationOptions,
         timeout_s: float | None,
@@ -174,7 +177,7 @@ class InstructBlipClient:
     ) -> AnswerStream:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = self.contract(timeout_s=deadline.remaining())
-        pixels = pixels_from_image(image, contract.preprocessing)
+        pixels = pixels_of_request(image, contract)
         remaining = deadline.remaining()
         request = question(
             pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream

@@ -1,4 +1,4 @@
-"""The text step: a request's prompt, what the Q-Former reads of it, and when it came."""
+"""The text step: is a request as it should be, what the Q-Former reads of it, and when it came."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.text import InstructionTokenizer, check_prompt
+from engines.text import InstructionTokenizer, check_images, check_prompt
 from export.errors import InputError
-from serving.wire import ARRIVED, FAULT, error_from_text, text_from_error
+from serving.wire import ACCEPTED_PIXELS, ARRIVED, FAULT, error_from_text, text_from_error
 
 PLACEHOLDER = "."
 """What the Q-Former reads in place of a prompt that has a fault."""
@@ -32,31 +32,41 @@ def prompt_from_tensor(tensor: npt.NDArray[Any]) -> str:
 
 
 def text_tensors(
-    tensor: npt.NDArray[Any], tokenizer: InstructionTokenizer | None
+    tensor: npt.NDArray[Any],
+    pixels: npt.NDArray[np.uint8],
+    tokenizer: InstructionTokenizer | None,
+    most_images: int,
 ) -> dict[str, npt.NDArray[Any]]:
-    """What the text step makes of a prompt tensor.
+    """What the text step makes of a request.
 
-    A fault of the prompt is no failure of this step but a tensor, for the language model to raise:
-    an ensemble of Triton 2.51 in which one step fails while another runs may never end.
+    The images pass through it: so the vision encoder is never given more than it takes, and a
+    fault is no failure of a step but a tensor, for the language model to raise. An ensemble of
+    Triton 2.51 in which one step fails while another runs may never end.
 
     Args:
         tensor: see `prompt_from_tensor`.
+        pixels: uint8 `[images, height, width, 3]`.
         tokenizer: of the Q-Former's instruction; `None` where it takes none.
+        most_images: of a request.
 
     Returns:
-        The instruction's tensors; `arrived`, int64 `[1]`: the nanoseconds of a clock that all
-        processes of a machine share; `fault`, bytes `[1]`: what is wrong with the prompt, or empty.
+        `accepted_pixels`, the images, or one that is black where there is a fault; the
+        instruction's tensors, a row an image; `arrived`, int64 `[1]`: the nanoseconds of a clock
+        that all processes of a machine share; `fault`, bytes `[1]`: what is wrong, or empty.
     """
     arrived, fault = time.monotonic_ns(), ""
     try:
+        check_images(len(pixels), most_images)
         prompt = prompt_from_tensor(tensor)
         check_prompt(prompt, may_be_empty=tokenizer is None)
         ids = tokenizer(prompt) if tokenizer else {}
     except InputError as error:
         fault = text_from_error(error)
         ids = tokenizer(PLACEHOLDER) if tokenizer else {}
+        pixels = np.zeros((1, *pixels.shape[1:]), np.uint8)
     return {
-        **ids,
+        ACCEPTED_PIXELS: pixels,
+        **{name: np.repeat(rows, len(pixels), axis=0) for name, rows in ids.items()},
         ARRIVED: np.array([arrived], np.int64),
         FAULT: np.array([fault.encode()], np.object_),
     }

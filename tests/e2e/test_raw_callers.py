@@ -100,10 +100,11 @@ def test_bad_options_are_named(served, pixels, parameters, message):
     [
         (lambda pixels: pixels[:, :-1], "unexpected shape for input 'pixels'"),
         (lambda pixels: pixels[0], "unexpected shape for input 'pixels'"),
-        (lambda pixels: np.concatenate([pixels, pixels]), "unexpected shape for input 'pixels'"),
+        (lambda pixels: pixels.repeat(9, axis=0), "the request has 9 images; wanted 1 to 4"),
+        (lambda pixels: pixels[:0], "the request has 0 images; wanted 1 to 4"),
         (lambda pixels: pixels.astype(np.float32), "data-type is 'FP32', but model"),
     ],
-    ids=["size", "rank", "batch", "dtype"],
+    ids=["size", "rank", "many", "none", "dtype"],
 )
 def test_wrong_pixels_are_refused_with_what_is_wanted(served, pixels, change, message):
     with pytest.raises(InferenceServerException, match=message):

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engines.text import InstructionTokenizer, PromptTokenizer, load_tokenizer, padded_length
+from engines.types import PromptIds
 from export.errors import BuildDirectoryError, InputError
 
 PROMPTS = ["What colour is the 3?", "  two  spaces ", "Ünïcode 🙂 你好", "a\nb\tc", "</s> hi <s>"]
@@ -20,13 +21,13 @@ def test_ids_are_those_of_transformers(kind: str, tokenizers: dict[str, Tokenize
     reference = PreTrainedTokenizerFast(tokenizer_object=tokenizers[kind])
     prompts = PromptTokenizer(tokenizer=tokenizers[kind], limit=100)
     for prompt in PROMPTS:
-        assert list(prompts(prompt)) == reference(prompt)["input_ids"]
+        assert list(prompts(prompt).ids) == reference(prompt)["input_ids"]
 
 
 def test_the_template_goes_around_the_prompt(tokenizers: dict[str, Tokenizer]) -> None:
     plain = PromptTokenizer(tokenizer=tokenizers["llama"], limit=100)
     wrapped = PromptTokenizer(
-        tokenizer=tokenizers["llama"], limit=100, template="Question: {prompt} Answer:"
+        tokenizer=tokenizers["llama"], limit=100, template="{image}Question: {prompt} Answer:"
     )
     assert wrapped("{x}?") == plain("Question: {x}? Answer:")
 
@@ -41,7 +42,7 @@ def test_an_empty_prompt_is_refused(prompt: str, tokenizers: dict[str, Tokenizer
 
 def test_a_prompt_may_be_empty_where_the_model_captions(tokenizers: dict[str, Tokenizer]) -> None:
     prompts = PromptTokenizer(tokenizer=tokenizers["opt"], limit=9, may_be_empty=True)
-    assert prompts("") == (2,)  # BOS alone
+    assert prompts("") == PromptIds((2,))  # BOS alone
     with pytest.raises(InputError, match="the prompt is a NoneType"):
         prompts(None)  # type: ignore[arg-type]
 
@@ -61,7 +62,7 @@ def test_a_prompt_that_spells_the_image_token_is_refused(
 def test_a_long_prompt_is_refused_with_found_and_limit(tokenizers: dict[str, Tokenizer]) -> None:
     prompts = PromptTokenizer(tokenizer=tokenizers["opt"], limit=10)
     ids = prompts("a b c d")
-    assert len(ids) <= 10
+    assert len(ids.ids) <= 10
     with pytest.raises(InputError, match=r"the prompt has \d\d tokens; at most 10 fit"):
         prompts("zq " * 20)
     instructions = InstructionTokenizer(tokenizer=tokenizers["bert"], limit=8, pad_token_id=0)

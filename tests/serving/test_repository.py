@@ -54,14 +54,17 @@ def test_sizes_and_data_types_come_from_the_contracts(make_build):
     assert list(warm["qformer_input_ids"].dims) == [16]  # the config's own: the axis is dynamic
 
     assert tensors(read["language_model"].input) == {
-        "visual_prompt": ("TYPE_FP32", [1, 8, 128]),
+        "visual_prompt": ("TYPE_FP32", [-1, 8, 128]),
         "prompt": ("TYPE_STRING", [1]),
         "arrived": ("TYPE_INT64", [1]),
         "fault": ("TYPE_STRING", [1]),
     }
-    for name in ("instructblip", "instructblip_unary"):
+    made = tensors(read["tokenizer"].output)
+    assert made["accepted_pixels"] == ("TYPE_UINT8", [-1, 48, 64, 3])
+    assert made["qformer_input_ids"] == ("TYPE_INT64", [-1, -1])
+    for name in ("tokenizer", "instructblip", "instructblip_unary"):
         assert tensors(read[name].input) == {
-            "pixels": ("TYPE_UINT8", [1, 48, 64, 3]),
+            "pixels": ("TYPE_UINT8", [-1, 48, 64, 3]),
             "prompt": ("TYPE_STRING", [1]),
         }
 
@@ -176,6 +179,7 @@ def test_the_contract_for_clients_is_in_the_ensembles_config(make_build):
     assert contract.preprocessing == manifest.preprocessing
     assert contract.limits.max_instruction == 128
     assert contract.limits.max_length == 200
+    assert contract.limits.images == 4
     assert (contract.limits.slots, contract.limits.queue) == (3, 17)
     assert contract.build["name"] == "small"
 

@@ -25,7 +25,8 @@ from serving.steps.arguments import StepArguments
 from serving.steps.batches import run_joined
 from serving.steps.prompts import check_fault, seconds_since, text_tensors
 
-REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((8, 4), np.float32))
+PICTURE = np.zeros((1, 4, 6, 3), np.uint8)
+REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((1, 8, 4), np.float32))
 
 
 def answer(text, reason="eos"):
@@ -305,32 +306,49 @@ def test_limits_that_are_no_number_are_refused(make_build, name, text):
 
 def test_the_text_step_notes_when_a_request_came():
     before = time.monotonic()
-    tensors = text_tensors(np.array([b"What?"], dtype=object), None)
-    assert set(tensors) == {"arrived", "fault"}
+    tensors = text_tensors(np.array([b"What?"], dtype=object), PICTURE, None, 1)
+    assert set(tensors) == {"accepted_pixels", "arrived", "fault"}
+    assert tensors["accepted_pixels"] is PICTURE
     check_fault(tensors["fault"])
-    check_fault(text_tensors(np.array([b""], dtype=object), None)["fault"])  # a caption is asked
+    empty = np.array([b""], dtype=object)  # a caption is asked
+    check_fault(text_tensors(empty, PICTURE, None, 1)["fault"])
     check_fault(None)
     assert 0 <= seconds_since(tensors["arrived"]) <= time.monotonic() - before
     assert seconds_since(None) == 0
 
 
+class Words:
+    """An instruction tokenizer that counts words."""
+
+    def __call__(self, prompt):
+        count = len(prompt.split())
+        if count > 30:
+            raise InputError(f"the instruction has {count} tokens; at most 30 fit")
+        return {"qformer_input_ids": np.full((1, count), count, np.int64)}
+
+
+def test_every_image_is_read_with_the_same_instruction():
+    pixels = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
+    tensors = text_tensors(np.array([b"What is it?"], dtype=object), pixels, Words(), 3)
+    check_fault(tensors["fault"])
+    assert tensors["qformer_input_ids"].tolist() == [[3, 3, 3]] * 3
+    assert (tensors["accepted_pixels"] == pixels).all()
+
+
 @pytest.mark.parametrize(
-    ("prompt", "message"),
+    ("prompt", "images", "message"),
     [
-        (b" ", "the prompt is empty"),
-        (b"\xff", "not UTF-8"),
-        (b"long " * 40, "the instruction has 40 tokens; at most 30 fit"),
+        (b" ", 1, "the prompt is empty"),
+        (b"\xff", 2, "not UTF-8"),
+        (b"long " * 40, 1, "the instruction has 40 tokens; at most 30 fit"),
+        (b"What?", 0, "the request has 0 images; wanted 1 to 3"),
+        (b"What?", 4, "the request has 4 images; wanted 1 to 3"),
     ],
 )
-def test_a_faulty_prompt_is_passed_on_for_the_language_model_to_tell(prompt, message):
-    class Words:
-        def __call__(self, prompt):
-            count = len(prompt.split())
-            if count > 30:
-                raise InputError(f"the instruction has {count} tokens; at most 30 fit")
-            return {"qformer_input_ids": np.zeros((1, count), np.int64)}
-
-    tensors = text_tensors(np.array([prompt], dtype=object), Words())
+def test_a_faulty_request_is_passed_on_for_the_language_model_to_tell(prompt, images, message):
+    pixels = np.full((images, 4, 6, 3), 7, np.uint8)
+    tensors = text_tensors(np.array([prompt], dtype=object), pixels, Words(), 3)
     assert tensors["qformer_input_ids"].shape == (1, 1)
+    assert tensors["accepted_pixels"].tolist() == np.zeros((1, 4, 6, 3)).tolist()
     with pytest.raises(InputError, match=message):
         check_fault(tensors["fault"])

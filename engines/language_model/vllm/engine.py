@@ -43,6 +43,7 @@ from engines.language_model.vllm.process import Message, WorkerProcess
 from engines.language_model.vllm.restarts import Restarts
 from engines.language_model.vllm.sequences import Sequences
 from engines.text import PromptTokenizer, words_from_text
+from engines.types import PromptIds
 from export.errors import EngineError, OptionError
 from export.manifest import LanguageModelFacts, how_to_raise
 
@@ -63,14 +64,14 @@ class _Request(Pending):
     def __init__(
         self,
         request: GenerationRequest,
-        prompt_ids: tuple[int, ...],
+        prompt: PromptIds,
         plan: AnswerPlan,
         sequences: Sequences,
         banned: Words,
         totals: Totals,
     ) -> None:
         super().__init__(request, sequences.answer, totals)
-        self.prompt_ids, self.plan, self.banned = prompt_ids, plan, banned
+        self.prompt, self.plan, self.banned = prompt, plan, banned
         self.sequences = sequences
 
 
@@ -95,6 +96,7 @@ class VllmEngine:
         queue_limit: how many requests may wait, those that run not counted.
         positions: how many a sequence may have; `None` is the model's own length.
         restarts: when a process that died is started again.
+        stop: strings that end any answer of this model.
 
     Raises:
         EngineError: vLLM did not start; the message has the reason.
@@ -110,8 +112,9 @@ class VllmEngine:
         queue_limit: int,
         positions: int | None = None,
         restarts: Restarts | None = None,
+        stop: tuple[str, ...] = (),
     ) -> None:
-        self._start, self._prompts = start, prompts
+        self._start, self._prompts, self._stop_strings = start, prompts, stop
         self._facts = replace(
             facts, max_length=min(facts.max_length, positions or facts.max_length)
         )
@@ -150,8 +153,8 @@ class VllmEngine:
         """Queues the request and returns at once; the prompt is tokenised before it is queued.
 
         Raises:
-            InputError: the prompt is empty, too long, or has the image token in it; or the visual
-                prompt is not float `[queries, hidden]`.
+            InputError: the prompt is empty, too long, or has the image token in it; the visual
+                prompt is not float `[images, queries, hidden]`; or there are too many images.
             OptionError: an option that vLLM does not have, or that does not fit this model.
             QueueFullError: too many requests are waiting.
             EngineError: the engine is closed, or vLLM has died too often.
@@ -199,8 +202,8 @@ class VllmEngine:
                 f"n is {options.n}; this engine runs {self._capacity} sequences at once, "
                 f"and each answer is one. Lower it; {how_to_raise('slots')}."
             )
-        prompt_ids = self._prompts(request.prompt)
-        plan = plan_answer(prompt_ids, options, facts)
+        prompt = self._prompts(request.prompt, len(request.visual_prompt))
+        plan = plan_answer(prompt, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
             return CompletionBuilder(options, plan, facts, tokenizer, self._special)
@@ -208,7 +211,7 @@ class VllmEngine:
         banned = words_from_text(tokenizer, options.banned_words)
         sequences = Sequences(options, plan, builder)
         own = with_own_copy(request)
-        return _Request(own, prompt_ids, plan, sequences, banned, self._totals)
+        return _Request(own, prompt, plan, sequences, banned, self._totals)
 
     def _cancel(self, ticket: _Request) -> None:
         ticket.cancelled = True
@@ -314,7 +317,7 @@ class VllmEngine:
         ticket.start()
         options, sequences = ticket.request.options, ticket.sequences
         visual = np.ascontiguousarray(ticket.request.visual_prompt, dtype=np.float32)
-        token_ids = prompt_positions(ticket.prompt_ids, self._facts)
+        token_ids, starts = prompt_positions(ticket.prompt, self._facts)
         for index in range(sequences.width):
             number = next(self._numbers)
             self._running[number] = _Running(ticket, index)
@@ -331,6 +334,7 @@ class VllmEngine:
                 "id": number,
                 "token_ids": token_ids,
                 "visual": list(visual.shape),
+                "starts": starts,
                 "params": params,
             }
             self._send(header, visual.tobytes())

@@ -63,6 +63,7 @@ def open_vllm(
         sequences=limits.slots,
         positions=limits.max_length,
         queue_limit=limits.queue,
+        stop=manifest.text.stop,
     )
 
 

@@ -7,13 +7,13 @@ tokens only where the answer has all of them. docs/vllm.md says so to users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from engines.language_model.answering import AnswerPlan
 from engines.language_model.options import MAX_SEED
 from engines.language_model.restraints import Words
 from engines.language_model.types import GenerationOptions
+from engines.types import PromptIds
 from export.errors import OptionError
 from export.manifest import LanguageModelFacts
 
@@ -108,13 +108,15 @@ def params_from_options(
     return params
 
 
-def prompt_positions(prompt_ids: Sequence[int], facts: LanguageModelFacts) -> list[int]:
-    """A token id for every position of the prompt: the image's first, then the text's.
+def prompt_positions(prompt: PromptIds, facts: LanguageModelFacts) -> tuple[list[int], list[int]]:
+    """A token id for every position of the prompt, and the position where each image starts.
 
     What stands for the image counts as said for the repetition penalty alone. That is the image
     token; where the model has none, a token of the prompt, which counts anyway.
     """
     image = facts.image_token_id
     known = image is not None and image < facts.vocab_size
-    placeholder = image if known and image is not None else prompt_ids[0]
-    return [placeholder] * facts.num_query_tokens + list(prompt_ids)
+    placeholder = image if known and image is not None else prompt.ids[0]
+    queries = facts.num_query_tokens
+    starts = [place + queries * index for index, place in enumerate(prompt.places)]
+    return prompt.filled(*[placeholder] * queries), starts

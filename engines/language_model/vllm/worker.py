@@ -7,8 +7,8 @@ takes the framing from here.
 A message is a JSON object with a body of raw bytes, empty in most. Into the worker:
 
     {"kind": "open", "engine": {…}}                  first; the arguments of vLLM's engine
-    {"kind": "generate", "id", "token_ids", "visual": [rows, hidden], "params": {…}}
-                                                     body: the visual prompt, float32
+    {"kind": "generate", "id", "token_ids", "visual": [images, rows, hidden],
+     "starts": [position, …], "params": {…}}         body: the visual prompt, float32
     {"kind": "abort", "id"}                          no more of it is wanted
 
 Out of the worker:
@@ -170,23 +170,22 @@ def _for_device(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(header: Mapping[str, Any], body: bytes) -> Any:
-    """The visual prompt as embeddings, in front of the text's ids, which vLLM embeds itself.
+    """Each image as embeddings, at its place among the text's ids, which vLLM embeds itself.
 
-    So the ids are known where a penalty counts them. In the place of the image they are what the
+    So the ids are known where a penalty counts them. In the place of an image they are what the
     caller put there.
     """
     import torch
     from vllm.inputs import embeds_input
 
-    rows, hidden = header["visual"]
+    images, rows, hidden = header["visual"]
     token_ids = header["token_ids"]
-    embeds = torch.zeros(len(token_ids), hidden)
-    embeds[:rows] = torch.frombuffer(bytearray(body), dtype=torch.float32).view(rows, hidden)
-    return embeds_input(
-        prompt_embeds=embeds,
-        prompt_token_ids=token_ids,
-        is_token_ids=[index >= rows for index in range(len(token_ids))],
-    )
+    embeds, is_token = torch.zeros(len(token_ids), hidden), [True] * len(token_ids)
+    visual = torch.frombuffer(bytearray(body), dtype=torch.float32).view(images, rows, hidden)
+    for image, start in zip(visual, header["starts"], strict=True):
+        embeds[start : start + rows] = image
+        is_token[start : start + rows] = [False] * rows
+    return embeds_input(prompt_embeds=embeds, prompt_token_ids=token_ids, is_token_ids=is_token)
 
 
 def _params(fields: Mapping[str, Any]) -> Any:

@@ -72,7 +72,7 @@ def generation_request(request, parameters):
     timeout_us = request.timeout()  # 0: none was given
     return GenerationRequest(
         prompt=prompt_from_tensor(prompt),
-        visual_prompt=visual_prompt[0],
+        visual_prompt=visual_prompt,
         options=options_from_parameters(parameters),
         deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
         vision_s=seconds_since(optional_tensor(request, ARRIVED)),

@@ -1,30 +1,33 @@
-"""Triton's Python model of the text step: what the Q-Former reads of a prompt, and when it came."""
+"""Triton's Python model of the text step: checks a request, and makes what the Q-Former reads."""
 
 import triton_python_backend_utils as pb_utils
 
 from engines.text import InstructionTokenizer
 from serving.steps.arguments import StepArguments
 from serving.steps.prompts import text_tensors
-from serving.wire import PROMPT, text_from_error
+from serving.wire import PIXELS, PROMPT, text_from_error
 
 
 class TritonPythonModel:
-    """Reads one prompt a request."""
+    """Reads one prompt a request, and looks at its images."""
 
     def initialize(self, args):
         """Loads the tokenizer."""
         step = StepArguments.from_triton(args)
         self.tokenizer = InstructionTokenizer.from_build(step.directory, step.manifest)
+        self.most_images = step.manifest.limits.images
 
     def execute(self, requests):
         """One response a request, in their order."""
         return [self.response(request) for request in requests]
 
     def response(self, request):
-        """What one prompt gives, or why nothing."""
-        tensor = pb_utils.get_input_tensor_by_name(request, PROMPT)
+        """What one request gives, or why nothing."""
+        prompt, pixels = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in (PROMPT, PIXELS)
+        )
         try:
-            tensors = text_tensors(tensor.as_numpy(), self.tokenizer)
+            tensors = text_tensors(prompt, pixels, self.tokenizer, self.most_images)
         except Exception as fault:  # it belongs to this request, not to the model's process
             code = pb_utils.TritonError.INVALID_ARG
             error = pb_utils.TritonError(text_from_error(fault), code)

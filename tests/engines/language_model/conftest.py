@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from engines.language_model.onnx_engine import OnnxEngine
 from engines.language_model.slots import Prompt, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
 from engines.text import PromptTokenizer
+from engines.types import PromptIds
 from export.manifest import LanguageModelFacts
 
 EOS, BOS, IMAGE, VOCAB = 256, 257, 258, 260
@@ -91,9 +92,10 @@ class ScriptedModel:
     def fork(self, source: Slot, target: Slot) -> None:
         target.length, target.tokens = source.length, source.tokens.copy()
 
-    def read(self, visual_prompt: Any, prompt_ids: Sequence[int]) -> Prompt:
-        self.prompts.append(bytes(i for i in prompt_ids if i < 256).decode())
-        return Prompt(np.zeros((1, len(visual_prompt) + len(prompt_ids), 1), np.float32))
+    def read(self, visual_prompt: Any, prompt: PromptIds) -> Prompt:
+        self.prompts.append(bytes(i for i in prompt.ids if i < 256).decode())
+        positions = prompt.positions(visual_prompt.shape[1])
+        return Prompt(np.zeros((1, positions, 1), np.float32))
 
     def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Any:
         count = min(limit, prompt.positions - prompt.done)
@@ -134,17 +136,22 @@ class ScriptedModel:
 def engine(
     byte_tokenizer: Tokenizer, facts: Callable[..., LanguageModelFacts]
 ) -> Iterator[Callable[..., OnnxEngine]]:
-    """`engine(model, queue_limit=…, **facts)`; closed after the test."""
+    """`engine(model, queue_limit=…, stop=…, **facts)`; closed after the test."""
     opened: list[OnnxEngine] = []
 
-    def make(model: ScriptedModel, *, queue_limit: int = 64, **changes: Any) -> OnnxEngine:
+    def make(
+        model: ScriptedModel, *, queue_limit: int = 64, stop: tuple[str, ...] = (), **changes: Any
+    ) -> OnnxEngine:
         made = facts(image_token_id=IMAGE, **changes)
         prompts = PromptTokenizer(
             tokenizer=byte_tokenizer,
-            limit=made.max_length - made.num_query_tokens - 1,
+            limit=made.max_length - 1,
+            queries=made.num_query_tokens,
+            images="frames",
+            most_images=4,
             image_token_id=IMAGE,
         )
-        opened.append(OnnxEngine(model, prompts, made, queue_limit=queue_limit))
+        opened.append(OnnxEngine(model, prompts, made, queue_limit=queue_limit, stop=stop))
         return opened[-1]
 
     yield make
@@ -157,11 +164,11 @@ def ask() -> Callable[..., GenerationRequest]:
     """`ask("What?", deadline=…, max_new_tokens=…)`: a request with a fitting visual prompt."""
 
     def make(
-        prompt: str = "What?", *, deadline: float | None = None, **options: Any
+        prompt: str = "What?", *, deadline: float | None = None, images: int = 1, **options: Any
     ) -> GenerationRequest:
         return GenerationRequest(
             prompt=prompt,
-            visual_prompt=np.zeros((4, 8), np.float32),
+            visual_prompt=np.zeros((images, 4, 8), np.float32),
             options=GenerationOptions.from_mapping(options),
             deadline=deadline,
         )

@@ -17,6 +17,7 @@ from engines.language_model.opening import EngineLimits, open_engine
 from engines.language_model.slots import BatchModel, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
 from engines.text import PromptTokenizer
+from engines.types import PromptIds
 from export.checkpoint import checkpoint_from_directory
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import Manifest
@@ -53,7 +54,7 @@ def reference(whole: Any) -> Any:
 def read(model: BatchModel, seed: int, ids: tuple[int, ...], piece: int = 100) -> tuple[Slot, Any]:
     """A prompt in a slot of its own, and the logits of the answer's first token."""
     slot = model.acquire()
-    prompt = model.read(visual(seed), ids)
+    prompt = model.read(visual(seed), PromptIds(ids))
     logits = None
     while prompt.done < prompt.positions:
         logits = model.prefill(slot, prompt, piece)
@@ -61,7 +62,7 @@ def read(model: BatchModel, seed: int, ids: tuple[int, ...], piece: int = 100) -
 
 
 def visual(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((4, 32)).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal((1, 4, 32)).astype(np.float32)
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def recomputed(reference: Any, visual_prompt: np.ndarray, answer: tuple[int, ...
     """Logits `[len(answer) + 1, vocab]` after each answer token, by transformers, with no cache."""
     embed = reference.get_input_embeddings()
     text = embed(torch.tensor([IDS]))
-    embeds = torch.cat([torch.from_numpy(visual_prompt)[None], text], dim=1)
+    embeds = torch.cat([torch.from_numpy(visual_prompt), text], dim=1)
     if reference.config.is_encoder_decoder:
         start = reference.config.decoder_start_token_id
         ids = torch.tensor([[start, *answer]])
@@ -111,7 +112,7 @@ def test_sequences_of_any_length_step_together(model: BatchModel, reference: Any
     step({first: 30, second: 9})
     third = add(2)
     step({third: 7, first: 51, second: 9})
-    half, prompt = model.acquire(), model.read(visual(3), IDS)
+    half, prompt = model.acquire(), model.read(visual(3), PromptIds(IDS))
     model.prefill(half, prompt, 4)
     model.release(second)  # so that the last moves into its row
     step({first: 9, third: 20})
@@ -183,7 +184,7 @@ def test_tokens_are_those_of_generate(
         ids = prompts(prompt)
         image = [] if facts.is_encoder_decoder else [facts.image_token_id] * 4
         embeds = whole.get_input_embeddings()(torch.tensor([ids]))
-        embeds = torch.cat([torch.from_numpy(visual(seed))[None], embeds], dim=1)
+        embeds = torch.cat([torch.from_numpy(visual(seed)), embeds], dim=1)
         inputs = {} if facts.is_encoder_decoder else {"input_ids": torch.tensor([[*image, *ids]])}
         wanted = whole.language_model.generate(
             **inputs,

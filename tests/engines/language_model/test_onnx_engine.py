@@ -314,12 +314,17 @@ def test_a_prompt_that_cannot_be_asked_is_refused_at_once(
 
 @pytest.mark.parametrize(
     "visual_prompt",
-    [np.zeros((3, 8), np.float32), np.zeros((1, 4, 8), np.float32), np.zeros((4, 8), np.int64)],
+    [
+        np.zeros((1, 3, 8), np.float32),
+        np.zeros((4, 8), np.float32),
+        np.zeros((0, 4, 8), np.float32),
+        np.zeros((1, 4, 8), np.int64),
+    ],
 )
 def test_a_visual_prompt_of_another_shape_is_refused(
     engine: Make, scripted: Make, ask: Make, visual_prompt: Any
 ) -> None:
-    with pytest.raises(InputError, match=r"wanted float16 or float32 \[4, 8\]"):
+    with pytest.raises(InputError, match=r"wanted float16 or float32 \[images, 4, 8\]"):
         engine(scripted()).submit(replace(ask(), visual_prompt=visual_prompt))
 
 
@@ -327,7 +332,7 @@ def test_a_visual_prompt_of_another_shape_is_refused(
 def test_a_visual_prompt_may_be_of_any_float(
     engine: Make, scripted: Make, ask: Make, dtype: Any
 ) -> None:
-    request = replace(ask(), visual_prompt=np.zeros((4, 8), dtype))
+    request = replace(ask(), visual_prompt=np.zeros((1, 4, 8), dtype))
     assert engine(scripted()).submit(request).result().text == "It is red."
 
 
@@ -344,7 +349,7 @@ def test_the_visual_prompt_is_the_engines_own(engine: Make, scripted: Make, ask:
     one = engine(model)
     seen: list[float] = []
     read = model.read
-    model.read = lambda visual, ids: (seen.append(float(visual[0, 0])), read(visual, ids))[1]
+    model.read = lambda visual, ids: (seen.append(float(visual[0, 0, 0])), read(visual, ids))[1]
     first, request = one.submit(ask()), ask()
     second = one.submit(request)
     request.visual_prompt[:] = 9

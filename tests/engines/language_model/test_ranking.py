@@ -108,7 +108,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def visual(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((4, 32)).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal((1, 4, 32)).astype(np.float32)
 
 
 def request_for(prompt: str = PROMPT, image: int = 0, **options: Any) -> GenerationRequest:
@@ -125,7 +125,7 @@ def reference(
     whole = InstructBlipForConditionalGeneration.from_pretrained(source).eval().language_model
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     embed = whole.get_input_embeddings()
-    prompt = torch.cat([torch.from_numpy(visual(0)), embed(torch.tensor(prompt_ids))])
+    prompt = torch.cat([torch.from_numpy(visual(0)[0]), embed(torch.tensor(prompt_ids))])
     closed = whole.config.is_encoder_decoder  # with its end-of-sequence token, as LAVIS counts
     spelt = [tokenizer.encode(text, add_special_tokens=closed).ids for text in candidates]
     found = {}
@@ -163,7 +163,7 @@ def test_scores_are_those_of_transformers(
 ) -> None:
     directory, candidates = random_build(kind), many()
     manifest = Manifest.read(directory)
-    prompt_ids = PromptTokenizer.from_build(directory, manifest)(PROMPT)
+    prompt_ids = PromptTokenizer.from_build(directory, manifest)(PROMPT).ids
     wanted = reference(random_checkpoint(kind), prompt_ids, tuple(candidates))
     limits = EngineLimits(slots=slots)
     with contextlib.closing(open_engine(directory, manifest, threads=1, limits=limits)) as engine:

@@ -50,7 +50,9 @@ def engine(
         **arguments: Any,
     ) -> VllmEngine:
         made = facts(image_token_id=IMAGE, max_length=10_000, default_max_new_tokens=900)
-        prompts = PromptTokenizer(tokenizer=byte_tokenizer, limit=9_000, image_token_id=IMAGE)
+        prompts = PromptTokenizer(
+            tokenizer=byte_tokenizer, limit=9_000, most_images=4, image_token_id=IMAGE
+        )
         opened.append(
             VllmEngine(
                 start(**arguments),

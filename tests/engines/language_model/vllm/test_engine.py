@@ -82,7 +82,7 @@ def test_what_vllm_is_asked_for(engine: Make, ask: Make) -> None:
     answer = engine().submit(ask("options", **options)).result()
     assert json.loads(answer.text) == {
         "bytes": 4 * 8 * 4,
-        "visual": [4, 8],
+        "visual": [1, 4, 8],
         "max_tokens": 800,
         "min_tokens": 3,
         "temperature": 0.5,
@@ -162,8 +162,8 @@ def test_what_cannot_be_read_is_refused(engine: Make, ask: Make) -> None:
         opened.submit(ask("say " + "x" * 60))
     with pytest.raises(InputError, match="the prompt is empty"):
         opened.submit(ask(" "))
-    wrong = np.zeros((3, 8), np.float32)
-    with pytest.raises(InputError, match=r"wanted float16 or float32 \[4, 8\]"):
+    wrong = np.zeros((1, 3, 8), np.float32)
+    with pytest.raises(InputError, match=r"wanted float16 or float32 \[images, 4, 8\]"):
         opened.submit(GenerationRequest(prompt="say", visual_prompt=wrong))
 
 

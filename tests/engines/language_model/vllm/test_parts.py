@@ -26,6 +26,7 @@ from engines.language_model.vllm.options import SUPPORTED, prompt_positions
 from engines.language_model.vllm.restarts import Restarts
 from engines.language_model.vllm.settings import VllmSettings
 from engines.language_model.vllm.worker import read_message, write_message
+from engines.types import PromptIds
 from export.checkpoint import DEMO, checkpoint_from_directory
 from export.errors import BuildDirectoryError, EngineError, OptionError
 from export.manifest import ComponentRecord, EngineRecord, ServingLimits
@@ -163,7 +164,14 @@ def test_the_image_counts_as_said_only_where_the_model_has_its_token(
     facts: Facts, image: int | None, stands: int
 ) -> None:
     made = facts(image_token_id=image)
-    assert prompt_positions([257, 7], made) == [stands] * 4 + [257, 7]
+    assert prompt_positions(PromptIds((257, 7)), made) == ([stands] * 4 + [257, 7], [0])
+
+
+def test_images_stand_at_their_places_among_the_ids(facts: Facts) -> None:
+    prompt, image = PromptIds((257, 7, 8), (1, 1, 3)), [258] * 4
+    positions, starts = prompt_positions(prompt, facts(image_token_id=258))
+    assert positions == [257, *image, *image, 7, 8, *image]
+    assert starts == [1, 5, 11]
 
 
 def test_restarts_wait_longer_and_longer_and_then_stop() -> None:
