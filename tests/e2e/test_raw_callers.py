@@ -61,6 +61,16 @@ def test_one_answer(served, pixels, picture):
     assert finish["finish_reason"] == reference.finish_reason
 
 
+def test_two_images_are_read_one_after_the_other(served, examples):
+    preprocessing = served.manifest.preprocessing
+    images = [pixels_from_image(example.image, preprocessing) for example in examples[:2]]
+    result = ask(served, tensors(np.stack(images)))
+    reference = served.pipeline.answer(np.stack(images), "What digit is it?")
+    assert result.as_numpy("text").tolist() == [reference.text.encode()]
+    finish = json.loads(result.as_numpy("finish")[0])
+    assert finish["prompt_tokens"] == reference.prompt_tokens
+
+
 def test_a_stream_ends_with_the_finish_on_its_final_response(served, pixels, picture):
     responses = list(stream(served, tensors(pixels)))
     texts = [response.as_numpy("text")[0] for response in responses]

@@ -32,6 +32,87 @@ def test_the_template_goes_around_the_prompt(tokenizers: dict[str, Tokenizer]) -
     assert wrapped("{x}?") == plain("Question: {x}? Answer:")
 
 
+VICUNA = "Answer.###Human: <Img>{image}</Img> {prompt}###Assistant: "
+LLAMA2 = "Answer.<s>[INST] <Img>{image}</Img> {prompt} [/INST] "
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "images", "texts"),
+    [
+        ("{image}{prompt}", "is it?", 1, ["", "is it?"]),
+        (VICUNA, "is it?", 1, ["Answer.###Human: <Img>", "</Img> is it?###Assistant: "]),
+        (
+            VICUNA,
+            "is it?",
+            2,
+            [
+                "Answer.###Human: <Img>",
+                "</Img>###Human: <Img>",
+                "</Img> is it?###Assistant: ",
+            ],
+        ),
+        (
+            LLAMA2,
+            "is it?",
+            2,
+            ["Answer.<s>[INST] <Img>", "</Img><s>[INST] <Img>", "</Img> is it? [/INST] "],
+        ),
+        (
+            VICUNA,
+            "<Img><ImageHere></Img> is {image} or<ImageHere>",
+            2,
+            ["Answer.###Human: <Img>", "</Img> is {image} or", "###Assistant: "],
+        ),
+        (VICUNA, "<ImageHere>", 1, ["Answer.###Human: ", "###Assistant: "]),
+    ],
+)
+def test_the_text_around_images_is_tokenised_piece_by_piece(
+    template: str, prompt: str, images: int, texts: list[str], tokenizers: dict[str, Tokenizer]
+) -> None:
+    tokenizer = tokenizers["llama"]
+    prompts = PromptTokenizer(
+        tokenizer=tokenizer, limit=500, template=template, images="places", most_images=2
+    )
+    found = prompts(prompt, images)
+    pieces = [list(found.ids[piece]) for piece in found.pieces]
+    first = next(index for index, text in enumerate(texts) if text)  # with the special tokens
+    wanted = [
+        tokenizer.encode(text, add_special_tokens=index == first).ids if text else []
+        for index, text in enumerate(texts)
+    ]
+    assert pieces == wanted
+    assert found.ids.count(1) == 1 + template.count("<s>") * images  # BOS
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "message"),
+    [
+        ("<ImageHere> and?", 2, "<ImageHere> once, and the request 2 images. Write it once an"),
+        ("<ImageHere> <ImageHere>?", 1, "<ImageHere> 2 times, and the request 1 image. Write"),
+        ("What?", 3, "the request has 3 images; wanted 1 to 2"),
+    ],
+)
+def test_marks_that_are_not_the_images_are_refused(
+    prompt: str, images: int, message: str, tokenizers: dict[str, Tokenizer]
+) -> None:
+    prompts = PromptTokenizer(
+        tokenizer=tokenizers["llama"], limit=500, template=VICUNA, images="places", most_images=2
+    )
+    with pytest.raises(InputError, match=message):
+        prompts(prompt, images)
+
+
+def test_frames_stand_one_after_another(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["t5"]
+    prompts = PromptTokenizer(
+        tokenizer=tokenizer, limit=40, queries=8, images="frames", most_images=4
+    )
+    found = prompts("<ImageHere>?", 3)  # a mark of another family's is text here
+    assert found == PromptIds(tuple(tokenizer.encode("<ImageHere>?").ids), (0, 0, 0))
+    with pytest.raises(InputError, match=r"tokens; at most 8 fit\. 4 images take the rest"):
+        prompts("red blue left right 3 7 " * 2, 4)
+
+
 @pytest.mark.parametrize("prompt", ["", " \t\n", "\N{NO-BREAK SPACE}"])
 def test_an_empty_prompt_is_refused(prompt: str, tokenizers: dict[str, Tokenizer]) -> None:
     instructions = InstructionTokenizer(tokenizer=tokenizers["bert"], limit=64, pad_token_id=0)

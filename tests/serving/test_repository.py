@@ -116,7 +116,7 @@ def test_without_an_instruction_the_text_step_only_notes_the_arrival(make_build)
     repository = repository_from_engines(directory, manifest)
     read = configs(repository)
 
-    assert set(tensors(read["tokenizer"].output)) == {"arrived", "fault"}
+    assert set(tensors(read["tokenizer"].output)) == {"accepted_pixels", "arrived", "fault"}
     assert set(tensors(read["qformer"].input)) == {"image_embeds"}
     assert set(read["qformer"].model_warmup[0].inputs) == {"image_embeds"}
     steps = {step.model_name: step for step in read["instructblip"].ensemble_scheduling.step}

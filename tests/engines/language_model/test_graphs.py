@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from engines.language_model.graphs import open_model
 from engines.language_model.opening import EngineLimits, open_engine
 from engines.language_model.slots import BatchModel, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
-from engines.text import PromptTokenizer
+from engines.text import PromptTokenizer, load_tokenizer
 from engines.types import PromptIds
 from export.checkpoint import checkpoint_from_directory
 from export.errors import BuildDirectoryError, EngineError
@@ -181,7 +183,7 @@ def test_tokens_are_those_of_generate(
     prompts = PromptTokenizer.from_build(directory, manifest)
     lengths = set()
     for seed, prompt in enumerate(["What colour is the 3?", "It's red", "Describe the image."]):
-        ids = prompts(prompt)
+        ids = prompts(prompt).ids
         image = [] if facts.is_encoder_decoder else [facts.image_token_id] * 4
         embeds = whole.get_input_embeddings()(torch.tensor([ids]))
         embeds = torch.cat([torch.from_numpy(visual(seed)), embeds], dim=1)
@@ -206,6 +208,91 @@ def test_tokens_are_those_of_generate(
         lengths.add(tuple(wanted))
     assert len(lengths) > 1
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"repetition_penalty": 1.6, "min_new_tokens": 8}, {"num_beams": 4}], ids=str
+)
+def test_images_may_stand_anywhere_in_a_prompt(
+    kind: str, random_build: Build, whole: Any, options: dict[str, Any]
+) -> None:
+    directory = random_build(kind)
+    built = Manifest.read(directory)
+    text = replace(
+        built.text, images="places", prompt_template="Look: <Img>{image}</Img> {prompt}!"
+    )
+    manifest, facts = replace(built, text=text), built.language_model
+    tokenizer = load_tokenizer(directory / built.text.tokenizer)
+    pictures = np.concatenate([visual(seed) for seed in range(2)])  # [2, queries, hidden]
+
+    embed, parts, ids = whole.get_input_embeddings(), [], []
+    for index, piece in enumerate(["Look: the ", " is red, the", " is it?!"]):
+        if index:
+            parts.append(torch.from_numpy(pictures[index - 1]))
+            ids += [facts.image_token_id] * 4
+        said = tokenizer.encode(piece, add_special_tokens=index == 0).ids
+        parts.append(embed(torch.tensor(said, dtype=torch.int64)))
+        ids += said
+    embeds = torch.cat(parts)[None]
+    inputs = {} if facts.is_encoder_decoder else {"input_ids": torch.tensor([ids])}
+    wanted = whole.language_model.generate(
+        **inputs,
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=list(facts.eos_token_ids),
+        **options,
+    )[0, len(ids) if inputs else 0 :].tolist()
+    with contextlib.closing(open_engine(directory, manifest, threads=1)) as engine:
+        answer = engine.submit(
+            GenerationRequest(
+                prompt="the <ImageHere> is red, the<ImageHere> is it?",
+                visual_prompt=pictures,
+                options=GenerationOptions(max_new_tokens=12, **options),
+            )
+        ).result()
+    assert answer.prompt_tokens == len(ids)
+    assert list(answer.token_ids) == [t for t in wanted if t not in facts.eos_token_ids]
+
+
+def test_a_stop_string_ends_a_beam_as_in_transformers(
+    kind: str, random_build: Build, whole: Any
+) -> None:
+    directory = random_build(kind)
+    manifest = Manifest.read(directory)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=load_tokenizer(directory / manifest.text.tokenizer)
+    )
+    ids = tokenizer("What is it?").input_ids
+    embeds = whole.get_input_embeddings()(torch.tensor([ids]))
+    embeds = torch.cat([torch.from_numpy(visual(0)), embeds], dim=1)
+    facts = manifest.language_model
+    asked = {"num_beams": 4, "max_new_tokens": 16, "length_penalty": 0.5}
+
+    def reference(**stops: Any) -> str:
+        made = whole.language_model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+            do_sample=False,
+            eos_token_id=list(facts.eos_token_ids),
+            **asked,
+            **stops,
+        )[0].tolist()
+        return str(tokenizer.decode(made, skip_special_tokens=True))
+
+    plain = reference()
+    with contextlib.closing(open_engine(directory, manifest, threads=1)) as engine:
+        for stop in {*plain[2:]} - {" "}:
+            answer = engine.submit(
+                GenerationRequest(
+                    prompt="What is it?",
+                    visual_prompt=visual(0),
+                    options=GenerationOptions.from_mapping({**asked, "stop": [stop]}),
+                )
+            ).result()
+            wanted = reference(stop_strings=[stop], tokenizer=tokenizer)
+            assert answer.text == wanted.partition(stop)[0]
 
 
 def test_an_answer_is_the_same_alone_and_in_a_crowd(kind: str, random_build: Build) -> None:

@@ -100,6 +100,28 @@ def test_min_new_tokens_forbids_the_end_until_then(engine: Make, scripted: Make,
     assert answer.finish_reason == "eos"
 
 
+def test_a_models_own_stop_strings_end_an_answer_besides_the_requests(
+    engine: Make, scripted: Make, ask: Make
+) -> None:
+    one = engine(scripted("It is red.##\n### Human: more"), stop=("###",))
+    *deltas, answer = one.submit(ask(max_new_tokens=60))
+    assert answer.text == "".join(d.text for d in deltas) == "It is red.##\n"
+    assert answer.finish_reason == "stop"
+    assert one.submit(ask(stop=["red"])).result().text == "It is "
+    ranked = one.submit(ask(candidates=["It", "is"])).result()
+    assert ranked.finish_reason == "ranked"
+
+
+def test_every_position_of_every_image_counts(engine: Make, scripted: Make, ask: Make) -> None:
+    one = engine(scripted("x" * 90), max_length=24)
+    answer = one.submit(ask("abc", images=3)).result()  # 12 positions, BOS and three bytes
+    assert (answer.prompt_tokens, answer.completion_tokens) == (16, 8)
+    with pytest.raises(InputError, match=r"the prompt has 12 tokens; at most 11 fit\. 3 images"):
+        one.submit(ask("a" * 11, images=3))
+    with pytest.raises(InputError, match="the request has 5 images; wanted 1 to 4"):
+        one.submit(ask(images=5))
+
+
 def test_equal_seeds_give_equal_answers(engine: Make, scripted: Make, ask: Make) -> None:
     one = engine(scripted("It is red."))
     first, again, other = (

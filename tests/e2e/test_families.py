@@ -1,0 +1,103 @@
+"""Every demo checkpoint behind a real server: a family each, and a language model of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.pipeline import Pipeline
+from export.checkpoint import DEMO
+from export.examples import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from serving.build import BuildOptions, build
+from serving.client import GenerationOptions, InputError, InstructBlipClient
+from serving.repository import REPOSITORY
+from serving.server import TritonServer
+
+DEMOS = sorted(path.parent.name for path in DEMO.parent.glob("*/config.json"))
+BUILDS = {"instructblip-demo-vicuna": "vicuna_build", "instructblip-demo-flant5": "flant5_build"}
+"""The builds that other tests make too."""
+
+SHORT = GenerationOptions(max_new_tokens=24)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo behind its server, the same build in this process, and questions for it."""
+
+    manifest: Manifest
+    client: InstructBlipClient
+    pipeline: Pipeline
+    examples: list[Example]
+
+    def pixels(self, *images: Path) -> np.ndarray:
+        return np.stack([pixels_from_image(path, self.manifest.preprocessing) for path in images])
+
+
+@pytest.fixture(scope="module", params=DEMOS)
+def demo(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Demo]:
+    model = DEMO.parent / request.param
+    if request.param in BUILDS:
+        directory = request.getfixturevalue(BUILDS[request.param])
+    else:
+        output = tmp_path_factory.mktemp("demo") / "build"
+        directory = build(BuildOptions(model=model, output=output, verify=False))
+    with (
+        Pipeline(directory) as pipeline,
+        TritonServer(directory / REPOSITORY) as server,
+        InstructBlipClient(server.grpc_url) as client,
+    ):
+        examples = read_examples(model / "examples", 6)
+        yield Demo(Manifest.read(directory), client, pipeline, examples)
+
+
+def test_its_answers_are_right_and_those_of_the_same_build_in_process(demo):
+    right = 0
+    for example in demo.examples:
+        found = demo.client.ask(example.image, example.prompt)
+        wanted = demo.pipeline.answer(demo.pixels(example.image), example.prompt)
+        assert (found.text, found.token_ids) == (wanted.text, wanted.token_ids)
+        assert found.finish_reason == wanted.finish_reason != "length"
+        right += example.is_right(found.text)
+    assert right >= len(demo.examples) - 2
+
+
+def test_its_answer_streams(demo):
+    example = demo.examples[1]  # a whole sentence
+    with demo.client.stream(example.image, example.prompt) as stream:
+        pieces = list(stream)
+    assert len(pieces) > 1
+    assert "".join(pieces) == stream.answer.text
+    assert stream.answer.text == demo.client.ask(example.image, example.prompt).text
+
+
+def test_several_images_go_where_its_family_has_them(demo):
+    first, second = (example.image for example in demo.examples[:2])
+    prompt = demo.examples[0].prompt
+    most = demo.client.contract().limits.images
+    one = demo.client.ask(first, prompt, options=SHORT)
+    if demo.manifest.text.images == "one":
+        assert most == 1
+        with pytest.raises(InputError, match=r"the request has 2 images; wanted 1\."):
+            demo.client.ask([first, second], prompt)
+        return
+    asked = [prompt]
+    if demo.manifest.text.images == "places":
+        asked.append(f"<Img><ImageHere></Img> and <Img><ImageHere></Img> {prompt}")
+    for words in asked:
+        wanted = demo.pipeline.answer(demo.pixels(first, second), words, SHORT)
+        for images in ([first, second], demo.pixels(first, second)):
+            found = demo.client.ask(images, words, options=SHORT)
+            assert (found.text, found.token_ids) == (wanted.text, wanted.token_ids)
+            assert found.prompt_tokens == wanted.prompt_tokens
+        more = demo.manifest.language_model.num_query_tokens
+        assert wanted.prompt_tokens >= one.prompt_tokens + more
+    with pytest.raises(InputError, match=rf"the request has {most + 1} images; wanted 1 to {most}"):
+        demo.client.ask([first] * (most + 1), prompt)
