@@ -120,7 +120,7 @@ def test_without_an_instruction_the_text_step_only_notes_the_arrival(make_build)
     assert set(tensors(read["qformer"].input)) == {"image_embeds"}
     assert set(read["qformer"].model_warmup[0].inputs) == {"image_embeds"}
     steps = {step.model_name: step for step in read["instructblip"].ensemble_scheduling.step}
-    assert set(steps["tokenizer"].output_map) == {"arrived", "fault"}
+    assert set(steps["tokenizer"].output_map) == {"accepted_pixels", "arrived", "fault"}
     assert set(steps["qformer"].input_map) == {"image_embeds"}
 
 
