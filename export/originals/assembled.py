@@ -1,0 +1,152 @@
+"""A checkpoint that lies in several files, as a directory in Hugging Face form would give it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.checkpoint import Checkpoint, sha256
+from export.components.graphs_of_checkpoint import components_from_checkpoint
+from export.errors import CheckpointError
+from export.model import Model
+from export.models import MODELS
+from export.originals.fitting import (
+    File,
+    check_fit,
+    check_merged,
+    expected,
+    joined,
+    origin_of,
+)
+from export.originals.tokenizers import processor_of
+from export.originals.vocabulary import extended, vocabulary
+from export.weights import Weight
+
+PROJECTION = "language_projection.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled(Checkpoint):
+    """A checkpoint whose parts lie apart. Its `directory` is the language model's.
+
+    Attributes:
+        model: which it is.
+        parts: absolute paths, by the names of `export.originals.parts.WHAT`.
+        prepared: its processor.
+    """
+
+    model: Model
+    parts: Mapping[str, Path]
+    prepared: Any
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model.name
+
+    @property
+    def processor(self) -> Any:
+        """As `Checkpoint.processor`, with the original's settings."""
+        return self.prepared
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of every file that a part consists of, in hexadecimal, by `part/file name`."""
+        found = {}
+        for part, path in self.parts.items():
+            inside = [file for file in self.files if file.parent == path]
+            configs = [path / "config.json"] if inside else []
+            for file in [path] if path.is_file() else [*configs, *inside]:
+                found[f"{part}/{file.name}"] = sha256(file)
+        return found
+
+
+def assemble(
+    scheme: str, model: Model, parts: Mapping[str, Path], files: Sequence[File], config: Any
+) -> Assembled:
+    """Joins the tensors of `files`, later ones before earlier, to a whole checkpoint.
+
+    Args:
+        scheme: `lavis` or `minigpt4`.
+        model: which it is.
+        parts: absolute paths.
+        files: what the parts with weights hold.
+        config: of the whole; takes the size of the vocabulary that is found, unless it is a part.
+
+    Raises:
+        CheckpointError: a part is of another size, has adapters, or lacks a tensor; tokenizer or
+            config cannot be used.
+    """
+    tensors, origins = _joined(files)
+    _check_projection(scheme, tensors.get(PROJECTION), config)
+    prepared = processor_of(
+        model,
+        parts,
+        image_size=config.vision_config.image_size,
+        queries=config.num_query_tokens,
+    )
+    if "config" not in parts:
+        tensors = extended(tensors, len(prepared.tokenizer))
+        vocabulary(config, tensors, prepared)
+    checkpoint = Assembled(
+        directory=parts["language_model"],
+        family=model.family,
+        config=config,
+        tensors=tensors,
+        model=model,
+        parts=parts,
+        prepared=prepared,
+    )
+    shapes, tied = expected(_components(checkpoint))
+    check_fit(tensors, origins, shapes, tied, files)
+    return checkpoint
+
+
+def _joined(files: Sequence[File]) -> tuple[dict[str, Weight], dict[str, str]]:
+    """By transformers' names: the tensors, and where each has been found."""
+    tensors: dict[str, Weight] = {}
+    origins: dict[str, str] = {}
+    for file in files:
+        check_merged(file)
+        for name, own, tensor in file.canonical():
+            tensors[name], origins[name] = tensor, f"{file.part}: {own}"
+    tensors = joined(tensors)
+    return tensors, {n: origins.get(n) or origin_of(n, files) for n in tensors}
+
+
+def _components(checkpoint: Checkpoint) -> list[Any]:
+    """Every component but `batched_decoder`, which binds what `decoder` binds."""
+    precision = dict.fromkeys(("vision_encoder", "qformer", "language_model"), "fp32")
+    components = components_from_checkpoint(checkpoint, precision)
+    return [component for component in components if component.graph != "batched_decoder"]
+
+
+def _check_projection(scheme: str, weight: Weight | None, config: Any) -> None:
+    """Raises CheckpointError where the projection is of another model than the other parts."""
+    if weight is None:
+        return  # told with all that is missing
+    outputs, inputs = weight.shape
+    vision, qformer = config.vision_config, config.qformer_config
+    features = (
+        vision.hidden_size * config.merged_patches if qformer is None else qformer.hidden_size
+    )
+    if (outputs, inputs) == (config.text_config.hidden_size, features):
+        return
+    raise CheckpointError(
+        f"the projection ({weight.name}) takes {inputs} features and gives {outputs}; the other"
+        f" parts have {features}, and a language model that is {config.text_config.hidden_size}"
+        f" wide.{_likely(scheme, outputs, inputs)}"
+    )
+
+
+def _likely(scheme: str, outputs: int, inputs: int) -> str:
+    """Which model a projection of that shape is of."""
+    fitting = [
+        f"{scheme}:{name}"
+        for model in MODELS.values()
+        if (name := getattr(model, scheme)) and model.projection == (outputs, inputs)
+    ]
+    if not fitting:
+        return " It is of none of the released models."
+    return f" It is that of {' or '.join(fitting)}: give all the parts of one model."

@@ -1,0 +1,152 @@
+"""What LAVIS and MiniGPT-4 call a tensor, and what transformers calls it.
+
+A table is read in both directions: a checkpoint's tensors are renamed to transformers' names, and
+what is missing is told by the name that it has in the file. `{}` stands for the number of a layer.
+
+Sources: salesforce/LAVIS, lavis/models/eva_vit.py and lavis/models/blip2_models/Qformer.py;
+Vision-CAIR/MiniGPT-4, minigpt4/models/minigpt4.py, which has the same modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Names = Sequence[tuple[str, str]]
+"""Pairs of beginnings, the original's and transformers'; the first that fits counts."""
+
+BLOCK, LAYER = "blocks.{}.", "vision_model.encoder.layers.{}."
+EMBEDDINGS = "vision_model.embeddings."
+
+VIT: Names = (
+    ("cls_token", f"{EMBEDDINGS}class_embedding"),
+    ("pos_embed", f"{EMBEDDINGS}position_embedding"),
+    ("patch_embed.proj.", f"{EMBEDDINGS}patch_embedding."),
+    (f"{BLOCK}norm1.", f"{LAYER}layer_norm1."),
+    (f"{BLOCK}norm2.", f"{LAYER}layer_norm2."),
+    (f"{BLOCK}attn.proj.", f"{LAYER}self_attn.projection."),
+    (f"{BLOCK}attn.", f"{LAYER}self_attn."),
+    (f"{BLOCK}mlp.", f"{LAYER}mlp."),
+)
+"""Of the ViT's own file."""
+
+QFORMER: Names = (
+    ("query_tokens", "query_tokens"),
+    (
+        "Qformer.bert.encoder.layer.{}.attention.self.",
+        "qformer.encoder.layer.{}.attention.attention.",
+    ),
+    (
+        "Qformer.bert.encoder.layer.{}.crossattention.self.",
+        "qformer.encoder.layer.{}.crossattention.attention.",
+    ),
+    ("Qformer.bert.", "qformer."),
+)
+"""Of a Q-Former, its LayerNorm of embeddings aside."""
+
+LAYER_NORM: Mapping[str, str] = {
+    "instruction_qformer": "qformer.embeddings.layernorm.",
+    "qformer": "qformer.layernorm.",
+}
+"""The projector to what transformers calls the LayerNorm of its embeddings."""
+
+LANGUAGE_MODEL: Mapping[str, Names] = {
+    "llama": (("", "language_model."),),
+    "t5": (("", "language_model."),),
+    # As `OPTModel` names them, and as `OPTForCausalLM` does.
+    "opt": (("decoder.", "language_model.model.decoder."), ("", "language_model.")),
+}
+"""The language model's type to the names in its own directory."""
+
+PREFIXES: Mapping[str, tuple[str, str]] = {
+    "llama": ("llm_proj.", "llm_model."),
+    "t5": ("t5_proj.", "t5_model."),
+    "opt": ("opt_proj.", "opt_model."),
+}
+"""The language model's type to what LAVIS calls the projection to it, and the model itself."""
+
+MINIGPT4_PREFIXES = "llama_proj.", "llama_model."
+"""The same in MiniGPT-4."""
+
+
+def whole(projector: str, projection: str, language_model: str) -> Names:
+    """The names of a checkpoint that may hold every part.
+
+    Args:
+        projector: as `export.families.family.Projector`.
+        projection, language_model: a pair of `PREFIXES`.
+    """
+    norm = LAYER_NORM.get(projector, "qformer.layernorm.")
+    return (
+        *((f"visual_encoder.{original}", name) for original, name in VIT),
+        ("ln_vision.", "vision_model.post_layernorm."),
+        ("Qformer.bert.embeddings.LayerNorm.", norm),
+        *QFORMER,
+        (projection, "language_projection."),
+        (language_model, "language_model."),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unused:
+    """Tensors that the original does not read either.
+
+    Attributes:
+        pattern: a regular expression that the whole of a name matches.
+        reason: why they are not needed.
+    """
+
+    pattern: str
+    reason: str
+
+
+COUNTS = Unused(pattern=r".*\bposition_ids", reason="counts from 0")
+ANGLES = Unused(pattern=r".*\brotary_emb\.inv_freq", reason="computed from the config")
+T5_BIAS = Unused(
+    pattern=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    reason="of an early T5, whose cross-attention had positions",
+)
+HEADS = (
+    Unused(pattern=r"Qformer\.cls\..*", reason="writes text in the first stage of training"),
+    Unused(pattern=r"temp|itm_head\..*|(vision|text)_proj\..*", reason="the first stage's losses"),
+)
+TEXT_BRANCH = (
+    Unused(
+        pattern=r"Qformer\.bert\.embeddings\.(word|position)_embeddings\..*",
+        reason="of text, which this Q-Former does not read",
+    ),
+    Unused(
+        pattern=r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*",
+        reason="of text, which this Q-Former does not read",
+    ),
+)
+OTHER_PROJECTION = Unused(pattern=r"t5_proj\..*", reason="to BLIP-2's own language model")
+CLASSIFIER = Unused(pattern=r"(norm|fc_norm|head)\..*", reason="of classes: LAVIS cuts it off")
+
+
+def last_blocks(layers: int) -> Unused:
+    """The ViT's blocks behind the first `layers`: EVA's file has 40, LAVIS runs 39."""
+    kept = "|".join(str(i) for i in range(layers))
+    return Unused(pattern=rf"blocks\.(?!({kept})\.)\d+\..*", reason="LAVIS stops one block earlier")
+
+
+def renamed(name: str, names: Names) -> str | None:
+    """What transformers calls `name`; `None` where no row of the table fits."""
+    return _replaced(name, ((original, ours) for original, ours in names))
+
+
+def original(name: str, names: Names) -> str:
+    """What the file calls transformers' `name`; itself where no row of the table fits."""
+    if name.endswith("self_attn.qkv.bias"):  # made of two
+        stem = original(f"{name.removesuffix('qkv.bias')}q_bias", names)
+        return f"{stem} (and v_bias)"
+    return _replaced(name, ((ours, theirs) for theirs, ours in names)) or name
+
+
+def _replaced(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
+    for old, new in pairs:
+        found = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name)
+        if found:
+            return new.format(*found.groups()) + name[found.end() :]
+    return None

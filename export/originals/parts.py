@@ -1,0 +1,78 @@
+"""The parts that an original is made of: which are needed, and what each is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from export.errors import CheckpointError, OptionError
+from export.model import Model
+from export.models import MODELS
+
+WHAT: Mapping[str, str] = {
+    "checkpoint": "LAVIS's own file: Q-Former, projection, and what else was trained",
+    "vit": "EVA's ViT-g, of which LAVIS takes 39 blocks",
+    "qformer": "LAVIS's file with the Q-Former of BLIP-2",
+    "projection": "MiniGPT-4's own file: the projection to the language model",
+    "language_model": "the language model's directory in Hugging Face form, with its tokenizer",
+    "qformer_tokenizer": "the directory of the Q-Former's tokenizer",
+    "config": "a config.json in transformers' form, for another size than the original's",
+}
+"""What a part is, whichever model it is of."""
+
+OPTIONAL = frozenset({"vit", "qformer_tokenizer", "config"})
+"""Parts that may be left out where the others, or the hub's cache, have what they hold."""
+
+
+def model_of(scheme: str, name: str) -> Model:
+    """The model that LAVIS or MiniGPT-4 calls `name`.
+
+    Args:
+        scheme: `lavis` or `minigpt4`, a field of `Model`.
+        name: what stands behind it in `--model`.
+
+    Raises:
+        OptionError: listing the names that are known.
+    """
+    known = {row: model for model in MODELS.values() if (row := getattr(model, scheme))}
+    if name not in known:
+        listed = "\n  ".join(f"{scheme}:{row}" for row in known)
+        raise OptionError(f"--model {scheme}:{name} is not known; known are\n  {listed}")
+    return known[name]
+
+
+def check_parts(model: Model, parts: Mapping[str, Path]) -> None:
+    """Compares the parts that are given with those that the model is made of.
+
+    Raises:
+        OptionError: one is missing or unknown; lists all that there are, with what each is.
+        CheckpointError: one is not there.
+    """
+    known = [*model.files, *(["vit"] if "vit" not in model.files else []), "config"]
+    needed = [part for part in model.files if part not in OPTIONAL]
+    missing = [part for part in needed if part not in parts]
+    unknown = [part for part in parts if part not in known]
+    if missing or unknown:
+        raise wrong_parts(model, missing, unknown)
+    for part, path in parts.items():
+        if not path.exists():
+            raise CheckpointError(f"--part {part}={path}: there is no such file or directory")
+
+
+def wrong_parts(model: Model, missing: Sequence[str], unknown: Sequence[str] = ()) -> OptionError:
+    """What to raise where parts are missing or unknown: lists all that `model` is made of."""
+    faults = [f"--part {part}=… is missing" for part in missing]
+    faults += [f"there is no part {part!r}" for part in unknown]
+    return OptionError(f"{model.name}: {'; '.join(faults)}. It is made of\n{described(model)}")
+
+
+def described(model: Model) -> str:
+    """A line for each part of `model`: what it is, and what the original calls it."""
+    rows = {**model.files, "config": ""}
+    return "\n".join(f"  {part}: {_line(part, file)}" for part, file in rows.items())
+
+
+def _line(part: str, file: str) -> str:
+    name = f" ({file})" if file else ""
+    may = " May be left out." if part in OPTIONAL - {"vit"} else ""
+    return f"{WHAT[part]}{name}.{may}"

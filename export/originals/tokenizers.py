@@ -1,0 +1,111 @@
+"""Tokenizers and image processors with the settings that LAVIS and MiniGPT-4 give them.
+
+They are transformers' own objects, as a Hugging Face checkpoint of the same model has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from export.errors import CheckpointError
+from export.families.parts import Parts
+from export.model import Model
+from export.models import BERT
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of red, green and blue, as CLIP was trained (LAVIS, lavis/processors/blip_processors.py)."""
+
+DEC = "[DEC]"
+"""What LAVIS adds to BERT's vocabulary (blip2.py, `init_tokenizer`)."""
+
+END, PADDING = "</s>", "[PAD]"
+
+
+def processor_of(model: Model, parts: Mapping[str, Path], *, image_size: int, queries: int) -> Any:
+    """Transformers' processor of `model`, or its parts where transformers has none.
+
+    Args:
+        model: a row of the table.
+        parts: with `language_model`, and `qformer_tokenizer` where it is needed and given.
+        image_size: height and width of its pictures, in pixels.
+        queries: rows of a visual prompt.
+
+    Raises:
+        CheckpointError: a tokenizer cannot be loaded.
+    """
+    import transformers
+
+    images = transformers.BlipImageProcessorPil(
+        size={"height": image_size, "width": image_size},
+        resample=3,  # Pillow's bicubic
+        image_mean=list(CLIP_MEAN),
+        image_std=list(CLIP_STD),
+    )
+    prepare = SETTINGS.get((model.architecture, model.text["model_type"]), _as_it_is)
+    tokenizer = prepare(_tokenizer(parts["language_model"], "language_model"))
+    if model.family.processor is None:
+        return Parts(image_processor=images, tokenizer=tokenizer)
+    kind = getattr(transformers, model.family.processor)
+    reads = model.family.projector == "instruction_qformer"
+    instruction = [_instruction_tokenizer(parts)] if reads else []
+    return kind(images, tokenizer, *instruction, num_query_tokens=queries)
+
+
+def _tokenizer(source: Path | str, part: str, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer of --part {part} ({source}) cannot be loaded: {error}"
+        ) from error
+
+
+def _instruction_tokenizer(parts: Mapping[str, Path]) -> Any:
+    """BERT's, cut on the left, with `[DEC]`."""
+    given = parts.get("qformer_tokenizer")
+    try:
+        tokenizer = _tokenizer(given or BERT, "qformer_tokenizer", truncation_side="left")
+    except CheckpointError as error:
+        if given is not None:
+            raise
+        raise CheckpointError(
+            f"the Q-Former's tokenizer, {BERT}, is not in the hub's cache, and cannot be had from"
+            " the hub. Give its directory: --part qformer_tokenizer=DIR"
+        ) from error
+    tokenizer.add_special_tokens({"bos_token": DEC})
+    return tokenizer
+
+
+def _as_it_is(tokenizer: Any) -> Any:
+    return tokenizer
+
+
+def _lavis_vicuna(tokenizer: Any) -> Any:
+    """LAVIS's (blip2_vicuna_instruct.py): prompts begin with `</s>`, for that is its BOS.
+
+    The slow tokenizer, which LAVIS takes, puts whatever its BOS token is in front; the fast one has
+    the token in its post-processor.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    if tokenizer.pad_token in (None, tokenizer.unk_token):
+        tokenizer.add_special_tokens({"pad_token": PADDING})
+    tokenizer.add_special_tokens({"bos_token": END, "eos_token": END, "unk_token": END})
+    tokenizer.truncation_side = "left"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{END} $A",
+        pair=f"{END} $A {END}:1 $B:1",
+        special_tokens=[(END, tokenizer.convert_tokens_to_ids(END))],
+    )
+    return tokenizer
+
+
+SETTINGS: Mapping[tuple[str, str], Callable[[Any], Any]] = {
+    ("InstructBlipForConditionalGeneration", "llama"): _lavis_vicuna,
+}
+"""Architecture and type of language model, to what its original changes about the tokenizer."""

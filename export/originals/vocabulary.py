@@ -1,0 +1,44 @@
+"""Tokens that an original's tokenizer has and the language model's own files do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from export.weights import Concatenated, Weight, Zeros
+
+TABLES = (
+    "language_model.model.embed_tokens.weight",
+    "language_model.model.decoder.embed_tokens.weight",
+    "language_model.shared.weight",
+    "language_model.encoder.embed_tokens.weight",
+    "language_model.decoder.embed_tokens.weight",
+    "language_model.lm_head.weight",
+)
+"""What has a row a token: embeddings and the layer before the logits, of any language model."""
+
+
+def extended(tensors: Mapping[str, Weight], tokens: int) -> dict[str, Weight]:
+    """The same with rows for at least `tokens` tokens.
+
+    LAVIS gives its Vicuna a row for `[PAD]`, and transformers' processor wants one for `<image>`.
+    No such token is ever computed with: LAVIS's row is random, these are 0.
+    """
+    result = dict(tensors)
+    for name in TABLES:
+        table = tensors.get(name)
+        if table is not None and table.shape[0] < tokens:
+            rows, width = table.shape
+            more = Zeros(name=f"{name} (added)", dtype=table.dtype, shape=(tokens - rows, width))
+            result[name] = Concatenated(name=name, parts=(table, more))
+    return result
+
+
+def vocabulary(config: Any, tensors: Mapping[str, Weight], processor: Any) -> None:
+    """Sets in `config` how many tokens there are, and which stands for the image."""
+    rows = [tensors[name].shape[0] for name in TABLES if name in tensors]
+    if rows:
+        config.text_config.vocab_size = rows[0]
+    token = getattr(processor, "image_token", None)
+    if token is not None:
+        config.image_token_index = processor.tokenizer.convert_tokens_to_ids(str(token))
