@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from export.checkpoint import Checkpoint, sha256
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.errors import CheckpointError
+from export.image_size import POSITIONS, InterpolatedPositions
 from export.model import Model
 from export.models import MODELS
 from export.originals.fitting import (
@@ -49,6 +51,8 @@ class Assembled(Checkpoint):
     @property
     def processor(self) -> Any:
         """As `Checkpoint.processor`, with the original's settings."""
+        size = self.config.vision_config.image_size
+        self.prepared.image_processor.size = {"height": size, "width": size}
         return self.prepared
 
     def digests(self) -> dict[str, str]:
@@ -79,6 +83,7 @@ def assemble(
             config cannot be used.
     """
     tensors, origins = _joined(files)
+    _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
     prepared = processor_of(
         model,
@@ -113,6 +118,19 @@ def _joined(files: Sequence[File]) -> tuple[dict[str, Weight], dict[str, str]]:
             tensors[name], origins[name] = tensor, f"{file.part}: {own}"
     tensors = joined(tensors)
     return tensors, {n: origins.get(n) or origin_of(n, files) for n in tensors}
+
+
+def _fit_positions(tensors: dict[str, Weight], vision: Any) -> None:
+    """Interpolates position embeddings of pictures of another size, as LAVIS does when it loads.
+
+    EVA's file is of 224 pixels; the captioners', which are of 364, have their own.
+    """
+    table, side = tensors.get(POSITIONS), vision.image_size // vision.patch_size
+    if table is None or len(table.shape) != 3:
+        return
+    own = math.isqrt(table.shape[1] - 1)
+    if own != side and own**2 == table.shape[1] - 1:
+        tensors[POSITIONS] = InterpolatedPositions(source=table, side=side)
 
 
 def _components(checkpoint: Checkpoint) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ LAVIS = (
     ("qformer.layernorm", "Qformer.bert.embeddings.LayerNorm"),
     ("qformer.", "Qformer.bert."),
 )
-"""What is replaced in transformers' names, one after another: as transformers' own conversion script
+"""What is replaced in transformers' names, one after another: as transformers' conversion script
 does it the other way round, and so without the table that is tested."""
 
 PROJECTIONS = {"llama": "llm_proj", "t5": "t5_proj", "opt": "opt_proj"}
@@ -50,8 +51,8 @@ class Pair:
 def without_key_biases(source: Path, directory: Path) -> Path:
     """A copy of a checkpoint whose ViT has no key biases, as EVA's.
 
-    They change nothing: what they add to a query's scores is the same for every key. The demos' have
-    drifted from 0 by as little as an optimiser moves what has no gradient.
+    They change nothing: what they add to a query's scores is the same for every key. The demos'
+    have drifted from 0 as far as an optimiser moves what has no gradient.
     """
     shutil.copytree(source, directory, symlinks=False)
     tensors = load_file(directory / "model.safetensors")
@@ -142,10 +143,13 @@ def lavis_pair(source: Path, tmp: Path, *, form: str) -> Pair:
     vit = split(tensors, "visual_encoder.")
     tensors["Qformer.bert.embeddings.position_ids"] = torch.arange(8)[None]
     tensors["Qformer.cls.predictions.bias"] = torch.zeros(5)
-    torch.save(training_state(tensors), tmp / "trimmed.pth")
+    lavis, eva = tmp / "lavis" / "model.pth", tmp / "eva" / "model.pth"  # of one name
+    for path in (lavis, eva):
+        path.parent.mkdir()
+    torch.save(training_state(tensors), lavis)
     parts = {
-        "checkpoint": tmp / "trimmed.pth",
-        "vit": write_vit(vit, tmp / "eva_vit_g.pth"),
+        "checkpoint": lavis,
+        "vit": write_vit(vit, eva),
         "language_model": write_language_model(language_model, directory, tmp / "llm", form=form),
         "config": directory / "config.json",
     }
@@ -206,5 +210,20 @@ def opt_parts(opt_pair: Pair, tmp_path: Path) -> dict[str, Path]:
     parts = {}
     for part, path in opt_pair.parts.items():
         copy = shutil.copytree if path.is_dir() else shutil.copy
-        parts[part] = Path(copy(path, tmp_path / path.name))
+        parts[part] = Path(copy(path, tmp_path / f"{part}-{path.name}"))
     return parts
+
+
+@pytest.fixture(scope="session")
+def minigpt4_pairs(
+    random_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[str, Pair]]:
+    """`minigpt4_pairs("minigpt4-merge")`: what MiniGPT-4 calls it, and the two forms."""
+    names = {"minigpt4": "vicuna7b", "minigpt4-merge": "llama2-7b"}
+
+    @cache
+    def make(kind: str) -> tuple[str, Pair]:
+        pair = minigpt4_pair(random_checkpoint(kind), tmp_path_factory.mktemp("minigpt4"))
+        return names[kind], pair
+
+    return make
