@@ -91,7 +91,15 @@ class ModelSource:
 
 Reader = Callable[[ModelSource, Progress], "Checkpoint"]
 
-READERS: Mapping[str, Reader] = {}
+
+def _original(source: ModelSource, progress: Progress) -> Checkpoint:
+    from export.originals.reading import checkpoint_from_original
+
+    scheme, _, name = source.model.partition(":")
+    return checkpoint_from_original(scheme, name, source.parts)
+
+
+READERS: Mapping[str, Reader] = {"lavis": _original, "minigpt4": _original}
 """Scheme to what opens a model of it."""
 
 

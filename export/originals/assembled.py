@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import Checkpoint, sha256
+from export.checkpoint import Checkpoint, resize, sha256
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.errors import CheckpointError
 from export.image_size import POSITIONS, InterpolatedPositions
@@ -51,8 +51,7 @@ class Assembled(Checkpoint):
     @property
     def processor(self) -> Any:
         """As `Checkpoint.processor`, with the original's settings."""
-        size = self.config.vision_config.image_size
-        self.prepared.image_processor.size = {"height": size, "width": size}
+        resize(self.prepared.image_processor, self.config.vision_config.image_size)
         return self.prepared
 
     def digests(self) -> dict[str, str]:

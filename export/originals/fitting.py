@@ -51,16 +51,12 @@ def check_merged(file: File) -> None:
     """Raises CheckpointError where the part holds LoRA's matrices beside what they change."""
     found = [name for name in file.tensors if ".lora_" in name or name.startswith("lora_")]
     if found:
-        raise not_merged(file.part, f"{found[0]} and {len(found) - 1} more")
-
-
-def not_merged(part: str, found: str) -> CheckpointError:
-    """What to raise where `part` holds LoRA adapters; `found` says by what that is known."""
-    return CheckpointError(
-        f"--part {part} holds LoRA adapters that are not merged ({found}). Merge them into the"
-        " language model first (peft: `model.merge_and_unload()`, then `save_pretrained`), give"
-        " that directory as --part language_model, and leave the adapters out of every part."
-    )
+        raise CheckpointError(
+            f"--part {file.part} holds LoRA adapters that are not merged ({found[0]} and"
+            f" {len(found) - 1} more). Merge them into the language model first"
+            " (peft: `model.merge_and_unload()`, then `save_pretrained`), give that directory as"
+            " --part language_model, and leave the adapters out of every part."
+        )
 
 
 def joined(tensors: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -11,7 +11,7 @@ from export.model import Model
 from export.originals import names
 from export.originals.assembled import Assembled, assemble
 from export.originals.configs import config_from_file, config_of
-from export.originals.fitting import File, not_merged
+from export.originals.fitting import File
 from export.originals.parts import check_parts, model_of, wrong_parts
 from export.torch_files import tensors_from_torch_file
 from export.weights import Ones, Weight, Zeros, tensors_from_safetensors
@@ -131,8 +131,6 @@ def _fresh_norm(config: Any) -> File:
 
 def _tensors(path: Path) -> Mapping[str, Weight]:
     if path.is_dir():
-        if (path / "adapter_config.json").exists():
-            raise not_merged("language_model", f"{path} has an adapter_config.json")
         return tensors_from_directory(path)
     if path.suffix == ".safetensors":
         return tensors_from_safetensors(path)

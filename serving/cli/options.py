@@ -49,8 +49,9 @@ SINGULAR = {"candidates": "--candidate"}
 """Flags that are not called as their options are: one is given at a time."""
 
 MODEL = (
-    "Hugging Face directory, or ORG/NAME of a model of the hub. Default: the demo checkpoint; of "
-    "`verify`, the one that was built."
+    "Hugging Face directory, or ORG/NAME of a model of the hub; or, with --part, lavis:NAME or "
+    "minigpt4:NAME (`iblip models` lists them). Default: the demo checkpoint; of `verify`, the one "
+    "that was built."
 )
 
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}

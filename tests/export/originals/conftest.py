@@ -133,6 +133,25 @@ def training_state(tensors: Tensors) -> dict:
     }
 
 
+def as_on_the_hub(directory: Path) -> None:
+    """LAVIS's tokenizer, converted: prompts to InstructBLIP's Vicuna begin with `</s>`."""
+    path = directory / "tokenizer.json"
+    state = json.loads(path.read_text())
+    end = next(t["id"] for t in state["added_tokens"] if t["content"] == "</s>")
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "</s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [end], "tokens": ["</s>"]}},
+    }
+    path.write_text(json.dumps(state))
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": "</s>"}))
+
+
 def lavis_pair(source: Path, tmp: Path, *, form: str) -> Pair:
     """`source` as LAVIS keeps it: what the first stage of training has left is in it, too."""
     directory = without_key_biases(source, tmp / source.name)
@@ -153,6 +172,8 @@ def lavis_pair(source: Path, tmp: Path, *, form: str) -> Pair:
         "language_model": write_language_model(language_model, directory, tmp / "llm", form=form),
         "config": directory / "config.json",
     }
+    if kind == "llama":
+        as_on_the_hub(directory)
     if (directory / "qformer_tokenizer").exists():
         parts["qformer_tokenizer"] = directory / "qformer_tokenizer"
     return Pair(directory=directory, parts=parts)
