@@ -1,0 +1,197 @@
+"""MiniGPT-4 against its original, written here anew from transformers' own modules.
+
+`Original` reads the checkpoint's files itself and shares nothing with the project's own reference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from engines.language_model.types import GenerationOptions
+from engines.pipeline import Pipeline
+from export.examples import Example, read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+
+Build = Callable[..., Path]
+KINDS = ("minigpt4", "minigpt4-merge")
+WAYS = {"greedy": 1, "five beams": 5}
+BATCH = 32
+
+
+class Ends(StoppingCriteria):
+    """An answer ends with `stop`, each row by itself.
+
+    The original's criterion (`StoppingCriteriaSub`) compares ids and wants all rows at once to end.
+    It was made for one row, where the two are the same; with beams its search does not end there,
+    but what it says afterwards is cut off all the same.
+    """
+
+    def __init__(self, tokenizer: Any, stop: str) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+
+    def __call__(self, input_ids: Any, scores: Any, **others: Any) -> Any:
+        texts = self._tokenizer.batch_decode(input_ids)
+        return torch.tensor([self._stop in text for text in texts])
+
+
+class Original:
+    """`encode_img`, `get_context_emb` and `Chat.answer` of the original, without its sampling.
+
+    Source: Vision-CAIR/MiniGPT-4, `minigpt4/models/minigpt4.py` and `conversation/conversation.py`.
+    """
+
+    def __init__(self, directory: Path, **changes: Any) -> None:
+        self.config = {**json.loads((directory / "config.json").read_text()), **changes}
+        tensors = load_file(directory / "model.safetensors")
+
+        def part(module: Any, name: str) -> Any:
+            own = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+            module.load_state_dict(own)
+            return module.float().eval()
+
+        self.vision = part(
+            Blip2VisionModel(Blip2VisionConfig(**self.config["vision_config"])), "vision_model."
+        )
+        self.llama = part(
+            LlamaForCausalLM(LlamaConfig(**self.config["text_config"])), "language_model."
+        )
+        height, width = tensors["language_projection.weight"].shape
+        self.projection = part(torch.nn.Linear(width, height), "language_projection.")
+        if self.config["qformer_config"] is not None:
+            qformer = Blip2QFormerModel(Blip2QFormerConfig(**self.config["qformer_config"]))
+            self.qformer = part(qformer, "qformer.")
+            self.query_tokens = tensors["query_tokens"].float()
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+        self.image_processor: Any = AutoImageProcessor.from_pretrained(directory)
+        self.eos = json.loads((directory / "generation_config.json").read_text()).get(
+            "eos_token_id", self.config["text_config"]["eos_token_id"]
+        )
+
+    def encode_img(self, files: Sequence[Path]) -> torch.Tensor:
+        images = [Image.open(file) for file in files]
+        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        features = self.vision(pixel_values=pixels).last_hidden_state
+        if self.config["qformer_config"] is not None:
+            queries = self.query_tokens.expand(len(images), -1, -1)
+            made = self.qformer(query_embeds=queries, encoder_hidden_states=features)
+            return self.projection(made.last_hidden_state)
+        batch, patches, width = features[:, 1:].shape
+        return self.projection(features[:, 1:].reshape(batch, patches // 4, width * 4))
+
+    def segments(self, prompt: str) -> list[list[int]]:
+        filled = self.config["prompt_template"].replace("{image}", "<ImageHere>")
+        texts = filled.replace("{prompt}", prompt).split("<ImageHere>")
+        return [
+            self.tokenizer(text, add_special_tokens=index == 0).input_ids
+            for index, text in enumerate(texts)
+        ]
+
+    @torch.no_grad()
+    def batch(
+        self, files: Sequence[Path], prompts: Sequence[str], num_beams: int, limit: int
+    ) -> list[str]:
+        rows = [self.segments(prompt) for prompt in prompts]
+        before, after = (
+            self.llama.model.embed_tokens(torch.tensor([row[at] for row in rows])) for at in (0, 1)
+        )
+        embeds = torch.cat([before, self.encode_img(files), after], dim=1)
+        criteria = [Ends(self.tokenizer, stop) for stop in self.config["stop"]]
+        made = self.llama.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            max_new_tokens=limit,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            num_beams=num_beams,
+            do_sample=False,
+            length_penalty=1.0,
+            eos_token_id=self.eos,
+            pad_token_id=self.eos,
+        )
+        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+        for stop in self.config["stop"]:
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
+
+    def answers(self, examples: Sequence[Example], num_beams: int, limit: int) -> list[str]:
+        """Prompts of one length go together: padding would change the answers."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, example in enumerate(examples):
+            groups[tuple(map(len, self.segments(example.prompt)))].append(index)
+        texts: dict[int, str] = {}
+        for group in groups.values():
+            for start in range(0, len(group), BATCH):
+                some = group[start : start + BATCH]
+                files, prompts = zip(
+                    *((examples[i].image, examples[i].prompt) for i in some), strict=True
+                )
+                texts.update(zip(some, self.batch(files, prompts, num_beams, limit), strict=True))
+        return [texts[index] for index in range(len(examples))]
+
+
+def said(
+    build: Path, manifest: Manifest, examples: Sequence[Example], num_beams: int, limit: int
+) -> list[str]:
+    options = GenerationOptions(num_beams=num_beams, max_new_tokens=limit)
+    with Pipeline(build, threads=1, manifest=manifest) as pipeline:
+        return [
+            pipeline.answer(
+                pixels_from_image(e.image, manifest.preprocessing), e.prompt, options
+            ).text
+            for e in examples
+        ]
+
+
+@pytest.fixture
+def few(checkpoints: Path) -> list[Example]:
+    return read_examples(checkpoints / "heldout", 4)
+
+
+@pytest.mark.parametrize("num_beams", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_weights_say_the_same(
+    random_checkpoint: Build, random_build: Build, few: list[Example], kind: str, num_beams: int
+) -> None:
+    build, original = random_build(kind), Original(random_checkpoint(kind))
+    manifest = Manifest.read(build)
+    wanted = original.answers(few, num_beams, limit=12)
+    assert len(set(wanted)) > 1  # the image is looked at
+    assert said(build, manifest, few, num_beams, limit=12) == wanted
+
+
+@pytest.mark.parametrize("num_beams", WAYS.values(), ids=WAYS)
+def test_a_stop_string_ends_an_answer_where_it_does_there(
+    random_checkpoint: Build, random_build: Build, few: list[Example], num_beams: int
+) -> None:
+    """Whatever the random model says in the middle of its answers is made a stop string."""
+    build = random_build("minigpt4")
+    manifest = Manifest.read(build)
+    whole = said(build, manifest, few, num_beams, limit=12)
+    stop = (whole[0][3:5], whole[1][4:7])
+    assert all(stop)
+    original = Original(random_checkpoint("minigpt4"), stop=list(stop))
+    wanted = original.answers(few, num_beams, limit=12)
+    manifest = replace(manifest, text=replace(manifest.text, stop=stop))
+    assert said(build, manifest, few, num_beams, limit=12) == wanted != whole
