@@ -61,3 +61,11 @@ def test_a_tied_weight_is_found_under_its_other_name(file):
     tensors = tensors_from_safetensors(file)
     recipes = bind({"head": ((2,), "float32")}, tensors, {"head": "layer.0.bias"})
     assert recipes["head"].source.name == "layer.0.bias"
+
+
+def test_a_dtype_that_no_graph_takes_matters_only_where_it_is_wanted(file):
+    save_file({"mask": np.ones(2, bool), "weight": np.ones(2, np.float64)}, file)
+    tensors = tensors_from_safetensors(file)
+    assert bind({}, tensors, {}) == {}
+    with pytest.raises(CheckpointError, match="weight has dtype F64; supported: uint8, int32"):
+        bind({"weight": ((2,), "float32")}, tensors, {})

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from engines.pipeline import Pipeline
 from export.checkpoint import DEMO
+from export.images import pixels_from_image
 from export.manifest import Manifest, ServingLimits
 from export.precision import INT4
 from serving.build import BuildOptions, build
@@ -121,6 +123,25 @@ def test_verify_tells_a_checkpoint_that_has_changed(vicuna_build, checkpoints):
     result = call("verify", vicuna_build, "--model", checkpoints / "instructblip-demo-flant5")
     assert result.exit_code == 1
     assert "is not what" in last_line(result)
+
+
+def test_a_build_of_another_image_size_is_proven_and_answers(tmp_path, checkpoints):
+    options = ("--image-size", 96, "--limit", 4, "--output", tmp_path / "build")
+    result = call("build", *options)
+    assert result.exit_code == 0, result.output
+    manifest = Manifest.read(tmp_path / "build")
+    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (96, 96)
+    assert manifest.source["image_size"] == 96
+    assert manifest.verification["text"]["same_text"] == 4
+    result = call("verify", tmp_path / "build", "--limit", 2, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["passed"]
+    image = next((checkpoints / "heldout" / "images").iterdir())
+    pixels = pixels_from_image(image, manifest.preprocessing)
+    with Pipeline(tmp_path / "build") as pipeline:
+        assert pipeline.encode_image(pixels[None]).shape == (1, 65, 128)
+        assert pipeline.answer(pixels, "What digit is in the image?").text
 
 
 def test_inspect_shows_contracts_and_proof(flant5_build):
