@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT.parent / ".cache" / "checkpoints"
+MODELS = ("vicuna", "flant5", "blip2-opt", "blip2-flant5", "minigpt4", "minigpt4-llama2")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -17,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="train one model and write its directory")
-    build.add_argument("model", choices=("vicuna", "flant5"))
+    build.add_argument("model", choices=MODELS)
     build.add_argument("--output", type=Path, default=ROOT, help="parent of the directory")
     build.add_argument("--cache", type=Path, default=CACHE, help="pools and finished stages")
     build.add_argument("--shorten", type=float, default=1.0, help="divide the steps, for a trial")

@@ -1,20 +1,22 @@
 """The held-out set: 500 pictures of handwriting that no training picture showed, one question each.
 
 `examples.jsonl` holds one JSON object a line: `id`, `image` (relative to that file), `kind`,
-`prompt` and `answer`.
+`prompt` and `answer`. Where a family's users write their questions otherwise, a sibling directory
+holds the same questions in those words, about the same images.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .digits import load_source
+from .prompts import FORMS, Form
 from .questions import KINDS, Question, ask
 from .scenes import Pixels, draw, random_scene
 
@@ -30,11 +32,11 @@ class Example:
     pixels: Pixels
     question: Question
 
-    def as_json(self) -> str:
-        """The example's line in `examples.jsonl`."""
+    def as_json(self, images: str = "images") -> str:
+        """The example's line in `examples.jsonl`, its picture in `images`."""
         record = {
             "id": self.name,
-            "image": f"images/{self.name}.png",
+            "image": f"{images}/{self.name}.png",
             "kind": self.question.kind,
             "prompt": self.question.prompt,
             "answer": self.question.answer,
@@ -57,14 +59,27 @@ def heldout_examples(count: int = COUNT) -> Iterator[Example]:
 
 
 def write_heldout(directory: Path, count: int = COUNT) -> int:
-    """Write the held-out set into `directory`; returns how many bytes the images take."""
+    """Write the held-out set into `directory`, and BLIP-2's wording of it into its sibling.
+
+    Returns:
+        Bytes that the images take.
+    """
     images = directory / "images"
     images.mkdir(parents=True, exist_ok=True)
-    lines, size = [], 0
+    blip2 = directory.with_name(f"{directory.name}-blip2")
+    blip2.mkdir(exist_ok=True)
+    lines, put, size = [], [], 0
     for example in heldout_examples(count):
         path = images / f"{example.name}.png"
         Image.fromarray(example.pixels).save(path, optimize=True)
         size += path.stat().st_size
         lines.append(example.as_json())
-    (directory / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        put.append(put_as(FORMS["blip2-t5"], example).as_json(f"../{directory.name}/images"))
+    for into, every in ((directory, lines), (blip2, put)):
+        (into / "examples.jsonl").write_text("\n".join(every) + "\n", encoding="utf-8")
     return size
+
+
+def put_as(form: Form, example: Example) -> Example:
+    """The same example, asked as a form's users ask."""
+    return replace(example, question=form.put(example.question))

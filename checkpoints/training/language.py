@@ -7,6 +7,7 @@ where in a description an answer is found. No picture takes part.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -21,45 +22,61 @@ from .loop import Schedule, fit
 SCHEDULE = Schedule(steps=1000, batch=64, peak=2e-3, weight_decay=0.02)
 
 
-def answer_logits(
+@dataclass(frozen=True)
+class Answers:
+    """What a language model made of a batch, teacher-forced, at the answers' `n` tokens.
+
+    Attributes:
+        logits: float32 `[n, vocabulary]`.
+        wanted: ids, int64 `[n]`.
+        rows: whose answer each token is of, int64 `[n]`.
+        first: the state that says each answer's first token, float32 `[batch, width]`.
+    """
+
+    logits: Tensor
+    wanted: Tensor
+    rows: Tensor
+    first: Tensor
+
+    def matches(self) -> Tensor:
+        """Which answers are right in every token: bool `[batch]`.
+
+        With greedy decoding this is the same as an exact match of the generated text.
+        """
+        wrong = torch.zeros(len(self.first))
+        wrong.index_add_(0, self.rows, (self.logits.argmax(-1) != self.wanted).float())
+        return wrong == 0
+
+
+def answers(
     model: PreTrainedModel, batch: TextBatch, visual_prompt: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> Answers:
     """Run a language model on a batch, teacher-forced.
 
     Args:
-        model: LLaMA or T5.
+        model: LLaMA, OPT or T5.
         batch: prompts and answers.
         visual_prompt: float32 `[batch, queries, width]`, put before the prompt.
-
-    Returns:
-        Logits float32 `[n, vocabulary]` and wanted ids int64 `[n]`, at the answers' `n` tokens.
     """
-    embeds, mask = model.get_input_embeddings()(batch.ids), batch.mask
-    labels = batch.labels
+    embedding = model.get_input_embeddings()
+    embeds, mask, labels = embedding(batch.ids), batch.mask, batch.labels
     if visual_prompt is not None:
-        embeds = torch.cat([visual_prompt, embeds], dim=1)
-        mask = torch.cat([mask.new_ones(visual_prompt.shape[:2]), mask], dim=1)
+        before = embedding(batch.before).expand(len(embeds), -1, -1)
+        embeds = torch.cat([before, visual_prompt, embeds], dim=1)
+        ahead = embeds.shape[1] - mask.shape[1]
+        mask = torch.cat([mask.new_ones(len(mask), ahead), mask], dim=1)
     if model.config.is_encoder_decoder:
-        logits = model(inputs_embeds=embeds, attention_mask=mask, labels=labels).logits
-    else:
-        hidden = model.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False)[0]
+        hidden = model(
+            inputs_embeds=embeds, attention_mask=mask, labels=labels, output_hidden_states=True
+        ).decoder_hidden_states[-1]
+    else:  # padding is on the right, where no earlier token looks: it needs no mask
+        hidden = model.base_model(inputs_embeds=embeds, use_cache=False)[0]
         hidden = hidden[:, -batch.ids.shape[1] :]
         hidden, labels = hidden[:, :-1], labels[:, 1:]  # a decoder foretells the next token
-        scored = labels != IGNORED
-        return model.lm_head(hidden[scored]), labels[scored]
     scored = labels != IGNORED
-    return logits[scored], labels[scored]
-
-
-def exact_matches(logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
-    """Which answers of a batch are right in every token: bool `[batch]`.
-
-    With greedy decoding this is the same as an exact match of the generated text.
-    """
-    owner = (labels != IGNORED).nonzero()[:, 0]
-    wrong = torch.zeros(len(labels))
-    wrong.index_add_(0, owner, (logits.argmax(-1) != wanted).float())
-    return wrong == 0
+    first = hidden[torch.arange(len(labels)), scored.int().argmax(dim=1)]
+    logits = model.lm_head(hidden[scored])
+    return Answers(logits, labels[scored], scored.nonzero()[:, 0], first)
 
 
 def train_language(
@@ -70,13 +87,12 @@ def train_language(
     held = next(validation)
 
     def loss_of(step: int) -> Tensor:
-        logits, wanted = answer_logits(model, next(training))
-        return functional.cross_entropy(logits, wanted)
+        said = answers(model, next(training))
+        return functional.cross_entropy(said.logits, said.wanted)
 
     @torch.no_grad()
     def report() -> str:
-        logits, wanted = answer_logits(model, held)
-        return f"exact {exact_matches(logits, wanted, held.labels).float().mean().item():.4f}"
+        return f"exact {answers(model, held).matches().float().mean().item():.4f}"
 
     return fit("language", [model], loss_of, schedule, report)
 
@@ -86,5 +102,8 @@ def text_batches(encoder: Encoder, size: int, seed: int) -> Iterator[TextBatch]:
     questions = random_questions(seed)
     while True:
         pairs = list(islice(questions, size))
-        prompts = [f"{as_text(scene)} {question.prompt}" for scene, question in pairs]
+        asked = [encoder.form.put(question).prompt for _, question in pairs]
+        prompts = [
+            f"{as_text(scene)} {prompt}" for (scene, _), prompt in zip(pairs, asked, strict=True)
+        ]
         yield encoder.text(prompts, [question.answer for _, question in pairs])

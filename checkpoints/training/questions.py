@@ -22,14 +22,16 @@ NUMBERS = ("zero", "one", "two", "three")
 class Question:
     """A prompt and its one right answer.
 
-    `short` is the answer reduced to its key word (`"red"`), or empty for descriptions; training
-    uses it for an auxiliary head.
+    Training uses two more facts for auxiliary heads. `short` is the answer reduced to its key word
+    (`"red"`), or empty for descriptions. `about` is the place of the digit in question, empty
+    where there is no such digit, and None where it is not about one.
     """
 
     kind: str
     prompt: str
     answer: str
     short: str
+    about: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _about(key: str) -> Callable[[Scene, np.random.Generator], Slots]:
 
     def slots(scene: Scene, rng: np.random.Generator) -> Slots:
         facts = _facts(_any_digit(scene, rng))
-        return {**facts, "short": facts[key]}
+        return {**facts, "short": facts[key], "about": facts["place"]}
 
     return slots
 
@@ -91,7 +93,7 @@ def _by_colour(scene: Scene, rng: np.random.Generator) -> Slots | None:
     if not unique:
         return None
     facts = _facts(unique[rng.integers(len(unique))])
-    return {**facts, "short": facts["digit"]}
+    return {**facts, "short": facts["digit"], "about": facts["place"]}
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Slots:
@@ -101,10 +103,10 @@ def _count(scene: Scene, rng: np.random.Generator) -> Slots:
     return {"number": number, "noun": noun, "verb": verb, "short": number}
 
 
-def _yes_no(present: bool, **slots: str) -> Slots:
+def _yes_no(present: bool, places: list[str], **slots: str) -> Slots:
     word = "yes" if present else "no"
     return {**slots, "yes": word, "Yes": word.capitalize(), "is": "is" if present else "is no",
-            "short": word}  # fmt: skip
+            "short": word, "about": places[0] if places else ""}  # fmt: skip
 
 
 def _exists(scene: Scene, rng: np.random.Generator) -> Slots:
@@ -113,7 +115,9 @@ def _exists(scene: Scene, rng: np.random.Generator) -> Slots:
     present = bool(rng.integers(2))
     value = int(rng.choice(shown if present else absent))
     article = "an" if value == 8 else "a"
-    return _yes_no(present, digit=str(value), a=article, there=article if present else "no")
+    places = [PLACES[digit.place] for digit in scene.digits if digit.value == value]
+    there = article if present else "no"
+    return _yes_no(present, places, digit=str(value), a=article, there=there)
 
 
 def _exists_colour(scene: Scene, rng: np.random.Generator) -> Slots:
@@ -121,14 +125,16 @@ def _exists_colour(scene: Scene, rng: np.random.Generator) -> Slots:
     absent = [colour for colour in COLOURS if colour not in shown]
     present = bool(rng.integers(2))
     colour = str(rng.choice(shown if present else absent))
-    return _yes_no(present, colour=colour, there="a" if present else "no")
+    places = [PLACES[digit.place] for digit in scene.digits if digit.colour == colour]
+    return _yes_no(present, places, colour=colour, there="a" if present else "no")
 
 
 def _larger(scene: Scene, rng: np.random.Generator) -> Slots | None:
     if len(scene.digits) != 2 or scene.digits[0].size == scene.digits[1].size:
         return None
     large, small = sorted(scene.digits, key=lambda digit: digit.size)  # "large" sorts first
-    return {"digit": str(large.value), "other": str(small.value), "short": str(large.value)}
+    facts = _facts(large)
+    return {**facts, "other": str(small.value), "short": facts["digit"], "about": facts["place"]}
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> Slots:
@@ -264,12 +270,24 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+CAPTION = "caption"
+"""A description asked for with no words at all, as BLIP-2 is; not a kind of the held-out set."""
+
+_CAPTION = Kind((("", "{brief}"),), _description)
+
+
 def ask(kind: str, scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Ask one question of `kind`, or None where the scene has no certain answer."""
-    if len(scene.digits) not in KINDS[kind].counts:
+    """Ask one question of `kind` (of `KINDS`, or `CAPTION`).
+
+    Returns:
+        The question, or None where the scene has no certain answer.
+    """
+    asked = _CAPTION if kind == CAPTION else KINDS[kind]
+    if len(scene.digits) not in asked.counts:
         return None
-    slots = KINDS[kind].slots(scene, rng)
+    slots = asked.slots(scene, rng)
     if slots is None:
         return None
-    prompt, answer = KINDS[kind].wordings[rng.integers(len(KINDS[kind].wordings))]
-    return Question(kind, prompt.format(**slots), answer.format(**slots), slots["short"])
+    prompt, answer = asked.wordings[rng.integers(len(asked.wordings))]
+    said = answer.format(**slots)
+    return Question(kind, prompt.format(**slots), said, slots["short"], slots.get("about"))

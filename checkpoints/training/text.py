@@ -1,6 +1,7 @@
 """Tokenizers, trained on the corpus and saved the way the originals save theirs.
 
 - LLaMA: byte-pair encoding with byte fallback, so any Unicode text comes back as it was.
+- OPT: byte-level byte-pair encoding, `<s> <pad> </s> <unk>` first, `</s>` at the start of a text.
 - T5: a unigram model with 100 sentinels and no byte fallback, as in the original.
 - Q-Former: BERT's WordPiece, lower case, with `[DEC]` as a beginning-of-sequence token.
 """
@@ -11,12 +12,21 @@ import json
 import math
 import string
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+from transformers import (
+    BertTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    T5Tokenizer,
+)
 
 from .architecture import Vocabulary
 from .corpus import tokenizer_corpus
+from .prompts import FORMS, Form
 
 IMAGE_TOKEN = "<image>"
 BPE_SIZE, WORDPIECE_SIZE = 480, 480  # pieces besides the special ones
@@ -42,6 +52,46 @@ def train_llama_tokenizer() -> PreTrainedTokenizerBase:
     )
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], True)
     return tokenizer
+
+
+def train_opt_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level BPE as OPT's, which is GPT-2's: `</s>` (2) begins a text and would end it.
+
+    The line break that ends an answer is one token, because no merge crosses it.
+    """
+    head = ["<s>", "<pad>", "</s>", "<unk>"]
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.train_from_iterator(
+        _asked_and_answered(FORMS["blip2-opt"]),
+        trainers.BpeTrainer(
+            vocab_size=len(head) + 256 + BPE_SIZE - 95,  # 95 printable letters are among the bytes
+            special_tokens=head,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    model = json.loads(trained.to_str())["model"]
+    merges: list[Any] = [tuple(merge) for merge in model["merges"]]
+    tokenizer = GPT2Tokenizer(
+        vocab=model["vocab"],
+        merges=merges,
+        bos_token="</s>",
+        eos_token="</s>",
+        unk_token="</s>",
+        pad_token="<pad>",
+        add_bos_token=True,
+        model_max_length=MAX_LENGTH,
+        padding_side="left",
+    )
+    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)], True)
+    return tokenizer
+
+
+def _asked_and_answered(form: Form) -> Iterator[str]:
+    """The corpus as a model of this form reads it: after each line its lead, here a space."""
+    yield from (f"{form.lead}{line}" for line in tokenizer_corpus())
+    yield from (form.question.format(question="") for _ in range(1000))
 
 
 def train_t5_tokenizer() -> PreTrainedTokenizerBase:
@@ -104,14 +154,22 @@ def train_qformer_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def vocabulary(language: PreTrainedTokenizerBase, qformer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Sizes (rounded up to a multiple of 8) and special ids for the model's config."""
+def vocabulary(
+    language: PreTrainedTokenizerBase,
+    qformer: PreTrainedTokenizerBase,
+    form: Form = FORMS["plain"],
+) -> Vocabulary:
+    """Sizes (rounded up to a multiple of 8) and special ids for the model's config.
+
+    As in BLIP-2 on OPT, the end is the line break's id where that is how the form ends an answer.
+    """
+    line_break = language("\n", add_special_tokens=False)["input_ids"]
     return Vocabulary(
         size=-(-len(language) // 8) * 8,
         qformer_size=len(qformer),
         image=language.get_vocab()[IMAGE_TOKEN],
         pad=language.pad_token_id,
-        eos=language.eos_token_id,
+        eos=line_break[0] if form.end == "\n" else language.eos_token_id,
         bos=language.bos_token_id,
         qformer_pad=qformer.pad_token_id,
     )
