@@ -17,11 +17,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from export.contract import Contract
 from export.errors import BuildDirectoryError
-from export.families.family import Images
 
 FORMAT = 3
 """The manifest's format number; a reader refuses any other."""
@@ -37,6 +36,10 @@ IMAGES = 4
 InstructBLIP's own evaluation takes so many frames (arXiv 2305.06500)."""
 
 MANIFEST = "manifest.json"
+
+Images = Literal["one", "frames", "places"]
+"""How many images a request may have: one; several, as the frames of a video are, one after another
+before the prompt; or several, each at its own place in the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)

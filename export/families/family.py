@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from export.manifest import Images
+
 Projector = Literal["instruction_qformer", "qformer", "patch_merge"]
 """What makes a visual prompt of an image's features: a Q-Former that reads the instruction, one
 that does not, or a linear layer over neighbouring patches."""
-
-Images = Literal["one", "frames", "places"]
-"""How many images a request may have: one; several, as the frames of a video are, one after another
-before the prompt; or several, each at its own place in the prompt."""
 
 
 def config_by_transformers(directory: Path) -> Any:
@@ -34,7 +32,7 @@ class Family:
             processor nor model, but the parts of both.
         config: reads `config.json` in a directory; see `export.checkpoint.Checkpoint.config`.
         projector: see `Projector`. A checkpoint whose config has no Q-Former merges patches.
-        images: see `Images`.
+        images: see `export.manifest.Images`.
         prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is; a
             checkpoint's config may say otherwise.
         stop: strings that end an answer; a checkpoint's config may say otherwise.

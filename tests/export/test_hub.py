@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -278,3 +281,16 @@ def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
     message = "the hub's cache does not have all of acme/tiny, and .* cannot be reached"
     with pytest.raises(CheckpointError, match=message):
         directory_from_hub("acme/tiny", None, Terminal(), endpoint=gone.url, cache=tmp_path)
+
+
+def test_the_command_asks_the_hub_of_the_environment(hub: Hub, tmp_path: Path) -> None:
+    hub.gated = True
+    command = [sys.executable, "-m", "export", "build", "--model", hub.model]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: acme/tiny is gated: its owners ask")
+    assert list((tmp_path / "here").iterdir()) == []
