@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from engines.types import PromptIds
 from export.errors import BuildDirectoryError, InputError
-from export.families.family import Images
-from export.manifest import Manifest, how_to_raise
+from export.manifest import Images, Manifest, how_to_raise
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

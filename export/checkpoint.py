@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.directory import object_from_json, tensors_from_directory
+from export.directory import object_from_json, refuse_adapter, tensors_from_directory
 from export.errors import CheckpointError
 from export.families import FAMILIES, Family
 from export.families.family import Projector
@@ -124,6 +124,7 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
             f"there is no checkpoint directory {directory}. Give --model a local Hugging Face"
             " directory (with config.json and model.safetensors)."
         )
+    refuse_adapter(directory)
     config = directory / "config.json"
     if not config.exists():
         raise CheckpointError(f"{config} is missing: {directory} is not a Hugging Face checkpoint")

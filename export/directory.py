@@ -36,13 +36,18 @@ def tensors_from_directory(directory: Path) -> dict[str, Weight]:
         CheckpointError: there is no weights file, or one is missing, cut off or damaged; the
             weights are those of an adapter.
     """
-    if (directory / ADAPTER_CONFIG).exists():
-        raise _unmerged(directory, f"there is an {ADAPTER_CONFIG}")
+    refuse_adapter(directory)
     tensors = _tensors(directory)
     adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
     if adapters:
         raise _unmerged(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
     return tensors
+
+
+def refuse_adapter(directory: Path) -> None:
+    """Raises CheckpointError where `directory` is peft's, with an adapter and perhaps no model."""
+    if (directory / ADAPTER_CONFIG).exists():
+        raise _unmerged(directory, f"there is an {ADAPTER_CONFIG}")
 
 
 def _tensors(directory: Path) -> dict[str, Weight]:

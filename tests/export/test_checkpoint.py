@@ -25,6 +25,12 @@ def test_a_directory_that_is_no_checkpoint_is_told(tmp_path):
         checkpoint_from_directory(tmp_path)
 
 
+def test_an_adapter_without_its_model_says_how_to_merge_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(CheckpointError, match=r"adapter of some/base .* merge_and_unload"):
+        checkpoint_from_directory(tmp_path)
+
+
 def test_another_architecture_is_named_with_the_supported_ones(tiny_copy):
     directory = tiny_copy("vicuna")
     edit(directory / "config.json", architectures=["LlavaForConditionalGeneration"])
