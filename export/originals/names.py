@@ -123,6 +123,10 @@ TEXT_BRANCH = (
 )
 OTHER_PROJECTION = Unused(pattern=r"t5_proj\..*", reason="to BLIP-2's own language model")
 CLASSIFIER = Unused(pattern=r"(norm|fc_norm|head)\..*", reason="of classes: LAVIS cuts it off")
+PRETRAINING = Unused(
+    pattern=r"mask_token|logit_scale|(lm_head|text|rel_pos_bias)\..*",
+    reason="of EVA's own training: LAVIS's ViT has no such part",
+)
 
 
 def last_blocks(layers: int) -> Unused:

@@ -109,7 +109,11 @@ def _shared(model: Model, parts: Parts, config: Any) -> Sequence[File]:
         part="vit",
         tensors=_tensors(parts["vit"]),
         names=names.VIT,
-        unused=(names.CLASSIFIER, names.last_blocks(config.vision_config.num_hidden_layers)),
+        unused=(
+            names.CLASSIFIER,
+            names.PRETRAINING,
+            names.last_blocks(config.vision_config.num_hidden_layers),
+        ),
         owns=OWN_VIT,
     )
     return language_model, vit

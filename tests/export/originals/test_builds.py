@@ -1,0 +1,66 @@
+"""Builds of LAVIS's files are the builds of the Hugging Face form: graphs, weights, answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.language_model.types import GenerationOptions
+from engines.pipeline import Pipeline
+from export.digest import check_digests
+from export.examples import read_examples
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from export.source import ModelSource
+from serving.build import BuildOptions, build
+from serving.cli.quiet import quiet_libraries
+
+NAMES = {
+    "vicuna_pair": "lavis:blip2_vicuna_instruct/vicuna7b",
+    "flant5_pair": "lavis:blip2_t5_instruct/flant5xl",
+}
+QUESTIONS = 8
+
+
+def digests(manifest):
+    return {
+        f"{component}/{name}": graph.digest
+        for component, record in manifest.components.items()
+        for name, graph in record.graphs.items()
+    }
+
+
+def texts(directory, manifest, questions):
+    options = GenerationOptions(max_new_tokens=24)
+    with Pipeline(directory) as pipeline:
+        return [
+            pipeline.answer(
+                pixels_from_image(question.image, manifest.preprocessing), question.prompt, options
+            ).text
+            for question in questions
+        ]
+
+
+@pytest.mark.parametrize("fixture", NAMES)
+def test_graphs_and_answers_are_those_of_hugging_faces_form(
+    fixture, request, tmp_path, checkpoints
+):
+    quiet_libraries()
+    pair = request.getfixturevalue(fixture)
+    source = ModelSource(model=NAMES[fixture], parts=pair.parts)
+    options = {"verify": False}
+    found = build(BuildOptions(model=source, output=tmp_path / "lavis", **options))
+    wanted = build(BuildOptions(model=pair.directory, output=tmp_path / "hf", **options))
+    ours, theirs = Manifest.read(found), Manifest.read(wanted)
+    assert digests(ours) == digests(theirs)
+    assert ours.text == theirs.text
+    check_digests(found, ours)  # what lies on the disk, where the graphs say that it lies
+
+    assert ours.source["parts"] == {part: str(path) for part, path in pair.parts.items()}
+    assert {"checkpoint/model.pth", "vit/model.pth"} < ours.source["files"].keys()
+    files = {path.stat().st_ino for path in (found / "graphs").rglob("*.pth")}
+    assert {pair.parts[part].stat().st_ino for part in ("checkpoint", "vit")} <= files
+
+    questions = read_examples(checkpoints / "heldout", QUESTIONS)
+    answers = texts(found, ours, questions)
+    assert answers == texts(wanted, theirs, questions)
+    assert len(set(answers)) > 1
