@@ -256,6 +256,7 @@ def test_images_may_stand_anywhere_in_a_prompt(
     assert list(answer.token_ids) == [t for t in wanted if t not in facts.eos_token_ids]
 
 
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
 def test_a_stop_string_ends_a_beam_as_in_transformers(
     kind: str, random_build: Build, whole: Any
 ) -> None:
@@ -281,9 +282,10 @@ def test_a_stop_string_ends_a_beam_as_in_transformers(
         )[0].tolist()
         return str(tokenizer.decode(made, skip_special_tokens=True))
 
-    plain = reference()
+    stops = sorted({letter for letter in reference()[2:] if letter.isalpha()})[:3]
+    assert stops
     with contextlib.closing(open_engine(directory, manifest, threads=1)) as engine:
-        for stop in {*plain[2:]} - {" "}:
+        for stop in stops:
             answer = engine.submit(
                 GenerationRequest(
                     prompt="What is it?",
