@@ -16,7 +16,7 @@ from benchmarks.measure import RESULTS
 from export.checkpoint import DEMO
 from serving.cli.quiet import quiet_libraries
 
-NAMES = ("builds", "heldout", "beams", "crowd", "one_image", "latency", "load", "soak")
+NAMES = ("builds", "heldout", "beams", "originals", "crowd", "one_image", "latency", "load", "soak")
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 
 

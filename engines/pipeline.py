@@ -21,11 +21,13 @@ import numpy.typing as npt
 from engines.language_model.opening import open_engine
 from engines.language_model.types import Answer, Generation, GenerationOptions, GenerationRequest
 from engines.runners import open_runner
-from engines.text import InstructionTokenizer, check_images
+from engines.text import InstructionTokenizer, check_images, instruction_tensors
 from export.errors import InputError
 from export.manifest import Manifest
 
 Array = npt.NDArray[Any]
+
+PLAIN = GenerationOptions()
 
 CACHED_IMAGES = 16
 """How many of the last images' embeddings are kept: many questions about one image encode once."""
@@ -81,19 +83,26 @@ class Pipeline:
         """
         return self._vision.infer({"pixels": pixels})["image_embeds"]
 
-    def visual_prompt(self, image_embeds: Array, prompts: Sequence[str]) -> Array:
+    def visual_prompt(
+        self,
+        image_embeds: Array,
+        prompts: Sequence[str],
+        options: GenerationOptions = PLAIN,
+    ) -> Array:
         """`visual_prompt` `[batch, queries, d_llm]`: each image as its prompt asks for it.
 
         Args:
             image_embeds: `[batch, patches, d_vision]`, as `encode_image` returns it.
             prompts: one an image.
+            options: say what becomes of an instruction that is too long.
 
         Raises:
             InputError: a prompt is empty or too long, or there is not one an image.
+            OptionError: instructions are to be cut, and the model reads none.
         """
         if len(prompts) != len(image_embeds):
             raise InputError(f"there are {len(image_embeds)} images and {len(prompts)} prompts")
-        text = self._instructions(*prompts) if self._instructions else {}
+        text = instruction_tensors(self._instructions, options, *prompts)
         return self._qformer.infer({"image_embeds": image_embeds, **text})["visual_prompt"]
 
     def submit(
@@ -118,15 +127,16 @@ class Pipeline:
             QueueFullError, EngineError: as `LanguageModelEngine.submit`.
         """
         started = time.monotonic()
+        options = options or PLAIN
         images = pixels[None] if pixels.ndim == 3 else pixels
         check_images(len(images), self.manifest.limits.images)
         embeds = np.concatenate([self._remembered(image) for image in images])
-        visual_prompt = self.visual_prompt(embeds, [prompt] * len(images))
+        visual_prompt = self.visual_prompt(embeds, [prompt] * len(images), options)
         return self._engine.submit(
             GenerationRequest(
                 prompt=prompt,
                 visual_prompt=visual_prompt,
-                options=options or GenerationOptions(),
+                options=options,
                 deadline=deadline,
                 vision_s=time.monotonic() - started,
             )

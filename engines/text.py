@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.types import PromptIds
-from export.errors import BuildDirectoryError, InputError
+from export.errors import BuildDirectoryError, InputError, OptionError
 from export.manifest import Images, Manifest, how_to_raise
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from engines.language_model.options import GenerationOptions
 
 MARK = "<ImageHere>"
 """Stands for an image in a prompt to a model that takes images at any place. Source: this and what
@@ -218,19 +220,29 @@ class InstructionTokenizer:
             pad_token_id=text.qformer_pad_token_id,
         )
 
-    def __call__(self, *prompts: str) -> dict[str, npt.NDArray[Any]]:
+    def __call__(
+        self, *prompts: str, truncation: str = "", max_instruction: int | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
         """`qformer_input_ids` and `qformer_attention_mask`, int64 `[len(prompts), instruction]`.
 
         `instruction` is the least of `INSTRUCTION_LENGTHS` that holds the longest prompt, and at
         most the limit. Padding is on the right and masked, so it changes no number.
 
+        Args:
+            prompts: as users wrote them.
+            truncation: the end, `"left"` or `"right"`, that is cut off a prompt that is too long,
+                as a tokenizer's `truncation_side`; empty refuses one.
+            max_instruction: tokens that are left of it; `None`, and more than the limit, is the
+                limit.
+
         Raises:
-            InputError: a prompt is empty, is not text, or is longer than the limit. Nothing is
-                cut: the Hugging Face processor does not cut either.
+            InputError: a prompt is empty, is not text, or is longer than the limit and not to be
+                cut: the Hugging Face processor does not cut unless it is asked to.
+            OptionError: `max_instruction` leaves nothing but special tokens.
         """
         if not prompts:
             raise InputError("there is no prompt")
-        rows = [self._row(prompt) for prompt in prompts]
+        rows = [self._row(prompt, truncation, max_instruction) for prompt in prompts]
         width = padded_length(max(map(len, rows)), self.limit)
         ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
         mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -239,11 +251,26 @@ class InstructionTokenizer:
             mask[index, : len(row)] = 1
         return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
 
-    def _row(self, prompt: str) -> list[int]:
+    def _row(self, prompt: str, truncation: str, most: int | None) -> list[int]:
         check_prompt(prompt)
+        if truncation:
+            return self._cut(prompt, truncation, min(most or self.limit, self.limit))
         row = _encode(self.tokenizer, prompt, "instruction")
-        _check_length("instruction", len(row), self.limit, "Shorten it.")
+        advice = "Shorten it, or let truncation cut it."
+        _check_length("instruction", len(row), self.limit, advice)
         return row
+
+    def _cut(self, prompt: str, side: str, most: int) -> list[int]:
+        """Its ids, at most so many: text is cut off at that side, special tokens stay."""
+        special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
+        if most <= special:
+            raise OptionError(
+                f"max_instruction is {most}; the tokenizer adds {special} special tokens to any "
+                f"instruction: wanted {special + 1} or more"
+            )
+        text = _encoding(self.tokenizer, prompt, "instruction", special=False)
+        text.truncate(most - special, direction=side)
+        return list(self.tokenizer.post_process(text).ids)
 
 
 def check_images(count: int, most: int) -> None:
@@ -273,6 +300,27 @@ def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
         raise InputError("the prompt is empty. Ask something, such as 'What is in the image?'")
 
 
+def instruction_tensors(
+    tokenizer: InstructionTokenizer | None, options: GenerationOptions, *prompts: str
+) -> dict[str, npt.NDArray[Any]]:
+    """What the Q-Former reads of some prompts, cut as the options say; nothing where it reads none.
+
+    Raises:
+        InputError: see `InstructionTokenizer`.
+        OptionError: see `InstructionTokenizer`; or `truncation` is given, and no instruction read.
+    """
+    if tokenizer is not None:
+        return tokenizer(
+            *prompts, truncation=options.truncation, max_instruction=options.max_instruction
+        )
+    if options.truncation:
+        raise OptionError(
+            f"truncation is {options.truncation!r}; it cuts the Q-Former's instruction, and this "
+            "model's Q-Former reads none. Leave it out."
+        )
+    return {}
+
+
 def padded_length(length: int, limit: int) -> int:
     """The least of `INSTRUCTION_LENGTHS` that holds `length` tokens, and at most `limit`."""
     fitting = (size for size in INSTRUCTION_LENGTHS if size >= length)
@@ -280,9 +328,13 @@ def padded_length(length: int, limit: int) -> int:
 
 
 def _encode(tokenizer: Tokenizer, text: str, what: str, *, special: bool = True) -> list[int]:
+    return list(_encoding(tokenizer, text, what, special=special).ids)
+
+
+def _encoding(tokenizer: Tokenizer, text: str, what: str, *, special: bool) -> Any:
     encode: Callable[..., Any] = tokenizer.encode
     try:
-        return list(encode(text, add_special_tokens=special).ids)
+        return encode(text, add_special_tokens=special)
     except (TypeError, UnicodeError) as error:  # a lone surrogate cannot be written as UTF-8
         raise InputError(f"the {what} is not valid Unicode text ({error})") from error
 

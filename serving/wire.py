@@ -112,7 +112,7 @@ class ServerContract:
     Attributes:
         preprocessing: what to do to an image.
         limits: what a request may be.
-        build: `{"name", "family", "precision", "created"}` of what is served.
+        build: `{"name", "family", "language_model", "precision", "created"}` of what is served.
     """
 
     preprocessing: Preprocessing
@@ -136,6 +136,7 @@ class ServerContract:
         build = {
             "name": manifest.name,
             "family": manifest.family,
+            "language_model": model.architecture,
             "precision": dict(manifest.precision),
             "created": manifest.created,
         }

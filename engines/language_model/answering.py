@@ -37,14 +37,18 @@ class AnswerPlan:
     Attributes:
         prompt_tokens: visual prompt and text, in positions.
         limit: most tokens of answer; of a candidate, where there are any to choose from.
-        context: ids that the repetition penalty counts as said already.
+        context: ids that count as said already, for the repetition penalty and its like.
         stop: strings that end an answer.
+        least: tokens of answer before which it cannot end.
+        echo: ids that the answer begins with, before the first that is generated.
     """
 
     prompt_tokens: int
     limit: int
     context: tuple[int, ...]
     stop: tuple[str, ...] = ()
+    least: int = 0
+    echo: tuple[int, ...] = ()
 
 
 def plan_answer(
@@ -55,12 +59,13 @@ def plan_answer(
 ) -> AnswerPlan:
     """Fits an answer into the model's length.
 
-    An answer ends with `length` at `max_new_tokens` or where the model's positions end, whichever
-    is first. An encoder-decoder's answer has the positions for itself. A candidate may have all of
-    the model's positions.
+    An answer ends with `length` at `max_new_tokens` (or `max_length`) or where the model's
+    positions end, whichever is first. An encoder-decoder's answer has the positions for itself. A
+    candidate may have all of the model's positions.
 
     As in transformers, the repetition penalty of a decoder-only model counts the image
-    placeholders and the prompt as said, and that of an encoder-decoder the start token alone.
+    placeholders and the prompt as said, unless its scope is the answer, and that of an
+    encoder-decoder the start token alone.
 
     Args:
         prompt: as the model reads it.
@@ -70,7 +75,8 @@ def plan_answer(
 
     Raises:
         InputError: the prompt leaves no room for an answer.
-        OptionError: `min_new_tokens` is more than can be generated.
+        OptionError: `max_length` leaves none; `min_new_tokens` or `min_length` is more than can be
+            generated; or `echo` is asked of an encoder-decoder.
     """
     used = prompt.positions(facts.num_query_tokens)
     room = facts.max_length - (0 if facts.is_encoder_decoder else used)
@@ -79,27 +85,72 @@ def plan_answer(
             f"the prompt has {len(prompt.ids)} tokens, and its images {used - len(prompt.ids)}"
             f" positions; this model holds {facts.max_length}, answer included. Shorten the prompt."
         )
-    wanted = options.max_new_tokens or facts.default_max_new_tokens
+    counted = 1 if facts.is_encoder_decoder else used  # of max_length, before the answer begins
+    wanted = _wanted(options, counted, facts)
     limit = room if options.candidates else min(wanted, room)
-    if options.min_new_tokens > limit:
-        raise OptionError(
-            f"min_new_tokens is {options.min_new_tokens}; at most {limit} tokens can be generated "
-            "for this prompt. Lower it, or raise max_new_tokens."
-        )
     return AnswerPlan(
         prompt_tokens=used,
         limit=limit,
-        context=_context(prompt, facts),
+        context=_context(prompt, options, facts),
         stop=(*options.stop, *stop),
+        least=_least(options, counted, limit),
+        echo=_echo(prompt, options, facts),
     )
 
 
-def _context(prompt: PromptIds, facts: LanguageModelFacts) -> tuple[int, ...]:
+def _wanted(options: GenerationOptions, counted: int, facts: LanguageModelFacts) -> int:
+    """Most tokens of answer that the options ask for."""
+    if options.max_length is None:
+        return options.max_new_tokens or facts.default_max_new_tokens
+    if options.max_length <= counted:
+        what = "the start token takes" if facts.is_encoder_decoder else "image and prompt take"
+        raise OptionError(
+            f"max_length is {options.max_length}; {what} {counted} of it, which leaves no room for "
+            f"an answer. Raise it above {counted}, or give max_new_tokens instead."
+        )
+    return options.max_length - counted
+
+
+def _least(options: GenerationOptions, counted: int, limit: int) -> int:
+    """Least tokens of answer."""
+    least = max(options.min_new_tokens, options.min_length - counted)
+    if least > limit:
+        name = "min_length" if options.min_length else "min_new_tokens"
+        asked = f", which is {least} tokens of answer" if options.min_length else ""
+        raise OptionError(
+            f"{name} is {getattr(options, name)}{asked}; at most {limit} tokens can be generated "
+            "for this prompt. Lower it, or raise max_new_tokens (or max_length)."
+        )
+    return least
+
+
+def _context(
+    prompt: PromptIds, options: GenerationOptions, facts: LanguageModelFacts
+) -> tuple[int, ...]:
     if facts.is_encoder_decoder:
         start = facts.decoder_start_token_id
         return () if start is None else (start,)
+    if options.penalty_scope == "answer":
+        return ()
     image = facts.image_token_id
     return prompt.ids if image is None else tuple(prompt.filled(image))
+
+
+def _echo(
+    prompt: PromptIds, options: GenerationOptions, facts: LanguageModelFacts
+) -> tuple[int, ...]:
+    """The prompt as `generate` of transformers has it, a placeholder for every image position."""
+    if not options.echo:
+        return ()
+    if facts.is_encoder_decoder:
+        raise OptionError(
+            "echo is true; this model is an encoder-decoder, whose answer is a sequence of its "
+            "own, without the prompt (in transformers, too). Leave it out."
+        )
+    image = facts.image_token_id
+    if image is None:
+        return prompt.ids
+    return tuple(prompt.filled(*[image] * facts.num_query_tokens))
 
 
 class CompletionBuilder:
@@ -130,10 +181,13 @@ class CompletionBuilder:
         self._ends |= dict.fromkeys(facts.eos_token_ids, "eos")
         self._stops = StopStrings(plan.stop)
         self._detokeniser = Detokeniser(tokenizer, special)
-        self._ids: list[int] = []
+        self._echoed = len(plan.echo)
+        self._ids = list(plan.echo)
         self._closed = 0  # tokens that end: 0 or 1
-        self._unsent = 0  # tokens since the last delta
+        self._unsent = self._echoed  # tokens since the last delta
         self._texts: list[str] = []
+        # One text, as transformers decodes it; no stop string is looked for in the prompt.
+        self._prompt = "".join(self._detokeniser.feed(token) for token in plan.echo)
 
     def add(self, token: int) -> TextDelta | None:
         """Takes the next token; what can be shown of it, if anything."""
@@ -145,7 +199,7 @@ class CompletionBuilder:
         text = self._stops.feed(self._detokeniser.feed(token))
         if self._stops.stopped:
             self.finish_reason = "stop"
-        elif len(self._ids) >= self._limit:
+        elif len(self._ids) - self._echoed >= self._limit:
             return self._finish("length", text)
         return self._delta(text)
 
@@ -157,7 +211,7 @@ class CompletionBuilder:
             text="".join(self._texts),
             token_ids=tuple(self._ids),
             finish_reason=self.finish_reason or "cancelled",
-            completion_tokens=len(self._ids) + self._closed,
+            completion_tokens=len(self._ids) - self._echoed + self._closed,
             logprobs=None if logprobs is None else tuple(logprobs),
             score=score,
         )
@@ -169,6 +223,7 @@ class CompletionBuilder:
         return self._delta(text + self._stops.flush())
 
     def _delta(self, text: str) -> TextDelta | None:
+        text, self._prompt = self._prompt + text, ""
         if not text:
             return None
         self._texts.append(text)

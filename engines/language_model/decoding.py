@@ -304,7 +304,9 @@ def decoding_for(
     if candidates:
         return Ranking(options, plan, facts, candidates)
     ends = tuple(dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids)))
-    restraints = Restraints(options, ends=ends, context=plan.context, banned=banned)
+    restraints = Restraints(
+        options, ends=ends, context=plan.context, banned=banned, least=plan.least
+    )
     if options.num_beams > 1:
         return Beams(options, plan, restraints, builder, ends, stopped)
     return Samples(options, plan, restraints, builder)

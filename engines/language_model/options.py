@@ -22,6 +22,10 @@ class GenerationOptions:
     Attributes:
         max_new_tokens: 1 or more; `None` takes the checkpoint's own default.
         min_new_tokens: the answer cannot end by a token before this many tokens.
+        max_length: instead of `max_new_tokens`, in positions as transformers counts them where it
+            has token ids: the image, the prompt and the answer of a decoder-only model; the start
+            token and the answer of an encoder-decoder.
+        min_length: instead of `min_new_tokens`, counted in the same way.
         temperature: 0 is greedy; otherwise logits are divided by it and a token is drawn.
         top_k: draw among the k likeliest; 0 is all. Effective only when temperature > 0.
         top_p: draw among the likeliest that reach this probability, in (0, 1]. As `top_k`.
@@ -30,6 +34,10 @@ class GenerationOptions:
         repetition_penalty: above 1 makes repeats less likely, as in transformers; 1 is off.
         no_repeat_ngram_size: no run of so many tokens occurs twice, the prompt of a decoder-only
             model included; 0 is off.
+        penalty_scope: what counts as said for the penalty, for repeated runs and for banned words:
+            `"all"`, as transformers given ids: a decoder-only model's image placeholders and prompt
+            too; or `"answer"`, as LAVIS, which gives it embeddings alone: the answer, and the start
+            token of an encoder-decoder.
         logit_bias: added to the logits of these token ids, -100 to 100 each.
         banned_words: words that the answer may not contain, as their own tokens.
         stop: the answer ends before any of these strings.
@@ -45,7 +53,15 @@ class GenerationOptions:
         early_stopping: of a beam search: `True` ends it at `num_beams` finished beams; `False`
             where better ones are unlikely; `"never"` where there can be none.
         candidates: answers to choose from, 1 to 1000: nothing is generated, each is scored, and
-            the answer is the likeliest. Of the other options only `length_penalty` goes with it.
+            the answer is the likeliest. Of the other options only `length_penalty`, `truncation`
+            and `max_instruction` go with it.
+        truncation: which end of the Q-Former's instruction is cut off where it is longer than
+            `max_instruction`, as a tokenizer's `truncation_side`; `""` refuses one that is too
+            long. The language model reads the prompt whole.
+        max_instruction: tokens, with the special ones; `None` is as many as the Q-Former holds.
+            Effective only with `truncation`.
+        echo: the answer's text and token ids begin with the prompt's, image placeholders
+            included, as `generate` of transformers returns them. Of decoder-only models.
 
     Raises:
         OptionError: naming the option, what was given and its range.
@@ -70,11 +86,15 @@ class GenerationOptions:
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] = False
     candidates: tuple[str, ...] = ()
+    max_length: int | None = None
+    min_length: int = 0
+    penalty_scope: Literal["all", "answer"] = "all"
+    truncation: Literal["", "left", "right"] = ""
+    max_instruction: int | None = None
+    echo: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None:
-            _integer("max_new_tokens", self.max_new_tokens, 1, None)
-        _integer("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        self._check_lengths()
         _integer("top_k", self.top_k, 0, None)
         _integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, None)
         for name, (span, fits) in _NUMBERS.items():
@@ -94,9 +114,40 @@ class GenerationOptions:
             _integer("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         _integer("n", self.n, 1, MOST_SEQUENCES)
         _integer("num_beams", self.num_beams, 1, MOST_SEQUENCES)
+        self._check_choices()
         self._check_beams()
         if self.candidates:
             self._check_ranking()
+
+    def _check_lengths(self) -> None:
+        if self.max_new_tokens is not None:
+            _integer("max_new_tokens", self.max_new_tokens, 1, None)
+        if self.max_length is not None:
+            _integer("max_length", self.max_length, 1, None)
+        _integer("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        _integer("min_length", self.min_length, 0, self.max_length)
+        for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if getattr(self, one) and getattr(self, other):
+                raise OptionError(
+                    f"{one} is {getattr(self, one)} and {other} {getattr(self, other)}; they are "
+                    "two ways to say the same: leave one of them out"
+                )
+
+    def _check_choices(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                wanted = ", ".join(map(repr, choices))
+                raise OptionError(f"{name} is {getattr(self, name)!r}; wanted one of {wanted}")
+        if not isinstance(self.echo, bool):
+            raise OptionError(f"echo is {self.echo!r}; wanted true or false")
+        if self.max_instruction is None:
+            return
+        _integer("max_instruction", self.max_instruction, 1, None)
+        if not self.truncation:
+            raise OptionError(
+                f"max_instruction is {self.max_instruction}, and truncation says nothing; wanted "
+                "truncation 'left' or 'right' with it: the end that is cut off"
+            )
 
     def _check_bias(self) -> None:
         if not isinstance(self.logit_bias, Mapping):
@@ -134,11 +185,12 @@ class GenerationOptions:
         blank = next((text for text in self.candidates if not text.strip()), None)
         if blank is not None:
             raise OptionError(f"candidates has {blank!r}; wanted texts that are not blank")
-        others = self.to_mapping().keys() - {"candidates", "length_penalty"}
+        others = self.to_mapping().keys() - {"candidates", *_OF_A_RANKING}
         if others:
             raise OptionError(
                 f"candidates are given, and {', '.join(sorted(others))}; a ranking generates "
-                "nothing and takes no other option than length_penalty: leave out one or the other"
+                f"nothing and takes no other option than {', '.join(_OF_A_RANKING)}: leave out one "
+                "or the other"
             )
 
     @classmethod
@@ -181,6 +233,13 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "repetition_penalty": ("above 0, at most 100", lambda x: 0 < x <= 100),
 }
 """Name to range, in words and as a test."""
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "penalty_scope": ("all", "answer"),
+    "truncation": ("", "left", "right"),
+}
+
+_OF_A_RANKING = ("length_penalty", "truncation", "max_instruction")
 
 _PENALTY: tuple[str, Callable[[float], bool]] = ("-10 to 10", lambda x: -10 <= x <= 10)
 

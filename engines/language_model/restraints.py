@@ -27,11 +27,12 @@ class Restraints:
 
     Args:
         options: the request's.
-        ends: tokens that end an answer: forbidden before `min_new_tokens`.
-        context: ids that count as said before the first token: the image placeholders and the
-            prompt of a decoder-only model, the start token of an encoder-decoder. Ids outside the
-            vocabulary are allowed and without effect.
+        ends: tokens that end an answer: forbidden before its least length.
+        context: ids that count as said before the first token, as `penalty_scope` has it: the image
+            placeholders and the prompt of a decoder-only model, the start token of an
+            encoder-decoder. Ids outside the vocabulary are allowed and without effect.
         banned: token ids of each banned word, none of them empty.
+        least: tokens of answer before which it cannot end; `None` is `min_new_tokens`.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Restraints:
         ends: Sequence[int],
         context: Sequence[int] = (),
         banned: Words = (),
+        least: int | None = None,
     ) -> None:
         self._options = options
+        self._least = options.min_new_tokens if least is None else least
         self._ends = np.array(ends, dtype=np.int64)
         self._context = list(context)
         self._banned = banned
@@ -65,12 +68,13 @@ class Restraints:
             forbid(scores, repeats(said, options.no_repeat_ngram_size))
         if self._banned:
             forbid(scores, completions(said, self._banned))
-        if len(tokens) < options.min_new_tokens:
+        if len(tokens) < self._least:
             scores[self._ends] = -np.inf
         if scores.max() == -np.inf:
             raise OptionError(
-                "no_repeat_ngram_size, banned_words, min_new_tokens and logit_bias together forbid "
-                f"every token after {len(tokens)} tokens of the answer. Relax one of them."
+                "no_repeat_ngram_size, banned_words, min_new_tokens (or min_length) and logit_bias "
+                f"together forbid every token after {len(tokens)} tokens of the answer. Relax one "
+                "of them."
             )
 
 

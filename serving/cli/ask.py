@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.options import as_json, generation_options, options_from_flags
+from serving.cli.options import (
+    as_json,
+    generation_options,
+    given_from_flags,
+    options_from_flags,
+)
 
 if TYPE_CHECKING:
     from serving.client import AnswerStream
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
 @click.option("--stream", is_flag=True, help="Print the answer as it is written.")
 @as_json
 @click.option("--url", default="127.0.0.1:8001", show_default=True, help="gRPC, as host:port.")
+@click.option(
+    "--compat",
+    type=click.Choice(["lavis", "hf", "minigpt4"]),
+    help="Answer as this original does; other options override its own.",
+)
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
 @generation_options
 def command(
@@ -29,6 +39,7 @@ def command(
     stream: bool,
     json_: bool,
     url: str,
+    compat: str | None,
     timeout_s: float | None,
     **flags: Any,
 ) -> None:
@@ -41,17 +52,17 @@ def command(
     whole answer. With --candidate every candidate is a line, the likeliest first: its score and its
     text.
     """
-    options = options_from_flags(flags)
+    options = given_from_flags(flags) if compat else options_from_flags(flags)
     from serving.client import InstructBlipClient
 
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     with InstructBlipClient(url, timeout_s=timeout_s) as client:
-        if stream and not options.candidates:
-            with client.stream(sources, prompt, options=options) as pieces:
+        if stream and not flags["candidates"]:
+            with client.stream(sources, prompt, options=options, compat=compat) as pieces:
                 _print_pieces(pieces, json_)
                 answer = pieces.answer
         else:
-            answer = client.ask(sources, prompt, options=options)
+            answer = client.ask(sources, prompt, options=options, compat=compat)
     if json_:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))
     elif answer.ranking:

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 GENERATION: tuple[tuple[str, Any, str], ...] = (
     ("max_new_tokens", int, "Most tokens of the answer. Default: the checkpoint's own."),
     ("min_new_tokens", int, "The answer cannot end before this many tokens. Default: 0."),
+    (
+        "max_length",
+        int,
+        "Instead: most positions, image and prompt included (T5: start token and answer).",
+    ),
+    ("min_length", int, "Instead of --min-new-tokens, counted as --max-length."),
     ("temperature", float, "0 always takes the likeliest token; above, one is drawn. Default: 0."),
     ("top_k", int, "Draw among the k likeliest; 0 is all. Default: 0."),
     ("top_p", float, "Draw among the likeliest that reach this probability. Default: 1."),
@@ -24,6 +30,13 @@ GENERATION: tuple[tuple[str, Any, str], ...] = (
     ),
     ("repetition_penalty", float, "Above 1, repeats are less likely. Default: 1."),
     ("no_repeat_ngram_size", int, "No run of so many tokens occurs twice. Default: 0, off."),
+    (
+        "penalty_scope",
+        click.Choice(["all", "answer"]),
+        "What counts as said for these two: prompt and answer, or the answer. Default: all.",
+    ),
+    ("truncation", click.Choice(["left", "right"]), "Cut the Q-Former's instruction at this end."),
+    ("max_instruction", int, "Tokens left of it. Default: as many as the Q-Former holds."),
     ("logprobs", int, "Report log-probabilities, of so many tokens besides (with --json)."),
     ("n", int, "So many answers (the others with --json). Default: 1."),
     ("num_beams", int, "Beam search with so many beams. Default: 1, none."),
@@ -33,6 +46,7 @@ GENERATION: tuple[tuple[str, Any, str], ...] = (
         "Of beams and candidates: above 0 favours long answers. Default: 1 of beams, 0 of others.",
     ),
     ("seed", int, "Of the draw. Default: a fresh one."),
+    ("echo", bool, "Whether the answer begins with the prompt. Default: false."),
 )
 """Name, type and help of each option of an answer."""
 
@@ -74,6 +88,18 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def given_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options of an answer that were given among a command's flags, by name."""
+    names = [name for name, _, _ in GENERATION]
+    given = {name: flags[name] for name in names if flags[name] is not None}
+    given |= {name: tuple(flags[name]) for name, _, _ in REPEATABLE if flags[name]}
+    if flags["early_stopping"] is not None:
+        given["early_stopping"] = EARLY_STOPPING[flags["early_stopping"]]
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    return given
+
+
 def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
     """The options of an answer among a command's flags.
 
@@ -82,14 +108,7 @@ def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
     """
     from engines.language_model.types import GenerationOptions
 
-    names = [name for name, _, _ in GENERATION]
-    given = {name: flags[name] for name in names if flags[name] is not None}
-    given |= {name: tuple(flags[name]) for name, _, _ in REPEATABLE if flags[name]}
-    if flags["early_stopping"] is not None:
-        given["early_stopping"] = EARLY_STOPPING[flags["early_stopping"]]
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(given["logit_bias"])
-    return GenerationOptions(**given)
+    return GenerationOptions(**given_from_flags(flags))
 
 
 def as_json(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,11 +11,13 @@ from typing import Any, Self
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
-from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
+from engines.language_model.types import Answer, RankedCandidate
 from export.errors import IblipError
 from export.images import ImageSources
+from serving.client.compat import Options, finished, resolved
 from serving.client.errors import CancelledError
 from serving.client.faults import error_from_status
+from serving.client.lavis import AsyncLavis
 from serving.client.messages import (
     CANCEL_TIMEOUT_S,
     AnswerReader,
@@ -94,23 +96,28 @@ class AsyncInstructBlipClient:
         image: ImageSources,
         prompt: str,
         *,
-        options: GenerationOptions = GREEDY,
+        options: Options = GREEDY,
+        compat: str | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """As `InstructBlipClient.ask`. Cancelling the task cancels the answer."""
-        async with await self._asked(image, prompt, options, timeout_s, stream=False) as stream:
-            return await stream.answer()
+        async with await self._asked(
+            image, prompt, options, compat, timeout_s, stream=False
+        ) as stream:
+            answer = await stream.answer()
+        return finished(answer, resolved(await self.contract(), options, compat)[1])
 
     async def stream(
         self,
         image: ImageSources,
         prompt: str,
         *,
-        options: GenerationOptions = GREEDY,
+        options: Options = GREEDY,
+        compat: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncAnswerStream:
         """As `InstructBlipClient.stream`; the image is decoded in a thread of its own."""
-        return await self._asked(image, prompt, options, timeout_s, stream=True)
+        return await self._asked(image, prompt, options, compat, timeout_s, stream=True)
 
     async def rank(
         self,
@@ -126,11 +133,17 @@ class AsyncInstructBlipClient:
         answer = await self.ask(image, prompt, options=options, timeout_s=timeout_s)
         return answer.ranking
 
+    @property
+    def lavis(self) -> AsyncLavis:
+        """LAVIS's calls, with its names and defaults."""
+        return AsyncLavis(self)
+
     async def _asked(
         self,
         image: ImageSources,
         prompt: str,
-        options: GenerationOptions,
+        options: Options,
+        compat: str | None,
         timeout_s: float | None,
         *,
         stream: bool,
@@ -138,9 +151,10 @@ class AsyncInstructBlipClient:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = await self.contract(timeout_s=deadline.remaining())
         pixels = await asyncio.to_thread(pixels_of_request, image, contract)
+        made, _ = resolved(contract, options, compat)
         remaining = deadline.remaining()
         request = question(
-            pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream
+            pixels, prompt, made, model=self.model, timeout_s=remaining, stream=stream
         )
         call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
         return AsyncAnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))

@@ -12,7 +12,9 @@ import grpc  # type: ignore[import-untyped]
 from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
 from export.errors import IblipError
 from export.images import ImageSources
+from serving.client.compat import Options, finished, resolved
 from serving.client.faults import error_from_status
+from serving.client.lavis import Lavis
 from serving.client.messages import (
     CANCEL_TIMEOUT_S,
     AnswerReader,
@@ -109,7 +111,8 @@ class InstructBlipClient:
         image: ImageSources,
         prompt: str,
         *,
-        options: GenerationOptions = GREEDY,
+        options: Options = GREEDY,
+        compat: str | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """The whole answer.
@@ -117,7 +120,9 @@ class InstructBlipClient:
         Args:
             image: see the class.
             prompt: the question or instruction.
-            options: how to generate; greedy by default.
+            options: how to generate; greedy by default. May be a mapping, by name.
+            compat: the original to answer as, `"lavis"`, `"hf"` or `"minigpt4"`: its options, over
+                which `options` go, and its trimming of the text. See `Preset.with_options`.
             timeout_s: of this answer, in seconds; `None` takes the client's own.
 
         Raises:
@@ -127,22 +132,25 @@ class InstructBlipClient:
             EngineError, QueueFullError: the server's engine failed, or takes no more.
             ClientError: see `serving.client.errors`.
         """
-        with self._asked(image, prompt, options, timeout_s, stream=False) as stream:
-            return stream.answer
+        with self._asked(image, prompt, options, compat, timeout_s, stream=False) as stream:
+            answer = stream.answer
+        return finished(answer, resolved(self.contract(), options, compat)[1])
 
     def stream(
         self,
         image: ImageSources,
         prompt: str,
         *,
-        options: GenerationOptions = GREEDY,
+        options: Options = GREEDY,
+        compat: str | None = None,
         timeout_s: float | None = None,
     ) -> AnswerStream:
         """The answer's text as it is written; arguments and errors as in `ask`.
 
+        It is not trimmed as `compat` would have it: the pieces are the answer's own text.
         The request is sent before this returns. Iterating raises what made it fail.
         """
-        return self._asked(image, prompt, options, timeout_s, stream=True)
+        return self._asked(image, prompt, options, compat, timeout_s, stream=True)
 
     def rank(
         self,
@@ -166,11 +174,17 @@ class InstructBlipClient:
         options = ranking_options(candidates, length_penalty)
         return self.ask(image, prompt, options=options, timeout_s=timeout_s).ranking
 
+    @property
+    def lavis(self) -> Lavis:
+        """LAVIS's calls, with its names and defaults."""
+        return Lavis(self)
+
     def _asked(
         self,
         image: ImageSources,
         prompt: str,
-        options: GenerationOptions,
+        options: Options,
+        compat: str | None,
         timeout_s: float | None,
         *,
         stream: bool,
@@ -178,9 +192,10 @@ class InstructBlipClient:
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = self.contract(timeout_s=deadline.remaining())
         pixels = pixels_of_request(image, contract)
+        made, _ = resolved(contract, options, compat)
         remaining = deadline.remaining()
         request = question(
-            pixels, prompt, options, model=self.model, timeout_s=remaining, stream=stream
+            pixels, prompt, made, model=self.model, timeout_s=remaining, stream=stream
         )
         call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
         return AnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from engines.text import InstructionTokenizer, check_images, check_prompt
-from export.errors import InputError
-from serving.wire import ACCEPTED_PIXELS, ARRIVED, FAULT, error_from_text, text_from_error
+from engines.text import (
+    InstructionTokenizer,
+    check_images,
+    check_prompt,
+    instruction_tensors,
+)
+from export.errors import InputError, UsageError
+from serving.wire import (
+    ACCEPTED_PIXELS,
+    ARRIVED,
+    FAULT,
+    error_from_text,
+    options_from_parameters,
+    text_from_error,
+)
 
 PLACEHOLDER = "."
 """What the Q-Former reads in place of a prompt that has a fault."""
@@ -36,6 +49,7 @@ def text_tensors(
     pixels: npt.NDArray[np.uint8],
     tokenizer: InstructionTokenizer | None,
     most_images: int,
+    parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """What the text step makes of a request.
 
@@ -48,6 +62,7 @@ def text_tensors(
         pixels: uint8 `[images, height, width, 3]`.
         tokenizer: of the Q-Former's instruction; `None` where it takes none.
         most_images: of a request.
+        parameters: of the request; among the options is how an instruction is cut.
 
     Returns:
         `accepted_pixels`, the images, or one that is black where there is a fault; the
@@ -59,8 +74,9 @@ def text_tensors(
         check_images(len(pixels), most_images)
         prompt = prompt_from_tensor(tensor)
         check_prompt(prompt, may_be_empty=tokenizer is None)
-        ids = tokenizer(prompt) if tokenizer else {}
-    except InputError as error:
+        options = options_from_parameters(parameters or {})
+        ids = instruction_tensors(tokenizer, options, prompt)
+    except UsageError as error:
         fault = text_from_error(error)
         ids = tokenizer(PLACEHOLDER) if tokenizer else {}
         pixels = np.zeros((1, *pixels.shape[1:]), np.uint8)
@@ -73,7 +89,7 @@ def text_tensors(
 
 
 def check_fault(tensor: npt.NDArray[Any] | None) -> None:
-    """Raises the `InputError` that the text step found, if any."""
+    """Raises the `InputError` or `OptionError` that the text step found, if any."""
     error = None if tensor is None else error_from_text(tensor[0].decode())
     if error is not None:
         raise error

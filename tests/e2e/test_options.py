@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from export.images import pixels_from_image
 from serving.cli import iblip
-from serving.client import AsyncInstructBlipClient, GenerationOptions
+from serving.client import AsyncInstructBlipClient, GenerationOptions, InputError, OptionError
 from serving.wire import answer_from_finish, parameters_from_options
 
 PROMPT = "Describe the image."
@@ -49,12 +49,48 @@ SETS = {
     },
     "beams that stop early": {"num_beams": 3, "early_stopping": True, "length_penalty": 2.0},
     "greedy": {"logprobs": 5, "stop_token_ids": [3], "banned_words": ["a"], "max_new_tokens": 15},
+    "lengths": {
+        "max_length": 60,
+        "min_length": 30,
+        "repetition_penalty": 1.5,
+        "penalty_scope": "answer",
+        "truncation": "left",
+        "max_instruction": 4,
+    },
 }
+
+ECHO = {"echo": True, "max_new_tokens": 5}
+"""Of decoder-only models."""
 
 
 def test_every_option_but_a_ranking_is_among_these():
-    named = {name for options in SETS.values() for name in options}
+    named = {name for options in (*SETS.values(), ECHO) for name in options}
     assert {field.name for field in fields(GenerationOptions)} - named == {"candidates"}
+
+
+def test_the_prompt_is_echoed_or_refused(served, client, picture):
+    options = GenerationOptions(**ECHO)
+    if served.manifest.language_model.is_encoder_decoder:
+        with pytest.raises(OptionError, match="echo is true; this model is an encoder-decoder"):
+            client.ask(picture, PROMPT, options=options)
+    else:
+        answer = client.ask(picture, PROMPT, options=options)
+        assert answer.text.startswith(PROMPT)
+        assert timeless(answer) == timeless(served.in_process(picture, PROMPT, options))
+
+
+def test_an_instruction_is_cut_on_the_server(served, client, picture):
+    tail, options = "What digit is in the image?", {"truncation": "left", "max_instruction": 8}
+    prompt = "Please look at all of this picture. " * 20 + tail
+    limit = served.manifest.text.max_instruction
+    with pytest.raises(InputError, match=rf"instruction has .* tokens; at most {limit} fit"):
+        client.ask(picture, prompt * 2)
+    cut = GenerationOptions(max_new_tokens=20, **options)
+    assert timeless(client.ask(picture, prompt, options=cut)) == timeless(
+        served.in_process(picture, prompt, cut)
+    )
+    with pytest.raises(OptionError, match=r"max_instruction is 2; .* special tokens"):
+        client.ask(picture, prompt, options=replace(cut, max_instruction=2))
 
 
 @pytest.fixture(params=SETS, ids=str)

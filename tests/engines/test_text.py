@@ -9,9 +9,16 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from engines.text import InstructionTokenizer, PromptTokenizer, load_tokenizer, padded_length
+from engines.language_model.types import GenerationOptions
+from engines.text import (
+    InstructionTokenizer,
+    PromptTokenizer,
+    instruction_tensors,
+    load_tokenizer,
+    padded_length,
+)
 from engines.types import PromptIds
-from export.errors import BuildDirectoryError, InputError
+from export.errors import BuildDirectoryError, InputError, OptionError
 
 PROMPTS = ["What colour is the 3?", "  two  spaces ", "Ünïcode 🙂 你好", "a\nb\tc", "</s> hi <s>"]
 
@@ -193,3 +200,28 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, text: str | None) 
         path.write_text(text)
     with pytest.raises(BuildDirectoryError, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("most", [3, 8, 12, 500])
+def test_instructions_are_cut_as_transformers_cuts_them(
+    side: str, most: int, tokenizers: dict[str, Tokenizer]
+) -> None:
+    instructions = InstructionTokenizer(tokenizer=tokenizers["bert"], limit=12, pad_token_id=0)
+    reference = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizers["bert"].to_str()), truncation_side=side
+    )
+    prompt = "How many digits are there? What colour is the first, and what is the last?"
+    out = instructions(prompt, "Red?", truncation=side, max_instruction=most)
+    for row, mask, text in zip(*out.values(), (prompt, "Red?"), strict=True):
+        wanted = reference(text, truncation=True, max_length=min(most, 12))["input_ids"]
+        assert row[mask == 1].tolist() == wanted
+    assert instructions(prompt, truncation=side)["qformer_input_ids"].shape == (1, 12)
+
+
+def test_a_cut_that_leaves_no_text_is_refused(tokenizers: dict[str, Tokenizer]) -> None:
+    instructions = InstructionTokenizer(tokenizer=tokenizers["bert"], limit=12, pad_token_id=0)
+    with pytest.raises(OptionError, match="max_instruction is 2; the tokenizer adds 2 special"):
+        instructions("Red?", truncation="left", max_instruction=2)
+    with pytest.raises(OptionError, match="this model's Q-Former reads none"):
+        instruction_tensors(None, GenerationOptions(truncation="left"), "Red?")

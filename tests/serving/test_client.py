@@ -77,7 +77,7 @@ def test_both_clients_offer_the_same():
         {name for name in vars(client) if not name.startswith("_")}
         for client in (serving.client.InstructBlipClient, serving.client.AsyncInstructBlipClient)
     ]
-    assert offered[0] == offered[1] == {"ask", "stream", "rank", "contract", "close"}
+    assert offered[0] == offered[1] == {"ask", "stream", "rank", "contract", "close", "lavis"}
 
 
 def test_a_question_as_a_message():

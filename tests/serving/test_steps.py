@@ -320,7 +320,7 @@ def test_the_text_step_notes_when_a_request_came():
 class Words:
     """An instruction tokenizer that counts words."""
 
-    def __call__(self, prompt):
+    def __call__(self, prompt, **cut):
         count = len(prompt.split())
         if count > 30:
             raise InputError(f"the instruction has {count} tokens; at most 30 fit")
@@ -336,19 +336,22 @@ def test_every_image_is_read_with_the_same_instruction():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "images", "message"),
+    ("prompt", "images", "parameters", "message"),
     [
-        (b" ", 1, "the prompt is empty"),
-        (b"\xff", 2, "not UTF-8"),
-        (b"long " * 40, 1, "the instruction has 40 tokens; at most 30 fit"),
-        (b"What?", 0, "the request has 0 images; wanted 1 to 3"),
-        (b"What?", 4, "the request has 4 images; wanted 1 to 3"),
+        (b" ", 1, {}, "the prompt is empty"),
+        (b"\xff", 2, {}, "not UTF-8"),
+        (b"long " * 40, 1, {}, "the instruction has 40 tokens; at most 30 fit"),
+        (b"What?", 0, {}, "the request has 0 images; wanted 1 to 3"),
+        (b"What?", 4, {}, "the request has 4 images; wanted 1 to 3"),
+        (b"What?", 1, {"truncation": "up"}, "truncation is 'up'; wanted one of"),
     ],
 )
-def test_a_faulty_request_is_passed_on_for_the_language_model_to_tell(prompt, images, message):
+def test_a_faulty_request_is_passed_on_for_the_language_model_to_tell(
+    prompt, images, parameters, message
+):
     pixels = np.full((images, 4, 6, 3), 7, np.uint8)
-    tensors = text_tensors(np.array([prompt], dtype=object), pixels, Words(), 3)
+    tensors = text_tensors(np.array([prompt], dtype=object), pixels, Words(), 3, parameters)
     assert tensors["qformer_input_ids"].shape == (1, 1)
     assert tensors["accepted_pixels"].tolist() == np.zeros((1, 4, 6, 3)).tolist()
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(OptionError if parameters else InputError, match=message):
         check_fault(tensors["fault"])

@@ -21,6 +21,11 @@ SUPPORTED = frozenset(
     {
         "max_new_tokens",
         "min_new_tokens",
+        "max_length",
+        "min_length",
+        "truncation",
+        "max_instruction",
+        "echo",
         "temperature",
         "top_k",
         "top_p",
@@ -88,7 +93,7 @@ def params_from_options(
     ends = dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids))
     params: dict[str, Any] = {
         "max_tokens": plan.limit,
-        "min_tokens": options.min_new_tokens,
+        "min_tokens": plan.least,
         "temperature": options.temperature,
         "repetition_penalty": options.repetition_penalty,
         "stop_token_ids": list(ends),

@@ -1,5 +1,7 @@
 """Triton's Python model of the text step: checks a request, and makes what the Q-Former reads."""
 
+import json
+
 import triton_python_backend_utils as pb_utils
 
 from engines.text import InstructionTokenizer
@@ -27,7 +29,8 @@ class TritonPythonModel:
             pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in (PROMPT, PIXELS)
         )
         try:
-            tensors = text_tensors(prompt, pixels, self.tokenizer, self.most_images)
+            parameters = json.loads(request.parameters() or "{}")
+            tensors = text_tensors(prompt, pixels, self.tokenizer, self.most_images, parameters)
         except Exception as fault:  # it belongs to this request, not to the model's process
             code = pb_utils.TritonError.INVALID_ARG
             error = pb_utils.TritonError(text_from_error(fault), code)

@@ -66,6 +66,54 @@ def test_an_answer_ends_at_its_length(
     assert answer.completion_tokens == length
 
 
+@pytest.mark.parametrize(
+    ("options", "changes", "length"),
+    [
+        ({"max_length": 13}, {}, 3),  # 4 of the image, 6 of the prompt
+        ({"max_length": 13}, {"max_length": 12}, 2),
+        ({"max_length": 13}, {"is_encoder_decoder": True}, 12),  # the start token
+    ],
+)
+def test_max_length_counts_as_transformers_does(
+    engine: Make, scripted: Make, ask: Make, options: Any, changes: Any, length: int
+) -> None:
+    answer = engine(scripted("x" * 100), **changes).submit(ask(**options)).result()
+    assert (answer.text, answer.completion_tokens) == ("x" * length, length)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({"max_length": 10}, {}, "max_length is 10; image and prompt take 10 of it"),
+        ({"max_length": 1}, {"is_encoder_decoder": True}, "the start token takes 1 of it"),
+        ({"min_length": 20, "max_new_tokens": 5}, {}, "min_length is 20, which is 10 tokens"),
+        ({"echo": True}, {"is_encoder_decoder": True}, "echo is true; this model is an encoder-d"),
+    ],
+)
+def test_a_length_that_does_not_fit_the_prompt_is_refused(
+    engine: Make, scripted: Make, ask: Make, options: Any, changes: Any, message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        engine(scripted(), **changes).submit(ask(**options))
+
+
+def test_min_length_counts_image_and_prompt(engine: Make, scripted: Make, ask: Make) -> None:
+    running = engine(scripted("abc"))
+    plain, longer = (running.submit(ask(**o)).result() for o in ({}, {"min_length": 15}))
+    assert (plain.finish_reason, plain.text) == ("eos", "abc")
+    assert longer.text.startswith("abc")
+    assert len(longer.token_ids) >= 5
+
+
+def test_the_prompt_can_come_first(engine: Make, scripted: Make, ask: Make) -> None:
+    *deltas, answer = engine(scripted("It is? No.")).submit(ask(echo=True, stop=["?"]))
+    assert "".join(delta.text for delta in deltas) == answer.text == "What?It is"
+    assert [t for delta in deltas for t in delta.token_ids] == list(answer.token_ids[:-1])
+    assert answer.token_ids[-len(b"What?It is?") :] == tuple(b"What?It is?")
+    assert answer.completion_tokens == len("It is?")
+    assert answer.prompt_tokens == len(answer.token_ids) - answer.completion_tokens
+
+
 def test_a_stop_string_across_tokens_ends_the_answer_before_it(
     engine: Make, scripted: Make, ask: Make
 ) -> None:

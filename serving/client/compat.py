@@ -1,0 +1,51 @@
+"""How a client asks as an original does: the server says which model it is, the preset how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from engines.language_model.presets import RANKING, Preset, preset
+from engines.language_model.types import Answer, GenerationOptions
+from serving.wire import ServerContract
+
+Options = GenerationOptions | Mapping[str, Any]
+"""How to generate. By name where a preset is to be overridden by what is a default here."""
+
+
+def preset_of_server(contract: ServerContract, compat: str, call: str | None = None) -> Preset:
+    """How that original answers with the model that is served.
+
+    Raises:
+        OptionError: there is no such original, or it has no such model or call.
+    """
+    build = contract.build
+    return preset(compat, family=build["family"], language_model=build["language_model"], call=call)
+
+
+def resolved(
+    contract: ServerContract, options: Options, compat: str | None
+) -> tuple[GenerationOptions, Preset | None]:
+    """The options that travel, and the preset that they come from, if any.
+
+    Raises:
+        OptionError: see `preset_of_server`; or the options make no sense together.
+    """
+    if compat is None:
+        if isinstance(options, GenerationOptions):
+            return options, None
+        return GenerationOptions.from_mapping(options), None
+    ranks = (
+        options.candidates if isinstance(options, GenerationOptions) else "candidates" in options
+    )
+    found = preset_of_server(contract, compat, RANKING if ranks else None)
+    return found.with_options(options), found
+
+
+def finished(answer: Answer, found: Preset | None) -> Answer:
+    """The answer with its texts as the original's caller gets them; a ranking's stay as given."""
+    if found is None:
+        return answer
+    others = tuple(replace(other, text=found.finished(other.text)) for other in answer.others)
+    return replace(answer, text=found.finished(answer.text), others=others)

@@ -1,0 +1,289 @@
+"""What LAVIS's calls ask, and what they make of the answers: all but the asking itself.
+
+Source: salesforce/LAVIS, `lavis/models/blip2_models/`. docs/compat.md says where this differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar
+
+from engines.language_model.presets import LAVIS, RANKING, Preset
+from engines.language_model.types import Answer, GenerationOptions
+from export.errors import InputError, OptionError
+from serving.client.compat import preset_of_server
+from serving.client.lavis_prompts import caption_prompt, class_prompt, question_prompt
+from serving.wire import ServerContract
+
+Samples = Mapping[str, Any]
+"""`image`: one, or a list of them; `prompt`, `text_input`, `ocr_tokens`, `choices`, `context`,
+`history`, `caption`: as in LAVIS, one an image."""
+
+
+class GenerateArguments(TypedDict, total=False):
+    """Of `generate`; what is left out is as LAVIS has it for the model.
+
+    `top_p` (0.9) and `temperature` (1) count where `use_nucleus_sampling` is true, as there.
+    """
+
+    use_nucleus_sampling: bool
+    num_beams: int
+    max_length: int
+    min_length: int
+    top_p: float
+    repetition_penalty: float
+    length_penalty: float
+    num_captions: int
+    temperature: float
+
+
+class PredictArguments(TypedDict, total=False):
+    """Of `predict_answers`; the last three are taken and have no effect, as in LAVIS."""
+
+    num_beams: int
+    max_len: int
+    min_len: int
+    prompt: str
+    length_penalty: float
+    inference_method: str
+    num_ans_candidates: int
+    answer_list: Sequence[str] | None
+
+
+class Texts(list[str]):
+    """Texts as LAVIS returns them, `num_captions` an image.
+
+    Attributes:
+        answers: one an image, with tokens, scores and times.
+    """
+
+    answers: tuple[Answer, ...] = ()
+
+
+class Ranks(list[list[int]]):
+    """Of each image, the indices of its candidates, the likeliest first.
+
+    Attributes:
+        answers: one an image, with every candidate's log-probability.
+    """
+
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question for the server."""
+
+    image: Any
+    prompt: str
+    options: GenerationOptions
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Generic[R]):
+    """The questions of one call, and what makes its result of their answers."""
+
+    questions: Sequence[Question]
+    result: Callable[[Sequence[Answer]], R]
+
+
+def generate_batch(
+    contract: ServerContract, samples: Samples, arguments: GenerateArguments
+) -> Batch[Texts]:
+    """The questions of `generate`.
+
+    Raises:
+        OptionError, InputError: an argument or a sample does not fit.
+    """
+    found = preset_of_server(contract, LAVIS, "generate")
+    prompts = _each(samples, "prompt", "")
+    return _texts_batch(samples, prompts, _generate_options(found, arguments), found)
+
+
+def answers_batch(
+    contract: ServerContract, samples: Samples, arguments: PredictArguments
+) -> Batch[Texts]:
+    """The questions of `predict_answers`. Errors as of `generate_batch`."""
+    if samples.get("apply_lemmatizer"):
+        raise InputError("apply_lemmatizer is set; lemmas are not made here: leave it out")
+    found = preset_of_server(contract, LAVIS, "predict_answers")
+    questions = _each(samples, "text_input")
+    template = arguments.get("prompt", "")
+    known = {name: _each(samples, name, None) for name in ("ocr_tokens", "choices")}
+    prompts = [
+        question_prompt(
+            template, text, ocr_tokens=known["ocr_tokens"][i], choices=known["choices"][i]
+        )
+        for i, text in enumerate(questions)
+    ]
+    names = {"num_beams": "num_beams", "max_len": "max_length", "min_len": "min_length"}
+    names["length_penalty"] = "length_penalty"
+    given: Any = {names[name]: value for name, value in arguments.items() if name in names}
+    return _texts_batch(samples, prompts, _generate_options(found, given), found)
+
+
+def class_batch(
+    contract: ServerContract,
+    samples: Samples,
+    candidates: Sequence[str] | Sequence[Sequence[str]],
+    n_segments: int,
+) -> Batch[Ranks]:
+    """The questions of `predict_class`. Errors as of `generate_batch`."""
+    found = preset_of_server(contract, LAVIS, RANKING)
+    if not candidates:
+        raise OptionError("candidates is empty; wanted at least one text")
+    images = _images(samples)
+    own = not isinstance(candidates[0], str)
+    lists: list[Any] = list(candidates) if own else [candidates] * len(images)
+    if len(lists) != len(images):
+        raise OptionError(f"candidates has {len(lists)} lists; wanted one an image, {len(images)}")
+    questions = []
+    for index, (image, prompt) in enumerate(zip(images, _class_prompts(samples), strict=True)):
+        options = found.with_options({"candidates": list(lists[index])})
+        if not options.candidates:
+            raise OptionError(f"candidates has no text for image {index}; wanted at least one")
+        if not 1 <= n_segments <= len(options.candidates):
+            raise OptionError(
+                f"n_segments is {n_segments}; wanted 1 to {len(options.candidates)}, the candidates"
+            )
+        questions.append(Question(image=image, prompt=prompt, options=options))
+    is_mean = contract.build["language_model"] != "t5"
+
+    def result(answers: Sequence[Answer]) -> Ranks:
+        longest = max(answer.prompt_tokens for answer in answers)
+        ranks = Ranks()
+        for answer in answers:
+            before = (answer.prompt_tokens if own else longest) if is_mean else None
+            ranks.append(ranks_from_answer(answer, n_segments, before))
+        ranks.answers = tuple(answers)
+        return ranks
+
+    return Batch(questions=questions, result=result)
+
+
+def ranks_from_answer(answer: Answer, n_segments: int, before: int | None) -> list[int]:
+    """Indices of the candidates, in the order of LAVIS's losses.
+
+    On T5 a loss is the sum over a candidate's tokens. On Vicuna the sum is divided by the padded
+    length of all that the model read, which is the same for the candidates of one segment, and
+    different between segments whose longest candidates are: the order depends on `n_segments`.
+
+    Args:
+        answer: of a ranking.
+        n_segments: parts in which LAVIS scores the candidates, one after another.
+        before: positions of image and prompt, padded; `None` where losses are sums.
+    """
+    found = sorted(answer.ranking, key=lambda candidate: candidate.index)
+    size = len(found) // n_segments
+    losses = []
+    for candidate in found:
+        part = min(candidate.index // size, n_segments - 1)  # the last one has the rest
+        end = len(found) if part == n_segments - 1 else (part + 1) * size
+        longest = max(len(other.token_ids) for other in found[part * size : end])
+        losses.append(-candidate.logprob / (1 if before is None else before + longest - 1))
+    return sorted(range(len(found)), key=losses.__getitem__)
+
+
+def _texts_batch(
+    samples: Samples, prompts: Sequence[str], options: GenerationOptions, found: Preset
+) -> Batch[Texts]:
+    tokens = _each(samples, "ocr_tokens", None)
+    images = _images(samples)
+    # LAVIS looks for a place in the first prompt alone.
+    places = "{}" in prompts[0]
+    questions = [
+        Question(
+            image=image,
+            prompt=caption_prompt(prompt, words if places else None),
+            options=options,
+        )
+        for image, prompt, words in zip(images, prompts, tokens, strict=True)
+    ]
+
+    def result(answers: Sequence[Answer]) -> Texts:
+        texts = Texts(
+            found.finished(one.text) for answer in answers for one in (answer, *answer.others)
+        )
+        texts.answers = tuple(answers)
+        return texts
+
+    return Batch(questions=questions, result=result)
+
+
+def _generate_options(found: Preset, arguments: GenerateArguments) -> GenerationOptions:
+    """The options that LAVIS's arguments stand for."""
+    changed: dict[str, Any] = {
+        name: arguments[name]
+        for name in ("num_beams", "repetition_penalty", "length_penalty")
+        if name in arguments
+    }
+    changed["n"] = arguments.get("num_captions", 1)
+    if "max_length" in arguments:
+        changed["max_new_tokens"] = _tokens(found, arguments["max_length"])
+    # Counted there from the token that an answer begins with; the default, 1, asks for nothing.
+    changed["min_new_tokens"] = max(arguments.get("min_length", 1) - 1, 0)
+    if arguments.get("use_nucleus_sampling", False):
+        beams = changed.get("num_beams", found.options["num_beams"])
+        if beams != 1:
+            raise OptionError(
+                f"use_nucleus_sampling is true and num_beams {beams}; LAVIS would draw among "
+                "beams, which no engine here does: give num_beams 1"
+            )
+        changed["num_beams"] = 1
+        changed["temperature"] = arguments.get("temperature", 1.0)
+        changed["top_p"] = arguments.get("top_p", 0.9)
+    return found.with_options(changed)
+
+
+def _tokens(found: Preset, length: int) -> int:
+    if length <= found.started:
+        raise OptionError(
+            f"max_length is {length}; LAVIS counts the token that an answer begins with: wanted "
+            f"{found.started + 1} or more"
+        )
+    return length - found.started
+
+
+def _class_prompts(samples: Samples) -> list[str]:
+    others = [_each(samples, name, "") for name in ("context", "history", "caption")]
+    if "prompt" not in samples:
+        raise InputError("samples has no 'prompt'; wanted the instruction")
+    texts = _each(samples, "text_input", None)
+    return [
+        class_prompt(prompt, text, context=context, history=history, caption=caption)
+        for prompt, text, context, history, caption in zip(
+            _each(samples, "prompt"), texts, *others, strict=True
+        )
+    ]
+
+
+def _images(samples: Samples) -> list[Any]:
+    if "image" not in samples:
+        raise InputError(f"samples has {', '.join(samples) or 'nothing'}; wanted 'image' in it")
+    image = samples["image"]
+    images = list(image) if isinstance(image, list | tuple) else [image]
+    if not images:
+        raise InputError("samples has no image; wanted one or more")
+    return images
+
+
+_NOTHING = object()
+
+
+def _each(samples: Samples, name: str, default: Any = _NOTHING) -> list[Any]:
+    """One of them an image; a text alone is all images'."""
+    count = len(_images(samples))
+    if name not in samples:
+        if default is _NOTHING:
+            raise InputError(f"samples has no {name!r}; wanted one an image")
+        return [default] * count
+    found = samples[name]
+    if isinstance(found, str):
+        return [found] * count
+    if len(found) != count:
+        raise InputError(f"samples has {len(found)} of {name!r} and {count} images; wanted as many")
+    return list(found)

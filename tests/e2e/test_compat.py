@@ -1,0 +1,98 @@
+"""The original's answers through a real server: the texts that the same presets give in process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from engines.language_model.presets import preset
+from serving.cli import iblip
+from serving.client import AsyncInstructBlipClient, InputError, OptionError
+
+CANDIDATES = ["red", "yellow", "a 7", "3", "There are two digits."]
+
+
+def original(served, example, compat, call, **options):
+    """The text in process, as the original's caller gets it."""
+    manifest = served.manifest
+    model = manifest.language_model.architecture
+    found = preset(compat, family=manifest.family, language_model=model, call=call)
+    made = found.with_options(options)
+    answer = served.in_process(example.image, example.prompt, made)
+    return [found.finished(one.text) for one in (answer, *answer.others)], answer
+
+
+def samples(examples, name):
+    return {"image": [e.image for e in examples], name: [e.prompt for e in examples]}
+
+
+def test_lavis_generate(served, client, examples):
+    examples = examples[:4]
+    wanted = [original(served, example, "lavis", "generate")[0] for example in examples]
+    found = client.lavis.generate(samples(examples, "prompt"))
+    assert found == [text for texts in wanted for text in texts]
+    assert [answer.finish_reason for answer in found.answers] == ["eos"] * 4
+    several = client.lavis.generate(samples(examples[:1], "prompt"), num_captions=3)
+    assert several == original(served, examples[0], "lavis", "generate", n=3)[0]
+
+
+def test_lavis_predict_answers_and_predict_class(served, examples):
+    examples = examples[:4]
+
+    async def run():
+        async with AsyncInstructBlipClient(served.url) as client:
+            answers = await client.lavis.predict_answers(samples(examples, "text_input"))
+            ranks = await client.lavis.predict_class(samples(examples, "prompt"), CANDIDATES)
+            return answers, ranks
+
+    answers, ranks = asyncio.run(run())
+    for example, text, rank in zip(examples, answers, ranks, strict=True):
+        assert [text] == original(served, example, "lavis", "predict_answers")[0]
+        options = {"candidates": CANDIDATES}
+        _, wanted = original(served, example, "lavis", "predict_class", **options)
+        assert rank == [one.index for one in wanted.ranking]
+
+
+def test_the_client_and_the_command_answer_as_an_original(served, client, examples):
+    example = examples[1]
+    for compat in ("lavis", "hf"):
+        (wanted,), _ = original(served, example, compat, "generate")
+        assert client.ask(example.image, example.prompt, compat=compat).text == wanted
+        command = ["ask", str(example.image), example.prompt, "--compat", compat]
+        done = CliRunner().invoke(iblip, [*command, "--url", served.url, "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["text"] == wanted
+    echoes = not served.manifest.language_model.is_encoder_decoder
+    assert client.ask(example.image, "Red?", compat="hf").text.startswith("Red?") is echoes
+
+
+def test_options_override_the_original(served, client, examples):
+    example = examples[0]
+    answer = client.ask(
+        example.image, example.prompt, compat="lavis", options={"num_beams": 1, "max_length": 60}
+    )
+    (wanted,), _ = original(served, example, "lavis", "generate", num_beams=1, max_length=60)
+    assert answer.text == wanted
+    assert answer.score is None  # of no beam search
+
+
+def test_what_the_server_cannot_do_is_said(served, client, examples):
+    example = examples[0]
+    one = samples([example], "prompt")
+    slots = served.manifest.limits.slots
+    with pytest.raises(OptionError, match=f"num_beams is {slots + 1}; this engine has {slots} slo"):
+        client.lavis.generate(one, num_beams=slots + 1)
+    with pytest.raises(OptionError, match="compat is 'llava'; wanted one of 'lavis', 'hf', 'minig"):
+        client.ask(example.image, example.prompt, compat="llava")
+    with pytest.raises(OptionError, match="no answer for instructblip on"):
+        client.ask(example.image, example.prompt, compat="minigpt4")
+    with pytest.raises(OptionError, match=r"candidates has .long long .*at most .* fit"):
+        client.lavis.predict_class(one, ["a cat", "long " * 3000])
+    with pytest.raises(InputError, match="the prompt is empty"):
+        client.lavis.generate({"image": example.image})
+    if not served.manifest.language_model.is_encoder_decoder:
+        with pytest.raises(OptionError, match="max_length is 9; image and prompt take"):
+            client.ask(example.image, example.prompt, compat="hf", options={"max_length": 9})
