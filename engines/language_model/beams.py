@@ -34,6 +34,21 @@ class Beam:
     score: np.float32
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """A beam and one more token.
+
+    Attributes:
+        parent: index of the beam that it continues.
+        beam: with the token.
+        closed: the token ends it.
+    """
+
+    parent: int
+    beam: Beam
+    closed: bool
+
+
 class BeamSearch:
     """The search for one answer.
 
@@ -83,18 +98,22 @@ class BeamSearch:
         scores = np.stack(
             [self._scores(row, beam) for row, beam in zip(logits, self.running, strict=True)]
         )
-        best = _greatest(scores.reshape(-1), self._kept)
-        made = []  # parent, beam, ended; best first
-        for index in best:
+        made = []
+        for index in _greatest(scores.reshape(-1), self._kept):
             parent, token = divmod(int(index), scores.shape[1])
             tokens = (*self.running[parent].tokens, token)
-            ended = token in self._ends or len(tokens) >= self._limit or self._stopped(tokens)
-            made.append((parent, Beam(tokens, scores[parent, token]), ended))
-        self._finish([beam for _, beam, ended in made[: self._width] if ended])
-        going = [(parent, beam) for parent, beam, ended in made if not ended][: self._width]
-        self.running = [beam for _, beam in going]
+            closed = token in self._ends or self._stopped(tokens)
+            made.append(Continuation(parent, Beam(tokens, scores[parent, token]), closed))
+        return self._settle(made)
+
+    def _settle(self, made: Sequence[Continuation]) -> list[int]:
+        """Keeps the beams that have ended and those that go on, of some, best first; parents."""
+        full = len(made[0].beam.tokens) >= self._limit
+        self._finish([one.beam for one in made[: self._width] if one.closed or full])
+        going = [] if full else [one for one in made if not one.closed][: self._width]
+        self.running = [one.beam for one in going]
         self.done = self._is_done()
-        return [parent for parent, _ in going]
+        return [one.parent for one in going]
 
     def _scores(self, logits: npt.NDArray[np.generic], beam: Beam) -> Scores:
         values = log_probabilities(scores_from_logits(logits))
@@ -102,9 +121,10 @@ class BeamSearch:
         values += beam.score
         return values
 
-    def _finish(self, ended: Sequence[Beam]) -> None:
+    def _finish(self, ended: Sequence[Beam], *, extra: int = 0) -> None:
+        """Keeps the best of these, too, at a length of so many tokens more."""
         penalised = [
-            Beam(beam.tokens, beam.score / np.float32(len(beam.tokens) ** self._penalty))
+            Beam(beam.tokens, beam.score / np.float32((len(beam.tokens) + extra) ** self._penalty))
             for beam in ended
         ]
         merged = sorted([*self.finished, *penalised], key=lambda beam: -beam.score)

@@ -7,7 +7,7 @@ the model, of time, or of other requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from engines.language_model.answering import (
     answer_from_completions,
 )
 from engines.language_model.beams import Beam, BeamSearch
+from engines.language_model.old_beams import OldBeamSearch
 from engines.language_model.ranking import CandidateTree
 from engines.language_model.restraints import Restraints, Words
 from engines.language_model.sampling import Sampler, seed_for
@@ -138,6 +139,10 @@ class Samples:
         return answer_from_completions(completions, self._plan, timing, self._seed)
 
 
+SEARCHES: Mapping[str, type[BeamSearch]] = {"v5": BeamSearch, "v4": OldBeamSearch}
+"""By `beam_scorer`."""
+
+
 class Beams:
     """Beam search: a row a beam. All of the text is shown at the end.
 
@@ -161,7 +166,7 @@ class Beams:
     ) -> None:
         self.width = options.num_beams
         self._wanted, self._plan, self._builder = options.n, plan, builder
-        self._search = BeamSearch(
+        self._search = SEARCHES[options.beam_scorer](
             width=options.num_beams,
             limit=plan.limit,
             ends=ends,

@@ -52,6 +52,8 @@ class GenerationOptions:
             ones. `None` is 1 in a beam search and 0 in a ranking: the sum itself, as in LAVIS.
         early_stopping: of a beam search: `True` ends it at `num_beams` finished beams; `False`
             where better ones are unlikely; `"never"` where there can be none.
+        beam_scorer: of a beam search: `"v5"` scores and ends it as transformers 5; `"v4"` as 4.33
+            and before, with which LAVIS answers: a beam that is cut off counts a token more.
         candidates: answers to choose from, 1 to 1000: nothing is generated, each is scored, and
             the answer is the likeliest. Of the other options only `length_penalty`, `truncation`
             and `max_instruction` go with it.
@@ -92,6 +94,7 @@ class GenerationOptions:
     truncation: Literal["", "left", "right"] = ""
     max_instruction: int | None = None
     echo: bool = False
+    beam_scorer: Literal["v5", "v4"] = "v5"
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -237,6 +240,7 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "penalty_scope": ("all", "answer"),
     "truncation": ("", "left", "right"),
+    "beam_scorer": ("v5", "v4"),
 }
 
 _OF_A_RANKING = ("length_penalty", "truncation", "max_instruction")

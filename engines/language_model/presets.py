@@ -79,8 +79,8 @@ _TWINS = {
 
 # The Q-Former's tokenizer of InstructBLIP: `max_txt_len` 128, `truncation_side` "left".
 _CUT = {"truncation": "left", "max_instruction": 128}
-_INSTRUCT = {"num_beams": 5, "repetition_penalty": 1.5, "penalty_scope": "answer", **_CUT}
-_BLIP2 = {"num_beams": 5, "penalty_scope": "answer"}
+_BLIP2 = {"num_beams": 5, "penalty_scope": "answer", "beam_scorer": "v4"}
+_INSTRUCT = {**_BLIP2, "repetition_penalty": 1.5, **_CUT}
 _VICUNA = "LAVIS, blip2_vicuna_instruct.py"
 _T5 = "LAVIS, blip2_t5_instruct.py"
 _BLIP2_OPT = "LAVIS, blip2_opt.py"

@@ -45,6 +45,7 @@ GENERATION: tuple[tuple[str, Any, str], ...] = (
         float,
         "Of beams and candidates: above 0 favours long answers. Default: 1 of beams, 0 of others.",
     ),
+    ("beam_scorer", click.Choice(["v5", "v4"]), "Beams as transformers 5, or 4. Default: v5."),
     ("seed", int, "Of the draw. Default: a fresh one."),
     ("echo", bool, "Whether the answer begins with the prompt. Default: false."),
 )

@@ -47,7 +47,12 @@ SETS = {
         "logit_bias": {"11": 1.5},
         "max_new_tokens": 12,
     },
-    "beams that stop early": {"num_beams": 3, "early_stopping": True, "length_penalty": 2.0},
+    "beams that stop early": {
+        "num_beams": 3,
+        "beam_scorer": "v4",
+        "early_stopping": True,
+        "length_penalty": 2.0,
+    },
     "greedy": {"logprobs": 5, "stop_token_ids": [3], "banned_words": ["a"], "max_new_tokens": 15},
     "lengths": {
         "max_length": 60,

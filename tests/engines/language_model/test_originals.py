@@ -1,15 +1,24 @@
-"""The demos answer as LAVIS and transformers do: the benchmark's comparison, on fewer examples."""
+"""The demos answer as LAVIS and transformers do: the benchmark's comparison, on fewer examples.
+
+`transformers_4_33.json` has, by checkpoint and call, the tokens of the first examples' answers as
+transformers 4.33.2 gives them, a version that LAVIS runs with: its own LLaMA and T5 with the
+checkpoint's weights, asked with embeddings alone and LAVIS's arguments (`max_length` 256 and 10 on
+LLaMA, the same as `max_new_tokens` on T5). They are without the start token and the closing one.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.originals import Original, compare
+from engines.language_model.presets import preset
 from engines.pipeline import Pipeline
 from export.examples import Example, read_examples
+from export.images import pixels_from_image
 
 EXAMPLES = 40
 
@@ -35,6 +44,27 @@ def test_the_demos_answer_as_the_originals(demo: tuple[Path, Path]) -> None:
     ranks = found["lavis predict_class"]
     assert ranks["same_order"] == EXAMPLES
     assert ranks["largest_difference_of_losses"] < 1e-3
+
+
+def test_lavis_answers_with_the_tokens_of_its_own_transformers(demo: tuple[Path, Path]) -> None:
+    checkpoint, build = demo
+    recorded = json.loads((Path(__file__).parent / "transformers_4_33.json").read_text())
+    with Pipeline(build) as pipeline:
+        facts, preprocessing = pipeline.manifest.language_model, pipeline.manifest.preprocessing
+        for call, wanted in recorded[checkpoint.name].items():
+            found = preset(
+                "lavis",
+                family=pipeline.manifest.family,
+                language_model=facts.architecture,
+                call=call,
+            )
+            options = found.with_options({})
+            examples = read_examples(checkpoint / "examples", len(wanted))
+            assert len(examples) == 40
+            for example, tokens in zip(examples, wanted, strict=True):
+                pixels = pixels_from_image(example.image, preprocessing)
+                answer = pipeline.answer(pixels, example.prompt, options)
+                assert list(answer.token_ids) == tokens, (call, example.name)
 
 
 def longest(checkpoint: Path) -> list[Example]:

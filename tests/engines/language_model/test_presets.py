@@ -27,6 +27,7 @@ def test_lavis_on_vicuna_answers_with_its_own_defaults() -> None:
         length_penalty=1.0,
         truncation="left",
         max_instruction=128,
+        beam_scorer="v4",
     )
     assert found.finished("  a 7 \n") == "a 7"
 
