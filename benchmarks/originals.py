@@ -22,7 +22,7 @@ from engines.pipeline import Pipeline
 from export.checkpoint import checkpoint_from_directory
 from export.examples import Example, read_examples
 from export.images import pixels_from_image
-from export.verification.cases import load_reference
+from export.verification.reference import load_model
 
 GENERATE: Mapping[str, Any] = {"num_beams": 5, "min_length": 1, "repetition_penalty": 1.5}
 """Of LAVIS's `generate`, which `predict_answers` calls with another length."""
@@ -48,7 +48,7 @@ class Original:
 
     def __init__(self, directory: Path) -> None:
         checkpoint = checkpoint_from_directory(directory)
-        self._model: Any = load_reference(checkpoint)
+        self._model: Any = load_model(checkpoint)
         self._processor: Any = checkpoint.processor
         self.is_llama = checkpoint.config.use_decoder_only_language_model
 
