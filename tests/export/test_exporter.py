@@ -1,8 +1,11 @@
+import json
 import shutil
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from export.checkpoint import checkpoint_from_directory
 from export.digest import check_digests, digest_from_onnx
@@ -67,6 +70,26 @@ def test_unchanged_weights_are_the_checkpoints_own_bytes(exported):
     for graph in graphs:
         (weights,) = graph.weights
         assert weights.samefile(checkpoint.files[0])
+
+
+def test_pieces_of_bin_give_the_same_graphs_and_are_not_copied(exported, tiny_copy, tmp_path):
+    directory = tiny_copy("vicuna")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    pieces = {name: f"pytorch_model-{i % 2 + 1}.bin" for i, name in enumerate(tensors)}
+    for piece in set(pieces.values()):
+        part = {name: tensors[name] for name in tensors if pieces[name] == piece}
+        torch.save(part, directory / piece)
+    index = {"weight_map": pieces}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "graphs").mkdir()
+    checkpoint = checkpoint_from_directory(directory)
+    policy = parse_precision("fp32")
+    graphs = graphs_from_checkpoint(checkpoint, policy, tmp_path / "graphs", Silent())
+    _, wanted = exported("vicuna", "fp32")
+    assert [graph.digest for graph in graphs] == [graph.digest for graph in wanted]
+    own = {path.stat().st_ino for path in checkpoint.files}
+    assert {path.stat().st_ino for graph in graphs for path in graph.weights} == own
 
 
 def test_graphs_of_a_component_share_their_casts(exported):
