@@ -69,7 +69,6 @@ ALL_STAGES: Mapping[str, Schedule | None] = {
 PLAIN_QFORMER = Schedule(steps=1200, batch=128, peak=1e-3, weight_decay=0.02)
 PLAIN_BRIDGE = Schedule(steps=1000, batch=128, peak=1e-3, weight_decay=0.02)
 MINIGPT4_BRIDGE = replace(PLAIN_BRIDGE, batch=96)  # its prompts are longer
-SMALL_JOINT = replace(JOINT, steps=600, batch=64)
 SMALL_BRIDGE = Schedule(steps=1100, batch=64, peak=1.5e-3, weight_decay=0.02)
 
 # As the originals share EVA's ViT-g, and MiniGPT-4 has BLIP-2's Q-Former.
@@ -155,8 +154,7 @@ RECIPES: Mapping[str, Recipe] = {
         form=FORMS["minigpt4-llama2"],
         diet=PLAIN,
         seed=26,
-        # A linear layer is all that stands between: here it pays that the vision encoder learns.
-        stages={"bridge": SMALL_BRIDGE, "joint": SMALL_JOINT},
+        stages={"bridge": SMALL_BRIDGE},
         taken={"vision_model": VICUNA, "language_model": VICUNA},
         dtype=torch.float16,
     ),

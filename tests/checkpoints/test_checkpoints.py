@@ -26,7 +26,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 VICUNA, FLANT5 = "instructblip-demo-vicuna", "instructblip-demo-flant5"
 OPT, BLIP2_FLANT5 = "blip2-demo-opt", "blip2-demo-flant5"
 MINIGPT4, LLAMA2 = "minigpt4-demo", "minigpt4-demo-llama2"
-NAMES = (VICUNA, FLANT5, OPT, BLIP2_FLANT5, MINIGPT4)
+NAMES = (VICUNA, FLANT5, OPT, BLIP2_FLANT5, MINIGPT4, LLAMA2)
 DIRECTORIES = {recipe.directory: recipe for recipe in RECIPES.values()}
 
 
