@@ -29,6 +29,11 @@ EXAMPLES = 24
 """Held-out examples that a test build is verified with: all 500 are the benchmarks' business."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--every-example`: what is asked of some held-out examples is asked of all."""
+    parser.addoption("--every-example", action="store_true", help="ask all held-out examples")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """vLLM's tests want an environment of several GB: they run where `-m` names them."""
     if "vllm" in config.option.markexpr:
@@ -45,15 +50,28 @@ def checkpoints() -> Path:
 
 
 @pytest.fixture(scope="session")
-def vicuna_build(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A verified fp32 build of the LLaMA demo."""
-    return _build(checkpoints / "instructblip-demo-vicuna", tmp_path_factory.mktemp("builds"))
+def demo_build(
+    checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`demo_build("minigpt4-demo")`: a verified fp32 build of a demo checkpoint, made once."""
+
+    @cache
+    def make(name: str) -> Path:
+        return _build(checkpoints / name, tmp_path_factory.mktemp("builds"))
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def flant5_build(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vicuna_build(demo_build: Callable[[str], Path]) -> Path:
+    """A verified fp32 build of the LLaMA demo."""
+    return demo_build("instructblip-demo-vicuna")
+
+
+@pytest.fixture(scope="session")
+def flant5_build(demo_build: Callable[[str], Path]) -> Path:
     """A verified fp32 build of the T5 demo."""
-    return _build(checkpoints / "instructblip-demo-flant5", tmp_path_factory.mktemp("builds"))
+    return demo_build("instructblip-demo-flant5")
 
 
 @pytest.fixture(scope="session")

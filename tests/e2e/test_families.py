@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,11 @@ from export.checkpoint import DEMO
 from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
-from serving.build import BuildOptions, build
 from serving.client import GenerationOptions, InputError, InstructBlipClient
 from serving.repository import REPOSITORY
 from serving.server import TritonServer
 
 DEMOS = sorted(path.parent.name for path in DEMO.parent.glob("*/config.json"))
-BUILDS = {"instructblip-demo-vicuna": "vicuna_build", "instructblip-demo-flant5": "flant5_build"}
-"""The builds that other tests make too."""
 
 SHORT = GenerationOptions(max_new_tokens=24)
 
@@ -40,15 +37,8 @@ class Demo:
 
 
 @pytest.fixture(scope="module", params=DEMOS)
-def demo(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Demo]:
-    model = DEMO.parent / request.param
-    if request.param in BUILDS:
-        directory = request.getfixturevalue(BUILDS[request.param])
-    else:
-        output = tmp_path_factory.mktemp("demo") / "build"
-        directory = build(BuildOptions(model=model, output=output, verify=False))
+def demo(request: pytest.FixtureRequest, demo_build: Callable[[str], Path]) -> Iterator[Demo]:
+    model, directory = DEMO.parent / request.param, demo_build(request.param)
     with (
         Pipeline(directory) as pipeline,
         TritonServer(directory / REPOSITORY) as server,

@@ -31,14 +31,18 @@ from transformers import (
 
 from engines.language_model.types import GenerationOptions
 from engines.pipeline import Pipeline
+from export.checkpoint import DEMO
 from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 
 Build = Callable[..., Path]
 KINDS = ("minigpt4", "minigpt4-merge")
+DEMOS = sorted(path.parent.name for path in DEMO.parent.glob("minigpt4-*/config.json"))
 WAYS = {"greedy": 1, "five beams": 5}
 BATCH = 32
+MOST_TOKENS = 64
+"""Of an answer: more than any right one has."""
 
 
 class Ends(StoppingCriteria):
@@ -162,6 +166,23 @@ def said(
             ).text
             for e in examples
         ]
+
+
+@pytest.mark.parametrize("num_beams", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_says_what_the_original_does(
+    checkpoints: Path,
+    demo_build: Callable[[str], Path],
+    pytestconfig: pytest.Config,
+    name: str,
+    num_beams: int,
+) -> None:
+    limit = None if pytestconfig.getoption("every_example") else 24
+    examples, build = read_examples(checkpoints / name / "examples", limit), demo_build(name)
+    wanted = Original(checkpoints / name).answers(examples, num_beams, MOST_TOKENS)
+    found = said(build, Manifest.read(build), examples, num_beams, MOST_TOKENS)
+    pairs = zip(examples, found, wanted, strict=True)
+    assert [(e.name, text, said) for e, text, said in pairs if text != said] == []
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import pytest
 from benchmarks import beams, crowd
 from benchmarks.reference import Reference
 from engines.pipeline import Pipeline
+from export.checkpoint import DEMO
 from export.examples import read_examples
 
+DEMOS = sorted(path.parent.name for path in DEMO.parent.glob("*/config.json"))
 
-@pytest.fixture(scope="module", params=["vicuna", "flant5"])
-def demo(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[Path, Path]:
+
+@pytest.fixture(scope="module", params=DEMOS)
+def demo(
+    request: pytest.FixtureRequest, checkpoints: Path, demo_build: Callable[[str], Path]
+) -> tuple[Path, Path]:
     """A checkpoint and its build."""
-    build: Path = request.getfixturevalue(f"{request.param}_build")
-    return checkpoints / f"instructblip-demo-{request.param}", build
+    return checkpoints / request.param, demo_build(request.param)
 
 
 def test_five_beams_are_those_of_transformers(demo: tuple[Path, Path]) -> None:
