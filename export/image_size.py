@@ -90,7 +90,7 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     config = copy.deepcopy(checkpoint.config)
     config.vision_config.image_size = size
     if checkpoint.projector == "patch_merge":
-        _check_groups(side * side, config.merged_patches, size)
+        config.num_query_tokens = _groups(side * side, config.merged_patches, size)
     tensors = dict(checkpoint.tensors)
     if POSITIONS in tensors:  # where it is not, binding says so
         tensors[POSITIONS] = InterpolatedPositions(source=tensors[POSITIONS], side=side)
@@ -99,9 +99,10 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     return resized
 
 
-def _check_groups(patches: int, merged: int, size: int) -> None:
+def _groups(patches: int, merged: int, size: int) -> int:
     if patches % merged:
         raise OptionError(
             f"--image-size {size} gives {patches} patches, and this model takes {merged} of them"
             " together. Choose another size."
         )
+    return patches // merged

@@ -109,7 +109,7 @@ def _link(source: Path, directory: Path) -> Path:
     """Files of one name, which lie in several directories, get a number each."""
     target, number = directory / source.name, 1
     while target.exists():
-        if _same(target, source):
+        if target.samefile(source):
             return target
         number += 1
         target = directory / f"{source.stem}-{number}{source.suffix}"
@@ -118,11 +118,3 @@ def _link(source: Path, directory: Path) -> Path:
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
     return target
-
-
-def _same(one: Path, other: Path) -> bool:
-    """One file, or a copy of it as `shutil.copy2` makes it."""
-    first, second = one.stat(), other.stat()
-    return os.path.samestat(first, second) or (
-        (first.st_size, first.st_mtime_ns) == (second.st_size, second.st_mtime_ns)
-    )

@@ -221,7 +221,8 @@ def test_images_may_stand_anywhere_in_a_prompt(
     text = replace(
         built.text, images="places", prompt_template="Look: <Img>{image}</Img> {prompt}!"
     )
-    manifest, facts = replace(built, text=text), built.language_model
+    limits = replace(built.limits, images=2)
+    manifest, facts = replace(built, text=text, limits=limits), built.language_model
     tokenizer = load_tokenizer(directory / built.text.tokenizer)
     pictures = np.concatenate([visual(seed) for seed in range(2)])  # [2, queries, hidden]
 
@@ -243,7 +244,7 @@ def test_images_may_stand_anywhere_in_a_prompt(
         max_new_tokens=12,
         eos_token_id=list(facts.eos_token_ids),
         **options,
-    )[0, len(ids) if inputs else 0 :].tolist()
+    )[0, len(ids) if inputs else 1 :].tolist()  # behind the prompt, or the start token
     with contextlib.closing(open_engine(directory, manifest, threads=1)) as engine:
         answer = engine.submit(
             GenerationRequest(
