@@ -27,7 +27,7 @@ from serving.client.messages import (
     question,
     ranking_options,
 )
-from serving.wire import finish_from_answer
+from serving.wire import VERSION, finish_from_answer
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -82,7 +82,7 @@ def test_both_clients_offer_the_same():
 
 def test_a_question_as_a_message():
     options = GenerationOptions(max_new_tokens=9, temperature=0.5, stop=("#",))
-    request = question(PIXELS, "où?", options, model="m", timeout_s=1.5, stream=True)
+    request = question(PIXELS[None], "où?", options, model="m", timeout_s=1.5, stream=True)
     pixels, prompt = request.inputs
     assert (pixels.name, pixels.datatype, list(pixels.shape)) == ("pixels", "UINT8", [1, 2, 3, 3])
     assert (prompt.name, prompt.datatype, list(prompt.shape)) == ("prompt", "BYTES", [1])
@@ -204,9 +204,11 @@ def test_a_ranking_needs_something_to_rank():
 
 def test_a_server_of_another_wire_is_refused():
     config = service_pb2.ModelConfigResponse()
-    with pytest.raises(errors.ProtocolError, match="wire version is none; this client speaks 2"):
+    with pytest.raises(
+        errors.ProtocolError, match=f"wire version is none; this client speaks {VERSION}"
+    ):
         contract_from_config(config)
-    config.config.parameters["wire_version"].string_value = "2"
+    config.config.parameters["wire_version"].string_value = str(VERSION)
     config.config.parameters["preprocessing"].string_value = "{}"
     with pytest.raises(errors.ProtocolError, match="model config is not ours"):
         contract_from_config(config)
