@@ -93,7 +93,10 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
         config.num_query_tokens = _groups(side * side, config.merged_patches, size)
     tensors = dict(checkpoint.tensors)
     if POSITIONS in tensors:  # where it is not, binding says so
-        tensors[POSITIONS] = InterpolatedPositions(source=tensors[POSITIONS], side=side)
+        table = tensors[POSITIONS]
+        if isinstance(table, InterpolatedPositions):  # an original's file of yet another size
+            table = table.source
+        tensors[POSITIONS] = InterpolatedPositions(source=table, side=side)
     resized = replace(checkpoint, config=config, tensors=tensors)
     resize(resized.processor.image_processor, size)  # an original's has been made already
     return resized

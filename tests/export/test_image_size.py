@@ -86,3 +86,10 @@ def test_the_class_tokens_position_stays(checkpoint: Checkpoint) -> None:
 def test_a_size_that_is_no_number_of_patches(size: int, checkpoint: Checkpoint) -> None:
     with pytest.raises(OptionError, match=f"--image-size is {size}; wanted a multiple of 12"):
         at_image_size(checkpoint, size)
+
+
+def test_positions_are_interpolated_once_whatever_the_sizes_between(checkpoint: Checkpoint) -> None:
+    through = at_image_size(at_image_size(checkpoint, 48), 96).tensors[POSITIONS]
+    np.testing.assert_array_equal(
+        through.read(), at_image_size(checkpoint, 96).tensors[POSITIONS].read()
+    )
