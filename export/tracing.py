@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from export.blocks import mark_blocks, take_out_marks
 from export.components.component import Component
 from export.contract import DTYPES as CONTRACT_DTYPES
 from export.contract import Contract, TensorSpec
@@ -96,6 +97,7 @@ def trace(component: Component) -> Trace:
         module = component.module().eval()
     _set_dtype(module, dtype, mode)
     tied = tied_weights(module)
+    mark_blocks(module)
     try:
         model = _onnx(component, module, mode)
     except Exception as error:
@@ -211,8 +213,9 @@ def _quiet() -> Iterator[None]:
 
 def _tidy(model: ir.Model) -> None:
     """Drops what the exporter leaves behind: identities, unused nodes, local source paths."""
+    passes.IdentityEliminationPass()(model)
+    take_out_marks(model)
     ir.passes.Sequential(
-        passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
