@@ -13,7 +13,9 @@ from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.fit import check_fit
 from export.graphs import OnnxGraph
 from export.progress import Progress
-from export.quantisation import quantise
+from export.quantisation.graph import quantise
+from export.quantisation.options import Quantisation, QuantisationOptions
+from export.quantisation.options import quantisations as quantisations_of
 from export.tracing import Trace, trace
 from export.weights import Recipe, bind
 from export.writing import Casts, write_graph
@@ -22,7 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 def graphs_from_checkpoint(
-    checkpoint: Checkpoint, precision: Mapping[str, str], directory: Path, progress: Progress
+    checkpoint: Checkpoint,
+    precision: Mapping[str, str],
+    directory: Path,
+    progress: Progress,
+    quantisations: Mapping[str, Quantisation] | None = None,
 ) -> tuple[OnnxGraph, ...]:
     """Writes every graph of `checkpoint` below `directory`, as `<component>/<graph>.onnx`.
 
@@ -31,6 +37,8 @@ def graphs_from_checkpoint(
         precision: of every component, as from `export.precision.parse_precision`.
         directory: exists; gets a folder a component.
         progress: told of each graph.
+        quantisations: by component, as from `export.quantisation.options.quantisations`; `None` is
+            what it makes of `precision` without options.
 
     Raises:
         CheckpointError: a weight is missing, has another shape than the config says, or is there
@@ -46,8 +54,17 @@ def graphs_from_checkpoint(
         {name: other for traced in traces for name, other in traced.tied.items()},
     )
     casts: dict[str, Casts] = defaultdict(dict)  # by component: a folder each
+    if quantisations is None:
+        quantisations = quantisations_of(precision, QuantisationOptions())
     return tuple(
-        _written(traced, checkpoint, directory, progress, casts[traced.component.component])
+        _written(
+            traced,
+            checkpoint,
+            directory,
+            progress,
+            casts[traced.component.component],
+            quantisations.get(traced.component.component),
+        )
         for traced in traces
     )
 
@@ -72,15 +89,20 @@ def _traced(component: Component, progress: Progress) -> Trace:
 
 
 def _written(
-    traced: Trace, checkpoint: Checkpoint, directory: Path, progress: Progress, casts: Casts
+    traced: Trace,
+    checkpoint: Checkpoint,
+    directory: Path,
+    progress: Progress,
+    casts: Casts,
+    quantisation: Quantisation | None = None,
 ) -> OnnxGraph:
     """Binds the weights. `casts` are those that other graphs of the component have written."""
     component, model = traced.component, traced.model
     target = directory / component.component
     target.mkdir(exist_ok=True)
     recipes: dict[str, Recipe] = bind(traced.wanted, checkpoint.tensors, traced.tied)
-    if component.precision == "int4":
-        recipes = quantise(model, recipes)
+    if quantisation is not None:
+        recipes = quantise(model, recipes, quantisation)
     total = sum(recipe.nbytes for recipe in recipes.values())
     logger.info("%s: %d weights, %d bytes", component.title, len(recipes), total)
     with progress.stage(f"write {component.title}", total, "B") as advance:

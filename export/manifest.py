@@ -102,11 +102,19 @@ class ComponentRecord:
 
     `vision_encoder` and `qformer` have one graph, `model`. `language_model` has `embed_tokens` and
     `decoder`, and `encoder` where it is an encoder-decoder.
+
+    Attributes:
+        precision: a key of `export.precision.DTYPES`.
+        graphs: by name.
+        engine: what runs it.
+        quantisation: as `export.quantisation.options.Quantisation.to_json` has it, with what was
+            measured; empty where weights are not quantised.
     """
 
     precision: str
     graphs: Mapping[str, GraphRecord]
     engine: EngineRecord
+    quantisation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +249,7 @@ class Manifest:
                 "precision": record.precision,
                 "graphs": {key: graph.to_json() for key, graph in record.graphs.items()},
                 "engine": asdict(record.engine),
+                "quantisation": dict(record.quantisation),
             }
             for name, record in self.components.items()
         }
@@ -268,6 +277,7 @@ class Manifest:
                 precision=record["precision"],
                 graphs={k: GraphRecord.from_json(g) for k, g in record["graphs"].items()},
                 engine=EngineRecord(**record["engine"]),
+                quantisation=record.get("quantisation", {}),
             )
             for name, record in data["components"].items()
         }

@@ -1,12 +1,15 @@
 """Precision policies: which dtype each component computes in, and what stays in float32.
 
-Islands of float32 inside an fp16 graph, and why:
+Islands of float32 inside an fp16 or bf16 graph, and why:
 
 - LayerNorm and softmax: naive fp16 ViT graphs gave cosine 0.14 against 0.9997 with these in float32
   (TensorRT-LLM issue 3223).
 - T5's `wo`: its products leave fp16's range (transformers issues 5651 and 23918, TensorRT issue
   2922); transformers keeps it in float32 as well (`T5PreTrainedModel._keep_in_fp32_modules`).
 - Image normalisation and attention masks, which cost nothing.
+
+`int8` and `int4` are about weights: what they make of them is in `export.quantisation`. All else of
+such a graph is float32.
 """
 
 from __future__ import annotations
@@ -19,9 +22,17 @@ from export.errors import OptionError
 COMPONENTS = ("vision_encoder", "qformer", "language_model")
 """The components that have a precision, in the order in which data flows through them."""
 
-DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "int4": "float32"}
+DTYPES: Mapping[str, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "float32",
+    "int4": "float32",
+}
 """Precision word to the dtype of tensors between components, and of all weights that the word does
 not make smaller."""
+
+QUANTISED = ("int8", "int4")
+"""Words that make weights into whole numbers."""
 
 INT4 = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
 """What the one word `int4` means: all weights of the language model are read for every token."""
@@ -55,8 +66,8 @@ def parse_precision(text: str) -> dict[str, str]:
         if policy[component] == "int4" != INT4[component]:
             raise OptionError(
                 f"--precision {text}: {component} cannot be int4, only language_model can: the"
-                " other components are bound by arithmetic, not by reading weights. Use fp32 or"
-                " fp16 for it."
+                " other components are bound by arithmetic, not by reading weights. Use int8, fp16"
+                " or fp32 for it."
             )
     return {component: policy.get(component, "fp32") for component in COMPONENTS}
 

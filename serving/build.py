@@ -26,6 +26,7 @@ from export.manifest import (
 )
 from export.precision import parse_precision
 from export.progress import Progress, Silent
+from export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from export.source import ModelSource, checkpoint_from_source
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class BuildOptions:
             behind it where that runs the language model, and `-<size>px` where pictures have
             another size than the checkpoint's.
         precision: one word or a policy, as `export.precision.parse_precision` reads it.
+        quantisation: how int8 and int4 weights are made.
         engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
         tensor_parallel, pipeline_parallel, executor, gpu_memory_utilization: as in
@@ -91,6 +93,7 @@ class BuildOptions:
     model: ModelSource | Path | str = DEMO
     output: Path | None = None
     precision: str = "fp32"
+    quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     engine: str = "auto"
     llm_engine: str = "onnxruntime"
     tensor_parallel: int | None = None
@@ -109,6 +112,7 @@ class BuildOptions:
     limit: int | None = None
     source: ModelSource = field(init=False)
     components: Mapping[str, str] = field(init=False)
+    quantisations: Mapping[str, Quantisation] = field(init=False)
     vllm: VllmSettings | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +125,8 @@ class BuildOptions:
         source = given if isinstance(given, ModelSource) else ModelSource(model=str(given))
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "components", parse_precision(self.precision))
+        made = quantisations(self.components, self.quantisation)
+        object.__setattr__(self, "quantisations", made)
         object.__setattr__(self, "vllm", self._vllm())
 
     def _vllm(self) -> VllmSettings | None:
@@ -161,6 +167,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress = progress or Silent()
     engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
+    _check_precisions(options, engine)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     limits = limits_from_options(options, checkpoint)
@@ -174,6 +181,15 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     with new_build(destination) as work:
         _fill(work, options, checkpoint, engine, progress)
     return destination
+
+
+def _check_precisions(options: BuildOptions, engine: EngineChoice) -> None:
+    from engines.precisions import check_precision
+
+    for component, word in options.components.items():
+        llm = component == "language_model"
+        kind = options.llm_engine if llm else engine.kind
+        check_precision(kind, component, word, options.quantisations.get(component))
 
 
 def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> ServingLimits:
@@ -231,7 +247,9 @@ def _fill(
     from serving.verification import text_reports
 
     (work / "graphs").mkdir()
-    graphs = graphs_from_checkpoint(checkpoint, options.components, work / "graphs", progress)
+    graphs = graphs_from_checkpoint(
+        checkpoint, options.components, work / "graphs", progress, options.quantisations
+    )
     verified = _proven(graphs, options, checkpoint, progress)
     records = _engines(work, verified, options, engine, checkpoint, progress)
     manifest = _manifest(work, options, checkpoint, verified, records)
@@ -346,6 +364,7 @@ def _manifest(
                 if proof.graph.component == component
             },
             engine=records[component],
+            quantisation=_quantisation_record(options.quantisations.get(component)),
         )
         for component, precision in options.components.items()
     }
@@ -367,6 +386,10 @@ def _manifest(
         tools=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _quantisation_record(quantisation: Quantisation | None) -> Mapping[str, Any]:
+    return {} if quantisation is None else quantisation.to_json()
 
 
 def _graph_record(work: Path, graph: OnnxGraph) -> GraphRecord:

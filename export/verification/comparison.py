@@ -26,11 +26,12 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(max_abs=1e-4),
     "fp16": Limits(cosine=0.9999),
+    "int8": Limits(cosine=0.99),
     "int4": Limits(cosine=0.95),
 }
 """By precision. fp16 rounds each value to 11 bits, so that its errors grow with the values: an
 angle is the fair measure there, and the greedy text that `verify` compares afterwards. Weights of
-four bits are other weights: the angle only shows that they are the right ones."""
+eight or four bits are other weights: the angle only shows that they are the right ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

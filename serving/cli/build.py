@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from serving.cli.options import as_json, source_options
+from serving.cli.options import QUANTISATION, as_json, quantisation_options, source_options
 
 
 @click.command()
@@ -27,9 +27,10 @@ from serving.cli.options import as_json, source_options
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, int4 (the language model's weights alone), or a policy per component: "
-    "vision_encoder=fp16,language_model=int4.",
+    help="fp32, fp16, int8, int4 (the language model's weights alone), or a policy per component: "
+    "vision_encoder=int8,language_model=int4.",
 )
+@quantisation_options
 @click.option(
     "--engine",
     default="auto",
@@ -105,12 +106,14 @@ def command(
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
     from export.checkpoint import DEMO
     from export.manifest import Manifest
+    from export.quantisation.options import QuantisationOptions
     from export.source import ModelSource, parts_from_words
     from serving.build import BuildOptions, build
     from serving.cli.progress import Terminal
     from serving.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    given = {name: options.pop(name) for name in QUANTISATION}
     chosen = BuildOptions(
         model=ModelSource(
             model=model or str(DEMO),
@@ -118,6 +121,7 @@ def command(
             parts=parts_from_words(parts),
             image_size=image_size,
         ),
+        quantisation=QuantisationOptions(**{k: v for k, v in given.items() if v is not None}),
         targets=tuple(word.strip() for word in targets.split(",") if word.strip()),
         **options,
     )

@@ -38,6 +38,8 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
     click.echo(f"from {commit}{source['path']}")
     for name, record in manifest.components.items():
         click.echo(f"\n{name}: {record.precision} on {record.engine.kind}")
+        if record.quantisation:
+            click.echo(f"  {record.quantisation['summary']}")
         for graph, entry in record.graphs.items():
             click.echo(f"  {graph}  {_size(directory, entry)}  sha256 {entry.digest[:16]}…")
             for arrow, specs in (("in ", entry.contract.inputs), ("out", entry.contract.outputs)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,4 +142,28 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--model", help=MODEL),
     ):
         function = option(function)
+    return function
+
+
+QUANTISATION: Mapping[str, tuple[Any, str]] = {
+    "int8": (str, "int8 vision and Q-Former: activations dynamic or static. Default: dynamic."),
+    "llm_int8": (str, "int8 language model: weights alone, or dynamic. Default: weights."),
+    "calibration": (
+        click.Path(path_type=Path),
+        "Directory of images to measure quantisation on. Default: the checkpoint's examples.",
+    ),
+    "block_size": (int, "Language model: weights a scale, 16 to 256. Default: 32."),
+    "asymmetric": (bool, "Language model: blocks have a zero point."),
+    "int4_method": (str, "Rounding to four bits: rtn (to nearest) or k-quant. Default: rtn."),
+    "sensitive": (float, "Share of products that stay more precise, the worst first. Default: 0."),
+}
+"""Type and help of each field of `export.quantisation.options.QuantisationOptions`."""
+
+
+def quantisation_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of quantisation, each `None` where it is not given."""
+    for name, (kind, text) in reversed(list(QUANTISATION.items())):
+        flag = "--" + name.replace("_", "-")
+        given: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
+        function = click.option(flag, name, default=None, help=text, **given)(function)
     return function

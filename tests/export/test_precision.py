@@ -24,7 +24,7 @@ def test_a_policy_leaves_the_rest_at_fp32():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fp61", "no precision 'fp61'; known: fp32, fp16, int4. Did you mean 'fp16'"),
+        ("fp61", "no precision 'fp61'; known: fp32, fp16, int8, int4. Did you mean 'fp16'"),
         ("vision=fp16", "no component 'vision'.*Did you mean 'vision_encoder'"),
         ("qformer=fp16,qformer=fp32", "qformer is named twice"),
         ("qformer=", "no precision ''"),

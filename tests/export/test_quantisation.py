@@ -1,97 +1,217 @@
-"""Four-bit weights: what rounding costs, and that ONNX Runtime reads them as they are meant."""
+"""Weights as whole numbers: what rounding costs, and that ONNX Runtime reads them as meant."""
 
+import itertools
+
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 import safetensors.numpy
+import torch
+from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
-from export.quantisation import (
-    BLOCK,
-    Int4Scales,
-    Int4Weights,
-    packed_from_blocks,
-    quantise,
-    scales_from_blocks,
-)
+from export.errors import OptionError
+from export.precision import parse_precision
+from export.quantisation import blocks, channels
+from export.quantisation.blocks import METHODS, Blocks, Numbers, Scales, ZeroPoints
+from export.quantisation.graph import quantise
+from export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from export.weights import Recipe, tensors_from_safetensors
 
-
-def unpacked(packed, scales):
-    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], BLOCK)
-    return (numbers.astype(np.float32) - 8) * scales[..., None]
-
-
-def blocks_of(matrix):
-    spare = -matrix.shape[1] % BLOCK
-    return np.pad(matrix, ((0, 0), (0, spare))).reshape(len(matrix), -1, BLOCK)
+OUT, IN = 1500, 80
+INT4 = Quantisation(bits=4, block_size=32)
+DYNAMIC = Quantisation(bits=8, activations="dynamic")
 
 
 @pytest.fixture
 def source(tmp_path):
-    matrix = np.random.default_rng(0).standard_normal((1500, 80)).astype(np.float32)
+    matrix = np.random.default_rng(0).standard_normal((OUT, IN)).astype(np.float32)
     matrix[3] = 0
     safetensors.numpy.save_file({"weight": matrix}, tmp_path / "model.safetensors")
     return matrix, tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
 
 
-def test_rounding_moves_no_weight_by_more_than_a_scale():
-    blocks = np.random.default_rng(1).standard_normal((50, 3, BLOCK)).astype(np.float32)
-    blocks[4, 1] = 0
-    scales = scales_from_blocks(blocks)
-    found = unpacked(packed_from_blocks(blocks, scales), scales)
-    assert (np.abs(found - blocks) <= np.abs(scales)[..., None] * 1.0001).all()
-    assert np.mean(np.abs(found - blocks) <= np.abs(scales)[..., None] * 0.5001) > 0.95
-    largest = np.abs(blocks).argmax(axis=2)[..., None]
-    kept = np.take_along_axis(found, largest, 2), np.take_along_axis(blocks, largest, 2)
-    np.testing.assert_allclose(*kept, rtol=1e-6)
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Matrices are worked on in several parts, as large ones are."""
+    for module in (blocks, channels):
+        monkeypatch.setattr(module, "PIECE", 100 * IN)
 
 
-def test_recipes_are_evaluated_in_parts_and_give_what_they_say(source):
+def unpacked(numbers, bits):
+    if bits == 8:
+        return numbers.astype(np.float32)
+    pairs = np.stack([numbers & 15, numbers >> 4], axis=-1)
+    return pairs.reshape(*numbers.shape[:-1], -1).astype(np.float32)
+
+
+def floats_from(how, tensor):
+    """The matrix that the recipes stand for."""
+    kinds = {"uint8": Numbers, "float32": Scales}
+    numbers, scales = (
+        kind(source=tensor, dtype=d, blocks=how).evaluate() for d, kind in kinds.items()
+    )
+    zeros = np.full(scales.shape, 2 ** (how.bits - 1), np.float32)
+    if not how.symmetric:
+        packed = ZeroPoints(source=tensor, dtype="uint8", blocks=how).evaluate()
+        zeros = unpacked(packed, how.bits)[:, : how.count]
+    found = (unpacked(numbers, how.bits) - zeros[..., None]) * scales[..., None]
+    return found.reshape(len(found), -1)[:, : tensor.shape[1]]
+
+
+def blocks_of(tensor, **given):
+    return Blocks(
+        source=tensor, **{"bits": 4, "block_size": 32, "symmetric": True, "method": "rtn", **given}
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_moves_no_weight_by_more_than_a_scale(source, bits, symmetric):
     matrix, tensor = source
-    scales = Int4Scales(source=tensor, dtype="float32")
-    weights = Int4Weights(source=tensor, dtype="uint8")
-    for recipe in (scales, weights):
-        values = recipe.evaluate()
+    how = blocks_of(tensor, bits=bits, symmetric=symmetric)
+    scales = Scales(source=tensor, dtype="float32", blocks=how).evaluate()
+    error = np.abs(floats_from(how, tensor) - matrix)
+    allowed = np.repeat(np.abs(scales), 32, axis=1)[:, :IN]
+    assert (error <= allowed * 1.0001).all()
+    assert np.mean(error <= allowed * 0.5001) > 0.95
+
+
+def test_four_bits_are_those_of_onnxruntime(source):
+    matrix, tensor = source
+    padded = np.pad(matrix, ((0, 0), (0, -IN % 32)))
+    packed, scales = np.zeros((OUT, 3, 16), np.uint8), np.zeros((OUT, 3), np.float32)
+    unused = np.zeros((OUT, 2), np.uint8)
+    turned = np.ascontiguousarray(padded.T)
+    quantize_matmul_4bits(packed, turned, scales, unused, 32, OUT, 96, True)
+    how = blocks_of(tensor)
+    found = Numbers(source=tensor, dtype="uint8", blocks=how).evaluate()
+    same = np.delete(np.arange(OUT), 3)  # of a row of zeros, each has its own idea
+    assert np.mean(found[same] == packed[same]) > 0.9999
+    made = Scales(source=tensor, dtype="float32", blocks=how).evaluate()
+    np.testing.assert_allclose(made, scales, rtol=1e-6)
+
+
+def test_k_quant_is_nearer_than_rounding_in_large_blocks():
+    weights = torch.randn(256, 128, generator=torch.Generator().manual_seed(0))
+
+    def error(method):
+        numbers, scales, zeros = METHODS[method, False](weights, 4)
+        found = (numbers.float() - zeros.float()[:, None]) * scales[:, None]
+        return float(torch.square(found - weights).mean())
+
+    assert error("k-quant") < 0.98 * error("rtn")
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_matrix_is_read_once_for_all_that_is_made_of_it(source, monkeypatch):
+    _, tensor = source
+    reads = []
+    read = type(tensor).read
+    monkeypatch.setattr(type(tensor), "read", lambda self: reads.append(self.name) or read(self))
+    how = blocks_of(tensor, symmetric=False)
+    made = [
+        kind(source=tensor, dtype=dtype, blocks=how)
+        for kind, dtype in ((Numbers, "uint8"), (Scales, "float32"), (ZeroPoints, "uint8"))
+    ]
+    for recipe in made:
+        values = np.concatenate(list(recipe.pieces()))
         assert (values.shape, values.nbytes) == (recipe.shape, recipe.nbytes)
         assert not recipe.in_place
-    np.testing.assert_array_equal(scales.evaluate(), scales_from_blocks(blocks_of(matrix)))
-    assert weights.nbytes + scales.nbytes < matrix.nbytes / 5
+    assert reads == ["weight"]
 
 
-def test_the_product_is_that_of_the_rounded_weights(source):
-    _, tensor = source
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_pieces_give_what_the_whole_does_whatever_the_source(tmp_path, dtype):
+    matrix = np.random.default_rng(1).standard_normal((300, 48)).astype(dtype)
+    tensors = {"weight": torch.from_numpy(matrix.astype(np.float32)).to(_torch(dtype))}
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "model.safetensors")
+    tensor = tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
+    numbers = channels.ChannelNumbers(source=tensor, dtype="int8")
+    scales = channels.ChannelScales(source=tensor, dtype="float32").evaluate()
+    wanted = np.abs(matrix.astype(np.float32)).max(axis=1) / 127
+    np.testing.assert_allclose(scales, wanted, rtol=1e-6)
+    found = numbers.evaluate()
+    assert (found.shape, found.nbytes) == (numbers.shape, numbers.nbytes) == ((48, 300), 48 * 300)
+    np.testing.assert_allclose(
+        found.T * scales[:, None], matrix.astype(np.float32), atol=wanted.max() / 2 * 1.001
+    )
+
+
+def _torch(dtype):
+    return getattr(torch, np.dtype(dtype).name)
+
+
+def graph_of(tensor):
     model = ir.from_onnx_text(
-        """<ir_version: 10, opset_import: ["" : 20]>
-        graph (float[batch, 80] x, float[1500] bias, float[1500, 80] weight) =>
-            (float[batch, 1500] y, float[batch, 1500] z, float[batch, 1500] biased) {
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        graph (float[batch, {IN}] x, float[{OUT}] bias, float[{OUT}, {IN}] weight) =>
+            (float[batch, {OUT}] y, float[batch, {OUT}] z, float[batch, {OUT}] biased) {{
             turned = Transpose<perm = [1, 0]>(weight)
             y = MatMul(x, turned)
             z = MatMul(x, turned)
             biased = Gemm<transB = 1>(x, weight, bias)
-        }"""
+        }}"""
     )
-    value = model.graph.inputs.pop()
-    model.graph.initializers["weight"] = value
-    recipes = quantise(model, {"weight": Recipe(source=tensor, dtype="float32")})
-    assert set(recipes) == {"weight.int4", "weight.int4_scales"} == set(model.graph.initializers)
-    assert [node.op_type for node in model.graph] == ["MatMulNBits"] * 3
+    model.graph.initializers["weight"] = model.graph.inputs.pop()
+    return model, {"weight": Recipe(source=tensor, dtype="float32")}
+
+
+def run(model, recipes, x):
+    assert set(recipes) == set(model.graph.initializers)
     for name, recipe in recipes.items():
         model.graph.initializers[name].const_value = ir.tensor(recipe.evaluate(), name=name)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    bias = np.random.default_rng(3).standard_normal(OUT).astype(np.float32)
+    *plain, biased = session.run(None, {"x": x, "bias": bias})
+    return [*plain, biased - bias]
+
+
+CASES = [
+    (bits, symmetric, method, size)
+    for bits, (method, symmetric), size in itertools.product((4, 8), METHODS, (16, 32, 64))
+    if (method == "rtn" or bits == 4) and (size == 32 or method == "rtn")
+]
+
+
+@pytest.mark.parametrize(("bits", "symmetric", "method", "size"), CASES)
+def test_the_product_is_that_of_the_rounded_weights(source, bits, symmetric, method, size):
+    _, tensor = source
+    model, recipes = graph_of(tensor)
+    how = {"bits": bits, "symmetric": symmetric, "method": method, "block_size": size}
+    made = quantise(model, recipes, Quantisation(**how))
+    assert [node.op_type for node in model.graph] == ["MatMulNBits"] * 3
     for node in model.graph:
         node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
-    x = np.random.default_rng(2).standard_normal((4, 80)).astype(np.float32)
-    rounded = unpacked(recipes["weight.int4"].evaluate(), recipes["weight.int4_scales"].evaluate())
-    wanted = x @ rounded.reshape(1500, -1)[:, :80].T
-    bias = np.random.default_rng(3).standard_normal(1500).astype(np.float32)
-    *plain, biased = session.run(None, {"x": x, "bias": bias})
-    for found in (*plain, biased - bias):
+    x = np.random.default_rng(2).standard_normal((4, IN)).astype(np.float32)
+    wanted = x @ floats_from(blocks_of(tensor, **how), tensor).T
+    for found in run(model, made, x):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", channels.FORMS)
+def test_a_product_of_whole_numbers_is_close_to_that_of_floats(source, monkeypatch, form):
+    matrix, tensor = source
+    monkeypatch.setattr(channels, "FORM", form)
+    model, recipes = graph_of(tensor)
+    made = quantise(model, recipes, DYNAMIC)
+    assert set(made) == {"weight.int8", "weight.int8_scales"}
+    assert not {"MatMul", "Gemm"} & {node.op_type for node in model.graph}
+    x = np.random.default_rng(2).standard_normal((4, IN)).astype(np.float32)
+    wanted = x @ matrix.T
+    for found in run(model, made, x):
+        assert found.ravel() @ wanted.ravel() > 0.9999 * np.square(wanted).sum() ** 0.5 * (
+            np.square(found).sum() ** 0.5
+        )
+
+
 @pytest.mark.parametrize("given", ["alpha = 2.0, transB = 1", "transA = 1, transB = 1", ""])
-def test_a_product_of_another_kind_is_left_alone(source, given):
+@pytest.mark.parametrize("quantisation", [INT4, DYNAMIC])
+def test_a_product_of_another_kind_is_left_alone(source, given, quantisation):
     attributes = f"<{given}>" if given else ""
     model = ir.from_onnx_text(
         f"""<ir_version: 10, opset_import: ["" : 20]>
@@ -101,5 +221,33 @@ def test_a_product_of_another_kind_is_left_alone(source, given):
     )
     model.graph.initializers["weight"] = model.graph.inputs.pop()
     recipes = {"weight": Recipe(source=source[1], dtype="float32")}
-    assert quantise(model, recipes) == recipes
+    assert quantise(model, recipes, quantisation) == recipes
     assert [node.op_type for node in model.graph] == ["Gemm"]
+
+
+def test_each_component_gets_what_applies_to_it():
+    found = quantisations(parse_precision("int8"), QuantisationOptions(block_size=64))
+    assert (found["vision_encoder"].activations, found["vision_encoder"].block_size) == (
+        "dynamic",
+        None,
+    )
+    assert (found["language_model"].activations, found["language_model"].block_size) == (
+        "float",
+        64,
+    )
+    assert quantisations(parse_precision("fp16"), QuantisationOptions()) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"int8": "never"}, "--int8 is 'never'; wanted one of dynamic, static"),
+        ({"llm_int8": "static"}, "--llm-int8 is 'static'; wanted one of weights, dynamic"),
+        ({"int4_method": "awq"}, "--int4-method is 'awq'; wanted one of rtn, k-quant"),
+        ({"block_size": 48}, "--block-size is 48; wanted one of 16, 32, 64, 128, 256"),
+        ({"sensitive": 1.5}, "--sensitive is 1.5; wanted a share from 0 to 1"),
+    ],
+)
+def test_options_that_no_build_can_have_are_refused(given, message):
+    with pytest.raises(OptionError, match=message):
+        QuantisationOptions(**given)

@@ -1,0 +1,138 @@
+"""What a build was asked for, and what each component's quantisation then is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from export.errors import OptionError
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Weights a scale that `com.microsoft.MatMulNBits` takes."""
+
+Activations = Literal["float", "dynamic", "static"]
+"""What a product's other factor is: as it comes; whole numbers whose scale is found at run time; or
+whole numbers whose scale was found by calibration."""
+
+Method = Literal["rtn", "k-quant"]
+"""How weights are rounded: to the nearest, or by one of `export.quantisation.blocks.METHODS`."""
+
+Int8 = Literal["dynamic", "static"]
+LanguageModelInt8 = Literal["weights", "dynamic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """How one component's weights are quantised: what stands beside its precision word.
+
+    Attributes:
+        bits: of a weight, 4 or 8.
+        activations: see `Activations`. Only `float` has blocks; the others have one scale for each
+            output channel.
+        block_size: weights that share a scale, along the input axis; `None` is a whole channel.
+        symmetric: whether 0 is the middle of the range; else blocks have a zero point.
+        method: of rounding.
+        sensitive: the share of products that stay more precise, those with the greatest measured
+            error: 8 bits where `bits` is 4, float32 where it is 8.
+        calibration: directory of images, where one was named.
+    """
+
+    bits: int
+    activations: Activations = "float"
+    block_size: int | None = None
+    symmetric: bool = True
+    method: Method = "rtn"
+    sensitive: float = 0.0
+    calibration: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, without what does not apply."""
+        given = asdict(self) | {"calibration": self.calibration and str(self.calibration)}
+        found = {name: value for name, value in given.items() if value is not None}
+        return {"summary": str(self), **found}
+
+    def __str__(self) -> str:
+        if self.activations != "float":
+            return f"int8 weights by channel, {self.activations} int8 activations"
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        return f"int{self.bits} weights, blocks of {self.block_size}, {kind}, {self.method}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationOptions:
+    """What the caller says of quantisation, for all components; each takes what applies to it.
+
+    Attributes:
+        int8: activations of an int8 vision encoder or Q-Former.
+        llm_int8: an int8 language model: `weights` alone in blocks, or `dynamic` activations too.
+        calibration: a directory of images to measure on; `None` is the checkpoint's own examples.
+        block_size: weights a scale, of a language model.
+        asymmetric: blocks have a zero point. Methods other than `rtn` always give one.
+        int4_method: of rounding to four bits.
+        sensitive: share of products that stay more precise; `None` is `SENSITIVE`.
+
+    Raises:
+        OptionError: a value that no build can have.
+    """
+
+    int8: Int8 = "dynamic"
+    llm_int8: LanguageModelInt8 = "weights"
+    calibration: Path | None = None
+    block_size: int = 32
+    asymmetric: bool = False
+    int4_method: Method = "rtn"
+    sensitive: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                option, wanted = name.replace("_", "-"), ", ".join(get_args(kind))
+                raise OptionError(f"--{option} is {getattr(self, name)!r}; wanted one of {wanted}")
+        if self.block_size not in BLOCK_SIZES:
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise OptionError(f"--block-size is {self.block_size}; wanted one of {sizes}")
+        if self.sensitive is not None and not 0 <= self.sensitive <= 1:
+            raise OptionError(f"--sensitive is {self.sensitive}; wanted a share from 0 to 1")
+        if self.calibration is not None and not self.calibration.is_dir():
+            raise OptionError(f"--calibration {self.calibration} is no directory")
+
+
+CHOICES: Mapping[str, Any] = {"int8": Int8, "llm_int8": LanguageModelInt8, "int4_method": Method}
+"""Options that are one of some words."""
+
+
+def quantisations(
+    policy: Mapping[str, str], options: QuantisationOptions
+) -> dict[str, Quantisation]:
+    """The quantisation of each component that has one.
+
+    Args:
+        policy: by component, as from `export.precision.parse_precision`.
+        options: the caller's.
+    """
+    found = {name: _quantisation(name, word, options) for name, word in policy.items()}
+    return {name: quantisation for name, quantisation in found.items() if quantisation is not None}
+
+
+def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:
+    llm = component == "language_model"
+    if word == "int8" and not (llm and options.llm_int8 == "weights"):
+        return Quantisation(
+            bits=8,
+            activations="dynamic" if llm else options.int8,
+            sensitive=options.sensitive or 0.0,
+            calibration=options.calibration,
+        )
+    if word not in ("int8", "int4"):
+        return None
+    method = options.int4_method if word == "int4" else "rtn"
+    return Quantisation(
+        bits=8 if word == "int8" else 4,
+        block_size=options.block_size,
+        symmetric=method == "rtn" and not options.asymmetric,
+        method=method,
+        sensitive=options.sensitive or 0.0,
+        calibration=options.calibration,
+    )
