@@ -8,7 +8,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import BuildDirectoryError
@@ -18,8 +19,33 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is made in a directory, and may be replaced there.
+
+    Attributes:
+        name: with its article.
+        mark: what tells one from other directories, in words.
+        argument: by which the command line is given the directory.
+        holds: whether a directory is one.
+    """
+
+    name: str
+    mark: str
+    argument: str
+    holds: Callable[[Path], bool]
+
+
+BUILD = Kind(
+    name="a build",
+    mark=MANIFEST,
+    argument="--output",
+    holds=lambda directory: (directory / MANIFEST).exists(),
+)
+
+
 @contextlib.contextmanager
-def new_build(destination: Path) -> Iterator[Path]:
+def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
     """Gives an empty directory beside `destination`, and moves it there when the block ends well.
 
     What stood at `destination` stays usable until then, and for ever if the block fails or the
@@ -27,11 +53,11 @@ def new_build(destination: Path) -> Iterator[Path]:
     are removed by the next one.
 
     Raises:
-        BuildDirectoryError: `destination` holds something that is not a build, another process is
-            building there, or the disk is full or not writable.
+        BuildDirectoryError: `destination` holds something that is not of that kind, another process
+            is building there, or the disk is full or not writable.
     """
     destination = destination.absolute()
-    _refuse_what_is_no_build(destination)
+    _refuse_other(destination, kind)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _lock(destination):
@@ -44,17 +70,17 @@ def new_build(destination: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise BuildDirectoryError(_explain(error, destination)) from error
+        raise BuildDirectoryError(_explain(error, destination, kind)) from error
 
 
-def _refuse_what_is_no_build(destination: Path) -> None:
-    if not destination.exists() or (destination / MANIFEST).exists():
+def _refuse_other(destination: Path, kind: Kind) -> None:
+    if not destination.exists() or kind.holds(destination):
         return
     if destination.is_dir() and not any(destination.iterdir()):
         return
     raise BuildDirectoryError(
-        f"{destination} exists and is not a build (it has no {MANIFEST}), so it is not replaced."
-        " Give --output another directory, or remove this one."
+        f"{destination} exists and is not {kind.name} (it has no {kind.mark}), so it is not"
+        f" replaced. Give {kind.argument} another directory, or remove this one."
     )
 
 
@@ -108,13 +134,13 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(status == 0)
 
 
-def _explain(error: OSError, destination: Path) -> str:
+def _explain(error: OSError, destination: Path, kind: Kind) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(destination.parent).free
             return (
                 f"the disk is full: {free / 2**20:,.0f} MiB are free at {destination.parent}."
-                f" Nothing was changed at {destination}. Free some space, or give --output a"
+                f" Nothing was changed at {destination}. Free some space, or give {kind.argument} a"
                 " directory on another disk."
             )
     return f"{destination} could not be written: {error}. What stood there is unchanged."

@@ -15,6 +15,7 @@ from export.families import FAMILIES, Family
 from export.families.family import Projector
 from export.families.parts import Parts
 from export.source import ModelSource
+from export.synthesis import MARK
 from export.weights import Weight
 
 DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
@@ -31,6 +32,7 @@ class Checkpoint:
         config: the parsed config (`InstructBlipConfig`, `Blip2Config`, `MiniGPT4Config`).
         tensors: by name.
         source: what opens the same one again; `None` where it was not opened by one.
+        synthetic: its weights are random (`export.synthesis`).
     """
 
     directory: Path
@@ -38,6 +40,7 @@ class Checkpoint:
     config: Any
     tensors: Mapping[str, Weight]
     source: ModelSource | None = None
+    synthetic: bool = False
 
     @property
     def name(self) -> str:
@@ -141,6 +144,7 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
         family=family,
         config=_config(family, directory),
         tensors=tensors_from_directory(directory),
+        synthetic=MARK in raw,
     )
 
 

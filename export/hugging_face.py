@@ -7,18 +7,17 @@ another dtype is wanted; memory does not grow with the model.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.errors import CheckpointError
 from export.progress import Progress
-from export.weights import SAFETENSORS_DTYPES, Recipe
+from export.safetensors_files import safetensors_header
+from export.weights import Recipe
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -41,8 +40,6 @@ CAUSAL_MODELS: Mapping[str, CausalModel] = {
     "opt": CausalModel(architecture="OPTForCausalLM"),
 }
 """The text config's `model_type` to what the model is called on its own."""
-
-_WORDS = {dtype: word for word, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def write_language_model(
@@ -87,23 +84,13 @@ def write_language_model(
 
 
 def _write_weights(recipes: Mapping[str, Recipe], path: Path, progress: Progress) -> None:
-    """The safetensors format: see `export.weights`."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, recipe in recipes.items():
-        start, end = end, end + recipe.nbytes
-        header[name] = {
-            "dtype": _WORDS[recipe.dtype],
-            "shape": list(recipe.source.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # as other writers of the format have it
+    header = safetensors_header({n: (r.source.shape, r.dtype) for n, r in recipes.items()})
+    total = sum(recipe.nbytes for recipe in recipes.values())
     with (
-        progress.stage("write the language model for vLLM", end, "B") as advance,
+        progress.stage("write the language model for vLLM", total, "B") as advance,
         path.open("wb") as stream,
     ):
-        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.write(header)
         for recipe in recipes.values():
             values = np.ascontiguousarray(recipe.evaluate())
             stream.write(values.reshape(-1).view(np.uint8).data)

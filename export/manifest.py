@@ -37,6 +37,9 @@ InstructBLIP's own evaluation takes so many frames (arXiv 2305.06500)."""
 
 MANIFEST = "manifest.json"
 
+MEANS_NOTHING = "synthetic weights: answers mean nothing"
+"""What every report of a build says whose checkpoint is synthetic (`export.synthesis`)."""
+
 Images = Literal["one", "frames", "places"]
 """How many images a request may have: one; several, as the frames of a video are, one after another
 before the prompt; or several, each at its own place in the prompt."""
@@ -221,7 +224,8 @@ class Manifest:
     Attributes:
         name: of the checkpoint (`instructblip-demo-vicuna`).
         family: the kind of model (`instructblip`, `blip2`).
-        source: `{"path", "digest", "files": {name: sha256}}` of the checkpoint.
+        source: `{"path", "digest", "files": {name: sha256}}` of the checkpoint, and `"synthetic"`
+            where its weights are random.
         components: by name: `vision_encoder`, `qformer`, `language_model`.
         limits: of the language model when it is served.
         verification: what `verify` found, or `{"skipped": reason}`.
@@ -241,6 +245,11 @@ class Manifest:
     verification: Mapping[str, Any]
     tools: Mapping[str, str]
     created: str
+
+    @property
+    def synthetic(self) -> bool:
+        """The checkpoint's weights are random: see `MEANS_NOTHING`."""
+        return bool(self.source.get("synthetic"))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form that `from_json` reads back."""

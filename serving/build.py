@@ -16,6 +16,7 @@ from export.errors import OptionError, VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
     IMAGES,
+    MEANS_NOTHING,
     QUEUE,
     SLOTS,
     ComponentRecord,
@@ -170,6 +171,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     _check_precisions(options, engine)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
+    if checkpoint.synthetic:
+        progress.note(MEANS_NOTHING)
     limits = limits_from_options(options, checkpoint)
     # The images of one request are one batch.
     options = replace(options, max_batch=max(options.max_batch, limits.images))
@@ -374,6 +377,7 @@ def _manifest(
         source={
             **(checkpoint.source or options.source).to_json(),
             "path": str(checkpoint.directory),
+            "synthetic": checkpoint.synthetic,
             "files": checkpoint.digests(),
         },
         precision=options.components,

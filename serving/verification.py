@@ -60,8 +60,8 @@ def verify_build(
         limit: ask only so many of them.
 
     Returns:
-        `{"build", "precision", "passed", "graphs": {title: figures}, "text": report, "beams":
-        report}`; without examples, only `"text": {"skipped": why}`.
+        `{"build", "precision", "synthetic", "passed", "graphs": {title: figures}, "text": report,
+        "beams": report}`; without examples, only `"text": {"skipped": why}`.
 
     Raises:
         BuildDirectoryError: the directory is not a build, or its files are not what it says.
@@ -88,6 +88,7 @@ def verify_build(
     return {
         "build": str(directory),
         "precision": dict(manifest.precision),
+        "synthetic": manifest.synthetic,
         "passed": passed,
         "graphs": graphs,
         **texts,

@@ -45,7 +45,7 @@ def config_of(model: Model, language_model: Path) -> Any:
         )
     changes = {field: model.text[field] for field in TRAINED.get(wanted, ())}
     text = {**found.to_dict(), **changes}
-    return _config(model, {**_whole(model), "text_config": text})
+    return parsed(model, {**whole_config(model), "text_config": text})
 
 
 def config_from_file(model: Model, path: Path) -> Any:
@@ -60,10 +60,10 @@ def config_from_file(model: Model, path: Path) -> Any:
         raise CheckpointError(f"--part config={path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"--part config={path} holds a {type(data).__name__}, no object")
-    return _config(model, data)
+    return parsed(model, data)
 
 
-def _config(model: Model, data: Mapping[str, Any]) -> Any:
+def parsed(model: Model, data: Mapping[str, Any]) -> Any:
     """The object for a whole `config.json`.
 
     Raises:
@@ -85,7 +85,7 @@ def _config(model: Model, data: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"--part config is no {name}: {error}") from error
 
 
-def _whole(model: Model) -> dict[str, Any]:
+def whole_config(model: Model) -> dict[str, Any]:
     """All but the language model's part."""
     whole: dict[str, Any] = {
         "architectures": [model.architecture],

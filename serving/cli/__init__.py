@@ -20,6 +20,7 @@ EXPORT: Mapping[str, str] = {
     "build": "serving.cli.build",
     "verify": "serving.cli.verify",
     "inspect": "serving.cli.inspect",
+    "synthesize": "serving.cli.synthesize",
 }
 """Commands of `export`, and the module of each."""
 

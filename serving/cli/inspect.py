@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @as_json
 def command(directory: Path, digests: bool, json_: bool) -> None:
     """Show what the build in DIRECTORY is made of."""
-    from export.manifest import Manifest
+    from export.manifest import MEANS_NOTHING, Manifest
 
     manifest = Manifest.read(directory)
     if digests:
@@ -36,6 +36,8 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
     source = manifest.source
     commit = f"{source['model']} at {source['revision']}, " if source.get("revision") else ""
     click.echo(f"from {commit}{source['path']}")
+    if manifest.synthetic:
+        click.echo(MEANS_NOTHING)
     for name, record in manifest.components.items():
         click.echo(f"\n{name}: {record.precision} on {record.engine.kind}")
         if record.quantisation:

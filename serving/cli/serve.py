@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any) -> None:
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from export.errors import ServingError
-    from export.manifest import Manifest
+    from export.manifest import MEANS_NOTHING, Manifest
     from serving.repository import REPOSITORY
     from serving.server import ServerOptions, TritonServer
     from serving.server_log import why
@@ -52,6 +52,8 @@ def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any
     manifest = Manifest.read(directory)
     options = ServerOptions(environment=_vllm_environment(manifest, vllm_python), **flags)
     say = (lambda _: None) if json_ else click.echo
+    if manifest.synthetic:
+        click.echo(MEANS_NOTHING, err=True)
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -87,7 +89,8 @@ def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
 def _announce(server: TritonServer, manifest: Manifest, seconds: float, json_: bool) -> None:
     if json_:
         urls = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
-        click.echo(json.dumps({"name": manifest.name, "ready_s": round(seconds, 3), **urls}))
+        facts = {"name": manifest.name, "synthetic": manifest.synthetic}
+        click.echo(json.dumps({**facts, "ready_s": round(seconds, 3), **urls}))
         return
     port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
     click.echo(

@@ -1,0 +1,100 @@
+"""The config of a row of the table, and the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from export.model import Model
+from export.originals.configs import parsed, whole_config
+from export.synthesis import MARK
+
+if TYPE_CHECKING:
+    import torch
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+MODEL_TYPES: Mapping[str, str] = {
+    "instructblip": "instructblip",
+    "blip2": "blip-2",
+    "minigpt4": "minigpt4",
+}
+"""Name of a family to the `model_type` of its `config.json`."""
+
+TIED: Mapping[str, tuple[str, ...]] = {
+    "t5": (
+        "language_model.encoder.embed_tokens.weight",
+        "language_model.decoder.embed_tokens.weight",
+    ),
+}
+"""By type of language model: second names of a tensor, which checkpoints leave out."""
+
+HEAD = "language_model.lm_head.weight"
+"""The layer before the logits; left out too where it is tied to the embeddings."""
+
+
+def config_json(model: Model, *, dtype: str, seed: int) -> dict[str, Any]:
+    """What `config.json` holds, marked as synthetic."""
+    config = {
+        **whole_config(model),
+        "model_type": MODEL_TYPES[model.family.name],
+        "text_config": dict(model.text),
+        "dtype": dtype,
+        MARK: {"model": model.name, "seed": seed},
+    }
+    place = image_token_id(model)
+    return config if place is None else {**config, "image_token_index": place}
+
+
+def image_token_id(model: Model) -> int | None:
+    """The placeholder's id: the hub's, or the last that the row's vocabulary has.
+
+    The hub's Vicuna has rows for tokens that LAVIS's does not have, `<image>` among them.
+    """
+    if model.image_token_id is None:
+        return None
+    return min(model.image_token_id, int(model.text["vocab_size"]) - 1)
+
+
+def shapes(model: Model) -> Shapes:
+    """Shape of every tensor of a checkpoint of `model`, in elements, by transformers' name.
+
+    They are those of transformers' own modules, made without memory.
+    """
+    tied = set(TIED.get(model.text["model_type"], ()))
+    if model.text["tie_word_embeddings"]:
+        tied.add(HEAD)
+    return {name: tuple(weight.shape) for name, weight in _parameters(model) if name not in tied}
+
+
+def _parameters(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    config = parsed(model, config_json(model, dtype="float32", seed=0))
+    with torch.device("meta"), no_init_weights():
+        if model.family.processor is None:
+            yield from _of_parts(model, config)
+        else:
+            whole = getattr(transformers, model.architecture)(config)
+            yield from whole.state_dict(keep_vars=True).items()
+
+
+def _of_parts(model: Model, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of MiniGPT-4, which transformers has no class for; see `export.families.minigpt4`."""
+    import torch
+    import transformers
+
+    parts: dict[str, torch.nn.Module] = {
+        "vision_model": transformers.Blip2VisionModel(config.vision_config),
+        "language_model": transformers.LlamaForCausalLM(config.text_config),
+        "language_projection": torch.nn.Linear(model.projection[1], model.projection[0]),
+    }
+    if config.qformer_config is not None:
+        parts["qformer"] = transformers.Blip2QFormerModel(config.qformer_config)
+        width = config.qformer_config.hidden_size
+        yield "query_tokens", torch.empty(1, model.num_query_tokens, width)
+    for prefix, part in parts.items():
+        for name, weight in part.state_dict(keep_vars=True).items():
+            yield f"{prefix}.{name}", weight
