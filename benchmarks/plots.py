@@ -59,6 +59,16 @@ def plot_load(path: Path, got: Mapping[str, Sequence[Got]]) -> None:
     _save(figure, path)
 
 
+def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
+    """A bar a way: its time as a share of the first one's."""
+    figure, axes = _pyplot().subplots(figsize=(7, 0.5 + 0.45 * len(ratios)), layout="constrained")
+    bars = axes.barh(list(ratios), list(ratios.values()))
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlabel=f"time, as a share of {next(iter(ratios))}'s")
+    axes.invert_yaxis()
+    _save(figure, path)
+
+
 def _pyplot() -> Any:
     import matplotlib as mpl
 
