@@ -99,10 +99,13 @@ class Checkpoint:
         resize(processor.image_processor, self.config.vision_config.image_size)
         return processor
 
-    def digests(self) -> dict[str, str]:
-        """sha256 of the config and of every weights file, in hexadecimal, by file name."""
+    def digests(self, known: Mapping[Path, str] | None = None) -> dict[str, str]:
+        """sha256 of the config and of every weights file, in hexadecimal, by file name.
+
+        `known` are those that have been taken already.
+        """
         paths = (self.directory / "config.json", *self.files)
-        return {path.name: sha256(path) for path in paths}
+        return {path.name: (known or {}).get(path) or sha256(path) for path in paths}
 
 
 def resize(image_processor: Any, side: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from export.checkpoint import Checkpoint
@@ -17,10 +15,8 @@ from export.quantisation.graph import quantise
 from export.quantisation.options import Quantisation, QuantisationOptions
 from export.quantisation.options import quantisations as quantisations_of
 from export.tracing import Trace, trace
-from export.weights import Recipe, bind
-from export.writing import Casts, write_graph
-
-logger = logging.getLogger(__name__)
+from export.weights import bind
+from export.writing import Bound, bytes_of, write_graphs
 
 
 def graphs_from_checkpoint(
@@ -29,6 +25,7 @@ def graphs_from_checkpoint(
     directory: Path,
     progress: Progress,
     quantisations: Mapping[str, Quantisation] | None = None,
+    file_digests: dict[Path, str] | None = None,
 ) -> tuple[OnnxGraph, ...]:
     """Writes every graph of `checkpoint` below `directory`, as `<component>/<graph>.onnx`.
 
@@ -39,6 +36,8 @@ def graphs_from_checkpoint(
         progress: told of each graph.
         quantisations: by component, as from `export.quantisation.options.quantisations`; `None` is
             what it makes of `precision` without options.
+        file_digests: gets the sha256 of every file of the checkpoint, in hexadecimal: they are
+            taken while its weights are read.
 
     Raises:
         CheckpointError: a weight is missing, has another shape than the config says, or is there
@@ -53,20 +52,10 @@ def graphs_from_checkpoint(
         checkpoint.tensors,
         {name: other for traced in traces for name, other in traced.tied.items()},
     )
-    casts: dict[str, Casts] = defaultdict(dict)  # by component: a folder each
     if quantisations is None:
         quantisations = quantisations_of(precision, QuantisationOptions())
-    return tuple(
-        _written(
-            traced,
-            checkpoint,
-            directory,
-            progress,
-            casts[traced.component.component],
-            quantisations.get(traced.component.component),
-        )
-        for traced in traces
-    )
+    bound = [_bound(one, checkpoint, quantisations.get(one.component.component)) for one in traces]
+    return _written(bound, directory, progress, checkpoint.files, file_digests)
 
 
 def onnx_from_component(
@@ -80,7 +69,8 @@ def onnx_from_component(
     Raises:
         CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
-    return _written(_traced(component, progress), checkpoint, directory, progress, {})
+    (graph,) = _written([_bound(_traced(component, progress), checkpoint)], directory, progress)
+    return graph
 
 
 def _traced(component: Component, progress: Progress) -> Trace:
@@ -88,22 +78,21 @@ def _traced(component: Component, progress: Progress) -> Trace:
         return trace(component)
 
 
+def _bound(
+    traced: Trace, checkpoint: Checkpoint, quantisation: Quantisation | None = None
+) -> Bound:
+    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    if quantisation is not None:
+        recipes = quantise(traced.model, recipes, quantisation)
+    return Bound(component=traced.component, model=traced.model, recipes=recipes)
+
+
 def _written(
-    traced: Trace,
-    checkpoint: Checkpoint,
+    bound: Sequence[Bound],
     directory: Path,
     progress: Progress,
-    casts: Casts,
-    quantisation: Quantisation | None = None,
-) -> OnnxGraph:
-    """Binds the weights. `casts` are those that other graphs of the component have written."""
-    component, model = traced.component, traced.model
-    target = directory / component.component
-    target.mkdir(exist_ok=True)
-    recipes: dict[str, Recipe] = bind(traced.wanted, checkpoint.tensors, traced.tied)
-    if quantisation is not None:
-        recipes = quantise(model, recipes, quantisation)
-    total = sum(recipe.nbytes for recipe in recipes.values())
-    logger.info("%s: %d weights, %d bytes", component.title, len(recipes), total)
-    with progress.stage(f"write {component.title}", total, "B") as advance:
-        return write_graph(component, model, recipes, target, advance, casts)
+    files: Sequence[Path] = (),
+    file_digests: dict[Path, str] | None = None,
+) -> tuple[OnnxGraph, ...]:
+    with progress.stage("write weights", bytes_of(bound), "B") as advance:
+        return write_graphs(bound, directory, advance, files=files, file_digests=file_digests)

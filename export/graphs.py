@@ -20,7 +20,8 @@ class OnnxGraph:
         path: of the `.onnx` file.
         weights: every file that its initializers lie in, all in the graph's own directory.
         precision: a key of `export.precision.DTYPES`.
-        digest: sha256 over the graph's bytes and every weight it binds, in hexadecimal.
+        digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
+            (`export.digest.graph_digest`).
         contract: its inputs and outputs.
     """
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 from export.contract import Contract
 from export.errors import BuildDirectoryError
 
-FORMAT = 3
+FORMAT = 4
 """The manifest's format number; a reader refuses any other."""
 
 SLOTS = 8
@@ -52,7 +52,8 @@ class GraphRecord:
     Attributes:
         path: relative to the build directory, of the `.onnx` file.
         weights: relative to the build directory, of every file that the graph's weights lie in.
-        digest: sha256 over the graph's bytes and every weight it binds, in hexadecimal.
+        digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
+            (`export.digest.graph_digest`).
         contract: its inputs and outputs.
     """
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from export.casts import cast
 from export.contract import DTYPES
 from export.errors import CheckpointError, ExportError
 
@@ -33,6 +34,9 @@ SAFETENSORS_DTYPES: Mapping[str, str] = {
     "U8": "uint8",
 }
 """Safetensors' word for a dtype to the contract's."""
+
+PIECE = 2**25
+"""Bytes of a tensor that are in memory at once, where its rows are not longer."""
 
 
 class Weight(Protocol):
@@ -92,6 +96,26 @@ class SourceTensor:
         """The tensor as a read-only view of the file: no memory until it is touched."""
         flat = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.length,))
         return flat.view(DTYPES[self.dtype]).reshape(self.shape)
+
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """The tensor along its first axis, at most `PIECE` bytes or one row at a time.
+
+        It is read and not mapped: the pages of a mapped file count as the process's own memory.
+
+        Raises:
+            CheckpointError: the file has become shorter since it was opened.
+        """
+        rows, *rest = self.shape or (1,)
+        size = self.length // max(rows, 1)
+        step = max(1, PIECE // max(size, 1))
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            for start in range(0, rows, step):
+                part = np.empty(min(step, rows - start) * size, np.uint8)
+                if stream.readinto(part.data) != part.nbytes:
+                    raise CheckpointError(f"{self.file} ends within {self.name}")
+                values = part.view(DTYPES[self.dtype])
+                yield values.reshape(-1, *rest) if self.shape else values.reshape(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +211,20 @@ class Concatenated:
         return np.concatenate([part.read() for part in self.parts])
 
 
+def pieces_of(weight: Weight) -> Iterator[npt.NDArray[Any]]:
+    """The values of a weight, some along its first axis at a time.
+
+    Of a tensor that lies in a file as it is, see `SourceTensor.pieces`; others come whole.
+    """
+    if isinstance(weight, Concatenated):
+        for part in weight.parts:
+            yield from pieces_of(part)
+    elif isinstance(weight, SourceTensor):
+        yield from weight.pieces()
+    else:
+        yield weight.read()
+
+
 def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:
     """Reads a file's header, and nothing else of it.
 
@@ -254,25 +292,45 @@ class Recipe:
         """Bytes of the result."""
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
-    def evaluate(self) -> npt.NDArray[Any]:
-        """Reads and casts.
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """The result along its first axis, some at a time: no tensor need be whole in memory.
 
         Raises:
             ExportError: a finite weight leaves the range of the wanted dtype.
         """
-        values = self.source.read()
-        if self.source.dtype == self.dtype:
-            return values
-        with np.errstate(over="ignore"):
-            cast = values.astype(DTYPES[self.dtype])
-        lost = np.count_nonzero(~np.isfinite(cast.astype(np.float32)))
-        if lost and np.isfinite(values.astype(np.float32)).all():
+        for values in pieces_of(self.source):
+            yield values if self.source.dtype == self.dtype else self._cast(values)
+
+    def evaluate(self) -> npt.NDArray[Any]:
+        """The whole result, a view of the file where that has it; raises what `pieces` does."""
+        if lies := self.in_place:
+            return lies.read()
+        pieces = [np.atleast_1d(piece) for piece in self.pieces()]
+        made: npt.NDArray[Any] = np.concatenate(pieces).reshape(self.shape)
+        return made
+
+    def _cast(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        made, finite = cast(values, self.dtype)
+        if not finite:
+            self._refuse_lost()
+        return made
+
+    def _refuse_lost(self) -> None:
+        """Raises ExportError unless what is not finite was so in the checkpoint."""
+        lost, largest = 0, 0.0
+        for values in pieces_of(self.source):
+            floats = np.abs(values.astype(np.float32))
+            with np.errstate(over="ignore"):
+                cast = floats.astype(DTYPES[self.dtype]).astype(np.float32)
+            gone = np.isfinite(floats) & ~np.isfinite(cast)
+            lost += int(np.count_nonzero(gone))
+            largest = max(largest, float(np.max(floats, where=gone, initial=0)))
+        if lost:
             raise ExportError(
-                f"{self.source.name}: {lost} of {values.size} weights leave the range of"
-                f" {self.dtype} (largest {np.abs(values.astype(np.float32)).max():.3g}), so answers"
-                " would change. Build this component with --precision fp32."
+                f"{self.source.name}: {lost} of {math.prod(self.shape)} weights leave the range of"
+                f" {self.dtype} (largest {largest:.3g}), so answers would change. Build this"
+                " component with --precision fp32."
             )
-        return cast
 
 
 def bind(

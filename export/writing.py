@@ -1,11 +1,13 @@
-"""A traced graph and its recipes to an ONNX file, one tensor in memory at a time."""
+"""Traced graphs and their recipes to ONNX files: every byte is read once, and hashed on the way."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,107 +16,230 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from export.components.component import Component
-from export.digest import finish_digest
+from export.digest import FileDigests, graph_digest
+from export.errors import ExportError
 from export.graphs import OnnxGraph
 from export.progress import Advance
 from export.weights import Recipe
-
-Casts = dict[Recipe | Path, tuple[Path, int]]
-"""Where each weight that was not in place has been written, and what each file of the checkpoint
-has been linked as: file and offset, in one directory."""
 
 ALIGNMENT = 64
 """Bytes: a multiple of every dtype's size and of a cache line."""
 
 
-def write_graph(
-    component: Component,
-    model: ir.Model,
-    recipes: Mapping[str, Recipe],
-    directory: Path,
-    advance: Advance,
-    casts: Casts | None = None,
-) -> OnnxGraph:
-    """Binds every weight of `model` and writes it to `directory`.
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A traced graph that knows its weights.
 
-    A weight that needs no change is read from the checkpoint's own file, which is linked into
-    `directory` (copied where the file system cannot link). Every other one is cast and
-    appended to `<graph>.weights`, unless another graph of the directory has it already.
-
-    Args:
+    Attributes:
         component: what was traced.
         model: its graph, whose weights have no values yet.
         recipes: by initializer name.
-        directory: exists; gets `<graph>.onnx`.
-        advance: told of the bytes bound.
-        casts: what other graphs of `directory` have written; this one's are added.
     """
-    path = directory / f"{component.graph}.onnx"
-    digest = hashlib.sha256()
-    data = directory / f"{component.graph}.weights"
-    files: dict[Path, None] = {}
-    casts = {} if casts is None else casts
-    with data.open("wb") as stream:
-        for name, recipe in recipes.items():
-            value = model.graph.initializers[name]
-            values = recipe.evaluate()
-            digest.update(name.encode())
-            digest.update(_bytes(values))
-            if source := recipe.in_place:
-                if source.file not in casts:
-                    casts[source.file] = _link(source.file, directory), 0
-                file, offset = casts[source.file][0], source.offset
+
+    component: Component
+    model: ir.Model
+    recipes: Mapping[str, Recipe]
+
+    @property
+    def folder(self) -> str:
+        """Where it is written, below the directory of all graphs."""
+        return self.component.component
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A weight on disk.
+
+    Attributes:
+        file, offset: where it begins.
+        digest: sha256 of its bytes, in hexadecimal.
+    """
+
+    file: Path
+    offset: int
+    digest: str
+
+
+Places = Mapping[tuple[str, Recipe], Placed]
+"""Folder and recipe to where the weight is."""
+
+
+def bytes_of(bound: Sequence[Bound]) -> int:
+    """Bytes of all weights, those that graphs of one folder share counted once."""
+    return sum(recipe.nbytes for _, recipe in _first_users(bound))
+
+
+def write_graphs(
+    bound: Sequence[Bound],
+    directory: Path,
+    advance: Advance,
+    *,
+    files: Sequence[Path] = (),
+    file_digests: dict[Path, str] | None = None,
+) -> tuple[OnnxGraph, ...]:
+    """Writes graphs and weights below `directory`, in a folder for each component.
+
+    A weight that needs no change is bound where it lies in the checkpoint's own file, which is
+    linked into the folder (copied where the file system cannot link). Every other one is written,
+    a piece at a time, to the `<graph>.weights` of the first graph of the folder that wants it.
+
+    Weights are taken in the order in which they lie in the checkpoint, so that its files are read
+    from beginning to end, once.
+
+    Args:
+        bound: the graphs.
+        directory: exists; gets a folder a component.
+        advance: told of the bytes read or written of each weight.
+        files: of the checkpoint, in the order of their names.
+        file_digests: gets the sha256 of each of `files`.
+
+    Raises:
+        ExportError: a weight leaves the range of its dtype.
+        OSError: the disk is full or cannot be written.
+    """
+    for folder in {graph.folder for graph in bound}:
+        (directory / folder).mkdir(exist_ok=True)
+    with FileDigests(files) as digests:
+        places = _written_weights(bound, directory, digests, advance)
+        if file_digests is not None:
+            file_digests.update(digests.finish())
+    return tuple(_written_graph(graph, directory / graph.folder, places) for graph in bound)
+
+
+def _first_users(bound: Sequence[Bound]) -> dict[tuple[str, Recipe], str]:
+    """Every weight of each folder once, to the first graph there that wants it; as they lie."""
+    users: dict[tuple[str, Recipe], str] = {}
+    for graph in bound:
+        for recipe in graph.recipes.values():
+            users.setdefault((graph.folder, recipe), graph.component.graph)
+    return dict(sorted(users.items(), key=lambda item: _position(item[0][1])))
+
+
+def _position(recipe: Recipe) -> tuple[str, int]:
+    """Of the first byte that it is made of."""
+    first = next(iter(recipe.source.sources), None)
+    return (str(first.file), first.offset) if first else ("", 0)
+
+
+def _written_weights(
+    bound: Sequence[Bound], directory: Path, digests: FileDigests, advance: Advance
+) -> Places:
+    places: dict[tuple[str, Recipe], Placed] = {}
+    links = Links()
+    with _Streams() as streams:
+        for (folder, recipe), graph in _first_users(bound).items():
+            for source in recipe.source.sources[:1]:
+                digests.reach(source.file, source.offset + source.length)
+            if lies := recipe.in_place:
+                file, offset, stream = links.link(lies.file, directory / folder), lies.offset, None
             else:
-                if recipe not in casts:
-                    casts[recipe] = data, _append(stream, values)
-                file, offset = casts[recipe]
-            files[file] = None
-            value.const_value = ir.ExternalTensor(
-                location=file.name,
-                offset=offset,
-                length=recipe.nbytes,
-                dtype=value.dtype or ir.DataType.from_numpy(values.dtype),
-                shape=ir.Shape(values.shape),
-                name=name,
-                base_dir=directory,
-            )
-            advance(recipe.nbytes)
-    if data not in files:
-        data.unlink()
-    proto = ir.to_proto(model)
-    path.write_bytes(proto.SerializeToString())
-    return OnnxGraph(
-        component=component.component,
-        name=component.graph,
-        path=path,
-        weights=tuple(files),
-        precision=component.precision,
-        digest=finish_digest(digest, proto),
-        contract=component.contract,
-    )
+                file = directory / folder / f"{graph}.weights"
+                stream = streams.open(file)
+                stream.write(bytes(-stream.tell() % ALIGNMENT))
+                offset = stream.tell()
+            digest = _passed(recipe, stream, advance)
+            places[folder, recipe] = Placed(file=file, offset=offset, digest=digest)
+    return places
+
+
+class _Streams(contextlib.ExitStack):
+    """Files that are written to by turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[Path, BinaryIO] = {}
+
+    def open(self, path: Path) -> BinaryIO:
+        """The one of that path."""
+        if path not in self._open:
+            self._open[path] = self.enter_context(path.open("wb"))
+        return self._open[path]
+
+
+def _passed(recipe: Recipe, stream: BinaryIO | None, advance: Advance) -> str:
+    """The digest of a weight, which is also written if there is a stream."""
+    made, size = hashlib.sha256(), 0
+    for piece in recipe.pieces():
+        data = _bytes(piece)
+        made.update(data)
+        if stream is not None:
+            stream.write(data)
+        size += len(data)
+        advance(len(data))
+    if size != recipe.nbytes:
+        message = f"{recipe.source.name}: {size} bytes were made, wanted {recipe.nbytes}"
+        raise ExportError(message)
+    return made.hexdigest()
 
 
 def _bytes(values: npt.NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _append(stream: BinaryIO, values: npt.NDArray[Any]) -> int:
-    stream.write(bytes(-stream.tell() % ALIGNMENT))
-    offset = stream.tell()
-    stream.write(_bytes(values))
-    return offset
+def _written_graph(graph: Bound, folder: Path, places: Places) -> OnnxGraph:
+    component, model = graph.component, graph.model
+    found = {name: places[graph.folder, recipe] for name, recipe in graph.recipes.items()}
+    for name, place in found.items():
+        value = model.graph.initializers[name]
+        value.const_value = _external(name, value, graph.recipes[name], place)
+    proto = ir.to_proto(model)
+    path = folder / f"{component.graph}.onnx"
+    path.write_bytes(proto.SerializeToString())
+    weights = [(name, found[name].digest) for name in _in_order(model, found)]
+    return OnnxGraph(
+        component=component.component,
+        name=component.graph,
+        path=path,
+        weights=tuple(dict.fromkeys(place.file for place in found.values())),
+        precision=component.precision,
+        digest=graph_digest(weights, proto),
+        contract=component.contract,
+    )
 
 
-def _link(source: Path, directory: Path) -> Path:
-    """Files of one name, which lie in several directories, get a number each."""
-    target, number = directory / source.name, 1
-    while target.exists():
-        if target.samefile(source):
-            return target
-        number += 1
-        target = directory / f"{source.stem}-{number}{source.suffix}"
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
-    return target
+def _in_order(model: ir.Model, names: Mapping[str, Placed]) -> Iterator[str]:
+    return (name for name in model.graph.initializers if name in names)
+
+
+def _external(name: str, value: ir.Value, recipe: Recipe, place: Placed) -> ir.ExternalTensor:
+    assert value.dtype is not None
+    return ir.ExternalTensor(
+        location=place.file.name,
+        offset=place.offset,
+        length=recipe.nbytes,
+        dtype=value.dtype,
+        shape=ir.Shape(recipe.shape),
+        name=name,
+        base_dir=place.file.parent,
+    )
+
+
+class Links:
+    """Files of a checkpoint in the folders of a build."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Path, Path], Path] = {}
+
+    def link(self, source: Path, directory: Path) -> Path:
+        """`source` in `directory`: a hard link, or a copy where the file system has none.
+
+        Files of one name, which lie in several directories, get a number each.
+        """
+        if (source, directory) not in self._made:
+            target, number = directory / source.name, 1
+            while target.exists():
+                number += 1
+                target = directory / f"{source.stem}-{number}{source.suffix}"
+            copies = [made for (file, _), made in self._made.items() if file == source]
+            _link([source.resolve(), *copies[:1]], target)
+            self._made[source, directory] = target
+        return self._made[source, directory]
+
+
+def _link(sources: Sequence[Path], target: Path) -> None:
+    """To the first of the same files that can be linked; else a copy."""
+    for source in sources:
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return
+    shutil.copy2(sources[0], target)

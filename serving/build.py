@@ -250,12 +250,14 @@ def _fill(
     from serving.verification import text_reports
 
     (work / "graphs").mkdir()
+    digests: dict[Path, str] = {}
     graphs = graphs_from_checkpoint(
-        checkpoint, options.components, work / "graphs", progress, options.quantisations
+        checkpoint, options.components, work / "graphs", progress, options.quantisations, digests
     )
     verified = _proven(graphs, options, checkpoint, progress)
     records = _engines(work, verified, options, engine, checkpoint, progress)
-    manifest = _manifest(work, options, checkpoint, verified, records)
+    files = checkpoint.digests(digests)
+    manifest = _manifest(work, options, checkpoint, verified, records, files)
     manifest.write(work)
     if options.verify:
         text = text_reports(
@@ -355,6 +357,7 @@ def _manifest(
     checkpoint: Checkpoint,
     verified: tuple[VerifiedGraph, ...],
     records: Mapping[str, EngineRecord],
+    files: Mapping[str, str],
 ) -> Manifest:
     from export.text import language_model_facts, preprocessing, write_tokenizers
 
@@ -378,7 +381,7 @@ def _manifest(
             **(checkpoint.source or options.source).to_json(),
             "path": str(checkpoint.directory),
             "synthetic": checkpoint.synthetic,
-            "files": checkpoint.digests(),
+            "files": files,
         },
         precision=options.components,
         components=components,

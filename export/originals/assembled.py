@@ -54,14 +54,17 @@ class Assembled(Checkpoint):
         resize(self.prepared.image_processor, self.config.vision_config.image_size)
         return self.prepared
 
-    def digests(self) -> dict[str, str]:
-        """sha256 of every file that a part consists of, in hexadecimal, by `part/file name`."""
+    def digests(self, known: Mapping[Path, str] | None = None) -> dict[str, str]:
+        """sha256 of every file that a part consists of, in hexadecimal, by `part/file name`.
+
+        `known` are those that have been taken already.
+        """
         found = {}
         for part, path in self.parts.items():
             inside = [file for file in self.files if file.parent == path]
             configs = [path / "config.json"] if inside else []
             for file in [path] if path.is_file() else [*configs, *inside]:
-                found[f"{part}/{file.name}"] = sha256(file)
+                found[f"{part}/{file.name}"] = (known or {}).get(file) or sha256(file)
         return found
 
 

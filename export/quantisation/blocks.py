@@ -17,9 +17,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from export.casts import tensor_from_array
 from export.quantisation.options import Quantisation
 from export.quantisation.products import Product, declare, replace
-from export.weights import Recipe, Weight
+from export.weights import Recipe, Weight, pieces_of
 
 ACCURACY_LEVEL = 4
 """Activations are rounded to int8 a block, as llama.cpp does; level 0 would keep float32, and take
@@ -109,10 +110,10 @@ class Blocks:
 
     def parts(self) -> Iterator[tuple[npt.NDArray[Any], ...]]:
         """Numbers, scales and zero points of some rows at a time, each as its recipe has them."""
-        matrix = self.source.read()
-        rows = max(1, PIECE // matrix.shape[1])
-        for start in range(0, len(matrix), rows):
-            yield self._part(matrix[start : start + rows])
+        rows = max(1, PIECE // self.source.shape[1])
+        for piece in pieces_of(self.source):
+            for start in range(0, len(piece), rows):
+                yield self._part(piece[start : start + rows])
 
     def _part(self, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
         spare = self.count * self.block_size - rows.shape[1]
@@ -133,20 +134,8 @@ def _packed(numbers: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def floats_from_array(values: npt.NDArray[Any]) -> torch.Tensor:
-    """A float32 copy; torch's casts are several times as quick as numpy's."""
-    values = np.ascontiguousarray(values)
-    if values.dtype.name == "bfloat16":
-        return _shared(values.view(np.int16)).view(torch.bfloat16).to(torch.float32)
-    return _shared(values).to(torch.float32)
-
-
-def _shared(values: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor over the array's memory, which is only read (torch warns where it may not write)."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(values)
+    """A float32 copy."""
+    return tensor_from_array(values).to(torch.float32)
 
 
 _made: dict[Blocks, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}

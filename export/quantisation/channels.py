@@ -16,7 +16,7 @@ import torch
 
 from export.quantisation.blocks import PIECE, floats_from_array
 from export.quantisation.products import Product, declare, replace
-from export.weights import Recipe, Weight
+from export.weights import Recipe, Weight, pieces_of
 
 MOST = 127
 """The greatest whole number: -128 is not used, so that 0 is the middle."""
@@ -35,9 +35,9 @@ class ChannelScales(Recipe):
     def in_place(self) -> None:
         """Never: these are no bytes of the checkpoint."""
 
-    def evaluate(self) -> npt.NDArray[Any]:
-        """The greatest magnitude of each channel over `MOST`."""
-        return scales_from_matrix(self.source)
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """The greatest magnitude of each channel over `MOST`, all at once."""
+        yield scales_from_matrix(self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,10 @@ class ChannelNumbers(ChannelScales):
             part = (part * factors[:, None]).round_().clamp_(-MOST, MOST)
             yield part.to(torch.int8).T.contiguous().numpy()
 
-    def evaluate(self) -> npt.NDArray[Any]:
-        """All of them."""
-        return np.concatenate(list(self.pieces()))
-
 
 def scales_from_matrix(source: Weight) -> npt.NDArray[np.float32]:
     """The scale of every row of a matrix, read in parts. A row of zeros has the scale 1."""
-    matrix = source.read()
-    step = max(1, PIECE // matrix.shape[1])
-    parts = [
-        floats_from_array(matrix[start : start + step]).abs().amax(1) / MOST
-        for start in range(0, len(matrix), step)
-    ]
+    parts = [floats_from_array(piece).abs().amax(1) / MOST for piece in pieces_of(source)]
     scales = torch.cat(parts)
     made: npt.NDArray[np.float32] = torch.where(scales == 0, 1, scales).numpy()
     return made

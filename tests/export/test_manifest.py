@@ -17,9 +17,9 @@ def test_a_build_reads_back_as_it_was_written(vicuna_build, tmp_path):
     [
         (None, f"is not a build: it has no {MANIFEST}"),
         ("{", "is not valid JSON"),
-        ('{"format": 99}', "has format 99; this version reads 3"),
-        ('{"format": 2}', "has format 2; this version reads 3. Build it again"),
-        ('{"format": 3}', "is incomplete"),
+        ('{"format": 99}', "has format 99; this version reads 4"),
+        ('{"format": 3}', "has format 3; this version reads 4. Build it again"),
+        ('{"format": 4}', "is incomplete"),
         ("[]", "has format None"),
     ],
 )

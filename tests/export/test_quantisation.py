@@ -108,8 +108,8 @@ def test_k_quant_is_nearer_than_rounding_in_large_blocks():
 def test_a_matrix_is_read_once_for_all_that_is_made_of_it(source, monkeypatch):
     _, tensor = source
     reads = []
-    read = type(tensor).read
-    monkeypatch.setattr(type(tensor), "read", lambda self: reads.append(self.name) or read(self))
+    read = type(tensor).pieces
+    monkeypatch.setattr(type(tensor), "pieces", lambda self: reads.append(self.name) or read(self))
     how = blocks_of(tensor, symmetric=False)
     made = [
         kind(source=tensor, dtype=dtype, blocks=how)

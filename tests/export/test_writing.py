@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from export.components.component import Component
-from export.contract import Contract
+from export.contract import DTYPES, Contract
 from export.weights import Recipe, tensors_from_safetensors
-from export.writing import Casts, write_graph
+from export.writing import Bound, write_graphs
 
 COMPONENT = Component(
     component="qformer",
@@ -46,6 +48,12 @@ def recipes(tmp_path: Path) -> dict[str, Recipe]:
     return made
 
 
+def two_of(recipes: dict[str, Recipe]) -> list[Bound]:
+    """Two graphs of one folder with the same weights."""
+    other = replace(COMPONENT, graph="other")
+    return [Bound(component=c, model=model(), recipes=recipes) for c in (COMPONENT, other)]
+
+
 def read(path: Path) -> dict[str, list[float]]:
     made = {}
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
@@ -60,9 +68,7 @@ def test_files_of_one_name_from_two_directories_are_both_linked(
     recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     (directory := tmp_path / "graphs").mkdir()
-    casts: Casts = {}
-    for _ in range(2):  # a second graph of the directory takes the same links
-        graph = write_graph(COMPONENT, model(), recipes, directory, lambda amount: None, casts)
+    for graph in write_graphs(two_of(recipes), directory, lambda amount: None):
         assert [path.name for path in graph.weights] == ["model.safetensors", "model-2.safetensors"]
         assert read(graph.path) == {name: values.tolist() for name, values in VALUES.items()}
     for file, name in zip(graph.weights, VALUES, strict=True):
@@ -77,8 +83,42 @@ def test_files_are_copied_where_there_are_no_links(
 
     monkeypatch.setattr("os.link", refuse)
     (directory := tmp_path / "graphs").mkdir()
-    casts: Casts = {}
-    for _ in range(2):
-        graph = write_graph(COMPONENT, model(), recipes, directory, lambda amount: None, casts)
-        assert len(list(directory.glob("*.safetensors"))) == 2
+    for graph in write_graphs(two_of(recipes), directory, lambda amount: None):
+        assert len(list(graph.path.parent.glob("*.safetensors"))) == 2
         assert read(graph.path) == {name: values.tolist() for name, values in VALUES.items()}
+
+
+def test_the_files_are_hashed_whole_while_their_weights_are_read(
+    recipes: dict[str, Recipe], tmp_path: Path
+) -> None:
+    (directory := tmp_path / "graphs").mkdir()
+    (unread := tmp_path / "unread").write_bytes(b"of no graph")
+    files = [tmp_path / name / "model.safetensors" for name in VALUES]
+    found: dict[Path, str] = {}
+    for order in (files, files[::-1]):
+        write_graphs(
+            two_of(recipes),
+            directory,
+            lambda amount: None,
+            files=[*order, unread],
+            file_digests=found,
+        )
+        assert found == {
+            file: hashlib.sha256(file.read_bytes()).hexdigest() for file in [*files, unread]
+        }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_in_pieces_are_those_in_one(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).standard_normal((50, 7)).astype(np.float32)
+    save_file({"scalar": np.array(3, np.float32), "matrix": values}, tmp_path / "model.safetensors")
+    monkeypatch.setattr("export.weights.PIECE", 100)  # three rows
+    for name, tensor in tensors_from_safetensors(tmp_path / "model.safetensors").items():
+        recipe = Recipe(source=tensor, dtype=dtype)
+        pieces = list(recipe.pieces())
+        assert len(pieces) == (1 if name == "scalar" else 17)
+        wanted = tensor.read().astype(DTYPES[dtype])
+        np.testing.assert_array_equal(recipe.evaluate(), wanted)
+        assert sum(piece.nbytes for piece in pieces) == recipe.nbytes == wanted.nbytes
