@@ -29,7 +29,7 @@ _DYNAMIC = Refusal(
 )
 _WHOLE_NUMBERS = Refusal(
     reason="the weights that vLLM reads are the checkpoint's own, as floats",
-    instead="Choose fp32 or fp16 for it, or --llm-engine onnxruntime.",
+    instead="Choose fp32, fp16 or bf16 for it, or --llm-engine onnxruntime.",
 )
 
 REFUSALS: Mapping[tuple[str, str], Refusal] = {

@@ -25,17 +25,39 @@ COMPONENTS = ("vision_encoder", "qformer", "language_model")
 DTYPES: Mapping[str, str] = {
     "fp32": "float32",
     "fp16": "float16",
+    "bf16": "bfloat16",
     "int8": "float32",
     "int4": "float32",
+    "lavis": "float32",
 }
-"""Precision word to the dtype of tensors between components, and of all weights that the word does
-not make smaller."""
+"""Precision word to the dtype that is computed in: of the residual stream, of what a language model
+keeps, and of all weights that the word does not make smaller."""
 
-QUANTISED = ("int8", "int4")
-"""Words that make weights into whole numbers."""
+BETWEEN: Mapping[str, str] = {**DTYPES, "bf16": "float32"}
+"""Precision word to the dtype of what one component hands to another: numpy has no bfloat16, nor
+has Triton's Python backend."""
+
+MATRICES: Mapping[str, str] = {"lavis": "float16"}
+"""Precision word to the dtype of the weights of linear layers and convolutions, and of what these
+compute, where that is not what `DTYPES` says: torch's autocast, under which the original runs."""
 
 INT4 = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
 """What the one word `int4` means: all weights of the language model are read for every token."""
+
+LAVIS = {"vision_encoder": "lavis", "qformer": "fp32", "language_model": "lavis"}
+"""What the one word `lavis` means: the ViT's matrices in fp16; its class token, positions,
+LayerNorms and residual stream in float32; the Q-Former in float32. Source: salesforce/LAVIS,
+lavis/models/eva_vit.py (`convert_weights_to_fp16`) and blip2_models/blip2.py."""
+
+LAVIS_LANGUAGE_MODELS: Mapping[str, str] = {"llama": "fp16", "opt": "fp16", "t5": "bf16"}
+"""A language model's type to its precision in the original. Source: salesforce/LAVIS,
+blip2_models/blip2_vicuna_instruct.py, blip2_opt.py, blip2_t5_instruct.py."""
+
+WORDS: Mapping[str, Mapping[str, str]] = {"int4": INT4, "lavis": LAVIS}
+"""What one word means where that is not the word itself for every component."""
+
+QUANTISED = ("int8", "int4")
+"""Words that make weights into whole numbers."""
 
 
 def parse_precision(text: str) -> dict[str, str]:
@@ -51,7 +73,7 @@ def parse_precision(text: str) -> dict[str, str]:
     """
     if "=" not in text:
         word = _word(text, asked=text)
-        return dict(INT4) if word == "int4" else dict.fromkeys(COMPONENTS, word)
+        return dict(WORDS.get(word, dict.fromkeys(COMPONENTS, word)))
     policy: dict[str, str] = {}
     for item in text.split(","):
         component, _, word = item.strip().partition("=")
@@ -63,6 +85,8 @@ def parse_precision(text: str) -> dict[str, str]:
         if component in policy:
             raise OptionError(f"--precision {text}: {component} is named twice")
         policy[component] = _word(word, asked=text)
+        if policy[component] == "lavis" and component == "qformer":
+            policy[component] = LAVIS[component]
         if policy[component] == "int4" != INT4[component]:
             raise OptionError(
                 f"--precision {text}: {component} cannot be int4, only language_model can: the"
@@ -70,6 +94,18 @@ def parse_precision(text: str) -> dict[str, str]:
                 " or fp32 for it."
             )
     return {component: policy.get(component, "fp32") for component in COMPONENTS}
+
+
+def of_language_model(policy: Mapping[str, str], model_type: str) -> dict[str, str]:
+    """The policy with the word of the original's language model in the place of `lavis`.
+
+    Args:
+        policy: by component.
+        model_type: of the language model, a key of `LAVIS_LANGUAGE_MODELS`.
+    """
+    lavis = policy["language_model"] == "lavis"
+    word = LAVIS_LANGUAGE_MODELS.get(model_type, "fp16") if lavis else policy["language_model"]
+    return {**policy, "language_model": word}
 
 
 def _word(word: str, *, asked: str) -> str:

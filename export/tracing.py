@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from export.blocks import mark_blocks, take_out_marks
+from export.components.autocast import autocast, is_matrix
 from export.components.component import Component
 from export.contract import DTYPES as CONTRACT_DTYPES
 from export.contract import Contract, TensorSpec
 from export.errors import ExportError
-from export.precision import DTYPES
+from export.precision import DTYPES, MATRICES
 
 OPSET = 20
 """The newest opset that ONNX Runtime, TensorRT 10 and 11 and TensorRT-RTX all read."""
@@ -92,10 +93,9 @@ def trace(component: Component) -> Trace:
         ExportError: torch could not trace it, or the graph does not have the contract's tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    dtype = getattr(torch, DTYPES[component.precision])
     with _fake_parameters(mode):
         module = component.module().eval()
-    _set_dtype(module, dtype, mode)
+    _set_dtype(module, component.precision, mode)
     tied = tied_weights(module)
     mark_blocks(module)
     try:
@@ -152,8 +152,12 @@ def _fake(mode: FakeTensorMode, like: torch.Tensor, dtype: torch.dtype) -> torch
         return torch.nn.Parameter(torch.empty(like.shape, dtype=dtype), requires_grad=False)
 
 
-def _set_dtype(module: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode) -> None:
-    """Gives every parameter `dtype`, but for the float32 islands of `export.precision`."""
+def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) -> None:
+    """Gives every parameter its dtype, with the float32 islands of `export.precision`."""
+    dtype = getattr(torch, DTYPES[precision])
+    narrow = getattr(torch, MATRICES.get(precision, DTYPES[precision]))
+    if narrow != dtype:
+        autocast(module)
     for path, child in module.named_modules():
         if isinstance(child, torch.nn.LayerNorm):
             child.__class__ = Float32LayerNorm
@@ -161,7 +165,8 @@ def _set_dtype(module: torch.nn.Module, dtype: torch.dtype, mode: FakeTensorMode
         island = isinstance(child, Float32LayerNorm) or path.rpartition(".")[2] == "wo"
         for name, param in list(child.named_parameters(recurse=False)):
             if not island:
-                child.register_parameter(name, _fake(mode, param, dtype))
+                kind = narrow if is_matrix(child) else dtype
+                child.register_parameter(name, _fake(mode, param, kind))
 
 
 def tied_weights(module: torch.nn.Module) -> dict[str, str]:

@@ -25,7 +25,7 @@ from export.manifest import (
     Manifest,
     ServingLimits,
 )
-from export.precision import parse_precision
+from export.precision import of_language_model, parse_precision
 from export.progress import Progress, Silent
 from export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from export.source import ModelSource, checkpoint_from_source
@@ -173,6 +173,11 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
+    destination = options.destination.absolute()
+    model_type = checkpoint.config.text_config.model_type
+    policy = of_language_model(options.components, model_type)
+    if policy != options.components:
+        options = replace(options, precision=",".join(f"{k}={v}" for k, v in policy.items()))
     limits = limits_from_options(options, checkpoint)
     # The images of one request are one batch.
     options = replace(options, max_batch=max(options.max_batch, limits.images))
@@ -180,7 +185,6 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
         from engines.language_model.vllm.building import check_vllm
 
         check_vllm(checkpoint, options.components["language_model"], options.vllm)
-    destination = options.destination.absolute()
     with new_build(destination) as work:
         _fill(work, options, checkpoint, engine, progress)
     return destination

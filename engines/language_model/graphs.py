@@ -19,11 +19,12 @@ import numpy as np
 
 from engines.language_model.slots import Array, BatchModel, Prompt, Slot, shared_positions
 from engines.onnxruntime.binding import Binding
-from engines.onnxruntime.session import array_from_value, open_session, value_from_array
+from engines.onnxruntime.session import open_session
 from engines.types import PromptIds
 from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import SLOTS, LanguageModelFacts, Manifest
+from export.onnxruntime_values import run
 
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
 
@@ -48,12 +49,10 @@ class Graph:
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises `EngineError` where ONNX Runtime fails."""
-        values = {name: value_from_array(array) for name, array in arrays.items()}
         try:
-            found = self._session.run_with_ort_values(self._outputs, values)
+            return run(self._session, self._outputs, arrays)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._path} ({error})") from error
-        return dict(zip(self._outputs, map(array_from_value, found), strict=True))
 
     def binding(self) -> Binding:
         """Runs the graph on memory that stays where it is."""

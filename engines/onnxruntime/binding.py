@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy.typing as npt
 
 from export.errors import EngineError
+from export.onnxruntime_values import BFLOAT16
 
 Array = npt.NDArray[Any]
 
@@ -45,5 +47,6 @@ class Binding:
 
     def _bind(self, bind: Any, name: str, array: Array) -> None:
         assert array.flags.c_contiguous, name
-        bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        kind = BFLOAT16 if array.dtype == ml_dtypes.bfloat16 else array.dtype.type
+        bind(name, "cpu", 0, kind, array.shape, array.ctypes.data)
         self._arrays[name] = array

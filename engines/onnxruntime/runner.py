@@ -7,10 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from engines.onnxruntime.session import CPU, array_from_value, open_session, value_from_array
+from engines.onnxruntime.session import CPU, open_session
 from engines.types import Feed
 from export.contract import Contract
 from export.errors import EngineError
+from export.onnxruntime_values import run
 
 
 class OnnxRuntimeRunner:
@@ -73,11 +74,9 @@ class OnnxRuntimeRunner:
             raise EngineError(f"the runner of {self._path} is not open: use it in a `with` block")
         self._contract.check_feed(feed)
         names = [spec.name for spec in self._contract.outputs]
-        values = {name: value_from_array(array) for name, array in feed.items()}
         try:
-            found = session.run_with_ort_values(names, values)
+            return run(session, names, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = {name: list(array.shape) for name, array in feed.items()}
             message = f"ONNX Runtime failed in {self._path} on {shapes} ({error})"
             raise EngineError(message) from error
-        return dict(zip(names, map(array_from_value, found), strict=True))

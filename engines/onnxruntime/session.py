@@ -5,18 +5,14 @@ Importing this module does not load ONNX Runtime; opening a session does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
-
 from export.contract import Contract, TensorSpec
 from export.errors import EngineError
+from export.onnxruntime_values import session_from_onnx
 
 CPU = ("CPUExecutionProvider",)
 
@@ -29,10 +25,6 @@ ONNX_TYPES = {
     "float32": "tensor(float)",
 }
 """A contract's dtypes as ONNX Runtime spells them."""
-
-_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-
-Array = npt.NDArray[Any]
 
 
 def open_session(
@@ -69,7 +61,7 @@ def open_session(
     options.log_severity_level = 3  # errors; its warnings are about its own optimisations
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        session = session_from_onnx(path, options, list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         message = f"ONNX Runtime cannot load {path} ({error}). Build it again."
         raise EngineError(message) from error
@@ -94,29 +86,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def value_from_array(array: Array) -> Any:
-    """An `OrtValue` over the array's own memory, which it keeps alive. On the CPU."""
-    ort = load_onnxruntime()
-    array = np.ascontiguousarray(array)
-    if array.dtype == ml_dtypes.bfloat16:
-        raw = array.view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def array_from_value(value: Any) -> Array:
-    """A numpy array with a copy of the value."""
-    if value.element_type() != _BFLOAT16:
-        return np.asarray(value.numpy())
-    shape = value.shape()
-    size = int(np.prod(shape))
-    if not size:
-        return np.empty(shape, ml_dtypes.bfloat16)
-    raw = (ctypes.c_uint16 * size).from_address(value.data_ptr())
-    array: Array = np.array(raw, dtype=np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
-    return array
 
 
 def _check_providers(ort: Any, providers: Sequence[str]) -> None:

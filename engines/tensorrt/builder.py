@@ -37,7 +37,7 @@ DTYPES = {
 }
 """A contract's dtypes as TensorRT spells them."""
 
-PRECISIONS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+PRECISIONS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "lavis": "HALF"}
 """A graph's precision, and the dtype that its matrices must then have."""
 
 

@@ -13,6 +13,7 @@ from export.components.qformer import qformer
 from export.components.t5 import t5
 from export.components.vision_encoder import vision_encoder
 from export.errors import CheckpointError
+from export.precision import of_language_model
 from export.text import image_processor_settings
 
 LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
@@ -44,6 +45,7 @@ def components_from_checkpoint(
             f" supported: {', '.join(LANGUAGE_MODELS)}"
         )
     language = LANGUAGE_MODELS[architecture]
+    precision = of_language_model(precision, architecture)
     vision = precision["vision_encoder"]
     return (
         vision_encoder(config, image_processor_settings(checkpoint), precision=vision),

@@ -17,7 +17,7 @@ from export.components.component import Component
 from export.components.vision_encoder import image_embeds_spec
 from export.contract import Contract, TensorSpec
 from export.families.family import Projector
-from export.precision import DTYPES
+from export.precision import BETWEEN
 
 
 class _QFormer(torch.nn.Module):
@@ -25,12 +25,14 @@ class _QFormer(torch.nn.Module):
 
     Args:
         config: the checkpoint's whole config.
+        dtype: of the visual prompt.
     """
 
     kind: type[PreTrainedModel]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, dtype: str) -> None:
         super().__init__()
+        self.dtype = getattr(torch, dtype)
         width = config.qformer_config.hidden_size
         self.query_tokens = torch.nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
         self.qformer = module_from_config(self.kind, config.qformer_config)
@@ -70,7 +72,7 @@ class InstructionQFormer(_QFormer):
             encoder_hidden_states=features,
         ).last_hidden_state
         visual_prompt: torch.Tensor = self.language_projection(hidden[:, : queries.shape[1]])
-        return visual_prompt
+        return visual_prompt.to(self.dtype)
 
 
 class QueryQFormer(_QFormer):
@@ -91,7 +93,7 @@ class QueryQFormer(_QFormer):
             query_length=queries.shape[1],
         ).last_hidden_state
         visual_prompt: torch.Tensor = self.language_projection(hidden)
-        return visual_prompt
+        return visual_prompt.to(self.dtype)
 
 
 class PatchMerge(torch.nn.Module):
@@ -101,10 +103,12 @@ class PatchMerge(torch.nn.Module):
 
     Args:
         config: the checkpoint's whole config.
+        dtype: of the visual prompt.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, dtype: str) -> None:
         super().__init__()
+        self.dtype = getattr(torch, dtype)
         self.merged = config.merged_patches
         width = self.merged * config.vision_config.hidden_size
         self.language_projection = torch.nn.Linear(width, config.text_config.hidden_size)
@@ -119,7 +123,7 @@ class PatchMerge(torch.nn.Module):
         batch, patches, width = features.shape
         merged = features.reshape(batch, patches // self.merged, self.merged * width)
         visual_prompt: torch.Tensor = self.language_projection(merged)
-        return visual_prompt
+        return visual_prompt.to(self.dtype)
 
 
 INSTRUCTION = tuple(
@@ -153,7 +157,7 @@ def qformer(
     image_embeds = image_embeds_spec(patches, vision.hidden_size, input_precision)
     output = TensorSpec(
         name="visual_prompt",
-        dtype=DTYPES[precision],
+        dtype=BETWEEN[precision],
         axes=("batch", config.num_query_tokens, config.text_config.hidden_size),
     )
     return Component(
@@ -161,5 +165,5 @@ def qformer(
         graph="model",
         precision=precision,
         contract=Contract(inputs=(image_embeds, *text), outputs=(output,)),
-        module=lambda: module(config),
+        module=lambda: module(config, BETWEEN[precision]),
     )

@@ -10,7 +10,7 @@ from transformers import InstructBlipVisionModel
 from export.components.attention import module_from_config
 from export.components.component import Component
 from export.contract import Contract, TensorSpec
-from export.precision import DTYPES
+from export.precision import BETWEEN
 
 
 class VisionEncoder(torch.nn.Module):
@@ -19,13 +19,15 @@ class VisionEncoder(torch.nn.Module):
     Args:
         config: the checkpoint's vision config.
         processor: the image processor's own settings: `rescale_factor`, `image_mean`, `image_std`.
+        dtype: of the features.
     """
 
     image_mean: torch.Tensor
     image_std: torch.Tensor
 
-    def __init__(self, config: Any, processor: dict[str, Any]) -> None:
+    def __init__(self, config: Any, processor: dict[str, Any], dtype: str) -> None:
         super().__init__()
+        self.dtype = getattr(torch, dtype)
         self.vision_model = module_from_config(InstructBlipVisionModel, config)
         self.rescale_factor = float(processor["rescale_factor"])
         for name in ("image_mean", "image_std"):
@@ -38,7 +40,7 @@ class VisionEncoder(torch.nn.Module):
         values = (values - self.image_mean) / self.image_std
         values = values.permute(0, 3, 1, 2)  # [batch, 3, height, width]
         features: torch.Tensor = self.vision_model(pixel_values=values).last_hidden_state
-        return features
+        return features.to(self.dtype)
 
 
 def vision_encoder(config: Any, processor: dict[str, Any], *, precision: str) -> Component:
@@ -52,11 +54,11 @@ def vision_encoder(config: Any, processor: dict[str, Any], *, precision: str) ->
         graph="model",
         precision=precision,
         contract=Contract(inputs=(pixels,), outputs=(image_embeds,)),
-        module=lambda: VisionEncoder(vision, processor),
+        module=lambda: VisionEncoder(vision, processor, BETWEEN[precision]),
     )
 
 
 def image_embeds_spec(patches: int, hidden_size: int, precision: str) -> TensorSpec:
     """What the vision encoder gives and the Q-Former takes."""
     axes = ("batch", patches, hidden_size)
-    return TensorSpec(name="image_embeds", dtype=DTYPES[precision], axes=axes)
+    return TensorSpec(name="image_embeds", dtype=BETWEEN[precision], axes=axes)

@@ -13,17 +13,21 @@ from export.weights import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """`x @ weight.T`, and its bias where it is a `Gemm`.
+    """`x @ weight.T`, and its bias where it has one.
 
     Attributes:
         node: `MatMul` of a transposed weight, or `Gemm`.
         weight: the initializer `[out, in]`.
         recipe: the weight's.
+        bias: `[out]`, or `None`.
+        last: the node that gives the result: the `Add` of a `MatMul`'s bias, or `node`.
     """
 
     node: ir.Node
     weight: ir.Value
     recipe: Recipe
+    bias: ir.Value | None
+    last: ir.Node
 
     @property
     def name(self) -> str:
@@ -38,18 +42,15 @@ class Product:
         assert value is not None
         return value
 
-    @property
-    def bias(self) -> ir.Value | None:
-        """`[out]`, of a `Gemm`."""
-        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
-
 
 def products(model: ir.Model, recipes: Mapping[str, Recipe]) -> Iterator[Product]:
     """Every product with a matrix that has a recipe, in the graph's order."""
     for node in list(model.graph):
         weight = _weight(node)
         if weight is not None and weight.name is not None and weight.name in recipes:
-            yield Product(node=node, weight=weight, recipe=recipes[weight.name])
+            recipe = recipes[weight.name]
+            bias, last = _bias(node, recipe.source.shape[0])
+            yield Product(node=node, weight=weight, recipe=recipe, bias=bias, last=last)
 
 
 def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> ir.Value:
@@ -62,10 +63,10 @@ def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> i
 
 def replace(model: ir.Model, product: Product, nodes: Sequence[ir.Node]) -> None:
     """Puts these nodes in the place of a product; the last one's output takes over its name."""
-    old, new = product.node.outputs[0], nodes[-1].outputs[0]
+    old, new = product.last.outputs[0], nodes[-1].outputs[0]
     new.name, new.shape, new.type = old.name, old.shape, old.type
     ir.convenience.replace_nodes_and_values(
-        model.graph, product.node, [product.node], nodes, [old], [new]
+        model.graph, product.last, list({product.last, product.node}), nodes, [old], [new]
     )
 
 
@@ -75,6 +76,23 @@ def remove_unused(model: ir.Model, recipes: dict[str, Recipe]) -> None:
     for name in list(recipes):
         if name not in model.graph.initializers:
             del recipes[name]
+
+
+def _bias(node: ir.Node, width: int) -> tuple[ir.Value | None, ir.Node]:
+    """`Product.bias` and `Product.last`; torch adds the bias of a linear layer over three axes."""
+    if node.op_type == "Gemm":
+        return (node.inputs[2] if len(node.inputs) > 2 else None), node
+    users = list(node.outputs[0].uses())
+    if len(users) == 1 and users[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
+        add = users[0].node
+        other = add.inputs[1 - users[0].idx]
+        if other is not None and other.is_initializer() and _sizes(other) == (width,):
+            return other, add
+    return None, node
+
+
+def _sizes(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    return None if value.shape is None else tuple(value.shape.numpy())
 
 
 def _weight(node: ir.Node) -> ir.Value | None:

@@ -26,6 +26,8 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(max_abs=1e-4),
     "fp16": Limits(cosine=0.9999),
+    "bf16": Limits(cosine=0.999),
+    "lavis": Limits(cosine=0.9999),
     "int8": Limits(cosine=0.99),
     "int4": Limits(cosine=0.95),
 }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from export.checkpoint import Checkpoint
 from export.errors import VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
+from export.onnxruntime_values import run, session_from_onnx
 from export.progress import Progress
 from export.verification.case import Case
 from export.verification.cases import cases
@@ -69,7 +70,7 @@ def _session(graph: OnnxGraph) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
+    return session_from_onnx(graph.path, options, ["CPUExecutionProvider"])
 
 
 def _compare(graph: OnnxGraph, session: Any, case: Case) -> list[Comparison]:
@@ -78,7 +79,7 @@ def _compare(graph: OnnxGraph, session: Any, case: Case) -> list[Comparison]:
     }
     graph.contract.check_feed(feed)
     names = [spec.name for spec in graph.contract.outputs]
-    outputs = dict(zip(names, session.run(names, feed), strict=True))
+    outputs = run(session, names, feed)
     return [
         compare(
             _real(outputs[name], case.real.get(name)),

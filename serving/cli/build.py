@@ -27,8 +27,8 @@ from serving.cli.options import QUANTISATION, as_json, quantisation_options, sou
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, int8, int4 (the language model's weights alone), or a policy per component: "
-    "vision_encoder=int8,language_model=int4.",
+    help="fp32, fp16, bf16, int8, int4 (the language model's weights alone), lavis (the original's "
+    "mixture), or a policy per component: vision_encoder=int8,language_model=int4.",
 )
 @quantisation_options
 @click.option(

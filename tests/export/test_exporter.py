@@ -39,10 +39,11 @@ def exported(tiny, tmp_path_factory):
 
 # Whatever else an OPT may be, BLIP-2 on T5, MiniGPT-4: parts that the others prove in fp16.
 OTHERS = [("other-opt", "fp32"), ("blip2-t5", "fp32"), ("minigpt4", "fp32")]
+NARROW = [("flant5", "lavis"), ("vicuna", "int8")]
 MERGE = [("minigpt4-merge", "fp32"), ("minigpt4-merge", "fp16")]
 
 
-@pytest.mark.parametrize(("kind", "precision"), [*ALL, *OTHERS, *MERGE])
+@pytest.mark.parametrize(("kind", "precision"), [*ALL, *OTHERS, *NARROW, *MERGE])
 def test_every_graph_agrees_with_transformers(exported, kind, precision):
     checkpoint, graphs = exported(kind, precision)
     for proof in verify_graphs(graphs, checkpoint, Silent()):
@@ -114,6 +115,22 @@ def test_fp16_keeps_its_islands_in_fp32(exported):
     assert {dtypes[name] for name in islands} == {"FLOAT"}
     assert dtypes["vision_model.encoder.layers.0.mlp.fc1.weight"] == "FLOAT16"
     assert dtypes["language_model.lm_head.weight"] == "FLOAT16"
+
+
+def test_lavis_narrows_matrices_alone(exported):
+    _, graphs = exported("flant5", "lavis")
+    kinds = {}
+    for graph in graphs:
+        for tensor in onnx.load(graph.path, load_external_data=False).graph.initializer:
+            kinds[tensor.name] = onnx.TensorProto.DataType.Name(tensor.data_type)
+    vision = {name: kind for name, kind in kinds.items() if name.startswith("vision_model.")}
+    narrow = {name for name, kind in vision.items() if kind == "FLOAT16"}
+    words = ("qkv", "projection", "fc1", "fc2", "patch_embedding")
+    assert narrow == {name for name in vision if any(f".{word}." in name for word in words)}
+    assert set(vision.values()) == {"FLOAT16", "FLOAT"}
+    assert kinds["vision_model.embeddings.class_embedding"] == "FLOAT"
+    assert not any("16" in kind for name, kind in kinds.items() if name.startswith("qformer."))
+    assert kinds["language_model.lm_head.weight"] == "BFLOAT16"
 
 
 def test_int4_leaves_no_matrix_of_the_decoder_in_full(exported):

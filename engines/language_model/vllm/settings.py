@@ -14,7 +14,7 @@ EXECUTORS: Mapping[str, str] = {
 }
 """What starts vLLM's shares of a model."""
 
-DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16"}
+DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precision word to the dtype that vLLM keeps weights in and computes in."""
 
 
