@@ -1,7 +1,7 @@
 import pytest
 
 from export.errors import OptionError
-from export.precision import parse_precision
+from export.precision import of_language_model, parse_precision
 
 
 def test_one_word_is_for_every_component():
@@ -24,7 +24,10 @@ def test_a_policy_leaves_the_rest_at_fp32():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fp61", "no precision 'fp61'; known: fp32, fp16, int8, int4. Did you mean 'fp16'"),
+        (
+            "fp61",
+            "no precision 'fp61'; known: fp32, fp16, bf16, int8, int4, lavis. Did you mean 'fp16'",
+        ),
         ("vision=fp16", "no component 'vision'.*Did you mean 'vision_encoder'"),
         ("qformer=fp16,qformer=fp32", "qformer is named twice"),
         ("qformer=", "no precision ''"),
@@ -34,3 +37,11 @@ def test_a_policy_leaves_the_rest_at_fp32():
 def test_nonsense_is_refused_by_name(text, message):
     with pytest.raises(OptionError, match=message):
         parse_precision(text)
+
+
+def test_the_originals_mixture_depends_on_its_language_model():
+    policy = parse_precision("lavis")
+    assert policy == {"vision_encoder": "lavis", "qformer": "fp32", "language_model": "lavis"}
+    assert of_language_model(policy, "llama")["language_model"] == "fp16"
+    assert of_language_model(policy, "t5")["language_model"] == "bf16"
+    assert of_language_model(parse_precision("int4"), "t5") == parse_precision("int4")
