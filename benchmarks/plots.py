@@ -69,6 +69,20 @@ def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
     _save(figure, path)
 
 
+def plot_losses(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Points of accuracy lost, by policy: a mark a demo checkpoint."""
+    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    for demo, policies in table.items():
+        lost = {name: figures["points_lost"] for name, figures in policies.items()}
+        axes.plot(list(lost.values()), list(lost), "o", alpha=0.7, label=demo)
+    axes.axvline(0, color="grey", lw=1)
+    axes.set(xlabel="points of accuracy lost against fp32")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    _save(figure, path)
+
+
 def _pyplot() -> Any:
     import matplotlib as mpl
 
