@@ -11,7 +11,9 @@ from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.fit import check_fit
 from export.graphs import OnnxGraph
 from export.progress import Progress
+from export.quantisation.calibration import measure
 from export.quantisation.graph import quantise
+from export.quantisation.measuring import Measurements
 from export.quantisation.options import Quantisation, QuantisationOptions
 from export.quantisation.options import quantisations as quantisations_of
 from export.tracing import Trace, trace
@@ -54,7 +56,8 @@ def graphs_from_checkpoint(
     )
     if quantisations is None:
         quantisations = quantisations_of(precision, QuantisationOptions())
-    bound = [_bound(one, checkpoint, quantisations.get(one.component.component)) for one in traces]
+    measured = measure(traces, checkpoint, quantisations, progress)
+    bound = [_bound(one, checkpoint, measured.get(one.component.component)) for one in traces]
     return _written(bound, directory, progress, checkpoint.files, file_digests)
 
 
@@ -63,13 +66,19 @@ def onnx_from_component(
     checkpoint: Checkpoint,
     directory: Path,
     progress: Progress,
+    quantisation: Quantisation | None = None,
 ) -> OnnxGraph:
     """Writes one graph of a checkpoint, whatever else the checkpoint has.
+
+    It can be quantised where no other graph has to be run to measure it.
 
     Raises:
         CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
-    (graph,) = _written([_bound(_traced(component, progress), checkpoint)], directory, progress)
+    traced, name = _traced(component, progress), component.component
+    given = {} if quantisation is None else {name: quantisation}
+    measured = measure([traced], checkpoint, given, progress).get(name)
+    (graph,) = _written([_bound(traced, checkpoint, measured)], directory, progress)
     return graph
 
 
@@ -78,13 +87,16 @@ def _traced(component: Component, progress: Progress) -> Trace:
         return trace(component)
 
 
-def _bound(
-    traced: Trace, checkpoint: Checkpoint, quantisation: Quantisation | None = None
-) -> Bound:
+def _bound(traced: Trace, checkpoint: Checkpoint, measured: Measurements | None = None) -> Bound:
     recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
-    if quantisation is not None:
-        recipes = quantise(traced.model, recipes, quantisation)
-    return Bound(component=traced.component, model=traced.model, recipes=recipes)
+    if measured is None:
+        return Bound(component=traced.component, model=traced.model, recipes=recipes)
+    return Bound(
+        component=traced.component,
+        model=traced.model,
+        recipes=quantise(traced.model, recipes, measured),
+        quantisation=measured.to_json(),
+    )
 
 
 def _written(

@@ -23,6 +23,8 @@ class OnnxGraph:
         digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
             (`export.digest.graph_digest`).
         contract: its inputs and outputs.
+        quantisation: how its component's weights were quantised and what was measured, JSON-ready;
+            empty where they were not.
     """
 
     component: str
@@ -32,6 +34,7 @@ class OnnxGraph:
     precision: str
     digest: str
     contract: Contract
+    quantisation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

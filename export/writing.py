@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,11 +34,13 @@ class Bound:
         component: what was traced.
         model: its graph, whose weights have no values yet.
         recipes: by initializer name.
+        quantisation: as `OnnxGraph.quantisation`.
     """
 
     component: Component
     model: ir.Model
     recipes: Mapping[str, Recipe]
+    quantisation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -194,6 +196,7 @@ def _written_graph(graph: Bound, folder: Path, places: Places) -> OnnxGraph:
         precision=component.precision,
         digest=graph_digest(weights, proto),
         contract=component.contract,
+        quantisation=graph.quantisation,
     )
 
 

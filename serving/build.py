@@ -374,7 +374,9 @@ def _manifest(
                 if proof.graph.component == component
             },
             engine=records[component],
-            quantisation=_quantisation_record(options.quantisations.get(component)),
+            quantisation=next(
+                (p.graph.quantisation for p in verified if p.graph.component == component), {}
+            ),
         )
         for component, precision in options.components.items()
     }
@@ -397,10 +399,6 @@ def _manifest(
         tools=_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-
-
-def _quantisation_record(quantisation: Quantisation | None) -> Mapping[str, Any]:
-    return {} if quantisation is None else quantisation.to_json()
 
 
 def _graph_record(work: Path, graph: OnnxGraph) -> GraphRecord:

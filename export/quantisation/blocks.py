@@ -88,6 +88,14 @@ METHODS: Mapping[tuple[str, bool], Callable[[torch.Tensor, int], Quantised]] = {
 """By `Quantisation.method` and `Quantisation.symmetric`."""
 
 
+def rows_of(matrix: Weight) -> Iterator[npt.NDArray[Any]]:
+    """A matrix, some rows at a time: at most `PIECE` weights, or one row."""
+    for piece in pieces_of(matrix):
+        step = max(1, PIECE // piece.shape[1])
+        for start in range(0, len(piece), step):
+            yield piece[start : start + step]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """How a matrix `[out, in]` becomes whole numbers.
@@ -110,16 +118,24 @@ class Blocks:
 
     def parts(self) -> Iterator[tuple[npt.NDArray[Any], ...]]:
         """Numbers, scales and zero points of some rows at a time, each as its recipe has them."""
-        rows = max(1, PIECE // self.source.shape[1])
-        for piece in pieces_of(self.source):
-            for start in range(0, len(piece), rows):
-                yield self._part(piece[start : start + rows])
+        for rows in rows_of(self.source):
+            yield self._part(rows)
 
-    def _part(self, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    def compared(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some rows at a time, and what they are once they are quantised."""
+        for part in rows_of(self.source):
+            numbers, scales, zeros = self._quantised(part)
+            made = (numbers.to(torch.float32) - zeros[:, None]) * scales[:, None]
+            yield floats_from_array(part), made.reshape(len(part), -1)[:, : part.shape[1]]
+
+    def _quantised(self, rows: npt.NDArray[Any]) -> Quantised:
         spare = self.count * self.block_size - rows.shape[1]
         floats = torch.nn.functional.pad(floats_from_array(rows), (0, spare))
         quantise = METHODS[self.method, self.symmetric]
-        numbers, scales, zeros = quantise(floats.reshape(-1, self.block_size), self.bits)
+        return quantise(floats.reshape(-1, self.block_size), self.bits)
+
+    def _part(self, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+        numbers, scales, zeros = self._quantised(rows)
         shape = len(rows), self.count
         packed = _packed(numbers.reshape(*shape, self.block_size), self.bits)
         even = torch.nn.functional.pad(zeros.reshape(shape), (0, -self.count % 2))
@@ -211,19 +227,24 @@ class ZeroPoints(Scales):
         return self._others()[1]
 
 
-def quantise_product(
-    model: ir.Model, product: Product, quantisation: Quantisation
-) -> dict[str, Recipe]:
-    """Puts `MatMulNBits` in the place of a product, with its bias; returns what it wants."""
-    rows, columns = product.recipe.source.shape
+def blocks_of(source: Weight, quantisation: Quantisation) -> Blocks:
+    """How this matrix is quantised."""
     assert quantisation.block_size is not None
-    blocks = Blocks(
-        source=product.recipe.source,
+    return Blocks(
+        source=source,
         bits=quantisation.bits,
         block_size=quantisation.block_size,
         symmetric=quantisation.symmetric,
         method=quantisation.method,
     )
+
+
+def quantise_product(
+    model: ir.Model, product: Product, quantisation: Quantisation
+) -> dict[str, Recipe]:
+    """Puts `MatMulNBits` in the place of a product, with its bias; returns what it wants."""
+    rows, columns = product.recipe.source.shape
+    blocks = blocks_of(product.recipe.source, quantisation)
     parts: list[tuple[str, type[Numbers], str, ir.DataType]] = [
         (f"int{blocks.bits}", Numbers, "uint8", ir.DataType.UINT8),
         (f"int{blocks.bits}_scales", Scales, "float32", ir.DataType.FLOAT),

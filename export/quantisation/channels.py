@@ -1,6 +1,7 @@
 """Weights of eight bits, one scale for each output channel, for products of whole numbers.
 
-Activations are uint8 with one scale and zero point a tensor: found at run time (dynamic).
+Activations have one scale a tensor: uint8 with a zero point, found at run time (dynamic), or
+symmetric int8 with a scale found by calibration (static).
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from export.quantisation.blocks import PIECE, floats_from_array
+from export.quantisation.blocks import floats_from_array, rows_of
 from export.quantisation.products import Product, declare, replace
-from export.weights import Recipe, Weight, pieces_of
+from export.weights import Recipe, Weight
 
 MOST = 127
 """The greatest whole number: -128 is not used, so that 0 is the middle."""
+
+
+_made: dict[Weight, npt.NDArray[np.float32]] = {}
+"""Scales of the matrix whose numbers were made last: so it is read once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,14 @@ class ChannelScales(Recipe):
         """Never: these are no bytes of the checkpoint."""
 
     def pieces(self) -> Iterator[npt.NDArray[Any]]:
-        """The greatest magnitude of each channel over `MOST`, all at once."""
-        yield scales_from_matrix(self.source)
+        """All at once: they are small."""
+        yield self.evaluate()
+
+    def evaluate(self) -> npt.NDArray[Any]:
+        """As they were made with the weights, or made now."""
+        if self.source not in _made:
+            numbers_from_matrix(self.source)
+        return _made[self.source]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +67,38 @@ class ChannelNumbers(ChannelScales):
         rows, columns = self.source.shape
         return rows * columns
 
-    def pieces(self) -> Iterator[npt.NDArray[Any]]:
-        """Some input channels at a time."""
-        matrix = self.source.read()
-        factors = 1 / torch.from_numpy(scales_from_matrix(self.source))
-        step = max(1, PIECE // len(matrix))
-        for start in range(0, matrix.shape[1], step):
-            part = floats_from_array(matrix[:, start : start + step])
-            part = (part * factors[:, None]).round_().clamp_(-MOST, MOST)
-            yield part.to(torch.int8).T.contiguous().numpy()
+    def evaluate(self) -> npt.NDArray[Any]:
+        """All at once, as every piece of the matrix is a part of all rows."""
+        return numbers_from_matrix(self.source)
 
 
-def scales_from_matrix(source: Weight) -> npt.NDArray[np.float32]:
-    """The scale of every row of a matrix, read in parts. A row of zeros has the scale 1."""
-    parts = [floats_from_array(piece).abs().amax(1) / MOST for piece in pieces_of(source)]
-    scales = torch.cat(parts)
-    made: npt.NDArray[np.float32] = torch.where(scales == 0, 1, scales).numpy()
-    return made
+def numbers_from_matrix(source: Weight) -> npt.NDArray[np.int8]:
+    """See `ChannelNumbers`. The matrix is read in parts; what it makes is whole in memory."""
+    rows, columns = source.shape
+    turned, scales = np.empty((columns, rows), np.int8), np.empty(rows, np.float32)
+    start = 0
+    for part, numbers, scale in quantised_rows(source):
+        end = start + len(part)
+        turned[:, start:end] = numbers.to(torch.int8).T.numpy()
+        scales[start:end] = scale.numpy()
+        start = end
+    _made.clear()
+    _made[source] = scales
+    return turned
+
+
+def quantised_rows(
+    source: Weight,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Some rows at a time, in float32: themselves, whole numbers, and the scale of each row.
+
+    A row of zeros has the scale 1.
+    """
+    for part in rows_of(source):
+        rows = floats_from_array(part)
+        scales = rows.abs().amax(1) / MOST
+        scales = torch.where(scales == 0, 1, scales)
+        yield rows, (rows / scales[:, None]).round_().clamp_(-MOST, MOST), scales
 
 
 Form = Callable[[ir.Value, ir.Value, ir.Value, ir.Value | None], list[ir.Node]]
@@ -111,8 +137,50 @@ FORM = "one_operator"
 """The row that builds use."""
 
 
-def quantise_product(model: ir.Model, product: Product) -> dict[str, Recipe]:
-    """Puts a product of whole numbers in the place of this one; returns what it wants."""
+def static_form(model: ir.Model, name: str, scale: float) -> Form:
+    """`QuantizeLinear` and `DequantizeLinear` around both factors (Q/DQ), with a constant scale.
+
+    TensorRT and ONNX Runtime both read the three as one product of whole numbers.
+
+    Args:
+        model: gets the scale, and a zero point that says int8.
+        name: of the weight.
+        scale: of the activations.
+    """
+
+    def constant(suffix: str, value: npt.NDArray[Any]) -> ir.Value:
+        made = ir.Value(name=f"{name}.{suffix}", const_value=ir.tensor(value))
+        made.shape, made.type = ir.Shape([]), ir.TensorType(ir.DataType.from_numpy(value.dtype))
+        return model.graph.initializers.setdefault(f"{name}.{suffix}", made)
+
+    around = [
+        constant("input_scale", np.array(scale, np.float32)),
+        constant("input_zero", np.array(0, np.int8)),
+    ]
+
+    def form(
+        values: ir.Value, numbers: ir.Value, scales: ir.Value, bias: ir.Value | None
+    ) -> list[ir.Node]:
+        rounded = ir.node("QuantizeLinear", [values, *around])
+        floats = ir.node("DequantizeLinear", [rounded.outputs[0], *around])
+        weights = ir.node("DequantizeLinear", [numbers, scales], {"axis": 1})
+        product = ir.node("MatMul", [floats.outputs[0], weights.outputs[0]])
+        nodes = [rounded, floats, weights, product]
+        return nodes if bias is None else [*nodes, ir.node("Add", [product.outputs[0], bias])]
+
+    return form
+
+
+def quantise_product(
+    model: ir.Model, product: Product, scale: float | None = None
+) -> dict[str, Recipe]:
+    """Puts a product of whole numbers in the place of this one; returns what it wants.
+
+    Args:
+        model: of the product.
+        product: to be replaced.
+        scale: of its input; `None` finds it at run time.
+    """
     source, names = product.recipe.source, (f"{product.name}.int8", f"{product.name}.int8_scales")
     made: dict[str, Recipe] = {
         names[0]: ChannelNumbers(source=source, dtype="int8"),
@@ -120,5 +188,6 @@ def quantise_product(model: ir.Model, product: Product) -> dict[str, Recipe]:
     }
     numbers = declare(model, names[0], made[names[0]], ir.DataType.INT8)
     scales = declare(model, names[1], made[names[1]], ir.DataType.FLOAT)
-    replace(model, product, FORMS[FORM](product.input, numbers, scales, product.bias))
+    form = FORMS[FORM] if scale is None else static_form(model, product.name, scale)
+    replace(model, product, form(product.input, numbers, scales, product.bias))
     return made

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from export.quantisation import blocks, channels
-from export.quantisation.options import Quantisation
-from export.quantisation.products import products, remove_unused
+from export.quantisation.measuring import Measurements
+from export.quantisation.products import Product, products, remove_unused
 from export.weights import Recipe
 
 
 def quantise(
-    model: ir.Model, recipes: Mapping[str, Recipe], quantisation: Quantisation
+    model: ir.Model, recipes: Mapping[str, Recipe], measured: Measurements
 ) -> dict[str, Recipe]:
     """Rewrites every product with a weight matrix; returns the recipes of what the graph wants now.
 
     Args:
         model: a traced graph, changed in place.
         recipes: of the graph's weights, by initializer name.
-        quantisation: of its component.
+        measured: how its component is quantised, and what was found of its products.
     """
     made = dict(recipes)
-    for product in products(model, recipes):
-        if quantisation.activations == "float":
-            made |= blocks.quantise_product(model, product, quantisation)
-        else:
-            made |= channels.quantise_product(model, product)
+    for product in list(products(model, recipes)):
+        made |= _quantised(model, product, measured)
     remove_unused(model, made)
-    model.graph.opset_imports.setdefault("com.microsoft", 1)
+    if any(node.domain == "com.microsoft" for node in model.graph):
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
     return made
+
+
+def _quantised(model: ir.Model, product: Product, measured: Measurements) -> dict[str, Recipe]:
+    quantisation, more_precise = measured.quantisation, product.name in measured.sensitive
+    if quantisation.activations != "float":
+        if more_precise:
+            return {}
+        return channels.quantise_product(model, product, measured.scales.get(product.name))
+    if more_precise:
+        quantisation = replace(quantisation, bits=8, method="rtn")
+    return blocks.quantise_product(model, product, quantisation)

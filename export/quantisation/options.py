@@ -47,6 +47,11 @@ class Quantisation:
     sensitive: float = 0.0
     calibration: Path | None = None
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its products are measured before they are quantised."""
+        return self.activations == "static" or self.sensitive > 0
+
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, without what does not apply."""
         given = asdict(self) | {"calibration": self.calibration and str(self.calibration)}
@@ -71,7 +76,7 @@ class QuantisationOptions:
         block_size: weights a scale, of a language model.
         asymmetric: blocks have a zero point. Methods other than `rtn` always give one.
         int4_method: of rounding to four bits.
-        sensitive: share of products that stay more precise; `None` is `SENSITIVE`.
+        sensitive: share of products that stay more precise; `None` is what `SENSITIVE` says.
 
     Raises:
         OptionError: a value that no build can have.
@@ -99,6 +104,9 @@ class QuantisationOptions:
             raise OptionError(f"--calibration {self.calibration} is no directory")
 
 
+SENSITIVE: Mapping[Activations, float] = {"float": 0.0, "dynamic": 0.05, "static": 0.05}
+"""Share of products that stay more precise unless the caller says otherwise, by activations."""
+
 CHOICES: Mapping[str, Any] = {"int8": Int8, "llm_int8": LanguageModelInt8, "int4_method": Method}
 """Options that are one of some words."""
 
@@ -119,10 +127,11 @@ def quantisations(
 def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:
     llm = component == "language_model"
     if word == "int8" and not (llm and options.llm_int8 == "weights"):
+        activations: Activations = "dynamic" if llm else options.int8
         return Quantisation(
             bits=8,
-            activations="dynamic" if llm else options.int8,
-            sensitive=options.sensitive or 0.0,
+            activations=activations,
+            sensitive=SENSITIVE[activations] if options.sensitive is None else options.sensitive,
             calibration=options.calibration,
         )
     if word not in ("int8", "int4"):
@@ -133,6 +142,6 @@ def _quantisation(component: str, word: str, options: QuantisationOptions) -> Qu
         block_size=options.block_size,
         symmetric=method == "rtn" and not options.asymmetric,
         method=method,
-        sensitive=options.sensitive or 0.0,
+        sensitive=SENSITIVE["float"] if options.sensitive is None else options.sensitive,
         calibration=options.calibration,
     )

@@ -155,7 +155,10 @@ QUANTISATION: Mapping[str, tuple[Any, str]] = {
     "block_size": (int, "Language model: weights a scale, 16 to 256. Default: 32."),
     "asymmetric": (bool, "Language model: blocks have a zero point."),
     "int4_method": (str, "Rounding to four bits: rtn (to nearest) or k-quant. Default: rtn."),
-    "sensitive": (float, "Share of products that stay more precise, the worst first. Default: 0."),
+    "sensitive": (
+        float,
+        "Share of products that stay more precise, the worst ones. Default: 0.05 with int8 activations.",
+    ),
 }
 """Type and help of each field of `export.quantisation.options.QuantisationOptions`."""
 

@@ -16,6 +16,7 @@ from export.precision import parse_precision
 from export.quantisation import blocks, channels
 from export.quantisation.blocks import METHODS, Blocks, Numbers, Scales, ZeroPoints
 from export.quantisation.graph import quantise
+from export.quantisation.measuring import Measurements
 from export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from export.weights import Recipe, tensors_from_safetensors
 
@@ -35,8 +36,7 @@ def source(tmp_path):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Matrices are worked on in several parts, as large ones are."""
-    for module in (blocks, channels):
-        monkeypatch.setattr(module, "PIECE", 100 * IN)
+    monkeypatch.setattr(blocks, "PIECE", 100 * IN)
 
 
 def unpacked(numbers, bits):
@@ -187,7 +187,7 @@ def test_the_product_is_that_of_the_rounded_weights(source, bits, symmetric, met
     _, tensor = source
     model, recipes = graph_of(tensor)
     how = {"bits": bits, "symmetric": symmetric, "method": method, "block_size": size}
-    made = quantise(model, recipes, Quantisation(**how))
+    made = quantise(model, recipes, Measurements(quantisation=Quantisation(**how)))
     assert [node.op_type for node in model.graph] == ["MatMulNBits"] * 3
     for node in model.graph:
         node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
@@ -202,7 +202,7 @@ def test_a_product_of_whole_numbers_is_close_to_that_of_floats(source, monkeypat
     matrix, tensor = source
     monkeypatch.setattr(channels, "FORM", form)
     model, recipes = graph_of(tensor)
-    made = quantise(model, recipes, DYNAMIC)
+    made = quantise(model, recipes, Measurements(quantisation=DYNAMIC))
     assert set(made) == {"weight.int8", "weight.int8_scales"}
     assert not {"MatMul", "Gemm"} & {node.op_type for node in model.graph}
     x = np.random.default_rng(2).standard_normal((4, IN)).astype(np.float32)
@@ -225,7 +225,7 @@ def test_a_product_of_another_kind_is_left_alone(source, given, quantisation):
     )
     model.graph.initializers["weight"] = model.graph.inputs.pop()
     recipes = {"weight": Recipe(source=source[1], dtype="float32")}
-    assert quantise(model, recipes, quantisation) == recipes
+    assert quantise(model, recipes, Measurements(quantisation=quantisation)) == recipes
     assert [node.op_type for node in model.graph] == ["Gemm"]
 
 

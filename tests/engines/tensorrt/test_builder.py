@@ -16,10 +16,16 @@ from engines.tensorrt import builder
 from engines.tensorrt.builder import plan_from_onnx
 from engines.tensorrt.libraries import Library, find_library
 from engines.tensorrt.profile import Profile, Span, profile_from_contract
+from export.checkpoint import checkpoint_from_directory
+from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.contract import Contract
 from export.errors import EngineError, OptionError
+from export.exporter import onnx_from_component
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import Manifest
+from export.precision import parse_precision
+from export.progress import Silent
+from export.quantisation.options import QuantisationOptions, quantisations
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -89,6 +95,37 @@ def test_exported_components_become_plans(
     assert set(plan.details["layers"]) == {layers}
     assert plan.details["profile"]["batch"] == [1, 2, 8]
     assert plan.path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("precision", "layers"), [("bf16", "BF16"), ("lavis", "HALF"), ("int8", "FLOAT")]
+)
+def test_narrow_and_calibrated_graphs_become_plans(
+    checkpoints: Path, tmp_path: Path, library: Library, precision: str, layers: str
+) -> None:
+    checkpoint = checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna")
+    policy = parse_precision(f"vision_encoder={precision}")
+    component = components_from_checkpoint(checkpoint, policy)[0]
+    options = QuantisationOptions(int8="static")
+    graph = onnx_from_component(
+        component,
+        checkpoint,
+        tmp_path,
+        Silent(),
+        quantisations(policy, options).get("vision_encoder"),
+    )
+    plan = plan_from_onnx(
+        VerifiedGraph.without_proof(graph, reason="the plan alone is looked at"),
+        tmp_path / "model.plan",
+        library=library,
+        profile=BATCHES,
+        targets=("sm89",),
+    )
+    assert set(plan.details["layers"]) == {layers}
+    operators = {
+        node.op_type for node in onnx.load(graph.path, load_external_data=False).graph.node
+    }
+    assert ("QuantizeLinear" in operators) == (precision == "int8")
 
 
 def test_a_profile_wants_a_size_for_every_axis(vision_graph: Write) -> None:

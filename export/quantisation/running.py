@@ -1,0 +1,121 @@
+"""Runs a traced graph in float32, some of it at a time, and shows the inputs of its products.
+
+A graph is cut behind every block of its stacks. A piece has its own weights in memory and no
+others, and what a later piece reads is kept, so memory does not grow with the number of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from export.blocks import OUTPUT
+from export.quantisation.products import Product, products
+from export.weights import Recipe
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""Tensors by name."""
+
+Observe = Callable[[Product, list[npt.NDArray[np.float32]]], None]
+"""Is shown a product and its input in every sample."""
+
+
+def run_in_pieces(
+    model: ir.Model, recipes: Mapping[str, Recipe], samples: Sequence[Arrays], observe: Observe
+) -> list[Arrays]:
+    """Runs every sample through the graph; returns its outputs, by sample.
+
+    Args:
+        model: as it was traced; left as it is.
+        recipes: of its weights.
+        samples: inputs of the graph.
+        observe: called once for every product, in the graph's order.
+    """
+    found = list(products(model, recipes))
+    ends = {value.name for value in model.graph.outputs}
+    values = [dict(sample) for sample in samples]
+    pieces = list(_pieces(model.graph))
+    for index, piece in enumerate(pieces):
+        later = {v.name for other in pieces[index + 1 :] for n in other for v in n.inputs if v}
+        here = [product for product in found if product.node in piece]
+        wanted = {p.input.name for p in here} | {
+            value.name for node in piece for value in node.outputs if value.name in later | ends
+        }
+        _run(model, recipes, piece, sorted(filter(None, wanted)), values)
+        for product in here:
+            observe(product, [held[str(product.input.name)] for held in values])
+        for held in values:
+            for name in held.keys() - later - ends:
+                del held[name]
+    return [{name: held[name] for name in ends if name} for held in values]
+
+
+def _pieces(graph: ir.Graph) -> Iterator[list[ir.Node]]:
+    """Nodes up to the end of each block. Constants are every piece's own."""
+    piece: list[ir.Node] = []
+    for node in graph:
+        if node.op_type == "Constant":
+            continue
+        piece.append(node)
+        if any((value.name or "").endswith(OUTPUT) for value in node.outputs):
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _run(
+    model: ir.Model,
+    recipes: Mapping[str, Recipe],
+    piece: list[ir.Node],
+    wanted: list[str],
+    values: list[Arrays],
+) -> None:
+    """Runs a piece on every sample, whose `values` get what is wanted."""
+    import onnxruntime
+
+    read = {v.name: v for node in piece for v in node.inputs if v is not None and v.name}
+    made = {value.name for node in piece for value in node.outputs}
+    constants = [
+        producer
+        for value in read.values()
+        if (producer := value.producer()) is not None and producer.op_type == "Constant"
+    ]
+    weights = {name: recipes[name].evaluate() for name in read if name in recipes}
+    weights |= {
+        name: value.const_value.numpy()
+        for name, value in read.items()
+        if name not in recipes and value.is_initializer() and value.const_value is not None
+    }
+    given = [name for name in read if name in values[0] and name not in weights.keys() | made]
+    inputs = {**weights, **{name: values[0][name] for name in given}}
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [ir.to_proto(node) for node in dict.fromkeys([*constants, *piece])],
+            "piece",
+            [_typed(name, array) for name, array in inputs.items()],
+            [onnx.helper.make_empty_tensor_value_info(name) for name in wanted],
+        ),
+        opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
+        ir_version=10,
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    outputs = [name for name in wanted if name in made]
+    for held in values:
+        feed = weights | {name: held[name] for name in given}
+        if outputs:
+            held.update(zip(outputs, session.run(outputs, feed), strict=True))
+
+
+def _typed(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, None)

@@ -1,0 +1,102 @@
+"""What is measured before weights are quantised, on the demo's own pictures."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from export.checkpoint import checkpoint_from_directory
+from export.components.graphs_of_checkpoint import components_from_checkpoint
+from export.errors import OptionError
+from export.exporter import onnx_from_component
+from export.images import pixels_from_image
+from export.precision import parse_precision
+from export.progress import Silent
+from export.quantisation.calibration import measure, samples_from
+from export.quantisation.graph import quantise
+from export.quantisation.measuring import static_scale
+from export.quantisation.options import Quantisation
+from export.quantisation.running import run_in_pieces
+from export.text import preprocessing
+from export.tracing import trace
+from export.weights import bind
+
+STATIC = Quantisation(bits=8, activations="static", sensitive=0.1)
+INT4 = Quantisation(bits=4, block_size=32, sensitive=0.1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoints):
+    return checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna")
+
+
+@pytest.fixture(scope="module")
+def vision(checkpoint):
+    return components_from_checkpoint(checkpoint, parse_precision("fp32"))[0]
+
+
+@pytest.fixture
+def traced(vision):
+    return trace(vision)
+
+
+def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced, tmp_path):
+    samples = [
+        {"pixels": pixels_from_image(sample.image, preprocessing(checkpoint))[None]}
+        for sample in samples_from(checkpoint, None)[:2]
+    ]
+    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    seen = []
+    made = run_in_pieces(traced.model, recipes, samples, lambda p, x: seen.append((p.name, x)))
+    graph = onnx_from_component(vision, checkpoint, tmp_path, Silent())
+    session = onnxruntime.InferenceSession(graph.path)
+    for sample, outputs in zip(samples, made, strict=True):
+        (wanted,) = session.run(None, sample)
+        np.testing.assert_allclose(outputs["image_embeds"], wanted, atol=1e-4)
+    layers = checkpoint.config.vision_config.num_hidden_layers
+    assert len(seen) == len({name for name, _ in seen}) == 4 * layers
+    assert all(len(inputs) == 2 for _, inputs in seen)
+
+
+def test_the_worst_products_stay_in_float32(checkpoint, traced):
+    found = measure([traced], checkpoint, {"vision_encoder": STATIC}, Silent())["vision_encoder"]
+    assert set(found.scales) == set(found.errors)
+    assert 0 < min(found.errors.values()) < max(found.errors.values()) < 0.05
+    assert found.sensitive[0] == max(found.errors, key=lambda name: found.errors[name])
+    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    made = quantise(traced.model, recipes, found)
+    assert set(found.sensitive) == set(made) & set(found.errors)
+    kinds = [node.op_type for node in traced.model.graph]
+    quantised = len(found.errors) - len(found.sensitive)
+    assert kinds.count("QuantizeLinear") == quantised
+    assert kinds.count("DequantizeLinear") == 2 * quantised
+    report = found.to_json()
+    assert report["measured_on"] == "16 images"
+    assert list(report["more_precise"]) == list(found.sensitive)
+
+
+def test_without_images_weights_are_looked_at_and_static_is_refused(checkpoint, traced, tmp_path):
+    bare = replace(checkpoint, directory=tmp_path)
+    found = measure([traced], bare, {"vision_encoder": INT4}, Silent())["vision_encoder"]
+    assert found.to_json()["measured_on"] == "weights alone"
+    assert all(0.03 < error < 0.15 for error in found.errors.values())
+    with pytest.raises(OptionError, match=r"has no examples\. Name a directory of images with"):
+        measure([traced], bare, {"vision_encoder": STATIC}, Silent())
+
+
+def test_a_folder_of_images_is_measured_on_or_refused_without_one(checkpoint, tmp_path):
+    with pytest.raises(OptionError, match="has no image"):
+        samples_from(checkpoint, tmp_path)
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    found = samples_from(checkpoint, tmp_path)
+    assert [sample.image.name for sample in found] == ["a.JPG", "b.png"]
+
+
+def test_a_static_scale_cuts_an_outlier_off():
+    usual = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    scale = static_scale(torch.cat([usual, torch.tensor([10.0])]))
+    assert 0.3 * 10 / 127 <= scale < 0.9 * 10 / 127
+    assert static_scale(torch.zeros(3)) == 1.0
