@@ -157,7 +157,8 @@ QUANTISATION: Mapping[str, tuple[Any, str]] = {
     "int4_method": (str, "Rounding to four bits: rtn (to nearest) or k-quant. Default: rtn."),
     "sensitive": (
         float,
-        "Share of products that stay more precise, the worst ones. Default: 0.05 with int8 activations.",
+        "Share of products that stay more precise, the worst ones. "
+        "Default: 0.05 with int8 activations, else 0.",
     ),
 }
 """Type and help of each field of `export.quantisation.options.QuantisationOptions`."""
