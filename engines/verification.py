@@ -100,18 +100,42 @@ def verify_texts(
     from export.verification.reference import reference_of
 
     manifest = Manifest.read(directory)
-    made: dict[str, list[str]] = {}
+    made = build_texts(directory, manifest, examples, progress, ways)
+    reference = reference_of(checkpoint, manifest.limits.max_length)
+    return {
+        way: text_report(
+            manifest, examples, made[way], reference_texts(reference, examples, progress, way)
+        )
+        for way in ways
+    }
+
+
+def build_texts(
+    directory: Path,
+    manifest: Manifest,
+    examples: Sequence[Example],
+    progress: Progress,
+    ways: Sequence[str],
+) -> dict[str, list[str]]:
+    """What the build answers to each example, by way. Arguments as of `verify_texts`."""
+    made = {}
     with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
         for way in ways:
             with progress.stage(f"ask the build{_how(way)}", len(examples), "questions") as advance:
                 made[way] = _build_texts(pipeline, examples, WAYS[way], advance)
-    reference = reference_of(checkpoint, manifest.limits.max_length)
-    reports = {}
-    for way in ways:
-        with progress.stage(f"ask transformers{_how(way)}", len(examples), "questions") as advance:
-            wanted = _reference_texts(reference, examples, WAYS[way], advance)
-        reports[way] = _report(manifest, examples, made[way], wanted)
-    return reports
+    return made
+
+
+def reference_texts(
+    reference: Reference,
+    examples: Sequence[Example],
+    progress: Progress,
+    way: str,
+    **options: Any,
+) -> list[str]:
+    """What transformers answers to each example. `options` are added to those of the way."""
+    with progress.stage(f"ask transformers{_how(way)}", len(examples), "questions") as advance:
+        return _reference_texts(reference, examples, {**WAYS[way], **options}, advance)
 
 
 def _how(way: str) -> str:
@@ -119,9 +143,13 @@ def _how(way: str) -> str:
     return f" with {beams} beams" if beams else ""
 
 
-def _report(
-    manifest: Manifest, examples: Sequence[Example], texts: list[str], reference: list[str]
+def text_report(
+    manifest: Manifest,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    reference: Sequence[str],
 ) -> TextReport:
+    """Compares the answers of a build with those of transformers, an example each."""
     pairs = list(zip(examples, texts, reference, strict=True))
     has_answers = all(example.answer is not None for example in examples)
     return TextReport(

@@ -11,27 +11,37 @@ import numpy.typing as npt
 from export.checkpoint import Checkpoint
 from export.errors import VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
-from export.onnxruntime_values import run, session_from_onnx
+from export.onnxruntime_values import run
 from export.progress import Progress
 from export.verification.case import Case
 from export.verification.cases import cases
 from export.verification.comparison import LIMITS, Comparison, compare, figures
-from export.verification.reference import reference_of
+from export.verification.reference import Reference, reference_of
+from export.verification.sessions import open_graph
 
 
 def compare_graphs(
-    graphs: Sequence[OnnxGraph], checkpoint: Checkpoint, progress: Progress
+    graphs: Sequence[OnnxGraph],
+    checkpoint: Checkpoint,
+    progress: Progress,
+    reference: Reference | None = None,
 ) -> dict[str, list[Comparison]]:
     """Compares every graph with transformers' own modules; see `export.verification.cases`.
+
+    Args:
+        graphs: of one build.
+        checkpoint: what it was built from.
+        progress: told that it goes on.
+        reference: of the checkpoint; `None` loads it.
 
     Returns:
         By `component/graph`, every output of every case.
     """
-    sessions = {f"{graph.component}/{graph.name}": _session(graph) for graph in graphs}
+    sessions = {f"{graph.component}/{graph.name}": open_graph(graph.path) for graph in graphs}
     by_title = {f"{graph.component}/{graph.name}": graph for graph in graphs}
     found: dict[str, list[Comparison]] = {title: [] for title in by_title}
     with progress.stage("compare graphs with transformers"):
-        for case in cases(checkpoint, reference_of(checkpoint)):
+        for case in cases(checkpoint, reference or reference_of(checkpoint)):
             graph = by_title[case.graph]
             found[case.graph] += _compare(graph, sessions[case.graph], case)
     return found
@@ -63,14 +73,6 @@ def verify_graphs(
 
 def _limits(failed: list[tuple[str, Comparison]]) -> str:
     return ", ".join(sorted({str(comparison.limits) for _, comparison in failed}))
-
-
-def _session(graph: OnnxGraph) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    return session_from_onnx(graph.path, options, ["CPUExecutionProvider"])
 
 
 def _compare(graph: OnnxGraph, session: Any, case: Case) -> list[Comparison]:

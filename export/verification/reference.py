@@ -34,6 +34,9 @@ PLAIN: Mapping[str, Any] = {
 BATCH = 32
 """Examples of one length that are answered at once."""
 
+FIRST: Mapping[str, Any] = {"max_new_tokens": 1, "output_logits": True}
+"""Asks `generate` for the scores of the first token, before anything is done to them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceAnswer:
@@ -55,9 +58,12 @@ class Reference(Protocol):
 
     Attributes:
         language_model: transformers' own module.
+        parts: transformers' modules by the checkpoint's names for them: `vision_model`, `qformer`
+            (where there is one), `language_projection`, `language_model`.
     """
 
     language_model: Any
+    parts: Mapping[str, Any]
 
     def features(self, pixels: torch.Tensor, **text: torch.Tensor) -> tuple[Any, Any]:
         """`image_embeds` and `visual_prompt` of `pixels`, float32 `[batch, 3, height, width]`.
@@ -78,6 +84,10 @@ class Reference(Protocol):
 
         `options` are those of transformers' `generate`; `PLAIN` holds where they are silent.
         """
+        ...
+
+    def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
+        """Float32 `[batch, vocab]` of the first token of each answer, as of one batch."""
         ...
 
 
@@ -107,15 +117,20 @@ def answers(
     """
     from PIL import Image
 
+    for batch in batches(reference, prompts):
+        opened = [Image.open(images[index]) for index in batch]
+        asked = [prompts[index] for index in batch]
+        yield batch, reference.generate(opened, asked, **options)
+
+
+def batches(reference: Reference, prompts: Sequence[str]) -> Iterator[list[int]]:
+    """Indices of prompts that may be one batch: of the same lengths, and at most `BATCH`."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         groups[reference.lengths(prompt)].append(index)
     for indices in groups.values():
         for start in range(0, len(indices), BATCH):
-            batch = indices[start : start + BATCH]
-            opened = [Image.open(images[index]) for index in batch]
-            asked = [prompts[index] for index in batch]
-            yield batch, reference.generate(opened, asked, **options)
+            yield indices[start : start + BATCH]
 
 
 class WholeReference:
@@ -124,10 +139,14 @@ class WholeReference:
     Args:
         checkpoint: of such a family.
         positions: as in `reference_of`.
+        model: transformers' model of it; `None` loads it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, positions: int | None = None) -> None:
-        self.model = load_model(checkpoint)
+    def __init__(
+        self, checkpoint: Checkpoint, positions: int | None = None, *, model: Any = None
+    ) -> None:
+        self.model = load_model(checkpoint) if model is None else model
+        self.parts: Mapping[str, Any] = dict(self.model.named_children())
         self.language_model = self.model.language_model
         self._processor, self._ends = checkpoint.processor, _Ends(checkpoint, positions)
 
@@ -149,13 +168,25 @@ class WholeReference:
         self, images: Sequence[Any], prompts: Sequence[str], **options: Any
     ) -> list[ReferenceAnswer]:
         """See `Reference`."""
+        made, used = self._generated(images, prompts, options)
+        return self._ends.answers(made, before=used or 1)
+
+    @torch.no_grad()
+    def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reference`."""
+        return _first_logits(self._generated(images, prompts, FIRST)[0])
+
+    def _generated(
+        self, images: Sequence[Any], prompts: Sequence[str], options: Mapping[str, Any]
+    ) -> tuple[Any, int]:
+        """What `generate` returns, and the positions before the answer; 0 of T5's."""
         inputs = self._processor(images=list(images), text=list(prompts), return_tensors="pt")
         decoder_only = not self.language_model.config.is_encoder_decoder
         used = inputs["input_ids"].shape[1] if decoder_only else 0
         made = self.model.generate(
             **inputs, interpolate_pos_encoding=True, **self._ends.options(options, used)
         )
-        return self._ends.answers(made, before=used if decoder_only else 1)
+        return made, used
 
 
 class AssembledReference:
@@ -182,6 +213,15 @@ class AssembledReference:
             qformer = Blip2QFormerModel(_fresh(config.qformer_config))
             self._qformer = filled(qformer, tensors, "qformer.")
             self._queries = _tensor(tensors["query_tokens"])
+        parts = {
+            "vision_model": self._vision,
+            "qformer": self._qformer,
+            "language_projection": self._projection,
+            "language_model": self.language_model,
+        }
+        self.parts: Mapping[str, Any] = {
+            name: part for name, part in parts.items() if part is not None
+        }
         self._merged = config.merged_patches
         self._template = checkpoint.prompt_template
         self._processor, self._ends = checkpoint.processor, _Ends(checkpoint, positions)
@@ -210,6 +250,17 @@ class AssembledReference:
         self, images: Sequence[Any], prompts: Sequence[str], **options: Any
     ) -> list[ReferenceAnswer]:
         """See `Reference`."""
+        return self._ends.answers(self._generated(images, prompts, options), before=0)
+
+    @torch.no_grad()
+    def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reference`."""
+        return _first_logits(self._generated(images, prompts, FIRST))
+
+    def _generated(
+        self, images: Sequence[Any], prompts: Sequence[str], options: Mapping[str, Any]
+    ) -> Any:
+        """What `generate` returns."""
         pixels = self._processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
         _, visual_prompt = self.features(pixels)
         rows = [self._pieces(prompt) for prompt in prompts]
@@ -218,12 +269,11 @@ class AssembledReference:
             embed(torch.tensor([row[piece] for row in rows], dtype=torch.int64)) for piece in (0, 1)
         )
         embeds = torch.cat([before, visual_prompt, behind], dim=1)
-        made = self.language_model.generate(
+        return self.language_model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
             **self._ends.options(options, embeds.shape[1]),
         )
-        return self._ends.answers(made, before=0)
 
     def _pieces(self, prompt: str) -> tuple[list[int], list[int]]:
         """Ids before and behind the image. The first that is not empty has the special tokens."""
@@ -271,6 +321,11 @@ class _Ends:
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         return ReferenceAnswer(text=text[: min(ends, default=None)], token_ids=ids, score=score)
+
+
+def _first_logits(made: Any) -> torch.Tensor:
+    logits: torch.Tensor = made.logits[0]
+    return logits.to(torch.float32)
 
 
 def load_model(checkpoint: Checkpoint) -> Any:

@@ -104,28 +104,6 @@ def test_an_output_that_is_no_build_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_verify_reports_every_stage(vicuna_build):
-    result = call("verify", vicuna_build, "--limit", 8, "--json")
-    report = json.loads(result.stdout)
-    assert result.exit_code == 0
-    assert report["passed"]
-    assert set(report["graphs"]) == {
-        "vision_encoder/model",
-        "qformer/model",
-        "language_model/embed_tokens",
-        "language_model/decoder",
-        "language_model/batched_decoder",
-    }
-    for way in ("text", "beams"):
-        assert report[way]["same_text"] == report[way]["examples"] == 8
-
-
-def test_verify_tells_a_checkpoint_that_has_changed(vicuna_build, checkpoints):
-    result = call("verify", vicuna_build, "--model", checkpoints / "instructblip-demo-flant5")
-    assert result.exit_code == 1
-    assert "is not what" in last_line(result)
-
-
 def test_a_build_of_another_image_size_is_proven_and_answers(tmp_path, checkpoints):
     options = ("--image-size", 96, "--limit", 4, "--output", tmp_path / "build")
     result = call("build", *options)

@@ -1,0 +1,170 @@
+"""A build's graphs against the reference, block by block, and the block at which an error begins.
+
+Two errors are taken of each block, both relative: the norm of the difference over the norm of what
+the reference has there, the worst of all recorded examples.
+
+- Its *own*: the block reads the reference's own stream, so that nothing adds up.
+- The *stream*'s: the graph runs as it is, and errors of earlier blocks are in it.
+
+The band of a block's own error is one number per precision. That of the stream grows with the
+square root of the depth: roundings of independent blocks add as their squares do. The first block
+that leaves either band is named. What stands before a graph's first block counts to that block, and
+what comes after the last is named by the graph's output (`image_embeds`, `logits`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.blocks import OUTPUT
+from export.graphs import OnnxGraph
+from export.progress import Advance
+from export.verification.feeds import CROSS, feed_of
+from export.verification.recording import Recording
+from export.verification.sessions import Taps, with_blocks_apart, with_taps
+from export.verification.thresholds import Band
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockError:
+    """How far one block is from the reference. True where it keeps its bands.
+
+    Attributes:
+        path: of the block, as the checkpoint names it, or the graph's output behind the last.
+        depth: in its stack, from 1; the output's is one more than the last block's.
+        own: relative error where the block reads the reference's stream.
+        stream: relative error of the stream after it.
+        max_abs: largest absolute difference of the stream.
+        cosine: of the stream, flattened: the smallest.
+        own_limit, stream_limit: the bands.
+    """
+
+    path: str
+    depth: int
+    own: float
+    stream: float
+    max_abs: float
+    cosine: float
+    own_limit: float
+    stream_limit: float
+
+    def __bool__(self) -> bool:
+        return self.own <= self.own_limit and self.stream <= self.stream_limit
+
+    def __str__(self) -> str:
+        own = f"own error {self.own:.2e} (band {self.own_limit:.1e})"
+        return f"{self.path}: {own}, of the stream {self.stream:.2e} (band {self.stream_limit:.1e})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, JSON-ready."""
+        return {**asdict(self), "passed": bool(self)}
+
+
+def block_errors(
+    graph: OnnxGraph,
+    recordings: Sequence[Recording],
+    pixels: Sequence[Array],
+    band: Band,
+    advance: Advance,
+) -> list[BlockError]:
+    """Compares every block of `graph`, and its output, over all recordings.
+
+    Args:
+        graph: any but `embed_tokens`.
+        recordings: of the reference.
+        pixels: each recording's picture as the client makes it, uint8 `[height, width, 3]`.
+        band: of the graph's precision.
+        advance: told of each recording.
+    """
+    taps = with_taps(graph.path)
+    apart = with_blocks_apart(graph.path, taps)
+    streams: dict[str, list[Difference]] = {}
+    own: dict[str, list[Difference]] = {}
+    for recording, picture in zip(recordings, pixels, strict=True):
+        feed = feed_of(graph, recording, picture)
+        wanted = _wanted(taps, graph, recording)
+        _take(streams, taps.run(feed), wanted)
+        _take(own, apart.run({**feed, **apart.given(recording.blocks)}), wanted)
+        advance(1)
+    return [
+        _error(name, depth, streams[name], own[name], band)
+        for depth, name in enumerate([*taps.blocks, _output(graph)], start=1)
+    ]
+
+
+def first_out(errors: Sequence[BlockError]) -> BlockError | None:
+    """The first block that leaves its band; `None` where all keep theirs."""
+    return next((error for error in errors if not error), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Of two arrays: relative by norms, the largest of an element, and the cosine."""
+
+    relative: float
+    max_abs: float
+    cosine: float
+
+
+def difference(found: Array, wanted: Array) -> Difference:
+    """Of arrays of one shape. What is not finite is infinitely far, at cosine 0."""
+    a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Difference(relative=math.inf, max_abs=math.inf, cosine=0.0)
+    apart, size = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    scale = float(np.linalg.norm(a)) * size
+    return Difference(
+        relative=apart / size if size else (math.inf if apart else 0.0),
+        max_abs=float(np.abs(a - b).max(initial=0.0)),
+        cosine=float(a @ b) / scale if scale else float(not apart),
+    )
+
+
+def _take(
+    into: dict[str, list[Difference]], found: Mapping[str, Array], wanted: Mapping[str, Array]
+) -> None:
+    for name, array in wanted.items():
+        into.setdefault(name, []).append(difference(_joined(name, found), array))
+
+
+def _wanted(taps: Taps, graph: OnnxGraph, recording: Recording) -> dict[str, Array]:
+    name = _output(graph)
+    blocks = {block: recording.blocks[block] for block in taps.blocks}
+    return {**blocks, name: _joined(name, recording.tensors)}
+
+
+def _output(graph: OnnxGraph) -> str:
+    """What comes behind the last block; of T5's encoder, the keys and values made of it."""
+    first = graph.contract.outputs[0].name
+    return CROSS if first.startswith(CROSS) else first
+
+
+def _joined(name: str, tensors: Mapping[str, Array]) -> Array:
+    if name == CROSS:
+        return np.stack([tensors[key] for key in tensors if key.startswith(CROSS)])
+    array = tensors[name]
+    last = name == "logits" and array.ndim == 3  # the reference has those of the last position
+    return array[:, -1] if last else array
+
+
+def _error(
+    name: str, depth: int, stream: list[Difference], own: list[Difference], band: Band
+) -> BlockError:
+    return BlockError(
+        path=name.removesuffix(OUTPUT),
+        depth=depth,
+        own=max(found.relative for found in own),
+        stream=max(found.relative for found in stream),
+        max_abs=max(found.max_abs for found in stream),
+        cosine=min(found.cosine for found in stream),
+        own_limit=band.own,
+        stream_limit=band.own * math.sqrt(depth),
+    )

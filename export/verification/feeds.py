@@ -1,0 +1,75 @@
+"""The inputs of every graph, of one row, as the reference had them: made of a `Recording`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.contract import TensorSpec
+from export.graphs import OnnxGraph
+from export.verification.recording import Recording
+
+Array = npt.NDArray[Any]
+
+PAST = "past_key_values"
+CROSS = "cross_key_values"
+
+
+def feed_of(
+    graph: OnnxGraph, recording: Recording, pixels: Array | None = None
+) -> dict[str, Array]:
+    """The feed of `graph` for a recorded example: of a decoder, of its whole prompt, nothing past.
+
+    Args:
+        graph: any but `embed_tokens`.
+        recording: what the reference had.
+        pixels: uint8 `[height, width, 3]`, for the vision encoder.
+
+    Returns:
+        Every input of the contract, in its dtype, with a batch of 1.
+    """
+    sources = dict(recording.tensors)
+    if pixels is not None:
+        sources["pixels"] = pixels[None]
+    if graph.name in DECODERS and "decoder_embeds" in sources:
+        sources["source"] = sources["inputs_embeds"]
+        sources["inputs_embeds"] = sources["decoder_embeds"]
+    return {spec.name: _input(spec, sources) for spec in graph.contract.inputs}
+
+
+DECODERS = ("decoder", "batched_decoder")
+
+
+def _input(spec: TensorSpec, sources: Mapping[str, Array]) -> Array:
+    if spec.name.startswith(PAST):
+        return _past(spec, sources["inputs_embeds"].shape[1])
+    made = MADE[spec.name](sources) if spec.name in MADE else sources[spec.name]
+    return np.ascontiguousarray(made.astype(spec.numpy_dtype))
+
+
+def _past(spec: TensorSpec, length: int) -> Array:
+    """Nothing yet: no position of a cache, or an empty slot with room for the prompt."""
+    sizes: dict[int | str, int] = {"batch": 1, "past": 0, "capacity": length}
+    shape = [sizes.get(axis, axis) for axis in spec.axes]
+    return np.zeros([int(size) for size in shape], spec.numpy_dtype)
+
+
+def _positions(sources: Mapping[str, Array]) -> Array:
+    return np.arange(sources["inputs_embeds"].shape[1])[None]
+
+
+def _source(sources: Mapping[str, Array]) -> Array:
+    return np.ones(sources["source"].shape[:2])
+
+
+MADE: Mapping[str, Callable[[Mapping[str, Array]], Array]] = {
+    "attention_mask": lambda sources: np.ones(sources["inputs_embeds"].shape[:2]),
+    "encoder_attention_mask": _source,
+    "position_ids": _positions,
+    "key_positions": lambda sources: _positions(sources)[0],
+    "source_lengths": lambda sources: _source(sources).sum(axis=1),
+}
+"""Inputs that say where tokens are."""

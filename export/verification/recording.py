@@ -1,0 +1,177 @@
+"""What the reference computes of a few examples, block by block: what builds are held against.
+
+One pass of `generate` for one token goes through the whole chain, from the picture to the first
+token's logits. Hooks on transformers' own modules keep what passes by.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from export.blocks import OUTPUT, stacks
+from export.components.language_model import tensors_from_cache
+from export.examples import Example
+from export.progress import Advance
+from export.verification.reference import Reference, batches
+
+Array = npt.NDArray[Any]
+
+PROMPT = "What is in the image?"
+"""Asked of made-up pictures, where a checkpoint has no examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What the reference made of one example. Every array has a batch of 1 as its first axis.
+
+    Attributes:
+        name: of the example.
+        image: the picture.
+        prompt: what is asked of it.
+        tensors: by the names of the contracts: `image_embeds`, `visual_prompt`, `inputs_embeds`
+            (of LLaMA and OPT the prompt's, of T5 the encoder's), `logits` `[1, vocab]` of the first
+            token; `qformer_input_ids` and `qformer_attention_mask` where an instruction is read;
+            of T5 `decoder_embeds` `[1, 1, hidden]` and `cross_key_values.*`.
+        blocks: the residual stream after each block, `[1, positions, width]`, by the block's path
+            and `.output`, in the order in which they ran.
+    """
+
+    name: str
+    image: Image.Image
+    prompt: str
+    tensors: Mapping[str, Array]
+    blocks: Mapping[str, Array]
+
+
+def pictures(
+    examples: Sequence[Example], side: int, count: int
+) -> list[tuple[str, Image.Image, str]]:
+    """Names, images and prompts to record: of examples spread over all, or made up without any.
+
+    Args:
+        examples: to choose from; may be empty.
+        side: of a made-up picture, in pixels.
+        count: how many, at most.
+    """
+    if not examples:
+        random = np.random.default_rng(0)
+        noise = [random.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
+        return [(f"noise-{i}", Image.fromarray(noise[i]), PROMPT) for i in range(count)]
+    at = np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)
+    chosen = [examples[index] for index in at]
+    return [(e.name, _opened(e.image), e.prompt) for e in chosen]
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def record(
+    reference: Reference, asked: Sequence[tuple[str, Image.Image, str]], advance: Advance
+) -> list[Recording]:
+    """Runs the reference on each picture and prompt, those of equal lengths in one batch.
+
+    Args:
+        reference: what is run.
+        asked: as from `pictures`.
+        advance: told of each.
+    """
+    made: dict[int, Recording] = {}
+    for batch in batches(reference, [prompt for _, _, prompt in asked]):
+        with _kept(reference) as kept:
+            images = [asked[index][1] for index in batch]
+            logits = reference.first_logits(images, [asked[index][2] for index in batch])
+        kept["logits"] = logits
+        for row, index in enumerate(batch):
+            made[index] = _recording(*asked[index], {k: _row(v, row) for k, v in kept.items()})
+            advance(1)
+    return [made[index] for index in range(len(asked))]
+
+
+def _recording(name: str, image: Image.Image, prompt: str, kept: dict[str, Array]) -> Recording:
+    return Recording(
+        name=name,
+        image=image,
+        prompt=prompt,
+        tensors={key: array for key, array in kept.items() if not key.endswith(OUTPUT)},
+        blocks={key: array for key, array in kept.items() if key.endswith(OUTPUT)},
+    )
+
+
+def _row(tensor: torch.Tensor, row: int) -> Array:
+    array: Array = tensor[row : row + 1].detach().cpu().numpy()
+    return array.copy()
+
+
+@contextmanager
+def _kept(reference: Reference) -> Iterator[dict[str, torch.Tensor]]:
+    """What passes through the reference while this is open: each name's first tensor."""
+    kept: dict[str, torch.Tensor] = {}
+    parts, language = reference.parts, reference.language_model
+    with ExitStack() as hooks:
+
+        def after(module: Any, take: Callable[..., Mapping[str, torch.Tensor]]) -> None:
+            def hook(_: Any, __: Any, given: Mapping[str, Any], output: Any) -> None:
+                for name, tensor in take(output, **given).items():
+                    kept.setdefault(name, tensor)
+
+            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+
+        for prefix, part in parts.items():
+            for path, stack in stacks(part, prefix):
+                for index, block in enumerate(stack):
+                    after(block, _named(f"{path}.{index}{OUTPUT}"))
+        after(parts["vision_model"], lambda out, **_: {"image_embeds": out.last_hidden_state})
+        after(parts["language_projection"], _named("visual_prompt"))
+        if "qformer" in parts:
+            after(parts["qformer"], _instruction)
+        if language.config.is_encoder_decoder:
+            after(language.encoder, lambda _, **given: {"inputs_embeds": given["inputs_embeds"]})
+            after(language.decoder, _decoder_embeds(language))
+            after(language, _cross)
+        else:
+            after(language, lambda _, **given: {"inputs_embeds": given["inputs_embeds"]})
+        yield kept
+
+
+def _named(name: str) -> Callable[..., Mapping[str, torch.Tensor]]:
+    return lambda out, **_: {name: out[0] if isinstance(out, tuple) else out}
+
+
+def _instruction(_: Any, **given: Any) -> Mapping[str, torch.Tensor]:
+    ids = given.get("input_ids")
+    if ids is None:
+        return {}
+    mask = given["attention_mask"][:, -ids.shape[1] :]  # behind that of the queries
+    return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
+
+
+def _decoder_embeds(language: Any) -> Callable[..., Mapping[str, torch.Tensor]]:
+    embed = language.get_input_embeddings()
+    return lambda _, **given: {"decoder_embeds": embed(given["input_ids"])}
+
+
+def _cross(out: Any, **_: Any) -> Mapping[str, torch.Tensor]:
+    tensors = tensors_from_cache(out.past_key_values.cross_attention_cache)
+    kinds = ("key", "value")
+    return {f"cross_key_values.{i // 2}.{kinds[i % 2]}": t for i, t in enumerate(tensors)}
+
+
+def by_stack(blocks: Sequence[str]) -> dict[str, list[str]]:
+    """Names of blocks' outputs by the path of their stack, in order."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in blocks:
+        found[name.removesuffix(OUTPUT).rpartition(".")[0]].append(name)
+    return dict(found)

@@ -1,0 +1,83 @@
+"""What a build must keep, stage by stage: one row a precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Of blocks: see `export.verification.blocks`.
+
+    Attributes:
+        own: the largest relative error that a block may make by itself. The stream after block d
+            may have the square root of d times that.
+    """
+
+    own: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Each is the largest that may be, but for `top1`.
+
+    Attributes:
+        block: a block's own relative error, as `Band.own`.
+        divergence: mean Kullback-Leibler divergence of the first token's distribution from the
+            reference's, in nats.
+        top1: the smallest share of examples whose likeliest first token is the reference's.
+        accuracy_loss: share of right answers that may be lost; whatever it is but 0, one example
+            may go either way.
+        batching: change of a row by what is computed beside it, over the largest value.
+        padding: change of a row by its padding, likewise.
+    """
+
+    block: float
+    divergence: float
+    top1: float
+    accuracy_loss: float
+    batching: float
+    padding: float
+
+    @property
+    def band(self) -> Band:
+        """Of blocks."""
+        return Band(own=self.block)
+
+
+THRESHOLDS: Mapping[str, Thresholds] = {
+    "fp32": Thresholds(
+        block=1e-5, divergence=1e-7, top1=1.0, accuracy_loss=0.0, batching=1e-5, padding=1e-5
+    ),
+    "fp16": Thresholds(
+        block=5e-3, divergence=1e-3, top1=0.99, accuracy_loss=0.005, batching=5e-3, padding=5e-3
+    ),
+    "bf16": Thresholds(
+        block=4e-2, divergence=1e-2, top1=0.97, accuracy_loss=0.01, batching=4e-2, padding=4e-2
+    ),
+    "lavis": Thresholds(
+        block=5e-3, divergence=1e-3, top1=0.99, accuracy_loss=0.005, batching=5e-3, padding=5e-3
+    ),
+    "int8": Thresholds(
+        block=5e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=5e-2, padding=5e-2
+    ),
+    "int4": Thresholds(
+        block=0.3, divergence=0.2, top1=0.93, accuracy_loss=0.02, batching=1e-5, padding=1e-5
+    ),
+}
+"""By precision. fp32: roundings of another order of summation, 24 bits of mantissa. fp16 and bf16
+have 11 and 8, and the errors of the two are so many powers of 2 apart. int8 and int4 are other
+weights, and are held to what a checkpoint's answers bear: the losses of accuracy are the project's
+own promise. Batches and padding change nothing but the order of sums, but for int8, whose
+activations are scaled by what is in a batch."""
+
+
+def thresholds_of(precisions: Iterable[str]) -> Thresholds:
+    """What a chain of components of these precisions must keep: of each number the laxest."""
+    rows = [THRESHOLDS[precision] for precision in precisions]
+    laxest = {
+        field.name: (min if field.name == "top1" else max)(getattr(row, field.name) for row in rows)
+        for field in fields(Thresholds)
+    }
+    return Thresholds(**laxest)

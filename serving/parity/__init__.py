@@ -1,0 +1,1 @@
+"""The parity report: builds of one checkpoint beside transformers, stage by stage."""

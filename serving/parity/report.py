@@ -1,0 +1,167 @@
+"""What the parity report is made of. Each part has a `to_json`; the page is drawn from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Sense = Literal["most", "least"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A number and what it must keep. True where it does.
+
+    Attributes:
+        name: what was measured, for people, with its unit.
+        value: the number.
+        limit: what it must keep; `None` where it is only told.
+        sense: whether the limit is the `most` or the `least` that the number may be.
+    """
+
+    name: str
+    value: float
+    limit: float | None = None
+    sense: Sense = "most"
+
+    def __bool__(self) -> bool:
+        if self.limit is None:
+            return True
+        return self.value <= self.limit if self.sense == "most" else self.value >= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, JSON-ready: what is not finite, as text."""
+        value = self.value if abs(self.value) != float("inf") else str(self.value)
+        return {
+            "name": self.name,
+            "value": value,
+            "limit": self.limit,
+            "sense": self.sense,
+            "passed": bool(self),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """What one stage found of one build. True where every check is kept.
+
+    Attributes:
+        checks: the stage's numbers.
+        details: what they are made of, JSON-ready; each stage has its own.
+        skipped: why nothing was compared; empty where it was.
+        fault: where the error begins, as far as the stage can say; empty where there is none.
+        seconds: that it took.
+    """
+
+    checks: tuple[Check, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    skipped: str = ""
+    fault: str = ""
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return all(self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready. A stage that was skipped has passed nothing: `"passed"` is null."""
+        if self.skipped:
+            return {"passed": None, "skipped": self.skipped}
+        fault = {"fault": self.fault} if self.fault else {}
+        return {
+            "passed": bool(self),
+            **fault,
+            "seconds": round(self.seconds, 2),
+            "checks": [check.to_json() for check in self.checks],
+            **self.details,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """Every stage of one build.
+
+    Attributes:
+        build: its directory.
+        label: tells it from the others: its precision, in short.
+        precision: by component.
+        stages: by name, in order.
+    """
+
+    build: str
+    label: str
+    precision: Mapping[str, str]
+    stages: Mapping[str, StageReport]
+
+    def __bool__(self) -> bool:
+        return all(self.stages.values())
+
+    @property
+    def first_out(self) -> str:
+        """The first block that leaves its band, in the order in which data flows; may be empty."""
+        return next((stage.fault for stage in self.stages.values() if stage.fault), "")
+
+    @property
+    def verdict(self) -> str:
+        """Which stages break their thresholds, and where the error begins."""
+        broken = ", ".join(name for name, stage in self.stages.items() if not stage)
+        where = f"; the error leaves its band in {self.first_out}" if self.first_out else ""
+        return f"{self.build} breaks the thresholds of {broken}{where}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "build": self.build,
+            "label": self.label,
+            "precision": dict(self.precision),
+            "passed": bool(self),
+            "first_out": self.first_out or None,
+            "stages": {name: stage.to_json() for name, stage in self.stages.items()},
+        }
+
+
+FORMAT = 1
+"""Of the JSON file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Builds of one checkpoint. True where each keeps its thresholds.
+
+    Attributes:
+        checkpoint: its name.
+        model: where it was read from.
+        synthetic: its weights are random: answers mean nothing.
+        reference: how transformers ran (`whole`, or `streamed` layer by layer), and why.
+        examples: how many were asked; 0 where there were none.
+        builds: in the order in which they were named.
+        created: UTC, ISO 8601.
+        tools: versions of the libraries that took part.
+    """
+
+    checkpoint: str
+    model: str
+    synthetic: bool
+    reference: Mapping[str, str]
+    examples: int
+    builds: tuple[BuildReport, ...]
+    created: str
+    tools: Mapping[str, str]
+
+    def __bool__(self) -> bool:
+        return all(self.builds)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "format": FORMAT,
+            "checkpoint": self.checkpoint,
+            "model": self.model,
+            "synthetic": self.synthetic,
+            "reference": dict(self.reference),
+            "examples": self.examples,
+            "created": self.created,
+            "tools": dict(self.tools),
+            "passed": bool(self),
+            "builds": [build.to_json() for build in self.builds],
+        }

@@ -1,0 +1,180 @@
+"""Runs the stages of the parity report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import repeat
+from pathlib import Path
+
+from export.checkpoint import Checkpoint
+from export.digest import check_digests
+from export.errors import CheckpointError, OptionError
+from export.examples import EXAMPLES, Example, read_examples
+from export.graphs import OnnxGraph
+from export.manifest import Manifest
+from export.precision import DTYPES, parse_precision
+from export.progress import Progress
+from export.source import ModelSource, checkpoint_from_source
+from serving.parity.report import BuildReport, Report, StageReport
+from serving.parity.stages import STAGES
+from serving.parity.subjects import Original, Subject
+from serving.verification import source_of_build
+
+TOOLS = ("iblip", "torch", "transformers", "onnxruntime", "numpy", "pillow")
+"""Distributions whose versions the report records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions:
+    """What to compare, and how much of it.
+
+    Attributes:
+        source: of the checkpoint; `None` is the first build's own, `source_of_build`.
+        examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
+        limit: take only so many of them.
+        stages: names of `STAGES`; empty is all.
+
+    Raises:
+        OptionError: there is no such stage, or a limit below 1.
+    """
+
+    source: ModelSource | None = None
+    examples: Path | None = None
+    limit: int | None = None
+    stages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"--limit is {self.limit}; wanted 1 or more")
+        for name in self.stages:
+            if name not in STAGES:
+                near = get_close_matches(name, STAGES, n=1)
+                hint = f". Did you mean {near[0]!r}?" if near else ""
+                known = ", ".join(STAGES)
+                raise OptionError(f"--stage {name}: there is no such stage; known: {known}{hint}")
+
+
+def parity_report(
+    directories: Sequence[Path], progress: Progress, options: ParityOptions | None = None
+) -> Report:
+    """Compares builds of one checkpoint with transformers.
+
+    Args:
+        directories: of the builds.
+        progress: told of each stage.
+        options: how much is compared.
+
+    Raises:
+        OptionError: no build is given, or one twice.
+        BuildDirectoryError: a directory is not a build, or its files are not what it says.
+        CheckpointError: the checkpoint is missing, or is not the one that a build was made from.
+    """
+    options = options or ParityOptions()
+    if not directories or len({path.absolute() for path in directories}) != len(directories):
+        raise OptionError("wanted build directories, one or more, each once")
+    manifests = [Manifest.read(directory) for directory in directories]
+    source = options.source or source_of_build(directories[0])
+    checkpoint = checkpoint_from_source(source, progress)
+    _check_builds(directories, manifests, checkpoint, progress)
+    original = Original(checkpoint, _examples(checkpoint, options, progress), progress)
+    labels = _labels(directories, manifests)
+    subjects = [
+        Subject(path, manifest, graphs_of_build(path, manifest), original)
+        for path, manifest in zip(directories, manifests, strict=True)
+    ]
+    return Report(
+        checkpoint=checkpoint.name,
+        model=source.model,
+        synthetic=checkpoint.synthetic,
+        reference={"kind": "whole"},
+        examples=len(original.examples),
+        builds=tuple(map(_compared, subjects, labels, repeat(options.stages or tuple(STAGES)))),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        tools={tool: importlib.metadata.version(tool) for tool in TOOLS},
+    )
+
+
+def graphs_of_build(directory: Path, manifest: Manifest) -> list[OnnxGraph]:
+    """Every graph of the build in `directory`."""
+    return [
+        OnnxGraph(
+            component=component,
+            name=name,
+            path=directory / graph.path,
+            weights=tuple(directory / path for path in graph.weights),
+            precision=record.precision,
+            digest=graph.digest,
+            contract=graph.contract,
+        )
+        for component, record in manifest.components.items()
+        for name, graph in record.graphs.items()
+    ]
+
+
+def _check_builds(
+    directories: Sequence[Path],
+    manifests: Sequence[Manifest],
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> None:
+    with progress.stage("check digests"):
+        digests = checkpoint.digests()
+        for directory, manifest in zip(directories, manifests, strict=True):
+            if digests != manifest.source["files"]:
+                raise CheckpointError(
+                    f"{checkpoint.directory} is not what {directory} was built from: its files have"
+                    " other digests. Give the right one with --model, or build again."
+                )
+            check_digests(directory, manifest)
+
+
+def _examples(checkpoint: Checkpoint, options: ParityOptions, progress: Progress) -> list[Example]:
+    directory = options.examples or checkpoint.directory / "examples"
+    if options.examples is None and not (directory / EXAMPLES).exists():
+        progress.note(
+            f"the checkpoint has no examples/{EXAMPLES}, and --examples names none: pictures are"
+            " made up, and answers are not compared"
+        )
+        return []
+    return read_examples(directory, options.limit)
+
+
+def _labels(directories: Sequence[Path], manifests: Sequence[Manifest]) -> list[str]:
+    """The precision of each, and its directory's name too where others have the same."""
+    words = [_word(manifest.precision) for manifest in manifests]
+    return [
+        f"{word} ({path.name})" if words.count(word) > 1 else word
+        for word, path in zip(words, directories, strict=True)
+    ]
+
+
+def _word(precision: Mapping[str, str]) -> str:
+    """The policy as somebody would ask for it, in short."""
+    for word in DTYPES:
+        if parse_precision(word) == precision:
+            return word
+    return ", ".join(f"{component} {word}" for component, word in precision.items())
+
+
+def _compared(subject: Subject, label: str, names: Sequence[str]) -> BuildReport:
+    subject.progress.note(f"{subject.directory} ({label})")
+    stages = {name: _timed(name, subject) for name in STAGES if name in names}
+    return BuildReport(
+        build=str(subject.directory),
+        label=label,
+        precision=dict(subject.manifest.precision),
+        stages=stages,
+    )
+
+
+def _timed(name: str, subject: Subject) -> StageReport:
+    started = time.monotonic()
+    found = STAGES[name].run(subject)
+    if found.skipped:
+        subject.progress.note(f"{name} is skipped: {found.skipped}")
+    return replace(found, seconds=time.monotonic() - started)

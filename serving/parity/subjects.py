@@ -1,0 +1,144 @@
+"""What is compared: a checkpoint as transformers runs it, once for all, and builds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.checkpoint import Checkpoint
+from export.examples import Example
+from export.graphs import OnnxGraph
+from export.images import pixels_from_image
+from export.manifest import Manifest
+from export.progress import Progress
+from export.verification.thresholds import Thresholds, thresholds_of
+
+if TYPE_CHECKING:
+    from export.verification.recording import Recording
+    from export.verification.reference import Reference
+
+RECORDED = 16
+"""Most examples that the reference is recorded on, block by block."""
+
+Array = npt.NDArray[Any]
+
+
+class Original:
+    """The checkpoint's side of every comparison: each thing is made once, when it is asked for.
+
+    Args:
+        checkpoint: what the builds were made from.
+        examples: what is asked; may be empty.
+        progress: told of what takes long.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, examples: Sequence[Example], progress: Progress
+    ) -> None:
+        self.checkpoint, self.examples, self.progress = checkpoint, examples, progress
+        self._references: dict[int, Reference] = {}
+        self._texts: dict[tuple[str, int], list[str]] = {}
+        self._recordings: list[Recording] = []
+
+    def reference(self, positions: int) -> Reference:
+        """transformers' model of the checkpoint, for sequences of so many positions."""
+        from export.verification.reference import reference_of
+
+        if positions not in self._references:
+            with self.progress.stage("load transformers' model"):
+                self._references[positions] = reference_of(self.checkpoint, positions)
+        return self._references[positions]
+
+    def recordings(self, positions: int) -> list[Recording]:
+        """What the reference computes of some examples, block by block."""
+        from export.verification.recording import pictures, record
+
+        if not self._recordings:
+            side = self.checkpoint.config.vision_config.image_size
+            asked = pictures(self.examples, side, RECORDED)
+            reference = self.reference(positions)
+            with self.progress.stage("record transformers", len(asked), "examples") as advance:
+                self._recordings = record(reference, asked, advance)
+        return self._recordings
+
+    def texts(self, way: str, positions: int) -> list[str]:
+        """What the reference answers to every example, in one of `engines.verification.WAYS`."""
+        from engines.verification import reference_texts
+
+        key = way, positions
+        if key not in self._texts:
+            reference = self.reference(positions)
+            self._texts[key] = reference_texts(reference, self.examples, self.progress, way)
+        return self._texts[key]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A build under comparison.
+
+    Attributes:
+        directory: of the build.
+        manifest: of the build.
+        graphs: of the build.
+        original: what it is held against.
+    """
+
+    directory: Path
+    manifest: Manifest
+    graphs: Sequence[OnnxGraph]
+    original: Original
+
+    @property
+    def progress(self) -> Progress:
+        """Told of what takes long."""
+        return self.original.progress
+
+    @property
+    def positions(self) -> int:
+        """Of a sequence in this build."""
+        return self.manifest.limits.max_length
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """The reference's."""
+        return self.original.recordings(self.positions)
+
+    @cached_property
+    def pixels(self) -> list[Array]:
+        """Each recording's picture, as the client sends it."""
+        settings = self.manifest.preprocessing
+        return [pixels_from_image(recording.image, settings) for recording in self.recordings]
+
+    @cached_property
+    def texts(self) -> dict[str, list[str]]:
+        """By way: what the build answers to every example, as far as it has been asked."""
+        return {}
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of the whole chain."""
+        return thresholds_of(record.precision for record in self.manifest.components.values())
+
+    def answers(self, way: str) -> list[str]:
+        """What the build answers to every example."""
+        from engines.verification import build_texts
+
+        if way not in self.texts:
+            examples = self.original.examples
+            found = build_texts(self.directory, self.manifest, examples, self.progress, [way])
+            self.texts.update(found)
+        return self.texts[way]
+
+    def right(self, texts: Sequence[str]) -> list[bool]:
+        """Which answers to the examples are right."""
+        return [e.is_right(text) for e, text in zip(self.original.examples, texts, strict=True)]
+
+    def wanted_logits(self) -> Array:
+        """The reference's first token of each recording, `[recordings, vocab]`."""
+        return np.concatenate([recording.tensors["logits"] for recording in self.recordings])

@@ -1,0 +1,48 @@
+"""The parity report on a terminal: a line a check, builds side by side."""
+
+from __future__ import annotations
+
+from export.manifest import MEANS_NOTHING
+from serving.parity.report import BuildReport, Check, Report, StageReport
+from serving.parity.stages import STAGES
+
+VERDICTS = {True: "ok", False: "FAILED"}
+
+
+def text_from_report(report: Report) -> str:
+    """Lines for people. What was only measured has no verdict."""
+    lines = [MEANS_NOTHING] if report.synthetic else []
+    for build in report.builds:
+        lines += ["", f"{build.build}: {build.label}  {VERDICTS[bool(build)]}"]
+        for name, stage in build.stages.items():
+            lines += _stage(STAGES[name].title, stage)
+        lines += _named(build)
+    return "\n".join(lines).strip()
+
+
+def _stage(title: str, stage: StageReport) -> list[str]:
+    if stage.skipped:
+        return [f"  {title}: skipped, {stage.skipped}"]
+    lines = [f"  {title}  {VERDICTS[bool(stage)]}"]
+    lines += [_check(check) for check in stage.checks]
+    return lines + [f"      differs: {case}" for case in stage.details.get("different", ())]
+
+
+def _check(check: Check) -> str:
+    limit = ""
+    if check.limit is not None:
+        word = "at most" if check.sense == "most" else "at least"
+        limit = f"  ({word} {_number(check.limit)})"
+    verdict = "" if check else "  FAILED"
+    return f"    {check.name:60} {_number(check.value):>12}{limit}{verdict}"
+
+
+def _number(value: float) -> str:
+    """Small numbers as powers of ten, shares as they are."""
+    return f"{value:.6g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
+
+
+def _named(build: BuildReport) -> list[str]:
+    if not build.first_out:
+        return []
+    return [f"  the error leaves its band in {build.first_out}"]

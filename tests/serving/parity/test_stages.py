@@ -1,0 +1,144 @@
+"""The parity report of whole builds, and that it finds what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from serving.cli import export
+from serving.parity.stages import STAGES
+
+
+def call(*arguments):
+    return CliRunner().invoke(export, ["verify", *map(str, arguments)], prog_name="export")
+
+
+def last_line(result):
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def report(vicuna_build):
+    result = call(vicuna_build, "--limit", 6, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_every_stage_passes_and_says_what_it_measured(report):
+    (build,) = report["builds"]
+    assert report["passed"]
+    assert build["passed"]
+    assert build["label"] == "fp32"
+    assert build["first_out"] is None
+    assert list(build["stages"]) == list(STAGES)
+    for stage in build["stages"].values():
+        assert stage["passed"]
+        assert any(check["limit"] is not None for check in stage["checks"])
+
+
+def test_every_block_is_compared_by_name(report):
+    stages = report["builds"][0]["stages"]
+    paths = {
+        stage: [error["path"] for error in stages[stage]["blocks"][f"{stage}/{graph}"]]
+        for stage, graph in (
+            ("vision_encoder", "model"),
+            ("qformer", "model"),
+            ("language_model", "batched_decoder"),
+        )
+    }
+    assert paths == {
+        "vision_encoder": [*(f"vision_model.encoder.layers.{i}" for i in range(5)), "image_embeds"],
+        "qformer": [*(f"qformer.encoder.layer.{i}" for i in range(4)), "visual_prompt"],
+        "language_model": [*(f"language_model.model.layers.{i}" for i in range(4)), "logits"],
+    }
+
+
+def test_answers_and_graphs_are_compared(report):
+    stages = report["builds"][0]["stages"]
+    for way in ("text", "beams"):
+        assert stages[way]["same_text"] == stages[way]["examples"] == 6
+    assert stages["accuracy"]["examples"] == 6
+    low, high = stages["accuracy"]["interval"]
+    assert 0 < low < stages["accuracy"]["right"] <= high <= 1
+    assert set(stages["graphs"]["graphs"]) == {
+        "vision_encoder/model",
+        "qformer/model",
+        "language_model/embed_tokens",
+        "language_model/decoder",
+        "language_model/batched_decoder",
+    }
+
+
+def test_the_block_whose_weight_was_damaged_is_named(vicuna_build, damaged):
+    build = damaged(
+        vicuna_build,
+        "vision_model.encoder.layers.3.mlp.fc1.weight",
+        "qformer.encoder.layer.2.intermediate_query.dense.weight",
+        "language_model.model.layers.1.mlp.gate_proj.weight",
+    )
+    blocks = ("vision_encoder", "qformer", "language_model")
+    options = [word for stage in blocks for word in ("--stage", stage)]
+    result = call(build, "--limit", 4, *options)
+    assert result.exit_code == 1
+    assert "the error leaves its band in vision_model.encoder.layers.3" in result.stdout
+    assert last_line(result).endswith("leaves its band in vision_model.encoder.layers.3")
+    found = json.loads(call(build, "--limit", 4, *options, "--json").stdout)["builds"][0]
+    assert found["first_out"] == "vision_model.encoder.layers.3"
+    assert {name: stage["fault"] for name, stage in found["stages"].items()} == {
+        "vision_encoder": "vision_model.encoder.layers.3",
+        "qformer": "qformer.encoder.layer.2",
+        "language_model": "language_model.model.layers.1",
+    }
+    for stage in found["stages"].values():
+        for errors in stage["blocks"].values():
+            # Each block reads the reference's stream, so that no other has an error of its own.
+            assert sum(error["own"] > error["own_limit"] for error in errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "block"),
+    [
+        ("encoder.block.1.layer.0.SelfAttention.v.weight", "encoder.block.1"),
+        ("decoder.block.2.layer.2.DenseReluDense.wi_0.weight", "decoder.block.2"),
+        ("lm_head.weight", "logits"),
+    ],
+)
+def test_of_an_encoder_and_a_decoder_too(flant5_build, damaged, weight, block):
+    build = damaged(flant5_build, f"language_model.{weight}")
+    result = call(build, "--limit", 4, "--stage", "language_model", "--json")
+    assert result.exit_code == 1
+    fault = json.loads(result.stdout)["builds"][0]["first_out"]
+    assert fault == (block if block == "logits" else f"language_model.{block}")
+
+
+def test_a_lost_answer_is_told(vicuna_build, damaged):
+    build = damaged(
+        vicuna_build, "language_model.lm_head.weight", "language_model.model.norm.weight"
+    )
+    arguments = (build, "--limit", 4, "--stage", "first_token", "--json")
+    result = call(*arguments)
+    assert result.exit_code == 1
+    stage = json.loads(result.stdout)["builds"][0]["stages"]["first_token"]
+    assert not stage["passed"]
+    assert [check["name"] for check in stage["checks"] if not check["passed"]] == [
+        "mean divergence, nats"
+    ]
+
+
+def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
+    for arguments, message in (
+        ((vicuna_build, "--stage", "visions"), "--stage visions: there is no such stage; known: "),
+        ((vicuna_build, "--limit", 0), "--limit is 0; wanted 1 or more"),
+        ((vicuna_build, vicuna_build), "each once"),
+        ((), "Missing argument"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert message in last_line(result)
+    other = checkpoints / "instructblip-demo-flant5"
+    for arguments in ((vicuna_build, "--model", other), (vicuna_build, flant5_build)):
+        result = call(*arguments)
+        assert result.exit_code == 1
+        assert "is not what" in last_line(result)
