@@ -25,7 +25,7 @@ class Refusal:
 _DYNAMIC = Refusal(
     reason="TensorRT reads no graph whose activations are quantised at run time; its scales are"
     " constants (DynamicQuantizeLinear is not an operator of its ONNX parser)",
-    instead="Add --engine onnxruntime.",
+    instead="Add --int8 static, or --engine onnxruntime.",
 )
 _WHOLE_NUMBERS = Refusal(
     reason="the weights that vLLM reads are the checkpoint's own, as floats",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +11,8 @@ from export.errors import OptionError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Weights a scale that `com.microsoft.MatMulNBits` takes."""
+
+LANGUAGE_MODEL = "language_model"
 
 Activations = Literal["float", "dynamic", "static"]
 """What a product's other factor is: as it comes; whole numbers whose scale is found at run time; or
@@ -119,13 +121,37 @@ def quantisations(
     Args:
         policy: by component, as from `export.precision.parse_precision`.
         options: the caller's.
+
+    Raises:
+        OptionError: one says something of no component.
     """
-    found = {name: _quantisation(name, word, options) for name, word in policy.items()}
-    return {name: quantisation for name, quantisation in found.items() if quantisation is not None}
+    made = {name: _quantisation(name, word, options) for name, word in policy.items()}
+    found = {name: quantisation for name, quantisation in made.items() if quantisation is not None}
+    usual = QuantisationOptions()
+    for name, (used, where) in USED.items():
+        if getattr(options, name) != getattr(usual, name) and not any(map(used, found.items())):
+            option = name.replace("_", "-")
+            raise OptionError(f"--{option} is for {where}, and this build has none. Leave it out.")
+    return found
+
+
+Item = tuple[str, Quantisation]
+"""A component, and its quantisation."""
+
+USED: Mapping[str, tuple[Callable[[Item], bool], str]] = {
+    "int8": (lambda i: i[0] != LANGUAGE_MODEL, "an int8 vision encoder or Q-Former"),
+    "llm_int8": (lambda i: i[0] == LANGUAGE_MODEL and i[1].bits == 8, "an int8 language model"),
+    "block_size": (lambda i: i[1].block_size is not None, "a language model in blocks"),
+    "asymmetric": (lambda i: i[1].block_size is not None, "a language model in blocks"),
+    "int4_method": (lambda i: i[1].bits == 4, "an int4 language model"),
+    "sensitive": (lambda i: True, "int8 and int4"),
+    "calibration": (lambda i: i[1].is_measured, "what is measured (--int8 static, --sensitive)"),
+}
+"""By option: which quantisations it says something of, and that in words."""
 
 
 def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:
-    llm = component == "language_model"
+    llm = component == LANGUAGE_MODEL
     if word == "int8" and not (llm and options.llm_int8 == "weights"):
         activations: Activations = "dynamic" if llm else options.int8
         return Quantisation(

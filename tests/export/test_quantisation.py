@@ -243,6 +243,28 @@ def test_each_component_gets_what_applies_to_it():
 
 
 @pytest.mark.parametrize(
+    ("precision", "given", "message"),
+    [
+        ("fp32", {"int8": "static"}, "--int8 is for an int8 vision encoder or Q-Former, and this"),
+        ("int4", {"llm_int8": "dynamic"}, "--llm-int8 is for an int8 language model, and this"),
+        ("vision_encoder=int8", {"block_size": 64}, "--block-size is for a language model in"),
+        ("int8", {"int4_method": "k-quant"}, "--int4-method is for an int4 language model, and"),
+        ("fp16", {"sensitive": 0.1}, "--sensitive is for int8 and int4, and this build has none"),
+    ],
+)
+def test_options_that_say_nothing_of_a_build_are_refused(precision, given, message):
+    with pytest.raises(OptionError, match=message):
+        quantisations(parse_precision(precision), QuantisationOptions(**given))
+
+
+def test_images_for_nothing_are_refused(tmp_path):
+    options = QuantisationOptions(calibration=tmp_path)
+    with pytest.raises(OptionError, match="--calibration is for what is measured"):
+        quantisations(parse_precision("int4"), options)
+    assert quantisations(parse_precision("int8"), options)["qformer"].calibration == tmp_path
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"int8": "never"}, "--int8 is 'never'; wanted one of dynamic, static"),

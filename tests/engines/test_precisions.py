@@ -1,0 +1,48 @@
+"""What an engine cannot run is refused, with the reason and a way that there is."""
+
+import pytest
+from click.testing import CliRunner
+
+from engines.precisions import REFUSALS, check_precision
+from engines.selection import KINDS
+from export.errors import OptionError
+from export.precision import parse_precision
+from export.quantisation.options import QuantisationOptions, quantisations
+from serving.build import LLM_ENGINES
+from serving.cli import export
+
+
+def refused(engine, component, precision, **options):
+    policy = parse_precision(precision)
+    made = quantisations(policy, QuantisationOptions(**options))
+    check_precision(engine, component, policy[component], made.get(component))
+
+
+def test_only_engines_that_there_are_refuse():
+    assert {engine for engine, _ in REFUSALS} <= {*KINDS, *LLM_ENGINES}
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_wants_scales_that_are_known(engine):
+    message = r"vision_encoder=int8 is not for .* Add --int8 static, or --engine onnxruntime"
+    with pytest.raises(OptionError, match=message):
+        refused(engine, "vision_encoder", "int8")
+    refused(engine, "vision_encoder", "int8", int8="static")
+    refused("onnxruntime", "vision_encoder", "int8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"), [("int4", {}), ("int8", {}), ("int8", {"llm_int8": "dynamic"})]
+)
+def test_vllm_wants_floats(precision, options):
+    with pytest.raises(OptionError, match="Choose fp32, fp16 or bf16 for it"):
+        refused("vllm", "language_model", precision, **options)
+    refused("vllm", "language_model", "bf16")
+
+
+def test_a_build_is_refused_before_anything_is_read():
+    pytest.importorskip("tensorrt_rtx_bindings")
+    arguments = ["build", "--model", "nowhere", "--precision", "int8", "--engine", "tensorrt-rtx"]
+    result = CliRunner().invoke(export, [*arguments, "--target", "sm89"], prog_name="export")
+    assert result.exit_code == 2
+    assert "is not for tensorrt-rtx" in result.output
