@@ -39,12 +39,15 @@ def mark_blocks(module: torch.nn.Module) -> None:
             block.register_forward_hook(partial(_marked, f"{path}.{index}"))
 
 
-def mark(path: str, result: torch.Tensor) -> torch.Tensor:
-    """`result`, in the graph behind a mark that says where it was made."""
+def mark(path: str, result: torch.Tensor, *, named: bool = True) -> torch.Tensor:
+    """`result`, in the graph behind a mark that says where it was made.
+
+    `named`: it is the block's result, and takes its name.
+    """
     marked: torch.Tensor = symbolic(
         f"{DOMAIN}::{MARK}",
         (result,),
-        {"path": path},
+        {"path": path, "named": int(named)},
         dtype=result.dtype,
         shape=list(result.shape),
         version=1,
@@ -64,6 +67,9 @@ def take_out_marks(model: ir.Model) -> None:
         if node.domain == DOMAIN:
             (result,), (marked,) = node.inputs, node.outputs
             assert result is not None
-            result.name = node.attributes["path"].as_string() + OUTPUT
+            if marked.is_graph_output():
+                result.name = marked.name
+            elif node.attributes["named"].as_int():
+                result.name = node.attributes["path"].as_string() + OUTPUT
             ir.convenience.replace_all_uses_with(marked, result, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)

@@ -17,13 +17,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from export.blocks import mark_blocks, take_out_marks
+from export.blocks import OUTPUT, mark_blocks, take_out_marks
 from export.components.autocast import autocast, is_matrix
 from export.components.component import Component
 from export.contract import DTYPES as CONTRACT_DTYPES
 from export.contract import Contract, TensorSpec
 from export.errors import ExportError
+from export.names import name_values, note_scopes, settle_sizes
 from export.precision import DTYPES, MATRICES
+from export.stamping import UnlikeError, shorten, shortened, stamp
+
+logger = logging.getLogger(__name__)
 
 OPSET = 20
 """The newest opset that ONNX Runtime, TensorRT 10 and 11 and TensorRT-RTX all read."""
@@ -87,40 +91,60 @@ def _dtype(word: str) -> str:
 
 
 def trace(component: Component) -> Trace:
-    """Traces `component` with no weights in memory.
+    """Traces `component` with no weights in memory; of a deep stack some blocks, if all are alike.
 
     Raises:
         ExportError: torch could not trace it, or the graph does not have the contract's tensors.
+    """
+    try:
+        return trace_blocks(component)
+    except UnlikeError as error:
+        logger.info("%s is traced whole: %s", component.title, error)
+        return trace_blocks(component, whole=True)
+
+
+def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
+    """As `trace`; `whole`: every block of every stack is traced.
+
+    Raises:
+        ExportError: as `trace` does.
+        UnlikeError: the blocks of a stack are not alike, and it is not traced whole.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _fake_parameters(mode):
         module = component.module().eval()
     _set_dtype(module, component.precision, mode)
     tied = tied_weights(module)
+    parameters = frozenset(name for name, _ in module.named_parameters())
+    depths = {} if whole else shorten(module)
     mark_blocks(module)
+    contract = shortened(component.contract) if depths else component.contract
     try:
-        model = _onnx(component, module, mode)
+        model = _onnx(contract, module, mode)
     except Exception as error:
         message = f"{component.title} could not be traced by torch.onnx: {error}"
         raise ExportError(message) from error
-    _tidy(model)
-    parameters = frozenset(name for name, _ in module.named_parameters())
+    _tidy(model, contract)
+    stamp(model, depths, component.contract)
+    take_out_marks(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    name_values(model, OUTPUT)
     for name in parameters & set(model.graph.initializers):
         model.graph.initializers[name].const_value = None
     _check(component, model)
     return Trace(component=component, model=model, tied=tied, parameters=parameters)
 
 
-def _onnx(component: Component, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
-    args, shapes = _example(component.contract, mode)
+def _onnx(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
+    args, shapes = _example(contract, mode)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module,
             args,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[spec.name for spec in component.contract.inputs],
-            output_names=[spec.name for spec in component.contract.outputs],
+            input_names=[spec.name for spec in contract.inputs],
+            output_names=[spec.name for spec in contract.outputs],
             dynamic_shapes=shapes,
             # Constant folding asks for values, and fake tensors have none.
             optimize=False,
@@ -216,19 +240,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tidy(model: ir.Model) -> None:
+def _tidy(model: ir.Model, contract: Contract) -> None:
     """Drops what the exporter leaves behind: identities, unused nodes, local source paths."""
-    passes.IdentityEliminationPass()(model)
-    take_out_marks(model)
+    note_scopes(model)
+    settle_sizes(model, contract)
     ir.passes.Sequential(
+        passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-        passes.RemoveUnusedOpsetsPass(),
     )(model)
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-    model.metadata_props.clear()
 
 
 def _check(component: Component, model: ir.Model) -> None:

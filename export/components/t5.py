@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
+from export.blocks import mark
 from export.components.attention import NAME, causal_mask, module_from_config, padding_mask
 from export.components.component import Component
 from export.components.language_model import (
@@ -66,12 +67,14 @@ class T5Encoder(_T5):
         ).last_hidden_state
         head_dim = model.config.d_kv
         tensors = []
-        for block in model.decoder.block:
+        for index, block in enumerate(model.decoder.block):
             layer = block.layer[1].EncDecAttention
             for projection in (layer.k, layer.v):
                 states = projection(hidden)  # [batch, sequence, heads * head_dim]
                 heads = states.unflatten(-1, (-1, head_dim)).transpose(1, 2)
                 tensors.append(heads.contiguous())
+            path = f"language_model.decoder.block.{index}"
+            tensors[-1] = mark(path, tensors[-1], named=False)
         return tensors
 
 
