@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 
 from export.errors import CheckpointError
+from export.faults import SHOWN, listed, nearest
 from export.weights import Weight, misfits
 
 HARMLESS: Mapping[str, str] = {
@@ -18,9 +18,6 @@ HARMLESS: Mapping[str, str] = {
     ),
 }
 """Patterns of tensors that no model reads, and why they may be there."""
-
-SHOWN = 20
-"""Faults that a message lists; of more it tells the number."""
 
 
 def check_fit(
@@ -49,14 +46,13 @@ def check_fit(
     faults += [_ignored(name, missing or wanted) for name in extra[:SHOWN]]
     count = len(faults) + len(extra[SHOWN:])
     if count:
-        shown = "\n  ".join(faults[:SHOWN])
-        more = f"\n  and {count - SHOWN} more" if count > SHOWN else ""
         why = (
             "\nA tensor that no graph reads would be ignored, and answers would change: is this the"
             " config of another model?"
         )
         raise CheckpointError(
-            f"the checkpoint does not fit its own config:\n  {shown}{more}{why if extra else ''}"
+            "the checkpoint does not fit its own config:\n  "
+            f"{listed(faults, count)}{why if extra else ''}"
         )
 
 
@@ -65,5 +61,4 @@ def _harmless(name: str) -> bool:
 
 
 def _ignored(name: str, wanted: Collection[str]) -> str:
-    near = get_close_matches(name, wanted, n=1)
-    return f"{name} is read by no graph" + (f" (nearest that is: {near[0]})" if near else "")
+    return f"{name} is read by no graph{nearest(name, wanted, 'nearest that is')}"

@@ -14,7 +14,6 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ import numpy.typing as npt
 from export.casts import cast
 from export.contract import DTYPES
 from export.errors import CheckpointError, ExportError
+from export.faults import listed, nearest
 
 SAFETENSORS_DTYPES: Mapping[str, str] = {
     "F32": "float32",
@@ -350,9 +350,7 @@ def bind(
             every tensor of another shape.
     """
     if faults := misfits(wanted, tensors, tied):
-        shown = "\n  ".join(faults[:20])
-        more = f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise CheckpointError(f"the checkpoint does not fit its own config:\n  {shown}{more}")
+        raise CheckpointError(f"the checkpoint does not fit its own config:\n  {listed(faults)}")
     sources = {name: tensors.get(name) or tensors[tied[name]] for name in wanted}
     return {name: Recipe(source=sources[name], dtype=dtype) for name, (_, dtype) in wanted.items()}
 
@@ -367,8 +365,7 @@ def misfits(
     for name, (shape, _) in wanted.items():
         source = tensors.get(name) or tensors.get(tied.get(name, ""))
         if source is None:
-            near = get_close_matches(name, spare, n=1)
-            faults.append(f"{name} is missing" + (f" (nearest: {near[0]})" if near else ""))
+            faults.append(f"{name} is missing{nearest(name, spare)}")
         elif source.shape != shape:
             faults.append(f"{name} has shape {list(source.shape)}, wanted {list(shape)}")
         elif source.dtype not in DTYPES:

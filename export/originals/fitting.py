@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from export.errors import CheckpointError
+from export.faults import SHOWN, listed, nearest
 from export.originals.names import Names, Unused, original, renamed
 from export.weights import Concatenated, Weight, Zeros
-
-SHOWN = 20
-"""Faults that a message lists; of more it tells the number."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -139,18 +136,14 @@ def check_fit(
     )
     count = len(missing) + len(misshaped) + len(extra)
     if count:
-        more = f"\n  and {count - SHOWN} more" if count > SHOWN else ""
         raise CheckpointError(
-            "the files do not make this model:\n  "
-            + "\n  ".join(lines[:SHOWN])
-            + more
-            + "\nA model"
-            " of another size? --part config=FILE gives its config in transformers' form."
+            f"the files do not make this model:\n  {listed(lines, count)}\nA model of another size?"
+            " --part config=FILE gives its config in transformers' form."
         )
 
 
 def _missing(name: str, there: Sequence[str]) -> str:
-    return f"{name} is missing{_nearest(name, there)}"
+    return f"{name} is missing{nearest(name, there)}"
 
 
 def _misshaped(name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
@@ -158,9 +151,4 @@ def _misshaped(name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
 
 
 def _extra(name: str, wanted: Sequence[str]) -> str:
-    return f"{name} is not known{_nearest(name, wanted)}"
-
-
-def _nearest(name: str, others: Sequence[str]) -> str:
-    near = get_close_matches(name, others, n=1)
-    return f" (nearest: {near[0]})" if near else ""
+    return f"{name} is not known{nearest(name, wanted)}"
