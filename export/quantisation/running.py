@@ -14,7 +14,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from export.bfloat16 import compute_in_float32
 from export.blocks import OUTPUT
+from export.onnxruntime_values import run
 from export.quantisation.products import Product, products
 from export.weights import Recipe
 
@@ -36,6 +38,9 @@ def run_in_pieces(
         samples: inputs of the graph.
         observe: called once for every product, in the graph's order.
     """
+    if any(value.dtype == ir.DataType.BFLOAT16 for value in model.graph.initializers.values()):
+        model = model.clone()
+        compute_in_float32(model)
     found = list(products(model, recipes))
     ends = {value.name for value in model.graph.outputs}
     values = [dict(sample) for sample in samples]
@@ -113,7 +118,7 @@ def _run(
     for held in values:
         feed = weights | {name: held[name] for name in given}
         if outputs:
-            held.update(zip(outputs, session.run(outputs, feed), strict=True))
+            held.update(run(session, outputs, feed))
 
 
 def _typed(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:

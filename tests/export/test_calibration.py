@@ -60,6 +60,19 @@ def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced,
     assert all(len(inputs) == 2 for _, inputs in seen)
 
 
+def test_what_comes_before_may_be_bfloat16(checkpoint):
+    policy = parse_precision("vision_encoder=bf16")
+    component = components_from_checkpoint(checkpoint, policy)[0]
+    found = trace(component)
+    recipes = bind(found.wanted, checkpoint.tensors, found.tied)
+    path = samples_from(checkpoint, None)[0].image
+    pixels = pixels_from_image(path, preprocessing(checkpoint))[None]
+    (made,) = run_in_pieces(found.model, recipes, [{"pixels": pixels}], lambda p, x: None)
+    (spec,) = component.contract.outputs
+    assert made["image_embeds"].dtype == spec.numpy_dtype
+    assert np.isfinite(made["image_embeds"]).all()
+
+
 def test_the_worst_products_stay_in_float32(checkpoint, traced):
     found = measure([traced], checkpoint, {"vision_encoder": STATIC}, Silent())["vision_encoder"]
     assert set(found.scales) == set(found.errors)
