@@ -72,8 +72,8 @@ def measure(
         return found
     samples = samples_from(checkpoint, next(iter(quantisations.values())).calibration)
     if not samples:
-        for name in wanted:
-            _on_weights(name, traces, checkpoint, found[name])
+        for name in sorted(wanted):
+            _without_images(name, traces, checkpoint, found[name], progress)
         return found
     values = [_Values(sample, checkpoint) for sample in samples]
     for traced in traces:
@@ -118,15 +118,23 @@ def samples_from(checkpoint: Checkpoint, directory: Path | None) -> list[Sample]
     return [Sample(image=files[index]) for index in chosen]
 
 
-def _on_weights(
-    component: str, traces: Sequence[Trace], checkpoint: Checkpoint, measured: Measurements
+def _without_images(
+    component: str,
+    traces: Sequence[Trace],
+    checkpoint: Checkpoint,
+    measured: Measurements,
+    progress: Progress,
 ) -> None:
+    """Weights alone are looked at, where nothing but weights is quantised."""
     if measured.quantisation.activations == "static":
         raise OptionError(
             f"int8 of {component} with --int8 static is calibrated on images, and"
             f" {checkpoint.directory} has no examples. Name a directory of images with"
             " --calibration, or choose --int8 dynamic."
         )
+    if measured.quantisation.activations == "dynamic":
+        progress.note(f"int8 of {component} is not measured: there are no images (--calibration)")
+        return
     for traced in traces:
         if traced.component.component == component and traced.component.graph in GRAPHS:
             recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)

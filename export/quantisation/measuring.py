@@ -72,7 +72,7 @@ class Measurements:
         """JSON-ready: what stays more precise, and the worst of the others."""
         made = self.quantisation.to_json()
         if not self.errors:
-            return made
+            return {**made, "sensitive": 0.0}  # none is
         worst = self.sensitive
         others = [error for name, error in self.errors.items() if name not in worst]
         return {

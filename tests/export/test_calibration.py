@@ -95,6 +95,10 @@ def test_without_images_weights_are_looked_at_and_static_is_refused(checkpoint, 
     found = measure([traced], bare, {"vision_encoder": INT4}, Silent())["vision_encoder"]
     assert found.to_json()["measured_on"] == "weights alone"
     assert all(0.03 < error < 0.15 for error in found.errors.values())
+    dynamic = replace(STATIC, activations="dynamic")
+    found = measure([traced], bare, {"vision_encoder": dynamic}, Silent())["vision_encoder"]
+    assert found.sensitive == ()
+    assert found.to_json()["sensitive"] == 0.0
     with pytest.raises(OptionError, match=r"has no examples\. Name a directory of images with"):
         measure([traced], bare, {"vision_encoder": STATIC}, Silent())
 
