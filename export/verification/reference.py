@@ -202,7 +202,7 @@ class AssembledReference:
 
         config, tensors = checkpoint.config, checkpoint.tensors
         language: Any = AutoModelForCausalLM
-        text, vision = _fresh(config.text_config), _fresh(config.vision_config)
+        text, vision = fresh(config.text_config), fresh(config.vision_config)
         self.language_model = filled(language.from_config(text), tensors, "language_model.")
         self._vision = filled(Blip2VisionModel(vision), tensors, "vision_model.")
         rows, columns = tensors["language_projection.weight"].shape
@@ -210,9 +210,9 @@ class AssembledReference:
         self._projection = filled(projection, tensors, "language_projection.")
         self._qformer: Any = None
         if config.qformer_config is not None:
-            qformer = Blip2QFormerModel(_fresh(config.qformer_config))
+            qformer = Blip2QFormerModel(fresh(config.qformer_config))
             self._qformer = filled(qformer, tensors, "qformer.")
-            self._queries = _tensor(tensors["query_tokens"])
+            self._queries = tensor_from_weight(tensors["query_tokens"])
         parts = {
             "vision_model": self._vision,
             "qformer": self._qformer,
@@ -339,7 +339,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
     if checkpoint.family.architecture not in config.get("architectures", ()):
         # Only a part of it lies there: an original's language model.
-        return filled(kind(_fresh(checkpoint.config)), checkpoint.tensors, "")
+        return filled(kind(fresh(checkpoint.config)), checkpoint.tensors, "")
     model: Any = kind.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     )
@@ -355,12 +355,12 @@ def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
         CheckpointError: the module has a weight that is not there.
     """
     state = {
-        name.removeprefix(prefix): _tensor(tensor)
+        name.removeprefix(prefix): tensor_from_weight(tensor)
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
     module = module.float().eval()
-    tied = _tied(module)
+    tied = tied_names(module)
     for target, source in tied.items():
         if {target, source} <= state.keys():
             parent, _, name = target.rpartition(".")
@@ -371,17 +371,20 @@ def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
     return module
 
 
-def _fresh(config: Any) -> Any:
+def fresh(config: Any) -> Any:
     """A copy with nothing of what the exporter sets in a config: its own attention."""
     return type(config).from_dict(config.to_dict())
 
 
-def _tied(module: Any) -> dict[str, str]:
+def tied_names(module: Any) -> dict[str, str]:
+    """For each weight that the config ties to another, that other's name."""
     if not hasattr(module, "get_expanded_tied_weights_keys"):
         return {}
     tied: dict[str, str] = module.get_expanded_tied_weights_keys(all_submodels=True)
     return tied
 
 
-def _tensor(tensor: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(tensor.read(), dtype=np.float32))
+def tensor_from_weight(tensor: Any) -> torch.Tensor:
+    """A tensor of a checkpoint in float32, in memory of its own."""
+    values = np.asarray(tensor.read()).astype(np.float32)
+    return torch.from_numpy(values).clone()

@@ -28,6 +28,12 @@ from serving.cli.options import as_json, source_options
     help="Run this stage alone: preprocessing, vision_encoder, qformer, language_model, "
     "first_token, graphs, text, beams, accuracy, batching or padding. Repeatable.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    help="The report as a page, and beside it the same as .json. Default: verification/report.html "
+    "in the first DIRECTORY.",
+)
 @as_json
 def command(
     directories: tuple[Path, ...],
@@ -37,6 +43,7 @@ def command(
     examples: Path | None,
     limit: int | None,
     stages: tuple[str, ...],
+    html: Path | None,
     json_: bool,
 ) -> None:
     """Compare the builds in each DIRECTORY, all of one checkpoint, with transformers.
@@ -50,12 +57,16 @@ def command(
     from serving.cli.quiet import quiet_libraries
     from serving.parity.running import ParityOptions, parity_report
     from serving.parity.text import text_from_report
+    from serving.parity.writing import check_page, page_of, write_report
     from serving.verification import source_of_build
 
     quiet_libraries()
     source = source_of_build(directories[0], model, revision, parts_from_words(parts))
     options = ParityOptions(source=source, examples=examples, limit=limit, stages=stages)
-    report = parity_report(directories, Terminal(), options)
+    page, progress = html or page_of(directories[0]), Terminal()
+    check_page(page)
+    report = parity_report(directories, progress, options)
+    progress.note("report: {}, {}".format(*write_report(report, page)))
     found = report.to_json()
     text = json.dumps(found, indent=2, ensure_ascii=False) if json_ else text_from_report(report)
     click.echo(text)

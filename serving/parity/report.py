@@ -14,7 +14,8 @@ class Check:
     """A number and what it must keep. True where it does.
 
     Attributes:
-        name: what was measured, for people, with its unit.
+        name: what was measured, for people, with its unit; the same for every build.
+        where: what it was measured at: the block, or the batch; may be empty.
         value: the number.
         limit: what it must keep; `None` where it is only told.
         sense: whether the limit is the `most` or the `least` that the number may be.
@@ -24,6 +25,7 @@ class Check:
     value: float
     limit: float | None = None
     sense: Sense = "most"
+    where: str = ""
 
     def __bool__(self) -> bool:
         if self.limit is None:
@@ -35,6 +37,7 @@ class Check:
         value = self.value if abs(self.value) != float("inf") else str(self.value)
         return {
             "name": self.name,
+            **({"where": self.where} if self.where else {}),
             "value": value,
             "limit": self.limit,
             "sense": self.sense,
@@ -122,6 +125,16 @@ class BuildReport:
 
 FORMAT = 1
 """Of the JSON file."""
+
+
+def number(value: float) -> str:
+    """For people: four figures, and small ones as powers of ten."""
+    if value != value or abs(value) == float("inf"):
+        return str(value)
+    if 0 < abs(value) < 1e-3:
+        figures, _, power = f"{value:.2e}".partition("e")
+        return f"{figures.rstrip('0').rstrip('.')}e{int(power)}"
+    return f"{value:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,18 +80,25 @@ def _blocks(component: str) -> Callable[[Subject], StageReport]:
         graphs = [g for g in subject.graphs if g.component == component and g.name in BLOCKS]
         compared = {f"{g.component}/{g.name}": _block_errors(subject, g) for g in graphs}
         checks, fault = [], ""
-        for errors in compared.values():
+        for title, errors in compared.items():
+            prefix = f"{title}: " if len(compared) > 1 else ""
             out = first_out(errors)
             fault = fault or ("" if out is None else out.path)
             own = max(errors, key=lambda error: error.own / error.own_limit)
             stream = max(errors, key=lambda error: error.stream / error.stream_limit)
             last = errors[-1]
             checks += [
-                Check(name=f"{own.path}: own error", value=own.own, limit=own.own_limit),
                 Check(
-                    name=f"{stream.path}: error of the stream",
+                    name=f"{prefix}own error of a block",
+                    value=own.own,
+                    limit=own.own_limit,
+                    where=own.path,
+                ),
+                Check(
+                    name=f"{prefix}error of the stream",
                     value=stream.stream,
                     limit=stream.stream_limit,
+                    where=stream.path,
                 ),
                 Check(name=f"{last.path}: max abs", value=last.max_abs),
                 Check(name=f"{last.path}: cosine", value=last.cosine, sense="least"),
@@ -213,7 +220,7 @@ def _invariance(kind: str) -> Callable[[Subject], StageReport]:
             if variation.difference >= worst.setdefault(variation.graph, variation).difference:
                 worst[variation.graph] = variation
         checks = tuple(
-            Check(name=f"{v.graph}: {v.beside}", value=v.difference, limit=v.limit)
+            Check(name=f"{v.graph}: change", value=v.difference, limit=v.limit, where=v.beside)
             for v in worst.values()
         )
         return StageReport(checks=checks, details={"rows": [v.to_json() for v in found]})

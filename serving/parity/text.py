@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export.manifest import MEANS_NOTHING
-from serving.parity.report import BuildReport, Check, Report, StageReport
+from serving.parity.report import BuildReport, Check, Report, StageReport, number
 from serving.parity.stages import STAGES
 
 VERDICTS = {True: "ok", False: "FAILED"}
@@ -32,14 +32,10 @@ def _check(check: Check) -> str:
     limit = ""
     if check.limit is not None:
         word = "at most" if check.sense == "most" else "at least"
-        limit = f"  ({word} {_number(check.limit)})"
+        limit = f"  ({word} {number(check.limit)})"
     verdict = "" if check else "  FAILED"
-    return f"    {check.name:60} {_number(check.value):>12}{limit}{verdict}"
-
-
-def _number(value: float) -> str:
-    """Small numbers as powers of ten, shares as they are."""
-    return f"{value:.6g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
+    where = f", {check.where}" if check.where else ""
+    return f"    {check.name + where:68} {number(check.value):>10}{limit}{verdict}"
 
 
 def _named(build: BuildReport) -> list[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from html import escape
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -20,10 +23,17 @@ def last_line(result):
 
 
 @pytest.fixture(scope="module")
-def report(vicuna_build):
-    result = call(vicuna_build, "--limit", 6, "--json")
+def page(vicuna_build, tmp_path_factory):
+    page = tmp_path_factory.mktemp("report") / "parity.html"
+    result = call(vicuna_build, "--limit", 6, "--json", "--html", page)
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    assert json.loads(result.stdout) == json.loads(page.with_suffix(".json").read_text())
+    return page
+
+
+@pytest.fixture(scope="module")
+def report(page):
+    return json.loads(page.with_suffix(".json").read_text())
 
 
 def test_every_stage_passes_and_says_what_it_measured(report):
@@ -69,6 +79,35 @@ def test_answers_and_graphs_are_compared(report):
         "language_model/decoder",
         "language_model/batched_decoder",
     }
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"<script|<link|<img|@import|url\(|https?://", text)
+    for stage in STAGES.values():
+        assert escape(stage.title) in text
+    plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert all(ElementTree.fromstring(plot).tag == "svg" for plot in plots)
+    assert len(plots) == 4  # three stacks of blocks, and right answers
+    for plot in plots[:3]:
+        assert plot.count("<polyline") == 3  # the stream, each block alone, and the band
+    assert plots[0].count("<circle") == 6  # five blocks and what comes out of them
+
+
+def test_builds_are_shown_side_by_side(vicuna_build, damaged, tmp_path):
+    build = damaged(vicuna_build, "vision_model.encoder.layers.0.mlp.fc2.weight")
+    where = ("--html", tmp_path / "both.html")
+    result = call(vicuna_build, build, "--limit", 2, "--stage", "vision_encoder", *where, "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert [found["passed"] for found in report["builds"]] == [True, False]
+    labels = [found["label"] for found in report["builds"]]
+    assert labels == [f"fp32 ({vicuna_build.name})", "fp32 (damaged)"]
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert text.count("<polyline") == 6
+    named = "the error leaves its band in <code>vision_model.encoder.layers.0</code>"
+    assert f"fp32 (damaged): {named}" in text
+    assert text.count(named) == 1
 
 
 def test_the_block_whose_weight_was_damaged_is_named(vicuna_build, damaged):
@@ -133,6 +172,8 @@ def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
         ((vicuna_build, "--limit", 0), "--limit is 0; wanted 1 or more"),
         ((vicuna_build, vicuna_build), "each once"),
         ((), "Missing argument"),
+        ((vicuna_build, "--html", "report.htm"), "wanted a file whose name ends in .html"),
+        ((vicuna_build, "--html", "nowhere/a.html"), "nowhere cannot be written to; name another"),
     ):
         result = call(*arguments)
         assert result.exit_code == 2

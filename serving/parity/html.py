@@ -1,0 +1,123 @@
+"""The parity report as one HTML page: no script, nothing from elsewhere, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.resources import files
+
+from export.manifest import MEANS_NOTHING
+from serving.parity.markup import Found, Json, badge, heads, key, table, value
+from serving.parity.sections import DETAILS, PLOTS
+from serving.parity.stages import STAGES
+
+
+def page_from_report(report: Json) -> str:
+    """The page of a report's JSON, as `Report.to_json` makes it; builds are side by side."""
+    style = files("serving.parity").joinpath("page.css").read_text(encoding="utf-8")
+    name = escape(report["checkpoint"])
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Parity of {name}</title><style>{style}</style></head><body><main>",
+            f"<h1>Parity of {name} {badge(report['passed'])}</h1>",
+            *_facts(report),
+            *_faults(report),
+            *_summary(report),
+            *(section for stage in STAGES for section in _stage(report, stage)),
+            "</main></body></html>\n",
+        ]
+    )
+
+
+def _facts(report: Json) -> Iterator[str]:
+    if report["synthetic"]:
+        yield f'<p class="callout">{escape(MEANS_NOTHING)}</p>'
+    tools = ", ".join(f"{tool} {version}" for tool, version in report["tools"].items())
+    reference = report["reference"]
+    how = f"transformers, {reference['kind']}" + (
+        f" ({reference['reason']})" if "reason" in reference else ""
+    )
+    facts = {
+        "Checkpoint": report["model"],
+        "Reference": how,
+        "Examples": f"{report['examples']:,}",
+        "Made": f"{report['created']}, {tools}",
+    }
+    items = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
+    yield f"<dl>{''.join(items)}</dl>"
+
+
+def _faults(report: Json) -> Iterator[str]:
+    for build in report["builds"]:
+        if build["first_out"]:
+            label, path = escape(build["label"]), escape(build["first_out"])
+            yield (
+                f'<p class="callout">{label}: the error leaves its band in <code>{path}</code></p>'
+            )
+
+
+def _summary(report: Json) -> Iterator[str]:
+    """A row a stage, a column a build."""
+    builds = report["builds"]
+    head = "".join(
+        f"<th>{key(i)}{escape(build['label'])}<br><small>{escape(build['build'])}</small></th>"
+        for i, build in enumerate(builds)
+    )
+    rows = []
+    for name, stage in STAGES.items():
+        if any(name in build["stages"] for build in builds):
+            cells = "".join(_cell(build["stages"].get(name)) for build in builds)
+            rows.append(f'<tr><th><a href="#{name}">{escape(stage.title)}</a></th>{cells}</tr>')
+    yield table(f"<th>Stage</th>{head}", rows)
+
+
+def _cell(stage: Json | None) -> str:
+    if stage is None:
+        return "<td></td>"
+    if stage["passed"] is None:
+        return f"<td>{badge(None)} <small>{escape(stage['skipped'])}</small></td>"
+    return f"<td>{badge(stage['passed'])}{_worst(stage['checks'])}</td>"
+
+
+def _worst(checks: Sequence[Json]) -> str:
+    """The check that is broken, or else the first that has a limit."""
+    limited = [check for check in checks if check["limit"] is not None]
+    broken = [check for check in limited if not check["passed"]]
+    if not limited:
+        return ""
+    check = (broken or limited)[0]
+    return f"<br><small>{escape(check['name'])}</small><br>{value(check)}"
+
+
+def _stage(report: Json, name: str) -> Iterator[str]:
+    found = [
+        (index, build["label"], build["stages"][name])
+        for index, build in enumerate(report["builds"])
+        if build["stages"].get(name, {}).get("passed") is not None
+    ]
+    if not found:
+        return
+    yield f'<section id="{name}"><h2>{escape(STAGES[name].title)}</h2>'
+    yield from PLOTS.get(name, _nothing)(found)
+    yield _checks(found)
+    yield from DETAILS.get(name, _nothing)(found)
+    yield "</section>"
+
+
+def _nothing(_: Found) -> Iterator[str]:
+    yield from ()
+
+
+def _checks(found: Found) -> str:
+    """A row a check; builds that measured the same thing share it."""
+    names = list(dict.fromkeys(check["name"] for _, _, stage in found for check in stage["checks"]))
+    rows = []
+    for name in names:
+        by_build = [
+            next((c for c in stage["checks"] if c["name"] == name), None) for _, _, stage in found
+        ]
+        cells = "".join(f"<td>{value(check) if check else ''}</td>" for check in by_build)
+        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+    return table(f"<th>Measured</th>{heads(found)}", rows)
