@@ -1,7 +1,8 @@
 """`python -m benchmarks.precision_table`: what each precision costs in answers, on the demos.
 
-Every demo checkpoint is built in every precision, and asked the held-out examples, greedily. The
-loss is against the same demo in fp32, on the same examples, in points of a hundred.
+Every demo checkpoint is built in every precision, and asked held-out examples, greedily. The loss
+is against the same demo in fp32, on the same examples, in points of a hundred. What int8 is
+calibrated on are held-out examples that are not asked.
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ POLICIES: Mapping[str, tuple[str, ...]] = {
 MOST_LOST: Mapping[str, float] = {"int8": 1.0, "int4": 2.0}
 """By precision word: points of accuracy that it may lose."""
 
+CALIBRATED = "int8"
+"""The precision word whose builds look at images."""
+
+KEPT_BACK = 100
+"""The last examples: for calibration, never asked."""
+
 AT_ONCE = 8
 
 
@@ -95,7 +102,9 @@ def figures(
     checkpoint: Path, scratch: Path, policies: Sequence[str], limit: int | None
 ) -> dict[str, Any]:
     """By policy, beside fp32's own figures."""
-    examples = read_examples(checkpoint / "examples")[:limit]
+    examples = read_examples(checkpoint / "examples")
+    write_calibration(examples[-KEPT_BACK:], scratch / "calibration")
+    examples = examples[:-KEPT_BACK][:limit]
     base = ask(checkpoint, scratch, "fp32", examples)
     found = {"fp32": _figures(base, base, None)}
     for policy in policies:
@@ -106,11 +115,24 @@ def figures(
     return found
 
 
+def write_calibration(examples: Sequence[Example], directory: Path) -> None:
+    """Puts these examples into a directory of their own, as `--calibration` takes it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    with (directory / "examples.jsonl").open("w") as stream:
+        for example in examples:
+            shutil.copy(example.image, directory)
+            row = {"id": example.name, "image": example.image.name, "prompt": example.prompt}
+            stream.write(json.dumps({**row, "answer": example.answer}) + "\n")
+
+
 def ask(checkpoint: Path, scratch: Path, policy: str, examples: Sequence[Example]) -> Asked:
     """Builds, asks, and removes the build."""
     output = scratch / "build"
-    precision = ["--precision", *POLICIES[policy], "--output", str(output), "--no-verify"]
-    run(["export", "build", "--model", str(checkpoint), *precision])
+    asked_for = ["--precision", *POLICIES[policy], "--output", str(output), "--no-verify"]
+    if POLICIES[policy][0] == CALIBRATED:
+        asked_for += ["--calibration", str(scratch / "calibration")]
+    run(["export", "build", "--model", str(checkpoint), *asked_for])
     preprocessing = Manifest.read(output).preprocessing
     with Pipeline(output) as pipeline, ThreadPoolExecutor(AT_ONCE) as pool:
 
