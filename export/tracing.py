@@ -186,11 +186,17 @@ def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) ->
         if isinstance(child, torch.nn.LayerNorm):
             child.__class__ = Float32LayerNorm
             cast(Float32LayerNorm, child).output_dtype = dtype
-        island = isinstance(child, Float32LayerNorm) or path.rpartition(".")[2] == "wo"
         for name, param in list(child.named_parameters(recurse=False)):
-            if not island:
-                kind = narrow if is_matrix(child) else dtype
-                child.register_parameter(name, _fake(mode, param, kind))
+            kind = getattr(torch, weight_dtype(path, child, precision))
+            child.register_parameter(name, _fake(mode, param, kind))
+
+
+def weight_dtype(path: str, module: torch.nn.Module, precision: str) -> str:
+    """The dtype of a module's own weights: see `export.precision` for what stays in float32."""
+    if isinstance(module, torch.nn.LayerNorm) or path.rpartition(".")[2] == "wo":
+        return "float32"
+    dtype = DTYPES[precision]
+    return MATRICES.get(precision, dtype) if is_matrix(module) else dtype
 
 
 def tied_weights(module: torch.nn.Module) -> dict[str, str]:

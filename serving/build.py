@@ -163,9 +163,24 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
         VerificationError: the build's numbers or answers leave their limits; nothing is replaced.
         BuildDirectoryError: the destination cannot be written, or is something else.
     """
+    progress, destination = progress or Silent(), options.destination.absolute()
+    options, checkpoint, engine = prepared(options, progress)
+    with new_build(destination) as work:
+        _fill(work, options, checkpoint, engine, progress)
+    return destination
+
+
+def prepared(
+    options: BuildOptions, progress: Progress
+) -> tuple[BuildOptions, Checkpoint, EngineChoice]:
+    """Options, checkpoint and engine of a build, all of them checked before anything is written.
+
+    Raises:
+        OptionError: an option that does not fit this machine or the others.
+        CheckpointError: the checkpoint is missing, truncated or not supported.
+    """
     from engines.selection import choose_engine
 
-    progress = progress or Silent()
     engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     _check_precisions(options, engine)
@@ -173,7 +188,6 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
-    destination = options.destination.absolute()
     model_type = checkpoint.config.text_config.model_type
     policy = of_language_model(options.components, model_type)
     if policy != options.components:
@@ -185,9 +199,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
         from engines.language_model.vllm.building import check_vllm
 
         check_vllm(checkpoint, options.components["language_model"], options.vllm)
-    with new_build(destination) as work:
-        _fill(work, options, checkpoint, engine, progress)
-    return destination
+    return options, checkpoint, engine
 
 
 def _check_precisions(options: BuildOptions, engine: EngineChoice) -> None:

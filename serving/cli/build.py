@@ -93,6 +93,7 @@ from serving.cli.options import QUANTISATION, as_json, quantisation_options, sou
     help="Directory with examples.jsonl to compare answers on. Default: the checkpoint's own.",
 )
 @click.option("--limit", type=int, help="Compare answers on only so many examples.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built, and what it takes; stop.")
 @as_json
 def command(
     model: str | None,
@@ -100,6 +101,7 @@ def command(
     parts: tuple[str, ...],
     image_size: int | None,
     targets: str,
+    dry_run: bool,
     json_: bool,
     **options: Any,
 ) -> None:
@@ -125,6 +127,12 @@ def command(
         targets=tuple(word.strip() for word in targets.split(",") if word.strip()),
         **options,
     )
+    if dry_run:
+        from serving.plan import plan
+
+        found = plan(chosen)
+        click.echo(json.dumps(found.to_json(), indent=2) if json_ else str(found))
+        return
     directory = build(chosen, Terminal())
     if json_:
         manifest = Manifest.read(directory)

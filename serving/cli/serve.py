@@ -45,6 +45,7 @@ def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from export.errors import ServingError
     from export.manifest import MEANS_NOTHING, Manifest
+    from serving.memory import memory_of_build
     from serving.repository import REPOSITORY
     from serving.server import ServerOptions, TritonServer
     from serving.server_log import why
@@ -54,6 +55,9 @@ def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any
     say = (lambda _: None) if json_ else click.echo
     if manifest.synthetic:
         click.echo(MEANS_NOTHING, err=True)
+    memory = memory_of_build(directory, manifest)
+    if memory is not None and memory.advice:
+        click.echo(memory.advice, err=True)
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)

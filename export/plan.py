@@ -1,0 +1,141 @@
+"""What a build would write, found without tracing and without reading a weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.initialization import no_init_weights
+
+from export.checkpoint import Checkpoint
+from export.components.component import Component
+from export.components.graphs_of_checkpoint import components_from_checkpoint
+from export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
+from export.quantisation.channels import ChannelNumbers, ChannelScales
+from export.quantisation.options import Quantisation
+from export.tracing import tied_weights, weight_dtype
+from export.weights import Recipe, Weight, bind
+
+HALVES = frozenset({"float16", "bfloat16"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentPlan:
+    """One component of a build that is not made yet.
+
+    Attributes:
+        component: `vision_encoder`, `qformer` or `language_model`.
+        graphs: their names.
+        precision: a key of `export.precision.DTYPES`.
+        quantisation: in words; `None` where weights stay floats.
+        source: bytes of the checkpoint that are read, by dtype.
+        linked: bytes of weights that the checkpoint's own files hold.
+        written: bytes of weights that are made anew, and written once for all graphs.
+        loaded: bytes that they take in memory on a CPU: ONNX Runtime makes float32 of half floats.
+    """
+
+    component: str
+    graphs: tuple[str, ...]
+    precision: str
+    quantisation: str | None
+    source: Mapping[str, int]
+    linked: int
+    written: int
+    loaded: int
+
+
+def plan_components(
+    checkpoint: Checkpoint,
+    precision: Mapping[str, str],
+    quantisations: Mapping[str, Quantisation],
+) -> tuple[ComponentPlan, ...]:
+    """What `export.exporter.graphs_from_checkpoint` would write of the same arguments.
+
+    Modules are made without memory and bound to the checkpoint as traced graphs are. A parameter
+    that no graph reads in the end counts too.
+
+    Raises:
+        CheckpointError: a weight is missing, or has another shape than the config says.
+    """
+    found: dict[str, list[tuple[str, set[Recipe]]]] = {name: [] for name in precision}
+    for component in components_from_checkpoint(checkpoint, precision):
+        recipes = _recipes(component, checkpoint, quantisations.get(component.component))
+        found[component.component].append((component.graph, recipes))
+    return tuple(
+        _planned(name, precision[name], quantisations.get(name), graphs)
+        for name, graphs in found.items()
+    )
+
+
+def _planned(
+    name: str,
+    precision: str,
+    quantisation: Quantisation | None,
+    graphs: Iterable[tuple[str, set[Recipe]]],
+) -> ComponentPlan:
+    names, recipes = zip(*graphs, strict=True)
+    whole: set[Recipe] = set().union(*recipes)
+    source = Counter[str]()
+    for tensor in {tensor for recipe in whole for tensor in recipe.source.sources}:
+        source[tensor.dtype] += tensor.length
+    linked = sum(recipe.nbytes for recipe in whole if recipe.in_place)
+    return ComponentPlan(
+        component=name,
+        graphs=names,
+        precision=precision,
+        quantisation=None if quantisation is None else str(quantisation),
+        source=dict(source),
+        linked=linked,
+        written=sum(recipe.nbytes for recipe in whole) - linked,
+        loaded=sum(recipe.nbytes * (2 if recipe.dtype in HALVES else 1) for recipe in whole),
+    )
+
+
+def _recipes(
+    component: Component, checkpoint: Checkpoint, quantisation: Quantisation | None
+) -> set[Recipe]:
+    with torch.device("meta"), no_init_weights():
+        module = component.module()
+    wanted = dict(_wanted(module, component.precision))
+    bound = bind(wanted, checkpoint.tensors, tied_weights(module))
+    if quantisation is None:
+        return set(bound.values())
+    made: set[Recipe] = set()
+    matrices = set(_matrices(module))
+    for name, recipe in bound.items():
+        made |= _quantised(recipe.source, quantisation) if name in matrices else {recipe}
+    return made
+
+
+def _wanted(module: Any, precision: str) -> Iterable[tuple[str, tuple[tuple[int, ...], str]]]:
+    for path, child in module.named_modules():
+        dtype = weight_dtype(path, child, precision)
+        for name, parameter in child.named_parameters(recurse=False):
+            yield f"{path}.{name}".lstrip("."), (tuple(parameter.shape), dtype)
+
+
+def _matrices(module: Any) -> Iterable[str]:
+    """Names of the weights that inputs are multiplied by."""
+    for path, child in module.named_modules():
+        if isinstance(child, torch.nn.Linear):
+            yield f"{path}.weight"
+
+
+def _quantised(source: Weight, quantisation: Quantisation) -> set[Recipe]:
+    """What `export.quantisation` makes of one matrix."""
+    if quantisation.activations != "float":
+        return {
+            ChannelNumbers(source=source, dtype="int8"),
+            ChannelScales(source=source, dtype="float32"),
+        }
+    blocks = blocks_of(source, quantisation)
+    made: set[Recipe] = {
+        Numbers(source=source, dtype="uint8", blocks=blocks),
+        Scales(source=source, dtype="float32", blocks=blocks),
+    }
+    if not blocks.symmetric:
+        made.add(ZeroPoints(source=source, dtype="uint8", blocks=blocks))
+    return made
