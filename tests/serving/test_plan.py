@@ -71,8 +71,8 @@ def test_the_plan_is_printed_and_nothing_is_written(tmp_path):
         "qformer",
         "language_model",
     }
-    # Keys and values of 3 layers, 4 heads of 32, in float32.
-    assert data["memory"]["bytes_a_position"] == 2 * 3 * 4 * 32 * 4
+    # Keys and values of 4 layers, 4 heads of 32, in float32.
+    assert data["memory"]["bytes_a_position"] == 2 * 4 * 4 * 32 * 4
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,181 @@
+"""`python -m benchmarks.served_at_size`: a model of true size, built and served by Triton here.
+
+Its weights are random (`export synthesize`), so only what depends on size is measured: start to
+ready, resident memory of every process of the server, time to the first token, tokens per second,
+and that as a share of what the memory's read bandwidth allows, measured in between.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.batching import weight_bytes
+from benchmarks.measure import keep, read_bandwidth, run
+from engines.language_model.types import GenerationOptions
+from engines.onnxruntime.session import available_cores
+from export.manifest import Manifest
+from serving.client import Answer, InstructBlipClient
+from serving.memory import memory_of_build
+from serving.repository import REPOSITORY
+from serving.server import ServerOptions, TritonServer
+
+PRECISION = "vision_encoder=int8,language_model=int4"
+
+READY_S = 1800.0
+"""Seconds that a server may take to load, on a slow disk too."""
+
+
+@click.command()
+@click.option("--model", default="instructblip-vicuna-7b", show_default=True, help="Of the table.")
+@click.option("--precision", default=PRECISION, show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Made here if it is missing.")
+@click.option("--build", "built", type=click.Path(path_type=Path), help="Likewise.")
+@click.option("--tokens", default=32, show_default=True, help="Of every answer.")
+@click.option("--rounds", default=3, show_default=True, help="Answers that are timed.")
+def main(
+    model: str,
+    precision: str,
+    checkpoint: Path | None,
+    built: Path | None,
+    tokens: int,
+    rounds: int,
+) -> None:
+    """Print the figures, and keep them in results.json."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
+        source = checkpoint or Path(scratch) / model
+        directory = built or Path(scratch) / "built"
+        figures: dict[str, Any] = {"model": model, "precision": precision}
+        if not directory.exists():
+            if not source.exists():
+                arguments = ["export", "synthesize", model, str(source), "--dtype", "float16"]
+                figures["synthesize"] = run(arguments).to_json()
+            arguments = ["export", "build", "--model", str(source), "--precision", precision]
+            arguments += ["--no-verify", "--output", str(directory)]
+            figures["build"] = run(arguments).to_json()
+        figures |= served(directory, tokens, rounds)
+    click.echo(json.dumps(figures, indent=2))
+    keep("served_at_size", figures)
+
+
+def served(directory: Path, tokens: int, rounds: int) -> dict[str, Any]:
+    """Figures of a build behind a real server; one request at a time.
+
+    Args:
+        directory: of the build.
+        tokens: of every answer.
+        rounds: answers that are timed; one more goes before them.
+    """
+    manifest = Manifest.read(directory)
+    graph = manifest.components["language_model"].graphs["batched_decoder"]
+    read, planned = weight_bytes(directory / graph.path), memory_of_build(directory, manifest)
+    started = time.monotonic()
+    options = ServerOptions(ready_timeout_s=READY_S)
+    with TritonServer(directory / REPOSITORY, options) as server:
+        ready_s = time.monotonic() - started
+        ready = resident(server.pid)
+        with InstructBlipClient(server.grpc_url, timeout_s=READY_S) as client:
+            turns = [ask(client, manifest, tokens, turn) for turn in range(rounds + 1)][1:]
+        answered = resident(server.pid)
+    rate = max(turn.rate for turn in turns)
+    bandwidth = max(turn.bandwidth for turn in turns)
+    return {
+        "ready_s": round(ready_s, 1),
+        "memory": {
+            "planned_least": None if planned is None else planned.least,
+            "ready": ready,
+            "answered": answered,
+        },
+        "first_token_s": round(statistics.median(turn.first_s for turn in turns), 2),
+        "vision_and_qformer_s": round(statistics.median(turn.vision_s for turn in turns), 2),
+        "prefill_s": round(statistics.median(turn.prefill_s for turn in turns), 2),
+        "prompt_positions": turns[0].positions,
+        "tokens_per_second": round(rate, 2),
+        "bytes_a_token": read,
+        "read_bandwidth_gb_s": round(bandwidth / 1e9, 1),
+        "share_of_bandwidth": round(rate * read / bandwidth, 3),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One streamed answer. Times in seconds, rates a second.
+
+    Attributes:
+        first_s: from asking to the first piece of text, at the client.
+        vision_s, prefill_s: as the server's own timing has them.
+        rate: tokens after the first.
+        bandwidth: bytes that the machine reads from memory, measured just before.
+        positions: of the prompt, picture included.
+    """
+
+    first_s: float
+    vision_s: float
+    prefill_s: float
+    rate: float
+    bandwidth: float
+    positions: int
+
+
+def ask(client: InstructBlipClient, manifest: Manifest, tokens: int, turn: int) -> Turn:
+    """Asks about a picture that the server has not seen, and reads the answer as it comes."""
+    bandwidth = read_bandwidth(available_cores())
+    sizes = manifest.preprocessing.height, manifest.preprocessing.width, 3
+    pixels = np.random.default_rng(turn).integers(0, 256, sizes, dtype=np.uint8)
+    options = GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens)
+    started, first_s = time.perf_counter(), 0.0
+    with client.stream(pixels, "What is unusual about this image?", options=options) as pieces:
+        for _ in pieces:
+            first_s = first_s or time.perf_counter() - started
+        answer: Answer = pieces.answer
+    timing = answer.timing
+    return Turn(
+        first_s=first_s,
+        vision_s=timing.vision_s,
+        prefill_s=timing.prefill_s,
+        rate=(answer.completion_tokens - 1) / timing.decode_s,
+        bandwidth=bandwidth,
+        positions=answer.prompt_tokens,
+    )
+
+
+def resident(leader: int) -> dict[str, Any]:
+    """Bytes in memory of every process of a session, by the system's own count.
+
+    Args:
+        leader: the server's process id, which is its session's.
+
+    Returns:
+        `rss`, in which shared pages count for each process; `pss`, in which they count once; the
+        part of `pss` that is no file; and `rss` by process.
+    """
+    totals = {"rss": 0, "pss": 0, "pss_anonymous": 0}
+    by_process: dict[str, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(state[3]) != leader:
+                continue
+            lines = (process / "smaps_rollup").read_text().splitlines()[1:]
+            words = (process / "cmdline").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        sizes = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines}
+        for name, key in zip(totals, ("Rss:", "Pss:", "Pss_Anon:"), strict=True):
+            totals[name] += sizes[key]
+        models = [word.split("/")[-3] for word in words if word.endswith("/1/model.py")]
+        name = models[0] if models else Path(words[0]).name
+        by_process[name] = by_process.get(name, 0) + sizes["Rss:"]
+    return {**totals, "rss_by_process": by_process}
+
+
+if __name__ == "__main__":
+    main()
