@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,18 +56,24 @@ def plan_components(
     """What `export.exporter.graphs_from_checkpoint` would write of the same arguments.
 
     Modules are made without memory and bound to the checkpoint as traced graphs are. A parameter
-    that no graph reads in the end counts too.
+    that no graph reads in the end counts too. Which products are sensitive is measured by a build
+    alone: here they are the largest ones, so that its files are not larger.
 
     Raises:
         CheckpointError: a weight is missing, or has another shape than the config says.
     """
-    found: dict[str, list[tuple[str, set[Recipe]]]] = {name: [] for name in precision}
+    graphs: dict[str, list[str]] = {name: [] for name in precision}
+    plain: dict[str, set[Recipe]] = {name: set() for name in precision}
+    matrices: dict[str, set[Recipe]] = {name: set() for name in precision}
     for component in components_from_checkpoint(checkpoint, precision):
-        recipes = _recipes(component, checkpoint, quantisations.get(component.component))
-        found[component.component].append((component.graph, recipes))
+        name = component.component
+        graphs[name].append(component.graph)
+        multiplied, others = _bound(component, checkpoint)
+        matrices[name] |= multiplied
+        plain[name] |= others
     return tuple(
-        _planned(name, precision[name], quantisations.get(name), graphs)
-        for name, graphs in found.items()
+        _planned(name, precision[name], quantisations.get(name), graphs[name], matrices[name], rest)
+        for name, rest in plain.items()
     )
 
 
@@ -74,17 +81,19 @@ def _planned(
     name: str,
     precision: str,
     quantisation: Quantisation | None,
-    graphs: Iterable[tuple[str, set[Recipe]]],
+    graphs: Iterable[str],
+    matrices: set[Recipe],
+    plain: set[Recipe],
 ) -> ComponentPlan:
-    names, recipes = zip(*graphs, strict=True)
-    whole: set[Recipe] = set().union(*recipes)
     source = Counter[str]()
-    for tensor in {tensor for recipe in whole for tensor in recipe.source.sources}:
+    for tensor in {tensor for recipe in plain | matrices for tensor in recipe.source.sources}:
         source[tensor.dtype] += tensor.length
+    made = matrices if quantisation is None else set(_quantised(matrices, quantisation))
+    whole = plain | made
     linked = sum(recipe.nbytes for recipe in whole if recipe.in_place)
     return ComponentPlan(
         component=name,
-        graphs=names,
+        graphs=tuple(graphs),
         precision=precision,
         quantisation=None if quantisation is None else str(quantisation),
         source=dict(source),
@@ -94,20 +103,16 @@ def _planned(
     )
 
 
-def _recipes(
-    component: Component, checkpoint: Checkpoint, quantisation: Quantisation | None
-) -> set[Recipe]:
+def _bound(component: Component, checkpoint: Checkpoint) -> tuple[set[Recipe], set[Recipe]]:
+    """What inputs are multiplied by, and all else that the graph binds."""
     with torch.device("meta"), no_init_weights():
         module = component.module()
     wanted = dict(_wanted(module, component.precision))
     bound = bind(wanted, checkpoint.tensors, tied_weights(module))
-    if quantisation is None:
-        return set(bound.values())
-    made: set[Recipe] = set()
-    matrices = set(_matrices(module))
-    for name, recipe in bound.items():
-        made |= _quantised(recipe.source, quantisation) if name in matrices else {recipe}
-    return made
+    named = set(_matrices(module))
+    return {bound[name] for name in named}, {
+        recipe for name, recipe in bound.items() if name not in named
+    }
 
 
 def _wanted(module: Any, precision: str) -> Iterable[tuple[str, tuple[tuple[int, ...], str]]]:
@@ -124,18 +129,26 @@ def _matrices(module: Any) -> Iterable[str]:
             yield f"{path}.weight"
 
 
-def _quantised(source: Weight, quantisation: Quantisation) -> set[Recipe]:
-    """What `export.quantisation` makes of one matrix."""
+def _quantised(matrices: set[Recipe], quantisation: Quantisation) -> Iterator[Recipe]:
+    """What `export.quantisation` makes of these."""
+    largest = sorted(matrices, key=lambda recipe: recipe.nbytes, reverse=True)
+    spared = math.ceil(quantisation.sensitive * len(largest))
+    precise = replace(quantisation, bits=8, method="rtn")
+    for recipe in largest[:spared]:
+        floats = quantisation.activations != "float"
+        yield from (recipe,) if floats else _parts(recipe.source, precise)
+    for recipe in largest[spared:]:
+        yield from _parts(recipe.source, quantisation)
+
+
+def _parts(source: Weight, quantisation: Quantisation) -> Iterator[Recipe]:
+    """What one matrix becomes."""
     if quantisation.activations != "float":
-        return {
-            ChannelNumbers(source=source, dtype="int8"),
-            ChannelScales(source=source, dtype="float32"),
-        }
+        yield ChannelNumbers(source=source, dtype="int8")
+        yield ChannelScales(source=source, dtype="float32")
+        return
     blocks = blocks_of(source, quantisation)
-    made: set[Recipe] = {
-        Numbers(source=source, dtype="uint8", blocks=blocks),
-        Scales(source=source, dtype="float32", blocks=blocks),
-    }
+    yield Numbers(source=source, dtype="uint8", blocks=blocks)
+    yield Scales(source=source, dtype="float32", blocks=blocks)
     if not blocks.symmetric:
-        made.add(ZeroPoints(source=source, dtype="uint8", blocks=blocks))
-    return made
+        yield ZeroPoints(source=source, dtype="uint8", blocks=blocks)

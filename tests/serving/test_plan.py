@@ -46,15 +46,20 @@ def test_a_build_is_what_was_planned(name, precision, checkpoints, tmp_path):
         files = {directory / path for graph in graphs.values() for path in graph.weights}
         made = {path for path in files if path.suffix == ".weights"}
         written = sum(path.stat().st_size for path in made)
-        # The planned bytes have no gaps, which every tensor of the files may have.
-        assert component.written <= written + ALIGNMENT
-        assert written <= component.written + ALIGNMENT * 2000
         places = loaded_by_place(directory / graph.path for graph in graphs.values())
-        assert sum(places.values()) == component.loaded
+        loaded = sum(places.values())
         assert bool(component.linked) == bool(files - made)
+        if component.precision == "int8":  # of which products stay floats is measured
+            assert 0.8 * component.loaded < loaded < 1.01 * component.loaded
+            continue
+        # The planned bytes have no gaps, which every tensor of the files may have.
+        assert component.written <= written <= component.written + ALIGNMENT * len(places)
+        assert loaded == component.loaded
     served = memory_of_build(directory, manifest)
     assert planned.memory is not None
-    assert served == planned.memory
+    assert served is not None
+    assert served.position == planned.memory.position
+    assert served.weights == pytest.approx(planned.memory.weights, rel=0.1)
 
 
 def test_the_plan_is_printed_and_nothing_is_written(tmp_path):
