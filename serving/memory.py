@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class ServingMemory:
 
 
 def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None:
-    """Of a build whose components run on ONNX Runtime; `None` where others do.
+    """Of a build whose components run on ONNX Runtime; `None` where others do, or graphs cannot be
+    read here: a server needs no `onnx`.
 
     Raises:
         OSError: a graph is missing.
@@ -103,7 +105,7 @@ def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None
     }
     decoder = manifest.components["language_model"].graphs.get(DECODER)
     others = [r for r in manifest.components.values() if r.engine.kind != "onnxruntime"]
-    if decoder is None or others:
+    if decoder is None or others or find_spec("onnx") is None:
         return None
     return ServingMemory(
         weights=sum(loaded_by_place(graphs).values()),
