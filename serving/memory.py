@@ -92,20 +92,20 @@ class ServingMemory:
 
 def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None:
     """Of a build whose components run on ONNX Runtime; `None` where others do, or graphs cannot be
-    read here: a server needs no `onnx`.
-
-    Raises:
-        OSError: a graph is missing.
-    """
+    read here: a server needs no `onnx`, and tells itself what is missing of a build."""
+    records = manifest.components
     graphs = {
         directory / graph.path
-        for record in manifest.components.values()
+        for record in records.values()
         for name, graph in record.graphs.items()
-        if record.engine.kind == "onnxruntime" and name != "decoder"
+        if name != "decoder"
     }
-    decoder = manifest.components["language_model"].graphs.get(DECODER)
-    others = [r for r in manifest.components.values() if r.engine.kind != "onnxruntime"]
-    if decoder is None or others or find_spec("onnx") is None:
+    language_model = records.get("language_model")
+    decoder = language_model and language_model.graphs.get(DECODER)
+    elsewhere = any(record.engine.kind != "onnxruntime" for record in records.values())
+    if not decoder or elsewhere or find_spec("onnx") is None:
+        return None
+    if not all(path.is_file() for path in graphs):
         return None
     return ServingMemory(
         weights=sum(loaded_by_place(graphs).values()),
