@@ -116,13 +116,15 @@ def build_texts(
     examples: Sequence[Example],
     progress: Progress,
     ways: Sequence[str],
+    **options: Any,
 ) -> dict[str, list[str]]:
-    """What the build answers to each example, by way. Arguments as of `verify_texts`."""
+    """What the build answers to each example, by way. Arguments as of `verify_texts`; `options`
+    are added to those of each way."""
     made = {}
     with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
         for way in ways:
             with progress.stage(f"ask the build{_how(way)}", len(examples), "questions") as advance:
-                made[way] = _build_texts(pipeline, examples, WAYS[way], advance)
+                made[way] = _build_texts(pipeline, examples, {**WAYS[way], **options}, advance)
     return made
 
 

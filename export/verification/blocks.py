@@ -82,21 +82,17 @@ def block_errors(
         recordings: of the reference.
         pixels: each recording's picture as the client makes it, uint8 `[height, width, 3]`.
         band: of the graph's precision.
-        advance: told of each recording.
+        advance: told of each recording, twice.
     """
+    examples = list(zip(recordings, pixels, strict=True))
     taps = with_taps(graph.path)
-    apart = with_blocks_apart(graph.path, taps)
-    streams: dict[str, list[Difference]] = {}
-    own: dict[str, list[Difference]] = {}
-    for recording, picture in zip(recordings, pixels, strict=True):
-        feed = feed_of(graph, recording, picture)
-        wanted = _wanted(taps, graph, recording)
-        _take(streams, taps.run(feed), wanted)
-        _take(own, apart.run({**feed, **apart.given(recording.blocks)}), wanted)
-        advance(1)
+    types = taps.types
+    streams = _differences(graph, taps, examples, advance)
+    del taps  # a large graph is in memory once
+    own = _differences(graph, with_blocks_apart(graph.path, types), examples, advance)
     return [
         _error(name, depth, streams[name], own[name], band)
-        for depth, name in enumerate([*taps.blocks, _output(graph)], start=1)
+        for depth, name in enumerate(streams, start=1)
     ]
 
 
@@ -128,17 +124,19 @@ def difference(found: Array, wanted: Array) -> Difference:
     )
 
 
-def _take(
-    into: dict[str, list[Difference]], found: Mapping[str, Array], wanted: Mapping[str, Array]
-) -> None:
-    for name, array in wanted.items():
-        into.setdefault(name, []).append(difference(_joined(name, found), array))
-
-
-def _wanted(taps: Taps, graph: OnnxGraph, recording: Recording) -> dict[str, Array]:
-    name = _output(graph)
-    blocks = {block: recording.blocks[block] for block in taps.blocks}
-    return {**blocks, name: _joined(name, recording.tensors)}
+def _differences(
+    graph: OnnxGraph, taps: Taps, examples: Sequence[tuple[Recording, Array]], advance: Advance
+) -> dict[str, list[Difference]]:
+    """Of every block and of the output, in this order, over all examples."""
+    found: dict[str, list[Difference]] = {name: [] for name in (*taps.blocks, _output(graph))}
+    for recording, pixels in examples:
+        feed = feed_of(graph, recording, pixels)
+        made = taps.run({**feed, **taps.given(recording.blocks)})
+        wanted = {**recording.blocks, **recording.tensors}
+        for name, differences in found.items():
+            differences.append(difference(_joined(name, made), _joined(name, wanted)))
+        advance(1)
+    return found
 
 
 def _output(graph: OnnxGraph) -> str:

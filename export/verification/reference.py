@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
@@ -91,17 +91,25 @@ class Reference(Protocol):
         ...
 
 
-def reference_of(checkpoint: Checkpoint, positions: int | None = None) -> Reference:
+def reference_of(
+    checkpoint: Checkpoint, positions: int | None = None, *, streamed: bool = False
+) -> Reference:
     """transformers' own model of `checkpoint`, or what its modules make.
 
     Args:
         checkpoint: of any family.
         positions: that prompt and answer may have together, of an encoder-decoder the answer
             alone; `None` is what the model has. transformers itself would go beyond them.
+        streamed: weights are read as they are wanted; see `export.verification.streamed`.
     """
+    if not streamed:
+        kind = AssembledReference if checkpoint.family.processor is None else WholeReference
+        return kind(checkpoint, positions)
+    from export.verification.streamed import streamed_model, streamed_part
+
     if checkpoint.family.processor is None:
-        return AssembledReference(checkpoint, positions)
-    return WholeReference(checkpoint, positions)
+        return AssembledReference(checkpoint, positions, make=streamed_part)
+    return WholeReference(checkpoint, positions, model=streamed_model(checkpoint))
 
 
 def answers(
@@ -131,6 +139,10 @@ def batches(reference: Reference, prompts: Sequence[str]) -> Iterator[list[int]]
     for indices in groups.values():
         for start in range(0, len(indices), BATCH):
             yield indices[start : start + BATCH]
+
+
+Make = Callable[[Callable[[], Any], Mapping[str, Any], str], Any]
+"""Makes a module with the tensors whose names begin with a prefix."""
 
 
 class WholeReference:
@@ -195,23 +207,28 @@ class AssembledReference:
     Args:
         checkpoint: of a family without a processor.
         positions: as in `reference_of`.
+        make: gives a module its weights.
     """
 
-    def __init__(self, checkpoint: Checkpoint, positions: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, positions: int | None = None, *, make: Make | None = None
+    ) -> None:
         from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel
 
         config, tensors = checkpoint.config, checkpoint.tensors
         language: Any = AutoModelForCausalLM
         text, vision = fresh(config.text_config), fresh(config.vision_config)
-        self.language_model = filled(language.from_config(text), tensors, "language_model.")
-        self._vision = filled(Blip2VisionModel(vision), tensors, "vision_model.")
+        make = make or _filled
+        self.language_model = make(lambda: language.from_config(text), tensors, "language_model.")
+        self._vision = make(lambda: Blip2VisionModel(vision), tensors, "vision_model.")
         rows, columns = tensors["language_projection.weight"].shape
-        projection = torch.nn.Linear(columns, rows)
-        self._projection = filled(projection, tensors, "language_projection.")
+        self._projection = make(
+            lambda: torch.nn.Linear(columns, rows), tensors, "language_projection."
+        )
         self._qformer: Any = None
         if config.qformer_config is not None:
-            qformer = Blip2QFormerModel(fresh(config.qformer_config))
-            self._qformer = filled(qformer, tensors, "qformer.")
+            qformer = fresh(config.qformer_config)
+            self._qformer = make(lambda: Blip2QFormerModel(qformer), tensors, "qformer.")
             self._queries = tensor_from_weight(tensors["query_tokens"])
         parts = {
             "vision_model": self._vision,
@@ -291,7 +308,7 @@ class _Ends:
     def __init__(self, checkpoint: Checkpoint, positions: int | None) -> None:
         facts = language_model_facts(checkpoint)
         self._positions, self._limit = positions or facts.max_length, facts.default_max_new_tokens
-        self._ids = facts.eos_token_ids
+        self._ids, self._start = facts.eos_token_ids, facts.decoder_start_token_id
         self._stop = checkpoint.stop
         self._tokenizer: Any = checkpoint.processor.tokenizer
 
@@ -304,6 +321,8 @@ class _Ends:
             "pad_token_id": self._ids[0],  # behind an answer that a stop string ended, too
             "return_dict_in_generate": True,
         }
+        if self._start is not None:  # T5's, which a config may leave to the generation config
+            made["decoder_start_token_id"] = self._start
         if self._stop:
             made |= {"stop_strings": list(self._stop), "tokenizer": self._tokenizer}
         return {**made, **options, "max_new_tokens": min(limit, self._positions - used)}
@@ -369,6 +388,10 @@ def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
     if missing:
         raise CheckpointError(f"the checkpoint has no {prefix}{min(missing)}")
     return module
+
+
+def _filled(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
+    return filled(make(), tensors, prefix)
 
 
 def fresh(config: Any) -> Any:

@@ -6,7 +6,7 @@ where the graph's own lie, and nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ ELEMENTS: Mapping[str, int] = {
 
 Array = npt.NDArray[Any]
 
+Types = Mapping[str, tuple[str, Sequence[Any]]]
+"""By a block's result: ONNX Runtime's word for its type, and its shape."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Taps:
@@ -50,6 +53,12 @@ class Taps:
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Every block's result and every output, by name."""
         return run(self.session, [*self.blocks, *self.outputs], feed)
+
+    @property
+    def types(self) -> Types:
+        """Of every block's result."""
+        values = {value.name: value for value in self.session.get_outputs()}
+        return {name: (values[name].type, values[name].shape) for name in self.blocks}
 
     def given(self, streams: Mapping[str, Array]) -> dict[str, Array]:
         """What stands for blocks' results in a graph `with_blocks_apart`, cast as it wants them."""
@@ -73,7 +82,7 @@ def with_taps(path: Path) -> Taps:
     return _taps(_proto(path), path)
 
 
-def with_blocks_apart(path: Path, taps: Taps) -> Taps:
+def with_blocks_apart(path: Path, types: Types) -> Taps:
     """The same where no block reads what another made.
 
     What follows a block reads an input of the block's path and `.given` instead: each block gets
@@ -81,18 +90,16 @@ def with_blocks_apart(path: Path, taps: Taps) -> Taps:
 
     Args:
         path: of the graph.
-        taps: of the same, which knows the types of its blocks' results.
+        types: of its blocks' results, `Taps.types`.
     """
     proto = _proto(path)
-    given = {name: given_name(name) for name in taps.blocks}
+    given = {name: given_name(name) for name in types}
     for node in proto.graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = given.get(name, name)
-    for value in taps.session.get_outputs():
-        if value.name in given:
-            element = ELEMENTS[value.type]
-            info = onnx.helper.make_tensor_value_info(given[value.name], element, value.shape)
-            proto.graph.input.append(info)
+    for name, (kind, shape) in types.items():
+        info = onnx.helper.make_tensor_value_info(given[name], ELEMENTS[kind], shape)
+        proto.graph.input.append(info)
     return _taps(proto, path)
 
 

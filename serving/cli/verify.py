@@ -29,6 +29,13 @@ from serving.cli.options import as_json, source_options
     "first_token, graphs, text, beams, accuracy, batching or padding. Repeatable.",
 )
 @click.option(
+    "--reference",
+    default="auto",
+    metavar="[auto|whole|streamed]",
+    help="How transformers runs: whole in memory, or streamed from the checkpoint a layer at a "
+    "time. Default: streamed where it does not fit.",
+)
+@click.option(
     "--html",
     type=click.Path(path_type=Path),
     help="The report as a page, and beside it the same as .json. Default: verification/report.html "
@@ -43,6 +50,7 @@ def command(
     examples: Path | None,
     limit: int | None,
     stages: tuple[str, ...],
+    reference: str,
     html: Path | None,
     json_: bool,
 ) -> None:
@@ -62,7 +70,9 @@ def command(
 
     quiet_libraries()
     source = source_of_build(directories[0], model, revision, parts_from_words(parts))
-    options = ParityOptions(source=source, examples=examples, limit=limit, stages=stages)
+    options = ParityOptions(
+        source=source, examples=examples, limit=limit, stages=stages, reference=reference
+    )
     page, progress = html or page_of(directories[0]), Terminal()
     check_page(page)
     report = parity_report(directories, progress, options)

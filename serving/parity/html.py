@@ -36,9 +36,7 @@ def _facts(report: Json) -> Iterator[str]:
         yield f'<p class="callout">{escape(MEANS_NOTHING)}</p>'
     tools = ", ".join(f"{tool} {version}" for tool, version in report["tools"].items())
     reference = report["reference"]
-    how = f"transformers, {reference['kind']}" + (
-        f" ({reference['reason']})" if "reason" in reference else ""
-    )
+    how = f"transformers, {reference['kind']} ({reference['reason']})"
     facts = {
         "Checkpoint": report["model"],
         "Reference": how,

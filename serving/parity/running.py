@@ -20,9 +20,15 @@ from export.manifest import Manifest
 from export.precision import DTYPES, parse_precision
 from export.progress import Progress
 from export.source import ModelSource, checkpoint_from_source
+from export.verification.choosing import ReferenceChoice, choose_reference
 from serving.parity.report import BuildReport, Report, StageReport
 from serving.parity.stages import STAGES
-from serving.parity.subjects import Original, Subject
+from serving.parity.subjects import (
+    STREAMED_EXAMPLES,
+    STREAMED_TOKENS,
+    Original,
+    Subject,
+)
 from serving.verification import source_of_build
 
 TOOLS = ("iblip", "torch", "transformers", "onnxruntime", "numpy", "pillow")
@@ -38,6 +44,7 @@ class ParityOptions:
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
         limit: take only so many of them.
         stages: names of `STAGES`; empty is all.
+        reference: how transformers runs, an `export.verification.choosing.ReferenceKind`.
 
     Raises:
         OptionError: there is no such stage, or a limit below 1.
@@ -47,6 +54,7 @@ class ParityOptions:
     examples: Path | None = None
     limit: int | None = None
     stages: tuple[str, ...] = ()
+    reference: str = "auto"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -81,7 +89,9 @@ def parity_report(
     source = options.source or source_of_build(directories[0])
     checkpoint = checkpoint_from_source(source, progress)
     _check_builds(directories, manifests, checkpoint, progress)
-    original = Original(checkpoint, _examples(checkpoint, options, progress), progress)
+    choice = choose_reference(checkpoint, options.reference)
+    examples = _examples(checkpoint, options, progress, streamed=choice.streamed)
+    original = Original(checkpoint, examples, progress, choice)
     labels = _labels(directories, manifests)
     subjects = [
         Subject(path, manifest, graphs_of_build(path, manifest), original)
@@ -91,8 +101,8 @@ def parity_report(
         checkpoint=checkpoint.name,
         model=source.model,
         synthetic=checkpoint.synthetic,
-        reference={"kind": "whole"},
-        examples=len(original.examples),
+        reference=_how(choice),
+        examples=len(examples),
         builds=tuple(map(_compared, subjects, labels, repeat(options.stages or tuple(STAGES)))),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={tool: importlib.metadata.version(tool) for tool in TOOLS},
@@ -133,7 +143,16 @@ def _check_builds(
             check_digests(directory, manifest)
 
 
-def _examples(checkpoint: Checkpoint, options: ParityOptions, progress: Progress) -> list[Example]:
+def _how(choice: ReferenceChoice) -> dict[str, str]:
+    if not choice.streamed:
+        return {"kind": "whole", "reason": choice.reason}
+    cut = f"answers of at most {STREAMED_TOKENS} tokens are compared"
+    return {"kind": "streamed", "reason": f"a layer at a time: {choice.reason}; {cut}"}
+
+
+def _examples(
+    checkpoint: Checkpoint, options: ParityOptions, progress: Progress, *, streamed: bool
+) -> list[Example]:
     directory = options.examples or checkpoint.directory / "examples"
     if options.examples is None and not (directory / EXAMPLES).exists():
         progress.note(
@@ -141,7 +160,7 @@ def _examples(checkpoint: Checkpoint, options: ParityOptions, progress: Progress
             " made up, and answers are not compared"
         )
         return []
-    return read_examples(directory, options.limit)
+    return read_examples(directory, options.limit or (STREAMED_EXAMPLES if streamed else None))
 
 
 def _labels(directories: Sequence[Path], manifests: Sequence[Manifest]) -> list[str]:

@@ -17,6 +17,7 @@ from export.graphs import OnnxGraph
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from export.progress import Progress
+from export.verification.choosing import ReferenceChoice
 from export.verification.thresholds import Thresholds, thresholds_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 RECORDED = 16
 """Most examples that the reference is recorded on, block by block."""
+
+STREAMED_TOKENS = 8
+"""Of an answer, at most, where the reference is streamed: each reads the whole checkpoint."""
+
+STREAMED_EXAMPLES = 4
+"""That are asked then, unless the caller says how many."""
 
 Array = npt.NDArray[Any]
 
@@ -36,12 +43,22 @@ class Original:
         checkpoint: what the builds were made from.
         examples: what is asked; may be empty.
         progress: told of what takes long.
+        choice: how transformers runs.
+
+    Attributes:
+        options: of every answer that is compared.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, examples: Sequence[Example], progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        examples: Sequence[Example],
+        progress: Progress,
+        choice: ReferenceChoice,
     ) -> None:
         self.checkpoint, self.examples, self.progress = checkpoint, examples, progress
+        self.choice = choice
+        self.options = {"max_new_tokens": STREAMED_TOKENS} if choice.streamed else {}
         self._references: dict[int, Reference] = {}
         self._texts: dict[tuple[str, int], list[str]] = {}
         self._recordings: list[Recording] = []
@@ -52,7 +69,9 @@ class Original:
 
         if positions not in self._references:
             with self.progress.stage("load transformers' model"):
-                self._references[positions] = reference_of(self.checkpoint, positions)
+                self._references[positions] = reference_of(
+                    self.checkpoint, positions, streamed=self.choice.streamed
+                )
         return self._references[positions]
 
     def recordings(self, positions: int) -> list[Recording]:
@@ -74,7 +93,9 @@ class Original:
         key = way, positions
         if key not in self._texts:
             reference = self.reference(positions)
-            self._texts[key] = reference_texts(reference, self.examples, self.progress, way)
+            self._texts[key] = reference_texts(
+                reference, self.examples, self.progress, way, **self.options
+            )
         return self._texts[key]
 
 
@@ -131,7 +152,14 @@ class Subject:
 
         if way not in self.texts:
             examples = self.original.examples
-            found = build_texts(self.directory, self.manifest, examples, self.progress, [way])
+            found = build_texts(
+                self.directory,
+                self.manifest,
+                examples,
+                self.progress,
+                [way],
+                **self.original.options,
+            )
             self.texts.update(found)
         return self.texts[way]
 

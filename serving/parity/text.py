@@ -12,6 +12,7 @@ VERDICTS = {True: "ok", False: "FAILED"}
 def text_from_report(report: Report) -> str:
     """Lines for people. What was only measured has no verdict."""
     lines = [MEANS_NOTHING] if report.synthetic else []
+    lines.append("transformers: {kind} ({reason})".format(**report.reference))
     for build in report.builds:
         lines += ["", f"{build.build}: {build.label}  {VERDICTS[bool(build)]}"]
         for name, stage in build.stages.items():

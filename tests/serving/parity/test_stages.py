@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from html import escape
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
+from export.checkpoint import DEMO, checkpoint_from_directory
+from export.examples import read_examples
+from export.manifest import Manifest
+from export.progress import Silent
+from export.verification.choosing import choose_reference
 from serving.cli import export
 from serving.parity.stages import STAGES
+from serving.parity.subjects import Original, Subject
 
 
 def call(*arguments):
@@ -108,6 +116,42 @@ def test_builds_are_shown_side_by_side(vicuna_build, damaged, tmp_path):
     named = "the error leaves its band in <code>vision_model.encoder.layers.0</code>"
     assert f"fp32 (damaged): {named}" in text
     assert text.count(named) == 1
+
+
+def test_a_streamed_reference_skips_no_more_than_it_says(vicuna_build, tmp_path):
+    where = ("--html", tmp_path / "streamed.html")
+    result = call(vicuna_build, "--limit", 2, "--reference", "streamed", *where, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["reference"]["kind"] == "streamed"
+    assert "answers of at most 8 tokens" in report["reference"]["reason"]
+    stages = report["builds"][0]["stages"]
+    assert stages.pop("accuracy")["skipped"] == "answers are cut to 8 tokens"
+    assert all(stage["passed"] for stage in stages.values())
+
+
+def test_without_examples_pictures_are_made_up(vicuna_build, checkpoints, tmp_path):
+    model = tmp_path / "model"
+    bare = shutil.ignore_patterns("examples")
+    shutil.copytree(checkpoints / "instructblip-demo-vicuna", model, ignore=bare)
+    result = call(vicuna_build, "--model", model, "--html", tmp_path / "bare.html", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["examples"] == 0
+    stages = report["builds"][0]["stages"]
+    for name in ("text", "beams", "accuracy"):
+        assert "the checkpoint has no examples" in stages.pop(name)["skipped"]
+    assert all(stage["passed"] for stage in stages.values())
+
+
+def test_of_a_synthetic_checkpoint_no_answer_is_counted(vicuna_build):
+    checkpoint = replace(checkpoint_from_directory(DEMO), synthetic=True)
+    choice = choose_reference(checkpoint, "whole")
+    original = Original(checkpoint, read_examples(DEMO / "examples", 1), Silent(), choice)
+    subject = Subject(vicuna_build, Manifest.read(vicuna_build), (), original)
+    found = STAGES["accuracy"].run(subject)
+    assert found.skipped == "synthetic weights: answers mean nothing"
+    assert found.to_json()["passed"] is None
 
 
 def test_the_block_whose_weight_was_damaged_is_named(vicuna_build, damaged):

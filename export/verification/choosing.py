@@ -1,0 +1,69 @@
+"""Whether transformers' model is loaded whole, or streamed a layer at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from export.checkpoint import Checkpoint
+from export.errors import OptionError
+
+ReferenceKind = Literal["auto", "whole", "streamed"]
+
+SHARE = 0.7
+"""Of the memory that is free: what the weights may take. The graphs that they are compared with,
+and activations, take the rest."""
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may have (cgroup v2, `memory.max` and `memory.current`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceChoice:
+    """How the reference runs.
+
+    Attributes:
+        streamed: a layer at a time.
+        reason: why, for people.
+    """
+
+    streamed: bool
+    reason: str
+
+
+def choose_reference(
+    checkpoint: Checkpoint, asked: str = "auto", available: int | None = None
+) -> ReferenceChoice:
+    """`auto` streams where float32 weights do not fit into the memory that is free.
+
+    Args:
+        checkpoint: what is run.
+        asked: one of `ReferenceKind`.
+        available: bytes of memory that are free; `None` asks the system.
+
+    Raises:
+        OptionError: another word.
+    """
+    if asked not in get_args(ReferenceKind):
+        known = ", ".join(get_args(ReferenceKind))
+        raise OptionError(f"--reference is {asked!r}; wanted one of {known}")
+    if asked != "auto":
+        return ReferenceChoice(streamed=asked == "streamed", reason=f"--reference {asked}")
+    needed = 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    free = available_memory() if available is None else available
+    sizes = f"{needed / 2**30:.1f} GiB in float32, {free / 2**30:.1f} GiB of memory free"
+    return ReferenceChoice(streamed=needed > SHARE * free, reason=sizes)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of its container."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        most, used = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, int(most) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free

@@ -1,0 +1,128 @@
+"""transformers' model of a checkpoint that does not fit into memory: a layer at a time.
+
+The modules are transformers' own. Their parameters are on torch's meta device, without memory; just
+before a module runs, its parameters are read from the checkpoint in float32, and just after it has
+run they are let go. So memory is that of the largest module (a matrix, or an embedding) and of the
+activations, and every pass reads the whole checkpoint: time is that of reading it, once a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.initialization import no_init_weights
+
+from export.checkpoint import Checkpoint
+from export.errors import CheckpointError
+from export.verification.reference import fresh, tensor_from_weight, tied_names
+
+CPU = torch.device("cpu")
+
+
+def streamed_model(checkpoint: Checkpoint) -> Any:
+    """transformers' own model of `checkpoint`, in float32, which reads its weights as it runs.
+
+    Raises:
+        CheckpointError: the model has a weight that is not there.
+    """
+    import transformers
+
+    kind = getattr(transformers, checkpoint.family.architecture)
+    config = fresh(checkpoint.config)
+    return streamed_part(lambda: kind(config), checkpoint.tensors, "")
+
+
+def streamed_part(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
+    """A module of the same kind, in float32, whose tensors' names begin with `prefix`.
+
+    Raises:
+        CheckpointError: as `streamed_model` does.
+    """
+    with _parameters_without_memory():
+        module = make().float().eval()
+    stream(module, tensors, prefix)
+    return module
+
+
+def stream(module: Any, tensors: Mapping[str, Any], prefix: str = "") -> None:
+    """Has every module below `module` read its parameters when it runs.
+
+    Args:
+        module: of transformers, its parameters on the meta device.
+        tensors: the checkpoint's.
+        prefix: of the module's parameters' names there.
+
+    Raises:
+        CheckpointError: a parameter is not there.
+    """
+    tied = tied_names(module)
+    for path, child in module.named_modules():
+        names = {
+            name: _source(f"{path}.{name}" if path else name, tensors, prefix, tied)
+            for name in child._parameters
+            if child._parameters[name] is not None
+        }
+        if not names:
+            continue
+        if next(child.children(), None) is None:
+            _read_when_called(child, names)
+        else:  # small, and read by parents: query tokens, class token, positions
+            _fill(child, names)
+    _on_cpu(module)
+
+
+def _source(name: str, tensors: Mapping[str, Any], prefix: str, tied: Mapping[str, str]) -> Any:
+    """The checkpoint's tensor of that name, or of the one that the config ties it to."""
+    for candidate in (name, tied.get(name, name)):
+        if prefix + candidate in tensors:
+            return tensors[prefix + candidate]
+    raise CheckpointError(f"the checkpoint has no {prefix}{name}")
+
+
+def _read_when_called(module: torch.nn.Module, sources: Mapping[str, Any]) -> None:
+    empty = {name: module._parameters[name] for name in sources}
+
+    def before(*_: Any) -> None:
+        _fill(module, sources)
+
+    def after(*_: Any) -> None:
+        module._parameters.update(empty)
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
+
+
+def _fill(module: torch.nn.Module, sources: Mapping[str, Any]) -> None:
+    for name, source in sources.items():
+        # Trainable, as transformers' are: torch multiplies by others in another order of sums.
+        module._parameters[name] = torch.nn.Parameter(tensor_from_weight(source))
+
+
+def _on_cpu(module: Any) -> None:
+    """transformers asks a model where its first parameter is, and puts inputs there."""
+    for child in module.modules():
+        if isinstance(getattr(type(child), "device", None), property):
+            kind = type(child)
+            child.__class__ = type(kind.__name__, (kind,), {"device": CPU})
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Every parameter made inside is on the meta device; buffers are real."""
+    original = torch.nn.Module.register_parameter
+
+    def register(module: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
+        made = None
+        if param is not None:
+            made = torch.nn.Parameter(param.to("meta"))
+        original(module, name, made)
+
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        with no_init_weights():
+            yield
+    finally:
+        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
