@@ -80,7 +80,8 @@ class Original:
 
         if not self._recordings:
             side = self.checkpoint.config.vision_config.image_size
-            asked = pictures(self.examples, side, RECORDED)
+            count = STREAMED_EXAMPLES if self.choice.streamed else RECORDED
+            asked = pictures(self.examples, side, count)
             reference = self.reference(positions)
             with self.progress.stage("record transformers", len(asked), "examples") as advance:
                 self._recordings = record(reference, asked, advance)
