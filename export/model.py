@@ -10,7 +10,7 @@ from export.families import FAMILIES, Family
 from export.geometry import QUERIES, Config
 from export.parameters import parameters
 
-AT_SIZE: frozenset[str] = frozenset()
+AT_SIZE: frozenset[str] = frozenset({"instructblip-vicuna-7b"})
 """Names of the models that have been built at their true geometry."""
 
 

@@ -20,7 +20,9 @@ from export.quantisation.options import Quantisation
 from export.tracing import tied_weights, weight_dtype
 from export.weights import Recipe, Weight, bind
 
-HALVES = frozenset({"float16", "bfloat16"})
+IN_MEMORY: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "scales": 3}
+"""What ONNX Runtime makes of weights on a CPU when it loads them, by dtype: float32 of half floats;
+of the scales of blocks a copy beside its packed numbers, and a sum a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class ComponentPlan:
         source: bytes of the checkpoint that are read, by dtype.
         linked: bytes of weights that the checkpoint's own files hold.
         written: bytes of weights that are made anew, and written once for all graphs.
-        loaded: bytes that they take in memory on a CPU: ONNX Runtime makes float32 of half floats.
+        loaded: bytes that they take in memory on a CPU: see `IN_MEMORY`.
     """
 
     component: str
@@ -99,8 +101,13 @@ def _planned(
         source=dict(source),
         linked=linked,
         written=sum(recipe.nbytes for recipe in whole) - linked,
-        loaded=sum(recipe.nbytes * (2 if recipe.dtype in HALVES else 1) for recipe in whole),
+        loaded=sum(recipe.nbytes * _times(recipe) for recipe in whole),
     )
+
+
+def _times(recipe: Recipe) -> int:
+    scales = isinstance(recipe, Scales) and not isinstance(recipe, ZeroPoints)
+    return IN_MEMORY.get("scales" if scales else recipe.dtype, 1)
 
 
 def _bound(component: Component, checkpoint: Checkpoint) -> tuple[set[Recipe], set[Recipe]]:

@@ -128,7 +128,7 @@ def bytes_a_position(decoder: Contract) -> int:
 def loaded_by_place(graphs: Iterable[Path]) -> dict[tuple[Path, int], int]:
     """Bytes in memory of every weight that the graphs read from files, by file and offset.
 
-    On a CPU ONNX Runtime makes float32 of half floats when it loads them.
+    On a CPU; the factors are those of `export.plan.IN_MEMORY`.
     """
     import onnx
 
@@ -136,11 +136,13 @@ def loaded_by_place(graphs: Iterable[Path]) -> dict[tuple[Path, int], int]:
     found = {}
     for path in graphs:
         model = onnx.load(path, load_external_data=False)
+        scales = {node.input[2] for node in model.graph.node if node.op_type == "MatMulNBits"}
         for tensor in model.graph.initializer:
             place = {entry.key: entry.value for entry in tensor.external_data}
             if "length" in place:
                 key = path.parent / place["location"], int(place.get("offset", 0))
-                found[key] = int(place["length"]) * (2 if tensor.data_type in halves else 1)
+                times = 3 if tensor.name in scales else 2 if tensor.data_type in halves else 1
+                found[key] = int(place["length"]) * times
     return found
 
 

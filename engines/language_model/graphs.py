@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.language_model.memory import zeros_on_demand
 from engines.language_model.slots import Array, BatchModel, Prompt, Slot, shared_positions
 from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.session import open_session
@@ -124,7 +123,7 @@ class DecoderOnly:
         self.facts = facts
         shape = (slots, facts.num_key_value_heads, self.positions, facts.head_dim)
         self.buffers = {
-            spec.name: zeros_on_demand(shape, spec.numpy_dtype)
+            spec.name: np.zeros(shape, spec.numpy_dtype)
             for spec in self.decoder.contract.inputs
             if spec.name.startswith((PAST, CROSS))
         }
