@@ -66,7 +66,8 @@ def _block(models: Sequence[Model]) -> str:
             f"  {'name':24} {'parameters':>10} {'pixels':>7}   original, for --model",
             *map(_line, models),
             f"  {hub}; language model on {engines}",
-            f"  proof: the demo checkpoint {first.demo}, of the same modules; {_at_size(models)}",
+            f"  proof: the demo checkpoint {first.demo}, of the same modules",
+            f"  {_at_size(models)}",
         ]
     )
 
@@ -78,4 +79,4 @@ def _line(model: Model) -> str:
 
 def _at_size(models: Sequence[Model]) -> str:
     built = [model.name for model in models if model.built_at_size]
-    return f"at true size: {', '.join(built)}" if built else "at true size: none yet"
+    return f"built at true size: {', '.join(built) or 'none yet'}"
