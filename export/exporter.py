@@ -10,6 +10,7 @@ from export.components.component import Component
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.fit import check_fit
 from export.graphs import OnnxGraph
+from export.precision import DTYPES
 from export.progress import Progress
 from export.quantisation.calibration import measure
 from export.quantisation.graph import quantise
@@ -18,6 +19,7 @@ from export.quantisation.options import Quantisation, QuantisationOptions
 from export.quantisation.options import quantisations as quantisations_of
 from export.tracing import Trace, trace
 from export.weights import bind
+from export.widening import widen_in_graph
 from export.writing import Bound, bytes_of, write_graphs
 
 
@@ -90,7 +92,8 @@ def _traced(component: Component, progress: Progress) -> Trace:
 def _bound(traced: Trace, checkpoint: Checkpoint, measured: Measurements | None = None) -> Bound:
     recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
     if measured is None:
-        return Bound(component=traced.component, model=traced.model, recipes=recipes)
+        recipes = widen_in_graph(traced.model, recipes, DTYPES[traced.component.precision])
+    return Bound(component=traced.component, model=traced.model, recipes=recipes)
     return Bound(
         component=traced.component,
         model=traced.model,

@@ -1,18 +1,17 @@
 """The blocks of a deep graph, copied from the trace of a shallow one.
 
-A ViT of 39 equal blocks is traced with `DEPTH`; the last of them is then copied for every block
+A ViT of 39 equal blocks is traced with `UNITS`; the last of them is then copied for every block
 that is missing, under its own weights and its own keys and values. That is done only where it
 cannot be told from a whole trace: the modules of all blocks must be alike (class, settings,
 shapes), and the last two traced ones must be the same nodes, but for the index in the names of what
-they read.
+they read. Where every second block is of another kind, as a Q-Former's are, two make one unit.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import onnx_ir as ir
@@ -22,24 +21,49 @@ from export.blocks import DOMAIN, stacks
 from export.contract import Contract, TensorSpec
 from export.names import SCOPE
 
-DEPTH = 4
-"""Blocks that are traced. The first may be of its own kind (T5's has the position bias), what
-blocks share may be computed in the second, and the other two are compared."""
+UNITS = 3
+"""Units that are traced. The first may be of its own kind (T5's first block has the position bias),
+and has what all share; the other two are compared."""
+
+PERIODS = (1, 2)
+"""Blocks that a unit may have."""
 
 OWN = frozenset({"layer_idx", "training"})
 """Attributes of modules that say where they are, and not what they compute."""
 
-_LAYER = re.compile(r"\.(\d+)\.(key|value)$")
+_LAYER = re.compile(r"()\.(\d+)(\.(?:key|value))$")
+_INDEX = re.compile(r"^(.*?)\.(\d+)(\.|$)")
 
 
 class UnlikeError(Exception):
     """Two blocks are not the same nodes: the whole must be traced."""
 
 
-def alike(stack: Sequence[torch.nn.Module]) -> bool:
-    """Whether all blocks but the first, which may be of its own kind, compute the same."""
-    signatures = [list(_signature(block)) for block in list(stack)[1:]]
-    return all(one == other for one, other in pairwise(signatures))
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A stack that is traced in part.
+
+    Attributes:
+        path: of its `ModuleList`.
+        depth: blocks that it has.
+        period: blocks of a unit.
+    """
+
+    path: str
+    depth: int
+    period: int
+
+
+def period_of(stack: Sequence[torch.nn.Module]) -> int | None:
+    """After how many blocks a stack repeats itself, but for the first such unit; or it does not."""
+    signatures = [list(_signature(block)) for block in stack]
+    for period in PERIODS:
+        rest = signatures[period:]
+        if not len(stack) % period and all(
+            one == other for one, other in zip(rest, rest[period:], strict=False)
+        ):
+            return period
+    return None
 
 
 def _signature(block: torch.nn.Module) -> Iterator[tuple[Any, ...]]:
@@ -57,50 +81,52 @@ def _signature(block: torch.nn.Module) -> Iterator[tuple[Any, ...]]:
         yield path, type(module), settings, tensors, buffers
 
 
-def shorten(module: torch.nn.Module) -> dict[str, int]:
-    """Cuts every stack that is deeper than `DEPTH`, where the blocks of all of them are alike.
-
-    Returns:
-        By path, how many blocks the cut stacks had; nothing where none is cut.
-    """
-    deep = {path: stack for path, stack in stacks(module) if len(stack) > DEPTH}
-    if not all(alike(list(stack)) for stack in deep.values()):
-        return {}
-    depths = {path: len(stack) for path, stack in deep.items()}
-    for stack in deep.values():
-        del stack[DEPTH:]
-    return depths
+def shorten(module: torch.nn.Module) -> list[Cut]:
+    """Cuts every stack of more than `UNITS` units; where one does not repeat itself, none."""
+    cuts = {}
+    for path, stack in stacks(module):
+        period = period_of(list(stack))
+        if period is None:
+            return []
+        if len(stack) > UNITS * period:
+            cuts[path] = stack, Cut(path=path, depth=len(stack), period=period)
+    for stack, cut in cuts.values():
+        del stack[UNITS * cut.period :]
+    return [cut for _, cut in cuts.values()]
 
 
 def shortened(contract: Contract) -> Contract:
     """`contract` without the keys and values of what `shorten` cuts away."""
 
     def kept(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(spec for spec in specs if (_layer(spec.name) or 0) < DEPTH)
+        return tuple(spec for spec in specs if (_layer(spec.name) or 0) < UNITS)
 
     return replace(contract, inputs=kept(contract.inputs), outputs=kept(contract.outputs))
 
 
 def _layer(name: str | None) -> int | None:
     found = _LAYER.search(name or "")
-    return int(found[1]) if found else None
+    return int(found[2]) if found else None
 
 
-def stamp(model: ir.Model, depths: Mapping[str, int], contract: Contract) -> None:
+def stamp(model: ir.Model, cuts: Sequence[Cut], contract: Contract) -> None:
     """Gives a graph of cut stacks, whose marks are still there, all its blocks.
 
     Args:
         model: changed in place.
-        depths: as from `shorten`. A stack that the graph does not run is passed over.
+        cuts: as from `shorten`. A stack that the graph does not run is passed over.
         contract: of the whole: the order of inputs and outputs.
 
     Raises:
         UnlikeError: the blocks differ. `model` is then not to be used.
     """
-    for path, depth in depths.items():
-        marks = [node for node in model.graph if _path_of(node) in _paths(path)]
+    for cut in cuts:
+        paths = [f"{cut.path}.{index}" for index in range(UNITS * cut.period)]
+        marks = [node for node in model.graph if _path_of(node) in paths]
+        if marks and [_path_of(node) for node in marks] != paths:
+            raise UnlikeError(f"{cut.path}: its blocks are not run once each, in order")
         if marks:
-            _stamp_stack(model, path, depth, marks)
+            _stamp_stack(model, cut, marks[cut.period - 1 :: cut.period])
     for values, specs in (
         (model.graph.inputs, contract.inputs),
         (model.graph.outputs, contract.outputs),
@@ -115,25 +141,22 @@ def _path_of(node: ir.Node) -> str | None:
     return node.attributes["path"].as_string() if node.domain == DOMAIN else None
 
 
-def _paths(path: str) -> list[str]:
-    return [f"{path}.{index}" for index in range(DEPTH)]
-
-
-def _stamp_stack(model: ir.Model, path: str, depth: int, marks: Sequence[ir.Node]) -> None:
-    if [_path_of(node) for node in marks] != _paths(path):
-        raise UnlikeError(f"{path}: its blocks are not run once each, in order")
+def _stamp_stack(model: ir.Model, cut: Cut, marks: Sequence[ir.Node]) -> None:
+    """`marks` are the last of every unit."""
     nodes = list(model.graph)
     ends = [nodes.index(mark) + 1 for mark in marks]
     before, last = nodes[ends[-3] : ends[-2]], nodes[ends[-2] : ends[-1]]
-    _compare(Shift(model=model, path=path, index=DEPTH - 2, to=DEPTH - 1), before, last)
-    _check_uses(model, before, DEPTH - 2)
-    _check_uses(model, last, DEPTH - 1)
-    (result,) = marks[-1].outputs
-    rest = [(node, i) for node, i in result.uses() if node not in last]
+    results = [mark.outputs[0] for mark in marks]
+    shift = Shift(model=model, cut=cut, unit=UNITS - 2, to=UNITS - 1)
+    shift.values[results[-3]] = results[-2]
+    _compare(shift, before, last)
+    for unit, block in ((UNITS - 2, before), (UNITS - 1, last)):
+        _check_uses(block, Shift(model=model, cut=cut, unit=unit, to=unit))
+    rest = [(node, i) for node, i in results[-1].uses() if node not in last]
     end = marks[-1]
-    for index in range(DEPTH, depth):
-        shift = Shift(model=model, path=path, index=DEPTH - 1, to=index)
-        shift.values[marks[-2].outputs[0]] = end.outputs[0]
+    for unit in range(UNITS, cut.depth // cut.period):
+        shift = Shift(model=model, cut=cut, unit=UNITS - 1, to=unit)
+        shift.values[results[-2]] = end.outputs[0]
         copies = [shift.copied(node) for node in last]
         model.graph.insert_after(end, copies)
         end = copies[-1]
@@ -141,42 +164,47 @@ def _stamp_stack(model: ir.Model, path: str, depth: int, marks: Sequence[ir.Node
         node.replace_input_with(i, end.outputs[0])
 
 
-def _check_uses(model: ir.Model, block: Sequence[ir.Node], index: int) -> None:
-    """Refuses a block of which others read more than its result."""
+def _check_uses(block: Sequence[ir.Node], shift: Shift) -> None:
+    """Refuses a unit of which others read more than its result."""
     inside = set(block)
     for node in block[:-1]:
         for value in node.outputs:
             if any(user not in inside for user in value.consumers()):
                 raise UnlikeError(f"{value.name} is read outside of its block")
-            if value.is_graph_output() and _layer(value.name) != index:
+            if value.is_graph_output() and not shift.has(_layer(value.name)):
                 raise UnlikeError(f"{value.name} is not an output of its own block")
 
 
 @dataclass(kw_only=True)
 class Shift:
-    """What stands in block `to` for each value that block `index` reads.
+    """What stands in one unit for each value that another reads.
 
     Attributes:
         model: the graph; gets the inputs, weights and outputs of copies.
-        path: of the stack.
-        index, to: of the blocks.
-        values: what is known already; values that blocks share stand for themselves.
+        cut: the stack.
+        unit, to: whose values are given, and whose are wanted.
+        values: what is known already; values that units share stand for themselves.
     """
 
     model: ir.Model
-    path: str
-    index: int
+    cut: Cut
+    unit: int
     to: int
     values: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
+    def has(self, index: int | None) -> bool:
+        """Whether the block of that index is in the unit whose values are given."""
+        return index is not None and index // self.cut.period == self.unit
+
     def renamed(self, name: str) -> str:
-        """Of something in block `index`: its name in the other."""
-        if _layer(name) == self.index:
-            return _LAYER.sub(rf".{self.to}.\2", name)
-        own = f"{self.path}.{self.index}"
-        if name == own or name.startswith(f"{own}."):
-            return f"{self.path}.{self.to}{name[len(own) :]}"
-        return name
+        """Of something of the one unit: its name in the other."""
+        return _INDEX.sub(self._moved, _LAYER.sub(self._moved, name, count=1), count=1)
+
+    def _moved(self, found: re.Match[str]) -> str:
+        before, index, after = found.groups()
+        if not self.has(int(index)) or before not in ("", self.cut.path):
+            return found[0]
+        return f"{before}.{int(index) + (self.to - self.unit) * self.cut.period}{after}"
 
     def value(self, value: ir.Value) -> ir.Value:
         """The other block's; an input or a weight that is not there yet is made."""
@@ -231,30 +259,16 @@ def _like(value: ir.Value, name: str | None) -> ir.Value:
 def _compare(shift: Shift, block: Sequence[ir.Node], other: Sequence[ir.Node]) -> None:
     """Raises UnlikeError unless `other` is what copying `block` would give."""
     if len(block) != len(other):
-        raise UnlikeError(f"{shift.path}: blocks of {len(block)} and {len(other)} nodes")
-    first = next((v for node in block for v in node.inputs if _is_result(v, shift, -1)), None)
-    if first is not None:
-        shift.values[first] = _result_of(shift)
+        raise UnlikeError(f"{shift.cut.path}: blocks of {len(block)} and {len(other)} nodes")
     for one, two in zip(block, other, strict=True):
         if _what(one) != _what(two) or not _same_attributes(one, two):
-            raise UnlikeError(f"{shift.path}: {one} is not {two}")
+            raise UnlikeError(f"{shift.cut.path}: {one} is not {two}")
         if [None if v is None else shift.value(v) for v in one.inputs] != list(two.inputs):
-            raise UnlikeError(f"{shift.path}: {one} reads other values than {two}")
+            raise UnlikeError(f"{shift.cut.path}: {one} reads other values than {two}")
         for old, new in zip(one.outputs, two.outputs, strict=True):
             if (old.dtype, old.shape) != (new.dtype, new.shape):
-                raise UnlikeError(f"{shift.path}: {old} is not {new}")
+                raise UnlikeError(f"{shift.cut.path}: {old} is not {new}")
             shift.values[old] = new
-
-
-def _is_result(value: ir.Value | None, shift: Shift, offset: int) -> bool:
-    """Whether the value is the result of the block so far from `shift.index`."""
-    node = None if value is None else value.producer()
-    return node is not None and _path_of(node) == f"{shift.path}.{shift.index + offset}"
-
-
-def _result_of(shift: Shift) -> ir.Value:
-    wanted = f"{shift.path}.{shift.index}"
-    return next(node for node in shift.model.graph if _path_of(node) == wanted).outputs[0]
 
 
 def _what(node: ir.Node) -> tuple[Any, ...]:

@@ -116,16 +116,16 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
     _set_dtype(module, component.precision, mode)
     tied = tied_weights(module)
     parameters = frozenset(name for name, _ in module.named_parameters())
-    depths = {} if whole else shorten(module)
+    cuts = [] if whole else shorten(module)
     mark_blocks(module)
-    contract = shortened(component.contract) if depths else component.contract
+    contract = shortened(component.contract) if cuts else component.contract
     try:
         model = _onnx(contract, module, mode)
     except Exception as error:
         message = f"{component.title} could not be traced by torch.onnx: {error}"
         raise ExportError(message) from error
     _tidy(model, contract)
-    stamp(model, depths, component.contract)
+    stamp(model, cuts, component.contract)
     take_out_marks(model)
     passes.RemoveUnusedOpsetsPass()(model)
     name_values(model, OUTPUT)

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from export.checkpoint import checkpoint_from_directory
 from export.digest import check_digests, digest_from_onnx
@@ -71,6 +71,22 @@ def test_unchanged_weights_are_the_checkpoints_own_bytes(exported):
     for graph in graphs:
         (weights,) = graph.weights
         assert weights.samefile(checkpoint.files[0])
+
+
+def test_no_matrix_is_copied_where_the_checkpoint_has_the_builds_dtype(tiny_copy, tmp_path):
+    directory = tiny_copy("flant5")
+    tensors = load_file(directory / "model.safetensors")
+    halves = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
+    save_file(halves, directory / "model.safetensors")
+    checkpoint = checkpoint_from_directory(directory)
+    graphs = graphs_from_checkpoint(checkpoint, parse_precision("fp16"), tmp_path, Silent())
+    for graph in graphs:
+        for tensor in onnx.load(graph.path, load_external_data=False).graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if len(tensor.dims) > 1:
+                assert place["location"] == "model.safetensors"
+    for proof in verify_graphs(graphs, checkpoint, Silent()):
+        assert proof.figures["passed"]
 
 
 def test_pieces_of_bin_give_the_same_graphs_and_are_not_copied(exported, tiny_copy, tmp_path):

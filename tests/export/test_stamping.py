@@ -14,12 +14,17 @@ from export.components.component import Component
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.contract import Contract, TensorSpec
 from export.precision import parse_precision
-from export.stamping import DEPTH, UnlikeError
+from export.stamping import UNITS, UnlikeError
 from export.tracing import trace, trace_blocks
 
-LAYERS = DEPTH + 2
+LAYERS = UNITS + 2
 GRAPHS = {
-    "vicuna": ("vision_encoder/model", "language_model/decoder", "language_model/batched_decoder"),
+    "vicuna": (
+        "vision_encoder/model",
+        "qformer/model",
+        "language_model/decoder",
+        "language_model/batched_decoder",
+    ),
     "flant5": (
         "language_model/encoder",
         "language_model/decoder",
@@ -43,6 +48,7 @@ def test_a_stamped_graph_is_the_traced_one(
     checkpoint = checkpoint_from_directory(tiny(kind))
     config = checkpoint.config
     config.vision_config.num_hidden_layers = LAYERS
+    config.qformer_config.num_hidden_layers = 2 * LAYERS - 2  # every second one is of its own kind
     for name in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
         if name in config.text_config.to_dict():
             setattr(config.text_config, name, LAYERS)
@@ -101,7 +107,7 @@ def test_blocks_of_other_nodes_are_traced_whole() -> None:
 
 
 def test_blocks_with_other_settings_are_traced_whole() -> None:
-    stack = component(lambda: [Scaled(index, odd=index == DEPTH) for index in range(LAYERS)])
+    stack = component(lambda: [Scaled(index, odd=index == UNITS) for index in range(LAYERS)])
     found, wanted = trace_blocks(stack).model, trace_blocks(stack, whole=True).model
     assert serialised(found) == serialised(wanted)
 
@@ -115,7 +121,7 @@ def test_equal_blocks_are_not_traced_one_by_one() -> None:
             return super().forward(values)
 
     found = trace_blocks(component(lambda: [Counted(index, odd=0) for index in range(40)]))
-    assert set(ran) == set(range(DEPTH))
+    assert set(ran) == set(range(UNITS))
     assert {f"layers.{index}.linear.weight" for index in range(40)} <= found.wanted.keys()
     made = [value.name for node in found.model.graph for value in node.outputs]
     assert [f"layers.{index}.output" for index in range(39)] == [
