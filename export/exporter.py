@@ -92,8 +92,9 @@ def _traced(component: Component, progress: Progress) -> Trace:
 def _bound(traced: Trace, checkpoint: Checkpoint, measured: Measurements | None = None) -> Bound:
     recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
     if measured is None:
-        recipes = widen_in_graph(traced.model, recipes, DTYPES[traced.component.precision])
-    return Bound(component=traced.component, model=traced.model, recipes=recipes)
+        dtype = DTYPES[traced.component.precision]
+        recipes = widen_in_graph(traced.model, recipes, dtype)
+        return Bound(component=traced.component, model=traced.model, recipes=recipes)
     return Bound(
         component=traced.component,
         model=traced.model,

@@ -9,6 +9,7 @@ they read. Where every second block is of another kind, as a Q-Former's are, two
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,7 +93,15 @@ def shorten(module: torch.nn.Module) -> list[Cut]:
             cuts[path] = stack, Cut(path=path, depth=len(stack), period=period)
     for stack, cut in cuts.values():
         del stack[UNITS * cut.period :]
+        _tell_depth(module.get_submodule(cut.path.rpartition(".")[0]), cut.depth, len(stack))
     return [cut for _, cut in cuts.values()]
+
+
+def _tell_depth(parent: Any, was: int, depth: int) -> None:
+    """To a module that runs as many blocks as its config says; others share the config."""
+    if getattr(getattr(parent, "config", None), "num_hidden_layers", None) == was:
+        parent.config = copy.copy(parent.config)
+        parent.config.num_hidden_layers = depth
 
 
 def shortened(contract: Contract) -> Contract:
