@@ -14,11 +14,13 @@ from transformers.initialization import no_init_weights
 from export.checkpoint import Checkpoint
 from export.components.component import Component
 from export.components.graphs_of_checkpoint import components_from_checkpoint
+from export.precision import DTYPES
 from export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
 from export.quantisation.channels import ChannelNumbers, ChannelScales
 from export.quantisation.options import Quantisation
 from export.tracing import tied_weights, weight_dtype
 from export.weights import Recipe, Weight, bind
+from export.widening import narrowed
 
 IN_MEMORY: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "scales": 3}
 """What ONNX Runtime makes of weights on a CPU when it loads them, by dtype: float32 of half floats;
@@ -115,7 +117,11 @@ def _bound(component: Component, checkpoint: Checkpoint) -> tuple[set[Recipe], s
     with torch.device("meta"), no_init_weights():
         module = component.module()
     wanted = dict(_wanted(module, component.precision))
-    bound = bind(wanted, checkpoint.tensors, tied_weights(module))
+    dtype = DTYPES[component.precision]
+    bound = {
+        name: narrowed(recipe, dtype)
+        for name, recipe in bind(wanted, checkpoint.tensors, tied_weights(module)).items()
+    }
     named = set(_matrices(module))
     return {bound[name] for name in named}, {
         recipe for name, recipe in bound.items() if name not in named

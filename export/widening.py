@@ -20,23 +20,29 @@ NARROW: Mapping[str, ir.DataType] = {
 }
 
 
+def narrowed(recipe: Recipe, dtype: str) -> Recipe:
+    """Of a matrix that would be copied to be float32 alone: the recipe of the file's own bytes.
+
+    Args:
+        recipe: as the trace wants it.
+        dtype: that the graph computes in otherwise; other than in `NARROW`, nothing is narrowed.
+    """
+    lies = isinstance(recipe.source, SourceTensor) and recipe.source.dtype == dtype
+    wide = type(recipe) is Recipe and recipe.dtype == "float32" and len(recipe.shape) == 2
+    return replace(recipe, dtype=dtype) if lies and wide and dtype in NARROW else recipe
+
+
 def widen_in_graph(model: ir.Model, recipes: Mapping[str, Recipe], dtype: str) -> dict[str, Recipe]:
-    """Gives a `Cast` to float32 to every matrix that would be copied for it alone.
+    """Binds what can be `narrowed`, with a `Cast` to float32; returns what the graph wants now.
 
     Args:
         model: changed in place.
         recipes: of its weights, by initializer name.
-        dtype: that the graph computes in otherwise; other than in `NARROW`, nothing is done.
-
-    Returns:
-        The recipes of what the graph wants now.
+        dtype: see `narrowed`.
     """
-    made = dict(recipes)
-    for name, recipe in recipes.items():
-        lies = isinstance(recipe.source, SourceTensor) and recipe.source.dtype == dtype
-        wide = type(recipe) is Recipe and recipe.dtype == "float32" and len(recipe.shape) == 2
-        if lies and wide and dtype in NARROW:
-            made[name] = replace(recipe, dtype=dtype)
+    made = {name: narrowed(recipe, dtype) for name, recipe in recipes.items()}
+    for name, recipe in made.items():
+        if recipe != recipes[name]:
             _cast(model, model.graph.initializers[name], NARROW[dtype])
     return made
 

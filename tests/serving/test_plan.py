@@ -25,6 +25,7 @@ INT = "vision_encoder=int8,language_model=int4"
         ("instructblip-demo-vicuna", INT),
         ("blip2-demo-opt", "fp32"),
         ("instructblip-demo-flant5", "fp16"),
+        ("blip2-demo-flant5", "fp16"),  # its files are fp16
         ("minigpt4-demo-llama2", "fp16"),
     ],
 )
