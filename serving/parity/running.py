@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import repeat
@@ -17,7 +17,7 @@ from export.errors import CheckpointError, OptionError
 from export.examples import EXAMPLES, Example, read_examples
 from export.graphs import OnnxGraph
 from export.manifest import Manifest
-from export.precision import DTYPES, parse_precision
+from export.precision import DTYPES, of_language_model, parse_precision
 from export.progress import Progress
 from export.source import ModelSource, checkpoint_from_source
 from export.verification.choosing import ReferenceChoice, choose_reference
@@ -165,17 +165,18 @@ def _examples(
 
 def _labels(directories: Sequence[Path], manifests: Sequence[Manifest]) -> list[str]:
     """The precision of each, and its directory's name too where others have the same."""
-    words = [_word(manifest.precision) for manifest in manifests]
+    words = [_word(manifest) for manifest in manifests]
     return [
         f"{word} ({path.name})" if words.count(word) > 1 else word
         for word, path in zip(words, directories, strict=True)
     ]
 
 
-def _word(precision: Mapping[str, str]) -> str:
+def _word(manifest: Manifest) -> str:
     """The policy as somebody would ask for it, in short."""
+    precision, architecture = manifest.precision, manifest.language_model.architecture
     for word in DTYPES:
-        if parse_precision(word) == precision:
+        if of_language_model(parse_precision(word), architecture) == precision:
             return word
     return ", ".join(f"{component} {word}" for component, word in precision.items())
 
