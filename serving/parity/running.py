@@ -91,7 +91,7 @@ def parity_report(
     _check_builds(directories, manifests, checkpoint, progress)
     choice = choose_reference(checkpoint, options.reference)
     examples = _examples(checkpoint, options, progress, streamed=choice.streamed)
-    original = Original(checkpoint, examples, progress, choice)
+    original = Original(checkpoint, examples, progress, choice, options.limit)
     labels = _labels(directories, manifests)
     subjects = [
         Subject(path, manifest, graphs_of_build(path, manifest), original)

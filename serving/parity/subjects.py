@@ -44,6 +44,7 @@ class Original:
         examples: what is asked; may be empty.
         progress: told of what takes long.
         choice: how transformers runs.
+        limit: most examples that are recorded, made-up ones too.
 
     Attributes:
         options: of every answer that is compared.
@@ -55,9 +56,10 @@ class Original:
         examples: Sequence[Example],
         progress: Progress,
         choice: ReferenceChoice,
+        limit: int | None = None,
     ) -> None:
         self.checkpoint, self.examples, self.progress = checkpoint, examples, progress
-        self.choice = choice
+        self.choice, self.limit = choice, limit
         self.options = {"max_new_tokens": STREAMED_TOKENS} if choice.streamed else {}
         self._references: dict[int, Reference] = {}
         self._texts: dict[tuple[str, int], list[str]] = {}
@@ -81,7 +83,7 @@ class Original:
         if not self._recordings:
             side = self.checkpoint.config.vision_config.image_size
             count = STREAMED_EXAMPLES if self.choice.streamed else RECORDED
-            asked = pictures(self.examples, side, count)
+            asked = pictures(self.examples, side, min(count, self.limit or count))
             reference = self.reference(positions)
             with self.progress.stage("record transformers", len(asked), "examples") as advance:
                 self._recordings = record(reference, asked, advance)

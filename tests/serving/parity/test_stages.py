@@ -134,11 +134,17 @@ def test_without_examples_pictures_are_made_up(vicuna_build, checkpoints, tmp_pa
     model = tmp_path / "model"
     bare = shutil.ignore_patterns("examples")
     shutil.copytree(checkpoints / "instructblip-demo-vicuna", model, ignore=bare)
-    result = call(vicuna_build, "--model", model, "--html", tmp_path / "bare.html", "--json")
+    options = ("--model", model, "--html", tmp_path / "bare.html", "--limit", 3)
+    result = call(vicuna_build, *options, "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["examples"] == 0
     stages = report["builds"][0]["stages"]
+    assert [row["name"] for row in stages["first_token"]["examples"]] == [
+        "noise-0",
+        "noise-1",
+        "noise-2",
+    ]
     for name in ("text", "beams", "accuracy"):
         assert "the checkpoint has no examples" in stages.pop(name)["skipped"]
     assert all(stage["passed"] for stage in stages.values())
