@@ -202,7 +202,7 @@ def test_of_an_encoder_and_a_decoder_too(flant5_build, damaged, weight, block):
     assert fault == (block if block == "logits" else f"language_model.{block}")
 
 
-def test_a_lost_answer_is_told(vicuna_build, damaged):
+def test_another_distribution_of_the_first_token_is_told(vicuna_build, damaged):
     build = damaged(
         vicuna_build, "language_model.lm_head.weight", "language_model.model.norm.weight"
     )
