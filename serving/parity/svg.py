@@ -10,6 +10,9 @@ from html import escape
 WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 30
 
+LETTER = 9
+"""Width of a letter of a label, at most."""
+
 COLOURS = 6
 """The page has so many variables `--c0`, `--c1`, …; after that they begin again."""
 
@@ -118,12 +121,18 @@ def _grid(low: int, high: int, y: object) -> str:
 
 def _places(labels: Sequence[str], x: object) -> str:
     assert callable(x)
-    every = max(math.ceil(len(labels) / 14), 1)
-    shown = [i for i in range(len(labels)) if i % every == 0 and i < len(labels) - every]
-    parts = []
-    for index in [*shown, len(labels) - 1]:
-        at, floor = x(index), HEIGHT - BOTTOM + 18
-        parts.append(_text(at, floor, labels[index], "middle"))
+    every, floor = max(math.ceil(len(labels) / 14), 1), HEIGHT - BOTTOM + 18
+    last = len(labels) - 1
+    room = min(x(last), WIDTH - LETTER * len(labels[last])) - 2 * LETTER
+    parts = [
+        _text(x(index), floor, labels[index], "middle")
+        for index in range(0, last, every)
+        if x(index) < room
+    ]
+    middle = x(last) + LETTER * len(labels[last]) / 2 < WIDTH
+    parts.append(
+        _text(x(last) if middle else WIDTH, floor, labels[last], "middle" if middle else "end")
+    )
     return "".join(parts)
 
 
