@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -111,7 +111,7 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
         UnlikeError: the blocks of a stack are not alike, and it is not traced whole.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _fake_parameters(mode):
+    with parameters_made_by(lambda param: _fake(mode, param, param.dtype)):
         module = component.module().eval()
     _set_dtype(module, component.precision, mode)
     tied = tied_weights(module)
@@ -156,12 +156,18 @@ def _onnx(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> 
 
 
 @contextlib.contextmanager
-def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
-    """Every parameter made inside has a shape and a dtype, and no memory. Buffers are real."""
+def parameters_made_by(
+    make: Callable[[torch.nn.Parameter], torch.nn.Parameter],
+) -> Iterator[None]:
+    """Every parameter that a module registers inside is what `make` makes of it.
+
+    So modules can be made with parameters that have a shape, a dtype and no memory. Buffers are
+    real.
+    """
     original = torch.nn.Module.register_parameter
 
     def register(module: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
-        original(module, name, None if param is None else _fake(mode, param, param.dtype))
+        original(module, name, None if param is None else make(param))
 
     torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
     try:

@@ -8,15 +8,14 @@ activations, and every pass reads the whole checkpoint: time is that of reading 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from transformers.initialization import no_init_weights
 
 from export.checkpoint import Checkpoint
 from export.errors import CheckpointError
+from export.tracing import parameters_made_by
 from export.verification.reference import fresh, tensor_from_weight, tied_names
 
 CPU = torch.device("cpu")
@@ -41,7 +40,7 @@ def streamed_part(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: s
     Raises:
         CheckpointError: as `streamed_model` does.
     """
-    with _parameters_without_memory():
+    with parameters_made_by(_without_memory):
         module = make().float().eval()
     stream(module, tensors, prefix)
     return module
@@ -109,20 +108,5 @@ def _on_cpu(module: Any) -> None:
             child.__class__ = type(kind.__name__, (kind,), {"device": CPU})
 
 
-@contextmanager
-def _parameters_without_memory() -> Iterator[None]:
-    """Every parameter made inside is on the meta device; buffers are real."""
-    original = torch.nn.Module.register_parameter
-
-    def register(module: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
-        made = None
-        if param is not None:
-            made = torch.nn.Parameter(param.to("meta"))
-        original(module, name, made)
-
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
-    try:
-        with no_init_weights():
-            yield
-    finally:
-        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
+def _without_memory(param: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(param.to("meta"))
