@@ -106,7 +106,7 @@ def test_narrow_and_calibrated_graphs_become_plans(
     checkpoint = checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna")
     policy = parse_precision(f"vision_encoder={precision}")
     component = components_from_checkpoint(checkpoint, policy)[0]
-    options = QuantisationOptions(int8="static")
+    options = QuantisationOptions(int8="static" if precision == "int8" else "dynamic")
     graph = onnx_from_component(
         component,
         checkpoint,
