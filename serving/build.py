@@ -349,6 +349,7 @@ def _plan(
 ) -> EngineRecord:
     from engines.tensorrt.builder import plan_from_onnx
     from engines.tensorrt.libraries import find_library
+    from engines.tensorrt.options import PlanOptions
     from engines.tensorrt.profile import profile_from_contract
 
     graph = proof.graph
@@ -360,8 +361,8 @@ def _plan(
             proof,
             path,
             library=find_library(engine.kind),
-            profile=profile_from_contract(graph.contract, most),
-            targets=options.targets,
+            profiles=[profile_from_contract(graph.contract, most)],
+            options=PlanOptions(targets=options.targets),
         )
     files = {graph.name: str(plan.path.relative_to(work))}
     return EngineRecord(kind=engine.kind, files=files, details=plan.details)

@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engines.tensorrt.libraries import Library
+from engines.tensorrt.options import FLAGS, PlanOptions
 from engines.tensorrt.profile import Profile
 from export.contract import TensorSpec
 from export.errors import EngineError
@@ -48,10 +49,11 @@ class Plan:
 
     Attributes:
         path: of the `.plan` file.
-        details: for `EngineRecord.details`: `library`, `version`, `targets`, `profile`, `layers`
-            (matrix layers by dtype), `seconds`, `bytes`, `peak_memory_bytes` (of the whole
-            process so far), `graph` (the digest of what it was built from) and, where the graph
-            was not verified, `unverified` (the reason).
+        details: for `EngineRecord.details`: `library`, `version`, `targets`, `flags` (keys of
+            `FLAGS`), `workspace` (in MiB, where it was given), `profiles` (of each,
+            `{axis: [least, usual, most]}`), `layers` (matrix layers by dtype), `seconds`, `bytes`,
+            `peak_memory_bytes` (of the whole process so far), `graph` (the digest of what it was
+            built from) and, where the graph was not verified, `unverified` (the reason).
     """
 
     path: Path
@@ -63,8 +65,8 @@ def plan_from_onnx(
     output: Path,
     *,
     library: Library,
-    profile: Profile,
-    targets: tuple[str, ...] = (),
+    profiles: Sequence[Profile],
+    options: PlanOptions | None = None,
 ) -> Plan:
     """Builds the plan of one graph into the file `output`, which appears whole or not at all.
 
@@ -72,28 +74,29 @@ def plan_from_onnx(
         verified: the graph; its weights may lie in files beside it.
         output: of the plan; its directory exists.
         library: as `find_library` returns it.
-        profile: a span for every dynamic axis of the graph's inputs.
-        targets: GPU families to build for, such as `sm89`; empty is this machine's GPU.
+        profiles: one or several; each has a span for every dynamic axis of the graph's inputs.
+        options: targets, flags and workspace; `None` is for this machine's GPU, with no flags.
 
     Raises:
-        OptionError: the library does not offer a target, there is none and no GPU either, or the
-            profile lacks an axis.
+        OptionError: the library does not offer a target or a flag, there is no target and no GPU
+            either, or a profile lacks an axis.
         EngineError: the graph cannot be parsed (with the names of the nodes) or built, its dtypes
             are not those of the contract, or the file cannot be written.
     """
-    targets = library.check_targets(targets)
+    options = options or PlanOptions()
+    library.check(options)
     graph = verified.graph
     started = time.monotonic()
     job = _Job(library=library, graph=graph)
     layers = job.parse()
-    job.configure(profile, targets)
+    job.configure(profiles, options)
     plan = job.build()
     _write(output, plan)
     details = {
         "library": library.kind,
         "version": library.version,
-        "targets": list(targets),
-        "profile": profile.to_json(),
+        **options.to_json(),
+        "profiles": [profile.to_json() for profile in profiles],
         "layers": layers,
         "seconds": round(time.monotonic() - started, 3),
         "bytes": output.stat().st_size,
@@ -134,17 +137,28 @@ class _Job:
         self._check_tensors()
         return self._check_precision()
 
-    def configure(self, profile: Profile, targets: tuple[str, ...]) -> None:
-        """Adds the optimisation profile and the targets."""
-        shapes = self.builder.create_optimization_profile()
-        for spec in self.graph.contract.inputs:
-            shapes.set_shape(spec.name, *profile.shapes(spec))
-        self.config.add_optimization_profile(shapes)
-        if targets:
-            self.config.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets):
-            capability = self.library.module.ComputeCapability.__members__[target.upper()]
-            self.config.set_compute_capability(capability, index)
+    def configure(self, profiles: Sequence[Profile], options: PlanOptions) -> None:
+        """Adds the optimisation profiles, the targets, the flags and the workspace."""
+        trt, config = self.library.module, self.config
+        for profile in profiles:
+            shapes = self.builder.create_optimization_profile()
+            for spec in self.graph.contract.inputs:
+                shapes.set_shape(spec.name, *profile.shapes(spec))
+            config.add_optimization_profile(shapes)
+        if options.targets:
+            config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
+        config.clear_flag(trt.BuilderFlag.TF32)
+        for flag in map(FLAGS.__getitem__, options.flags):
+            member = getattr(getattr(trt, flag.kind), flag.member)
+            if flag.kind == "BuilderFlag":
+                config.set_flag(member)
+            else:
+                config.hardware_compatibility_level = member
+        if options.workspace is not None:
+            size = options.workspace * 2**20
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
 
     def build(self) -> Any:
         """The serialised plan, as the library's own buffer."""

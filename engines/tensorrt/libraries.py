@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from engines.selection import nvidia_driver
+from engines.tensorrt.options import FLAGS, PlanOptions
 from export.errors import EngineError, OptionError
 
 NEEDS_DEVICE = ("NONE", "CURRENT")
@@ -105,6 +106,35 @@ class Library:
                     f"{', '.join(self.targets)}. Choose among these."
                 )
         return found
+
+    def check(self, options: PlanOptions) -> None:
+        """Refuses what this library, on this machine, cannot build.
+
+        Raises:
+            OptionError: a target (see `check_targets`) or a flag, with the reason, and what is
+                offered instead.
+        """
+        self.check_targets(options.targets)
+        for word in options.flags:
+            reason = self._lacks(word)
+            if reason:
+                offered = [name for name in FLAGS if not self._lacks(name)]
+                raise OptionError(
+                    f"--builder-flag {word}: {self.kind} {self.version} cannot do that here: "
+                    f"{reason}. It offers {', '.join(offered)}."
+                )
+
+    def _lacks(self, word: str) -> str | None:
+        """Why it does not have a flag of `FLAGS`."""
+        flag = FLAGS[word]
+        if self.kind in flag.refused:
+            return flag.refused[self.kind]
+        members = getattr(getattr(self.module, flag.kind, None), "__members__", {})
+        if flag.member not in members:
+            return f"it has no {flag.kind}.{flag.member}"
+        if self.kind in flag.wants_gpu and not nvidia_driver():
+            return flag.wants_gpu[self.kind]
+        return None
 
 
 def find_library(kind: str) -> Library:

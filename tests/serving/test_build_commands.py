@@ -179,7 +179,7 @@ def test_tensorrt_rtx_plans_are_really_built(checkpoints, tmp_path, kind):
         engine = manifest.components[component].engine
         assert engine.kind == "tensorrt-rtx"
         assert engine.details["targets"] == ["sm89"]
-        assert engine.details["profile"]["batch"] == [1, 2, 8]
+        assert engine.details["profiles"][0]["batch"] == [1, 2, 8]
         assert (directory / engine.files["model"]).stat().st_size == engine.details["bytes"]
     assert manifest.components["language_model"].engine.kind == "onnxruntime"
 

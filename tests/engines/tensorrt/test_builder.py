@@ -15,6 +15,7 @@ from onnx import parser
 from engines.tensorrt import builder
 from engines.tensorrt.builder import plan_from_onnx
 from engines.tensorrt.libraries import Library, find_library
+from engines.tensorrt.options import PlanOptions
 from engines.tensorrt.profile import Profile, Span, profile_from_contract
 from export.checkpoint import checkpoint_from_directory
 from export.components.graphs_of_checkpoint import components_from_checkpoint
@@ -29,6 +30,8 @@ from export.quantisation.options import QuantisationOptions, quantisations
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
+ADA = PlanOptions(targets=("sm89",))
+FOR_ADA_AND_AMPERE = PlanOptions(targets=("SM89", "sm86"))
 BATCHES = Profile(axes={"batch": Span(least=1, usual=2, most=8)})
 Write = Callable[..., OnnxGraph]
 Prove = Callable[[OnnxGraph], VerifiedGraph]
@@ -46,12 +49,12 @@ def test_a_plan_is_built_in_the_graphs_dtypes(
     graph = vision_graph(dtype)
     output = graph.path.with_suffix(".plan")
     plan = plan_from_onnx(
-        proven(graph), output, library=library, profile=BATCHES, targets=("SM89", "sm86")
+        proven(graph), output, library=library, profiles=[BATCHES], options=FOR_ADA_AND_AMPERE
     )
     assert plan.path == output
     assert output.stat().st_size == plan.details["bytes"] > 10_000
     assert plan.details["targets"] == ["sm89", "sm86"]
-    assert plan.details["profile"] == {"batch": [1, 2, 8]}
+    assert plan.details["profiles"] == [{"batch": [1, 2, 8]}]
     assert plan.details["layers"] == {layers: 6}
     assert plan.details["graph"] == graph.digest
     assert plan.details["library"] == "tensorrt-rtx"
@@ -89,11 +92,11 @@ def test_exported_components_become_plans(
         proven(graph),
         tmp_path / "model.plan",
         library=library,
-        profile=profile_from_contract(record.contract, {"batch": 8, "instruction": 40}),
-        targets=("sm89",),
+        profiles=[profile_from_contract(record.contract, {"batch": 8, "instruction": 40})],
+        options=ADA,
     )
     assert set(plan.details["layers"]) == {layers}
-    assert plan.details["profile"]["batch"] == [1, 2, 8]
+    assert plan.details["profiles"][0]["batch"] == [1, 2, 8]
     assert plan.path.stat().st_size > 10_000
 
 
@@ -118,8 +121,8 @@ def test_narrow_and_calibrated_graphs_become_plans(
         VerifiedGraph.without_proof(graph, reason="the plan alone is looked at"),
         tmp_path / "model.plan",
         library=library,
-        profile=BATCHES,
-        targets=("sm89",),
+        profiles=[BATCHES],
+        options=ADA,
     )
     assert set(plan.details["layers"]) == {layers}
     operators = {
@@ -139,7 +142,7 @@ def test_an_unverified_graph_leaves_its_reason_in_the_plan(
     graph = vision_graph()
     unproven = VerifiedGraph.without_proof(graph, reason="--no-verify was given")
     plan = plan_from_onnx(
-        unproven, graph.path.parent / "p", library=library, profile=BATCHES, targets=("sm80",)
+        unproven, graph.path.parent / "p", library=library, profiles=[BATCHES], options=ADA
     )
     assert plan.details["unverified"] == "--no-verify was given"
 
@@ -238,7 +241,7 @@ def test_a_full_disk_leaves_no_half_a_plan(
 
     monkeypatch.setattr(builder.os, "fsync", full)
     with pytest.raises(EngineError, match=r"model\.plan cannot be written: .*No space left"):
-        plan_from_onnx(proven(graph), output, library=library, profile=BATCHES, targets=("sm89",))
+        plan_from_onnx(proven(graph), output, library=library, profiles=[BATCHES], options=ADA)
     assert output.read_bytes() == b"the plan of before"
     assert len(list(output.parent.iterdir())) == 3
 
@@ -275,4 +278,5 @@ def _build(
     targets: tuple[str, ...] = ("sm89",),
 ) -> None:
     output = verified.graph.path.parent / "model.plan"
-    plan_from_onnx(verified, output, library=library, profile=profile, targets=targets)
+    options = PlanOptions(targets=targets)
+    plan_from_onnx(verified, output, library=library, profiles=[profile], options=options)

@@ -1,0 +1,136 @@
+"""What a plan is built with besides its graph: targets, flags, workspace.
+
+One table says what each flag is in each library, and why one of them does not have it.
+Importing this module loads none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from export.errors import OptionError
+
+NO_LEAN_RUNTIME = (
+    "its builder wants libnvinfer_lean, which TensorRT-RTX does not come with: its engines are for "
+    "the version that built them"
+)
+NO_LEVELS = (
+    "it knows no levels of compatibility: name every GPU family with --target (sm80,sm86,sm89)"
+)
+WITHOUT_GPU = "it compiles the weights apart from the engine, for which it wants a GPU"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One row of `FLAGS`.
+
+    Attributes:
+        member: of the library's enumeration.
+        effect: for help and documentation.
+        kind: the enumeration: `BuilderFlag`, of which any number may be set, or
+            `HardwareCompatibilityLevel`, of which one is.
+        refused: kind of library to the reason why it does not have it.
+        wants_gpu: kind of library to the reason why it has it only where there is a GPU.
+    """
+
+    member: str
+    effect: str
+    kind: str = "BuilderFlag"
+    refused: Mapping[str, str] = field(default_factory=dict)
+    wants_gpu: Mapping[str, str] = field(default_factory=dict)
+
+
+FLAGS: Mapping[str, Flag] = {
+    "version-compatible": Flag(
+        member="VERSION_COMPATIBLE",
+        effect="the plan also loads in later TensorRT of the same major version; Triton is then "
+        "started with --backend-config=tensorrt,version-compatible=true",
+        refused={"tensorrt-rtx": NO_LEAN_RUNTIME},
+    ),
+    "hardware-compatible=ampere-plus": Flag(
+        kind="HardwareCompatibilityLevel",
+        member="AMPERE_PLUS",
+        effect="the plan runs on any GPU from Ampere on, more slowly",
+        refused={"tensorrt-rtx": NO_LEVELS},
+    ),
+    "hardware-compatible=same-compute-capability": Flag(
+        kind="HardwareCompatibilityLevel",
+        member="SAME_COMPUTE_CAPABILITY",
+        effect="the plan runs on any GPU of the same compute capability",
+        refused={"tensorrt-rtx": NO_LEVELS},
+    ),
+    "refit": Flag(
+        member="REFIT",
+        effect="weights can be exchanged in the plan",
+        wants_gpu={"tensorrt-rtx": WITHOUT_GPU},
+    ),
+    "strip-plan": Flag(
+        member="STRIP_PLAN",
+        effect="the plan has no weights: they are put in from the graph when it is loaded",
+        wants_gpu={"tensorrt-rtx": WITHOUT_GPU},
+    ),
+    "weight-streaming": Flag(
+        member="WEIGHT_STREAMING",
+        effect="weights may stay in the host's memory and be streamed to the GPU",
+    ),
+    "tf32": Flag(
+        member="TF32",
+        effect="products of float32 keep ten bits of their factors' mantissas, as Ampere's fast "
+        "units do; left out, float32 is float32",
+    ),
+    "sparse-weights": Flag(
+        member="SPARSE_WEIGHTS",
+        effect="weights of which two in four are zero use the GPU's sparse units",
+    ),
+    "strict-nans": Flag(
+        member="STRICT_NANS", effect="no simplification that would change what comes of NaN"
+    ),
+}
+"""The words of `--builder-flag`. What is not in a library's enumeration is refused as well.
+
+TensorRT sets TF32 unless it is told otherwise, which would make float32 graphs less precise than
+what was verified: so it is a word here, and cleared without it (decision 0015)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the caller says of how plans are built.
+
+    Attributes:
+        targets: GPU families to build for, such as `sm89`; empty is this machine's GPU.
+        flags: keys of `FLAGS`, in any order; kept in the table's.
+        workspace: most GPU memory, in MiB, that one layer may take beside its tensors; `None` is
+            the library's own limit.
+
+    Raises:
+        OptionError: an unknown flag, two levels of hardware compatibility, or no workspace.
+    """
+
+    targets: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    workspace: int | None = None
+
+    def __post_init__(self) -> None:
+        for word in self.flags:
+            if word not in FLAGS:
+                near = get_close_matches(word, FLAGS, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise OptionError(
+                    f"there is no --builder-flag {word}.{hint} Flags: {', '.join(FLAGS)}"
+                )
+        levels = [word for word in self.flags if FLAGS[word].kind != "BuilderFlag"]
+        if len(set(levels)) > 1:
+            raise OptionError(f"--builder-flag {' and '.join(levels)}: a plan has one of them")
+        if self.workspace is not None and self.workspace < 1:
+            raise OptionError(f"--workspace is {self.workspace}; wanted 1 MiB or more")
+        targets = tuple(dict.fromkeys(target.lower() for target in self.targets))
+        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "flags", tuple(word for word in FLAGS if word in self.flags))
+
+    def to_json(self) -> dict[str, Any]:
+        """For `EngineRecord.details`: `targets`, `flags`, and `workspace` where there is one."""
+        found: dict[str, Any] = {"targets": list(self.targets), "flags": list(self.flags)}
+        return found if self.workspace is None else {**found, "workspace": self.workspace}
