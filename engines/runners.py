@@ -8,9 +8,9 @@ from pathlib import Path
 from engines.types import Runner
 from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
-from export.manifest import ComponentRecord, Manifest
+from export.manifest import ComponentRecord, EngineRecord, Manifest
 
-Opener = Callable[[Path, Contract, int | None], Runner]
+Opener = Callable[[Path, EngineRecord, Contract, int | None], Runner]
 
 
 def open_runner(
@@ -42,7 +42,7 @@ def open_runner(
             f"this version runs {', '.join(OPENERS)}. Build it with --engine onnxruntime."
         )
     contract = record.graphs[graph].contract
-    return opener(directory / record.engine.files[graph], contract, threads)
+    return opener(directory / record.engine.files[graph], record.engine, contract, threads)
 
 
 def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
@@ -56,13 +56,20 @@ def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
     return record
 
 
-def _onnxruntime(path: Path, contract: Contract, threads: int | None) -> Runner:
+def _onnxruntime(
+    path: Path, engine: EngineRecord, contract: Contract, threads: int | None
+) -> Runner:
+    from engines.onnxruntime.providers import Placement
     from engines.onnxruntime.runner import OnnxRuntimeRunner
+    from engines.tensorrt.profile import profile_from_json
 
-    return OnnxRuntimeRunner(path, contract, threads=threads)
+    profiles = engine.details.get("profiles")
+    shapes = {} if not profiles else profile_from_json(profiles[0]).all_shapes(contract)
+    placement = Placement(kind=engine.kind, shapes=shapes)
+    return OnnxRuntimeRunner(path, contract, threads=threads, placement=placement)
 
 
-def _plan(path: Path, contract: Contract, threads: int | None) -> Runner:
+def _plan(path: Path, engine: EngineRecord, contract: Contract, threads: int | None) -> Runner:
     from engines.selection import nvidia_driver
 
     driver = "" if nvidia_driver() else " (nor is there an NVIDIA driver on this machine)"
@@ -74,6 +81,9 @@ def _plan(path: Path, contract: Contract, threads: int | None) -> Runner:
 
 OPENERS: Mapping[str, Opener] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime,
+    "onnxruntime-tensorrt": _onnxruntime,
+    "onnxruntime-tensorrt-rtx": _onnxruntime,
     "tensorrt": _plan,
     "tensorrt-rtx": _plan,
 }

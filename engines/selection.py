@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 
 from export.errors import OptionError
 
@@ -20,12 +21,18 @@ class EngineKind:
     Attributes:
         title: its name in prose.
         obstacle: what keeps this machine from building it, and what to do; `None` if nothing.
+        running_obstacle: what keeps this machine from running it; `None` if nothing.
         reason: said when it is chosen.
+        plans: whether plans are built for it; else it runs the graphs themselves.
+        proven: whether its answers have been compared on its own device; `auto` takes no other.
     """
 
     title: str
     obstacle: Callable[[], str | None]
+    running_obstacle: Callable[[], str | None]
     reason: str
+    plans: bool = False
+    proven: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,32 +86,89 @@ def _tensorrt_rtx_obstacle() -> str | None:
     return "TensorRT-RTX is not installed. Run `pip install 'iblip[tensorrt-rtx]'`."
 
 
+def _plan_obstacle(kind: str) -> str | None:
+    return KINDS[kind].obstacle() or (None if nvidia_driver() else "no NVIDIA driver was found.")
+
+
+def _provider_obstacle(kind: str) -> str | None:
+    from engines.onnxruntime.probing import provider_obstacle
+
+    return provider_obstacle(kind)
+
+
 KINDS: Mapping[str, EngineKind] = {
     "onnxruntime": EngineKind(
         title="ONNX Runtime",
         obstacle=_onnxruntime_obstacle,
+        running_obstacle=_onnxruntime_obstacle,
         reason="ONNX Runtime was asked for.",
+        proven=True,
+    ),
+    "onnxruntime-cuda": EngineKind(
+        title="ONNX Runtime on CUDA",
+        obstacle=_onnxruntime_obstacle,
+        running_obstacle=partial(_provider_obstacle, "onnxruntime-cuda"),
+        reason="ONNX Runtime's CUDA provider was asked for.",
+    ),
+    "onnxruntime-tensorrt": EngineKind(
+        title="ONNX Runtime on TensorRT",
+        obstacle=_onnxruntime_obstacle,
+        running_obstacle=partial(_provider_obstacle, "onnxruntime-tensorrt"),
+        reason="ONNX Runtime's TensorRT provider was asked for: it builds plans when it starts.",
+    ),
+    "onnxruntime-tensorrt-rtx": EngineKind(
+        title="ONNX Runtime on TensorRT-RTX",
+        obstacle=_onnxruntime_obstacle,
+        running_obstacle=partial(_provider_obstacle, "onnxruntime-tensorrt-rtx"),
+        reason="ONNX Runtime's TensorRT-RTX provider was asked for: it builds plans when it "
+        "starts.",
     ),
     "tensorrt": EngineKind(
         title="TensorRT",
         obstacle=_tensorrt_obstacle,
+        running_obstacle=partial(_plan_obstacle, "tensorrt"),
         reason="TensorRT was asked for: plans for this machine's GPU and TensorRT version.",
+        plans=True,
     ),
     "tensorrt-rtx": EngineKind(
         title="TensorRT-RTX",
         obstacle=_tensorrt_rtx_obstacle,
+        running_obstacle=partial(_plan_obstacle, "tensorrt-rtx"),
         reason="TensorRT-RTX was asked for: plans are built ahead of time, without a GPU, and run "
         "where the TensorRT-RTX runtime is.",
+        plans=True,
     ),
 }
 """Every engine that a component can be built for."""
+
+PREFERRED = ("onnxruntime-cuda", "onnxruntime")
+"""What `auto` looks for, in this order, among what is proven and runs here."""
+
+
+BESIDE: Mapping[str, str] = {
+    "onnxruntime-cuda": "onnxruntime-cuda",
+    "onnxruntime-tensorrt": "onnxruntime-cuda",
+}
+"""What ONNX Runtime runs the language model on where the components have these engines; else on
+the CPU. `batched_decoder` has operators of ONNX Runtime's own, so TensorRT never takes it."""
+
+
+def language_model_kind(requested: str, components: str) -> str:
+    """The engine kind of the language model: the one asked for, or ONNX Runtime on their device.
+
+    Args:
+        requested: `--llm-engine`: `onnxruntime`, `onnxruntime-cuda` or `vllm`.
+        components: the kind of engine of vision encoder and Q-Former.
+    """
+    return BESIDE.get(components, requested) if requested == "onnxruntime" else requested
 
 
 def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineChoice:
     """The engine for `requested`: a key of `KINDS`, or `auto`.
 
-    `auto` takes what can run in this process. That is ONNX Runtime in this version: a TensorRT
-    plan runs only inside a server that has its TensorRT version, so it is built on request alone.
+    `auto` takes the first of `PREFERRED` that is proven and runs here (decision 0017). An engine
+    that is asked for by name is built wherever its parts are, and need not run here: then the
+    reason says why not.
 
     Args:
         requested: `--engine`.
@@ -116,7 +180,7 @@ def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineC
         EngineError: its library is installed but does not load.
     """
     choice = _automatic() if requested == AUTO else _requested(requested)
-    if choice.kind != "onnxruntime":
+    if KINDS[choice.kind].plans:
         from engines.tensorrt.libraries import find_library
 
         find_library(choice.kind).check_targets(targets)
@@ -139,18 +203,22 @@ def _requested(requested: str) -> EngineChoice:
     obstacle = kind.obstacle()
     if obstacle:
         raise OptionError(f"--engine {requested} is not possible here: {obstacle}")
-    return EngineChoice(kind=requested, reason=kind.reason)
+    elsewhere = kind.running_obstacle()
+    note = f" It is built here, but cannot run here: {elsewhere}" if elsewhere else ""
+    return EngineChoice(kind=requested, reason=kind.reason + note)
 
 
 def _automatic() -> EngineChoice:
-    obstacle = KINDS["onnxruntime"].obstacle()
-    if obstacle:
-        raise OptionError(f"--engine auto finds nothing that runs here: {obstacle}")
+    obstacles = {kind: KINDS[kind].running_obstacle() for kind in PREFERRED if KINDS[kind].proven}
+    found = next((kind for kind, obstacle in obstacles.items() if obstacle is None), None)
+    if found is None:
+        why = " ".join(obstacle for obstacle in obstacles.values() if obstacle)
+        raise OptionError(f"--engine auto finds nothing that runs here: {why}")
     if not nvidia_driver():
         why = "This machine has no NVIDIA driver, so the components run on ONNX Runtime's CPU code."
-    else:
-        why = (
-            "ONNX Runtime runs here and under Triton alike. This machine has an NVIDIA driver: "
-            "--engine tensorrt builds plans for it where TensorRT is installed."
-        )
-    return EngineChoice(kind="onnxruntime", reason=why)
+        return EngineChoice(kind=found, reason=why)
+    others = [kind for kind, row in KINDS.items() if not row.proven and not row.running_obstacle()]
+    why = f"{KINDS[found].title} is what has been compared with transformers (docs/evidence.md)."
+    if others:
+        why += f" This machine has a GPU; these would run on it: --engine {', '.join(others)}."
+    return EngineChoice(kind=found, reason=why)

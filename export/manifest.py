@@ -87,9 +87,10 @@ class EngineRecord:
     """What runs a component.
 
     Attributes:
-        kind: a key of `engines.selection.KINDS` (`onnxruntime`, `tensorrt` or `tensorrt-rtx`); of
-            a language model, one of `engines.language_model.opening.ENGINES`.
-        files: graph name to engine file, relative to the build directory. For `onnxruntime` these
+        kind: a key of `engines.selection.KINDS` (`onnxruntime`, with a provider behind it, or
+            `tensorrt` or `tensorrt-rtx`); of a language model, one of
+            `engines.language_model.opening.ENGINES`.
+        files: graph name to engine file, relative to the build directory. For ONNX Runtime these
             are the graphs themselves; for `vllm`, the files of a Hugging Face directory.
         details: what the builder knows: library version, targets, profile, seconds, bytes; for
             `vllm` how the model is spread, and its dtype.

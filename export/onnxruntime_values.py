@@ -25,7 +25,7 @@ BFLOAT16 = 16
 Array = npt.NDArray[Any]
 
 
-def session_from_onnx(path: Path, options: Any, providers: Sequence[str]) -> Any:
+def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any:
     """An `onnxruntime.InferenceSession` of the graph at `path`.
 
     Where ONNX Runtime has no kernel for an operator in bfloat16, all of them get casts around them.
@@ -33,7 +33,7 @@ def session_from_onnx(path: Path, options: Any, providers: Sequence[str]) -> Any
     Args:
         path: of the `.onnx` file; its weights lie beside it.
         options: an `onnxruntime.SessionOptions`; gets to know where the weights are.
-        providers: as ONNX Runtime takes them.
+        providers: as ONNX Runtime takes them: names, or pairs of a name and its options.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors

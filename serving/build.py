@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,13 @@ logger = logging.getLogger(__name__)
 TOOLS = ("iblip", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 """Distributions whose versions the manifest records."""
 
-LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "vllm": 64}
+LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "onnxruntime-cuda": SLOTS, "vllm": 64}
 """What can run the language model, and the slots it has unless the caller says otherwise: vLLM
-shares one cache out among its sequences as they grow. T5 runs on ONNX Runtime alone."""
+shares one cache out among its sequences as they grow. T5 runs on ONNX Runtime alone, which takes
+the GPU where it runs the components there (`engines.selection.language_model_kind`)."""
+
+PROFILED = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
+"""Kinds of engine that read graphs, and build plans of them when they start."""
 
 COUNTS = (
     "max_batch",
@@ -204,10 +208,11 @@ def prepared(
 
 def _check_precisions(options: BuildOptions, engine: EngineChoice) -> None:
     from engines.precisions import check_precision
+    from engines.selection import language_model_kind
 
     for component, word in options.components.items():
         llm = component == "language_model"
-        kind = options.llm_engine if llm else engine.kind
+        kind = language_model_kind(options.llm_engine, engine.kind) if llm else engine.kind
         check_precision(kind, component, word, options.quantisations.get(component))
 
 
@@ -319,6 +324,8 @@ def _engines(
     progress: Progress,
 ) -> dict[str, EngineRecord]:
     """By component. The language model runs on ONNX Runtime, or on vLLM."""
+    from engines.selection import KINDS, language_model_kind
+
     records: dict[str, EngineRecord] = {}
     for component in options.components:
         proofs = [proof for proof in verified if proof.graph.component == component]
@@ -332,12 +339,33 @@ def _engines(
                 settings=options.vllm,
                 progress=progress,
             )
-        elif engine.kind == "onnxruntime" or component == "language_model":
-            files = {p.graph.name: str(p.graph.path.relative_to(work)) for p in proofs}
-            records[component] = EngineRecord(kind="onnxruntime", files=files)
+        elif component == "language_model":
+            kind = language_model_kind(options.llm_engine, engine.kind)
+            records[component] = _graphs(work, kind, proofs, options)
+        elif not KINDS[engine.kind].plans:
+            records[component] = _graphs(work, engine.kind, proofs, options)
         else:
             records[component] = _plan(work, proofs[0], options, engine, progress)
     return records
+
+
+def _graphs(
+    work: Path, kind: str, proofs: Sequence[VerifiedGraph], options: BuildOptions
+) -> EngineRecord:
+    """An engine that reads the graphs themselves; TensorRT's providers want their sizes, too."""
+    from engines.tensorrt.profile import profile_from_contract
+
+    details = {}
+    if kind in PROFILED:
+        (graph,) = (proof.graph for proof in proofs)
+        details["profiles"] = [profile_from_contract(graph.contract, _most(options)).to_json()]
+    files = {p.graph.name: str(p.graph.path.relative_to(work)) for p in proofs}
+    return EngineRecord(kind=kind, files=files, details=details)
+
+
+def _most(options: BuildOptions) -> dict[str, int]:
+    """The largest size of each dynamic axis of vision encoder and Q-Former."""
+    return {"batch": options.max_batch, "instruction": options.max_instruction}
 
 
 def _plan(
@@ -355,13 +383,12 @@ def _plan(
     graph = proof.graph
     path = work / "engines" / graph.component / f"{graph.name}.plan"
     path.parent.mkdir(parents=True)
-    most = {"batch": options.max_batch, "instruction": options.max_instruction}
     with progress.stage(f"build {graph.component}/{graph.name}.plan with {engine.kind}"):
         plan = plan_from_onnx(
             proof,
             path,
             library=find_library(engine.kind),
-            profiles=[profile_from_contract(graph.contract, most)],
+            profiles=[profile_from_contract(graph.contract, _most(options))],
             options=PlanOptions(targets=options.targets),
         )
     files = {graph.name: str(plan.path.relative_to(work))}

@@ -19,6 +19,7 @@ import numpy as np
 
 from engines.language_model.slots import Array, BatchModel, Prompt, Slot, shared_positions
 from engines.onnxruntime.binding import Binding
+from engines.onnxruntime.providers import CPU, Placement
 from engines.onnxruntime.session import open_session
 from engines.types import PromptIds
 from export.contract import Contract
@@ -37,13 +38,22 @@ class Graph:
         contract: its inputs and outputs.
         threads: for one operator; `None` takes one per core.
         spin: whether idle threads wait busily for the next call.
+        placement: the execution provider, its device and its options.
     """
 
     def __init__(
-        self, path: Path, contract: Contract, *, threads: int | None = None, spin: bool = False
+        self,
+        path: Path,
+        contract: Contract,
+        *,
+        threads: int | None = None,
+        spin: bool = False,
+        placement: Placement = CPU,
     ) -> None:
         self._path = path
-        self._session = open_session(path, contract, threads=threads, spin=spin)
+        self._session = open_session(
+            path, contract, threads=threads, spin=spin, placement=placement
+        )
         self._outputs = [spec.name for spec in contract.outputs]
         self.contract = contract
 
@@ -309,6 +319,7 @@ def open_model(
     if record is None or missing:
         message = f"the build in {directory} has no language_model graph {', '.join(missing)}"
         raise BuildDirectoryError(f"{message}. Build it again.")
+    placement = Placement(kind=record.engine.kind)
     graphs = {
         name: Graph(
             directory / record.engine.files[name],
@@ -317,6 +328,7 @@ def open_model(
             threads=1 if name == "embed_tokens" else threads,
             # Its steps follow one another at once; the others run once an answer, or on one thread.
             spin=name == "batched_decoder",
+            placement=placement,
         )
         for name in wanted
     }

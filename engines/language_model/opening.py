@@ -111,5 +111,9 @@ def _vllm(
     return open_vllm(directory, manifest, limits, threads=threads)
 
 
-ENGINES: Mapping[str, Opener] = {"onnxruntime": _onnxruntime, "vllm": _vllm}
+ENGINES: Mapping[str, Opener] = {
+    "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime,
+    "vllm": _vllm,
+}
 """Engine kind to what opens it."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from engines.onnxruntime.session import CPU, open_session
+from engines.onnxruntime.providers import CPU, Placement
+from engines.onnxruntime.session import open_session
 from engines.types import Feed
 from export.contract import Contract
 from export.errors import EngineError
@@ -21,7 +21,7 @@ class OnnxRuntimeRunner:
         path: of the `.onnx` file; its weights lie beside it.
         contract: the graph's inputs and outputs.
         threads: for one operator; `None` takes one per core this process may use.
-        providers: ONNX Runtime execution providers, the preferred first.
+        placement: the execution provider, its device and its options.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class OnnxRuntimeRunner:
         contract: Contract,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = CPU,
+        placement: Placement = CPU,
     ) -> None:
         self._path = path
         self._contract = contract
         self._threads = threads
-        self._providers = tuple(providers)
+        self._placement = placement
         self._session: Any = None
 
     @property
@@ -49,7 +49,7 @@ class OnnxRuntimeRunner:
             self._path,
             self._contract,
             threads=self._threads,
-            providers=self._providers,
+            placement=self._placement,
             spin=False,
         )
         return self

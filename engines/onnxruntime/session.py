@@ -6,15 +6,14 @@ Importing this module does not load ONNX Runtime; opening a session does.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.onnxruntime.probing import provider_obstacle
+from engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from export.contract import Contract, TensorSpec
 from export.errors import EngineError
 from export.onnxruntime_values import session_from_onnx
-
-CPU = ("CPUExecutionProvider",)
 
 ONNX_TYPES = {
     "uint8": "tensor(uint8)",
@@ -32,7 +31,7 @@ def open_session(
     contract: Contract,
     *,
     threads: int | None = None,
-    providers: Sequence[str] = CPU,
+    placement: Placement = CPU,
     spin: bool = True,
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose inputs and outputs are those of the contract.
@@ -44,15 +43,15 @@ def open_session(
         path: of the `.onnx` file.
         contract: what the graph must take and return.
         threads: for one operator; `None` takes one per core this process may use.
-        providers: ONNX Runtime execution providers, the preferred first.
+        placement: the execution provider, its device and its options.
         spin: whether idle threads wait busily for the next call: quicker steps, one core each.
 
     Raises:
-        EngineError: the file is missing or broken, a provider is not in this ONNX Runtime, or the
-            graph is not what the contract says.
+        EngineError: the file is missing or broken, the provider cannot run here (with the reason,
+            and what to do), or the graph is not what the contract says.
     """
     ort = load_onnxruntime()
-    _check_providers(ort, providers)
+    check_placement(placement)
     if not path.is_file():
         raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
     options = ort.SessionOptions()
@@ -61,10 +60,11 @@ def open_session(
     options.log_severity_level = 3  # errors; its warnings are about its own optimisations
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
-        session = session_from_onnx(path, options, list(providers))
+        session = session_from_onnx(path, options, offer(ort, options, placement))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         message = f"ONNX Runtime cannot load {path} ({error}). Build it again."
         raise EngineError(message) from error
+    _check_providers(path, session, placement)
     _check_signature(path, session, contract)
     return session
 
@@ -88,14 +88,45 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_providers(ort: Any, providers: Sequence[str]) -> None:
-    offered = ort.get_available_providers()
-    for provider in providers:
-        if provider not in offered:
-            raise EngineError(
-                f"this ONNX Runtime has no {provider}; it has {', '.join(offered)}. "
-                "CUDA needs `onnxruntime-gpu` in place of `onnxruntime`."
-            )
+def check_placement(placement: Placement) -> None:
+    """Raises `EngineError` where a provider cannot run here, with the reason and what to do."""
+    obstacle = provider_obstacle(placement.kind)
+    if obstacle is not None:
+        name = placement.provider.name
+        raise EngineError(
+            f"{name} cannot run here: {obstacle} A build for {placement.kind} runs on a machine "
+            "that has what it wants; on this one, build with --engine onnxruntime."
+        )
+
+
+def offer(ort: Any, options: Any, placement: Placement) -> list[tuple[str, dict[str, str]]]:
+    """The providers of a new session, the preferred first, each with what it is told.
+
+    One that comes as a plug-in is put into the session's options instead.
+    """
+    kinds = [placement.kind, *placement.provider.behind]
+    chain = [] if placement.kind == CPU.kind else [PROVIDERS[kind] for kind in kinds]
+    listed = []
+    for provider in chain:
+        told = provider.options(placement)
+        if provider.plugin is None:
+            listed.append((provider.name, told))
+        else:
+            devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.name]
+            options.add_provider_for_devices(devices[placement.device : placement.device + 1], told)
+    if len(listed) < len(chain):
+        return []  # ONNX Runtime takes plug-ins or a list
+    return [*listed, (CPU.provider.name, {})]
+
+
+def _check_providers(path: Path, session: Any, placement: Placement) -> None:
+    """ONNX Runtime drops a provider that fails to start, and goes on with the next."""
+    has = session.get_providers()
+    if placement.provider.name not in has:
+        raise EngineError(
+            f"ONNX Runtime opened {path} without {placement.provider.name}, on {', '.join(has)}: "
+            "the provider did not start. What it said is above, on the standard error."
+        )
 
 
 def _check_signature(path: Path, session: Any, contract: Contract) -> None:

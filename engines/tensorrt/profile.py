@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from export.contract import Contract, TensorSpec
@@ -56,6 +56,10 @@ class Profile:
             tuple(span.most for span in spans),
         )
 
+    def all_shapes(self, contract: Contract) -> dict[str, tuple[Shape, Shape, Shape]]:
+        """`shapes` of every input of a graph, by name. Errors as there."""
+        return {spec.name: self.shapes(spec) for spec in contract.inputs}
+
     def _span(self, axis: int | str, spec: TensorSpec) -> Span:
         if isinstance(axis, int):
             return Span(least=axis, usual=axis, most=axis)
@@ -67,6 +71,19 @@ class Profile:
     def to_json(self) -> dict[str, list[int]]:
         """`{axis: [least, usual, most]}`."""
         return {name: [span.least, span.usual, span.most] for name, span in self.axes.items()}
+
+
+def profile_from_json(data: Mapping[str, Sequence[int]]) -> Profile:
+    """The inverse of `Profile.to_json`.
+
+    Raises:
+        OptionError: sizes are not in order.
+    """
+    axes = {
+        name: Span(least=least, usual=usual, most=most)
+        for name, (least, usual, most) in data.items()
+    }
+    return Profile(axes=axes)
 
 
 def profile_from_contract(contract: Contract, most: Mapping[str, int]) -> Profile:

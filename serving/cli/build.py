@@ -35,7 +35,9 @@ from serving.cli.options import QUANTISATION, as_json, quantisation_options, sou
     "--engine",
     default="auto",
     show_default=True,
-    help="What runs vision encoder and Q-Former: auto, onnxruntime, tensorrt or tensorrt-rtx.",
+    help="What runs vision encoder and Q-Former: auto, onnxruntime (on the CPU), onnxruntime-cuda, "
+    "onnxruntime-tensorrt or onnxruntime-tensorrt-rtx (ONNX Runtime on a GPU), tensorrt or "
+    "tensorrt-rtx (plans).",
 )
 @click.option(
     "--target",
@@ -48,7 +50,8 @@ from serving.cli.options import QUANTISATION, as_json, quantisation_options, sou
     "--llm-engine",
     default="onnxruntime",
     show_default=True,
-    help="What runs the language model: onnxruntime, or vllm (LLaMA and OPT).",
+    help="What runs the language model: onnxruntime (on CUDA where --engine is onnxruntime-cuda or "
+    "onnxruntime-tensorrt), onnxruntime-cuda, or vllm (LLaMA and OPT).",
 )
 @click.option("--tensor-parallel", type=int, help="vLLM: GPUs a layer is spread over. Default: 1.")
 @click.option("--pipeline-parallel", type=int, help="vLLM: groups of layers. Default: 1.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from engines import selection
-from engines.selection import KINDS, choose_engine
+from engines.selection import KINDS, choose_engine, language_model_kind, nvidia_driver
 from export.errors import OptionError
 
 
@@ -17,8 +18,37 @@ def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
     choice = choose_engine("auto")
     assert choice.kind == "onnxruntime"
     assert "no NVIDIA driver" in choice.reason
+
+
+def test_auto_takes_what_is_proven_and_names_what_else_would_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(selection, "nvidia_driver", lambda: True)
-    assert "--engine tensorrt" in choose_engine().reason
+    runs = replace(KINDS["onnxruntime-cuda"], running_obstacle=lambda: None)
+    monkeypatch.setattr(selection, "KINDS", {**KINDS, "onnxruntime-cuda": runs})
+    choice = choose_engine()
+    assert choice.kind == "onnxruntime"
+    assert "would run on it: --engine onnxruntime-cuda" in choice.reason
+    proven = {**KINDS, "onnxruntime-cuda": replace(runs, proven=True)}
+    monkeypatch.setattr(selection, "KINDS", proven)
+    assert choose_engine().kind == "onnxruntime-cuda"
+
+
+@pytest.mark.skipif(nvidia_driver(), reason="what is said without a GPU")
+@pytest.mark.parametrize(
+    "kind", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]
+)
+def test_a_provider_that_cannot_run_here_is_built_with_a_note(kind: str) -> None:
+    choice = choose_engine(kind)
+    assert choice.kind == kind
+    assert "It is built here, but cannot run here: " in choice.reason
+
+
+def test_onnxruntime_runs_the_language_model_where_the_components_are() -> None:
+    assert language_model_kind("onnxruntime", "onnxruntime-tensorrt") == "onnxruntime-cuda"
+    assert language_model_kind("onnxruntime", "tensorrt") == "onnxruntime"
+    assert language_model_kind("onnxruntime-cuda", "tensorrt") == "onnxruntime-cuda"
+    assert language_model_kind("vllm", "onnxruntime-cuda") == "vllm"
 
 
 def test_a_target_is_checked_before_anything_is_built() -> None:

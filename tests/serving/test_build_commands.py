@@ -15,7 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from engines.pipeline import Pipeline
+from engines.runners import open_runner
+from engines.selection import nvidia_driver
 from export.checkpoint import DEMO
+from export.errors import EngineError
 from export.images import pixels_from_image
 from export.manifest import Manifest, ServingLimits
 from export.precision import INT4
@@ -150,13 +153,22 @@ def size_of_weights(model):
     return sum(path.stat().st_size for path in model.glob("*.safetensors"))
 
 
-def test_no_verify_and_limits_are_written_down(tmp_path):
+def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     options = ("--no-verify", "--slots", 3, "--max-length", 100, "--queue", 7, "--max-images", 9)
-    result = call("build", "--output", tmp_path / "build", *options)
+    engine = ("--engine", "onnxruntime-tensorrt", "--max-instruction", 32)
+    result = call("build", "--output", tmp_path / "build", *options, *engine)
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(tmp_path / "build")
     assert manifest.verification == {"skipped": "--no-verify"}
     assert manifest.limits == ServingLimits(slots=3, max_length=100, queue=7, images=9)
+    engines = {name: record.engine for name, record in manifest.components.items()}
+    assert engines["vision_encoder"].kind == engines["qformer"].kind == "onnxruntime-tensorrt"
+    assert engines["qformer"].details["profiles"][0]["instruction"] == [1, 8, 32]
+    assert engines["language_model"].kind == "onnxruntime-cuda"
+    if not nvidia_driver():
+        assert "It is built here, but cannot run here: " in result.output
+        with pytest.raises(EngineError, match="TensorrtExecutionProvider cannot run here"):
+            open_runner(tmp_path / "build", manifest, "qformer").__enter__()
     shown = call("inspect", tmp_path / "build").stdout
     assert "limits: 3 slots of 100 positions (the model's own: 1024), 7 requests may wait" in shown
     assert "9 images a request at most" in shown

@@ -111,13 +111,6 @@ def test_a_graph_that_is_not_its_contract_is_refused(vision_graph: Write) -> Non
             OnnxRuntimeRunner(graph.path, contract).__enter__()
 
 
-def test_a_provider_that_is_not_there_is_named(vision_graph: Write) -> None:
-    graph = vision_graph()
-    runner = OnnxRuntimeRunner(graph.path, graph.contract, providers=["NoSuchProvider"])
-    with pytest.raises(EngineError, match=r"has no NoSuchProvider; it has .*CPUExecutionProvider"):
-        runner.__enter__()
-
-
 def test_a_failure_inside_is_chained_and_names_the_shapes(tmp_path: Path) -> None:
     text = """
         <ir_version: 10, opset_import: ["" : 20]>

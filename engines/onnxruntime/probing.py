@@ -1,0 +1,115 @@
+"""What keeps an execution provider of ONNX Runtime from running on this machine.
+
+ONNX Runtime leaves out a provider that it cannot load and goes on without it, on the CPU, with a
+line on the standard error. So what a provider needs is looked for before a session is made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from engines.onnxruntime.providers import PROVIDERS, Provider
+from export.errors import EngineError
+
+
+def provider_obstacle(kind: str) -> str | None:
+    """What keeps a kind's provider from running here, and what to do; `None` if nothing.
+
+    Loads ONNX Runtime, and the libraries that the provider is made of.
+
+    Args:
+        kind: a key of `PROVIDERS`.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        return f"ONNX Runtime cannot be loaded ({error}). Run `pip install 'iblip[cpu]'`."
+    provider = PROVIDERS[kind]
+    if provider.plugin is not None:
+        fault = _plugin_fault(ort, provider)
+    elif provider.name not in ort.get_available_providers():
+        has = ", ".join(ort.get_available_providers())
+        fault = f"this ONNX Runtime has no {provider.name}; it has {has}. {provider.install}"
+    else:
+        fault = _library_fault(ort, provider)
+    if fault is None and provider.memory != "cpu":
+        from engines.selection import nvidia_driver
+
+        fault = None if nvidia_driver() else "no NVIDIA driver with a GPU was found."
+    return fault
+
+
+def register(ort: Any, provider: Provider) -> None:
+    """Makes a provider that comes as a plug-in known to ONNX Runtime, once a process.
+
+    Raises:
+        EngineError: its package is not installed, or its library does not load.
+    """
+    assert provider.plugin is not None
+    if any(device.ep_name == provider.name for device in ort.get_ep_devices()):
+        return
+    try:
+        plugin = importlib.import_module(provider.plugin)
+        _preload(Path(plugin.__file__ or "").parent)
+        ort.register_execution_provider_library(provider.name, plugin.get_library_path())
+    except ImportError as error:
+        raise EngineError(f"{provider.name} is not installed ({error}). {provider.install}") from (
+            error
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise EngineError(f"{provider.name} cannot be loaded ({error}).") from error
+
+
+def _plugin_fault(ort: Any, provider: Provider) -> str | None:
+    try:
+        register(ort, provider)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def _preload(directory: Path) -> None:
+    """Loads the CUDA runtime that a plug-in carries: its library asks for it by its short name."""
+    for path in sorted(directory.glob("libcudart.so.*")):
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+
+
+def _library_fault(ort: Any, provider: Provider) -> str | None:
+    """What the provider's library says when it is loaded as ONNX Runtime will load it."""
+    if provider.library is None:
+        return None
+    preload_cuda(ort)
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / provider.library))
+    except OSError as error:
+        return f"{provider.name} cannot be loaded ({error}). {_remedy(str(error))}"
+    return None
+
+
+def preload_cuda(ort: Any) -> None:
+    """Loads CUDA's and cuDNN's libraries from NVIDIA's Python packages, where there are such."""
+    if hasattr(ort, "preload_dlls"):
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
+
+
+REMEDIES: Mapping[str, str] = {
+    "libcuda.so": "It is the NVIDIA driver's: this machine has none.",
+    "libnvinfer": "It is TensorRT's: install the version that is named.",
+    "libnvonnxparser": "It is TensorRT's: install the version that is named.",
+    "libcudnn": "Run `pip install 'onnxruntime-gpu[cuda,cudnn]'`.",
+    "lib": "Run `pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas`.",
+}
+"""The beginning of a missing library's name, and what to do; the first that fits."""
+
+
+def _remedy(error: str) -> str:
+    return next((text for start, text in REMEDIES.items() if error.startswith(start)), "")
