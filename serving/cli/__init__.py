@@ -29,6 +29,7 @@ IBLIP: Mapping[str, str] = {
     "ask": "serving.cli.ask",
     "demo": "serving.cli.demo",
     "models": "serving.cli.models",
+    "doctor": "serving.cli.doctor",
     "vllm": "serving.cli.vllm",
 }
 """Commands of `iblip` beside `export`, and the module of each."""

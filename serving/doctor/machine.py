@@ -1,0 +1,108 @@
+"""What this machine and its Python have, as facts that nobody has judged yet."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.doctor import probes
+from serving.doctor.nvidia import Driver, find_driver, find_runtime
+from serving.doctor.requirements import Requirement, installed, requirements
+from serving.memory import available
+
+LOOPBACK = "127.0.0.1"
+
+PORTS: Mapping[str, int] = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
+"""Where `iblip serve` listens unless told otherwise."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine and the Python environment that this runs in.
+
+    Attributes:
+        python: its version.
+        packages: installed packages by normal name, and their versions.
+        requirements: see `serving.doctor.requirements.requirements`.
+        driver: of NVIDIA; `None` where there is none.
+        cuda_runtime: version of the CUDA runtime that is found; `None` of none.
+        libraries: kind of TensorRT to what was found; only those that are installed.
+        obstacles: engine kind to what keeps it from running in this Python; `None` of what runs.
+        providers: that ONNX Runtime offers; `None` where it is not installed or does not load.
+        torch_cuda: the CUDA that torch is made for; `None` of a CPU build, or without torch.
+        faults: packages that are installed and do not load, and why.
+        triton: the server that would be started.
+        vllm: of vLLM's environment.
+        glibc: version; `None` on other systems.
+        memory, disk, shared_memory: bytes that are free; `None` where the system does not say.
+        taken: of `PORTS`, those that something listens on.
+    """
+
+    python: str = "3.11.0"
+    packages: Mapping[str, str] = field(default_factory=dict)
+    requirements: Mapping[str, tuple[Requirement, ...]] = field(default_factory=dict)
+    driver: Driver | None = None
+    cuda_runtime: str | None = None
+    libraries: Mapping[str, probes.TensorRt] = field(default_factory=dict)
+    obstacles: Mapping[str, str | None] = field(default_factory=dict)
+    providers: tuple[str, ...] | None = None
+    torch_cuda: str | None = None
+    faults: Mapping[str, str] = field(default_factory=dict)
+    triton: probes.Triton | None = None
+    vllm: probes.Vllm | None = None
+    glibc: str | None = None
+    memory: int | None = None
+    disk: int | None = None
+    shared_memory: int | None = None
+    taken: tuple[str, ...] = ()
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """Compute capability of each GPU."""
+        return tuple(gpu.capability for gpu in self.driver.gpus) if self.driver else ()
+
+
+def look() -> Machine:
+    """This machine, as it is now. Loads ONNX Runtime and TensorRT where they are installed."""
+    packages = installed()
+    return Machine(
+        python=".".join(map(str, sys.version_info[:3])),
+        packages=packages,
+        requirements=requirements(),
+        driver=find_driver(),
+        cuda_runtime=find_runtime(),
+        libraries=probes.tensorrt_libraries(),
+        obstacles=probes.engine_obstacles(),
+        providers=probes.onnxruntime_providers(),
+        torch_cuda=probes.torch_cuda(),
+        faults=probes.load_faults(packages),
+        triton=probes.find_server(packages),
+        vllm=probes.find_vllm(),
+        glibc=probes.glibc(),
+        memory=available(),
+        disk=shutil.disk_usage(Path.cwd()).free,
+        shared_memory=shared_memory(),
+        taken=tuple(name for name, port in PORTS.items() if _is_taken(port)),
+    )
+
+
+def shared_memory() -> int | None:
+    """Free bytes of `/dev/shm`, through which Triton and its Python models hand tensors on."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as one:
+        # As Triton binds: a port that was used a moment ago is free again.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((LOOPBACK, port))
+        except OSError:
+            return True
+    return False

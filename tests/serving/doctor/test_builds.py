@@ -1,0 +1,148 @@
+"""What a build's engines lack, here and in a container."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from engines.containers import CONTAINERS, DEPLOYED
+from export.manifest import EngineRecord, Manifest
+from serving.cli import iblip
+from serving.doctor.builds import findings_of_build, tensors_in_flight
+from serving.doctor.machine import Machine
+from serving.doctor.nvidia import Driver, Gpu
+from serving.doctor.probes import TensorRt, Triton
+from serving.doctor.report import examine, text_of
+
+L4 = Driver(
+    version="610.43.02",
+    cuda="13.3",
+    gpus=(Gpu(name="NVIDIA L4", memory=24 << 30, capability="sm89"),),
+)
+SERVER = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel=True)
+HERE = Machine(triton=SERVER, obstacles={"onnxruntime": None}, shared_memory=1 << 30)
+WITH_GPU = replace(HERE, driver=L4, libraries={"tensorrt": TensorRt(version="11.4.1.5")})
+
+
+@pytest.fixture
+def made(vicuna_build, tmp_path):
+    """`made("tensorrt", version="11.1.0.106")`: a build whose vision encoder is such an engine."""
+
+    def make(kind, platform=None, **details):
+        copy = tmp_path / "copy"
+        shutil.copytree(vicuna_build, copy, copy_function=os.link)
+        manifest = Manifest.read(copy)
+        record = manifest.components["vision_encoder"]
+        files = record.engine.files
+        if platform == "tensorrt_plan":
+            files = {"model": "engines/vision_encoder/model.plan"}
+            plan = copy / files["model"]
+            plan.parent.mkdir(parents=True)
+            plan.write_bytes(b"plan")
+            config = copy / "model_repository" / "vision_encoder" / "config.pbtxt"
+            text = config.read_text().replace('backend: "python"', f'platform: "{platform}"')
+            config.unlink()  # a link to the build's own
+            config.write_text(text)
+        engine = EngineRecord(kind=kind, files=files, details=details)
+        components = {**manifest.components, "vision_encoder": replace(record, engine=engine)}
+        (copy / "manifest.json").unlink()
+        replace(manifest, components=components).write(copy)
+        return copy
+
+    return make
+
+
+def about(findings, title="vision_encoder"):
+    return next(one for one in findings if one.title == title)
+
+
+def test_a_build_for_cpus_runs_here_and_in_the_container(vicuna_build):
+    found = findings_of_build(vicuna_build, HERE, DEPLOYED)
+    assert found.name == "instructblip-demo-vicuna"
+    assert {one.verdict for one in found.here} == {"ok"}
+    assert about(found.here, "engine files").found == "all 5 are there"
+    assert {one.verdict for one in found.there} == {"ok", "note"}
+    assert "deploy/Dockerfile" in about(found.there, "Python models").remedy
+
+
+def test_a_plan_wants_a_triton_with_its_backend(made):
+    build = made("tensorrt", "tensorrt_plan", version="11.1.0.106", targets=["sm89"])
+    found = findings_of_build(build, WITH_GPU)
+    assert about(found.here).verdict == "problem"
+    assert "Triton has python" in about(found.here).found
+    assert DEPLOYED.image in about(found.here).remedy
+    there = findings_of_build(build, WITH_GPU, DEPLOYED)
+    assert about(there.there).verdict == "ok"
+    assert about(there.here).verdict == "note"  # not what was asked
+    other = findings_of_build(build, WITH_GPU, CONTAINERS["26.07-trtllm-python-py3"])
+    assert "26.07-py3" in about(other.there).remedy
+
+
+def test_a_plan_of_another_version_is_a_problem_unless_compatible(made):
+    build = made("tensorrt", "tensorrt_plan", version="11.0.0.114", targets=["sm89"])
+    report = examine([build], DEPLOYED.tag, WITH_GPU)
+    assert report.verdict == "problem"
+    text = text_of(report)
+    assert "TensorRT 11.1.0.106" in text
+    assert text.splitlines()[-1] == "1 problem, no warnings"
+
+
+def test_a_plan_of_rtx_in_tritons_tensorrt_backend_is_a_problem(made):
+    build = made("tensorrt-rtx", "tensorrt_plan", version="1.7.1.116", targets=["sm89"])
+    finding = about(findings_of_build(build, WITH_GPU, DEPLOYED).there)
+    assert finding.verdict == "problem"
+    assert "the backend reads no other" in finding.wanted
+
+
+def test_a_provider_that_is_missing_is_said(made):
+    obstacles = {"onnxruntime": None, "onnxruntime-cuda": "Install onnxruntime-gpu."}
+    machine = replace(WITH_GPU, obstacles=obstacles)
+    finding = about(findings_of_build(made("onnxruntime-cuda"), machine).here)
+    assert (finding.verdict, finding.remedy) == ("problem", "Install onnxruntime-gpu.")
+
+
+def test_files_that_are_missing_or_cut_short_are_named(made):
+    plan = {"version": "11.1.0.106", "targets": ["sm89"], "bytes": 5}
+    build = made("tensorrt", "tensorrt_plan", **plan)
+    (build / "graphs" / "qformer" / "model.onnx").unlink()
+    finding = about(findings_of_build(build, WITH_GPU).here, "engine files")
+    assert finding.verdict == "problem"
+    assert "graphs/qformer/model.onnx (missing)" in finding.found
+    assert "engines/vision_encoder/model.plan (another size)" in finding.found
+
+
+def test_a_full_server_wants_shared_memory(vicuna_build):
+    manifest = Manifest.read(vicuna_build)
+    wants = tensors_in_flight(manifest)
+    row = 8 * 96 * 4  # queries, width, float32
+    assert wants > row * (manifest.limits.slots + manifest.limits.queue)
+    small = replace(HERE, shared_memory=wants - 1)
+    finding = about(findings_of_build(vicuna_build, small).here, "shared memory")
+    assert finding.verdict == "warning"
+    enough = findings_of_build(vicuna_build, replace(HERE, shared_memory=wants)).here
+    assert "shared memory" not in {one.title for one in enough}
+
+
+def test_the_command_on_builds(vicuna_build, tmp_path):
+    done = CliRunner().invoke(iblip, ["doctor", "--json", str(vicuna_build)])
+    assert done.exit_code == 0, done.output
+    (build,) = json.loads(done.output)["builds"]
+    assert build["name"] == "instructblip-demo-vicuna"
+    assert {one["verdict"] for one in build["here"]} == {"ok"}
+
+    none = CliRunner().invoke(iblip, ["doctor", str(vicuna_build), str(tmp_path / "none")])
+    assert none.exit_code == 1
+    assert "there is no directory" in none.output
+    assert none.output.splitlines()[-1] == "1 problem, no warnings"
+
+
+def test_what_is_the_same_of_several_is_told_once(vicuna_build):
+    machine = replace(HERE, obstacles={"onnxruntime": "It is not installed."})
+    text = text_of(examine([vicuna_build], machine=machine))
+    assert text.count("It is not installed.") == 1
+    assert "vision_encoder, qformer, language_model of " in " ".join(text.split())

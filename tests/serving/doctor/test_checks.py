@@ -1,0 +1,129 @@
+"""What facts of a machine mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.containers import CONTAINERS
+from serving.doctor.checks import CHECKS, container_driver
+from serving.doctor.machine import Machine
+from serving.doctor.nvidia import Driver, Gpu
+from serving.doctor.probes import TensorRt, Triton, Vllm
+from serving.doctor.requirements import Requirement
+
+L4 = Gpu(name="NVIDIA L4", memory=24 << 30, capability="sm89")
+P100 = Gpu(name="Tesla P100", memory=16 << 30, capability="sm60")
+
+
+def driver(version="580.95.05", gpus=(L4,), fault=None):
+    return Driver(version=version, cuda="13.0", gpus=gpus, fault=fault)
+
+
+def findings(**facts):
+    machine = Machine(**facts)
+    return {one.title: one for check in CHECKS for one in check(machine)}
+
+
+SERVER = (
+    Requirement(name="nvidia-pytriton", bounds=">=0.7"),
+    Requirement(name="numpy", bounds="<2"),
+)
+BOTH = {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}
+WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel=True)
+
+
+@pytest.mark.parametrize(
+    ("title", "facts", "verdict", "found", "remedy"),
+    [
+        ("Python", {"python": "3.10.4"}, "problem", "3.10.4", "PYTHON=python3.11"),
+        (
+            "execution providers",
+            {"packages": BOTH},
+            "problem",
+            "onnxruntime 1.31.0 and onnxruntime-gpu 1.31.1",
+            "`pip uninstall -y onnxruntime onnxruntime-gpu`",
+        ),
+        (
+            "torchvision",
+            {"packages": {"torchvision": "0.20"}, "faults": {"torchvision": "no operator nms"}},
+            "problem",
+            "0.20 does not load: no operator nms",
+            "`pip uninstall torchvision`",
+        ),
+        (
+            "server",
+            {
+                "packages": {"nvidia-pytriton": "0.7.0", "numpy": "2.4.0"},
+                "requirements": {"server": SERVER},
+            },
+            "warning",
+            "numpy 2.4.0",
+            "pip install 'iblip[server]'",
+        ),
+        ("client", {"requirements": {"": SERVER}}, "problem", "numpy missing", "install 'iblip'"),
+        ("Triton", {"triton": WHEEL, "glibc": "2.31"}, "problem", "glibc 2.31", "container"),
+        ("NVIDIA driver", {"driver": driver(fault="cuInit says X")}, "problem", "X", "modprobe"),
+        (
+            "CUDA runtime",
+            {"driver": driver("535.86"), "cuda_runtime": "13.0"},
+            "problem",
+            "under driver 535.86",
+            "Update the driver",
+        ),
+        (
+            "TensorRT",
+            {"libraries": {"tensorrt": TensorRt(fault="libnvinfer.so.11 is missing")}},
+            "problem",
+            "libnvinfer.so.11",
+            "Install it again",
+        ),
+        (
+            "onnxruntime-cuda",
+            {
+                "providers": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+                "obstacles": {"onnxruntime": None, "onnxruntime-cuda": "libcuda.so.1 is missing"},
+            },
+            "note",
+            "offered, but: libcuda.so.1 is missing",
+            None,
+        ),
+        ("memory", {"memory": 1 << 20}, "warning", "0.00 GiB free", "End what else runs"),
+        ("shared memory", {"shared_memory": 64 << 20}, "warning", "0.06", "--shm-size"),
+        ("disk", {"disk": 2 << 30}, "note", "2.00 GiB free; the largest build", None),
+        ("ports", {"taken": ("gRPC",)}, "note", "8001 in use", "--grpc-port"),
+        ("vLLM", {"vllm": Vllm(python="/v/bin/python")}, "warning", "has none", "vllm install"),
+        ("NVIDIA driver", {}, "note", "none", "can be made here"),
+    ],
+)
+def test_what_a_fact_means(title, facts, verdict, found, remedy):
+    one = findings(**facts)[title]
+    assert one.verdict == verdict
+    assert found in one.found
+    assert remedy is None or remedy in one.remedy
+
+
+def test_gpus_are_named_with_memory_and_capability():
+    found = findings(driver=driver(gpus=(L4, P100)), cuda_runtime="13.0")
+    assert found["GPU 0"].found == "NVIDIA L4, 24.00 GiB, sm89"
+    assert found["GPU 1"].found == "Tesla P100, 16.00 GiB, sm60"
+    assert found["NVIDIA driver"].found == "580.95.05, for CUDA 13.0 and older"
+    assert found["CUDA runtime"].verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("tag", "has", "verdict"),
+    [
+        ("26.07-py3", driver("580.95.05"), "ok"),
+        ("26.07-py3", driver("575.57.08"), "problem"),
+        ("26.07-py3", driver("610.43.02", gpus=(P100,)), "problem"),
+        ("26.07-trtllm-python-py3", driver("580.95.05"), "note"),  # CUDA 13.1 came with 590.44.01
+        ("26.07-trtllm-python-py3", driver("590.44.01"), "ok"),
+        ("26.07-py3", None, "note"),
+    ],
+)
+def test_a_container_wants_a_driver(tag, has, verdict):
+    finding = container_driver(CONTAINERS[tag], Machine(driver=has))
+    assert finding.verdict == verdict
+    assert (
+        "580" in (finding.wanted or "") + (finding.remedy or "") + finding.found or verdict == "ok"
+    )

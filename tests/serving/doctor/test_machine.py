@@ -1,0 +1,118 @@
+"""What is found on this machine, and in a Python with nothing but the client."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from serving.cli import iblip
+from serving.doctor.machine import PORTS, look
+from serving.doctor.nvidia import cuda_version
+from serving.doctor.probes import load_faults
+from serving.doctor.requirements import Requirement, requirements
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return look()
+
+
+def test_this_machine_is_seen_as_it_is(machine):
+    import onnxruntime
+    import torch
+
+    assert machine.providers == tuple(onnxruntime.get_available_providers())
+    assert machine.obstacles["onnxruntime"] is None
+    assert machine.torch_cuda == torch.version.cuda
+    assert machine.packages["numpy"].startswith("1.")
+    assert machine.libraries["tensorrt-rtx"].version == "1.7.1.116"
+    assert "sm89" in machine.libraries["tensorrt-rtx"].targets
+    assert (machine.triton.version, machine.triton.backends) == ("2.51.0", ("python",))
+    assert machine.faults == {}
+    assert machine.memory > 0
+    assert machine.disk > 0
+
+
+def test_ports_that_are_in_use_are_seen():
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", PORTS["metrics"]))
+        except OSError:  # by another program: then it is what is seen
+            pass
+        else:
+            one.listen()
+        assert "metrics" in look().taken
+
+
+def test_the_command_finds_no_problem_here():
+    done = CliRunner().invoke(iblip, ["doctor"])
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 100
+    assert "these run: onnxruntime" in done.output
+    assert done.output.splitlines()[-1].startswith("no problems")
+
+
+def test_json_has_all_of_it():
+    report = json.loads(CliRunner().invoke(iblip, ["doctor", "--json"]).output)
+    titles = {finding["title"] for finding in report["machine"]}
+    assert {"Python", "client", "export", "Triton", "NVIDIA driver", "memory", "ports"} <= titles
+    assert report["verdict"] in ("ok", "note", "warning")
+    assert report["container"] is None
+
+
+def test_it_runs_with_the_client_alone(few_packages):
+    python = few_packages("iblip")
+    command = [python, "-m", "serving", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {one["title"]: one for one in json.loads(done.stdout)["machine"]}
+    assert found["client"]["verdict"] == "ok"
+    assert "torch" in found["export"]["found"]
+    assert "pip install 'iblip[export]'" in found["export"]["remedy"]
+    assert found["ONNX Runtime"]["found"] == "onnxruntime missing, to run engines"
+    assert found["Triton"]["found"].startswith("none here")
+
+
+def test_a_container_that_is_not_known_is_a_wrong_call():
+    done = CliRunner().invoke(iblip, ["doctor", "--container", "19.04-py3"])
+    assert done.exit_code == 2
+    assert "Known: 26.07-py3" in done.stderr
+
+
+def test_a_package_that_does_not_load_is_found_by_loading_it(tmp_path, monkeypatch):
+    broken = tmp_path / "torchvision"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    faults = load_faults({"torchvision": "0.1", "onnxruntime": "1.31.0"})
+    assert faults == {"torchvision": "RuntimeError: operator nms does not exist"}
+
+
+def test_requirements_are_read_from_the_project():
+    found = requirements()
+    assert Requirement(name="click", bounds=">=8.1") in found[""]
+    assert {one.name for one in found["server"]} == {"nvidia-pytriton", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "version", "allowed"),
+    [
+        ("<3,>=1.26", "1.26.4", True),
+        ("<3,>=1.26", "3.0", False),
+        (">=1.26", "1.9", False),
+        (">=2.12", "2.13.0+cpu", True),
+        ("==1.31.0", "1.31.1", False),
+        ("", "0.1", True),
+    ],
+)
+def test_bounds(bounds, version, allowed):
+    assert Requirement(name="x", bounds=bounds).allows(version) is allowed
+
+
+def test_cuda_counts_in_thousands():
+    assert (cuda_version(13010), cuda_version(12090)) == ("13.1", "12.9")
