@@ -6,14 +6,17 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
 
 from export.components.component import Component
 from export.digest import FileDigests, graph_digest
@@ -22,8 +25,14 @@ from export.graphs import OnnxGraph
 from export.progress import Advance
 from export.weights import Recipe
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
 ALIGNMENT = 64
 """Bytes: a multiple of every dtype's size and of a cache line."""
+
+AHEAD = 4
+"""Pieces that wait to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,52 +135,94 @@ def _position(recipe: Recipe) -> tuple[str, int]:
 def _written_weights(
     bound: Sequence[Bound], directory: Path, digests: FileDigests, advance: Advance
 ) -> Places:
-    places: dict[tuple[str, Recipe], Placed] = {}
+    placed: dict[tuple[str, Recipe], tuple[Path, int, Hash]] = {}
     links = Links()
-    with _Streams() as streams:
+    with _Writer() as writer, _spared_cores():
         for (folder, recipe), graph in _first_users(bound).items():
             for source in recipe.source.sources[:1]:
                 digests.reach(source.file, source.offset + source.length)
             if lies := recipe.in_place:
-                file, offset, stream = links.link(lies.file, directory / folder), lies.offset, None
+                file, offset, target = links.link(lies.file, directory / folder), lies.offset, None
             else:
-                file = directory / folder / f"{graph}.weights"
-                stream = streams.open(file)
-                stream.write(bytes(-stream.tell() % ALIGNMENT))
-                offset = stream.tell()
-            digest = _passed(recipe, stream, advance)
-            places[folder, recipe] = Placed(file=file, offset=offset, digest=digest)
-    return places
+                file = target = directory / folder / f"{graph}.weights"
+                offset = writer.aligned(file)
+            placed[folder, recipe] = file, offset, _passed(recipe, writer, target, advance)
+        writer.finish()
+    return {
+        key: Placed(file=file, offset=offset, digest=made.hexdigest())
+        for key, (file, offset, made) in placed.items()
+    }
 
 
-class _Streams(contextlib.ExitStack):
-    """Files that are written to by turns."""
+@contextlib.contextmanager
+def _spared_cores() -> Iterator[None]:
+    """Has torch leave a core each to the threads that hash: it waits for its slowest thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Writer:
+    """Hashes pieces of weights and writes them, in their order, while the next ones are made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._files = contextlib.ExitStack()
         self._open: dict[Path, BinaryIO] = {}
+        self._ends: dict[Path, int] = {}
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._asked: deque[Future[None]] = deque()
 
-    def open(self, path: Path) -> BinaryIO:
-        """The one of that path."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._files.close()
+
+    def aligned(self, path: Path) -> int:
+        """Where the next weight of a file begins, in bytes; what comes before it is filled up."""
         if path not in self._open:
-            self._open[path] = self.enter_context(path.open("wb"))
-        return self._open[path]
+            self._open[path] = self._files.enter_context(path.open("wb"))
+            self._ends[path] = 0
+        self.take(memoryview(bytes(-self._ends[path] % ALIGNMENT)), hashlib.sha256(), path)
+        return self._ends[path]
+
+    def take(self, data: memoryview, made: Hash, path: Path | None) -> None:
+        """Adds bytes to a digest and, where there is a path, to the end of that file."""
+        stream = None
+        if path is not None:
+            stream, self._ends[path] = self._open[path], self._ends[path] + len(data)
+        self._asked.append(self._pool.submit(_take, data, made, stream))
+        while len(self._asked) > AHEAD:
+            self._asked.popleft().result()
+
+    def finish(self) -> None:
+        """Returns when all is written. Raises OSError where it could not be."""
+        while self._asked:
+            self._asked.popleft().result()
 
 
-def _passed(recipe: Recipe, stream: BinaryIO | None, advance: Advance) -> str:
-    """The digest of a weight, which is also written if there is a stream."""
+def _take(data: memoryview, made: Hash, stream: BinaryIO | None) -> None:
+    made.update(data)
+    if stream is not None:
+        stream.write(data)
+
+
+def _passed(recipe: Recipe, writer: _Writer, target: Path | None, advance: Advance) -> Hash:
+    """The digest of a weight, whole when the writer has finished; written if there is a target."""
     made, size = hashlib.sha256(), 0
     for piece in recipe.pieces():
         data = _bytes(piece)
-        made.update(data)
-        if stream is not None:
-            stream.write(data)
+        writer.take(data, made, target)
         size += len(data)
         advance(len(data))
     if size != recipe.nbytes:
         message = f"{recipe.source.name}: {size} bytes were made, wanted {recipe.nbytes}"
         raise ExportError(message)
-    return made.hexdigest()
+    return made
 
 
 def _bytes(values: npt.NDArray[Any]) -> memoryview:
