@@ -27,8 +27,8 @@ ACCURACY_LEVEL = 4
 several times as long."""
 
 PIECE = 2**19
-"""Weights that are worked on at once: 2 MiB of float32, so that all steps find them in the caches of
-their cores. Eight times as many took up to three times as long."""
+"""Weights that are worked on at once: 2 MiB of float32, so that every step finds them in the caches
+of its core. Eight times as many took up to three times as long."""
 
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of blocks `[blocks, block_size]`: whole numbers uint8 of that shape, scales float32 `[blocks]`,
