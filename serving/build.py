@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.cache.store import EngineCache, default_directory
 from export.build_directory import new_build
 from export.checkpoint import DEMO, Checkpoint
 from export.errors import OptionError, VerificationError
@@ -79,6 +80,7 @@ class BuildOptions:
             `engines.language_model.vllm.settings.VllmSettings`, for vLLM alone; `None` is the
             default there.
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
+        engine_cache: directory of plans that builds share; `None` takes and keeps none.
         max_batch: the largest batch that vision encoder and Q-Former take, in images; raised to
             the most that a request may have.
         max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
@@ -106,6 +108,7 @@ class BuildOptions:
     executor: str | None = None
     gpu_memory_utilization: float | None = None
     targets: tuple[str, ...] = ()
+    engine_cache: Path | None = field(default_factory=default_directory)
     max_batch: int = 8
     max_instruction: int = 128
     slots: int | None = None
@@ -375,7 +378,7 @@ def _plan(
     engine: EngineChoice,
     progress: Progress,
 ) -> EngineRecord:
-    from engines.tensorrt.builder import plan_from_onnx
+    from engines.cache.plans import cached_plan
     from engines.tensorrt.libraries import find_library
     from engines.tensorrt.options import PlanOptions
     from engines.tensorrt.profile import profile_from_contract
@@ -383,14 +386,16 @@ def _plan(
     graph = proof.graph
     path = work / "engines" / graph.component / f"{graph.name}.plan"
     path.parent.mkdir(parents=True)
-    with progress.stage(f"build {graph.component}/{graph.name}.plan with {engine.kind}"):
-        plan = plan_from_onnx(
-            proof,
-            path,
-            library=find_library(engine.kind),
-            profiles=[profile_from_contract(graph.contract, _most(options))],
-            options=PlanOptions(targets=options.targets),
-        )
+    plan = cached_plan(
+        proof,
+        path,
+        cache=EngineCache(options.engine_cache) if options.engine_cache else None,
+        library=find_library(engine.kind),
+        profiles=[profile_from_contract(graph.contract, _most(options))],
+        options=PlanOptions(targets=options.targets),
+        build=str(options.destination.absolute()),
+        progress=progress,
+    )
     files = {graph.name: str(plan.path.relative_to(work))}
     return EngineRecord(kind=engine.kind, files=files, details=plan.details)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +52,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.xdist_group("e2e" if folder == "e2e" else str(item.path)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Plans of the tests stay out of the user's own cache; all workers share them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IBLIP_CACHE", str(_shared(tmp_path_factory) / "cache"))
+        yield
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this run, of all its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def checkpoints() -> Path:
     """The directory of the demo checkpoints."""
@@ -66,8 +80,7 @@ def demo_build(
 
     Several workers share it: whoever comes first makes it.
     """
-    base = tmp_path_factory.getbasetemp()
-    builds = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "builds"
+    builds = _shared(tmp_path_factory) / "builds"
     builds.mkdir(exist_ok=True)
 
     @cache

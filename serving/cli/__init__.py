@@ -29,6 +29,7 @@ IBLIP: Mapping[str, str] = {
     "ask": "serving.cli.ask",
     "demo": "serving.cli.demo",
     "models": "serving.cli.models",
+    "engines": "serving.cli.engines",
     "doctor": "serving.cli.doctor",
     "vllm": "serving.cli.vllm",
 }

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from serving.cli.options import QUANTISATION, as_json, quantisation_options, source_options
+from serving.cli.options import (
+    QUANTISATION,
+    as_json,
+    cache_from_flags,
+    engine_cache_option,
+    no_engine_cache_option,
+    quantisation_options,
+    source_options,
+)
 
 
 @click.command()
@@ -46,6 +54,8 @@ from serving.cli.options import QUANTISATION, as_json, quantisation_options, sou
     default="",
     help="GPU architectures to build TensorRT plans for, such as sm89. Default: this machine's.",
 )
+@engine_cache_option
+@no_engine_cache_option
 @click.option(
     "--llm-engine",
     default="onnxruntime",
@@ -104,6 +114,8 @@ def command(
     parts: tuple[str, ...],
     image_size: int | None,
     targets: str,
+    engine_cache: Path | None,
+    no_engine_cache: bool,
     dry_run: bool,
     json_: bool,
     **options: Any,
@@ -128,6 +140,7 @@ def command(
         ),
         quantisation=QuantisationOptions(**{k: v for k, v in given.items() if v is not None}),
         targets=tuple(word.strip() for word in targets.split(",") if word.strip()),
+        engine_cache=cache_from_flags(engine_cache, no_engine_cache),
         **options,
     )
     if dry_run:

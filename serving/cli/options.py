@@ -145,6 +145,37 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--engine-cache`."""
+    return click.option(
+        "--engine-cache",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="TensorRT plans that builds share. Default: $IBLIP_CACHE/engines, or iblip/engines "
+        "among the user's caches.",
+    )(function)
+
+
+def no_engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--no-engine-cache`; `cache_from_flags` reads it with `--engine-cache`."""
+    text = "Build every TensorRT plan, and keep none for other builds."
+    return click.option("--no-engine-cache", is_flag=True, help=text)(function)
+
+
+def cache_from_flags(engine_cache: Path | None, no_engine_cache: bool = False) -> Path | None:
+    """The directory of the engine cache; `None` where the caller wants none.
+
+    Raises:
+        OptionError: a directory is given, and that none is wanted.
+    """
+    from engines.cache.store import default_directory
+    from export.errors import OptionError
+
+    if no_engine_cache and engine_cache:
+        raise OptionError("--engine-cache and --no-engine-cache: give one of them")
+    return None if no_engine_cache else engine_cache or default_directory()
+
+
 QUANTISATION: Mapping[str, tuple[Any, str]] = {
     "int8": (str, "int8 vision and Q-Former: activations dynamic or static. Default: dynamic."),
     "llm_int8": (str, "int8 language model: weights alone, or dynamic. Default: weights."),

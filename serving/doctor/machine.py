@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engines.nvidia import Driver, find_driver, find_runtime
 from serving.doctor import probes
-from serving.doctor.nvidia import Driver, find_driver, find_runtime
 from serving.doctor.requirements import Requirement, installed, requirements
 from serving.memory import available
 

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from engines.containers import CONTAINERS, DEPLOYED
+from engines.nvidia import Driver, Gpu
 from export.manifest import EngineRecord, Manifest
 from serving.cli import iblip
 from serving.doctor.builds import findings_of_build, tensors_in_flight
 from serving.doctor.machine import Machine
-from serving.doctor.nvidia import Driver, Gpu
 from serving.doctor.probes import TensorRt, Triton
 from serving.doctor.report import examine, text_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engines.containers import CONTAINERS
+from engines.nvidia import Driver, Gpu
 from serving.doctor.checks import CHECKS, container_driver
 from serving.doctor.machine import Machine
-from serving.doctor.nvidia import Driver, Gpu
 from serving.doctor.probes import TensorRt, Triton, Vllm
 from serving.doctor.requirements import Requirement
 

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
+from engines.nvidia import cuda_version
 from serving.cli import iblip
 from serving.doctor.machine import PORTS, look
-from serving.doctor.nvidia import cuda_version
 from serving.doctor.probes import load_faults
 from serving.doctor.requirements import Requirement, requirements
 

@@ -1,0 +1,73 @@
+"""What the engine cache has, and the entry that a few digits stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from engines.cache.entry import DamagedEntryError, Entry
+from engines.cache.store import SHORT, EngineCache
+from export.errors import EngineError, OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What a cache has.
+
+    Attributes:
+        entries: that can be used, the last used first.
+        damaged: keys of others, each with what is wrong. Plans are not read for that.
+    """
+
+    entries: tuple[Entry, ...]
+    damaged: Mapping[str, str]
+
+
+def scan(cache: EngineCache) -> Scan:
+    """What the cache has.
+
+    Raises:
+        EngineError: it cannot be read.
+    """
+    entries, damaged = [], {}
+    for key in cache.all_keys():
+        try:
+            entries.append(Entry.read(cache.plans / key))
+        except DamagedEntryError as error:
+            damaged[key] = str(error)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except OSError as error:
+            raise cache.unreadable(error) from error
+    entries.sort(key=lambda entry: entry.used, reverse=True)
+    return Scan(entries=tuple(entries), damaged=damaged)
+
+
+def find(cache: EngineCache, word: str) -> Entry:
+    """The entry whose key begins with `word`.
+
+    Raises:
+        OptionError: none does, or several do, with the nearest.
+        EngineError: the cache cannot be read, or the entry is damaged.
+    """
+    keys = cache.all_keys()
+    found = [key for key in keys if key.startswith(word.lower())] if word else []
+    if len(found) == 1:
+        try:
+            return Entry.read(cache.plans / found[0])
+        except (DamagedEntryError, OSError) as error:
+            raise EngineError(
+                f"{word} of the engine cache is damaged: {error}. The next build that wants it "
+                "builds it anew."
+            ) from error
+    if found:
+        some = ", ".join(key[: len(word) + 4] for key in found[:4])
+        raise OptionError(f"{len(found)} plans begin with {word}: {some}. Give more digits.")
+    short = {key[: max(len(word), SHORT)]: key for key in keys}
+    near = get_close_matches(word.lower(), short, n=3, cutoff=0.5)
+    hint = f" Near: {', '.join(near)}." if near else ""
+    raise OptionError(
+        f"the engine cache {cache.directory} has no plan {word!r}.{hint} "
+        "`iblip engines list` shows what it has."
+    )

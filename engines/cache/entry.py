@@ -1,0 +1,182 @@
+"""One plan of the engine cache, and what is known of it.
+
+CACHE/plans/<key>/
+├── plan            the library's own file
+├── record.json     what it is, written once
+└── usage.json      how often and when it was taken last
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from engines.cache.files import sha256_of, write_whole
+
+FORMAT = 1
+"""Of `record.json`."""
+
+PLAN, RECORD, USAGE = "plan", "record.json", "usage.json"
+
+
+class DamagedEntryError(Exception):
+    """An entry that cannot be used; the message says why. It never leaves `engines.cache`."""
+
+
+def now() -> str:
+    """This moment, as records have it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A plan of the cache.
+
+    Attributes:
+        key: sha256 of its recipe, in hexadecimal.
+        directory: where it lies.
+        recipe: as `engines.cache.key.Recipe.to_json` has it.
+        graph: component and graph that it was first built for: `vision_encoder/model`.
+        details: as `engines.tensorrt.builder.Plan.details` had them.
+        sha256: of the plan, in hexadecimal.
+        size: of the plan, in bytes.
+        created: when it was built, in ISO 8601.
+        build: the directory of the build that built it.
+        hits: how often it was taken since.
+        used: when it was last taken or built, in ISO 8601.
+    """
+
+    key: str
+    directory: Path
+    recipe: Mapping[str, Any]
+    graph: str
+    details: Mapping[str, Any]
+    sha256: str
+    size: int
+    created: str
+    build: str
+    hits: int = 0
+    used: str = ""
+
+    @property
+    def plan(self) -> Path:
+        """The plan's file."""
+        return self.directory / PLAN
+
+    @property
+    def shared(self) -> bool:
+        """Whether builds have the same file, so that removing it here frees nothing."""
+        return self.plan.stat().st_nlink > 1
+
+    @property
+    def target(self) -> str:
+        """The GPUs that it is for, in words."""
+        device = self.recipe["device"]
+        if device:
+            return f"{device['name']} ({device['capability']})"
+        return ",".join(self.recipe["targets"])
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            **self._record(),
+            "path": str(self.plan),
+            "hits": self.hits,
+            "used": self.used,
+            "shared": self.shared,
+        }
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "graph": self.graph,
+            "recipe": dict(self.recipe),
+            "details": dict(self.details),
+            "sha256": self.sha256,
+            "bytes": self.size,
+            "created": self.created,
+            "build": self.build,
+        }
+
+    def write_record(self) -> None:
+        """Writes `record.json` into its directory.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        record = {"format": FORMAT, **self._record()}
+        write_whole(self.directory / RECORD, json.dumps(record, indent=2).encode())
+
+    def write_usage(self) -> None:
+        """Counts one more hit, now.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        usage = {"hits": self.hits + 1, "used": now()}
+        write_whole(self.directory / USAGE, json.dumps(usage).encode())
+
+    def check(self) -> None:
+        """Reads the plan and compares it with the record.
+
+        Raises:
+            DamagedEntryError: it is another.
+        """
+        try:
+            size, found = self.plan.stat().st_size, sha256_of(self.plan)
+        except OSError as error:
+            raise DamagedEntryError(f"its plan cannot be read: {error}") from error
+        if size != self.size:
+            raise DamagedEntryError(f"its plan has {size} bytes, wanted {self.size}")
+        if found != self.sha256:
+            raise DamagedEntryError(f"its plan has sha256 {found}, wanted {self.sha256}")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The entry in `directory`. Its plan is not read, only its size compared.
+
+        Raises:
+            FileNotFoundError: there is no such directory.
+            DamagedEntryError: it is not a whole entry of this format.
+            OSError: it cannot be read.
+        """
+        directory.stat()
+        try:
+            data = json.loads((directory / RECORD).read_bytes())
+            if data["format"] != FORMAT or data["key"] != directory.name:
+                raise DamagedEntryError(f"its record is of {data['format']} and {data['key']}")
+            size = (directory / PLAN).stat().st_size
+            if size != data["bytes"]:
+                raise DamagedEntryError(f"its plan has {size} bytes, wanted {data['bytes']}")
+            hits, used = _usage(directory)
+            return cls(
+                key=data["key"],
+                directory=directory,
+                recipe=data["recipe"],
+                graph=data["graph"],
+                details=data["details"],
+                sha256=data["sha256"],
+                size=size,
+                created=data["created"],
+                build=data["build"],
+                hits=hits,
+                used=used or data["created"],
+            )
+        except FileNotFoundError as error:
+            directory.stat()  # removed meanwhile, it is not damaged
+            raise DamagedEntryError(f"it has no {Path(error.filename).name}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedEntryError(f"its record cannot be read: {error!r}") from error
+
+
+def _usage(directory: Path) -> tuple[int, str]:
+    """Hits and last use; nothing where that was never or cannot be told."""
+    try:
+        data = json.loads((directory / USAGE).read_bytes())
+        return int(data["hits"]), str(data["used"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, ""

@@ -1,0 +1,104 @@
+"""Files that several processes share: locks, links or copies, and writing whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], object] | None) -> Iterator[bool]:
+    """Holds the lock of the file `path`, which is made where it is missing; a kill releases it.
+
+    Args:
+        path: of the lock; whoever holds it may remove it.
+        waiting: called before waiting for another process that has it; `None` does not wait.
+
+    Yields:
+        Whether the lock is held: `False` only without waiting.
+
+    Raises:
+        OSError: the file cannot be made, or its file system has no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        held = _lock(descriptor, waiting)
+        while held and not _is(path, descriptor):  # removed by who held it before
+            os.close(descriptor)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            held = _lock(descriptor, waiting)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, waiting: Callable[[], object] | None) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is None:
+            return False
+        waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return True
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or else a copy; whole or not at all.
+
+    Args:
+        source: a file.
+        target: replaced if it is there; its directory exists.
+
+    Raises:
+        OSError: neither is possible.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        made = Path(scratch) / target.name
+        try:
+            made.hardlink_to(source)
+        except OSError:  # another disk, a file system without links, or another owner's file
+            shutil.copyfile(source, made)
+        made.replace(target)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a small file, which readers see either as it was or as it will be.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Of a whole file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,79 @@
+"""A plan from a verified graph: from the engine cache where it has it, else built, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.cache.entry import Entry
+from engines.cache.key import recipe_from_graph
+from engines.cache.store import SHORT, EngineCache
+from engines.tensorrt.builder import Plan, plan_from_onnx
+from engines.tensorrt.libraries import Library
+from engines.tensorrt.options import PlanOptions
+from engines.tensorrt.profile import Profile
+from export.graphs import VerifiedGraph
+from export.progress import Progress
+
+
+def cached_plan(
+    verified: VerifiedGraph,
+    output: Path,
+    *,
+    cache: EngineCache | None,
+    library: Library,
+    profiles: Sequence[Profile],
+    options: PlanOptions | None = None,
+    build: str,
+    progress: Progress,
+) -> Plan:
+    """The plan of one graph in the file `output`, which appears whole or not at all.
+
+    Of several processes that want the same plan at once, one builds it, and the others wait.
+
+    Args:
+        verified, output, library, profiles, options: as `plan_from_onnx` takes them.
+        cache: where to look first, and to keep what is built; `None` always builds.
+        build: for which the plan is, as the cache's record will say.
+        progress: has a stage where the plan is built, and is told where it comes from the cache.
+
+    Returns:
+        The plan; its details are those of `plan_from_onnx` and, with a cache, `key` (of the cache)
+        and `cached` (whether it comes from there: `seconds` are then those of its making).
+
+    Raises:
+        OptionError, EngineError: as `plan_from_onnx` does.
+    """
+    options = options or PlanOptions()
+    library.check(options)
+    graph = verified.graph
+    name = f"{graph.component}/{graph.name}"
+
+    def make() -> Plan:
+        with progress.stage(f"build {name}.plan with {library.kind}"):
+            return plan_from_onnx(
+                verified, output, library=library, profiles=profiles, options=options
+            )
+
+    def waiting() -> None:
+        progress.note(f"another process is building {name}.plan; waiting for it")
+
+    if cache is None:
+        return make()
+    recipe = recipe_from_graph(graph, library, options, profiles)
+    with cache.claim(recipe.key, waiting):
+        entry = cache.take(recipe.key, output)
+        if entry is not None:
+            progress.note(f"{name}.plan is in the engine cache: {entry.key[:SHORT]}")
+            return Plan(path=output, details=_details(entry, verified))
+        plan = make()
+        details = {key: value for key, value in plan.details.items() if key != "unverified"}
+        cache.keep(recipe, output, graph=name, details=details, build=build)
+    return Plan(path=output, details={**plan.details, "key": recipe.key, "cached": False})
+
+
+def _details(entry: Entry, verified: VerifiedGraph) -> dict[str, Any]:
+    """Of the plan, and of this graph, whose proof is no matter of the cache."""
+    details = {**entry.details, "key": entry.key, "cached": True}
+    return details if verified.skipped is None else {**details, "unverified": verified.skipped}

@@ -1,0 +1,215 @@
+"""`iblip engines`: the TensorRT plans that builds share, and those of a build."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.cli.options import as_json, cache_from_flags, engine_cache_option
+
+if TYPE_CHECKING:
+    from engines.cache.entry import Entry
+    from engines.cache.store import EngineCache
+
+
+@click.group()
+def command() -> None:
+    """Look after TensorRT plans: those of the engine cache, and those of a build."""
+
+
+@command.command("list")
+@engine_cache_option
+@as_json
+def list_(engine_cache: Path | None, json_: bool) -> None:
+    """List the plans of the engine cache, the last used first."""
+    from engines.cache.catalogue import scan
+
+    cache = _cache(engine_cache)
+    found = scan(cache)
+    timing = cache.timing_caches()
+    if json_:
+        report = {
+            "directory": str(cache.directory),
+            "plans": [entry.to_json() for entry in found.entries],
+            "damaged": found.damaged,
+            "timing": [{"name": path.name, "bytes": path.stat().st_size} for path in timing],
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    total = sum(entry.size for entry in found.entries)
+    click.echo(f"{cache.directory}: {_count(len(found.entries), 'plan')}, {_bytes(total)}")
+    for line in _table([COLUMNS, *map(_row, found.entries)] if found.entries else []):
+        click.echo(line)
+    for key, reason in found.damaged.items():
+        click.echo(f"{key[:12]} is damaged: {reason}. The build that wants it builds it anew.")
+    for path in timing:
+        click.echo(f"timings of {path.stem}: {_bytes(path.stat().st_size)}")
+
+
+@command.command()
+@click.argument("key_or_build", metavar="KEY|BUILD")
+@engine_cache_option
+@as_json
+def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
+    """Show all that is known of a plan of the cache, or of the plans of a build.
+
+    Of a key, as many digits are enough as no other begins with.
+    """
+    from engines.cache.catalogue import find
+
+    build = Path(key_or_build)
+    if build.is_dir():
+        found = _plans(build)
+    else:
+        entry = find(_cache(engine_cache), key_or_build)
+        found = {entry.key: entry.to_json()}
+    if json_:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, facts in found.items():
+        click.echo(name)
+        for line in _lines(facts, "  "):
+            click.echo(line)
+
+
+@command.command()
+@click.option("--older-than", metavar="AGE", help="Plans not used for so long: 30d, 12h.")
+@click.option(
+    "--max-size",
+    metavar="SIZE",
+    help="Those used longest ago, until the rest is no larger: 20GB, 512MiB.",
+)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@engine_cache_option
+@as_json
+def prune(
+    older_than: str | None,
+    max_size: str | None,
+    everything: bool,
+    dry_run: bool,
+    engine_cache: Path | None,
+    json_: bool,
+) -> None:
+    """Remove plans from the engine cache. Builds keep those that they have."""
+    from engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
+    from engines.cache.pruning import prune as prune_cache
+
+    policy = Policy(
+        older_than=None if older_than is None else seconds_from_words(older_than),
+        max_size=None if max_size is None else bytes_from_words(max_size),
+        everything=everything,
+    )
+    cache = _cache(engine_cache)
+    found = prune_cache(cache, policy, dry_run=dry_run)
+    if json_:
+        report = {"directory": str(cache.directory), "dry_run": dry_run, **asdict(found)}
+        click.echo(json.dumps(report, indent=2))
+        return
+    would = "would be " if dry_run else ""
+    what = _count(len(found.removed), "plan")
+    if found.timing:
+        what += f" and {_count(len(found.timing), 'timing cache')}"
+    click.echo(f"{what} {would}removed: {_bytes(found.freed)} {would}freed")
+    if found.held:
+        click.echo(f"{_bytes(found.held)} stay on the disk, as builds have those plans as well")
+    if found.busy:
+        click.echo(f"{_count(len(found.busy), 'plan')} in use by another process, and kept")
+    click.echo(f"{_bytes(found.kept)} are left in {cache.directory}")
+
+
+COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")
+
+
+def _cache(directory: Path | None) -> EngineCache:
+    from engines.cache.store import EngineCache
+
+    found = cache_from_flags(directory)
+    assert found is not None
+    return EngineCache(found)
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    recipe = entry.recipe
+    return (
+        entry.key[:12],
+        f"{entry.graph} {recipe['precision']}",
+        f"{recipe['library']} {recipe['version']}",
+        entry.target,
+        _bytes(entry.size),
+        _age(entry.created),
+        _age(entry.used),
+        str(entry.hits),
+    )
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Rows in columns, each as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def _plans(build: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest of a build says of its plans, by component and graph."""
+    from engines.selection import KINDS
+    from export.errors import BuildDirectoryError
+    from export.manifest import Manifest
+
+    manifest = Manifest.read(build)
+    found = {
+        f"{component}/{graph}": {
+            "kind": record.engine.kind,
+            "precision": record.precision,
+            "path": str(build / file),
+            **record.engine.details,
+        }
+        for component, record in manifest.components.items()
+        if record.engine.kind in KINDS and KINDS[record.engine.kind].plans
+        for graph, file in record.engine.files.items()
+    }
+    if not found:
+        raise BuildDirectoryError(
+            f"{build} has no TensorRT plans. Build with --engine tensorrt or tensorrt-rtx."
+        )
+    return found
+
+
+def _lines(facts: Mapping[str, Any], indent: str) -> list[str]:
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, int) and name.endswith("bytes"):
+            lines.append(f"{indent}{name}: {value:,} ({_bytes(value)})")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            lines.append(f"{indent}{name}: {text}")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def _age(moment: str) -> str:
+    """How long ago, in one unit."""
+    then = datetime.datetime.fromisoformat(moment)
+    seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
