@@ -28,6 +28,7 @@ IBLIP: Mapping[str, str] = {
     "serve": "serving.cli.serve",
     "ask": "serving.cli.ask",
     "demo": "serving.cli.demo",
+    "lint": "serving.cli.lint",
     "models": "serving.cli.models",
     "engines": "serving.cli.engines",
     "doctor": "serving.cli.doctor",

@@ -1,0 +1,45 @@
+"""`iblip lint`: what is wrong with a Triton model repository, before a server meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from serving.cli.options import as_json
+
+
+def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        from serving.lint.page import page
+
+        click.echo(page(), nl=False)
+        ctx.exit()
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--strict", is_flag=True, help="Fail on warnings, too.")
+@click.option(
+    "--rules",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_rules,
+    help="Print every rule, why it is one and what to do; check nothing.",
+)
+@as_json
+@click.pass_context
+def command(ctx: click.Context, directory: Path, strict: bool, json_: bool) -> None:
+    """Check the Triton model repository in DIRECTORY, or that of a build, without a server.
+
+    Every finding names file and line, why it matters and what to do. Exit status 1: errors were
+    found (with --strict, or warnings).
+    """
+    from serving.lint.checking import lint
+
+    report = lint(directory)
+    click.echo(json.dumps(report.to_json(), indent=2) if json_ else str(report))
+    if not report.passed(strict=strict):
+        ctx.exit(1)

@@ -1,0 +1,24 @@
+"""Every rule, in one table. A rule is one small function and its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from serving.lint.rule import Rule
+from serving.lint.rules import batching, builds, ensembles, files, instances, steps, tensors, texts
+
+RULES: Mapping[str, Rule] = {
+    rule.id: rule
+    for table in (
+        texts.RULES,
+        files.RULES,
+        tensors.RULES,
+        batching.RULES,
+        instances.RULES,
+        ensembles.RULES,
+        steps.RULES,
+        builds.RULES,
+    )
+    for rule in table
+}
+"""By their ids."""

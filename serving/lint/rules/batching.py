@@ -1,0 +1,267 @@
+"""Rules of batches, queues, response caches, and of the runs that warm a model up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from serving.lint.reading import Model, Repository
+from serving.lint.rule import Fault, Rule, Severity, Verdict
+from serving.lint.tensor_shapes import fits
+from serving.lint.text_format import Entry
+
+QUEUE = ("max_queue_size", "allow_timeout_override")
+"""What a queue's policy says. Its `timeout_action` need not be written: REJECT is the default."""
+
+DATA = ("zero_data", "random_data", "input_data_file")
+"""Where the values of a warm-up's input come from."""
+
+
+def _batches(model: Model, repository: Repository) -> Iterator[Fault]:
+    if model.config.HasField("dynamic_batching") and model.config.max_batch_size == 0:
+        yield Fault("dynamic_batching where max_batch_size is 0", model.line("dynamic_batching"))
+
+
+def _preferred(model: Model, repository: Repository) -> Iterator[Fault]:
+    sizes = model.config.dynamic_batching.preferred_batch_size
+    profiles = {name for group in model.config.instance_group for name in group.profile}
+    if sizes and not (model.backend == "tensorrt" and len(profiles) > 1):
+        line = model.line("dynamic_batching", "preferred_batch_size")
+        yield Fault(f"preferred_batch_size is {list(sizes)}", line)
+
+
+def _too_large(model: Model, repository: Repository) -> Iterator[Fault]:
+    most = model.config.max_batch_size
+    for size in model.config.dynamic_batching.preferred_batch_size:
+        if not 1 <= size <= most:
+            line = model.line("dynamic_batching", "preferred_batch_size")
+            yield Fault(
+                f"preferred_batch_size has {size}; wanted 1 to max_batch_size, {most}", line
+            )
+
+
+def _queue(model: Model, repository: Repository) -> Iterator[Fault]:
+    batching = model.tree.find("dynamic_batching")
+    for name in ("default_queue_policy", "priority_queue_policy"):
+        for policy in batching.fields.get(name, []) if batching else ():
+            body = policy.find("value") or policy
+            missing = [field for field in QUEUE if field not in body.fields]
+            if missing:
+                yield Fault(f"{name} says nothing of {', '.join(missing)}", policy.line)
+
+
+def _priority(model: Model, repository: Repository) -> Iterator[Fault]:
+    batching = model.config.dynamic_batching
+    levels, default = batching.priority_levels, batching.default_priority_level
+    wanted = f"wanted 1 to priority_levels, {levels}"
+    if levels and not 1 <= default <= levels:
+        line = model.line("dynamic_batching", "default_priority_level")
+        yield Fault(f"default_priority_level is {default}; {wanted}", line)
+    for level in batching.priority_queue_policy if levels else ():
+        if not 1 <= level <= levels:
+            line = model.line("dynamic_batching", "priority_queue_policy", Entry(str(level)))
+            yield Fault(f"a policy is for priority {level}; {wanted}", line)
+
+
+def _cache_decoupled(model: Model, repository: Repository) -> Iterator[Fault]:
+    if model.config.response_cache.enable and streams(model, repository):
+        yield Fault("a response cache on a decoupled model", model.line("response_cache"))
+
+
+def _cache_text(model: Model, repository: Repository) -> Iterator[Fault]:
+    from tritonclient.grpc import model_config_pb2
+
+    text = [t.name for t in model.config.output if t.data_type == model_config_pb2.TYPE_STRING]
+    if model.config.response_cache.enable and text:
+        line = model.line("response_cache")
+        yield Fault(f"a response cache on a model that gives text, {text[0]!r}", line)
+
+
+def streams(model: Model, repository: Repository, seen: frozenset[str] = frozenset()) -> bool:
+    """Whether a model is decoupled: by its config, or by that of a step."""
+    if model.config is None or model.name in seen:
+        return False
+    if not model.ensemble:
+        return model.decoupled
+    names = [step.model_name for step in model.config.ensemble_scheduling.step]
+    inner = [repository.models[name] for name in names if name in repository.models]
+    return any(streams(one, repository, seen | {model.name}) for one in inner)
+
+
+def _samples(model: Model) -> Iterator[tuple[int, Any]]:
+    yield from enumerate(() if model.ensemble else model.config.model_warmup)
+
+
+def _warm_batch(model: Model, repository: Repository) -> Iterator[Fault]:
+    most = max(1, model.config.max_batch_size)
+    for index, sample in _samples(model):
+        if sample.batch_size > most:
+            yield Fault(
+                f"warm-up {sample.name!r} has a batch of {sample.batch_size}; "
+                f"max_batch_size is {model.config.max_batch_size}",
+                model.line("model_warmup", index, "batch_size"),
+            )
+
+
+def _warm_names(model: Model, repository: Repository) -> Iterator[Fault]:
+    known = {tensor.name: tensor.optional for tensor in model.config.input}
+    for index, sample in _samples(model):
+        for name in sorted(sample.inputs.keys() - known.keys()):
+            line = model.line("model_warmup", index, "inputs", Entry(name))
+            yield Fault(f"warm-up {sample.name!r} has {name!r}, which is no input", line)
+        missing = [name for name, optional in known.items() if not optional]
+        for name in sorted(set(missing) - sample.inputs.keys()):
+            line = model.line("model_warmup", index)
+            yield Fault(f"warm-up {sample.name!r} has no input {name!r}", line)
+
+
+def _warm_inputs(model: Model) -> Iterator[tuple[str, Any, Any, int]]:
+    """Of each sample, by title: what is given, the input that it is for, and its line."""
+    inputs = {tensor.name: tensor for tensor in model.config.input}
+    for index, sample in _samples(model):
+        for name in sorted(sample.inputs.keys() & inputs.keys()):
+            line = model.line("model_warmup", index, "inputs", Entry(name), "value")
+            yield f"warm-up {sample.name!r}, {name!r}", sample.inputs[name], inputs[name], line
+
+
+def _warm_type(model: Model, repository: Repository) -> Iterator[Fault]:
+    from tritonclient.grpc import model_config_pb2
+
+    named = model_config_pb2.DataType.Name
+    for title, given, tensor, line in _warm_inputs(model):
+        if given.data_type != tensor.data_type:
+            found, wanted = named(given.data_type), named(tensor.data_type)
+            yield Fault(f"{title}: it is {found}; the input is {wanted}", line)
+
+
+def _warm_shape(model: Model, repository: Repository) -> Iterator[Fault]:
+    for title, given, tensor, line in _warm_inputs(model):
+        if -1 in given.dims or not fits(given.dims, tensor.dims):
+            found, wanted = list(given.dims), list(tensor.dims)
+            yield Fault(f"{title}: its dims are {found}; the input has {wanted}", line)
+
+
+def _warm_data(model: Model, repository: Repository) -> Iterator[Fault]:
+    for title, given, _, line in _warm_inputs(model):
+        source = given.WhichOneof("input_data_type")
+        if source is None:
+            yield Fault(f"{title}: wanted one of {', '.join(DATA)}", line)
+        elif source == DATA[-1]:
+            path = model.path / "warmup" / given.input_data_file
+            if not path.is_file():
+                yield Fault(f"{title}: there is no file {path.relative_to(repository.path)}", line)
+
+
+RULES = (
+    Rule(
+        id="batching-without-batches",
+        severity=Severity.WARNING,
+        title="A model that batches dynamically has a `max_batch_size`.",
+        why="Where it is 0 no batch is ever made, and requests wait for company all the same.",
+        mend="Write max_batch_size, or take dynamic_batching out.",
+        server=Verdict.ACCEPTS,
+        check=_batches,
+    ),
+    Rule(
+        id="preferred-batch-size",
+        severity=Severity.WARNING,
+        title="`preferred_batch_size` is for TensorRT models with several profiles.",
+        why="Elsewhere it only makes requests wait that could have run.",
+        mend="Take it out; max_queue_delay_microseconds says how long to wait.",
+        server=Verdict.ACCEPTS,
+        check=_preferred,
+    ),
+    Rule(
+        id="preferred-batch-size-range",
+        severity=Severity.ERROR,
+        title="A preferred batch is at most the largest one.",
+        why="The model is not loaded.",
+        mend="Lower it, or raise max_batch_size as far as the engine allows.",
+        server=Verdict.REFUSES,
+        check=_too_large,
+    ),
+    Rule(
+        id="queue-policy",
+        severity=Severity.WARNING,
+        title="A queue's policy says how long the queue is, and whether a request may have a time "
+        "of its own.",
+        why="By default the queue has no end and requests cannot set their own time: a busy server "
+        "answers all of them, too late.",
+        mend="Write both; a timeout_action that is not written is REJECT.",
+        server=Verdict.ACCEPTS,
+        check=_queue,
+    ),
+    Rule(
+        id="priority-levels",
+        severity=Severity.ERROR,
+        title="Priorities are among the levels that there are.",
+        why="The model is not loaded.",
+        mend="Write default_priority_level, and policies, within priority_levels.",
+        server=Verdict.REFUSES,
+        check=_priority,
+    ),
+    Rule(
+        id="cache-decoupled",
+        severity=Severity.ERROR,
+        title="Decoupled models, and ensembles with one among their steps, have no response cache.",
+        why="The model is not loaded.",
+        mend="Take response_cache out. A step that is not decoupled may have one.",
+        server=Verdict.REFUSES,
+        check=_cache_decoupled,
+    ),
+    Rule(
+        id="cache-text",
+        severity=Severity.WARNING,
+        title="A model that writes text has no response cache.",
+        why="The cache knows a request by its inputs: a sampled text comes back unchanged, "
+        "whatever seed, temperature or other parameters the next request has.",
+        mend="Cache what goes before the text, such as an encoder.",
+        server=Verdict.ACCEPTS,
+        check=_cache_text,
+    ),
+    Rule(
+        id="warmup-batch",
+        severity=Severity.ERROR,
+        title="A warm-up's batch is at most `max_batch_size`.",
+        why="The warm-up fails, and the model is not loaded.",
+        mend="Lower batch_size of the warm-up.",
+        server=Verdict.REFUSES,
+        check=_warm_batch,
+    ),
+    Rule(
+        id="warmup-inputs",
+        severity=Severity.ERROR,
+        title="A warm-up has the inputs that the model must have, and no others.",
+        why="The warm-up fails, and the model is not loaded.",
+        mend="Give each input that is not optional, by its name.",
+        server=Verdict.REFUSES,
+        check=_warm_names,
+    ),
+    Rule(
+        id="warmup-type",
+        severity=Severity.ERROR,
+        title="A warm-up's input has the data type of the input.",
+        why="The warm-up fails, and the model is not loaded.",
+        mend="Write the input's data_type.",
+        server=Verdict.REFUSES,
+        check=_warm_type,
+    ),
+    Rule(
+        id="warmup-shape",
+        severity=Severity.ERROR,
+        title="A warm-up's input has sizes that the input can have, without the batch.",
+        why="The warm-up fails, and the model is not loaded.",
+        mend="Write the input's dims, with a size in the place of each -1.",
+        server=Verdict.REFUSES,
+        check=_warm_shape,
+    ),
+    Rule(
+        id="warmup-data",
+        severity=Severity.ERROR,
+        title="A warm-up's input has values, and its file is in the model's folder `warmup`.",
+        why="The warm-up fails, and the model is not loaded.",
+        mend="Write zero_data: true, or put the file there.",
+        server=Verdict.REFUSES,
+        check=_warm_data,
+    ),
+)

@@ -1,0 +1,235 @@
+"""Rules of our own builds: whether configs are true to the manifest and to the plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from export.contract import TensorSpec
+from export.manifest import MANIFEST
+from serving.lint.reading import Model, Repository
+from serving.lint.rule import Fault, Rule, Severity, Verdict
+from serving.lint.tensor_shapes import fits
+from serving.lint.text_format import Entry
+from serving.model_config import DATA_TYPES
+from serving.wire import ENSEMBLE, LANGUAGE_MODEL
+
+BATCH = "batch"
+GRAPH = "model"
+"""The one graph of each component that Triton batches."""
+
+TOLD = ("slots", "max_length", "queue")
+"""Limits of the language model that clients are told, too."""
+
+
+def _contract(model: Model, repository: Repository) -> Iterator[tuple[str, int, Any, TensorSpec]]:
+    """A component's tensors that its contract has: side, number, tensor, contract's own."""
+    for side, specs in _specs(model, repository).items():
+        for index, tensor in enumerate(getattr(model.config, side)):
+            if tensor.name in specs:
+                yield side, index, tensor, specs[tensor.name]
+
+
+def _specs(model: Model, repository: Repository) -> dict[str, dict[str, TensorSpec]]:
+    record = repository.record(model)
+    if record is None or GRAPH not in record.graphs:
+        return {}
+    contract = record.graphs[GRAPH].contract
+    return {
+        "input": {spec.name: spec for spec in contract.inputs},
+        "output": {spec.name: spec for spec in contract.outputs},
+    }
+
+
+def _names(model: Model, repository: Repository) -> Iterator[Fault]:
+    for side, specs in _specs(model, repository).items():
+        tensors = [tensor.name for tensor in getattr(model.config, side)]
+        for name in sorted(specs.keys() - set(tensors)):
+            yield Fault(f"the engine's {side} {name!r} is missing", model.line(side))
+        for index, name in enumerate(tensors):
+            if name not in specs:
+                has = ", ".join(specs)
+                line = model.line(side, index)
+                yield Fault(f"the engine has no {side} {name!r}; it has {has}", line)
+
+
+def _types(model: Model, repository: Repository) -> Iterator[Fault]:
+    from tritonclient.grpc import model_config_pb2
+
+    for side, index, tensor, spec in _contract(model, repository):
+        found, wanted = model_config_pb2.DataType.Name(tensor.data_type), DATA_TYPES[spec.dtype]
+        if found != wanted:
+            line = model.line(side, index, "data_type")
+            yield Fault(f"{tensor.name!r} is {found}; the engine has {wanted}", line)
+
+
+def _shapes(model: Model, repository: Repository) -> Iterator[Fault]:
+    for side, index, tensor, spec in _contract(model, repository):
+        axes = spec.axes[1:] if model.config.max_batch_size > 0 else spec.axes
+        sizes = [axis if isinstance(axis, int) else -1 for axis in axes]
+        if not fits(tensor.dims, sizes):
+            line = model.line(side, index, "dims")
+            yield Fault(f"{tensor.name!r} has dims {list(tensor.dims)}; the engine {sizes}", line)
+
+
+def profiles_of(model: Model, repository: Repository) -> list[Mapping[str, list[int]]]:
+    """The profiles of a component's plan, each axis's least, usual and largest size."""
+    record = repository.record(model)
+    return [] if record is None else list(record.engine.details.get("profiles", []))
+
+
+def _plan_batch(model: Model, repository: Repository) -> Iterator[Fault]:
+    profiles = profiles_of(model, repository)
+    most = max((sizes[BATCH][-1] for sizes in profiles if BATCH in sizes), default=None)
+    if most is not None and model.config.max_batch_size > most:
+        found = model.config.max_batch_size
+        line = model.line("max_batch_size")
+        yield Fault(f"max_batch_size is {found}; the plan takes batches up to {most}", line)
+
+
+def _plan_profile(model: Model, repository: Repository) -> Iterator[Fault]:
+    count = len(profiles_of(model, repository))
+    for index, group in enumerate(model.config.instance_group if count else ()):
+        for name in group.profile:
+            if name.isdigit() and int(name) >= count:
+                line = model.line("instance_group", index, "profile")
+                yield Fault(f"profile {name} is asked for; the plan has 0 to {count - 1}", line)
+
+
+def _plan_warmup(model: Model, repository: Repository) -> Iterator[Fault]:
+    profiles = profiles_of(model, repository)
+    specs = _specs(model, repository).get("input", {})
+    for index, sample in enumerate(model.config.model_warmup if profiles else ()):
+        sizes: dict[str, int] = {}
+        for name, given in sample.inputs.items():
+            if name in specs:
+                shape = [max(1, sample.batch_size), *given.dims]
+                sizes.update(
+                    (axis, size)
+                    for axis, size in zip(specs[name].axes, shape, strict=False)
+                    if isinstance(axis, str)
+                )
+        if not any(_takes(profile, sizes) for profile in profiles):
+            told = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+            message = f"warm-up {sample.name!r} has {told}; no profile of the plan takes that"
+            yield Fault(message, model.line("model_warmup", index))
+
+
+def _takes(profile: Mapping[str, list[int]], sizes: Mapping[str, int]) -> bool:
+    return all(
+        profile[axis][0] <= size <= profile[axis][-1]
+        for axis, size in sizes.items()
+        if axis in profile
+    )
+
+
+def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
+    engine = repository.models.get(LANGUAGE_MODEL)
+    if model.name != ENSEMBLE or repository.manifest is None or engine is None:
+        return
+    told = _parameters(model).get("limits", "{}")
+    try:
+        limits = json.loads(told)
+    except ValueError:
+        limits = None
+    line = model.line("parameters", Entry("limits"))
+    if not isinstance(limits, dict):
+        yield Fault(f"the parameter limits is not JSON: {told[:60]!r}", line)
+        return
+    true = _parameters(engine)
+    for name in TOLD:
+        if name in limits and true.get(name, str(limits[name])) != str(limits[name]):
+            message = f"clients are told {name} {limits[name]}; {LANGUAGE_MODEL} has {true[name]}"
+            yield Fault(message, line)
+
+
+def _place(model: Model, repository: Repository) -> Iterator[Fault]:
+    told = _parameters(model).get("build")
+    if repository.manifest is None or told is None or model.ensemble:
+        return
+    if not (model.path / told / MANIFEST).is_file():
+        line = model.line("parameters", Entry("build"))
+        yield Fault(f"the parameter build is {told!r}, where there is no {MANIFEST}", line)
+
+
+def _parameters(model: Model) -> dict[str, str]:
+    if model.config is None:
+        return {}
+    return {name: one.string_value for name, one in model.config.parameters.items()}
+
+
+RULES = (
+    Rule(
+        id="engine-tensor",
+        severity=Severity.ERROR,
+        title="In a build, a component's tensors are those of its engine.",
+        why="Requests fail, or the model is not loaded.",
+        mend="Write the names that the manifest has, or build again.",
+        server=Verdict.UNASKED,
+        check=_names,
+    ),
+    Rule(
+        id="engine-data-type",
+        severity=Severity.ERROR,
+        title="In a build, a tensor has the data type that its engine has.",
+        why="Requests fail, or the model is not loaded.",
+        mend="Write the data type that the manifest has, or build again.",
+        server=Verdict.UNASKED,
+        check=_types,
+    ),
+    Rule(
+        id="engine-shape",
+        severity=Severity.ERROR,
+        title="In a build, a tensor has sizes that its engine takes.",
+        why="Requests fail, or the model is not loaded.",
+        mend="Write the sizes that the manifest has, without the batch, or build again.",
+        server=Verdict.UNASKED,
+        check=_shapes,
+    ),
+    Rule(
+        id="plan-batch",
+        severity=Severity.ERROR,
+        title="In a build, `max_batch_size` is at most the largest batch of the plan's profiles.",
+        why="The model is not loaded, or fails as soon as such a batch comes.",
+        mend="Lower it, or build again with a larger --max-batch.",
+        server=Verdict.UNASKED,
+        check=_plan_batch,
+    ),
+    Rule(
+        id="plan-profile",
+        severity=Severity.ERROR,
+        title="In a build, instances choose a profile that the plan has.",
+        why="The model is not loaded.",
+        mend="Write the number of a profile that the plan has, from 0.",
+        server=Verdict.UNASKED,
+        check=_plan_profile,
+    ),
+    Rule(
+        id="plan-warmup",
+        severity=Severity.ERROR,
+        title="In a build, one of the plan's profiles takes each warm-up.",
+        why="The warm-up fails, and the model is not loaded.",
+        mend="Warm up with sizes within a profile, or build again with larger ones.",
+        server=Verdict.UNASKED,
+        check=_plan_warmup,
+    ),
+    Rule(
+        id="limits-differ",
+        severity=Severity.WARNING,
+        title="In a build, clients are told the limits that the language model has.",
+        why="A client refuses what the server would take, or sends what it refuses.",
+        mend="Write the same numbers in both configs.",
+        server=Verdict.ACCEPTS,
+        check=_limits,
+    ),
+    Rule(
+        id="build-place",
+        severity=Severity.ERROR,
+        title="In a build, Python models find its manifest.",
+        why="They load their engines by it.",
+        mend='Write "../..", the way from a model\'s folder to the build.',
+        server=Verdict.REFUSES,
+        check=_place,
+    ),
+)

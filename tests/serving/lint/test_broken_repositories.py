@@ -1,0 +1,647 @@
+"""Repositories broken on purpose: what the checker says of each, and what the real server says."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from export.errors import ServingError
+from serving.lint.checking import lint
+from serving.lint.rule import Severity, Verdict
+from serving.lint.rules import RULES
+from serving.server import ServerOptions, TritonServer
+from serving.server_log import entries
+
+MODEL = "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
+
+STEP = """\
+name: "{name}"
+backend: "python"
+max_batch_size: 4
+input [
+  {{ name: "{reads}" data_type: TYPE_FP32 dims: [ 4 ] }}
+]
+output [
+  {{ name: "{makes}" data_type: TYPE_FP32 dims: [ 4 ] }}
+]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+"""
+
+CHAIN = """\
+name: "chain"
+platform: "ensemble"
+max_batch_size: 4
+input [ { name: "a" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "c" data_type: TYPE_FP32 dims: [ 4 ] } ]
+ensemble_scheduling {
+  step [
+    {
+      model_name: "first"
+      model_version: -1
+      input_map { key: "a" value: "a" }
+      output_map { key: "b" value: "b" }
+    },
+    {
+      model_name: "second"
+      model_version: -1
+      input_map { key: "b" value: "b" }
+      output_map { key: "c" value: "c" }
+    }
+  ]
+}
+"""
+
+HEALTHY = {
+    "first/config.pbtxt": STEP.format(name="first", reads="a", makes="b"),
+    "first/1/model.py": MODEL,
+    "second/config.pbtxt": STEP.format(name="second", reads="b", makes="c"),
+    "second/1/model.py": MODEL,
+    "chain/config.pbtxt": CHAIN,
+    "chain/1/.keep": "",
+}
+FIRST, SECOND, ENSEMBLE = "first/config.pbtxt", "second/config.pbtxt", "chain/config.pbtxt"
+
+
+def tensor(name: str) -> str:
+    return f'{{ name: "{name}" data_type: TYPE_FP32 dims: [ 4 ] }}'
+
+
+INPUT, TWO_INPUTS = tensor("a"), f"{tensor('a')},\n{tensor('a2')}"
+SECOND_INPUT, SECOND_INPUTS = tensor("b"), f"{tensor('b')},\n{tensor('m')}"
+OUTPUT, TWO_OUTPUTS = tensor("c"), f"{tensor('c')},\n{tensor('d')}"
+TOP = 'name: "{}"\n'
+GROUP = "instance_group [ { count: 1 kind: KIND_CPU } ]"
+WARM = """\
+model_warmup [
+  {{
+    name: "one"
+    batch_size: {batch}
+    inputs {{
+      key: "{key}"
+      value {{ {value} }}
+    }}
+  }}
+]
+"""
+ZERO = "data_type: TYPE_FP32 dims: [ 4 ] zero_data: true"
+
+
+def warm(batch: int = 1, key: str = "a", value: str = ZERO) -> str:
+    return WARM.format(batch=batch, key=key, value=value)
+
+
+def below(text: str, first: str = '\nbackend: "python"\n') -> tuple[str, str]:
+    """An edit that writes text after a line."""
+    return first, f"{first}{text}\n"
+
+
+def before_steps(text: str) -> tuple[str, str]:
+    return "ensemble_scheduling {", f"{text}\nensemble_scheduling {{"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is broken, and what is to be said of it.
+
+    `edits` are per file: text and what it becomes, or `None` where the file goes. `at` is on the
+    faulty line; empty where no line is at fault. `told` is what the server's log says.
+    """
+
+    rule: str
+    file: str
+    at: str
+    edits: dict[str, list[tuple[str, str]] | None]
+    told: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        return self.file.partition("/")[0]
+
+    def __str__(self) -> str:
+        return self.rule
+
+
+def case(rule: str, file: str, at: str, *edits: tuple[str, str], told: str = "", others=()) -> Case:
+    """One whose edits are all in the file that is at fault."""
+    return Case(rule, file, at, {file: list(edits)}, told, others)
+
+
+UNREAD = "failed to read text proto"
+CASES = [
+    Case("config-missing", FIRST, "", {FIRST: None}, "failed to open text file"),
+    case(
+        "config-syntax", FIRST, "count: 1 ]", (GROUP, "instance_group [ { count: 1 ]"), told=UNREAD
+    ),
+    case(
+        "unknown-field",
+        FIRST,
+        "max_bath",
+        ("max_batch_size: 4", "max_batch_size: 4 max_bath: 4"),
+        told=UNREAD,
+    ),
+    case("unknown-value", FIRST, "KIND_GPUU", ("KIND_CPU", "KIND_GPUU"), told=UNREAD),
+    case(
+        "two-schedulers",
+        ENSEMBLE,
+        "dynamic_batching",
+        before_steps("dynamic_batching { }"),
+        told=UNREAD,
+    ),
+    case(
+        "name-differs",
+        FIRST,
+        "fist",
+        ('name: "first"', 'name: "fist"'),
+        told="directory name must equal model name",
+    ),
+    case("max-batch-size-missing", FIRST, 'name: "first"', ("max_batch_size: 4\n", "")),
+    case(
+        "max-batch-size-negative",
+        FIRST,
+        "-4",
+        ("max_batch_size: 4", "max_batch_size: -4"),
+        told="must be non-negative",
+    ),
+    Case("version-missing", "chain", "", {"chain/1/.keep": None}, "at least one version"),
+    case(
+        "version-policy",
+        FIRST,
+        "versions",
+        below("version_policy {\nspecific { versions: [ 3 ] }\n}"),
+        told="at least one version",
+    ),
+    case(
+        "platform-unknown",
+        FIRST,
+        "plann",
+        ('backend: "python"', 'platform: "tensorrt_plann"'),
+        told="unexpected platform type",
+    ),
+    case("backend-missing", FIRST, 'name: "first"', ('backend: "python"\n', "")),
+    case("platform-and-backend", FIRST, "backend", below('platform: "tensorrt_plan"')),
+    case(
+        "data-type-missing",
+        FIRST,
+        '{ name: "a"',
+        (INPUT, '{ name: "a" dims: [ 4 ] }'),
+        told="must specify 'data_type'",
+    ),
+    case(
+        "dims",
+        FIRST,
+        "dims: [ 0 ]",
+        ('"a" data_type: TYPE_FP32 dims: [ 4 ]', '"a" data_type: TYPE_FP32\n dims: [ 0 ]'),
+        told="dimension must be integer >= 1",
+        others=("step-shape",),
+    ),
+    case(
+        "no-tensors",
+        FIRST,
+        'name: "first"',
+        (f"input [\n  {INPUT}\n]\n", ""),
+        others=("step-tensor",),
+    ),
+    case("same-name", FIRST, f"{INPUT},", (INPUT, f"{INPUT},\n  {INPUT}")),
+    case(
+        "reshape",
+        FIRST,
+        "reshape",
+        (
+            '"a" data_type: TYPE_FP32 dims: [ 4 ]',
+            '"a" data_type: TYPE_FP32 dims: [ 4 ]\n reshape { shape: [ 3 ] }',
+        ),
+        told="different size",
+    ),
+    case(
+        "batching-without-batches",
+        FIRST,
+        "dynamic",
+        ("max_batch_size: 4", "max_batch_size: 0"),
+        below("dynamic_batching { }"),
+    ),
+    case(
+        "preferred-batch-size",
+        FIRST,
+        "preferred",
+        below("dynamic_batching {\npreferred_batch_size: [ 2, 4 ]\n}"),
+    ),
+    case(
+        "preferred-batch-size-range",
+        FIRST,
+        "preferred",
+        below("dynamic_batching {\npreferred_batch_size: [ 8 ]\n}"),
+        told="must be <= max batch size",
+        others=("preferred-batch-size",),
+    ),
+    case(
+        "queue-policy",
+        FIRST,
+        "default_queue",
+        below("dynamic_batching {\ndefault_queue_policy { max_queue_size: 3 }\n}"),
+    ),
+    case(
+        "priority-levels",
+        FIRST,
+        "priority_levels",
+        below("dynamic_batching { priority_levels: 2 }"),
+        told="default priority level",
+    ),
+    case(
+        "cache-decoupled",
+        FIRST,
+        "response_cache",
+        below("response_cache { enable: true }"),
+        below("model_transaction_policy { decoupled: true }"),
+        told="does not currently support",
+    ),
+    Case(
+        "cache-decoupled",
+        ENSEMBLE,
+        "response_cache",
+        {
+            ENSEMBLE: [before_steps("response_cache { enable: true }")],
+            SECOND: [below("model_transaction_policy { decoupled: true }")],
+        },
+        "does not currently support",
+    ),
+    case(
+        "cache-text",
+        FIRST,
+        "response_cache",
+        below("response_cache { enable: true }"),
+        ('"b" data_type: TYPE_FP32', '"b" data_type: TYPE_STRING'),
+        others=("step-data-type",),
+    ),
+    case("warmup-batch", FIRST, "batch_size: 9", below(warm(batch=9)), told="max allowed is 4"),
+    case("warmup-inputs", FIRST, '"zz"', below(warm(key="zz")), told="missing required input"),
+    case(
+        "warmup-type",
+        FIRST,
+        "INT32",
+        below(warm(value=ZERO.replace("FP32", "INT32"))),
+        told="data-type is 'INT32'",
+    ),
+    case(
+        "warmup-shape",
+        FIRST,
+        "[ 5 ]",
+        below(warm(value=ZERO.replace("4", "5"))),
+        told="unexpected shape",
+    ),
+    case(
+        "warmup-data",
+        FIRST,
+        "input_data_file",
+        below(warm(value='data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "gone"')),
+        told="failed to open",
+    ),
+    case(
+        "gpus-without-gpu",
+        FIRST,
+        "gpus",
+        ("kind: KIND_CPU", "kind: KIND_CPU\n gpus: [ 0 ]"),
+        told="specifies one or more GPUs",
+    ),
+    case(
+        "profile-elsewhere",
+        FIRST,
+        "profile",
+        ("kind: KIND_CPU", 'kind: KIND_CPU\n profile: "0"'),
+        told="only supported for TensorRT",
+    ),
+    case(
+        "backend-not-offered",
+        FIRST,
+        "onnxruntime",
+        ('"python"', '"onnxruntime"'),
+        told="unable to find backend library",
+        others=("model-file",),
+    ),
+    case(
+        "ensemble-instance-group",
+        ENSEMBLE,
+        "instance_group",
+        before_steps("instance_group [ { count: 1 } ]"),
+        told="should not be specified",
+    ),
+    case(
+        "ensemble-optimization",
+        ENSEMBLE,
+        "optimization",
+        before_steps("optimization { priority: PRIORITY_MAX }"),
+        told="should not be specified",
+    ),
+    case(
+        "ensemble-warmup",
+        ENSEMBLE,
+        "model_warmup",
+        before_steps(warm()),
+        told="can not be specified",
+    ),
+    case(
+        "ensemble-backend",
+        ENSEMBLE,
+        "backend",
+        before_steps('backend: "python"'),
+        told="empty backend type",
+    ),
+    case(
+        "ensemble-steps",
+        ENSEMBLE,
+        "platform",
+        (CHAIN[CHAIN.index("ensemble_scheduling") :], ""),
+        told="ensemble scheduling must be set",
+        others=("tensor-unused", "tensor-unmade"),
+    ),
+    case(
+        "tensor-unmade",
+        ENSEMBLE,
+        '"nobody"',
+        (
+            'key: "b" value: "b" }\n      output_map { key: "c"',
+            'key: "b" value: "nobody" }\n      output_map { key: "c"',
+        ),
+        told="is not connected|is unused",
+        others=("tensor-unused",),
+    ),
+    case(
+        "tensor-unmade",
+        ENSEMBLE,
+        '"d"',
+        (OUTPUT, TWO_OUTPUTS),
+        told="is not used",
+    ),
+    case(
+        "tensor-made-twice",
+        ENSEMBLE,
+        "# again",
+        (
+            '    {\n      model_name: "second"',
+            '    {\n      model_name: "first"\n      model_version: -1\n'
+            '      input_map { key: "a" value: "a" }\n'
+            '      output_map { key: "b" value: "b" } # again\n    },\n'
+            '    {\n      model_name: "second"',
+        ),
+        told="only once",
+    ),
+    case(
+        "input-made-again",
+        ENSEMBLE,
+        'key: "b" value: "a" }',
+        ('output_map { key: "b" value: "b" }', 'output_map { key: "b" value: "a" }'),
+        ('input_map { key: "b" value: "b" }', 'input_map { key: "b" value:\n "a" }'),
+    ),
+    case(
+        "tensor-unused",
+        ENSEMBLE,
+        '"a2"',
+        (INPUT, TWO_INPUTS),
+        told="is not used",
+    ),
+    case(
+        "tensor-cycle",
+        ENSEMBLE,
+        "{ # turns",
+        (
+            '    {\n      model_name: "second"',
+            '    { # turns\n      model_name: "first"\n      model_version: -1\n'
+            '      input_map { key: "a" value: "x" }\n'
+            '      output_map { key: "b" value: "x" }\n    },\n'
+            '    {\n      model_name: "second"',
+        ),
+        told="is unused|is not connected|not written",
+    ),
+    case(
+        "ensemble-circle",
+        ENSEMBLE,
+        "# itself",
+        ('    {\n      model_name: "first"', '    { # itself\n      model_name: "chain"'),
+        (
+            'input_map { key: "a" value: "a" }\n      output_map { key: "b"',
+            'input_map { key: "a" value: "a" }\n      output_map { key: "c"',
+        ),
+        told="circular dependency",
+    ),
+    case(
+        "ensemble-decoupled",
+        ENSEMBLE,
+        "model_transaction",
+        before_steps("model_transaction_policy { decoupled: true }"),
+    ),
+    Case(
+        "streams-joined",
+        ENSEMBLE,
+        "{ # meets",
+        {
+            SECOND: [
+                (
+                    SECOND_INPUT,
+                    SECOND_INPUTS,
+                )
+            ],
+            FIRST: [below("model_transaction_policy { decoupled: true }")],
+            ENSEMBLE: [
+                ('    {\n      model_name: "second"', '    { # meets\n      model_name: "second"'),
+                (
+                    'input_map { key: "b" value: "b" }',
+                    'input_map { key: "b" value: "b" }\n input_map { key: "m" value: "a" }',
+                ),
+            ],
+        },
+        "different decoupled",
+    ),
+    case(
+        "step-model", ENSEMBLE, "secnd", ('"second"', '"secnd"'), told="not available or ambiguous"
+    ),
+    case(
+        "step-version",
+        ENSEMBLE,
+        ": 7",
+        ('"second"\n      model_version: -1', '"second"\n      model_version: 7'),
+        told="required version 7",
+    ),
+    case(
+        "step-tensor",
+        ENSEMBLE,
+        '"zz"',
+        below(
+            '      input_map { key: "zz" value: "b" }', '      input_map { key: "b" value: "b" }\n'
+        ),
+        told="non-existing input",
+    ),
+    Case(
+        "step-input-unmapped",
+        ENSEMBLE,
+        "{ # forgets",
+        {
+            SECOND: [
+                (
+                    SECOND_INPUT,
+                    SECOND_INPUTS,
+                )
+            ],
+            ENSEMBLE: [
+                ('    {\n      model_name: "second"', '    { # forgets\n      model_name: "second"')
+            ],
+        },
+        "is not mapped",
+    ),
+    Case(
+        "ensemble-max-batch",
+        ENSEMBLE,
+        "max_batch_size",
+        {
+            SECOND: [("max_batch_size: 4", "max_batch_size: 2")],
+            ENSEMBLE: [],
+        },
+        "allows maximum batch size",
+    ),
+    Case(
+        "step-data-type",
+        ENSEMBLE,
+        'input_map { key: "b"',
+        {
+            SECOND: [('"b" data_type: TYPE_FP32', '"b" data_type: TYPE_FP16')],
+            ENSEMBLE: [],
+        },
+        "inconsistent data type",
+    ),
+    Case(
+        "step-shape",
+        ENSEMBLE,
+        'input_map { key: "b"',
+        {
+            SECOND: [
+                ('"b" data_type: TYPE_FP32 dims: [ 4 ]', '"b" data_type: TYPE_FP32 dims: [ 8 ]')
+            ],
+            ENSEMBLE: [],
+        },
+        "inconsistent shape",
+    ),
+]
+NAMES = [f"{case}-{number}" for number, case in enumerate(CASES)]
+
+
+def edited(case: Case) -> dict[str, str]:
+    """The files of the healthy repository, broken."""
+    files = dict(HEALTHY)
+    for path, edits in case.edits.items():
+        if edits is None:
+            del files[path]
+            continue
+        for old, new in edits:
+            assert old in files[path], f"{path} of {case} has no {old!r}"
+            files[path] = files[path].replace(old, new, 1)
+    return files
+
+
+def write(files: dict[str, str], into: Path) -> Path:
+    for name in ("first", "second", "chain"):
+        (into / name).mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        (into / path).parent.mkdir(parents=True, exist_ok=True)
+        (into / path).write_text(text)
+    return into
+
+
+def line_of(text: str, file: str) -> int | None:
+    lines = [number for number, line in enumerate(file.splitlines(), 1) if text in line]
+    return lines[0] if text else None
+
+
+def test_a_healthy_repository_is_clean(tmp_path):
+    assert lint(write(HEALTHY, tmp_path)).findings == ()
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_the_fault_is_named_with_its_file_and_line(case, tmp_path):
+    files = edited(case)
+    report = lint(write(files, tmp_path))
+    found = {finding.rule.id for finding in report.findings}
+    assert found == {case.rule, *case.others}, report
+    places = [(one.path, one.line) for one in report.findings if one.rule.id == case.rule]
+    assert (case.file, line_of(case.at, files.get(case.file, ""))) in places, report
+    assert report.passed() == (all(RULES[rule].severity != Severity.ERROR for rule in found))
+
+
+def test_every_rule_that_a_plain_server_can_be_asked_of_has_a_repository_here():
+    asked = {rule.id for rule in RULES.values() if rule.server != Verdict.UNASKED}
+    elsewhere = {"python-model", "gpu-for-cpu-engine", "limits-differ", "build-place"}
+    assert asked == {case.rule for case in CASES} | elsewhere
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one server says of all broken repositories at once."""
+
+    states: dict[str, str]
+    log: list[str]
+
+    def of(self, model: str) -> str:
+        return "\n".join(entry for entry in self.log if re.search(rf"\b{model}\b", entry))
+
+
+def union(into: Path) -> Path:
+    """One repository of all: what a case has edited bears the case's number, the rest is shared."""
+    write(HEALTHY, into)
+    for number, case in enumerate(CASES):
+        changed = {path.partition("/")[0] for path in case.edits} | {case.model}
+        for path, text in edited(case).items():
+            model, _, rest = path.partition("/")
+            if model in changed:
+                name = f"{model}_{number}"
+                (into / name / rest).parent.mkdir(parents=True, exist_ok=True)
+                for other in changed:
+                    text = text.replace(f'"{other}"', f'"{other}_{number}"')
+                (into / name / rest).write_text(text)
+        (into / f"{case.model}_{number}").mkdir(exist_ok=True)
+    return into
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    scratch = tmp_path_factory.mktemp("broken")
+    repository = union(scratch / "models")
+    extra = ("--exit-on-error=false", "--strict-readiness=false")
+    options = ServerOptions(log=scratch / "log", extra=extra, ready_timeout_s=120)
+    with TritonServer(repository, options) as server:
+        url = f"{server.http_url}/v2/repository/index"
+        request = urllib.request.Request(url, data=b"{}", method="POST")
+        with urllib.request.urlopen(request) as response:
+            index = json.load(response)
+        log = server.log_path.read_text(encoding="utf-8", errors="replace")
+    states = {model["name"]: model.get("state", "") for model in index}
+    return Heard(states, entries(log))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
+def test_the_real_server_says_the_same(number, heard):
+    case = CASES[number]
+    name = f"{case.model}_{number}"
+    loaded = heard.states.get(name) == "READY"
+    told = heard.of(name)
+    assert RULES[case.rule].server == (Verdict.ACCEPTS if loaded else Verdict.REFUSES), told
+    assert re.search(case.told, told), told
+
+
+@pytest.mark.e2e
+def test_for_a_missing_python_model_the_real_server_waits_for_ever(tmp_path):
+    files = dict(HEALTHY)
+    files["first/1/Model.py"] = files.pop("first/1/model.py")
+    report = lint(write(files, tmp_path / "models"))
+    assert [(one.rule.id, one.path) for one in report.findings] == [("python-model", "first/1")]
+    assert RULES["python-model"].server == Verdict.WAITS
+
+    options = ServerOptions(log=tmp_path / "log", ready_timeout_s=5)
+    with pytest.raises(ServingError, match="was not ready"):
+        TritonServer(tmp_path / "models", options).__enter__()
+    log = (tmp_path / "log").read_text()
+    assert "successfully loaded 'second'" in log
+    assert "failed to load 'first'" not in log
