@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.types import Runner
@@ -10,7 +11,21 @@ from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import ComponentRecord, EngineRecord, Manifest
 
-Opener = Callable[[Path, EngineRecord, Contract, int | None], Runner]
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in this machine a runner runs.
+
+    Attributes:
+        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        device: the GPU's number, from 0, where the engine runs on one.
+    """
+
+    threads: int | None = None
+    device: int = 0
+
+
+Opener = Callable[[Path, EngineRecord, Contract, Place], Runner]
 
 
 def open_runner(
@@ -20,6 +35,7 @@ def open_runner(
     graph: str = "model",
     *,
     threads: int | None = None,
+    device: int = 0,
 ) -> Runner:
     """A runner of one graph of a build, not yet entered.
 
@@ -29,6 +45,7 @@ def open_runner(
         component: `vision_encoder`, `qformer` or `language_model`.
         graph: its name within the component.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        device: the GPU's number, from 0, where the engine runs on one.
 
     Raises:
         BuildDirectoryError: the build has no such component or graph.
@@ -42,7 +59,8 @@ def open_runner(
             f"this version runs {', '.join(OPENERS)}. Build it with --engine onnxruntime."
         )
     contract = record.graphs[graph].contract
-    return opener(directory / record.engine.files[graph], record.engine, contract, threads)
+    place = Place(threads=threads, device=device)
+    return opener(directory / record.engine.files[graph], record.engine, contract, place)
 
 
 def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
@@ -56,27 +74,21 @@ def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
     return record
 
 
-def _onnxruntime(
-    path: Path, engine: EngineRecord, contract: Contract, threads: int | None
-) -> Runner:
+def _onnxruntime(path: Path, engine: EngineRecord, contract: Contract, place: Place) -> Runner:
     from engines.onnxruntime.providers import Placement
     from engines.onnxruntime.runner import OnnxRuntimeRunner
     from engines.tensorrt.profile import profile_from_json
 
     profiles = engine.details.get("profiles")
     shapes = {} if not profiles else profile_from_json(profiles[0]).all_shapes(contract)
-    placement = Placement(kind=engine.kind, shapes=shapes)
-    return OnnxRuntimeRunner(path, contract, threads=threads, placement=placement)
+    placement = Placement(kind=engine.kind, device=place.device, shapes=shapes)
+    return OnnxRuntimeRunner(path, contract, threads=place.threads, placement=placement)
 
 
-def _plan(path: Path, engine: EngineRecord, contract: Contract, threads: int | None) -> Runner:
-    from engines.selection import nvidia_driver
+def _plan(path: Path, engine: EngineRecord, contract: Contract, place: Place) -> Runner:
+    from engines.tensorrt.runner import TensorRTRunner
 
-    driver = "" if nvidia_driver() else " (nor is there an NVIDIA driver on this machine)"
-    raise EngineError(
-        f"{path} is a plan for TensorRT, which this version cannot run in its own process{driver}. "
-        "Serve it where its TensorRT version and GPU are, or build with --engine onnxruntime."
-    )
+    return TensorRTRunner(path, contract, engine, device=place.device)
 
 
 OPENERS: Mapping[str, Opener] = {

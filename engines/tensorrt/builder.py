@@ -7,7 +7,6 @@ were asked for is refused rather than written. Knows nothing of what the graph c
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import tempfile
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.tensorrt.libraries import Library
+from engines.tensorrt.log import library_log
 from engines.tensorrt.options import FLAGS, PlanOptions
 from engines.tensorrt.profile import Profile
 from export.contract import TensorSpec
 from export.errors import EngineError
 from export.graphs import OnnxGraph, VerifiedGraph
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {
     "uint8": "UINT8",
@@ -118,7 +116,7 @@ class _Job:
 
     def __post_init__(self) -> None:
         trt = self.library.module
-        self.log = _logger(trt, self.messages)
+        self.log = library_log(trt, self.messages)
         self.builder = trt.Builder(self.log)
         self.network = self.builder.create_network(self.library.network_flags)
         self.parser = trt.OnnxParser(self.network, self.log)
@@ -201,30 +199,6 @@ class _Job:
                 f"are {dict(counts)}. A plan keeps the graph's dtypes: export it in that precision."
             )
         return dict(counts)
-
-
-def _logger(trt: Any, messages: list[str]) -> Any:
-    """Passes the library's messages on to `logging`, and keeps its errors in `messages`."""
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.ERROR: logging.ERROR,
-        trt.ILogger.WARNING: logging.WARNING,
-        trt.ILogger.INFO: logging.DEBUG,
-        trt.ILogger.VERBOSE: logging.NOTSET,
-    }
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            level = levels[severity]
-            if level >= logging.ERROR:  # they are raised in the end, not logged
-                messages.append(message)
-            elif level > logging.NOTSET:
-                logger.log(level, message)
-
-    return Log()
 
 
 def _parser_error(error: Any) -> str:

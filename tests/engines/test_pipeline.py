@@ -142,7 +142,7 @@ def _changed(build: Path, directory: Path, change: Callable[[dict[str, Any]], No
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
-def test_a_plan_is_not_run_here_and_says_what_to_do(
+def test_a_plan_that_cannot_run_here_says_what_to_do(
     engine: str, random_build: Build, tmp_path: Path
 ) -> None:
     def change(components: dict[str, Any]) -> None:
@@ -150,8 +150,10 @@ def test_a_plan_is_not_run_here_and_says_what_to_do(
         components["qformer"]["engine"] = {"kind": engine, "files": files, "details": {}}
 
     manifest = _changed(random_build("llama"), tmp_path, change)
-    with pytest.raises(EngineError, match=r"model\.plan is a plan .* --engine onnxruntime"):
-        open_runner(tmp_path, manifest, "qformer")
+    runner = open_runner(tmp_path, manifest, "qformer")
+    message = r"Run `pip install 'iblip\[|which tensorrt-rtx built .*model\.plan\. Build it again"
+    with pytest.raises(EngineError, match=message):
+        runner.__enter__()
 
 
 def test_parts_that_are_not_there_are_named(random_build: Build, tmp_path: Path) -> None:

@@ -1,0 +1,208 @@
+"""One GPU as a runner sees it: addresses, copies, a stream, captured graphs.
+
+`Device` is all that engines know of CUDA; `CudaDevice` is it on `cuda.bindings.runtime`, NVIDIA's
+own bindings (decision 0017). Everything is an integer: an address, a stream, a captured graph.
+Importing this module does not load CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.cuda.errors import checked
+from export.errors import EngineError
+
+Array = npt.NDArray[Any]
+
+INSTALL = "Run `pip install 'iblip[gpu]'` or `pip install 'iblip[tensorrt-rtx]'`."
+
+
+class Device(Protocol):
+    """Memory and work of one GPU. Copies and launches are queued on a stream, in order."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def use(self) -> None:
+        """Makes it the GPU of the calling thread; every thread does so before other calls."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """The address of so many bytes of the GPU's memory, aligned to 256."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Gives back what `allocate` gave."""
+        ...
+
+    def pinned(self, size: int) -> Array:
+        """uint8 `[size]` of the host's memory that the GPU copies from and to by itself."""
+        ...
+
+    def unpin(self, array: Array) -> None:
+        """Gives back what `pinned` gave; nobody may look at it any more."""
+        ...
+
+    def open_stream(self) -> int:
+        """A queue of work."""
+        ...
+
+    def close_stream(self, stream: int) -> None:
+        """Ends a queue, once its work is done."""
+        ...
+
+    def upload(self, address: int, array: Array, stream: int) -> None:
+        """Copies a contiguous array to the GPU. The array must stay as it is until then."""
+        ...
+
+    def download(self, array: Array, address: int, stream: int) -> None:
+        """Copies from the GPU into a contiguous array, which is filled after `synchronize`."""
+        ...
+
+    def copy_rows(
+        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    ) -> None:
+        """Copies within the GPU: `rows` pieces of `width` bytes, `pitch` bytes from one another."""
+        ...
+
+    def synchronize(self, stream: int) -> None:
+        """Waits until all that is queued is done."""
+        ...
+
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """What `work` queues on the stream, as a graph that can be launched again. Runs nothing."""
+        ...
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Queues a captured graph."""
+        ...
+
+    def forget(self, graph: int) -> None:
+        """Frees a captured graph."""
+        ...
+
+
+class CudaDevice:
+    """A `Device` on `cuda.bindings.runtime`.
+
+    Args:
+        number: of the GPU, from 0, among those that CUDA_VISIBLE_DEVICES leaves.
+        runtime: the module; `None` imports it.
+
+    Raises:
+        EngineError: the bindings are not installed.
+        CudaError: there is no driver, or no such GPU.
+    """
+
+    def __init__(self, number: int = 0, runtime: Any = None) -> None:
+        self._runtime = runtime or _runtime()
+        self._number = number
+        self.use()
+        found = self._call("cudaGetDeviceProperties", number, asked=f"device {number}")
+        self._name = found.name.decode(errors="replace")
+
+    @property
+    def name(self) -> str:
+        """The product's."""
+        return f"{self._name} (device {self._number})"
+
+    def use(self) -> None:
+        """As `Device.use`."""
+        self._call("cudaSetDevice", self._number, asked=f"device {self._number}")
+
+    def allocate(self, size: int) -> int:
+        """As `Device.allocate`."""
+        return int(self._call("cudaMalloc", size, asked=f"{size:,} bytes"))
+
+    def free(self, address: int) -> None:
+        """As `Device.free`."""
+        self._call("cudaFree", address)
+
+    def pinned(self, size: int) -> Array:
+        """As `Device.pinned`."""
+        flags = self._runtime.cudaHostAllocDefault
+        address = int(self._call("cudaHostAlloc", size, flags, asked=f"{size:,} bytes"))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def unpin(self, array: Array) -> None:
+        """As `Device.unpin`."""
+        self._call("cudaFreeHost", array.ctypes.data)
+
+    def open_stream(self) -> int:
+        """As `Device.open_stream`. It waits for no other stream, the default one included."""
+        flags = self._runtime.cudaStreamNonBlocking
+        return int(self._call("cudaStreamCreateWithFlags", flags))
+
+    def close_stream(self, stream: int) -> None:
+        """As `Device.close_stream`."""
+        self._call("cudaStreamDestroy", stream)
+
+    def upload(self, address: int, array: Array, stream: int) -> None:
+        """As `Device.upload`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(address, array.ctypes.data, array.nbytes, kind, stream)
+
+    def download(self, array: Array, address: int, stream: int) -> None:
+        """As `Device.download`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(array.ctypes.data, address, array.nbytes, kind, stream)
+
+    def copy_rows(
+        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    ) -> None:
+        """As `Device.copy_rows`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        if width and rows:
+            self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, width, rows, kind, stream)
+
+    def synchronize(self, stream: int) -> None:
+        """As `Device.synchronize`."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """As `Device.capture`. Other threads may go on calling CUDA meanwhile."""
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+        try:
+            work()
+        except BaseException:
+            # The stream is of no use until its capture is ended, however that turns out.
+            self._runtime.cudaStreamEndCapture(stream)
+            raise
+        captured = self._call("cudaStreamEndCapture", stream)
+        try:
+            return int(self._call("cudaGraphInstantiate", captured, 0))
+        finally:
+            self._call("cudaGraphDestroy", captured)
+
+    def launch(self, graph: int, stream: int) -> None:
+        """As `Device.launch`."""
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def forget(self, graph: int) -> None:
+        """As `Device.forget`."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def _copy(self, target: int, source: int, size: int, kind: Any, stream: int) -> None:
+        if size:
+            self._call("cudaMemcpyAsync", target, source, size, kind, stream)
+
+    def _call(self, name: str, *arguments: Any, asked: str = "") -> Any:
+        return checked(self._runtime, name, *arguments, asked=asked)
+
+
+def _runtime() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise EngineError(f"NVIDIA's cuda-bindings cannot be loaded ({error}). {INSTALL}") from (
+            error
+        )
+    return runtime

@@ -1,0 +1,121 @@
+"""A plan, read back into the library that built it, and held to its record and its contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.compatibility import VERSION_COMPATIBLE, loads_version
+from engines.tensorrt.builder import DTYPES
+from engines.tensorrt.libraries import Library
+from engines.tensorrt.log import library_log
+from export.contract import Contract
+from export.errors import EngineError
+from export.manifest import EngineRecord
+
+STRIPPED = "strip-plan"
+"""The flag of a plan without weights (`EngineRecord.details["flags"]`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPlan:
+    """A plan that is ready to be given contexts.
+
+    Attributes:
+        path: of the file.
+        library: that it is loaded in.
+        runtime: the library's, which must outlive the engine.
+        engine: the library's `ICudaEngine`.
+        messages: the library's errors since then, newest last.
+    """
+
+    path: Path
+    library: Library
+    runtime: Any
+    engine: Any
+    messages: list[str]
+
+    def fault(self, what: str) -> EngineError:
+        """An error that says what failed, and what the library said of it; forgets the latter."""
+        said = "; ".join(self.messages) or "it gave no reason"
+        self.messages.clear()
+        return EngineError(f"{self.library.kind} {what} of {self.path}: {said}")
+
+
+def check_record(path: Path, record: EngineRecord, library: Library) -> None:
+    """Refuses a plan that the installed library does not load, before it is tried.
+
+    Args:
+        path: of the plan, for messages.
+        record: of the engine.
+        library: the installed one, of the record's kind.
+
+    Raises:
+        EngineError: the plan is of another version, or has no weights.
+    """
+    details = record.details
+    built, flags = str(details.get("version", "")), tuple(details.get("flags", ()))
+    if not built:
+        raise EngineError(
+            f"the manifest does not say which {record.kind} built {path}. Build it again."
+        )
+    if not loads_version(built, library.version, flags):
+        raise EngineError(
+            f"{path} was built by {record.kind} {built}, and {library.version} is installed, which "
+            f"does not load it. Install that version, or build again with --engine {record.kind}."
+        )
+    if STRIPPED in flags:
+        raise EngineError(
+            f"{path} was built without its weights (--builder-flag {STRIPPED}), and they are not "
+            "put in here. Build it without that flag."
+        )
+
+
+def load_plan(path: Path, record: EngineRecord, contract: Contract, library: Library) -> LoadedPlan:
+    """Reads a plan into the library.
+
+    Args:
+        path: of the plan.
+        record: of the engine, which `check_record` has seen.
+        contract: the graph's inputs and outputs.
+        library: as `find_library` returns it.
+
+    Raises:
+        EngineError: the file is missing, the library cannot read it (with what it says), or its
+            tensors are not those of the contract.
+    """
+    if not path.is_file():
+        raise EngineError(f"there is no plan {path}. The build is incomplete: build it again.")
+    messages: list[str] = []
+    runtime = library.module.Runtime(library_log(library.module, messages))
+    if VERSION_COMPATIBLE in record.details.get("flags", ()):
+        runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it wants
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    plan = LoadedPlan(path=path, library=library, runtime=runtime, engine=engine, messages=messages)
+    if engine is None:
+        raise plan.fault("cannot load the plan")
+    _check_tensors(plan, contract)
+    return plan
+
+
+def _check_tensors(plan: LoadedPlan, contract: Contract) -> None:
+    engine, modes = plan.engine, plan.library.module.TensorIOMode
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {name: (engine.get_tensor_mode(name).name, *_signature(engine, name)) for name in names}
+    wanted = {
+        spec.name: (mode.name, DTYPES[spec.dtype], len(spec.axes))
+        for mode, specs in ((modes.INPUT, contract.inputs), (modes.OUTPUT, contract.outputs))
+        for spec in specs
+    }
+    odd = sorted({name for name, _ in found.items() ^ wanted.items()})
+    if odd:
+        raise EngineError(
+            f"the tensors of {plan.path} are not those of its contract; they differ in "
+            f"{', '.join(odd)}: {[found.get(name) for name in odd]}, wanted "
+            f"{[wanted.get(name) for name in odd]}. Build it again."
+        )
+
+
+def _signature(engine: Any, name: str) -> tuple[str, int]:
+    return engine.get_tensor_dtype(name).name, len(tuple(engine.get_tensor_shape(name)))
