@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import keep, run
+from benchmarks.measure import keep, kept, run
 from serving.cli.quiet import quiet_libraries
 
 MODELS = (
@@ -74,9 +74,7 @@ def main(
 
 
 def _keep(found: dict[str, Any]) -> None:
-    from benchmarks.measure import RESULTS
-
-    before = json.loads(RESULTS.read_text()).get("build_table", {}) if RESULTS.exists() else {}
+    before = kept("build_table")
     for name, figures in found.items():
         before[name] = {**before.get(name, {}), **figures}
         click.echo(f"{name}: {json.dumps(figures, indent=2)}")

@@ -25,6 +25,12 @@ def keep(name: str, figures: Any) -> None:
     RESULTS.write_text(json.dumps({**results, name: figures}, indent=2) + "\n")
 
 
+def kept(name: str) -> dict[str, Any]:
+    """The figures that `results.json` has of a benchmark, for one that adds to them; or none."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return dict(results.get(name, {}))
+
+
 def read_bandwidth(threads: int, mib: int = 512) -> float:
     """Bytes a second that so many threads read from memory: of the quickest of some passes."""
     values = np.ones(mib * 2**18, np.float32)

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import onnx
 
-from benchmarks.measure import keep, run
+from benchmarks.measure import keep, kept, run
 from benchmarks.plots import plot_losses
 from engines.pipeline import Pipeline
 from export.checkpoint import DEMO
@@ -88,10 +88,11 @@ def main(
 ) -> None:
     """Measure, and keep the figures in `benchmarks/results.json`."""
     quiet_libraries()
-    table: dict[str, Any] = {}
+    table = kept("precision_table")
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
         for demo in demos:
-            table[demo] = figures(DEMO.parent / demo, Path(scratch), policies, limit)
+            found = figures(DEMO.parent / demo, Path(scratch), policies, limit)
+            table[demo] = {**table.get(demo, {}), **found}
             keep("precision_table", table)
             click.echo(f"{demo}: {json.dumps(table[demo], indent=2)}")
     if plot is not None:
