@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from export.errors import OptionError
@@ -41,6 +41,21 @@ REFUSALS: Mapping[tuple[str, str], Refusal] = {
 }
 """By engine and kind of precision: see `kind_of_precision`."""
 
+LEAST_TARGETS: Mapping[str, int] = {"fp8": 89}
+"""By precision word: the first GPU architecture (`sm89`) that multiplies such numbers. TensorRT's
+builder has no other way for earlier ones: "HW-specific datatypes: fp8_e4m3"."""
+
+_EMULATED = (
+    "ONNX Runtime's CPU provider multiplies its numbers of eight bits as floats: the answers are"
+    " those of a GPU up to rounding, the time is not. TensorRT is what it is for."
+)
+
+REMARKS: Mapping[tuple[str, str], str] = {
+    ("onnxruntime", "fp8 static"): _EMULATED,
+    ("onnxruntime", "int8-fp16 static"): _EMULATED,
+}
+"""What to say of what an engine can run, by the same key."""
+
 
 def kind_of_precision(word: str, quantisation: Quantisation | None) -> str:
     """The precision word, and behind it how activations are quantised where they are."""
@@ -50,22 +65,41 @@ def kind_of_precision(word: str, quantisation: Quantisation | None) -> str:
 
 
 def check_precision(
-    engine: str, component: str, word: str, quantisation: Quantisation | None
-) -> None:
-    """Refuses what an engine cannot run.
+    engine: str,
+    component: str,
+    word: str,
+    quantisation: Quantisation | None,
+    targets: Sequence[str] = (),
+) -> str | None:
+    """Refuses what an engine cannot run; returns what there is to say of what it can.
 
     Args:
         engine: a key of `engines.selection.KINDS`, or `vllm`.
         component: what it would run.
         word: the component's precision.
         quantisation: the component's, if any.
+        targets: GPU architectures that plans are built for, such as `sm89`.
 
     Raises:
         OptionError: with the reason, and what to do instead.
     """
-    refusal = REFUSALS.get((engine, kind_of_precision(word, quantisation)))
+    row = engine, kind_of_precision(word, quantisation)
+    refusal = REFUSALS.get(row) or _refused_targets(word, targets)
     if refusal is not None:
         raise OptionError(
             f"--precision {component}={word} is not for {engine}: {refusal.reason}."
             f" {refusal.instead}"
         )
+    remark = REMARKS.get(row)
+    return remark and f"{component}={word}: {remark}"
+
+
+def _refused_targets(word: str, targets: Sequence[str]) -> Refusal | None:
+    least = LEAST_TARGETS.get(word, 0)
+    early = [target for target in targets if int(target.lower().removeprefix("sm")) < least]
+    if not early:
+        return None
+    return Refusal(
+        reason=f"{', '.join(early)} cannot multiply such numbers, sm{least} and later can",
+        instead="Leave those targets out, or choose int8-fp16 or fp16.",
+    )

@@ -29,6 +29,8 @@ AGREEMENT: Mapping[str, float] = {
     "lavis": 0.99,
     "int8": 0.98,
     "int4": 0.95,
+    "int8-fp16": 0.98,
+    "fp8": 0.98,
 }
 """By precision: the smallest share of examples whose text must equal transformers'."""
 

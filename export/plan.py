@@ -16,10 +16,10 @@ from export.components.component import Component
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.precision import DTYPES
 from export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
-from export.quantisation.channels import ChannelNumbers, ChannelScales
+from export.quantisation.channels import recipes_of
 from export.quantisation.options import Quantisation
 from export.tracing import tied_weights, weight_dtype
-from export.weights import Recipe, Weight, bind
+from export.weights import Recipe, bind
 from export.widening import narrowed
 
 IN_MEMORY: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "scales": 3}
@@ -149,16 +149,16 @@ def _quantised(matrices: set[Recipe], quantisation: Quantisation) -> Iterator[Re
     precise = replace(quantisation, bits=8, method="rtn")
     for recipe in largest[:spared]:
         floats = quantisation.activations != "float"
-        yield from (recipe,) if floats else _parts(recipe.source, precise)
+        yield from (recipe,) if floats else _parts(recipe, precise)
     for recipe in largest[spared:]:
-        yield from _parts(recipe.source, quantisation)
+        yield from _parts(recipe, quantisation)
 
 
-def _parts(source: Weight, quantisation: Quantisation) -> Iterator[Recipe]:
+def _parts(recipe: Recipe, quantisation: Quantisation) -> Iterator[Recipe]:
     """What one matrix becomes."""
+    source = recipe.source
     if quantisation.activations != "float":
-        yield ChannelNumbers(source=source, dtype="int8")
-        yield ChannelScales(source=source, dtype="float32")
+        yield from recipes_of(source, quantisation.format, recipe.dtype)
         return
     blocks = blocks_of(source, quantisation)
     yield Numbers(source=source, dtype="uint8", blocks=blocks)

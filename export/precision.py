@@ -8,8 +8,9 @@ Islands of float32 inside an fp16 or bf16 graph, and why:
   2922); transformers keeps it in float32 as well (`T5PreTrainedModel._keep_in_fp32_modules`).
 - Image normalisation and attention masks, which cost nothing.
 
-`int8` and `int4` are about weights: what they make of them is in `export.quantisation`. All else of
-such a graph is float32.
+`int8`, `int4`, `int8-fp16` and `fp8` are about weights, and the first and the last two about what
+they are multiplied by: what they make of them is in `export.quantisation`. All else of such a graph
+is float32, and of the last two as in `fp16`: what a GPU computes in.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ DTYPES: Mapping[str, str] = {
     "bf16": "bfloat16",
     "int8": "float32",
     "int4": "float32",
+    "int8-fp16": "float16",
+    "fp8": "float16",
     "lavis": "float32",
 }
 """Precision word to the dtype that is computed in: of the residual stream, of what a language model
@@ -44,6 +47,10 @@ compute, where that is not what `DTYPES` says: torch's autocast, under which the
 INT4 = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
 """What the one word `int4` means: all weights of the language model are read for every token."""
 
+INT8_FP16 = {"vision_encoder": "int8-fp16", "qformer": "int8-fp16", "language_model": "fp16"}
+FP8 = {"vision_encoder": "fp8", "qformer": "fp8", "language_model": "fp16"}
+"""What these words mean: products of static scales are for what runs once an image."""
+
 LAVIS = {"vision_encoder": "lavis", "qformer": "fp32", "language_model": "lavis"}
 """What the one word `lavis` means: the ViT's matrices in fp16; its class token, positions,
 LayerNorms and residual stream in float32; the Q-Former in float32. Source: salesforce/LAVIS,
@@ -53,19 +60,35 @@ LAVIS_LANGUAGE_MODELS: Mapping[str, str] = {"llama": "fp16", "opt": "fp16", "t5"
 """A language model's type to its precision in the original. Source: salesforce/LAVIS,
 blip2_models/blip2_vicuna_instruct.py, blip2_opt.py, blip2_t5_instruct.py."""
 
-WORDS: Mapping[str, Mapping[str, str]] = {"int4": INT4, "lavis": LAVIS}
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "int4": INT4,
+    "int8-fp16": INT8_FP16,
+    "fp8": FP8,
+    "lavis": LAVIS,
+}
 """What one word means where that is not the word itself for every component."""
 
-QUANTISED = ("int8", "int4")
-"""Words that make weights into whole numbers."""
+NOT_FOR: Mapping[tuple[str, str], str] = {
+    **dict.fromkeys(
+        (("vision_encoder", "int4"), ("qformer", "int4")),
+        "only language_model can: the other components are bound by arithmetic, not by reading"
+        " weights. Use int8, fp16 or fp32 for it.",
+    ),
+    **dict.fromkeys(
+        (("language_model", "int8-fp16"), ("language_model", "fp8")),
+        "only vision_encoder and qformer can: a language model is bound by reading weights, which"
+        " int4 and int8 make smaller. Use these, fp16 or fp32 for it.",
+    ),
+}
+"""Component and word that do not go together: who can, why, and what to do instead."""
 
 
 def parse_precision(text: str) -> dict[str, str]:
     """Reads `fp16`, or a policy per component: `vision_encoder=fp16,language_model=int4`.
 
     Returns:
-        The precision word of every component. Those that a policy leaves out are `fp32`; of the one
-        word `int4` see `INT4`.
+        The precision word of every component. Those that a policy leaves out are `fp32`; what one
+        word alone means is in `WORDS`.
 
     Raises:
         OptionError: an unknown word, an unknown component, a component named twice, or a precision
@@ -87,12 +110,8 @@ def parse_precision(text: str) -> dict[str, str]:
         policy[component] = _word(word, asked=text)
         if policy[component] == "lavis" and component == "qformer":
             policy[component] = LAVIS[component]
-        if policy[component] == "int4" != INT4[component]:
-            raise OptionError(
-                f"--precision {text}: {component} cannot be int4, only language_model can: the"
-                " other components are bound by arithmetic, not by reading weights. Use int8, fp16"
-                " or fp32 for it."
-            )
+        if reason := NOT_FOR.get((component, word)):
+            raise OptionError(f"--precision {text}: {component} cannot be {word}, {reason}")
     return {component: policy.get(component, "fp32") for component in COMPONENTS}
 
 

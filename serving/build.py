@@ -190,7 +190,7 @@ def prepared(
 
     engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
-    _check_precisions(options, engine)
+    _check_precisions(options, engine, progress)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
@@ -209,14 +209,17 @@ def prepared(
     return options, checkpoint, engine
 
 
-def _check_precisions(options: BuildOptions, engine: EngineChoice) -> None:
+def _check_precisions(options: BuildOptions, engine: EngineChoice, progress: Progress) -> None:
     from engines.precisions import check_precision
     from engines.selection import language_model_kind
 
     for component, word in options.components.items():
         llm = component == "language_model"
         kind = language_model_kind(options.llm_engine, engine.kind) if llm else engine.kind
-        check_precision(kind, component, word, options.quantisations.get(component))
+        targets = () if llm else options.targets
+        quantisation = options.quantisations.get(component)
+        if remark := check_precision(kind, component, word, quantisation, targets):
+            progress.note(remark)
 
 
 def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> ServingLimits:

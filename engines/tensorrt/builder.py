@@ -36,9 +36,17 @@ DTYPES = {
 }
 """A contract's dtypes as TensorRT spells them."""
 
-PRECISIONS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "lavis": "HALF", "int8": "FLOAT"}
-"""A graph's precision, and the dtype that its matrices must then have. Of int8 it is that of what
-`DequantizeLinear` gives them."""
+PRECISIONS = {
+    "fp32": "FLOAT",
+    "fp16": "HALF",
+    "bf16": "BF16",
+    "lavis": "HALF",
+    "int8": "FLOAT",
+    "int8-fp16": "HALF",
+    "fp8": "HALF",
+}
+"""A graph's precision, and the dtype that its matrices must then have. Of eight bits it is that of
+what `DequantizeLinear` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,9 +128,9 @@ def _without_images(
     """Weights alone are looked at, where nothing but weights is quantised."""
     if measured.quantisation.activations == "static":
         raise OptionError(
-            f"int8 of {component} with --int8 static is calibrated on images, and"
+            f"the static scales of {component} ({measured.quantisation}) are found on images, and"
             f" {checkpoint.directory} has no examples. Name a directory of images with"
-            " --calibration, or choose --int8 dynamic."
+            " --calibration, or choose int8 with --int8 dynamic."
         )
     if measured.quantisation.activations == "dynamic":
         progress.note(f"int8 of {component} is not measured: there are no images (--calibration)")

@@ -37,7 +37,8 @@ def _quantised(model: ir.Model, product: Product, measured: Measurements) -> dic
     if quantisation.activations != "float":
         if more_precise:
             return {}
-        return channels.quantise_product(model, product, measured.scales.get(product.name))
+        scale = measured.scales.get(product.name)
+        return channels.quantise_product(model, product, quantisation.format, scale)
     if more_precise:
         quantisation = replace(quantisation, bits=8, method="rtn")
     return blocks.quantise_product(model, product, quantisation)

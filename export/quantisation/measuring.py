@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.quantisation.blocks import blocks_of
-from export.quantisation.channels import MOST, quantised_rows
+from export.quantisation.blocks import blocks_of, floats_from_array
+from export.quantisation.channels import Channels
+from export.quantisation.formats import FORMATS, Format
 from export.quantisation.options import Quantisation
 from export.quantisation.products import Product
 
@@ -44,17 +45,17 @@ class Measurements:
     errors: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
 
-    def observe(self, product: Product, inputs: Sequence[npt.NDArray[np.float32]]) -> None:
+    def observe(self, product: Product, inputs: Sequence[npt.NDArray[Any]]) -> None:
         """Measures a product; one whose weight is in two graphs counts with its greater error."""
-        flat = [torch.from_numpy(x).reshape(-1, x.shape[-1]) for x in inputs]
+        flat = [floats_from_array(x).reshape(-1, x.shape[-1]) for x in inputs]
         most = max(1, ROWS // len(flat))
         rows = [x[:: math.ceil(len(x) / most)] for x in flat if len(x)]
         if not rows:
             return
         if self.quantisation.activations == "static":
-            scale = static_scale(torch.cat(rows))
+            scale = static_scale(torch.cat(rows), FORMATS[self.quantisation.format])
             self.scales[product.name] = max(scale, self.scales.get(product.name, 0.0))
-        error = product_error(product, rows, self.quantisation)
+        error = product_error(product, rows, self.quantisation, self.scales.get(product.name))
         self.errors[product.name] = max(error, self.errors.get(product.name, 0.0))
 
     def look_at(self, product: Product) -> None:
@@ -85,13 +86,26 @@ class Measurements:
 
 
 def product_error(
-    product: Product, inputs: Sequence[torch.Tensor], quantisation: Quantisation
+    product: Product,
+    inputs: Sequence[torch.Tensor],
+    quantisation: Quantisation,
+    scale: float | None = None,
 ) -> float:
-    """See the module. `inputs` are `[rows, in]` each; one of 1 x 1 stands for weights alone."""
+    """See the module.
+
+    Args:
+        product: of which nothing has been changed yet.
+        inputs: `[rows, in]` each; one of 1 x 1 stands for weights alone.
+        quantisation: of its component.
+        scale: of its input, for static activations.
+    """
     weights_alone = inputs[0].shape == (1, 1)
     exact = torch.cat(list(inputs))
-    dynamic = quantisation.activations != "float" and not weights_alone
-    rounded = torch.cat([_rounded(x) for x in inputs]) if dynamic else exact
+    rounded = exact
+    if scale is not None:
+        rounded = FORMATS[quantisation.format].rounded(exact, scale) * scale
+    elif quantisation.activations == "dynamic" and not weights_alone:
+        rounded = torch.cat([_rounded(x) for x in inputs])
     wrong = right = 0.0
     for rows, found in _quantised(product, quantisation):
         wanted = rows if weights_alone else exact @ rows.T
@@ -108,7 +122,10 @@ def _quantised(
     if quantisation.activations == "float":
         yield from blocks_of(product.recipe.source, quantisation).compared()
         return
-    for rows, numbers, scales in quantised_rows(product.recipe.source):
+    channels = Channels(
+        source=product.recipe.source, format=quantisation.format, dtype=product.recipe.dtype
+    )
+    for rows, numbers, scales in channels.rows():
         yield rows, numbers * scales[:, None]
 
 
@@ -122,14 +139,14 @@ def _rounded(values: torch.Tensor) -> torch.Tensor:
     return ((values / scale + zero).round().clamp(0, 255) - zero) * scale
 
 
-def static_scale(values: torch.Tensor) -> float:
-    """The scale of symmetric int8 that moves these values least, in the mean of squares."""
+def static_scale(values: torch.Tensor, numbers: Format) -> float:
+    """The scale of such numbers that moves these values least, in the mean of squares."""
     most = float(values.abs().max())
     if most == 0:
         return 1.0
     errors = {}
     for share in STEPS:
-        scale = most * float(share) / MOST
-        rounded = (values / scale).round_().clamp_(-MOST - 1, MOST) * scale
+        scale = most * float(share) / numbers.most
+        rounded = numbers.rounded(values, scale) * scale
         errors[scale] = float(torch.square(rounded - values).sum())
     return min(errors, key=lambda scale: errors[scale])

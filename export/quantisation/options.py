@@ -15,8 +15,11 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 LANGUAGE_MODEL = "language_model"
 
 Activations = Literal["float", "dynamic", "static"]
-"""What a product's other factor is: as it comes; whole numbers whose scale is found at run time; or
-whole numbers whose scale was found by calibration."""
+"""What a product's other factor is: as it comes; numbers of eight bits whose scale is found at run
+time; or such whose scale was found by calibration."""
+
+Format = Literal["int", "e4m3"]
+"""What kind of numbers: whole ones, or floats of eight bits, four of them the exponent."""
 
 Method = Literal["rtn", "k-quant"]
 """How weights are rounded: to the nearest, or by one of `export.quantisation.blocks.METHODS`."""
@@ -31,17 +34,19 @@ class Quantisation:
 
     Attributes:
         bits: of a weight, 4 or 8.
+        format: see `Format`. `e4m3` has 8 bits and static activations.
         activations: see `Activations`. Only `float` has blocks; the others have one scale for each
             output channel.
         block_size: weights that share a scale, along the input axis; `None` is a whole channel.
         symmetric: whether 0 is the middle of the range; else blocks have a zero point.
         method: of rounding.
         sensitive: the share of products that stay more precise, those with the greatest measured
-            error: 8 bits where `bits` is 4, float32 where it is 8.
+            error: 8 bits where `bits` is 4, what the graph is traced in where it is 8.
         calibration: directory of images, where one was named.
     """
 
     bits: int
+    format: Format = "int"
     activations: Activations = "float"
     block_size: int | None = None
     symmetric: bool = True
@@ -62,7 +67,8 @@ class Quantisation:
 
     def __str__(self) -> str:
         if self.activations != "float":
-            return f"int8 weights by channel, {self.activations} int8 activations"
+            word = "int8" if self.format == "int" else self.format
+            return f"{word} weights by channel, {self.activations} {word} activations"
         kind = "symmetric" if self.symmetric else "asymmetric"
         return f"int{self.bits} weights, blocks of {self.block_size}, {kind}, {self.method}"
 
@@ -72,7 +78,7 @@ class QuantisationOptions:
     """What the caller says of quantisation, for all components; each takes what applies to it.
 
     Attributes:
-        int8: activations of an int8 vision encoder or Q-Former.
+        int8: activations of a vision encoder or Q-Former whose word is `int8`; `None` is dynamic.
         llm_int8: an int8 language model: `weights` alone in blocks, or `dynamic` activations too.
         calibration: a directory of images to measure on; `None` is the checkpoint's own examples.
         block_size: weights a scale, of a language model.
@@ -84,7 +90,7 @@ class QuantisationOptions:
         OptionError: a value that no build can have.
     """
 
-    int8: Int8 = "dynamic"
+    int8: Int8 | None = None
     llm_int8: LanguageModelInt8 = "weights"
     calibration: Path | None = None
     block_size: int = 32
@@ -94,7 +100,7 @@ class QuantisationOptions:
 
     def __post_init__(self) -> None:
         for name, kind in CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
+            if getattr(self, name) not in (None, *get_args(kind)):
                 option, wanted = name.replace("_", "-"), ", ".join(get_args(kind))
                 raise OptionError(f"--{option} is {getattr(self, name)!r}; wanted one of {wanted}")
         if self.block_size not in BLOCK_SIZES:
@@ -127,35 +133,48 @@ def quantisations(
     """
     made = {name: _quantisation(name, word, options) for name, word in policy.items()}
     found = {name: quantisation for name, quantisation in made.items() if quantisation is not None}
+    items = [(name, policy[name], quantisation) for name, quantisation in found.items()]
     usual = QuantisationOptions()
     for name, (used, where) in USED.items():
-        if getattr(options, name) != getattr(usual, name) and not any(map(used, found.items())):
+        if getattr(options, name) != getattr(usual, name) and not any(map(used, items)):
             option = name.replace("_", "-")
             raise OptionError(f"--{option} is for {where}, and this build has none. Leave it out.")
     return found
 
 
-Item = tuple[str, Quantisation]
-"""A component, and its quantisation."""
+Item = tuple[str, str, Quantisation]
+"""A component, its precision word, and its quantisation."""
 
 USED: Mapping[str, tuple[Callable[[Item], bool], str]] = {
-    "int8": (lambda i: i[0] != LANGUAGE_MODEL, "an int8 vision encoder or Q-Former"),
-    "llm_int8": (lambda i: i[0] == LANGUAGE_MODEL and i[1].bits == 8, "an int8 language model"),
-    "block_size": (lambda i: i[1].block_size is not None, "a language model in blocks"),
-    "asymmetric": (lambda i: i[1].block_size is not None, "a language model in blocks"),
-    "int4_method": (lambda i: i[1].bits == 4, "an int4 language model"),
-    "sensitive": (lambda i: True, "int8 and int4"),
-    "calibration": (lambda i: i[1].is_measured, "what is measured (--int8 static, --sensitive)"),
+    "int8": (
+        lambda i: i[0] != LANGUAGE_MODEL and i[1] == "int8",
+        "an int8 vision encoder or Q-Former",
+    ),
+    "llm_int8": (lambda i: i[0] == LANGUAGE_MODEL and i[2].bits == 8, "an int8 language model"),
+    "block_size": (lambda i: i[2].block_size is not None, "a language model in blocks"),
+    "asymmetric": (lambda i: i[2].block_size is not None, "a language model in blocks"),
+    "int4_method": (lambda i: i[2].bits == 4, "an int4 language model"),
+    "sensitive": (lambda i: True, "int8, int4 and fp8"),
+    "calibration": (
+        lambda i: i[2].is_measured,
+        "what is measured (int8-fp16, fp8, --int8 static, --sensitive)",
+    ),
 }
 """By option: which quantisations it says something of, and that in words."""
 
 
+STATIC: Mapping[str, Format] = {"int8-fp16": "int", "fp8": "e4m3"}
+"""Precision words whose activations are static whatever the options are, to the numbers' format."""
+
+
 def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:
     llm = component == LANGUAGE_MODEL
-    if word == "int8" and not (llm and options.llm_int8 == "weights"):
-        activations: Activations = "dynamic" if llm else options.int8
+    if word in STATIC or (word == "int8" and not (llm and options.llm_int8 == "weights")):
+        activations: Activations = "dynamic" if llm else options.int8 or "dynamic"
+        activations = "static" if word in STATIC else activations
         return Quantisation(
             bits=8,
+            format=STATIC.get(word, "int"),
             activations=activations,
             sensitive=SENSITIVE[activations] if options.sensitive is None else options.sensitive,
             calibration=options.calibration,

@@ -30,6 +30,8 @@ LIMITS: Mapping[str, Limits] = {
     "lavis": Limits(cosine=0.9999),
     "int8": Limits(cosine=0.99),
     "int4": Limits(cosine=0.95),
+    "int8-fp16": Limits(cosine=0.99),
+    "fp8": Limits(cosine=0.99),
 }
 """By precision. fp16 rounds each value to 11 bits, so that its errors grow with the values: an
 angle is the fair measure there, and the greedy text that `verify` compares afterwards. Weights of

@@ -65,6 +65,12 @@ THRESHOLDS: Mapping[str, Thresholds] = {
     "int4": Thresholds(
         block=0.3, divergence=0.2, top1=0.93, accuracy_loss=0.02, batching=1e-5, padding=1e-5
     ),
+    "int8-fp16": Thresholds(
+        block=5e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=5e-2, padding=5e-2
+    ),
+    "fp8": Thresholds(
+        block=8e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=5e-2, padding=5e-2
+    ),
 }
 """By precision. fp32: roundings of another order of summation, 24 bits of mantissa. fp16 and bf16
 have 11 and 8, and the errors of the two are so many powers of 2 apart. int8 and int4 are other

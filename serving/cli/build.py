@@ -35,8 +35,9 @@ from serving.cli.options import (
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, bf16, int8, int4 (the language model's weights alone), lavis (the original's "
-    "mixture), or a policy per component: vision_encoder=int8,language_model=int4.",
+    help="fp32, fp16, bf16, int8, int4 (the language model's weights alone), int8-fp16 and fp8 "
+    "(TensorRT: 8 bits and fp16), lavis (the original's mixture), or a policy per component: "
+    "vision_encoder=int8,language_model=int4.",
 )
 @quantisation_options
 @click.option(

@@ -189,7 +189,7 @@ QUANTISATION: Mapping[str, tuple[Any, str]] = {
     "sensitive": (
         float,
         "Share of products that stay more precise, the worst ones. "
-        "Default: 0.05 with int8 activations, else 0.",
+        "Default: 0.05 with activations of 8 bits, else 0.",
     ),
 }
 """Type and help of each field of `export.quantisation.options.QuantisationOptions`."""

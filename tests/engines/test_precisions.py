@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from engines.precisions import REFUSALS, check_precision
+from engines.precisions import REFUSALS, REMARKS, check_precision
 from engines.selection import KINDS
 from export.errors import OptionError
 from export.precision import parse_precision
@@ -12,14 +12,28 @@ from serving.build import LLM_ENGINES
 from serving.cli import export
 
 
-def refused(engine, component, precision, **options):
+def refused(engine, component, precision, targets=(), **options):
     policy = parse_precision(precision)
     made = quantisations(policy, QuantisationOptions(**options))
-    check_precision(engine, component, policy[component], made.get(component))
+    return check_precision(engine, component, policy[component], made.get(component), targets)
 
 
 def test_only_engines_that_there_are_refuse():
-    assert {engine for engine, _ in REFUSALS} <= {*KINDS, *LLM_ENGINES}
+    assert {engine for engine, _ in {*REFUSALS, *REMARKS}} <= {*KINDS, *LLM_ENGINES}
+
+
+def test_floats_of_eight_bits_want_a_gpu_that_has_them():
+    message = r"vision_encoder=fp8 is not for tensorrt-rtx: sm80, SM86 cannot multiply .* sm89 and"
+    with pytest.raises(OptionError, match=message):
+        refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm80", "SM86", "sm89"))
+    assert refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm89", "sm120")) is None
+    assert refused("tensorrt-rtx", "vision_encoder", "int8-fp16", ("sm80",)) is None
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8-fp16"])
+def test_a_cpu_emulates_and_is_said_to(precision):
+    told = refused("onnxruntime", "qformer", precision)
+    assert told.startswith(f"qformer={precision}: ONNX Runtime's CPU provider multiplies its")
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])

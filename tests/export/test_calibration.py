@@ -15,9 +15,10 @@ from export.images import pixels_from_image
 from export.precision import parse_precision
 from export.progress import Silent
 from export.quantisation.calibration import measure, samples_from
+from export.quantisation.formats import FORMATS
 from export.quantisation.graph import quantise
 from export.quantisation.measuring import static_scale
-from export.quantisation.options import Quantisation
+from export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from export.quantisation.running import run_in_pieces
 from export.text import preprocessing
 from export.tracing import trace
@@ -90,6 +91,22 @@ def test_the_worst_products_stay_in_float32(checkpoint, traced):
     assert list(report["more_precise"]) == list(found.sensitive)
 
 
+def test_what_is_computed_in_halves_is_measured_in_floats(checkpoint):
+    policy = parse_precision("vision_encoder=fp8")
+    traced = trace(components_from_checkpoint(checkpoint, policy)[0])
+    given = quantisations(policy, QuantisationOptions())
+    found = measure([traced], checkpoint, given, Silent())["vision_encoder"]
+    assert all(0.005 < error < 0.05 for error in found.errors.values())
+    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    made = quantise(traced.model, recipes, found)
+    for name in found.errors.keys() - set(found.sensitive):
+        scale = traced.model.graph.initializers[f"{name}.input_scale"].const_value.numpy()
+        assert scale.dtype == np.float16
+        assert 0 < found.scales[name] <= scale < 1.01 * found.scales[name]
+        assert made[f"{name}.e4m3_scales"].dtype == "float16"
+    assert all(made[name].dtype == "float16" for name in found.sensitive)
+
+
 def test_without_images_weights_are_looked_at_and_static_is_refused(checkpoint, traced, tmp_path):
     bare = replace(checkpoint, directory=tmp_path)
     found = measure([traced], bare, {"vision_encoder": INT4}, Silent())["vision_encoder"]
@@ -114,6 +131,12 @@ def test_a_folder_of_images_is_measured_on_or_refused_without_one(checkpoint, tm
 
 def test_a_static_scale_cuts_an_outlier_off():
     usual = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    scale = static_scale(torch.cat([usual, torch.tensor([10.0])]))
-    assert 0.3 * 10 / 127 <= scale < 0.9 * 10 / 127
-    assert static_scale(torch.zeros(3)) == 1.0
+    values = torch.cat([usual, torch.tensor([10.0])])
+    assert 0.3 * 10 / 127 <= static_scale(values, FORMATS["int"]) < 0.9 * 10 / 127
+    assert static_scale(torch.zeros(3), FORMATS["int"]) == 1.0
+
+
+def test_a_static_scale_of_floats_has_room_for_an_outlier():
+    usual = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    scale = static_scale(torch.cat([usual, torch.tensor([100.0])]), FORMATS["e4m3"])
+    assert scale > 0.9 * 100 / 448

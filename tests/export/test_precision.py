@@ -13,6 +13,12 @@ def test_int4_is_for_the_language_model_alone():
     assert parse_precision("int4") == parse_precision("language_model=int4") == policy
 
 
+@pytest.mark.parametrize("word", ["fp8", "int8-fp16"])
+def test_static_eight_bits_leave_the_language_model_at_fp16(word):
+    policy = {"vision_encoder": word, "qformer": word, "language_model": "fp16"}
+    assert parse_precision(word) == policy
+
+
 def test_a_policy_leaves_the_rest_at_fp32():
     assert parse_precision("vision_encoder=fp16") == {
         "vision_encoder": "fp16",
@@ -26,12 +32,13 @@ def test_a_policy_leaves_the_rest_at_fp32():
     [
         (
             "fp61",
-            "no precision 'fp61'; known: fp32, fp16, bf16, int8, int4, lavis. Did you mean 'fp16'",
+            "no precision 'fp61'; known: fp32, fp16, bf16, int8, int4, int8-fp16, fp8, lavis. Did",
         ),
         ("vision=fp16", "no component 'vision'.*Did you mean 'vision_encoder'"),
         ("qformer=fp16,qformer=fp32", "qformer is named twice"),
         ("qformer=", "no precision ''"),
         ("vision_encoder=int4", "vision_encoder cannot be int4, only language_model can"),
+        ("language_model=fp8", "language_model cannot be fp8, only vision_encoder and qformer can"),
     ],
 )
 def test_nonsense_is_refused_by_name(text, message):

@@ -11,10 +11,12 @@ import safetensors.numpy
 import torch
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
+from export.contract import DTYPES
 from export.errors import OptionError
 from export.precision import parse_precision
 from export.quantisation import blocks, channels
 from export.quantisation.blocks import METHODS, Blocks, Numbers, Scales, ZeroPoints
+from export.quantisation.formats import FORMATS
 from export.quantisation.graph import quantise
 from export.quantisation.measuring import Measurements
 from export.quantisation.options import Quantisation, QuantisationOptions, quantisations
@@ -124,22 +126,42 @@ def test_a_matrix_is_read_once_for_all_that_is_made_of_it(source, monkeypatch):
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_pieces_give_what_the_whole_does_whatever_the_source(tmp_path, dtype):
+@pytest.mark.parametrize(("kind", "most", "far"), [("int", 127, 0.5), ("e4m3", 448, 16)])
+def test_pieces_give_what_the_whole_does_whatever_the_source(tmp_path, dtype, kind, most, far):
     matrix = np.random.default_rng(1).standard_normal((300, 48)).astype(dtype)
     tensors = {"weight": torch.from_numpy(matrix.astype(np.float32)).to(_torch(dtype))}
     from safetensors.torch import save_file
 
     save_file(tensors, tmp_path / "model.safetensors")
     tensor = tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
-    numbers = channels.ChannelNumbers(source=tensor, dtype="int8")
-    scales = channels.ChannelScales(source=tensor, dtype="float32").evaluate()
-    wanted = np.abs(matrix.astype(np.float32)).max(axis=1) / 127
+    numbers, scale_recipe = channels.recipes_of(tensor, kind, "float32")
+    scales = scale_recipe.evaluate()
+    wanted = np.abs(matrix.astype(np.float32)).max(axis=1) / most
     np.testing.assert_allclose(scales, wanted, rtol=1e-6)
     found = numbers.evaluate()
     assert (found.shape, found.nbytes) == (numbers.shape, numbers.nbytes) == ((48, 300), 48 * 300)
-    np.testing.assert_allclose(
-        found.T * scales[:, None], matrix.astype(np.float32), atol=wanted.max() / 2 * 1.001
-    )
+    floats = found.T.astype(np.float32) * scales[:, None]
+    # Half a step: of whole numbers 0.5 everywhere, of e4m3 at most 16 below 448.
+    np.testing.assert_allclose(floats, matrix.astype(np.float32), atol=wanted.max() * far * 1.001)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_scales_are_rounded_up_so_that_no_number_is_cut_off(tmp_path, kind, dtype):
+    rows = np.random.default_rng(5).standard_normal((200, 48)).astype(np.float32)
+    rows *= np.logspace(-5, 3, 200, dtype=np.float32)[:, None]  # the first are near fp16's last
+    rows[0] = 0
+    safetensors.numpy.save_file({"weight": rows}, tmp_path / "model.safetensors")
+    tensor = tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
+    numbers, scale_recipe = channels.recipes_of(tensor, kind, dtype)
+    found, scales = numbers.evaluate().astype(np.float32).T, scale_recipe.evaluate()
+    assert scales.dtype == DTYPES[dtype]
+    assert np.abs(found).max() <= FORMATS[kind].most
+    exact = np.abs(rows[1:]).max(axis=1) / FORMATS[kind].most
+    assert (scales[1:].astype(np.float32) >= exact).all()
+    assert scales[0] == 1
+    error = np.linalg.norm(found * scales.astype(np.float32)[:, None] - rows, axis=1)
+    assert (error[100:] < 0.04 * np.linalg.norm(rows[100:], axis=1)).all()
 
 
 def _torch(dtype):
@@ -213,6 +235,42 @@ def test_a_product_of_whole_numbers_is_close_to_that_of_floats(source, monkeypat
         )
 
 
+def in_halves(model, recipes):
+    """The same graph in float16, with heads joined before the product, as an attention does it."""
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+        graph (float16[batch, 4, 3, {IN // 4}] x, float16[{OUT}, {IN}] weight) =>
+            (float16[batch, 3, {OUT}] y) {{
+            shape = Constant<value = int64[3] {{0, -1, {IN}}}>()
+            rows = Transpose<perm = [0, 2, 1, 3]>(x)
+            joined = Reshape(rows, shape)
+            turned = Transpose<perm = [1, 0]>(weight)
+            y = MatMul(joined, turned)
+        }}"""
+    model = ir.from_onnx_text(text)
+    model.graph.initializers["weight"] = model.graph.inputs.pop()
+    return model, {"weight": Recipe(source=recipes["weight"].source, dtype="float16")}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_static_product_in_halves_is_that_of_the_rounded_factors(source, kind):
+    model, recipes = in_halves(*graph_of(source[1]))
+    how = Quantisation(bits=8, format=kind, activations="static")
+    made = quantise(model, recipes, Measurements(quantisation=how, scales={"weight": 0.04}))
+    for name, recipe in made.items():
+        model.graph.initializers[name].const_value = ir.tensor(recipe.evaluate(), name=name)
+    x = np.random.default_rng(2).standard_normal((2, 4, 3, IN // 4)).astype(np.float16)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    (found,) = session.run(None, {"x": x})
+    numbers, scales = (recipe.evaluate().astype(np.float32) for recipe in made.values())
+    joined = torch.from_numpy(x).transpose(1, 2).reshape(2, 3, IN).float()
+    scale = float(model.graph.initializers["weight.input_scale"].const_value.numpy())
+    rounded = FORMATS[kind].rounded(joined, scale).numpy() * scale
+    np.testing.assert_allclose(found, rounded @ (numbers * scales), atol=0.02, rtol=2e-3)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("QuantizeLinear") == 1
+    assert kinds.count("DequantizeLinear") == 2
+
+
 @pytest.mark.parametrize("given", ["alpha = 2.0, transB = 1", "transA = 1, transB = 1", ""])
 @pytest.mark.parametrize("quantisation", [INT4, DYNAMIC])
 def test_a_product_of_another_kind_is_left_alone(source, given, quantisation):
@@ -240,6 +298,13 @@ def test_each_component_gets_what_applies_to_it():
         64,
     )
     assert quantisations(parse_precision("fp16"), QuantisationOptions()) == {}
+    found = quantisations(
+        parse_precision("vision_encoder=fp8,qformer=int8-fp16"), QuantisationOptions()
+    )
+    assert {name: (one.format, one.activations) for name, one in found.items()} == {
+        "vision_encoder": ("e4m3", "static"),
+        "qformer": ("int", "static"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -249,7 +314,9 @@ def test_each_component_gets_what_applies_to_it():
         ("int4", {"llm_int8": "dynamic"}, "--llm-int8 is for an int8 language model, and this"),
         ("vision_encoder=int8", {"block_size": 64}, "--block-size is for a language model in"),
         ("int8", {"int4_method": "k-quant"}, "--int4-method is for an int4 language model, and"),
-        ("fp16", {"sensitive": 0.1}, "--sensitive is for int8 and int4, and this build has none"),
+        ("fp16", {"sensitive": 0.1}, "--sensitive is for int8, int4 and fp8, and this build has"),
+        ("int8-fp16", {"int8": "dynamic"}, "--int8 is for an int8 vision encoder or Q-Former"),
+        ("fp8", {"int8": "static"}, "--int8 is for an int8 vision encoder or Q-Former, and this"),
     ],
 )
 def test_options_that_say_nothing_of_a_build_are_refused(precision, given, message):

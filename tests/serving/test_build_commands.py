@@ -39,7 +39,7 @@ def last_line(result):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["build", "--precision", "fp8"], 2, "there is no precision 'fp8'; known: fp32, fp16"),
+        (["build", "--precision", "fp9"], 2, "there is no precision 'fp9'; known: fp32, fp16"),
         (["build", "--engine", "tensort"], 2, "Did you mean 'tensorrt'"),
         (["build", "--max-batch", "0"], 2, "--max-batch is 0; wanted 1 or more"),
         (["build", "--slots", "0"], 2, "--slots is 0; wanted 1 or more"),

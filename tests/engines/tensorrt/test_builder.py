@@ -101,7 +101,14 @@ def test_exported_components_become_plans(
 
 
 @pytest.mark.parametrize(
-    ("precision", "layers"), [("bf16", "BF16"), ("lavis", "HALF"), ("int8", "FLOAT")]
+    ("precision", "layers"),
+    [
+        ("bf16", "BF16"),
+        ("lavis", "HALF"),
+        ("int8", "FLOAT"),
+        ("int8-fp16", "HALF"),
+        ("fp8", "HALF"),
+    ],
 )
 def test_narrow_and_calibrated_graphs_become_plans(
     checkpoints: Path, tmp_path: Path, library: Library, precision: str, layers: str
@@ -109,7 +116,7 @@ def test_narrow_and_calibrated_graphs_become_plans(
     checkpoint = checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna")
     policy = parse_precision(f"vision_encoder={precision}")
     component = components_from_checkpoint(checkpoint, policy)[0]
-    options = QuantisationOptions(int8="static" if precision == "int8" else "dynamic")
+    options = QuantisationOptions(int8="static" if precision == "int8" else None)
     graph = onnx_from_component(
         component,
         checkpoint,
@@ -128,7 +135,7 @@ def test_narrow_and_calibrated_graphs_become_plans(
     operators = {
         node.op_type for node in onnx.load(graph.path, load_external_data=False).graph.node
     }
-    assert ("QuantizeLinear" in operators) == (precision == "int8")
+    assert ("QuantizeLinear" in operators) == (precision in ("int8", "int8-fp16", "fp8"))
 
 
 def test_a_profile_wants_a_size_for_every_axis(vision_graph: Write) -> None:
