@@ -36,7 +36,7 @@ def cached_plan(
         verified, output, library, profiles, options: as `plan_from_onnx` takes them.
         cache: where to look first, and to keep what is built; `None` always builds.
         build: for which the plan is, as the cache's record will say.
-        progress: has a stage where the plan is built, and is told where it comes from the cache.
+        progress: has a stage where the plan is built or taken, and is told of waiting.
 
     Returns:
         The plan; its details are those of `plan_from_onnx` and, with a cache, `key` (of the cache)
@@ -50,10 +50,15 @@ def cached_plan(
     graph = verified.graph
     name = f"{graph.component}/{graph.name}"
 
-    def make() -> Plan:
+    def make(timing: Path | None = None) -> Plan:
         with progress.stage(f"build {name}.plan with {library.kind}"):
             return plan_from_onnx(
-                verified, output, library=library, profiles=profiles, options=options
+                verified,
+                output,
+                library=library,
+                profiles=profiles,
+                options=options,
+                timing=timing,
             )
 
     def waiting() -> None:
@@ -63,11 +68,13 @@ def cached_plan(
         return make()
     recipe = recipe_from_graph(graph, library, options, profiles)
     with cache.claim(recipe.key, waiting):
-        entry = cache.take(recipe.key, output)
-        if entry is not None:
-            progress.note(f"{name}.plan is in the engine cache: {entry.key[:SHORT]}")
-            return Plan(path=output, details=_details(entry, verified))
-        plan = make()
+        if cache.has(recipe.key):
+            short = recipe.key[:SHORT]
+            with progress.stage(f"take {name}.plan from the engine cache ({short})"):
+                entry = cache.take(recipe.key, output)
+            if entry is not None:
+                return Plan(path=output, details=_details(entry, verified))
+        plan = make(cache.timing_cache(recipe))
         details = {key: value for key, value in plan.details.items() if key != "unverified"}
         cache.keep(recipe, output, graph=name, details=details, build=build)
     return Plan(path=output, details={**plan.details, "key": recipe.key, "cached": False})

@@ -140,6 +140,7 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
     if not dry_run:
         for path in timing:
             path.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
         cache.sweep()
     return Pruned(
         removed=tuple(removed),

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Any
 from engines.cache.entry import PLAN, DamagedEntryError, Entry, now
 from engines.cache.files import link_or_copy, locked, sha256_of
 from engines.cache.key import KEY_LENGTH, Recipe
+from engines.tensorrt.libraries import SOURCES
 from export.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,10 @@ class EngineCache:
             except OSError as error:
                 logger.info("no lock for %s in the engine cache: %s", key[:SHORT], error)
             yield held
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry, good or damaged."""
+        return (self.plans / key).is_dir()
 
     def take(self, key: str, output: Path) -> Entry | None:
         """Puts the plan of an entry at `output`; `None` where there is no good one.
@@ -233,6 +239,17 @@ class EngineCache:
                 if free:
                     self._remove_leftovers(key)
                     (self.locks / key).unlink(missing_ok=True)
+
+    def timing_cache(self, recipe: Recipe) -> Path | None:
+        """Where the timings lie that a plan of that recipe is built with; `None` if with none.
+
+        They are of one version of a library and one GPU: of plans for this machine alone.
+        """
+        if recipe.device is None or not SOURCES[recipe.library].times_kernels:
+            return None
+        words = (recipe.library, recipe.version, *map(str, recipe.device.values()))
+        name = re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())
+        return self.timing / f"{name}.cache"
 
     def timing_caches(self) -> list[Path]:
         """Files of timing caches."""

@@ -22,6 +22,7 @@ from engines.tensorrt.libraries import Library
 from engines.tensorrt.log import library_log
 from engines.tensorrt.options import FLAGS, PlanOptions
 from engines.tensorrt.profile import Profile
+from engines.tensorrt.timing import timings
 from export.contract import TensorSpec
 from export.errors import EngineError
 from export.graphs import OnnxGraph, VerifiedGraph
@@ -73,6 +74,7 @@ def plan_from_onnx(
     library: Library,
     profiles: Sequence[Profile],
     options: PlanOptions | None = None,
+    timing: Path | None = None,
 ) -> Plan:
     """Builds the plan of one graph into the file `output`, which appears whole or not at all.
 
@@ -82,6 +84,8 @@ def plan_from_onnx(
         library: as `find_library` returns it.
         profiles: one or several; each has a span for every dynamic axis of the graph's inputs.
         options: targets, flags and workspace; `None` is for this machine's GPU, with no flags.
+        timing: of the timings of this library's version and this GPU, which the build uses and adds
+            to; `None` times everything anew.
 
     Raises:
         OptionError: the library does not offer a target or a flag, there is no target and no GPU
@@ -96,7 +100,8 @@ def plan_from_onnx(
     job = _Job(library=library, graph=graph)
     layers = job.parse()
     job.configure(profiles, options)
-    plan = job.build()
+    with timings(job.config, timing):
+        plan = job.build()
     _write(output, plan)
     details = {
         "library": library.kind,

@@ -28,11 +28,14 @@ class Source:
         modules: to try, in order: Python modules with TensorRT's interface.
         distributions: that may have brought it, to read the version from.
         install: what to do when there is none.
+        times_kernels: whether its builder measures kernels on the GPU, so that it is quicker with
+            the timings of other builds (`engines.tensorrt.timing`).
     """
 
     modules: tuple[str, ...]
     distributions: tuple[str, ...]
     install: str
+    times_kernels: bool
 
 
 SOURCES: Mapping[str, Source] = {
@@ -40,12 +43,14 @@ SOURCES: Mapping[str, Source] = {
         modules=("tensorrt",),
         distributions=("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
         install="Run `pip install 'iblip[gpu]'` on a machine with an NVIDIA GPU.",
+        times_kernels=True,
     ),
     "tensorrt-rtx": Source(
         # The bindings alone are enough; the package around them only renames them.
         modules=("tensorrt_rtx", "tensorrt_rtx_bindings.tensorrt_rtx"),
         distributions=("tensorrt_rtx_cu12_bindings", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx"),
         install="Run `pip install 'iblip[tensorrt-rtx]'`.",
+        times_kernels=False,
     ),
 }
 """Engine kind to its library."""

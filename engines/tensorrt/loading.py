@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,32 @@ def load_plan(path: Path, record: EngineRecord, contract: Contract, library: Lib
         EngineError: the file is missing, the library cannot read it (with what it says), or its
             tensors are not those of the contract.
     """
+    plan = open_plan(path, record.details.get("flags", ()), library)
+    _check_tensors(plan, contract)
+    return plan
+
+
+def open_plan(path: Path, flags: Collection[str], library: Library) -> LoadedPlan:
+    """Reads any plan into the library, whatever it is of.
+
+    Args:
+        path: of the plan.
+        flags: that it was built with, keys of `engines.tensorrt.options.FLAGS`.
+        library: as `find_library` returns it.
+
+    Raises:
+        EngineError: the file is missing, or the library cannot read it, with what it says.
+    """
     if not path.is_file():
         raise EngineError(f"there is no plan {path}. The build is incomplete: build it again.")
     messages: list[str] = []
     runtime = library.module.Runtime(library_log(library.module, messages))
-    if VERSION_COMPATIBLE in record.details.get("flags", ()):
+    if VERSION_COMPATIBLE in flags:
         runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it wants
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     plan = LoadedPlan(path=path, library=library, runtime=runtime, engine=engine, messages=messages)
     if engine is None:
         raise plan.fault("cannot load the plan")
-    _check_tensors(plan, contract)
     return plan
 
 

@@ -59,7 +59,8 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
 def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
     """Show all that is known of a plan of the cache, or of the plans of a build.
 
-    Of a key, as many digits are enough as no other begins with.
+    Of a key, as many digits are enough as no other begins with. Where there is a GPU that loads the
+    plan, the library's own inspector says what is in it.
     """
     from engines.cache.catalogue import find
 
@@ -68,7 +69,7 @@ def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
         found = _plans(build)
     else:
         entry = find(_cache(engine_cache), key_or_build)
-        found = {entry.key: entry.to_json()}
+        found = {entry.key: {**entry.to_json(), **_inspected(entry.plan, entry.details)}}
     if json_:
         click.echo(json.dumps(found, indent=2))
         return
@@ -169,6 +170,7 @@ def _plans(build: Path) -> dict[str, dict[str, Any]]:
             "precision": record.precision,
             "path": str(build / file),
             **record.engine.details,
+            **_inspected(build / file, record.engine.details),
         }
         for component, record in manifest.components.items()
         if record.engine.kind in KINDS and KINDS[record.engine.kind].plans
@@ -179,6 +181,22 @@ def _plans(build: Path) -> dict[str, dict[str, Any]]:
             f"{build} has no TensorRT plans. Build with --engine tensorrt or tensorrt-rtx."
         )
     return found
+
+
+def _inspected(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What the library's own inspector says of a plan; without a GPU, why it says nothing."""
+    from engines.selection import nvidia_driver
+    from engines.tensorrt.inspection import engine_information
+    from engines.tensorrt.libraries import find_library
+    from export.errors import EngineError
+
+    if not nvidia_driver():
+        return {"inspector": "no NVIDIA GPU here to load the plan on"}
+    try:
+        library = find_library(details["library"])
+        return {"inspector": engine_information(plan, details.get("flags", ()), library)}
+    except EngineError as error:
+        return {"inspector": str(error)}
 
 
 def _lines(facts: Mapping[str, Any], indent: str) -> list[str]:

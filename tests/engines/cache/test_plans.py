@@ -33,13 +33,14 @@ Write = Callable[..., OnnxGraph]
 
 
 class Told(Silent):
-    """Keeps the notes."""
+    """Keeps the titles of stages."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
+        self.stages: list[str] = []
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def stage(self, title: str, total: int | None = None, unit: str = "") -> Any:
+        self.stages.append(title)
+        return super().stage(title, total, unit)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +93,8 @@ def test_the_second_plan_comes_from_the_cache_and_needs_no_builder(
     assert second.path.read_bytes() == content
     assert second.details == {**first.details, "cached": True}
     assert not first.details["cached"]
-    assert told.notes == [
-        f"vision_encoder/model.plan is in the engine cache: {second.details['key'][:12]}"
-    ]
+    short = second.details["key"][:12]
+    assert told.stages == [f"take vision_encoder/model.plan from the engine cache ({short})"]
     assert [entry.hits for entry in scan(cache).entries] == [1]
 
 

@@ -1,0 +1,56 @@
+"""The engine inspector's calls: on the real library as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engines.selection import nvidia_driver
+from engines.tensorrt import inspection
+from engines.tensorrt.inspection import engine_information
+from engines.tensorrt.libraries import Library, find_library
+from export.errors import EngineError
+
+pytest.importorskip("tensorrt_rtx_bindings")
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return find_library("tensorrt-rtx")
+
+
+def test_the_real_library_has_the_calls(library: Library) -> None:
+    assert hasattr(library.module.ICudaEngine, "create_engine_inspector")
+    assert hasattr(library.module.EngineInspector, "get_engine_information")
+    assert "JSON" in library.module.LayerInformationFormat.__members__
+
+
+@pytest.mark.skipif(nvidia_driver(), reason="there is a GPU")
+def test_without_a_gpu_the_library_says_why(library: Library, tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    with pytest.raises(EngineError, match="there is no plan"):
+        engine_information(plan, (), library)
+    plan.write_bytes(b"no plan at all")
+    with pytest.raises(EngineError, match="tensorrt-rtx cannot load the plan"):
+        engine_information(plan, (), library)
+
+
+@pytest.mark.parametrize(("text", "found"), [('{"Layers": []}', {"Layers": []}), ("Layer 1", None)])
+def test_its_json_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+    library: Library,
+    tmp_path: Path,
+    text: str,
+    found: dict | None,
+) -> None:
+    """With an engine in place of one that a GPU would have loaded."""
+    said = SimpleNamespace(get_engine_information=lambda form: text)
+    engine = SimpleNamespace(create_engine_inspector=lambda: said)
+    monkeypatch.setattr(inspection, "open_plan", lambda *_: SimpleNamespace(engine=engine))
+    if found is None:
+        with pytest.raises(EngineError, match=r"gives no JSON of .*: 'Layer 1'"):
+            engine_information(tmp_path / "model.plan", (), library)
+    else:
+        assert engine_information(tmp_path / "model.plan", (), library) == found
