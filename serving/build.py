@@ -76,6 +76,8 @@ class BuildOptions:
         quantisation: how int8 and int4 weights are made.
         engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
+        triton_backend: one of `serving.native.CHOICES`: what of Triton carries vision encoder and
+            Q-Former.
         tensor_parallel, pipeline_parallel, executor, gpu_memory_utilization: as in
             `engines.language_model.vllm.settings.VllmSettings`, for vLLM alone; `None` is the
             default there.
@@ -103,6 +105,7 @@ class BuildOptions:
     quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
     engine: str = "auto"
     llm_engine: str = "onnxruntime"
+    triton_backend: str = "auto"
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
     executor: str | None = None
@@ -187,10 +190,12 @@ def prepared(
         CheckpointError: the checkpoint is missing, truncated or not supported.
     """
     from engines.selection import choose_engine
+    from serving.native import check_native
 
     engine = choose_engine(options.engine, options.targets)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     _check_precisions(options, engine, progress)
+    check_native(engine.kind, options.triton_backend, options.components)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
@@ -294,7 +299,9 @@ def _fill(
         manifest = replace(manifest, verification={**manifest.verification, "text": text})
         manifest.write(work)
     with progress.stage("assemble the Triton repository"):
-        repository_from_engines(work, manifest, max_batch=options.max_batch)
+        repository_from_engines(
+            work, manifest, max_batch=options.max_batch, backend=options.triton_backend
+        )
 
 
 def _check_answers(text: Mapping[str, Any]) -> None:

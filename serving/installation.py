@@ -42,6 +42,14 @@ class Installation:
     python_stub: Path | None = None
     libraries: tuple[Path, ...] = ()
 
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        """The backends that it has; none where its folder of them is not in the usual place."""
+        folder = self.backends or self.binary.parents[1] / "backends"
+        if not folder.is_dir():
+            return ()
+        return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+
     def arguments(self, scratch: Path) -> list[str]:
         """Flags that point the binary at its parts; what must be put together goes to `scratch`."""
         flags = []

@@ -27,6 +27,16 @@ DATA_TYPES: Mapping[str, str] = {
 }
 """Triton's name of each dtype of a contract."""
 
+PLATFORMS: Mapping[str, str] = {
+    "tensorrt_plan": "tensorrt",
+    "onnxruntime_onnx": "onnxruntime",
+    "tensorflow_savedmodel": "tensorflow",
+    "tensorflow_graphdef": "tensorflow",
+    "pytorch_libtorch": "pytorch",
+    "ensemble": "ensemble",
+}
+"""Each platform that Triton knows, and its backend; an ensemble is the server's own."""
+
 HEADER = """\
 # Assembled by `export build` from model_repository/, where every line is explained.
 # An operator may edit batching, queues, instances, cache and warm-up here, and the parameters
@@ -64,6 +74,11 @@ def write_config(config: ModelConfig, path: Path) -> None:
     path.write_text(HEADER + text, encoding="utf-8")
 
 
+def backend_of(config: ModelConfig) -> str:
+    """The backend that a config names, itself or by its platform; empty where it names none."""
+    return str(config.backend or PLATFORMS.get(config.platform, ""))
+
+
 def set_parameter(config: ModelConfig, name: str, value: str) -> None:
     """Sets a parameter of the model (a string, as Triton has it)."""
     config.parameters[name].string_value = value
@@ -80,41 +95,16 @@ def set_tensors(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> None:
     for tensor in (*config.input, *config.output):
         if tensor.name in specs:
             spec = specs[tensor.name]
-            tensor.data_type = _data_type(spec)
+            tensor.data_type = data_type(spec)
             tensor.dims[:] = _dims(spec, batched=batched)
     for sample in config.model_warmup:
         for name in set(sample.inputs) & specs.keys():
             given = sample.inputs[name]
-            given.data_type = _data_type(specs[name])
+            given.data_type = data_type(specs[name])
             dims = _dims(specs[name], batched=batched)
             # zip stops short where the ranks differ: then the contract's own sizes stand.
             old = [*given.dims, *([1] * len(dims))]
             given.dims[:] = [new if new > 0 else kept for new, kept in zip(dims, old, strict=False)]
-
-
-def set_engine(config: ModelConfig, kind: str, *, max_batch: int) -> None:
-    """Sets what runs a component: the Python backend with a runner, or a TensorRT plan.
-
-    In the Python backend Triton places nothing: the runner picks its own device.
-
-    Args:
-        config: the component's.
-        kind: an `EngineRecord.kind`.
-        max_batch: the largest batch of one run, in rows.
-    """
-    from tritonclient.grpc import model_config_pb2
-
-    config.max_batch_size = max_batch
-    plan = kind == "tensorrt"
-    config.ClearField("backend")
-    config.ClearField("platform")
-    if plan:
-        config.platform = "tensorrt_plan"
-    else:
-        config.backend = "python"
-    groups = model_config_pb2.ModelInstanceGroup
-    for group in config.instance_group:
-        group.kind = groups.KIND_GPU if plan else groups.KIND_CPU
 
 
 def drop_tensors(config: ModelConfig, names: set[str]) -> None:
@@ -136,7 +126,8 @@ def _keep(repeated: Any, wanted: Any) -> None:
     repeated.extend(kept)
 
 
-def _data_type(spec: TensorSpec) -> int:
+def data_type(spec: TensorSpec) -> int:
+    """The number of Triton's data type for a tensor's dtype."""
     from tritonclient.grpc import model_config_pb2
 
     return int(model_config_pb2.DataType.Value(DATA_TYPES[spec.dtype]))

@@ -18,15 +18,17 @@ from pathlib import Path
 from export.contract import TensorSpec
 from export.errors import ServingError
 from export.manifest import Manifest
+from serving.installation import Installation
 from serving.model_config import (
     ModelConfig,
+    backend_of,
     drop_tensors,
     read_config,
-    set_engine,
     set_parameter,
     set_tensors,
     write_config,
 )
+from serving.native import AUTO, backend_for, fill_native, set_engine
 from serving.wire import ACCEPTED_PIXELS, ENSEMBLE, LANGUAGE_MODEL, PIXELS, UNARY, ServerContract
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,9 @@ INSTRUCTION = frozenset({"qformer_input_ids", "qformer_attention_mask"})
 OPERATORS = ("slots", "max_length", "queue")
 """The limits that an operator may set anew, as parameters of the language model. The most images of
 a request are not among them: engines are built for so many."""
+
+VERSION = "1"
+"""The folder of each model's one version."""
 
 TO_BUILD = "../.."
 """From a model's folder to its build directory."""
@@ -62,7 +67,7 @@ class ModelRepository:
 
 
 def repository_from_engines(
-    directory: Path, manifest: Manifest, *, max_batch: int = 8
+    directory: Path, manifest: Manifest, *, max_batch: int = 8, backend: str = AUTO
 ) -> ModelRepository:
     """Assembles `directory/model_repository` for the engines that the manifest records.
 
@@ -71,9 +76,12 @@ def repository_from_engines(
         manifest: of that build.
         max_batch: the largest batch of one run of a component, in rows; a TensorRT plan's own
             profile must reach it.
+        backend: one of `serving.native.CHOICES`: what of Triton carries the components' engines.
 
     Raises:
-        ServingError: a config of `model_repository/` is damaged, or an engine's plan is missing.
+        OptionError: Triton has no backend of its own for an engine.
+        ServingError: a config of `model_repository/` is damaged, an engine's file is missing, or
+            its profiles do not reach `max_batch`.
         OSError: the directory cannot be written.
     """
     target = directory / REPOSITORY
@@ -84,29 +92,60 @@ def repository_from_engines(
     with as_file(files("model_repository")) as source:
         for name in names:
             config = read_config(source / name / "config.pbtxt")
-            _fill(config, manifest, specs, max_batch)
-            (target / name / "1").mkdir(parents=True)
+            _fill(config, manifest, specs, max_batch, backend)
+            (target / name).mkdir(parents=True)
             write_config(config, target / name / "config.pbtxt")
-            if config.backend == "python":
-                shutil.copyfile(source / name / "1" / "model.py", target / name / "1" / "model.py")
-            elif config.platform == "tensorrt_plan":
-                _link_plan(directory, manifest, name)
+            _add_version(config, source / name / VERSION, directory, manifest)
     logger.info("assembled %s: %s", target, ", ".join(names))
     return ModelRepository(path=target, models=tuple(names))
 
 
+def check_backends(directory: Path, server: Installation) -> None:
+    """Refuses a server that lacks the backend of one of a build's models, before it is started.
+
+    Args:
+        directory: of the build.
+        server: that is to serve it; where its backends cannot be found, nothing is said.
+
+    Raises:
+        ServingError: naming the models and what else serves them; or a config cannot be read.
+    """
+    has = (*server.backend_names, "ensemble")
+    missing = {
+        path.parent.name: backend
+        for path in sorted((directory / REPOSITORY).glob("*/config.pbtxt"))
+        if (backend := backend_of(read_config(path))) not in has
+    }
+    if server.backend_names and missing:
+        models = ", ".join(f"{model} ({backend})" for model, backend in missing.items())
+        raise ServingError(
+            f"{server.origin} lacks the backend of {models}; it has "
+            f"{', '.join(server.backend_names)}. Serve the build in NVIDIA's container: "
+            f"IBLIP_BUILD={directory.absolute()} docker compose -f deploy/compose.yaml up --build "
+            "--wait. Or build it with --triton-backend python."
+        )
+
+
 def _fill(
-    config: ModelConfig, manifest: Manifest, specs: Mapping[str, TensorSpec], max_batch: int
+    config: ModelConfig,
+    manifest: Manifest,
+    specs: Mapping[str, TensorSpec],
+    max_batch: int,
+    backend: str,
 ) -> None:
-    if config.name in COMPONENTS:
-        kind = manifest.components[config.name].engine.kind
-        set_engine(config, kind, max_batch=max_batch)
-        set_parameter(config, "component", config.name)
+    record = manifest.components[config.name] if config.name in COMPONENTS else None
+    if record is not None:
+        backend = backend_for(record.engine.kind, backend)
+        set_engine(config, record.engine, backend=backend, max_batch=max_batch)
     if not specs.keys() >= INSTRUCTION:
         drop_tensors(config, set(INSTRUCTION))
     set_tensors(config, specs)
+    if record is not None:
+        fill_native(config, record.engine, record.graphs["model"].contract, backend)
     if config.backend == "python":
         set_parameter(config, "build", TO_BUILD)
+        if record is not None:
+            set_parameter(config, "component", config.name)
     if config.name == LANGUAGE_MODEL:
         for name in OPERATORS:
             set_parameter(config, name, str(getattr(manifest.limits, name)))
@@ -123,10 +162,27 @@ def _tensors(manifest: Manifest) -> dict[str, TensorSpec]:
     return {**found, ACCEPTED_PIXELS: found[PIXELS]}
 
 
-def _link_plan(directory: Path, manifest: Manifest, component: str) -> None:
-    plan = directory / manifest.components[component].engine.files["model"]
-    if not plan.is_file():
-        raise ServingError(f"the engine of {component} is missing: {plan}. Build it again.")
-    link = directory / REPOSITORY / component / "1" / "model.plan"
+def _add_version(config: ModelConfig, source: Path, directory: Path, manifest: Manifest) -> None:
+    """What the model's backend opens, under the name by which it does."""
+    version = directory / REPOSITORY / config.name / VERSION
+    if config.backend == "onnxruntime":
+        # The folder itself: ONNX Runtime reads weights only where the graph really lies.
+        _link(version, _engine_file(directory, manifest, config.name).parent)
+        return
+    version.mkdir()
+    if config.backend == "python":
+        shutil.copyfile(source / "model.py", version / "model.py")
+    elif config.platform == "tensorrt_plan":
+        _link(version / "model.plan", _engine_file(directory, manifest, config.name))
+
+
+def _engine_file(directory: Path, manifest: Manifest, component: str) -> Path:
+    path = directory / manifest.components[component].engine.files["model"]
+    if not path.is_file():
+        raise ServingError(f"the engine of {component} is missing: {path}. Build it again.")
+    return path
+
+
+def _link(link: Path, target: Path) -> None:
     # Relative, and the build moves whole: the link holds wherever the build is mounted.
-    link.symlink_to(os.path.relpath(plan, link.parent))
+    link.symlink_to(os.path.relpath(target, link.parent))

@@ -64,6 +64,13 @@ from serving.cli.options import (
     help="What runs the language model: onnxruntime (on CUDA where --engine is onnxruntime-cuda or "
     "onnxruntime-tensorrt), onnxruntime-cuda, or vllm (LLaMA and OPT).",
 )
+@click.option(
+    "--triton-backend",
+    default="auto",
+    show_default=True,
+    help="What of Triton carries vision encoder and Q-Former: python, native (its own backends "
+    "onnxruntime and tensorrt, of NVIDIA's container), or auto (native for plans of TensorRT).",
+)
 @click.option("--tensor-parallel", type=int, help="vLLM: GPUs a layer is spread over. Default: 1.")
 @click.option("--pipeline-parallel", type=int, help="vLLM: groups of layers. Default: 1.")
 @click.option("--executor", help="vLLM: mp (one machine) or ray (several). Default: mp.")

@@ -45,13 +45,18 @@ def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from export.errors import ServingError
     from export.manifest import MEANS_NOTHING, Manifest
+    from serving.installation import find_triton
     from serving.memory import memory_of_build
-    from serving.repository import REPOSITORY
+    from serving.native import flags_for
+    from serving.repository import REPOSITORY, check_backends
     from serving.server import ServerOptions, TritonServer
     from serving.server_log import why
 
     manifest = Manifest.read(directory)
-    options = ServerOptions(environment=_vllm_environment(manifest, vllm_python), **flags)
+    check_backends(directory, find_triton(flags["triton"]))
+    options = ServerOptions(
+        environment=_vllm_environment(manifest, vllm_python), extra=flags_for(manifest), **flags
+    )
     say = (lambda _: None) if json_ else click.echo
     if manifest.synthetic:
         click.echo(MEANS_NOTHING, err=True)

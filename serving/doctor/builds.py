@@ -16,11 +16,8 @@ from export.errors import IblipError, ServingError
 from export.manifest import Manifest
 from serving.doctor.machine import Machine
 from serving.memory import gib, memory_of_build
-from serving.model_config import read_config
+from serving.model_config import backend_of, read_config
 from serving.repository import COMPONENTS, REPOSITORY
-
-PLATFORMS: Mapping[str, str] = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime"}
-"""Triton's platforms, and the backend of each."""
 
 BATCH = 8
 """Rows of one run of a component, unless the build says otherwise (`--max-batch`)."""
@@ -107,11 +104,10 @@ def triton_backends(directory: Path, manifest: Manifest) -> dict[str, str]:
     backends = {}
     for name in manifest.components:
         path = directory / REPOSITORY / name / "config.pbtxt"
-        config = read_config(path)
-        backend = config.backend or PLATFORMS.get(config.platform)
+        backend = backend_of(read_config(path))
         if not backend:
             raise ServingError(f"{path} names no backend. Build it again.")
-        backends[name] = str(backend)
+        backends[name] = backend
     return backends
 
 

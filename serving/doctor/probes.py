@@ -144,13 +144,11 @@ def find_server(packages: Mapping[str, str]) -> Triton | None:
     except ServingError:
         return None
     home = found.binary.parents[1]
-    backends = found.backends or home / "backends"
-    names = [path.name for path in backends.iterdir() if path.is_dir()] if backends.is_dir() else []
     wheel = found.python_stub is not None
     return Triton(
         origin=found.origin,
         version=WHEELS.get(packages.get("nvidia-pytriton", "")) if wheel else _says(home),
-        backends=tuple(sorted(names)),
+        backends=found.backend_names,
         wheel=wheel,
     )
 

@@ -16,20 +16,10 @@ from export.errors import InputError
 from export.manifest import MANIFEST, ComponentRecord, Manifest
 from serving.lint.rule import Fault
 from serving.lint.text_format import Node, Step, tree_of
-from serving.model_config import ModelConfig
+from serving.model_config import ModelConfig, backend_of
 from serving.repository import REPOSITORY
 
 CONFIG = "config.pbtxt"
-
-PLATFORMS: Mapping[str, str] = {
-    "tensorrt_plan": "tensorrt",
-    "onnxruntime_onnx": "onnxruntime",
-    "tensorflow_savedmodel": "tensorflow",
-    "tensorflow_graphdef": "tensorflow",
-    "pytorch_libtorch": "pytorch",
-    "ensemble": "ensemble",
-}
-"""Each `platform` that Triton knows, and its backend; an ensemble is the server's own."""
 
 FILES: Mapping[str, str] = {
     "tensorrt": "model.plan",
@@ -85,9 +75,9 @@ class Model:
             return ""
         if self.config.platform == "ensemble":
             return "ensemble"
-        told = self.config.backend or PLATFORMS.get(self.config.platform, "")
+        told = backend_of(self.config)
         if told or self.config.platform:
-            return str(told)
+            return told
         named = self.config.default_model_filename
         there = {path.name for folder in self.versions for path in folder.iterdir()}
         wanted = {named} if named else there

@@ -32,7 +32,9 @@ def component(kind: str, name: str, *, inputs: tuple[TensorSpec, ...], output: T
         path=f"graphs/{name}/model.onnx", weights=(), digest="0" * 64, contract=contract
     )
     file = f"engines/{name}/model.plan" if kind == "tensorrt" else graph.path
-    engine = EngineRecord(kind=kind, files={"model": file})
+    sizes = {"batch": [1, 2, 8]} | ({"instruction": [4, 32, 128]} if IDS in inputs else {})
+    details = {"profiles": [sizes]} if kind.endswith("tensorrt") else {}
+    engine = EngineRecord(kind=kind, files={"model": file}, details=details)
     return ComponentRecord(precision="fp32", graphs={"model": graph}, engine=engine)
 
 
@@ -81,7 +83,7 @@ def manifest_for(*, kind: str = "onnxruntime", instruction: bool = True) -> Mani
 
 @pytest.fixture
 def make_build(tmp_path: Path) -> Callable[..., tuple[Path, Manifest]]:
-    """A directory with a manifest, and plans where the engine is TensorRT."""
+    """A directory with a manifest, and files in the place of plans and graphs."""
 
     def make(**options) -> tuple[Path, Manifest]:
         manifest = manifest_for(**options)
@@ -89,10 +91,9 @@ def make_build(tmp_path: Path) -> Callable[..., tuple[Path, Manifest]]:
         directory.mkdir()
         manifest.write(directory)
         for name, record in manifest.components.items():
-            if record.engine.kind == "tensorrt":
-                plan = directory / record.engine.files["model"]
-                plan.parent.mkdir(parents=True)
-                plan.write_bytes(f"plan of {name}".encode())
+            file = directory / record.engine.files["model"]
+            file.parent.mkdir(parents=True)
+            file.write_bytes(f"{file.suffix[1:]} of {name}".encode())
         return directory, manifest
 
     return make

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from serving.lint.external_data import external_faults, onnx_files, onnx_installed
-from serving.lint.reading import FILES, PLATFORMS, Model, Repository
+from serving.lint.reading import FILES, Model, Repository
 from serving.lint.rule import Fault, Rule, Severity, Verdict
+from serving.model_config import PLATFORMS
 
 
 def _name(model: Model, repository: Repository) -> Iterator[Fault]:

@@ -1,0 +1,284 @@
+"""What Triton's own backends are told of an engine, where no Python model carries it.
+
+The build decides it, from the engine's record: none of it is policy. What the operator wrote
+stays: how many instances, on which GPUs, whether CUDA graphs are recorded, warm-ups besides those
+of the profiles. No server with these backends has run it yet (docs/evidence.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.compatibility import TRITON_FLAG, VERSION_COMPATIBLE
+from engines.onnxruntime.providers import PROVIDERS, Placement
+from engines.tensorrt.profile import profile_from_json
+from export.contract import Contract, TensorSpec
+from export.errors import OptionError, ServingError
+from export.manifest import EngineRecord, Manifest
+from serving.model_config import ModelConfig, data_type, set_parameter
+
+AUTO, PYTHON, NATIVE = "auto", "python", "native"
+CHOICES = (AUTO, PYTHON, NATIVE)
+"""`--triton-backend`: `auto` is `native` for TensorRT plans, and `python` for all else."""
+
+ENGINE_CACHE = Path("/tmp/iblip-engines")
+"""Where ONNX Runtime's TensorRT provider keeps the plans that it builds. The operator's to edit: on
+a volume they outlive the container."""
+
+NUMBERED: Mapping[str, Sequence[str]] = {
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+}
+"""Options of CUDA's provider that Triton takes by their number, as parameters of the model. It
+takes them as options of the accelerator too, but puts its defaults in their place as soon as the
+model has any parameter (onnxruntime_backend, src/onnxruntime.cc)."""
+
+UNTOLD = ("device_id", "trt_fp16_enable")
+"""Options of a provider that Triton sets itself, by the instance's GPU and `precision_mode`."""
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """One row of `ENGINES`.
+
+    Attributes:
+        setting: the field that names the backend, and what it says.
+        gpu: whether instances are on GPUs, one group on each unless the operator names some.
+        fill: tells the config the rest, from the engine's record and the graph's contract.
+    """
+
+    setting: tuple[str, str]
+    gpu: bool
+    fill: Callable[[ModelConfig, EngineRecord, Contract], None]
+
+
+def backend_for(kind: str, requested: str = AUTO) -> str:
+    """`PYTHON` or `NATIVE`, for a kind of engine.
+
+    Args:
+        kind: an `EngineRecord.kind`.
+        requested: one of `CHOICES`.
+
+    Raises:
+        OptionError: it is none of these, or Triton has no backend of its own for the kind.
+    """
+    if requested not in CHOICES:
+        known = ", ".join(CHOICES)
+        raise OptionError(f"--triton-backend is {requested!r}; wanted one of {known}")
+    if requested == AUTO:
+        return NATIVE if kind == "tensorrt" else PYTHON
+    if requested == NATIVE and kind not in ENGINES:
+        raise OptionError(
+            f"--triton-backend native: Triton has no backend of its own for --engine {kind}, but "
+            f"for {', '.join(ENGINES)}. Choose one of these, or --triton-backend python."
+        )
+    return requested
+
+
+def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> None:
+    """Refuses what Triton's own backends cannot carry, before anything is built.
+
+    Args:
+        kind: of the components' engine.
+        requested: one of `CHOICES`.
+        precisions: of each component.
+
+    Raises:
+        OptionError: see `backend_for`; or a precision whose tensors the backend does not have.
+    """
+    if backend_for(kind, requested) == PYTHON or kind == "tensorrt":
+        return
+    for component, word in precisions.items():
+        if word == "bf16" and component != "language_model":
+            raise OptionError(
+                f"--triton-backend native with {component}=bf16: Triton's onnxruntime backend has "
+                "no bfloat16 tensors. Choose fp16, or --triton-backend python."
+            )
+
+
+def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_batch: int) -> None:
+    """Sets what runs a component, and the largest batch.
+
+    In the Python backend Triton places nothing: the runner picks its own device.
+
+    Args:
+        config: the component's.
+        record: of its engine.
+        backend: `PYTHON` or `NATIVE`.
+        max_batch: the largest batch of one run, in rows.
+
+    Raises:
+        ServingError: the engine's profiles do not reach that batch.
+    """
+    from tritonclient.grpc import model_config_pb2
+
+    most = max((one[BATCH][-1] for one in profiles_of(record) if BATCH in one), default=max_batch)
+    if max_batch > most:
+        raise ServingError(
+            f"the engine of {config.name} takes batches up to {most}, and {max_batch} are wanted. "
+            f"Build it again with --max-batch {max_batch}."
+        )
+    config.max_batch_size = max_batch
+    row = (
+        ENGINES[record.kind]
+        if backend == NATIVE
+        else Native(setting=("backend", "python"), gpu=False, fill=lambda *_: None)
+    )
+    config.ClearField("backend")
+    config.ClearField("platform")
+    setattr(config, *row.setting)
+    groups = model_config_pb2.ModelInstanceGroup
+    for group in config.instance_group:
+        group.kind = groups.KIND_GPU if row.gpu else groups.KIND_CPU
+
+
+def fill_native(
+    config: ModelConfig, record: EngineRecord, contract: Contract, backend: str
+) -> None:
+    """Tells a config everything else that the engine decides; its tensors are set already."""
+    if backend == NATIVE:
+        ENGINES[record.kind].fill(config, record, contract)
+    if config.platform != "tensorrt_plan":
+        config.optimization.ClearField("cuda")  # only plans record graphs
+        if not config.optimization.ListFields():
+            config.ClearField("optimization")
+
+
+def profiles_of(record: EngineRecord) -> list[Mapping[str, Sequence[int]]]:
+    """Each profile's least, usual and largest size of every dynamic axis."""
+    return list(record.details.get("profiles", []))
+
+
+def flags_for(manifest: Manifest) -> tuple[str, ...]:
+    """Flags that Triton needs to load a build's engines."""
+    records = [record.engine for record in manifest.components.values()]
+    compatible = any(VERSION_COMPATIBLE in record.details.get("flags", ()) for record in records)
+    return (TRITON_FLAG,) if compatible else ()
+
+
+def _plan(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    numbers = [str(number) for number in range(len(profiles_of(record)))]
+    for group in config.instance_group:
+        if not group.profile:  # all of them: Triton takes the best for each batch
+            group.profile.extend(numbers)
+    _warm_up(config, record, contract)
+    if config.optimization.cuda.graphs:
+        _record_graphs(config)
+
+
+def _cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    threads = config.parameters["threads"].string_value if "threads" in config.parameters else "0"
+    for name, value in (
+        ("intra_op_thread_count", threads),
+        ("inter_op_thread_count", "1"),
+        ("enable_mem_arena", "1"),
+    ):
+        if name not in config.parameters:
+            set_parameter(config, name, value)
+
+
+def _cuda(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    given = PROVIDERS["onnxruntime-cuda"].options(Placement(kind="onnxruntime-cuda"))
+    options = {name: value for name, value in given.items() if name not in UNTOLD}
+    for name in NUMBERED.keys() & options.keys():
+        value = options.pop(name)
+        if name not in config.parameters:
+            set_parameter(config, name, str(NUMBERED[name].index(value)))
+    _accelerate(config, "cuda", options)
+
+
+def _tensorrt(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    profiles = profiles_of(record)
+    placement = Placement(
+        kind=record.kind,
+        shapes=profile_from_json(profiles[0]).all_shapes(contract) if profiles else {},
+        cache=ENGINE_CACHE,
+    )
+    given = PROVIDERS[record.kind].options(placement)
+    options = {name: value for name, value in given.items() if name not in UNTOLD}
+    # No lower than the graph's own dtypes. The prefix keeps components apart in one folder.
+    options |= {"precision_mode": "FP32", "trt_engine_cache_prefix": config.name}
+    _accelerate(config, "tensorrt", options)
+    _cuda(config, record, contract)  # for what TensorRT leaves
+    _warm_up(config, record, contract)
+
+
+def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> None:
+    """Options of one accelerator; those that the operator wrote stay."""
+    several = config.optimization.execution_accelerators.gpu_execution_accelerator
+    found = next((one for one in several if one.name == name), None)
+    accelerator = several.add(name=name) if found is None else found
+    for key, value in options.items():
+        if key not in accelerator.parameters:
+            accelerator.parameters[key] = value
+
+
+def _warm_up(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    """Runs at each profile's usual and largest sizes; the operator's, cut to what a plan takes."""
+    profiles = profiles_of(record)
+    for sample in config.model_warmup if profiles else ():
+        sample.batch_size = _cut(sample.batch_size, BATCH, profiles)
+        for spec in contract.inputs:
+            if spec.name in sample.inputs:
+                dims = sample.inputs[spec.name].dims
+                dims[:] = [
+                    _cut(size, axis, profiles)
+                    for size, axis in zip(dims, spec.axes[1:], strict=True)
+                ]
+    for number, profile in enumerate(profiles):
+        for place, word in ((1, "usual"), (2, "most")):
+            sizes = {axis: span[place] for axis, span in profile.items()}
+            sample = config.model_warmup.add(
+                name=f"profile {number}, {word}", batch_size=sizes.get(BATCH, 1)
+            )
+            for spec in contract.inputs:
+                given = sample.inputs[spec.name]
+                given.data_type = data_type(spec)
+                given.dims.extend(_sizes(spec, sizes))
+                given.zero_data = True
+
+
+def _cut(size: int, axis: int | str, profiles: Sequence[Mapping[str, Sequence[int]]]) -> int:
+    spans = [profile[axis] for profile in profiles if isinstance(axis, str) and axis in profile]
+    if not spans:
+        return size
+    return max(min(span[0] for span in spans), min(size, max(span[-1] for span in spans)))
+
+
+def _sizes(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[int]:
+    """Of a row: its axes without the batch."""
+    yield from (sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes[1:])
+
+
+def _record_graphs(config: ModelConfig) -> None:
+    """CUDA graphs of every shape that is warmed up, in batches of 1, 2, 4 and so on to the most."""
+    cuda = config.optimization.cuda
+    if cuda.graph_spec:
+        return  # the operator's own
+    shapes = {
+        tuple((name, tuple(one.dims)) for name, one in sorted(sample.inputs.items()))
+        for sample in config.model_warmup
+    }
+    for shape in sorted(shapes):
+        for batch in _batches(config.max_batch_size):
+            graph = cuda.graph_spec.add(batch_size=batch)
+            for name, dims in shape:
+                graph.input[name].dim.extend(dims)
+
+
+def _batches(most: int) -> list[int]:
+    powers = [1 << power for power in range(most.bit_length()) if 1 << power < most]
+    return [*powers, most]
+
+
+ENGINES: Mapping[str, Native] = {
+    "tensorrt": Native(setting=("platform", "tensorrt_plan"), gpu=True, fill=_plan),
+    "onnxruntime": Native(setting=("backend", "onnxruntime"), gpu=False, fill=_cpu),
+    "onnxruntime-cuda": Native(setting=("backend", "onnxruntime"), gpu=True, fill=_cuda),
+    "onnxruntime-tensorrt": Native(setting=("backend", "onnxruntime"), gpu=True, fill=_tensorrt),
+}
+"""Kind of engine to how a backend of Triton's own carries it. It has none for TensorRT-RTX."""
