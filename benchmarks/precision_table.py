@@ -1,8 +1,8 @@
 """`python -m benchmarks.precision_table`: what each precision costs in answers, on the demos.
 
 Every demo checkpoint is built in every precision, and asked held-out examples, greedily. The loss
-is against the same demo in fp32, on the same examples, in points of a hundred. What int8 is
-calibrated on are held-out examples that are not asked.
+is against the same demo in fp32, on the same examples, in points of a hundred. What eight
+bits are calibrated on are held-out examples that are not asked.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ POLICIES: Mapping[str, tuple[str, ...]] = {
     "int4": ("int4",),
     "int4, asymmetric": ("int4", "--asymmetric"),
     "int4, k-quant": ("int4", "--int4-method", "k-quant"),
+    "int8-fp16": ("int8-fp16",),
+    "fp8": ("fp8",),
 }
 """By name: what follows `--precision`."""
 
-MOST_LOST: Mapping[str, float] = {"int8": 1.0, "int4": 2.0}
+MOST_LOST: Mapping[str, float] = {"int8": 1.0, "int4": 2.0, "int8-fp16": 1.0, "fp8": 1.0}
 """By precision word: points of accuracy that it may lose."""
 
-CALIBRATED = "int8"
-"""The precision word whose builds look at images."""
+CALIBRATED = ("int8", "int8-fp16", "fp8")
+"""The precision words whose builds look at images."""
 
 KEPT_BACK = 100
 """The last examples: for calibration, never asked."""
@@ -131,7 +133,7 @@ def ask(checkpoint: Path, scratch: Path, policy: str, examples: Sequence[Example
     """Builds, asks, and removes the build."""
     output = scratch / "build"
     asked_for = ["--precision", *POLICIES[policy], "--output", str(output), "--no-verify"]
-    if POLICIES[policy][0] == CALIBRATED:
+    if POLICIES[policy][0] in CALIBRATED:
         asked_for += ["--calibration", str(scratch / "calibration")]
     run(["export", "build", "--model", str(checkpoint), *asked_for])
     preprocessing = Manifest.read(output).preprocessing

@@ -34,7 +34,7 @@ class Quantisation:
 
     Attributes:
         bits: of a weight, 4 or 8.
-        format: see `Format`. `e4m3` has 8 bits and static activations.
+        format: see `Format`.
         activations: see `Activations`. Only `float` has blocks; the others have one scale for each
             output channel.
         block_size: weights that share a scale, along the input axis; `None` is a whole channel.
@@ -43,6 +43,9 @@ class Quantisation:
         sensitive: the share of products that stay more precise, those with the greatest measured
             error: 8 bits where `bits` is 4, what the graph is traced in where it is 8.
         calibration: directory of images, where one was named.
+
+    Raises:
+        OptionError: floats of other than 8 bits, or whose activations are not static.
     """
 
     bits: int
@@ -53,6 +56,11 @@ class Quantisation:
     method: Method = "rtn"
     sensitive: float = 0.0
     calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.format == "e4m3" and (self.bits, self.activations) != (8, "static"):
+            found = f"{self.bits} bits and {self.activations} activations"
+            raise OptionError(f"e4m3 with {found}; wanted 8 bits and static activations")
 
     @property
     def is_measured(self) -> bool:
@@ -170,8 +178,8 @@ STATIC: Mapping[str, Format] = {"int8-fp16": "int", "fp8": "e4m3"}
 def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:
     llm = component == LANGUAGE_MODEL
     if word in STATIC or (word == "int8" and not (llm and options.llm_int8 == "weights")):
-        activations: Activations = "dynamic" if llm else options.int8 or "dynamic"
-        activations = "static" if word in STATIC else activations
+        asked = "static" if word in STATIC else options.int8
+        activations: Activations = "dynamic" if llm or asked is None else asked
         return Quantisation(
             bits=8,
             format=STATIC.get(word, "int"),

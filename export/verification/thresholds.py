@@ -66,17 +66,18 @@ THRESHOLDS: Mapping[str, Thresholds] = {
         block=0.3, divergence=0.2, top1=0.93, accuracy_loss=0.02, batching=1e-5, padding=1e-5
     ),
     "int8-fp16": Thresholds(
-        block=5e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=5e-2, padding=5e-2
+        block=5e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=1e-2, padding=1e-2
     ),
     "fp8": Thresholds(
-        block=8e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=5e-2, padding=5e-2
+        block=8e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=1e-2, padding=1e-2
     ),
 }
 """By precision. fp32: roundings of another order of summation, 24 bits of mantissa. fp16 and bf16
-have 11 and 8, and the errors of the two are so many powers of 2 apart. int8 and int4 are other
-weights, and are held to what a checkpoint's answers bear: the losses of accuracy are the project's
-own promise. Batches and padding change nothing but the order of sums, but for int8, whose
-activations are scaled by what is in a batch."""
+have 11 and 8, and the errors of the two are so many powers of 2 apart. Eight and four
+bits are other weights, and are held to what a checkpoint's answers bear: the losses of accuracy are
+the project's own promise. Batches and padding change nothing but the order of sums, but for int8,
+whose activations are scaled by what is in a batch; with static scales a value on the border of two
+numbers becomes either."""
 
 
 def thresholds_of(precisions: Iterable[str]) -> Thresholds:

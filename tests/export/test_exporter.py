@@ -14,6 +14,7 @@ from export.exporter import graphs_from_checkpoint
 from export.manifest import Manifest
 from export.precision import parse_precision
 from export.progress import Silent
+from export.quantisation.options import QuantisationOptions, quantisations
 from export.verification.graphs import verify_graphs
 
 KINDS = ("vicuna", "flant5", "opt")
@@ -21,16 +22,19 @@ ALL = [(kind, precision) for kind in KINDS for precision in ("fp32", "fp16")]
 
 
 @pytest.fixture(scope="module")
-def exported(tiny, tmp_path_factory):
+def exported(tiny, checkpoints, tmp_path_factory):
     """Graphs of a tiny checkpoint, by kind and precision, made once."""
-    made = {}
+    made, pictures = {}, checkpoints / "heldout"
 
     def export(kind, precision):
         if (kind, precision) not in made:
             checkpoint = checkpoint_from_directory(tiny(kind))
             directory = tmp_path_factory.mktemp(f"{kind}-{precision}")
             policy = parse_precision(precision)
-            graphs = graphs_from_checkpoint(checkpoint, policy, directory, Silent())
+            options = QuantisationOptions(calibration=pictures if precision == "fp8" else None)
+            graphs = graphs_from_checkpoint(
+                checkpoint, policy, directory, Silent(), quantisations(policy, options)
+            )
             made[kind, precision] = checkpoint, graphs
         return made[kind, precision]
 
@@ -39,7 +43,7 @@ def exported(tiny, tmp_path_factory):
 
 # Whatever else an OPT may be, BLIP-2 on T5, MiniGPT-4: parts that the others prove in fp16.
 OTHERS = [("other-opt", "fp32"), ("blip2-t5", "fp32"), ("minigpt4", "fp32")]
-NARROW = [("flant5", "lavis"), ("vicuna", "int8")]
+NARROW = [("flant5", "lavis"), ("vicuna", "int8"), ("vicuna", "fp8")]
 MERGE = [("minigpt4-merge", "fp32"), ("minigpt4-merge", "fp16")]
 
 

@@ -331,6 +331,11 @@ def test_images_for_nothing_are_refused(tmp_path):
     assert quantisations(parse_precision("int8"), options)["qformer"].calibration == tmp_path
 
 
+def test_floats_of_eight_bits_have_static_activations():
+    with pytest.raises(OptionError, match="e4m3 with 8 bits and dynamic activations; wanted"):
+        Quantisation(bits=8, format="e4m3", activations="dynamic")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
