@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,16 @@ class Process:
     Attributes:
         seconds: wall time.
         peak_mib: largest resident memory, in MiB.
+        output: what it wrote.
     """
 
     seconds: float
     peak_mib: float
+    output: str = ""
 
     def to_json(self) -> dict[str, float]:
-        """Rounded, JSON-ready."""
-        return {name: round(value, 1) for name, value in asdict(self).items()}
+        """Times and memory, rounded, JSON-ready."""
+        return {"seconds": round(self.seconds, 1), "peak_mib": round(self.peak_mib, 1)}
 
 
 def run(arguments: Sequence[str]) -> Process:
@@ -81,9 +83,10 @@ def run(arguments: Sequence[str]) -> Process:
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
+    said = output.decode(errors="replace")
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{output.decode(errors='replace')}")
-    return Process(seconds=seconds, peak_mib=usage.ru_maxrss / 1024)
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{said}")
+    return Process(seconds=seconds, peak_mib=usage.ru_maxrss / 1024, output=said)
 
 
 def in_turns(

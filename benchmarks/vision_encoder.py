@@ -81,11 +81,7 @@ def main(layers: int, threads: int, rounds: int, plot: Path | None) -> None:
 
 def measured(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[str, Any]:
     """Time, ratio to torch's, and cosine by way; where ours spends its time."""
-    checkpoint = scratch / "checkpoint"
-    row = replace(
-        MODELS["blip2-opt-2.7b"], text=SMALL_OPT, vision={**VIT_G, "num_hidden_layers": layers}
-    )
-    synthesize(Synthesis(model=row), checkpoint)
+    checkpoint = vision_checkpoint(scratch, layers)
     for name, options in BUILDS.items():
         build = ["export", "build", "--model", str(checkpoint), "--no-verify", *options]
         run([*build, "--output", str(scratch / name)])
@@ -111,6 +107,16 @@ def measured(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[s
             for name in ("fp32", "int8_dynamic")
         },
     }
+
+
+def vision_checkpoint(scratch: Path, layers: int) -> Path:
+    """A checkpoint of random weights with a ViT-g of so many layers, and little behind it."""
+    checkpoint = scratch / "checkpoint"
+    row = replace(
+        MODELS["blip2-opt-2.7b"], text=SMALL_OPT, vision={**VIT_G, "num_hidden_layers": layers}
+    )
+    synthesize(Synthesis(model=row), checkpoint)
+    return checkpoint
 
 
 def _of_turn(way: Way) -> Callable[[int], Any]:

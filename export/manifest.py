@@ -92,8 +92,8 @@ class EngineRecord:
             `engines.language_model.opening.ENGINES`.
         files: graph name to engine file, relative to the build directory. For ONNX Runtime these
             are the graphs themselves; for `vllm`, the files of a Hugging Face directory.
-        details: what the builder knows: library version, targets, profile, seconds, bytes; for
-            `vllm` how the model is spread, and its dtype.
+        details: what the builder knows: library version, targets, profile, seconds, bytes, the
+            plan's key in the engine cache; for `vllm` how the model is spread, and its dtype.
     """
 
     kind: str

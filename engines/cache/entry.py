@@ -70,7 +70,10 @@ class Entry:
     @property
     def shared(self) -> bool:
         """Whether builds have the same file, so that removing it here frees nothing."""
-        return self.plan.stat().st_nlink > 1
+        try:
+            return self.plan.stat().st_nlink > 1
+        except FileNotFoundError:  # removed meanwhile
+            return False
 
     @property
     def target(self) -> str:

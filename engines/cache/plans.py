@@ -10,7 +10,7 @@ from engines.cache.entry import Entry
 from engines.cache.key import recipe_from_graph
 from engines.cache.store import SHORT, EngineCache
 from engines.tensorrt.builder import Plan, plan_from_onnx
-from engines.tensorrt.libraries import Library
+from engines.tensorrt.libraries import UNKNOWN_VERSION, Library
 from engines.tensorrt.options import PlanOptions
 from engines.tensorrt.profile import Profile
 from export.graphs import VerifiedGraph
@@ -64,6 +64,9 @@ def cached_plan(
     def waiting() -> None:
         progress.note(f"another process is building {name}.plan; waiting for it")
 
+    if library.version == UNKNOWN_VERSION:
+        progress.note(f"{library.kind} does not say its version, so {name}.plan is not kept")
+        cache = None
     if cache is None:
         return make()
     recipe = recipe_from_graph(graph, library, options, profiles)

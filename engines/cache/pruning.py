@@ -129,7 +129,8 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
     chosen = {entry.key: entry for entry in policy.chosen(found.entries)}
     removed, busy, freed, held = [], [], 0, 0
     for key in (*chosen, *found.damaged):
-        size, shared = _size(chosen.get(key))
+        entry = chosen.get(key)  # of a damaged one nothing is known
+        size, shared = (entry.size, entry.shared) if entry else (0, False)
         if not dry_run and not cache.discard(key):
             busy.append(key)
             continue
@@ -150,14 +151,6 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
         held=held,
         kept=sum(entry.size for entry in found.entries if entry.key not in removed),
     )
-
-
-def _size(entry: Entry | None) -> tuple[int, bool]:
-    """Of a plan in bytes, and whether builds have it; nothing is known of a damaged one."""
-    try:
-        return (0, False) if entry is None else (entry.size, entry.shared)
-    except FileNotFoundError:  # removed meanwhile
-        return 0, False
 
 
 def _timing(cache: EngineCache, policy: Policy) -> list[Path]:

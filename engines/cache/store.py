@@ -116,9 +116,6 @@ class EngineCache:
         Args:
             key: of the entry.
             output: of the plan, a link to the cache's file or a copy; its directory exists.
-
-        Raises:
-            EngineError: `output` cannot be written.
         """
         try:
             entry = Entry.read(self.plans / key)
@@ -134,7 +131,8 @@ class EngineCache:
         try:
             link_or_copy(entry.plan, output)
         except OSError as error:
-            raise EngineError(f"the plan {output} cannot be written: {error}") from error
+            logger.warning("%s cannot be taken to %s: %s", key[:SHORT], output, error)
+            return None
         with contextlib.suppress(OSError):  # a cache that others may only read
             entry.write_usage()
         return entry

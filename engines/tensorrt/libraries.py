@@ -20,6 +20,10 @@ NEEDS_DEVICE = ("NONE", "CURRENT")
 """Names in the library's list of targets that stand for the GPU of the machine that builds."""
 
 
+UNKNOWN_VERSION = "of unknown version"
+"""Of a library that does not say its own, and that no package manager installed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a kind of engine finds its library.
@@ -63,7 +67,7 @@ class Library:
     Attributes:
         kind: a key of `SOURCES`.
         module: with TensorRT's interface.
-        version: of the installed package.
+        version: of the installed package, or `UNKNOWN_VERSION`.
     """
 
     kind: str
@@ -172,4 +176,4 @@ def _version(module: Any, source: Source) -> str:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    return "of unknown version"
+    return UNKNOWN_VERSION

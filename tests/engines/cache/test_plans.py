@@ -19,7 +19,7 @@ from engines.cache.catalogue import scan
 from engines.cache.plans import cached_plan
 from engines.cache.store import EngineCache
 from engines.tensorrt.builder import Plan
-from engines.tensorrt.libraries import Library, find_library
+from engines.tensorrt.libraries import UNKNOWN_VERSION, Library, find_library
 from engines.tensorrt.options import PlanOptions
 from engines.tensorrt.profile import Profile, Span
 from export.digest import digest_from_onnx
@@ -157,6 +157,13 @@ def test_proof_is_of_the_build_and_not_of_the_cache(
 
 def test_without_a_cache_every_plan_is_built(plan: Callable[..., Plan], cache: EngineCache) -> None:
     assert "key" not in plan(cache=None).details
+    assert not cache.directory.exists()
+
+
+def test_a_plan_of_an_unknown_version_is_not_kept(
+    plan: Callable[..., Plan], library: Library, cache: EngineCache
+) -> None:
+    assert "key" not in plan(library=replace(library, version=UNKNOWN_VERSION)).details
     assert not cache.directory.exists()
 
 

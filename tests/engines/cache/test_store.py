@@ -65,6 +65,13 @@ def test_a_plan_is_copied_where_it_cannot_be_linked(
         assert not entry.shared
 
 
+def test_a_plan_that_cannot_be_put_into_its_place_is_told(
+    cache: EngineCache, keep: Keep, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cache.take(keep(1), tmp_path / "nowhere" / "model.plan") is None
+    assert "cannot be taken to" in caplog.text
+
+
 def spoil_content(directory: Path) -> None:
     (directory / "plan").chmod(0o644)
     (directory / "plan").write_bytes(b"A plan")
