@@ -140,6 +140,7 @@ def fill_native(
     config: ModelConfig, record: EngineRecord, contract: Contract, backend: str
 ) -> None:
     """Tells a config everything else that the engine decides; its tensors are set already."""
+    _cut_warm_ups(config, record, contract)
     if backend == NATIVE:
         ENGINES[record.kind].fill(config, record, contract)
     if config.platform != "tensorrt_plan":
@@ -218,18 +219,8 @@ def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> N
 
 
 def _warm_up(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
-    """Runs at each profile's usual and largest sizes; the operator's, cut to what a plan takes."""
-    profiles = profiles_of(record)
-    for sample in config.model_warmup if profiles else ():
-        sample.batch_size = _cut(sample.batch_size, BATCH, profiles)
-        for spec in contract.inputs:
-            if spec.name in sample.inputs:
-                dims = sample.inputs[spec.name].dims
-                dims[:] = [
-                    _cut(size, axis, profiles)
-                    for size, axis in zip(dims, spec.axes[1:], strict=True)
-                ]
-    for number, profile in enumerate(profiles):
+    """Adds runs at each profile's usual and largest sizes."""
+    for number, profile in enumerate(profiles_of(record)):
         for place, word in ((1, "usual"), (2, "most")):
             sizes = {axis: span[place] for axis, span in profile.items()}
             sample = config.model_warmup.add(
@@ -240,6 +231,18 @@ def _warm_up(config: ModelConfig, record: EngineRecord, contract: Contract) -> N
                 given.data_type = data_type(spec)
                 given.dims.extend(_sizes(spec, sizes))
                 given.zero_data = True
+
+
+def _cut_warm_ups(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    """The operator's warm-ups, in sizes that the engine's profiles take."""
+    profiles = profiles_of(record)
+    for sample in config.model_warmup if profiles else ():
+        sample.batch_size = _cut(sample.batch_size, BATCH, profiles)
+        for spec in contract.inputs:
+            if spec.name in sample.inputs:
+                dims = sample.inputs[spec.name].dims
+                sizes = zip(dims, spec.axes[1:], strict=True)
+                dims[:] = [_cut(size, axis, profiles) for size, axis in sizes]
 
 
 def _cut(size: int, axis: int | str, profiles: Sequence[Mapping[str, Sequence[int]]]) -> int:

@@ -20,6 +20,12 @@ def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) ->
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--container",
+    metavar="TAG",
+    help="NVIDIA's Triton container that will serve it, such as 26.07-py3. Default: the server "
+    "from PyPI.",
+)
 @click.option("--strict", is_flag=True, help="Fail on warnings, too.")
 @click.option(
     "--rules",
@@ -31,15 +37,19 @@ def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) ->
 )
 @as_json
 @click.pass_context
-def command(ctx: click.Context, directory: Path, strict: bool, json_: bool) -> None:
+def command(
+    ctx: click.Context, directory: Path, container: str | None, strict: bool, json_: bool
+) -> None:
     """Check the Triton model repository in DIRECTORY, or that of a build, without a server.
 
     Every finding names file and line, why it matters and what to do. Exit status 1: errors were
     found (with --strict, or warnings).
     """
     from serving.lint.checking import lint
+    from serving.lint.reading import PIP_SERVER, server_of_container
 
-    report = lint(directory)
+    server = PIP_SERVER if container is None else server_of_container(container)
+    report = lint(directory, server)
     click.echo(json.dumps(report.to_json(), indent=2) if json_ else str(report))
     if not report.passed(strict=strict):
         ctx.exit(1)

@@ -14,12 +14,14 @@ takes no GPU.
 
     iblip lint build/instructblip-demo-vicuna-fp32
     iblip lint /models --json
+    iblip lint /models --container 26.07-py3
 
 - **error**: a model does not load, or does not do what the config says. Exit status 1.
 - **warning**: it works, and not as it looks. Exit status 1 with `--strict`.
 - **note**: it depends on the server. Never fails.
 
-Exit status 2: the call was wrong.
+The server is that from PyPI, unless `--container` names one of NVIDIA's. Exit status 2: the call
+was wrong.
 
 "Triton 2.51" says what that server did with a repository broken in that way
 (`tests/serving/lint/test_broken_repositories.py` asks it each time). It refuses many configs in the

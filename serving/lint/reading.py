@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from engines.containers import find_container
 from export.errors import InputError
 from export.manifest import MANIFEST, ComponentRecord, Manifest
 from serving.lint.rule import Fault
@@ -109,6 +110,20 @@ class Server:
 
 
 PIP_SERVER = Server(title="the server from PyPI (nvidia-pytriton)", backends=("python",))
+
+
+def server_of_container(name: str) -> Server:
+    """The server in one of NVIDIA's containers.
+
+    Args:
+        name: the container's tag, with or without the image's name before it.
+
+    Raises:
+        OptionError: it is none of those that are known.
+    """
+    found = find_container(name)
+    title = f"the container {found.tag}"
+    return Server(title=title, backends=found.backends, tensorrt=found.tensorrt)
 
 
 @dataclass(frozen=True)

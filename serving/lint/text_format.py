@@ -135,9 +135,6 @@ class _Reader:
         if word in _CLOSING:
             self._take()
             self.message(node, _CLOSING[word])
-        elif word == "-":
-            self._take()
-            node.text = "-" + (self._take()[0] if self._more() else "")
         else:
             node.text = self._plain()
         return node

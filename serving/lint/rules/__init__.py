@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from serving.lint.rule import Rule
-from serving.lint.rules import batching, builds, ensembles, files, instances, steps, tensors, texts
+from serving.lint.rules import (
+    batching,
+    builds,
+    ensembles,
+    files,
+    instances,
+    plans,
+    steps,
+    tensors,
+    texts,
+)
 
 RULES: Mapping[str, Rule] = {
     rule.id: rule
@@ -18,6 +28,7 @@ RULES: Mapping[str, Rule] = {
         ensembles.RULES,
         steps.RULES,
         builds.RULES,
+        plans.RULES,
     )
     for rule in table
 }

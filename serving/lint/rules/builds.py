@@ -1,9 +1,9 @@
-"""Rules of our own builds: whether configs are true to the manifest and to the plans."""
+"""Rules of our own builds: whether configs are true to the manifest."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from export.contract import TensorSpec
@@ -15,7 +15,6 @@ from serving.lint.text_format import Entry
 from serving.model_config import DATA_TYPES
 from serving.wire import ENSEMBLE, LANGUAGE_MODEL
 
-BATCH = "batch"
 GRAPH = "model"
 """The one graph of each component that Triton batches."""
 
@@ -25,13 +24,14 @@ TOLD = ("slots", "max_length", "queue")
 
 def _contract(model: Model, repository: Repository) -> Iterator[tuple[str, int, Any, TensorSpec]]:
     """A component's tensors that its contract has: side, number, tensor, contract's own."""
-    for side, specs in _specs(model, repository).items():
+    for side, specs in specs_of(model, repository).items():
         for index, tensor in enumerate(getattr(model.config, side)):
             if tensor.name in specs:
                 yield side, index, tensor, specs[tensor.name]
 
 
-def _specs(model: Model, repository: Repository) -> dict[str, dict[str, TensorSpec]]:
+def specs_of(model: Model, repository: Repository) -> dict[str, dict[str, TensorSpec]]:
+    """A component's tensors as its contract has them: by side, then by name."""
     record = repository.record(model)
     if record is None or GRAPH not in record.graphs:
         return {}
@@ -43,7 +43,7 @@ def _specs(model: Model, repository: Repository) -> dict[str, dict[str, TensorSp
 
 
 def _names(model: Model, repository: Repository) -> Iterator[Fault]:
-    for side, specs in _specs(model, repository).items():
+    for side, specs in specs_of(model, repository).items():
         tensors = [tensor.name for tensor in getattr(model.config, side)]
         for name in sorted(specs.keys() - set(tensors)):
             yield Fault(f"the engine's {side} {name!r} is missing", model.line(side))
@@ -73,71 +73,15 @@ def _shapes(model: Model, repository: Repository) -> Iterator[Fault]:
             yield Fault(f"{tensor.name!r} has dims {list(tensor.dims)}; the engine {sizes}", line)
 
 
-def profiles_of(model: Model, repository: Repository) -> list[Mapping[str, list[int]]]:
-    """The profiles of a component's plan, each axis's least, usual and largest size."""
-    record = repository.record(model)
-    return [] if record is None else list(record.engine.details.get("profiles", []))
-
-
-def _plan_batch(model: Model, repository: Repository) -> Iterator[Fault]:
-    profiles = profiles_of(model, repository)
-    most = max((sizes[BATCH][-1] for sizes in profiles if BATCH in sizes), default=None)
-    if most is not None and model.config.max_batch_size > most:
-        found = model.config.max_batch_size
-        line = model.line("max_batch_size")
-        yield Fault(f"max_batch_size is {found}; the plan takes batches up to {most}", line)
-
-
-def _plan_profile(model: Model, repository: Repository) -> Iterator[Fault]:
-    count = len(profiles_of(model, repository))
-    for index, group in enumerate(model.config.instance_group if count else ()):
-        for name in group.profile:
-            if name.isdigit() and int(name) >= count:
-                line = model.line("instance_group", index, "profile")
-                yield Fault(f"profile {name} is asked for; the plan has 0 to {count - 1}", line)
-
-
-def _plan_warmup(model: Model, repository: Repository) -> Iterator[Fault]:
-    profiles = profiles_of(model, repository)
-    specs = _specs(model, repository).get("input", {})
-    for index, sample in enumerate(model.config.model_warmup if profiles else ()):
-        sizes: dict[str, int] = {}
-        for name, given in sample.inputs.items():
-            if name in specs:
-                shape = [max(1, sample.batch_size), *given.dims]
-                sizes.update(
-                    (axis, size)
-                    for axis, size in zip(specs[name].axes, shape, strict=False)
-                    if isinstance(axis, str)
-                )
-        if not any(_takes(profile, sizes) for profile in profiles):
-            told = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
-            message = f"warm-up {sample.name!r} has {told}; no profile of the plan takes that"
-            yield Fault(message, model.line("model_warmup", index))
-
-
-def _takes(profile: Mapping[str, list[int]], sizes: Mapping[str, int]) -> bool:
-    return all(
-        profile[axis][0] <= size <= profile[axis][-1]
-        for axis, size in sizes.items()
-        if axis in profile
-    )
-
-
 def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
     engine = repository.models.get(LANGUAGE_MODEL)
     if model.name != ENSEMBLE or repository.manifest is None or engine is None:
         return
-    told = _parameters(model).get("limits", "{}")
-    try:
-        limits = json.loads(told)
-    except ValueError:
-        limits = None
-    line = model.line("parameters", Entry("limits"))
-    if not isinstance(limits, dict):
-        yield Fault(f"the parameter limits is not JSON: {told[:60]!r}", line)
+    limits, line = limits_of(model), model.line("parameters", Entry("limits"))
+    if limits is None:
+        yield Fault("the parameter limits is not a JSON object", line)
         return
-    true = _parameters(engine)
+    true = parameters_of(engine)
     for name in TOLD:
         if name in limits and true.get(name, str(limits[name])) != str(limits[name]):
             message = f"clients are told {name} {limits[name]}; {LANGUAGE_MODEL} has {true[name]}"
@@ -145,7 +89,7 @@ def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def _place(model: Model, repository: Repository) -> Iterator[Fault]:
-    told = _parameters(model).get("build")
+    told = parameters_of(model).get("build")
     if repository.manifest is None or told is None or model.ensemble:
         return
     if not (model.path / told / MANIFEST).is_file():
@@ -153,7 +97,17 @@ def _place(model: Model, repository: Repository) -> Iterator[Fault]:
         yield Fault(f"the parameter build is {told!r}, where there is no {MANIFEST}", line)
 
 
-def _parameters(model: Model) -> dict[str, str]:
+def limits_of(model: Model) -> dict[str, Any] | None:
+    """What clients are told, by the ensemble; `None` where it is damaged."""
+    try:
+        limits = json.loads(parameters_of(model).get("limits", "{}"))
+    except ValueError:
+        return None
+    return limits if isinstance(limits, dict) else None
+
+
+def parameters_of(model: Model) -> dict[str, str]:
+    """The parameters of its config."""
     if model.config is None:
         return {}
     return {name: one.string_value for name, one in model.config.parameters.items()}
@@ -186,33 +140,6 @@ RULES = (
         mend="Write the sizes that the manifest has, without the batch, or build again.",
         server=Verdict.UNASKED,
         check=_shapes,
-    ),
-    Rule(
-        id="plan-batch",
-        severity=Severity.ERROR,
-        title="In a build, `max_batch_size` is at most the largest batch of the plan's profiles.",
-        why="The model is not loaded, or fails as soon as such a batch comes.",
-        mend="Lower it, or build again with a larger --max-batch.",
-        server=Verdict.UNASKED,
-        check=_plan_batch,
-    ),
-    Rule(
-        id="plan-profile",
-        severity=Severity.ERROR,
-        title="In a build, instances choose a profile that the plan has.",
-        why="The model is not loaded.",
-        mend="Write the number of a profile that the plan has, from 0.",
-        server=Verdict.UNASKED,
-        check=_plan_profile,
-    ),
-    Rule(
-        id="plan-warmup",
-        severity=Severity.ERROR,
-        title="In a build, one of the plan's profiles takes each warm-up.",
-        why="The warm-up fails, and the model is not loaded.",
-        mend="Warm up with sizes within a profile, or build again with larger ones.",
-        server=Verdict.UNASKED,
-        check=_plan_warmup,
     ),
     Rule(
         id="limits-differ",

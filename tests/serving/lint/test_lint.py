@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 
 from serving.cli import iblip
 from serving.lint.checking import lint
 from serving.lint.page import page
+from serving.lint.reading import server_of_container
 from serving.repository import repository_from_engines
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -102,6 +107,115 @@ def test_a_config_that_is_untrue_to_its_build_is_named(repository, model, old, n
     found = [one for one in lint(repository).findings if one.rule.id == rule]
     assert {one.path for one in found} == {f"{model}/config.pbtxt"}
     assert None not in {one.line for one in found}
+
+
+@pytest.fixture
+def planned(make_build):
+    directory, manifest = make_build(kind="tensorrt")
+    return repository_from_engines(directory, manifest).path
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new", "rule"),
+    [
+        ("qformer", "max_batch_size: 8", "max_batch_size: 16", "plan-batch"),
+        ("qformer", 'profile: "0"', 'profile: "1"', "plan-profile"),
+        ("qformer", 'profile: "0"', 'profile: "first"', "profile-number"),
+        ("qformer", 'most"\n  batch_size: 8', 'most"\n  batch_size: 9', "plan-warmup"),
+        ("qformer", "kind: KIND_GPU", "kind: KIND_CPU", "plan-on-cpu"),
+        ("instructblip", r"_instruction\": 128", r"_instruction\": 129", "limits-beyond-plan"),
+        ("instructblip", r"\"images\": 4", r"\"images\": 9", "limits-beyond-plan"),
+    ],
+)
+def test_a_config_beyond_its_plan_is_named(planned, model, old, new, rule):
+    edit(planned / model / "config.pbtxt", old, new)
+    found = [one for one in lint(planned).findings if one.rule.id == rule]
+    assert [one.path for one in found] == [f"{model}/config.pbtxt"]
+    assert found[0].line is not None
+
+
+def test_a_plan_that_the_container_does_not_load_is_named(make_build):
+    directory, manifest = make_build(kind="tensorrt")
+    repository_from_engines(directory, manifest)
+    found = {"version": "10.14.1.48"}
+
+    def told(container, **details):
+        changed = {
+            name: replace(one, engine=replace(one.engine, details=details))
+            for name, one in manifest.components.items()
+        }
+        replace(manifest, components=changed).write(directory)
+        return rules(lint(directory, server_of_container(container)))
+
+    assert told("26.07-py3", version="11.1.0.106") == set()
+    assert told("26.07-py3", **found) == {"plan-version"}
+    assert told("26.07-py3", **found, flags=["version-compatible"]) == {"plan-flag"}
+    assert told("26.07-vllm-python-py3", **found) == {"backend-not-offered"}
+    result = call(directory, "--container", "26.07-py33")
+    assert result.exit_code == 2
+    assert "Did you mean 26.07-py3?" in result.stderr
+
+
+def test_a_plan_of_tensorrt_rtx_in_the_native_backend_is_named(make_build):
+    directory, manifest = make_build(kind="tensorrt")
+    repository_from_engines(directory, manifest)
+    one = manifest.components["qformer"]
+    engine = replace(one.engine, kind="tensorrt-rtx")
+    components = {**manifest.components, "qformer": replace(one, engine=engine)}
+    replace(manifest, components=components).write(directory)
+    assert rules(lint(directory)) == {"plan-library", "backend-not-offered"}
+
+
+CONFIG = """\
+name: "m"
+backend: "onnxruntime"
+max_batch_size: 0
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+"""
+
+
+def external(folder, location, size):
+    """A model of ONNX Runtime's whose weights of 16 bytes are said to be at `location`."""
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [4]) for name in "xy")
+    node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [x], [y], [tensor])
+    opset = onnx.helper.make_opsetid("", 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    for place in (folder, folder.parent):
+        (place / "weights").write_bytes(bytes(size))
+    (folder / "linked").symlink_to("../weights")
+    (folder / "near").symlink_to("weights")
+    (folder.parent / "config.pbtxt").write_text(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("location", "size", "message"),
+    [
+        ("weights", 16, None),
+        ("near", 16, None),
+        ("weights", 15, "it has 15 bytes; wanted 16"),
+        ("../weights", 16, "outside of"),
+        ("linked", 16, "outside of"),
+        ("gone", 16, "no such file"),
+        ("/absolute/weights", 16, "takes no absolute path"),
+    ],
+)
+def test_of_external_weights_onnx_runtime_says_the_same(location, size, message, tmp_path):
+    folder = tmp_path / "m" / "1"
+    external(folder, location, size)
+    found = [one for one in lint(tmp_path).findings if one.rule.id == "external-data"]
+    assert [one.path for one in found] == ["m/1/model.onnx"] * (message is not None)
+    assert message is None or message in found[0].message
+    refused = nullcontext() if message is None else pytest.raises(Exception, match="xternal")
+    with refused:
+        path = str(folder / "model.onnx")
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def test_links_that_lead_out_or_nowhere_are_named(repository, tmp_path):
