@@ -7,17 +7,18 @@ of the profiles. No server with these backends has run it yet (docs/evidence.md)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.compatibility import TRITON_FLAG, VERSION_COMPATIBLE
 from engines.onnxruntime.providers import PROVIDERS, Placement
 from engines.tensorrt.profile import profile_from_json
-from export.contract import Contract, TensorSpec
+from export.contract import Contract
 from export.errors import OptionError, ServingError
 from export.manifest import EngineRecord, Manifest
-from serving.model_config import ModelConfig, data_type, set_parameter
+from serving.model_config import ModelConfig, set_parameter
+from serving.profiles import BATCH, cut_warm_ups, profiles_of, record_graphs, warm_up
 
 AUTO, PYTHON, NATIVE = "auto", "python", "native"
 CHOICES = (AUTO, PYTHON, NATIVE)
@@ -37,8 +38,6 @@ model has any parameter (onnxruntime_backend, src/onnxruntime.cc)."""
 
 UNTOLD = ("device_id", "trt_fp16_enable")
 """Options of a provider that Triton sets itself, by the instance's GPU and `precision_mode`."""
-
-BATCH = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +122,7 @@ def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_b
             f"Build it again with --max-batch {max_batch}."
         )
     config.max_batch_size = max_batch
-    row = (
-        ENGINES[record.kind]
-        if backend == NATIVE
-        else Native(setting=("backend", "python"), gpu=False, fill=lambda *_: None)
-    )
+    row = ENGINES[record.kind] if backend == NATIVE else IN_PYTHON
     config.ClearField("backend")
     config.ClearField("platform")
     setattr(config, *row.setting)
@@ -140,18 +135,13 @@ def fill_native(
     config: ModelConfig, record: EngineRecord, contract: Contract, backend: str
 ) -> None:
     """Tells a config everything else that the engine decides; its tensors are set already."""
-    _cut_warm_ups(config, record, contract)
+    cut_warm_ups(config, record, contract)
     if backend == NATIVE:
         ENGINES[record.kind].fill(config, record, contract)
     if config.platform != "tensorrt_plan":
         config.optimization.ClearField("cuda")  # only plans record graphs
         if not config.optimization.ListFields():
             config.ClearField("optimization")
-
-
-def profiles_of(record: EngineRecord) -> list[Mapping[str, Sequence[int]]]:
-    """Each profile's least, usual and largest size of every dynamic axis."""
-    return list(record.details.get("profiles", []))
 
 
 def flags_for(manifest: Manifest) -> tuple[str, ...]:
@@ -166,9 +156,9 @@ def _plan(config: ModelConfig, record: EngineRecord, contract: Contract) -> None
     for group in config.instance_group:
         if not group.profile:  # all of them: Triton takes the best for each batch
             group.profile.extend(numbers)
-    _warm_up(config, record, contract)
+    warm_up(config, record, contract)
     if config.optimization.cuda.graphs:
-        _record_graphs(config)
+        record_graphs(config, profiles_of(record), contract)
 
 
 def _cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
@@ -205,7 +195,7 @@ def _tensorrt(config: ModelConfig, record: EngineRecord, contract: Contract) -> 
     options |= {"precision_mode": "FP32", "trt_engine_cache_prefix": config.name}
     _accelerate(config, "tensorrt", options)
     _cuda(config, record, contract)  # for what TensorRT leaves
-    _warm_up(config, record, contract)
+    warm_up(config, record, contract)
 
 
 def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> None:
@@ -218,65 +208,8 @@ def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> N
             accelerator.parameters[key] = value
 
 
-def _warm_up(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
-    """Adds runs at each profile's usual and largest sizes."""
-    for number, profile in enumerate(profiles_of(record)):
-        for place, word in ((1, "usual"), (2, "most")):
-            sizes = {axis: span[place] for axis, span in profile.items()}
-            sample = config.model_warmup.add(
-                name=f"profile {number}, {word}", batch_size=sizes.get(BATCH, 1)
-            )
-            for spec in contract.inputs:
-                given = sample.inputs[spec.name]
-                given.data_type = data_type(spec)
-                given.dims.extend(_sizes(spec, sizes))
-                given.zero_data = True
-
-
-def _cut_warm_ups(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
-    """The operator's warm-ups, in sizes that the engine's profiles take."""
-    profiles = profiles_of(record)
-    for sample in config.model_warmup if profiles else ():
-        sample.batch_size = _cut(sample.batch_size, BATCH, profiles)
-        for spec in contract.inputs:
-            if spec.name in sample.inputs:
-                dims = sample.inputs[spec.name].dims
-                sizes = zip(dims, spec.axes[1:], strict=True)
-                dims[:] = [_cut(size, axis, profiles) for size, axis in sizes]
-
-
-def _cut(size: int, axis: int | str, profiles: Sequence[Mapping[str, Sequence[int]]]) -> int:
-    spans = [profile[axis] for profile in profiles if isinstance(axis, str) and axis in profile]
-    if not spans:
-        return size
-    return max(min(span[0] for span in spans), min(size, max(span[-1] for span in spans)))
-
-
-def _sizes(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[int]:
-    """Of a row: its axes without the batch."""
-    yield from (sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes[1:])
-
-
-def _record_graphs(config: ModelConfig) -> None:
-    """CUDA graphs of every shape that is warmed up, in batches of 1, 2, 4 and so on to the most."""
-    cuda = config.optimization.cuda
-    if cuda.graph_spec:
-        return  # the operator's own
-    shapes = {
-        tuple((name, tuple(one.dims)) for name, one in sorted(sample.inputs.items()))
-        for sample in config.model_warmup
-    }
-    for shape in sorted(shapes):
-        for batch in _batches(config.max_batch_size):
-            graph = cuda.graph_spec.add(batch_size=batch)
-            for name, dims in shape:
-                graph.input[name].dim.extend(dims)
-
-
-def _batches(most: int) -> list[int]:
-    powers = [1 << power for power in range(most.bit_length()) if 1 << power < most]
-    return [*powers, most]
-
+IN_PYTHON = Native(setting=("backend", "python"), gpu=False, fill=lambda *_: None)
+"""How a Python model carries any engine."""
 
 ENGINES: Mapping[str, Native] = {
     "tensorrt": Native(setting=("platform", "tensorrt_plan"), gpu=True, fill=_plan),

@@ -95,7 +95,7 @@ def test_a_warm_up_is_cut_to_what_the_plan_takes(make_build):
 def test_instances_may_use_every_profile_and_graphs_are_recorded_at_warmed_shapes(make_build):
     profiles = [
         {"batch": [1, 1, 1], "instruction": [1, 16, 32]},
-        {"batch": [1, 4, 6], "instruction": [1, 32, 32]},
+        {"batch": [1, 4, 6], "instruction": [32, 32, 32]},
     ]
     _, (vision, qformer) = assembled(
         make_build, "tensorrt", lambda m: with_details(m, profiles=profiles), max_batch=6
@@ -105,10 +105,11 @@ def test_instances_may_use_every_profile_and_graphs_are_recorded_at_warmed_shape
     assert cuda.graphs
     assert [one.batch_size for one in cuda.graph_spec] == [1, 2, 4, 6]
     assert list(cuda.graph_spec[0].input["pixels"].dim) == [48, 64, 3]
-    lengths = {
-        one.input["qformer_input_ids"].dim[0] for one in qformer.optimization.cuda.graph_spec
-    }
-    assert lengths == {16, 32}
+    recorded = [
+        (one.input["qformer_input_ids"].dim[0], one.batch_size)
+        for one in qformer.optimization.cuda.graph_spec
+    ]
+    assert recorded == [(16, 1), (32, 1), (32, 2), (32, 4), (32, 6)]  # as the profiles have it
 
 
 def test_a_batch_beyond_the_profiles_is_refused(make_build):

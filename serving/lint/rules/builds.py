@@ -24,14 +24,13 @@ TOLD = ("slots", "max_length", "queue")
 
 def _contract(model: Model, repository: Repository) -> Iterator[tuple[str, int, Any, TensorSpec]]:
     """A component's tensors that its contract has: side, number, tensor, contract's own."""
-    for side, specs in specs_of(model, repository).items():
+    for side, specs in _specs(model, repository).items():
         for index, tensor in enumerate(getattr(model.config, side)):
             if tensor.name in specs:
                 yield side, index, tensor, specs[tensor.name]
 
 
-def specs_of(model: Model, repository: Repository) -> dict[str, dict[str, TensorSpec]]:
-    """A component's tensors as its contract has them: by side, then by name."""
+def _specs(model: Model, repository: Repository) -> dict[str, dict[str, TensorSpec]]:
     record = repository.record(model)
     if record is None or GRAPH not in record.graphs:
         return {}
@@ -43,7 +42,7 @@ def specs_of(model: Model, repository: Repository) -> dict[str, dict[str, Tensor
 
 
 def _names(model: Model, repository: Repository) -> Iterator[Fault]:
-    for side, specs in specs_of(model, repository).items():
+    for side, specs in _specs(model, repository).items():
         tensors = [tensor.name for tensor in getattr(model.config, side)]
         for name in sorted(specs.keys() - set(tensors)):
             yield Fault(f"the engine's {side} {name!r} is missing", model.line(side))

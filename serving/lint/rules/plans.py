@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 from engines.compatibility import TRITON_FLAG, VERSION_COMPATIBLE, loads_version
 from export.manifest import EngineRecord
 from serving.lint.reading import Model, Repository
 from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.rules.builds import limits_of, specs_of
+from serving.lint.rules.builds import GRAPH, limits_of
 from serving.lint.text_format import Entry
-from serving.native import BATCH, profiles_of
+from serving.profiles import BATCH, Profile, profiles_of, sizes_of, takes
 from serving.wire import ENSEMBLE
 
 PROFILED = {"max_instruction": ("qformer", "instruction"), "images": ("vision_encoder", BATCH)}
 """Limits that clients are told, and the component and axis whose profiles bound each."""
 
 
-def _profiles(name: str, repository: Repository) -> list[Mapping[str, Sequence[int]]]:
+def _profiles(name: str, repository: Repository) -> list[Profile]:
     components = {} if repository.manifest is None else repository.manifest.components
     return profiles_of(components[name].engine) if name in components else []
 
@@ -42,29 +42,17 @@ def _plan_profile(model: Model, repository: Repository) -> Iterator[Fault]:
 
 def _plan_warmup(model: Model, repository: Repository) -> Iterator[Fault]:
     profiles = _profiles(model.name, repository)
-    specs = specs_of(model, repository).get("input", {})
-    for index, sample in enumerate(model.config.model_warmup if profiles else ()):
-        sizes: dict[str, int] = {}
-        for name, given in sample.inputs.items():
-            if name in specs:
-                shape = [max(1, sample.batch_size), *given.dims]
-                sizes.update(
-                    (axis, size)
-                    for axis, size in zip(specs[name].axes, shape, strict=False)
-                    if isinstance(axis, str)
-                )
-        if not any(_takes(profile, sizes) for profile in profiles):
+    record = repository.record(model)
+    if record is None or not profiles:
+        return
+    for index, sample in enumerate(model.config.model_warmup):
+        batch = max(1, sample.batch_size)
+        shapes = {name: [batch, *one.dims] for name, one in sample.inputs.items()}
+        sizes = sizes_of(record.graphs[GRAPH].contract, shapes)
+        if not any(takes(profile, sizes) for profile in profiles):
             told = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
             message = f"warm-up {sample.name!r} has {told}; no profile of the plan takes that"
             yield Fault(message, model.line("model_warmup", index))
-
-
-def _takes(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
-    return all(
-        profile[axis][0] <= size <= profile[axis][-1]
-        for axis, size in sizes.items()
-        if axis in profile
-    )
 
 
 def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
