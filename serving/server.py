@@ -26,9 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engines.language_model.vllm.environment import DIRECTORY, VARIABLE
 from export.errors import OptionError, ServingError
-from serving.installation import Installation, find_triton
+from serving.command import check_repository, triton_arguments, triton_environment
+from serving.installation import find_triton
 from serving.server_log import ready_models, why
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ Progress = Callable[[str], None]
 
 LOOPBACK = "127.0.0.1"
 READY_POLL_S = 0.05
-MIB = 2**20
 LAUNCH = Path(__file__).with_name("launch.py")
 
 
@@ -197,23 +196,21 @@ class TritonServer:
         return LOOPBACK if self.options.host == "0.0.0.0" else self.options.host
 
     def _start(self) -> None:
-        if not self.repository.is_dir():
-            message = f"there is no model repository {self.repository}."
-            raise ServingError(f"{message} Build one with `python -m export build`.")
+        check_repository(self.repository)
         installation = find_triton(self.options.triton)
-        self._ports = _ports(self.options)
+        self._ports = choose_ports(self.options)
         command = [
             *(sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())),
-            str(installation.binary),
-            *self._flags(),
-            *installation.arguments(self._scratch_path),
-            *self.options.extra,
+            *triton_arguments(
+                self.repository, self.options, self._ports, installation, self._scratch_path
+            ),
+            self._shared_memory(),
         ]
         logger.debug("starting %s", " ".join(command))
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=self._environment(installation),
+                env=triton_environment(installation, self.options),
                 cwd=self._scratch_path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -221,38 +218,11 @@ class TritonServer:
                 start_new_session=True,
             )
 
-    def _flags(self) -> list[str]:
-        options, host = self.options, self.options.host
-        flags = {
-            "model-repository": self.repository,
-            "model-control-mode": "none",
-            "exit-on-error": "true",
-            "strict-readiness": "true",
-            "exit-timeout-secs": max(1, int(options.stop_timeout_s)),
-            "metrics-config": "summary_latencies=true",
-            # Clients ping on quiet connections; Triton's own default takes that for an attack.
-            "grpc-http2-min-recv-ping-interval-without-data": 5000,
-            "grpc-keepalive-permit-without-calls": "true",
-        }
-        for name, port in self._ports.items():
-            flags[f"{name}-address"] = host
-            flags[f"{name}-port"] = port
-        if options.cache_mib:
-            flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
-        written = [f"--{name}={value}" for name, value in flags.items()]
-        return [*written, "--disable-auto-complete-config", *self._shared_memory()]
-
-    def _shared_memory(self) -> list[str]:
+    def _shared_memory(self) -> str:
         # A name by which to find what a killed server leaves in /dev/shm. Its own number is not
         # known before it starts: the scratch folder's name is as unique.
         name = f"{self._scratch_path.name}_"
-        return [f"--backend-config=python,shm-region-prefix-name={name}"]
-
-    def _environment(self, installation: Installation) -> dict[str, str]:
-        environment = {**os.environ, **self.options.environment}
-        if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
-            environment.setdefault(VARIABLE, str(DIRECTORY.absolute()))
-        return installation.environment(environment)
+        return f"--backend-config=python,shm-region-prefix-name={name}"
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
@@ -285,8 +255,12 @@ class TritonServer:
         return len(models)
 
 
-def _ports(options: ServerOptions) -> dict[str, int]:
-    """The port of each service; free ones are found by binding to them all at once."""
+def choose_ports(options: ServerOptions) -> dict[str, int]:
+    """The port of each service; free ones are found by binding to them all at once.
+
+    Raises:
+        ServingError: one that was asked for cannot be used.
+    """
     wanted = {
         "http": options.http_port,
         "grpc": options.grpc_port,

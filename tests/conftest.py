@@ -26,6 +26,7 @@ from tokenizers import (
 from export.checkpoint import DEMO
 from serving.build import BuildOptions, build
 from serving.cli.quiet import quiet_libraries
+from tests.environments import environment_with
 
 EXAMPLES = 24
 """Held-out examples that a test build is verified with: all 500 are the benchmarks' business."""
@@ -64,6 +65,12 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of this run, of all its workers."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def few_packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`few_packages("iblip")`: the Python of an environment with what that needs, and no more."""
+    return lambda *roots: environment_with(tmp_path_factory.mktemp("few"), *roots)
 
 
 @pytest.fixture(scope="session")

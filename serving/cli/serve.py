@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -14,7 +14,7 @@ from serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
     from export.manifest import Manifest
-    from serving.server import TritonServer
+    from serving.server import ServerOptions, TritonServer
 
 
 @click.command()
@@ -38,10 +38,29 @@ if TYPE_CHECKING:
     help="vLLM's environment, or its Python, where the build runs on vLLM. "
     "Default: $IBLIP_VLLM_PYTHON, then .venv-vllm.",
 )
+@click.option(
+    "--exec",
+    "exec_",
+    is_flag=True,
+    help="Become the server, which logs to this terminal and is stopped like any program: for "
+    "containers.",
+)
+@click.option(
+    "--print-command",
+    is_flag=True,
+    help="Print the command that --exec would run, with the variables that it sets, and end.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
 @click.option("--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait for it.")
 @as_json
-def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any) -> None:
+def command(
+    directory: Path,
+    json_: bool,
+    vllm_python: Path | None,
+    exec_: bool,
+    print_command: bool,
+    **flags: Any,
+) -> None:
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from export.errors import ServingError
     from export.manifest import MEANS_NOTHING, Manifest
@@ -57,12 +76,17 @@ def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any
     options = ServerOptions(
         environment=_vllm_environment(manifest, vllm_python), extra=flags_for(manifest), **flags
     )
+    if print_command:
+        _print_command(directory / REPOSITORY, options, json_)
+        return
     say = (lambda _: None) if json_ else click.echo
     if manifest.synthetic:
         click.echo(MEANS_NOTHING, err=True)
     memory = memory_of_build(directory, manifest)
     if memory is not None and memory.advice:
         click.echo(memory.advice, err=True)
+    if exec_:
+        _become(directory / REPOSITORY, options)
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -76,6 +100,36 @@ def command(directory: Path, json_: bool, vllm_python: Path | None, **flags: Any
             raise ServingError(f"Triton ended by itself with status {status}.\n{why(log)}")
     except KeyboardInterrupt:
         say("\nStopped.")
+
+
+def _print_command(repository: Path, options: ServerOptions, json_: bool) -> None:
+    from export.errors import OptionError
+    from serving.command import server_command
+
+    ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
+    for name, port in ports.items():
+        if port == 0:
+            raise OptionError(
+                f"--{name}-port is 0, any free one; a command that is printed wants its number."
+            )
+    shown = server_command(repository, options, ports)
+    if json_:
+        click.echo(json.dumps({"command": shown.arguments, "environment": shown.changes}))
+    else:
+        click.echo(str(shown))
+
+
+def _become(repository: Path, options: ServerOptions) -> NoReturn:
+    from export.errors import OptionError
+    from serving.command import server_command
+    from serving.server import choose_ports
+
+    if options.log is not None:
+        raise OptionError(
+            f"--log {options.log} is not for --exec: the server logs to this process's stderr. "
+            "Leave it out, and redirect that."
+        )
+    server_command(repository, options, choose_ports(options)).become()
 
 
 def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:

@@ -1,0 +1,213 @@
+"""The container recipe, read by Docker's own parsers: no Docker runs here.
+
+hadolint reads the Dockerfile, BuildKit's parser its instructions, Docker Compose its files.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from engines.containers import CONTAINERS, DEPLOYED
+from serving.cli import iblip
+from serving.command import triton_arguments
+from serving.installation import find_triton
+from serving.server import ServerOptions
+
+dockerfile = pytest.importorskip("dockerfile", reason="its wheels are for Linux on x86-64")
+
+REPOSITORY = Path(__file__).parents[2]
+DEPLOY = REPOSITORY / "deploy"
+RECIPE = DEPLOY / "Dockerfile"
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def commands():
+    return dockerfile.parse_file(str(RECIPE))
+
+
+def values(commands, name):
+    return [command.value for command in commands if command.cmd.upper() == name]
+
+
+def compose(*files, **variables):
+    flags = [word for file in files for word in ("-f", str(DEPLOY / file))]
+    done = subprocess.run(
+        [BIN / "docker-compose", *flags, "config", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["services"]["triton"]
+
+
+def constraints():
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def test_hadolint_finds_nothing():
+    done = subprocess.run([BIN / "hadolint", RECIPE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_it_is_made_from_the_container_that_the_doctor_knows(commands):
+    images = [value[0] for value in values(commands, "FROM")]
+    stages = {value[2] for value in values(commands, "FROM") if len(value) > 2}
+    assert [image for image in images if image not in stages] == [DEPLOYED.image]
+
+
+def test_what_is_copied_exists_and_is_not_ignored(commands):
+    sources = [
+        source
+        for command in commands
+        if command.cmd.upper() == "COPY" and not any("--from" in flag for flag in command.flags)
+        for source in command.value[:-1]
+    ]
+    assert {"serving", "engines", "export", "model_repository", "constraints.txt"} <= set(sources)
+    lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    for source in sources:
+        assert (REPOSITORY / source).exists(), source
+        assert f"!{source}" in rules, source
+    for name in ("build", "checkpoints", ".venv", ".git"):
+        assert not any(fnmatch.fnmatch(name, rule[1:]) for rule in rules if rule[0] == "!")
+
+
+def test_the_package_that_is_built_there_has_all_it_reads(commands):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    copied = {source for value in values(commands, "COPY") for source in value[:-1]}
+    assert {project["readme"], *project["license-files"], "pyproject.toml"} <= copied
+
+
+def test_versions_are_those_of_the_constraints(commands):
+    (install,) = [value[0] for value in values(commands, "RUN") if "pip install" in value[0]]
+    assert "--constraint constraints.txt" in install
+    assert '".[runtime]"' in install
+    pins = constraints()
+    (runtime,) = values(commands, "ARG")
+    name = runtime[0].partition("=")[2].strip('"')
+    for package in (name, "onnxruntime", "tokenizers", "numpy", "tritonclient", "click"):
+        assert package in pins, package
+    python = DEPLOYED.python.rpartition(".")[0]
+    assert python in ("3.11", "3.12")  # what the Makefile allows
+
+
+def test_it_runs_as_nobody_in_particular_and_keeps_no_secret(commands):
+    (user,) = values(commands, "USER")
+    assert re.fullmatch(r"\d+:\d+", user[0])
+    assert not user[0].startswith("0")
+    text = RECIPE.read_text().lower()
+    assert not re.search(r"password|secret|token[^i]|_key\b", text)
+    assert [value[0] for value in values(commands, "EXPOSE")] == ["8000"]
+    assert "ENTRYPOINT" not in {command.cmd.upper() for command in commands}
+
+
+def test_its_command_is_that_of_iblip_serve(commands, vicuna_build):
+    (command,) = values(commands, "CMD")
+    program, *words = command
+    assert program == "/opt/iblip/bin/iblip"
+    assert words[:2] == ["serve", "/build"]
+    assert "--exec" in words
+    shown = [str(vicuna_build) if word == "/build" else word for word in words if word != "--exec"]
+    done = CliRunner().invoke(iblip, [*shown, "--print-command", "--json"])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.output)["command"]
+    ports = {"http": 8000, "grpc": 8001, "metrics": 8002}
+    watched = triton_arguments(
+        vicuna_build / "model_repository",
+        ServerOptions(host="0.0.0.0"),
+        ports,
+        find_triton(),
+        Path("/"),
+    )
+    folder = re.compile(r"--backend-directory=.*")  # made anew every time
+    assert [folder.sub("", word) for word in printed] == [folder.sub("", word) for word in watched]
+    assert f"--model-repository={vicuna_build / 'model_repository'}" in printed
+    for flag in ("--strict-readiness=true", "--exit-on-error=true", "--model-control-mode=none"):
+        assert flag in printed
+
+
+def test_compose_keeps_to_the_recipe(tmp_path):
+    service = compose("compose.yaml", IBLIP_BUILD=str(tmp_path))
+    assert service["build"] == {"context": str(REPOSITORY), "dockerfile": "deploy/Dockerfile"}
+    assert service["image"] == f"iblip:{DEPLOYED.tag.partition('-')[0]}"
+    (mount,) = service["volumes"]
+    assert (mount["source"], mount["target"]) == (str(tmp_path), "/build")
+    assert mount["read_only"]
+    assert {port["host_ip"] for port in service["ports"]} == {"127.0.0.1"}
+    assert [port["target"] for port in service["ports"]] == [8000, 8001, 8002]
+    assert service["restart"] == "unless-stopped"
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert int(service["shm_size"]) == 1 << 30
+    (gpu,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert (gpu["driver"], gpu["count"], gpu["capabilities"]) == ("nvidia", 1, ["gpu"])
+    limits = service["deploy"]["resources"]["limits"]
+    assert int(limits["memory"]) == 16 << 30
+    assert service["healthcheck"]["start_period"] == "10m0s"
+    assert "test" not in service["healthcheck"]  # the image's own
+
+
+def test_every_variable_is_taken_and_explained(tmp_path):
+    text = (DEPLOY / "compose.yaml").read_text()
+    names = set(re.findall(r"\$\{(IBLIP_\w+)", text))
+    page = (REPOSITORY / "docs" / "deploy.md").read_text()
+    assert names == set(re.findall(r"`(IBLIP_\w+)`", page))
+    service = compose(
+        "compose.yaml",
+        IBLIP_BUILD=str(tmp_path),
+        IBLIP_ADDRESS="0.0.0.0",
+        IBLIP_HTTP_PORT="9000",
+        IBLIP_GPUS="2",
+        IBLIP_SHM_SIZE="2gb",
+    )
+    assert (service["ports"][0]["host_ip"], service["ports"][0]["published"]) == ("0.0.0.0", "9000")
+    assert service["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 2
+    assert int(service["shm_size"]) == 2 << 30
+
+
+def test_without_a_gpu_none_is_asked_for(tmp_path):
+    service = compose("compose.yaml", "compose.cpu.yaml", IBLIP_BUILD=str(tmp_path))
+    assert not service["deploy"]["resources"].get("reservations")
+    assert service["build"]["args"] == {"ONNXRUNTIME": "onnxruntime"}
+    assert service["deploy"]["resources"]["limits"]
+
+
+def test_a_build_must_be_named():
+    done = subprocess.run(
+        [BIN / "docker-compose", "-f", DEPLOY / "compose.yaml", "config"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert done.returncode != 0
+    assert "name the directory of a build" in done.stderr
+
+
+def test_the_page_has_the_table_of_containers():
+    page = (REPOSITORY / "docs" / "deploy.md").read_text()
+    for tag, row in CONTAINERS.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{tag}` ")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == row.triton
+        assert cells[2] == (row.tensorrt or "")
+        assert cells[3] == row.cuda
+        assert cells[4].startswith(f"{row.least_driver} or newer")
+        assert row.driver is None or row.driver in cells[4]
+        assert cells[5] == (row.onnxruntime or "")
+        assert (cells[6], cells[7]) == (row.python, ", ".join(row.backends))
