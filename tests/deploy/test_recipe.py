@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -116,7 +117,9 @@ def test_it_runs_as_nobody_in_particular_and_keeps_no_secret(commands):
     assert "ENTRYPOINT" not in {command.cmd.upper() for command in commands}
 
 
-def test_its_command_is_that_of_iblip_serve(commands, vicuna_build):
+def test_its_command_is_that_of_iblip_serve(commands, vicuna_build, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "links"))
+    (tmp_path / "links").mkdir()
     (command,) = values(commands, "CMD")
     program, *words = command
     assert program == "/opt/iblip/bin/iblip"
@@ -132,7 +135,7 @@ def test_its_command_is_that_of_iblip_serve(commands, vicuna_build):
         ServerOptions(host="0.0.0.0"),
         ports,
         find_triton(),
-        Path("/"),
+        tmp_path,
     )
     folder = re.compile(r"--backend-directory=.*")  # made anew every time
     assert [folder.sub("", word) for word in printed] == [folder.sub("", word) for word in watched]
