@@ -56,6 +56,8 @@ class Place:
         backends: of its Triton; empty where it has no Triton.
         tensorrt: version of its TensorRT libraries; `None` where it has none.
         tensorrt_rtx: the same of TensorRT-RTX.
+        python: whether the engine runs in a Python model, or in this process; a backend of Triton's
+            own brings its own libraries.
         container: whether this is a container, which gets its GPUs from the machine it is run on,
             and its Python packages from a Dockerfile.
         obstacle: engine kind to what keeps its Python from running it, and what to do; `None` if
@@ -67,6 +69,7 @@ class Place:
     backends: tuple[str, ...] = ()
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
+    python: bool = True
     container: bool = False
     obstacle: Callable[[str], str | None] = lambda kind: None
 
@@ -143,7 +146,7 @@ def _flags(engine: EngineRecord) -> tuple[str, ...]:
 
 
 def _runs_in_python(engine: EngineRecord, place: Place) -> _Fault | None:
-    obstacle = None if place.container else place.obstacle(engine.kind)
+    obstacle = place.obstacle(engine.kind) if place.python and not place.container else None
     if obstacle is None:
         return None
     return _Fault(wanted=f"what runs {engine.kind}", remedy=obstacle)
@@ -197,7 +200,7 @@ def _rtx_version(engine: EngineRecord, place: Place) -> _Fault | None:
 
 
 def _provider_tensorrt(engine: EngineRecord, place: Place) -> _Fault | None:
-    if not place.container:
+    if not (place.container and place.python):
         return None
     if place.tensorrt is not None and numbers(place.tensorrt)[0] == PROVIDER_TENSORRT:
         return None

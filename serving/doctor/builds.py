@@ -60,7 +60,7 @@ def findings_of_build(
         return BuildFindings(directory=directory, name=None, here=(_no_build(error),))
     files = tuple(_files(directory, manifest))
     here = (*_components(manifest, backends, place_here(machine)), *_vllm(manifest, machine))
-    here += (*_memory(directory, manifest), *_shared_memory(manifest, machine))
+    here += (*_memory(directory, manifest, machine), *_shared_memory(manifest, machine))
     there: tuple[Finding, ...] = ()
     if container is not None:
         here = tuple(map(_noted, here))
@@ -154,13 +154,8 @@ def _components(manifest: Manifest, backends: Mapping[str, str], place: Place) -
     """Of each component, whether the place has Triton's backend for it, and loads its engine."""
     for name, record in manifest.components.items():
         yield _backend(name, record.engine.kind, backends[name], place) or fit(
-            name, record.engine, _served_by(place, backends[name])
+            name, record.engine, replace(place, python=backends[name] == "python")
         )
-
-
-def _served_by(place: Place, backend: str) -> Place:
-    """The place as an engine sees it: Triton's own backends bring their own libraries."""
-    return replace(place, obstacle=lambda kind: None) if backend == "onnxruntime" else place
 
 
 def _backend(title: str, kind: str, backend: str, place: Place) -> Finding | None:
@@ -195,14 +190,15 @@ def _packages(
         for name, record in manifest.components.items()
         if backends[name] == "python"
     }
-    gpu = any(kind.startswith("onnxruntime-") for kind in kinds)
-    runtime = "onnxruntime-gpu" if gpu else "onnxruntime, or onnxruntime-gpu"
-    also = [runtime] if any(kind.startswith("onnxruntime") for kind in kinds) else []
+    runtime = ""
+    if any(kind.startswith("onnxruntime-") for kind in kinds):
+        runtime = " with onnxruntime-gpu"
+    elif "onnxruntime" in kinds:
+        runtime = " with onnxruntime, or onnxruntime-gpu"
     yield Finding(
         title="Python models",
         verdict="note",
-        found=f"Python {container.python} of {container.tag} needs this project"
-        f"{' with ' + ' and '.join(also) if also else ''}",
+        found=f"Python {container.python} of {container.tag} needs this project{runtime}",
         remedy="The image that deploy/Dockerfile makes has them.",
     )
     if "vllm" in kinds:
@@ -228,21 +224,23 @@ def _vllm(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _memory(directory: Path, manifest: Manifest) -> Iterator[Finding]:
+def _memory(directory: Path, manifest: Manifest, machine: Machine) -> Iterator[Finding]:
     """What serving it takes of memory, where that can be told."""
-    takes = memory_of_build(directory, manifest)
-    if takes is None:
+    takes, free = memory_of_build(directory, manifest), machine.memory
+    if takes is None or free is None:
         return
-    if takes.advice is None:
+    if takes.most <= free:
         yield Finding(title="memory", verdict="ok", found=f"it takes {takes}")
         return
-    fact, _, remedy = takes.advice.removeprefix("memory: ").rpartition(": ")
     yield Finding(
         title="memory",
         verdict="warning",
-        found=fact,
-        wanted=f"{gib(takes.least)}, and {gib(takes.most)} with every slot full",
-        remedy=remedy[0].upper() + remedy[1:],
+        found=f"{gib(free)} free",
+        wanted=str(takes),
+        remedy="It may not load. Serve it where there is more, or build it smaller: `--precision "
+        "language_model=int4`."
+        if free < takes.least
+        else "Fewer slots or positions: `slots` and `max_length` in language_model/config.pbtxt.",
     )
 
 

@@ -5,6 +5,7 @@ What might bring this process down, or change what it loads later, is loaded in 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
@@ -80,8 +81,11 @@ class Vllm:
 
 
 def tensorrt_libraries() -> dict[str, TensorRt]:
-    """Each kind of TensorRT that is installed, loaded."""
+    """Each kind of TensorRT that is installed, loaded; Python's bindings go first."""
     found = {}
+    linked = linked_tensorrt()
+    if linked is not None:  # as in NVIDIA's container, without Python's bindings
+        found["tensorrt"] = TensorRt(version=linked)
     for kind, source in SOURCES.items():
         if not any(_installed(module) for module in source.modules):
             continue
@@ -92,6 +96,22 @@ def tensorrt_libraries() -> dict[str, TensorRt]:
         else:
             found[kind] = TensorRt(version=library.version, targets=library.targets)
     return found
+
+
+def linked_tensorrt() -> str | None:
+    """Version of the TensorRT that the dynamic linker finds, which Triton's backend would load."""
+    for name in ("libnvinfer.so.11", "libnvinfer.so.10"):
+        try:
+            return infer_version(ctypes.CDLL(name).getInferLibVersion())
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def infer_version(number: int) -> str:
+    """The number of `getInferLibVersion` as people write it, from TensorRT 10 on: 110100 is
+    `11.1.0`."""
+    return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
 
 
 def engine_obstacles() -> dict[str, str | None]:

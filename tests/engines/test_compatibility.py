@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,8 @@ RTX = {"version": "1.7.1.116", "targets": ["sm80", "sm89"]}
         (engine("onnxruntime"), Place(name="here")),
         (engine("onnxruntime-cuda"), CONTAINER),
         (engine("onnxruntime-tensorrt"), TEN),
+        (engine("onnxruntime-tensorrt"), replace(CONTAINER, python=False)),
+        (engine("onnxruntime"), Place(name="own", python=False, obstacle=lambda kind: "no")),
         (engine("tensorrt", **PLAN), CONTAINER),
         (engine("tensorrt", **PLAN | {"targets": ["sm86", "sm89"]}), HERE),
         (engine("tensorrt", **PLAN, flags=["hardware-compatible=ampere-plus"]), CONTAINER),

@@ -25,7 +25,8 @@ L4 = Driver(
     gpus=(Gpu(name="NVIDIA L4", memory=24 << 30, capability="sm89"),),
 )
 SERVER = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel=True)
-HERE = Machine(triton=SERVER, obstacles={"onnxruntime": None}, shared_memory=1 << 30)
+ROOM = {"shared_memory": 1 << 30, "memory": 4 << 30}
+HERE = Machine(triton=SERVER, obstacles={"onnxruntime": None}, **ROOM)
 WITH_GPU = replace(HERE, driver=L4, libraries={"tensorrt": TensorRt(version="11.4.1.5")})
 
 
@@ -126,6 +127,15 @@ def test_a_full_server_wants_shared_memory(vicuna_build):
     assert finding.verdict == "warning"
     enough = findings_of_build(vicuna_build, replace(HERE, shared_memory=wants)).here
     assert "shared memory" not in {one.title for one in enough}
+
+
+@pytest.mark.parametrize(
+    ("free", "remedy"), [(300 << 20, "It may not load"), (410 << 20, "Fewer slots")]
+)
+def test_a_build_that_memory_does_not_hold_is_said(vicuna_build, free, remedy):
+    finding = about(findings_of_build(vicuna_build, replace(HERE, memory=free)).here, "memory")
+    assert finding.verdict == "warning"
+    assert remedy in finding.remedy
 
 
 def test_the_command_on_builds(vicuna_build, tmp_path):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import socket
 import subprocess
+from importlib.metadata import metadata, version
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from engines.nvidia import cuda_version
 from serving.cli import iblip
+from serving.doctor.checks import PYTHONS
 from serving.doctor.machine import PORTS, look
-from serving.doctor.probes import load_faults
+from serving.doctor.probes import infer_version, load_faults
 from serving.doctor.requirements import Requirement, requirements
 
 
@@ -112,6 +116,20 @@ def test_requirements_are_read_from_the_project():
 )
 def test_bounds(bounds, version, allowed):
     assert Requirement(name="x", bounds=bounds).allows(version) is allowed
+
+
+def test_tensorrt_counts_in_ten_thousands():
+    import tensorrt_rtx_libs
+
+    (library,) = Path(tensorrt_rtx_libs.__path__[0]).glob("libtensorrt_rtx.so.*")
+    number = ctypes.CDLL(str(library)).getInferLibVersion()
+    assert version("tensorrt-rtx-cu12-libs").startswith(infer_version(number) + ".")
+    assert infer_version(110100) == "11.1.0"
+
+
+def test_the_pythons_are_those_of_the_project():
+    (least, limit) = (".".join(map(str, one)) for one in PYTHONS)
+    assert set(metadata("iblip")["Requires-Python"].split(",")) == {f">={least}", f"<{limit}"}
 
 
 def test_cuda_counts_in_thousands():
