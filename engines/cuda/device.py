@@ -72,6 +72,14 @@ class Device(Protocol):
         """Copies within the GPU: `rows` pieces of `width` bytes, `pitch` bytes from one another."""
         ...
 
+    def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
+        """Copies a contiguous array, row by row of its first axis, to rows `pitch` bytes apart."""
+        ...
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """Makes so many bytes zero."""
+        ...
+
     def synchronize(self, stream: int) -> None:
         """Waits until all that is queued is done."""
         ...
@@ -161,6 +169,20 @@ class CudaDevice:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         if width and rows:
             self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, width, rows, kind, stream)
+
+    def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
+        """As `Device.upload_rows`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        if array.nbytes:
+            rows, width = array.shape[0], array.nbytes // array.shape[0]
+            source = array.ctypes.data
+            self._call(
+                "cudaMemcpy2DAsync", address, pitch, source, width, width, rows, kind, stream
+            )
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """As `Device.clear`."""
+        self._call("cudaMemsetAsync", address, 0, size, stream)
 
     def synchronize(self, stream: int) -> None:
         """As `Device.synchronize`."""

@@ -12,20 +12,23 @@ start from. Knows nothing of text, options or requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from engines.language_model.caches import Caches, DeviceCaches, HostCaches, Shape
 from engines.language_model.slots import Array, BatchModel, Prompt, Slot, shared_positions
 from engines.onnxruntime.binding import Binding
 from engines.onnxruntime.providers import CPU, Placement
 from engines.onnxruntime.session import open_session
 from engines.types import PromptIds
-from export.contract import Contract
+from export.contract import Contract, TensorSpec
 from export.errors import BuildDirectoryError, EngineError
 from export.manifest import SLOTS, LanguageModelFacts, Manifest
 from export.onnxruntime_values import run
+
+MakeCaches = Callable[[Iterable[TensorSpec], Shape], Caches]
 
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
 
@@ -54,6 +57,7 @@ class Graph:
         self._session = open_session(
             path, contract, threads=threads, spin=spin, placement=placement
         )
+        self._memory = placement.memory
         self._outputs = [spec.name for spec in contract.outputs]
         self.contract = contract
 
@@ -66,7 +70,7 @@ class Graph:
 
     def binding(self) -> Binding:
         """Runs the graph on memory that stays where it is."""
-        return Binding(self._session, str(self._path))
+        return Binding(self._session, str(self._path), memory=self._memory)
 
 
 class Rows:
@@ -95,8 +99,8 @@ class Rows:
         self.binding.input("inputs_embeds", self.embeds)
         self.binding.input("position_ids", self.positions)
         self.binding.output("logits", self.logits)
-        for name, buffer in model.buffers.items():
-            rows = buffer[first : first + count]
+        for name in model.caches.names:
+            rows = model.caches.rows(name, first, count)
             self.binding.input(name, rows)
             if name.startswith(PAST):
                 self.binding.output(PRESENT + name.removeprefix(PAST), rows)
@@ -109,13 +113,13 @@ class DecoderOnly:
         graphs: by name.
         facts: of the model.
         slots: how many sequences it holds.
-        positions: how many positions a sequence may have; `None` is the model's own length. Memory
-            that no sequence has reached yet is not taken from the system.
+        positions: how many positions a sequence may have; `None` is the model's own length.
+        make_caches: of the decoder's inputs that are caches, and the shape of each.
 
     Attributes:
         decoder: the graph of every step.
         facts: of the model.
-        buffers: the caches, by the names of the decoder's inputs.
+        caches: keys and values of every slot.
     """
 
     start_token: int | None = None
@@ -127,16 +131,16 @@ class DecoderOnly:
         *,
         slots: int = SLOTS,
         positions: int | None = None,
+        make_caches: MakeCaches = HostCaches,
     ) -> None:
         self.capacity, self.positions = slots, min(positions or facts.max_length, facts.max_length)
         self._embed_tokens, self.decoder = graphs["embed_tokens"], graphs["batched_decoder"]
         self.facts = facts
         shape = (slots, facts.num_key_value_heads, self.positions, facts.head_dim)
-        self.buffers = {
-            spec.name: np.zeros(shape, spec.numpy_dtype)
-            for spec in self.decoder.contract.inputs
-            if spec.name.startswith((PAST, CROSS))
-        }
+        inputs = self.decoder.contract.inputs
+        self.caches = make_caches(
+            [spec for spec in inputs if spec.name.startswith((PAST, CROSS))], shape
+        )
         self._live: list[Slot] = []  # by row
         self._batches: dict[int, Rows] = {}  # by count, over the first rows
 
@@ -217,7 +221,7 @@ class DecoderOnly:
     def close(self) -> None:
         """Frees the graphs and the slots."""
         self._batches.clear()
-        self.buffers.clear()
+        self.caches.close()
         del self._embed_tokens, self.decoder
 
     def _bind_more(self, rows: Rows, count: int) -> None:
@@ -228,10 +232,8 @@ class DecoderOnly:
 
     def _copy(self, source: Slot, row: int, start: int) -> None:
         """Copies a slot's positions from `start` on to another row."""
-        for name, buffer in self.buffers.items():
-            if name.startswith(PAST):
-                place = slice(start, source.length)
-                buffer[row, :, place] = buffer[source.row, :, place]
+        names = [name for name in self.caches.names if name.startswith(PAST)]
+        self.caches.copy(names, source.row, row, slice(start, source.length))
 
     def _copy_source(self, source: Slot, row: int) -> None:
         """Copies what an encoder left in a slot, where there is one, to another row."""
@@ -247,8 +249,9 @@ class EncoderDecoder(DecoderOnly):
         *,
         slots: int = SLOTS,
         positions: int | None = None,
+        make_caches: MakeCaches = HostCaches,
     ) -> None:
-        super().__init__(graphs, facts, slots=slots, positions=positions)
+        super().__init__(graphs, facts, slots=slots, positions=positions, make_caches=make_caches)
         self._encoder = graphs["encoder"]
         if facts.decoder_start_token_id is None:
             raise BuildDirectoryError(
@@ -262,8 +265,7 @@ class EncoderDecoder(DecoderOnly):
         """Encodes the whole prompt: every position of it sees every other."""
         mask = np.ones((1, prompt.positions), np.int64)
         cross = self._encoder({"inputs_embeds": prompt.embeds, "attention_mask": mask})
-        for name, array in cross.items():
-            self.buffers[name][slot.row, :, : prompt.positions] = array[0]
+        self.caches.write({name: array[0] for name, array in cross.items()}, slot.row)
         slot.prompt, slot.source_length = prompt, prompt.positions
         prompt.done = prompt.positions
 
@@ -281,10 +283,8 @@ class EncoderDecoder(DecoderOnly):
         rows.binding.input("key_positions", self._key_positions[:longest])
 
     def _copy_source(self, source: Slot, row: int) -> None:
-        for name, buffer in self.buffers.items():
-            if name.startswith(CROSS):
-                place = slice(0, source.source_length)
-                buffer[row, :, place] = buffer[source.row, :, place]
+        names = [name for name in self.caches.names if name.startswith(CROSS)]
+        self.caches.copy(names, source.row, row, slice(0, source.source_length))
 
 
 MODELS: Mapping[bool, Callable[..., BatchModel]] = {False: DecoderOnly, True: EncoderDecoder}
@@ -313,14 +313,41 @@ def open_model(
         EngineError: a graph cannot be loaded.
     """
     record = manifest.components.get("language_model")
+    placement = CPU if record is None else Placement(kind=record.engine.kind)
     facts = manifest.language_model
-    wanted = ["embed_tokens", "batched_decoder", *(["encoder"] if facts.is_encoder_decoder else [])]
+    graphs = open_graphs(directory, manifest, placement, threads=threads)
+    return MODELS[facts.is_encoder_decoder](
+        graphs,
+        facts,
+        slots=slots,
+        positions=positions,
+        make_caches=HostCaches if placement.memory == "cpu" else _on_gpu(placement),
+    )
+
+
+def open_graphs(
+    directory: Path, manifest: Manifest, placement: Placement, *, threads: int | None = None
+) -> dict[str, Graph]:
+    """The graphs of a build's language model, by name.
+
+    Args:
+        directory: of the build.
+        manifest: of the same build.
+        placement: the execution provider, its device and its options.
+        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+
+    Raises:
+        BuildDirectoryError: the build has not all of them.
+        EngineError: a graph cannot be loaded.
+    """
+    record = manifest.components.get("language_model")
+    encoder = ["encoder"] if manifest.language_model.is_encoder_decoder else []
+    wanted = ["embed_tokens", "batched_decoder", *encoder]
     missing = [name for name in wanted if record is None or name not in record.graphs]
     if record is None or missing:
         message = f"the build in {directory} has no language_model graph {', '.join(missing)}"
         raise BuildDirectoryError(f"{message}. Build it again.")
-    placement = Placement(kind=record.engine.kind)
-    graphs = {
+    return {
         name: Graph(
             directory / record.engine.files[name],
             record.graphs[name].contract,
@@ -332,4 +359,12 @@ def open_model(
         )
         for name in wanted
     }
-    return MODELS[facts.is_encoder_decoder](graphs, facts, slots=slots, positions=positions)
+
+
+def _on_gpu(placement: Placement) -> MakeCaches:
+    from engines.cuda.device import CudaDevice
+
+    def make(specs: Iterable[TensorSpec], shape: Shape) -> Caches:
+        return DeviceCaches(specs, shape, CudaDevice(placement.device), placement.device)
+
+    return make

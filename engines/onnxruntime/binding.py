@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 import numpy.typing as npt
 
 from export.errors import EngineError
@@ -13,8 +15,27 @@ from export.onnxruntime_values import BFLOAT16
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceArray:
+    """A contiguous array in a GPU's memory, which somebody else keeps alive.
+
+    Attributes:
+        address: of its first element.
+        shape: in elements.
+        dtype: numpy's, or ml_dtypes' bfloat16.
+        memory: ONNX Runtime's name of the memory: `cuda`.
+        device: the GPU's number, from 0.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    memory: str = "cuda"
+    device: int = 0
+
+
 class Binding:
-    """Arrays bound to a session's inputs and outputs. On the CPU.
+    """Arrays bound to a session's inputs and outputs, of the host or of a GPU.
 
     What is bound stays bound: to run again on other values, write them into the same arrays. An
     array may be bound as an input and as an output, where the graph's kernels can work in place.
@@ -22,31 +43,51 @@ class Binding:
     Args:
         session: an `onnxruntime.InferenceSession`.
         title: of the graph, for messages.
+        memory: ONNX Runtime's name of the memory that the session works in: `cpu` or `cuda`.
     """
 
-    def __init__(self, session: Any, title: str) -> None:
+    def __init__(self, session: Any, title: str, *, memory: str = "cpu") -> None:
         self._session = session
         self._title = title
+        self._memory = memory
         self._binding = session.io_binding()
-        self._arrays: dict[str, Array] = {}  # kept alive: ONNX Runtime holds their addresses alone
+        # Kept alive: ONNX Runtime holds their addresses alone.
+        self._inputs: dict[str, Array | DeviceArray] = {}
+        self._outputs: dict[str, Array | DeviceArray] = {}
 
-    def input(self, name: str, array: Array) -> None:
+    def input(self, name: str, array: Array | DeviceArray) -> None:
         """Binds an input, in place of what was bound to it before."""
-        self._bind(self._binding.bind_input, name, array)
+        self._inputs[name] = array
+        if not self._copied(array):
+            _bind(self._binding.bind_input, name, array)
 
-    def output(self, name: str, array: Array) -> None:
+    def output(self, name: str, array: Array | DeviceArray) -> None:
         """Binds an output; the array has its shape."""
-        self._bind(self._binding.bind_output, name, array)
+        self._outputs[name] = array
+        _bind(self._binding.bind_output, name, array)
 
     def run(self) -> None:
         """Runs the session once. Raises `EngineError` where ONNX Runtime fails."""
         try:
+            for name, array in self._inputs.items():
+                if self._copied(array):
+                    _bind(self._binding.bind_input, name, array)
             self._session.run_with_iobinding(self._binding)
+            if self._memory != "cpu":
+                self._binding.synchronize_outputs()
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._title} ({error})") from error
 
-    def _bind(self, bind: Any, name: str, array: Array) -> None:
+    def _copied(self, array: Array | DeviceArray) -> bool:
+        """Whether ONNX Runtime copies an input to the session's memory, which it does as it binds:
+        such an input is bound anew for every run."""
+        return self._memory != "cpu" and not isinstance(array, DeviceArray)
+
+
+def _bind(bind: Any, name: str, array: Array | DeviceArray) -> None:
+    kind = BFLOAT16 if array.dtype == ml_dtypes.bfloat16 else array.dtype.type
+    if isinstance(array, DeviceArray):
+        bind(name, array.memory, array.device, kind, array.shape, array.address)
+    else:
         assert array.flags.c_contiguous, name
-        kind = BFLOAT16 if array.dtype == ml_dtypes.bfloat16 else array.dtype.type
         bind(name, "cpu", 0, kind, array.shape, array.ctypes.data)
-        self._arrays[name] = array

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from engines.cuda.device import Array
 from export.checkpoint import checkpoint_from_directory
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.contract import Contract, TensorSpec
+from export.errors import EngineError
 from export.exporter import onnx_from_component
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
@@ -214,3 +218,147 @@ def random_build(
         return directory
 
     return make
+
+
+ALIGNMENT, JUNK = 256, 0xA5
+Work = Callable[[], None]
+
+
+@dataclass
+class HostDevice:
+    """A `Device` (see `engines.cuda.device`) whose memory is this process's.
+
+    It stands where no GPU is: it does nothing before it is waited for, looks at memory when work
+    is done and not when it is queued, and knows what it gave away. It cannot show what CUDA
+    does.
+    """
+
+    name: str = "the host"
+    fails: str = ""  # the call that fails
+    memory: dict[int, Array] = field(default_factory=dict)  # by address, of both kinds
+    streams: dict[int, list[Work]] = field(default_factory=dict)
+    graphs: dict[int, list[Work]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    capturing: list[Work] | None = None
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    def use(self) -> None:
+        self._called("use")
+
+    def allocate(self, size: int) -> int:
+        self._called("allocate")
+        assert size > 0
+        block = np.full(size + ALIGNMENT, JUNK, np.uint8)
+        start = -block.ctypes.data % ALIGNMENT
+        address = block.ctypes.data + start
+        self.memory[address] = block[start : start + size]
+        return address
+
+    def free(self, address: int) -> None:
+        self._called("free")
+        del self.memory[address]
+
+    def pinned(self, size: int) -> Array:
+        self._called("pinned")
+        array = np.full(size, JUNK, np.uint8)
+        self.memory[array.ctypes.data] = array
+        return array
+
+    def unpin(self, array: Array) -> None:
+        self._called("unpin")
+        del self.memory[array.ctypes.data]
+
+    def open_stream(self) -> int:
+        self._called("open_stream")
+        stream = next(self.numbers)
+        self.streams[stream] = []
+        return stream
+
+    def close_stream(self, stream: int) -> None:
+        self._called("close_stream")
+        assert not self.streams.pop(stream), "work is left on the stream"
+
+    def upload(self, address: int, array: Array, stream: int) -> None:
+        self._called("upload")
+        self.bytes_at(array.ctypes.data, array.nbytes)  # pinned, and still ours
+        self.put(stream, lambda: self._copy(address, array.ctypes.data, array.nbytes))
+
+    def download(self, array: Array, address: int, stream: int) -> None:
+        self._called("download")
+        self.put(stream, lambda: self._copy(array.ctypes.data, address, array.nbytes))
+
+    def copy_rows(
+        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    ) -> None:
+        self._called("copy_rows")
+
+        def work() -> None:
+            for row in range(rows):
+                self._copy(target + row * pitch, source + row * pitch, width)
+
+        self.put(stream, work)
+
+    def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
+        self._called("upload_rows")
+        rows = array.reshape(len(array), -1).view(np.uint8)
+
+        def work() -> None:
+            for index, row in enumerate(rows):
+                self.bytes_at(address + index * pitch, row.size)[:] = row
+
+        self.put(stream, work)
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        self._called("clear")
+        self.put(stream, lambda: self.bytes_at(address, size).fill(0))
+
+    def synchronize(self, stream: int) -> None:
+        self._called("synchronize")
+        assert self.capturing is None, "nothing can be waited for while work is captured"
+        while self.streams[stream]:
+            self.streams[stream].pop(0)()
+
+    def capture(self, stream: int, work: Work) -> int:
+        self._called("capture")
+        self.capturing = []
+        try:
+            work()
+            graph = next(self.numbers)
+            self.graphs[graph] = self.capturing
+        finally:
+            self.capturing = None
+        return graph
+
+    def launch(self, graph: int, stream: int) -> None:
+        self._called("launch")
+        self.streams[stream] += self.graphs[graph]
+
+    def forget(self, graph: int) -> None:
+        self._called("forget")
+        del self.graphs[graph]
+
+    def put(self, stream: int, work: Work) -> None:
+        """Queues work, or captures it."""
+        (self.streams[stream] if self.capturing is None else self.capturing).append(work)
+
+    def bytes_at(self, address: int, size: int) -> Array:
+        """Memory that was given away, and lies within one piece."""
+        for start, block in self.memory.items():
+            if start <= address and address + size <= start + block.size:
+                return block[address - start : address - start + size]
+        raise AssertionError(f"{size} bytes at {address:x} are nobody's")
+
+    def _copy(self, target: int, source: int, size: int) -> None:
+        if size:
+            self.bytes_at(target, size)[:] = self.bytes_at(source, size)
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if call == self.fails:
+            raise EngineError(f"{call} fails")
+
+
+@pytest.fixture
+def host_device() -> HostDevice:
+    """Where no GPU is."""
+    return HostDevice()

@@ -28,6 +28,7 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "cudaStreamBeginCapture": lambda device: device.capture(8, lambda: None),
     "cudaGraphLaunch": lambda device: device.launch(8, 8),
     "cudaGraphExecDestroy": lambda device: device.forget(8),
+    "cudaMemsetAsync": lambda device: device.clear(256, 64, 8),
     "cudaMemcpy2DAsync": lambda device: device.copy_rows(
         256, 512, pitch=16, width=8, rows=4, stream=8
     ),
@@ -61,6 +62,8 @@ def test_the_real_bindings_take_every_call_and_name_the_missing_driver(
 
 @pytest.mark.skipif(nvidia_driver(), reason="what the real bindings say without a GPU")
 def test_copies_both_ways_are_taken_too(unopened: CudaDevice) -> None:
+    with pytest.raises(CudaError, match="cudaMemcpy2DAsync"):
+        unopened.upload_rows(256, ARRAY.reshape(2, 4), pitch=16, stream=8)
     for copy in (unopened.upload, unopened.download):
         arguments = (256, ARRAY, 8) if copy == unopened.upload else (ARRAY, 256, 8)
         with pytest.raises(CudaError, match="cudaMemcpyAsync"):

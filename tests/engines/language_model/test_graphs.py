@@ -14,10 +14,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from engines.language_model.graphs import open_model
+from engines.language_model.caches import DeviceCaches
+from engines.language_model.graphs import MODELS, open_graphs, open_model
 from engines.language_model.opening import EngineLimits, open_engine
 from engines.language_model.slots import BatchModel, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
+from engines.onnxruntime.providers import CPU
 from engines.text import PromptTokenizer, load_tokenizer
 from engines.types import PromptIds
 from export.checkpoint import checkpoint_from_directory
@@ -138,16 +140,46 @@ def test_sequences_of_any_length_step_together(model: BatchModel, reference: Any
 
 
 def test_the_caches_stay_where_they_are(model: BatchModel) -> None:
-    places = {name: buffer.ctypes.data for name, buffer in model.buffers.items()}
+    places = {name: buffer.ctypes.data for name, buffer in model.caches.buffers.items()}
     slot, _ = read(model, 0, IDS)
     for token in ANSWER:
-        before = {name: buffer[0].copy() for name, buffer in model.buffers.items()}
+        before = {name: buffer[0].copy() for name, buffer in model.caches.buffers.items()}
         model.step({slot: token})
-        for name, buffer in model.buffers.items():
+        for name, buffer in model.caches.buffers.items():
             changed = np.flatnonzero((buffer[0] != before[name]).any(axis=(0, 2)))
             wanted = [slot.length - 1] if name.startswith("past") else []
             assert changed.tolist() == wanted
-    assert places == {name: buffer.ctypes.data for name, buffer in model.buffers.items()}
+    assert places == {name: buffer.ctypes.data for name, buffer in model.caches.buffers.items()}
+
+
+def test_slots_in_a_devices_memory_hold_the_same(
+    kind: str, random_build: Build, host_device: Any, model: BatchModel
+) -> None:
+    def on_device(specs: Any, shape: Any) -> DeviceCaches:
+        return DeviceCaches(specs, shape, host_device, 0, memory="cpu")
+
+    directory = random_build(kind)
+    manifest = Manifest.read(directory)
+    graphs = open_graphs(directory, manifest, CPU, threads=1)
+    facts = manifest.language_model
+    other = MODELS[facts.is_encoder_decoder](graphs, facts, slots=8, make_caches=on_device)
+    found = [_life_of_slots(either) for either in (model, other)]
+    assert (found[0] == found[1]).all()
+    assert np.ptp(found[0]) > 0
+    other.close()
+    assert not host_device.memory
+
+
+def _life_of_slots(model: BatchModel) -> np.ndarray:
+    """Logits of sequences that join, fork and leave."""
+    first, second = (read(model, seed, IDS, 3)[0] for seed in (0, 1))
+    logits = [model.step({first: 30, second: 9})]
+    fork = model.acquire()
+    model.fork(second, fork)
+    logits.append(model.step({fork: 12, second: 5, first: 9}))
+    model.release(first)
+    logits += [model.step({fork: token, second: token}) for token in ANSWER]
+    return np.concatenate(logits)
 
 
 def test_the_model_sees_image_and_prompt(model: BatchModel) -> None:
@@ -344,7 +376,7 @@ def test_half_precision_graphs_are_fed_and_read_in_their_own_dtypes(
         model = open_model(directory, Manifest.read(directory), threads=1)
         slot, first = read(model, 0, IDS)
         logits[precision] = np.concatenate([first, *(model.step({slot: t})[0] for t in ANSWER)])
-        cached = {buffer.dtype.name for buffer in model.buffers.values()}
+        cached = {buffer.dtype.name for buffer in model.caches.buffers.values()}
         assert cached == {"float32" if precision == "fp32" else "float16"}
         model.close()
     full, half = (row.astype(np.float64) for row in logits.values())

@@ -1,13 +1,11 @@
-"""A device whose memory is this process's, and a library whose plans are ONNX graphs.
+"""A library whose plans are ONNX graphs, run on `host_device`, where no TensorRT is.
 
-They stand where no GPU is: they run nothing before it is waited for, look at memory when the work
-is done and not when it is queued, know what they gave away, and answer with ONNX Runtime's numbers.
-What they cannot show is what CUDA and TensorRT do.
+It changes its scratch memory in every run, wants contexts to stay as they were captured, and
+answers with ONNX Runtime's numbers. It cannot show what TensorRT does.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,134 +21,17 @@ from engines.onnxruntime.session import open_session
 from engines.tensorrt.builder import DTYPES
 from engines.tensorrt.libraries import Library
 from export.contract import Contract
-from export.errors import EngineError
 from export.manifest import EngineRecord
 from export.onnxruntime_values import run
 
 ALIGNMENT, JUNK = 256, 0xA5
-Work = Callable[[], None]
-
-
-@dataclass
-class HostDevice:
-    """A `Device`: see `engines.cuda.device`."""
-
-    name: str = "the host"
-    fails: str = ""  # the call that fails
-    memory: dict[int, Array] = field(default_factory=dict)  # by address, of both kinds
-    streams: dict[int, list[Work]] = field(default_factory=dict)
-    graphs: dict[int, list[Work]] = field(default_factory=dict)
-    calls: list[str] = field(default_factory=list)
-    capturing: list[Work] | None = None
-    numbers: Any = field(default_factory=lambda: itertools.count(1))
-
-    def use(self) -> None:
-        self._called("use")
-
-    def allocate(self, size: int) -> int:
-        self._called("allocate")
-        assert size > 0
-        block = np.full(size + ALIGNMENT, JUNK, np.uint8)
-        start = -block.ctypes.data % ALIGNMENT
-        address = block.ctypes.data + start
-        self.memory[address] = block[start : start + size]
-        return address
-
-    def free(self, address: int) -> None:
-        self._called("free")
-        del self.memory[address]
-
-    def pinned(self, size: int) -> Array:
-        self._called("pinned")
-        array = np.full(size, JUNK, np.uint8)
-        self.memory[array.ctypes.data] = array
-        return array
-
-    def unpin(self, array: Array) -> None:
-        self._called("unpin")
-        del self.memory[array.ctypes.data]
-
-    def open_stream(self) -> int:
-        self._called("open_stream")
-        stream = next(self.numbers)
-        self.streams[stream] = []
-        return stream
-
-    def close_stream(self, stream: int) -> None:
-        self._called("close_stream")
-        assert not self.streams.pop(stream), "work is left on the stream"
-
-    def upload(self, address: int, array: Array, stream: int) -> None:
-        self._called("upload")
-        self.bytes_at(array.ctypes.data, array.nbytes)  # pinned, and still ours
-        self.put(stream, lambda: self._copy(address, array.ctypes.data, array.nbytes))
-
-    def download(self, array: Array, address: int, stream: int) -> None:
-        self._called("download")
-        self.put(stream, lambda: self._copy(array.ctypes.data, address, array.nbytes))
-
-    def copy_rows(
-        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
-    ) -> None:
-        self._called("copy_rows")
-
-        def work() -> None:
-            for row in range(rows):
-                self._copy(target + row * pitch, source + row * pitch, width)
-
-        self.put(stream, work)
-
-    def synchronize(self, stream: int) -> None:
-        self._called("synchronize")
-        assert self.capturing is None, "nothing can be waited for while work is captured"
-        while self.streams[stream]:
-            self.streams[stream].pop(0)()
-
-    def capture(self, stream: int, work: Work) -> int:
-        self._called("capture")
-        self.capturing = []
-        try:
-            work()
-            graph = next(self.numbers)
-            self.graphs[graph] = self.capturing
-        finally:
-            self.capturing = None
-        return graph
-
-    def launch(self, graph: int, stream: int) -> None:
-        self._called("launch")
-        self.streams[stream] += self.graphs[graph]
-
-    def forget(self, graph: int) -> None:
-        self._called("forget")
-        del self.graphs[graph]
-
-    def put(self, stream: int, work: Work) -> None:
-        """Queues work, or captures it."""
-        (self.streams[stream] if self.capturing is None else self.capturing).append(work)
-
-    def bytes_at(self, address: int, size: int) -> Array:
-        """Memory that was given away, and lies within one piece."""
-        for start, block in self.memory.items():
-            if start <= address and address + size <= start + block.size:
-                return block[address - start : address - start + size]
-        raise AssertionError(f"{size} bytes at {address:x} are nobody's")
-
-    def _copy(self, target: int, source: int, size: int) -> None:
-        if size:
-            self.bytes_at(target, size)[:] = self.bytes_at(source, size)
-
-    def _called(self, call: str) -> None:
-        self.calls.append(call)
-        if call == self.fails:
-            raise EngineError(f"{call} fails")
 
 
 @dataclass
 class HostEngine:
     """An `ICudaEngine` whose plan is an ONNX graph."""
 
-    device: HostDevice
+    device: Any
     contract: Contract
     session: Any
     profiles: list[dict[str, list[int]]]
@@ -272,7 +153,7 @@ class Bench:
         engines: that were loaded.
     """
 
-    device: HostDevice
+    device: Any
     library: Library
     path: Path
     record: EngineRecord
@@ -281,14 +162,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Callable[..., Bench]:
+def bench(tmp_path: Path, host_device: Any) -> Callable[..., Bench]:
     """`bench(graph, contract, {"batch": [1, 2, 4]}, …)`: one profile or several."""
     trt = pytest.importorskip("tensorrt_rtx_bindings.tensorrt_rtx")
 
     def make(
         graph: Path, contract: Contract, *profiles: Mapping[str, list[int]], **details: Any
     ) -> Bench:
-        device = HostDevice()
+        device = host_device
         engines: list[HostEngine] = []
 
         class Runtime:
