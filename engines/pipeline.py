@@ -78,10 +78,12 @@ class Pipeline:
     def encode_image(self, pixels: Array) -> Array:
         """`image_embeds` `[batch, patches, d_vision]` of `pixels`, uint8 `[batch, h, w, 3]`.
 
+        They stay where the engine put them until numpy looks at them.
+
         Raises:
             ContractError: the pixels are of another dtype or size.
         """
-        return self._vision.infer({"pixels": pixels})["image_embeds"]
+        return self._vision.infer({"pixels": pixels}, keep=["image_embeds"])["image_embeds"]
 
     def visual_prompt(
         self,
@@ -130,8 +132,10 @@ class Pipeline:
         options = options or PLAIN
         images = pixels[None] if pixels.ndim == 3 else pixels
         check_images(len(images), self.manifest.limits.images)
-        embeds = np.concatenate([self._remembered(image) for image in images])
-        visual_prompt = self.visual_prompt(embeds, [prompt] * len(images), options)
+        embeds = [self._remembered(image) for image in images]
+        # One image's features stay where the vision encoder left them.
+        together = embeds[0] if len(embeds) == 1 else np.concatenate(embeds)
+        visual_prompt = self.visual_prompt(together, [prompt] * len(images), options)
         return self._engine.submit(
             GenerationRequest(
                 prompt=prompt,

@@ -16,10 +16,12 @@ class Refusal:
     Attributes:
         reason: why the engine cannot.
         instead: what to do.
+        only: the component that it is about; `None` is any.
     """
 
     reason: str
     instead: str
+    only: str | None = None
 
 
 _DYNAMIC = Refusal(
@@ -32,9 +34,27 @@ _WHOLE_NUMBERS = Refusal(
     instead="Choose fp32, fp16 or bf16 for it, or --llm-engine onnxruntime.",
 )
 
+_FOUND_AT_RUN_TIME = Refusal(
+    reason="ONNX Runtime's CUDA provider has no kernels for activations that are quantised at run"
+    " time (DynamicQuantizeLinear, MatMulInteger): they would run on the CPU",
+    instead="Add --int8 static, or choose fp16.",
+)
+_FLOAT32_ATTENTION = Refusal(
+    reason="ONNX Runtime's CUDA provider has no attention over slots in float32"
+    " (GroupQueryAttention): it would run on the CPU, and every step would copy the caches",
+    instead="Choose fp16 or bf16 for it.",
+    only="language_model",
+)
+
 REFUSALS: Mapping[tuple[str, str], Refusal] = {
     ("tensorrt", "int8 dynamic"): _DYNAMIC,
     ("tensorrt-rtx", "int8 dynamic"): _DYNAMIC,
+    ("onnxruntime-tensorrt", "int8 dynamic"): _DYNAMIC,
+    ("onnxruntime-tensorrt-rtx", "int8 dynamic"): _DYNAMIC,
+    ("onnxruntime-cuda", "int8 dynamic"): _FOUND_AT_RUN_TIME,
+    ("onnxruntime-cuda", "fp32"): _FLOAT32_ATTENTION,
+    ("onnxruntime-cuda", "int8"): _FLOAT32_ATTENTION,
+    ("onnxruntime-cuda", "int4"): _FLOAT32_ATTENTION,
     ("vllm", "int8 dynamic"): _WHOLE_NUMBERS,
     ("vllm", "int8"): _WHOLE_NUMBERS,
     ("vllm", "int4"): _WHOLE_NUMBERS,
@@ -85,7 +105,7 @@ def check_precision(
     """
     row = engine, kind_of_precision(word, quantisation)
     refusal = REFUSALS.get(row) or _refused_targets(word, targets)
-    if refusal is not None:
+    if refusal is not None and refusal.only in (None, component):
         raise OptionError(
             f"--precision {component}={word} is not for {engine}: {refusal.reason}."
             f" {refusal.instead}"

@@ -152,15 +152,21 @@ BESIDE: Mapping[str, str] = {
 """What ONNX Runtime runs the language model on where the components have these engines; else on
 the CPU. `batched_decoder` has operators of ONNX Runtime's own, so TensorRT never takes it."""
 
+HALVES = ("fp16", "bf16", "lavis")
+"""Precisions of a language model whose attention the CUDA provider runs; in float32 it has none."""
 
-def language_model_kind(requested: str, components: str) -> str:
+
+def language_model_kind(requested: str, components: str, precision: str) -> str:
     """The engine kind of the language model: the one asked for, or ONNX Runtime on their device.
 
     Args:
         requested: `--llm-engine`: `onnxruntime`, `onnxruntime-cuda` or `vllm`.
         components: the kind of engine of vision encoder and Q-Former.
+        precision: of the language model; in one that CUDA does not run it stays on the CPU.
     """
-    return BESIDE.get(components, requested) if requested == "onnxruntime" else requested
+    if requested != "onnxruntime" or precision not in HALVES:
+        return requested
+    return BESIDE.get(components, requested)
 
 
 def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineChoice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
@@ -68,6 +68,10 @@ class Runner(Protocol):
         traceback: TracebackType | None,
     ) -> None: ...
 
-    def infer(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Every output by name, for these inputs."""
+    def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, npt.NDArray[Any]]:
+        """Every output by name, for these inputs: numpy arrays.
+
+        Those named in `keep` may instead stay where the engine put them: they have a dtype and a
+        shape, are copied when numpy looks at them, and can be fed to a runner as they are.
+        """
         ...

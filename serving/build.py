@@ -48,6 +48,12 @@ the GPU where it runs the components there (`engines.selection.language_model_ki
 PROFILED = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 """Kinds of engine that read graphs, and build plans of them when they start."""
 
+STAYS_ON_CPU = (
+    "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
+    " over slots. --precision language_model=fp16 puts it on the GPU."
+)
+"""Said where ONNX Runtime runs the other components on a GPU."""
+
 COUNTS = (
     "max_batch",
     "max_instruction",
@@ -216,11 +222,13 @@ def prepared(
 
 def _check_precisions(options: BuildOptions, engine: EngineChoice, progress: Progress) -> None:
     from engines.precisions import check_precision
-    from engines.selection import language_model_kind
+    from engines.selection import BESIDE, language_model_kind
 
     for component, word in options.components.items():
         llm = component == "language_model"
-        kind = language_model_kind(options.llm_engine, engine.kind) if llm else engine.kind
+        kind = language_model_kind(options.llm_engine, engine.kind, word) if llm else engine.kind
+        if llm and kind == "onnxruntime" and engine.kind in BESIDE:
+            progress.note(STAYS_ON_CPU)
         targets = () if llm else options.targets
         quantisation = options.quantisations.get(component)
         if remark := check_precision(kind, component, word, quantisation, targets):
@@ -353,7 +361,9 @@ def _engines(
                 progress=progress,
             )
         elif component == "language_model":
-            kind = language_model_kind(options.llm_engine, engine.kind)
+            kind = language_model_kind(
+                options.llm_engine, engine.kind, options.components[component]
+            )
             records[component] = _graphs(work, kind, proofs, options)
         elif not KINDS[engine.kind].plans:
             records[component] = _graphs(work, engine.kind, proofs, options)

@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from engines.onnxruntime.providers import PROVIDERS, Provider
+from engines.onnxruntime.providers import CPU_PROVIDER, PROVIDERS, Provider
 from export.errors import EngineError
 
 
@@ -38,7 +38,7 @@ def provider_obstacle(kind: str) -> str | None:
         fault = f"this ONNX Runtime has no {provider.name}; it has {has}. {provider.install}"
     else:
         fault = _library_fault(ort, provider)
-    if fault is None and provider.memory != "cpu":
+    if fault is None and provider.name != CPU_PROVIDER:
         from engines.selection import nvidia_driver
 
         fault = None if nvidia_driver() else "no NVIDIA driver with a GPU was found."

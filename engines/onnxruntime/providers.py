@@ -60,7 +60,8 @@ class Provider:
 
     Attributes:
         name: as ONNX Runtime spells it.
-        memory: ONNX Runtime's name of its memory.
+        memory: ONNX Runtime's name of the memory in which tensors may stay between runs; `cpu`
+            where they come back to the host.
         options: what it is told, for a placement.
         behind: kinds whose providers take what this one does not, before the CPU.
         library: the file of `onnxruntime/capi` that it is in; `None` where it is always there.
@@ -150,7 +151,7 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
     "onnxruntime-tensorrt-rtx": Provider(
         name="NvTensorRTRTXExecutionProvider",
-        memory="cuda",
+        memory="cpu",  # a plug-in's memory has no name to bind by
         options=_tensorrt_rtx,
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
         install="Run `pip install 'iblip[onnxruntime-tensorrt-rtx]'`.",

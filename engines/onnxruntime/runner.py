@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from engines.onnxruntime.providers import CPU, Placement
 from engines.onnxruntime.session import open_session
+from engines.onnxruntime.values import Kept, value_of
 from engines.types import Feed
 from export.contract import Contract
 from export.errors import EngineError
-from export.onnxruntime_values import run
 
 
 class OnnxRuntimeRunner:
@@ -62,8 +65,10 @@ class OnnxRuntimeRunner:
     ) -> None:
         self._session = None
 
-    def infer(self, feed: Feed) -> dict[str, Any]:
+    def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, Any]:
         """Every output by name, as numpy arrays of the contract's dtypes.
+
+        Those named in `keep` are `Kept` in the memory of the provider.
 
         Raises:
             ContractError: the feed does not fit the contract.
@@ -73,10 +78,24 @@ class OnnxRuntimeRunner:
         if session is None:
             raise EngineError(f"the runner of {self._path} is not open: use it in a `with` block")
         self._contract.check_feed(feed)
-        names = [spec.name for spec in self._contract.outputs]
         try:
-            return run(session, names, feed)
+            return self._run(session, feed, keep)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = {name: list(array.shape) for name, array in feed.items()}
             message = f"ONNX Runtime failed in {self._path} on {shapes} ({error})"
             raise EngineError(message) from error
+
+    def _run(self, session: Any, feed: Feed, keep: Collection[str]) -> dict[str, Any]:
+        binding = session.io_binding()
+        values = {name: value_of(array) for name, array in feed.items()}  # kept alive to the end
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        memory, device = self._placement.memory, self._placement.device
+        for spec in self._contract.outputs:
+            place = (memory, device) if spec.name in keep else ("cpu", 0)
+            binding.bind_output(spec.name, *place)
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        pairs = zip(self._contract.outputs, binding.get_outputs(), strict=True)
+        found = {spec.name: Kept(value, spec.numpy_dtype) for spec, value in pairs}
+        return {name: kept if name in keep else np.asarray(kept) for name, kept in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
@@ -83,8 +83,8 @@ class TensorRTRunner:
                 stack.callback(self._execution.close)
             self._execution = None
 
-    def infer(self, feed: Feed) -> dict[str, Any]:
-        """Every output by name, as numpy arrays of the contract's dtypes.
+    def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, Any]:
+        """Every output by name, as numpy arrays of the contract's dtypes; none is kept elsewhere.
 
         Raises:
             ContractError: the feed does not fit the contract.

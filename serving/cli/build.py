@@ -61,8 +61,8 @@ from serving.cli.options import (
     "--llm-engine",
     default="onnxruntime",
     show_default=True,
-    help="What runs the language model: onnxruntime (on CUDA where --engine is onnxruntime-cuda or "
-    "onnxruntime-tensorrt), onnxruntime-cuda, or vllm (LLaMA and OPT).",
+    help="What runs the language model: onnxruntime (in 16 bits on CUDA where --engine is "
+    "onnxruntime-cuda or onnxruntime-tensorrt), onnxruntime-cuda, or vllm (LLaMA and OPT).",
 )
 @click.option(
     "--triton-backend",

@@ -54,6 +54,18 @@ def test_vllm_wants_floats(precision, options):
     refused("vllm", "language_model", "bf16")
 
 
+def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
+    for precision in ("fp32", "int4", "int8"):
+        with pytest.raises(OptionError, match="no attention over slots in float32"):
+            refused("onnxruntime-cuda", "language_model", precision)
+    for precision in ("fp16", "bf16", "lavis"):
+        refused("onnxruntime-cuda", "language_model", precision)
+    refused("onnxruntime-cuda", "vision_encoder", "fp32")
+    with pytest.raises(OptionError, match="DynamicQuantizeLinear, MatMulInteger"):
+        refused("onnxruntime-cuda", "vision_encoder", "int8")
+    refused("onnxruntime-cuda", "vision_encoder", "int8", int8="static")
+
+
 def test_a_build_is_refused_before_anything_is_read():
     pytest.importorskip("tensorrt_rtx_bindings")
     arguments = ["build", "--model", "nowhere", "--precision", "int8", "--engine", "tensorrt-rtx"]

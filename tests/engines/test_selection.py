@@ -45,10 +45,12 @@ def test_a_provider_that_cannot_run_here_is_built_with_a_note(kind: str) -> None
 
 
 def test_onnxruntime_runs_the_language_model_where_the_components_are() -> None:
-    assert language_model_kind("onnxruntime", "onnxruntime-tensorrt") == "onnxruntime-cuda"
-    assert language_model_kind("onnxruntime", "tensorrt") == "onnxruntime"
-    assert language_model_kind("onnxruntime-cuda", "tensorrt") == "onnxruntime-cuda"
-    assert language_model_kind("vllm", "onnxruntime-cuda") == "vllm"
+    cuda, tensorrt = "onnxruntime-cuda", "onnxruntime-tensorrt"
+    assert language_model_kind("onnxruntime", tensorrt, "fp16") == cuda
+    assert language_model_kind("onnxruntime", tensorrt, "fp32") == "onnxruntime"
+    assert language_model_kind("onnxruntime", "tensorrt", "fp16") == "onnxruntime"
+    assert language_model_kind(cuda, "tensorrt", "fp32") == cuda
+    assert language_model_kind("vllm", cuda, "fp16") == "vllm"
 
 
 def test_a_target_is_checked_before_anything_is_built() -> None:

@@ -13,6 +13,7 @@ import pytest
 from onnx import parser
 
 from engines.onnxruntime.runner import OnnxRuntimeRunner
+from engines.onnxruntime.values import Kept
 from export.contract import Contract, TensorSpec
 from export.errors import ContractError, EngineError
 from export.graphs import OnnxGraph
@@ -144,3 +145,29 @@ def test_bfloat16_goes_in_and_comes_out(tmp_path: Path) -> None:
             assert y.dtype == ml_dtypes.bfloat16
             assert y.shape == x.shape
             assert (y == x).all()
+
+
+def test_what_is_kept_goes_from_session_to_session(tmp_path: Path) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 20]>
+        g ({dtype}[n, 2] x) => ({dtype}[n, 2] y, {dtype}[n, 2] z) {{
+            y = Identity (x)
+            z = Identity (x)
+        }}"""
+    for dtype, name in (("float32", "float"), ("bfloat16", "bfloat16")):
+        onnx.save(parser.parse_model(text.format(dtype=name)), tmp_path / "g.onnx")
+        spec = TensorSpec(name="x", dtype=dtype, axes=("n", 2))
+        outputs = (replace(spec, name="y"), replace(spec, name="z"))
+        contract = Contract(inputs=(spec,), outputs=outputs)
+        x = np.arange(6).reshape(3, 2).astype(spec.numpy_dtype)
+        with OnnxRuntimeRunner(tmp_path / "g.onnx", contract) as runner:
+            kept = runner.infer({"x": x}, keep=["y"])
+            assert isinstance(kept["y"], Kept)
+            assert isinstance(kept["z"], np.ndarray)
+            again = runner.infer({"x": kept["y"]})
+            both = np.concatenate([kept["y"], kept["y"]])
+            with pytest.raises(ContractError, match=f"'x' is int32, wanted {dtype}"):
+                runner.infer({"x": Kept(kept["y"].value, np.dtype(np.int32))})
+        assert again["y"].dtype == both.dtype == spec.numpy_dtype
+        assert (again["y"] == x).all()
+        assert (both == np.concatenate([x, x])).all()

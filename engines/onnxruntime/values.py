@@ -1,0 +1,54 @@
+"""Outputs of ONNX Runtime that stay in the memory that it put them in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.onnxruntime_values import array_from_value, value_from_array
+
+Array = npt.NDArray[Any]
+
+
+class Kept:
+    """A tensor where ONNX Runtime left it, such as a GPU's memory.
+
+    It is an array to whoever looks: numpy gets a copy in the host's memory. Given to another
+    session it stays where it is.
+
+    Args:
+        value: an `onnxruntime.OrtValue`.
+        dtype: numpy's, or ml_dtypes' bfloat16.
+    """
+
+    def __init__(self, value: Any, dtype: np.dtype[Any]) -> None:
+        self.value, self.dtype = value, dtype
+        self.shape: tuple[int, ...] = tuple(value.shape())
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return _on_host(self.value).astype(dtype or self.dtype, copy=False)
+
+
+def value_of(array: Array | Kept) -> Any:
+    """The `OrtValue` of a tensor that is kept, or one over an array's own memory."""
+    return array.value if isinstance(array, Kept) else value_from_array(array)
+
+
+def _on_host(value: Any) -> Array:
+    import onnxruntime
+
+    if value.device_name() == "cpu":
+        return array_from_value(value)
+    host = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape(), value.element_type())
+    onnxruntime.copy_tensors([value], [host])
+    return array_from_value(host)
