@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.types import Runner
-from export.contract import Contract
 from export.errors import BuildDirectoryError, EngineError
-from export.manifest import ComponentRecord, EngineRecord, Manifest
+from export.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Place:
     device: int = 0
 
 
-Opener = Callable[[Path, EngineRecord, Contract, Place], Runner]
+Opener = Callable[[Path, EngineRecord, GraphRecord, Place], Runner]
 
 
 def open_runner(
@@ -58,9 +57,9 @@ def open_runner(
             f"{component} was built for the engine {record.engine.kind!r}; "
             f"this version runs {', '.join(OPENERS)}. Build it with --engine onnxruntime."
         )
-    contract = record.graphs[graph].contract
     place = Place(threads=threads, device=device)
-    return opener(directory / record.engine.files[graph], record.engine, contract, place)
+    path = directory / record.engine.files[graph]
+    return opener(path, record.engine, record.graphs[graph], place)
 
 
 def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
@@ -74,21 +73,26 @@ def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
     return record
 
 
-def _onnxruntime(path: Path, engine: EngineRecord, contract: Contract, place: Place) -> Runner:
-    from engines.onnxruntime.providers import Placement
+def _onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
+    from engines.onnxruntime.providers import Placement, provider_cache
     from engines.onnxruntime.runner import OnnxRuntimeRunner
     from engines.tensorrt.profile import profile_from_json
 
     profiles = engine.details.get("profiles")
-    shapes = {} if not profiles else profile_from_json(profiles[0]).all_shapes(contract)
-    placement = Placement(kind=engine.kind, device=place.device, shapes=shapes)
-    return OnnxRuntimeRunner(path, contract, threads=place.threads, placement=placement)
+    shapes = profile_from_json(profiles[0]).all_shapes(graph.contract) if profiles else {}
+    placement = Placement(
+        kind=engine.kind,
+        device=place.device,
+        shapes=shapes,
+        cache=provider_cache(engine.kind, graph.digest) if shapes else None,
+    )
+    return OnnxRuntimeRunner(path, graph.contract, threads=place.threads, placement=placement)
 
 
-def _plan(path: Path, engine: EngineRecord, contract: Contract, place: Place) -> Runner:
+def _plan(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
     from engines.tensorrt.runner import TensorRTRunner
 
-    return TensorRTRunner(path, contract, engine, device=place.device)
+    return TensorRTRunner(path, graph.contract, engine, device=place.device)
 
 
 OPENERS: Mapping[str, Opener] = {

@@ -5,12 +5,15 @@ Importing this module loads nothing of ONNX Runtime.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.tensorrt.profile import Shape
 from export.errors import EngineError
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
 """The least, the usual and the largest shape of each input, by name."""
@@ -158,6 +161,27 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
 }
 """Engine kind to what of ONNX Runtime runs it."""
+
+
+def provider_cache(kind: str, digest: str) -> Path | None:
+    """This user's directory for what a provider compiles of a graph; `None` where there is none.
+
+    Each graph has its own: the provider tells graphs apart by their names, not by their weights.
+
+    Args:
+        kind: a key of `PROVIDERS`.
+        digest: of the graph, its weights included.
+    """
+    from engines.cache.store import default_directory
+
+    path = default_directory().parent / "providers" / kind / digest
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("%s compiles its engines at every start: %s", PROVIDERS[kind].name, error)
+        return None
+    return path
+
 
 CPU = Placement()
 """On this process's cores."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.onnxruntime.probing import provider_obstacle
-from engines.onnxruntime.providers import CPU, PROVIDERS, Placement
+from engines.onnxruntime.providers import CPU, PROVIDERS, Placement, provider_cache
 from engines.onnxruntime.runner import OnnxRuntimeRunner
 from engines.onnxruntime.session import offer
 from engines.selection import KINDS, nvidia_driver
@@ -77,6 +77,19 @@ def test_tensorrt_is_told_the_sizes_and_keeps_the_graphs_dtypes(
     assert told["device_id"] == cuda["device_id"] == "1"
     assert cuda["use_tf32"] == "0"
     assert nothing == {}
+
+
+def test_what_a_provider_compiles_is_kept_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IBLIP_CACHE", str(tmp_path / "cache"))
+    kept = provider_cache("onnxruntime-tensorrt", "0ab1")
+    assert kept == tmp_path / "cache" / "providers" / "onnxruntime-tensorrt" / "0ab1"
+    assert kept.is_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IBLIP_CACHE", str(tmp_path / "file"))
+    assert provider_cache("onnxruntime-tensorrt", "0ab1") is None
+    assert "TensorrtExecutionProvider compiles its engines at every start" in caplog.text
 
 
 def test_the_cpu_has_no_options() -> None:
