@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,21 @@ SHORT = 12
 """Digits of a key that are shown to people."""
 
 
-def default_directory() -> Path:
-    """The engine cache of this user: in `$IBLIP_CACHE`, or in the platform's place for caches."""
+def default_directory() -> Path | None:
+    """The engine cache of this user: in `$IBLIP_CACHE`, or in the platform's place for caches.
+
+    `None` where there is neither: a user without a home, as containers have.
+    """
     if given := os.environ.get(VARIABLE):
         return Path(given) / "engines"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "iblip" / "engines"
-    given = os.environ.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "iblip" / "engines"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "iblip" / "engines"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    return caches / "iblip" / "engines"
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class EngineCache:
         directory: made when something is first kept.
     """
 
-    directory: Path = field(default_factory=default_directory)
+    directory: Path
 
     @property
     def plans(self) -> Path:
@@ -84,8 +91,9 @@ class EngineCache:
     def claim(self, key: str, waiting: Callable[[], object] | None) -> Iterator[bool]:
         """Keeps other processes from making, taking or removing one entry.
 
-        Where there can be no lock, as in a directory that is not writable, the block runs without:
-        entries are whole all the same, and of two equal ones that are made the second is dropped.
+        What killed processes left of it is removed. Where there can be no lock, as in a directory
+        that is not writable, the block runs without: entries are whole all the same, and of two
+        equal ones that are made the second is dropped.
 
         Args:
             key: of the entry.
@@ -99,6 +107,8 @@ class EngineCache:
             try:
                 self.locks.mkdir(parents=True, exist_ok=True)
                 held = stack.enter_context(locked(self.locks / key, waiting))
+                for left in self.making.glob(f"{key}.*") if held else ():
+                    shutil.rmtree(left, ignore_errors=True)
             except OSError as error:
                 logger.info("no lock for %s in the engine cache: %s", key[:SHORT], error)
             yield held
@@ -172,7 +182,6 @@ class EngineCache:
         key = recipe.key
         self.plans.mkdir(parents=True, exist_ok=True)
         self.making.mkdir(exist_ok=True)
-        self._remove_leftovers(key)
         with tempfile.TemporaryDirectory(
             prefix=f"{key}.", dir=self.making, ignore_cleanup_errors=True
         ) as scratch:
@@ -206,10 +215,6 @@ class EngineCache:
         with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=self.making) as scratch:
             (self.plans / key).rename(Path(scratch) / key)
 
-    def _remove_leftovers(self, key: str) -> None:
-        for path in self.making.glob(f"{key}.*"):
-            shutil.rmtree(path, ignore_errors=True)
-
     def discard(self, key: str) -> bool:
         """Removes an entry and its lock; `False` where another process is using it.
 
@@ -235,7 +240,6 @@ class EngineCache:
         for key in left:
             with self.claim(key, waiting=None) as free, contextlib.suppress(OSError):
                 if free:
-                    self._remove_leftovers(key)
                     (self.locks / key).unlink(missing_ok=True)
 
     def timing_cache(self, recipe: Recipe) -> Path | None:

@@ -129,10 +129,15 @@ COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")
 
 
 def _cache(directory: Path | None) -> EngineCache:
-    from engines.cache.store import EngineCache
+    from engines.cache.store import VARIABLE, EngineCache
+    from export.errors import OptionError
 
     found = cache_from_flags(directory)
-    assert found is not None
+    if found is None:
+        raise OptionError(
+            "this user has no home, and so no engine cache. Give one with --engine-cache, or with "
+            f"the variable {VARIABLE}."
+        )
     return EngineCache(found)
 
 

@@ -163,7 +163,7 @@ def no_engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cache_from_flags(engine_cache: Path | None, no_engine_cache: bool = False) -> Path | None:
-    """The directory of the engine cache; `None` where the caller wants none.
+    """The directory of the engine cache; `None` where the caller wants none, or has no home.
 
     Raises:
         OptionError: a directory is given, and that none is wanted.

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from engines.cache.catalogue import find, scan
 from engines.cache.store import EngineCache, default_directory
 from export.errors import EngineError, OptionError
+from serving.cli import iblip
 
 Keep = Callable[..., str]
 
@@ -270,3 +272,16 @@ def test_the_place_is_the_variables_or_the_users(monkeypatch: pytest.MonkeyPatch
     assert default_directory() == Path("/home/me/.cache/iblip/engines")
     monkeypatch.setattr("sys.platform", "darwin")
     assert default_directory() == Path("/home/me/Library/Caches/iblip/engines")
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("IBLIP_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_directory() is None
+    listed = CliRunner().invoke(iblip, ["engines", "list"])
+    assert listed.exit_code == 2
+    assert "Give one with --engine-cache, or with the variable IBLIP_CACHE" in listed.stderr
