@@ -174,7 +174,13 @@ def provider_cache(kind: str, digest: str) -> Path | None:
     """
     from engines.cache.store import default_directory
 
-    path = default_directory().parent / "providers" / kind / digest
+    engines = default_directory()
+    if engines is None:
+        logger.warning(
+            "%s compiles its engines at every start: this user has no home", PROVIDERS[kind].name
+        )
+        return None
+    path = engines.parent / "providers" / kind / digest
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

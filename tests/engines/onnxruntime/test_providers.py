@@ -92,6 +92,14 @@ def test_what_a_provider_compiles_is_kept_for_the_next_start(
     assert "TensorrtExecutionProvider compiles its engines at every start" in caplog.text
 
 
+def test_without_a_home_what_a_provider_compiles_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engines.cache.store.default_directory", lambda: None)
+    assert provider_cache("onnxruntime-tensorrt", "0ab1") is None
+    assert "at every start: this user has no home" in caplog.text
+
+
 def test_the_cpu_has_no_options() -> None:
     assert offer(None, None, CPU) == [("CPUExecutionProvider", {})]
 
