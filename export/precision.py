@@ -44,6 +44,9 @@ MATRICES: Mapping[str, str] = {"lavis": "float16"}
 """Precision word to the dtype of the weights of linear layers and convolutions, and of what these
 compute, where that is not what `DTYPES` says: torch's autocast, under which the original runs."""
 
+IN_FLOAT32 = ("wo",)
+"""Last part of a module's path: its matrix stays in float32, whatever the precision (see above)."""
+
 INT4 = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
 """What the one word `int4` means: all weights of the language model are read for every token."""
 
@@ -81,6 +84,11 @@ NOT_FOR: Mapping[tuple[str, str], str] = {
     ),
 }
 """Component and word that do not go together: who can, why, and what to do instead."""
+
+
+def stays_in_float32(path: str) -> bool:
+    """Whether the matrix of the module at this path (`….DenseReluDense.wo`) stays in float32."""
+    return path.rpartition(".")[2] in IN_FLOAT32
 
 
 def parse_precision(text: str) -> dict[str, str]:

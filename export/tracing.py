@@ -23,8 +23,9 @@ from export.components.component import Component
 from export.contract import DTYPES as CONTRACT_DTYPES
 from export.contract import Contract, TensorSpec
 from export.errors import ExportError
+from export.folding import fold_constants
 from export.names import name_values, note_scopes, settle_sizes
-from export.precision import DTYPES, MATRICES
+from export.precision import DTYPES, MATRICES, stays_in_float32
 from export.stamping import UnlikeError, shorten, shortened, stamp
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) ->
 
 def weight_dtype(path: str, module: torch.nn.Module, precision: str) -> str:
     """The dtype of a module's own weights: see `export.precision` for what stays in float32."""
-    if isinstance(module, torch.nn.LayerNorm) or path.rpartition(".")[2] == "wo":
+    if isinstance(module, torch.nn.LayerNorm) or stays_in_float32(path):
         return "float32"
     dtype = DTYPES[precision]
     return MATRICES.get(precision, dtype) if is_matrix(module) else dtype
@@ -256,6 +257,7 @@ def _tidy(model: ir.Model, contract: Contract) -> None:
     """Drops what the exporter leaves behind: identities, unused nodes, local source paths."""
     note_scopes(model)
     settle_sizes(model, contract)
+    fold_constants(model)
     ir.passes.Sequential(
         passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
