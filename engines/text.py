@@ -37,6 +37,8 @@ _OWN_PLACE = re.compile(r"(?:<Img>)?\{image\}(?:</Img>)? ?")
 _TURN = re.compile(r"(?:###Human: |(?:<s>)?\[INST\] )?(?:<Img>)?\{image\}(?:</Img>)?")
 """What one more image adds to a template: there, to upload one is a turn of the conversation."""
 
+SHORTEN = "Shorten it, or let truncation cut it."
+
 INSTRUCTION_LENGTHS = (16, 32, 64, 128, 256, 512)
 """Instructions are padded up to one of these, in tokens: few shapes for the engine to prepare."""
 
@@ -198,11 +200,13 @@ class InstructionTokenizer:
         tokenizer: the Q-Former's.
         limit: the longest instruction that its position embeddings hold, in tokens.
         pad_token_id: fills the ids where the mask is 0.
+        advice: what to do about an instruction that is too long, for its error.
     """
 
     tokenizer: Tokenizer
     limit: int
     pad_token_id: int
+    advice: str = SHORTEN
 
     @classmethod
     def from_build(cls, directory: Path, manifest: Manifest) -> Self | None:
@@ -214,10 +218,17 @@ class InstructionTokenizer:
         text = manifest.text
         if text.qformer_tokenizer is None:
             return None
+        limit, advice = manifest.max_instruction, SHORTEN
+        if limit < text.max_instruction:
+            advice = (
+                f"The engine is built for so many, of the model's {text.max_instruction}; "
+                f"{how_to_raise('max_instruction')}. {SHORTEN}"
+            )
         return cls(
             tokenizer=load_tokenizer(directory / text.qformer_tokenizer),
-            limit=text.max_instruction,
+            limit=limit,
             pad_token_id=text.qformer_pad_token_id,
+            advice=advice,
         )
 
     def __call__(
@@ -256,8 +267,7 @@ class InstructionTokenizer:
         if truncation:
             return self._cut(prompt, truncation, min(most or self.limit, self.limit))
         row = _encode(self.tokenizer, prompt, "instruction")
-        advice = "Shorten it, or let truncation cut it."
-        _check_length("instruction", len(row), self.limit, advice)
+        _check_length("instruction", len(row), self.limit, self.advice)
         return row
 
     def _cut(self, prompt: str, side: str, most: int) -> list[int]:
@@ -282,8 +292,8 @@ def check_images(count: int, most: int) -> None:
     if not 1 <= count <= most:
         wanted = "1" if most == 1 else f"1 to {most}"
         raise InputError(
-            f"the request has {count} images; wanted {wanted}. Where a model takes several,"
-            " `--max-images` of `export build` says how many."
+            f"the request has {count} images; wanted {wanted}. Where a model takes several, "
+            f"{how_to_raise('max_images')}."
         )
 
 

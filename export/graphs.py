@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from export.contract import Contract
+from export.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +56,32 @@ class VerifiedGraph:
     def without_proof(cls, graph: OnnxGraph, *, reason: str) -> Self:
         """Passes a graph on unproven, on the caller's word; the manifest repeats the reason."""
         return cls(graph=graph, skipped=reason)
+
+
+def graphs_of_build(directory: Path, manifest: Manifest) -> list[OnnxGraph]:
+    """Every graph of the build in `directory`, whose manifest this is."""
+    return [
+        OnnxGraph(
+            component=component,
+            name=name,
+            path=directory / graph.path,
+            weights=tuple(directory / path for path in graph.weights),
+            precision=record.precision,
+            digest=graph.digest,
+            contract=graph.contract,
+            quantisation=record.quantisation,
+        )
+        for component, record in manifest.components.items()
+        for name, graph in record.graphs.items()
+    ]
+
+
+def proofs_of_build(directory: Path, manifest: Manifest) -> list[VerifiedGraph]:
+    """The same, each with what the build's own verification found of it."""
+    figures, skipped = manifest.verification.get("graphs", {}), manifest.verification.get("skipped")
+    return [
+        VerifiedGraph(
+            graph=graph, figures=figures.get(f"{graph.component}/{graph.name}", {}), skipped=skipped
+        )
+        for graph in graphs_of_build(directory, manifest)
+    ]

@@ -31,6 +31,9 @@ SLOTS = 8
 QUEUE = 256
 """Requests that may wait, unless the build says otherwise."""
 
+BATCH = 8
+"""Largest batch of vision encoder and Q-Former, in images, unless the build says otherwise."""
+
 IMAGES = 4
 """Most images of a request, where a family takes several and the build says nothing: of a video,
 InstructBLIP's own evaluation takes so many frames (arXiv 2305.06500)."""
@@ -145,8 +148,8 @@ class TextFacts:
             post-processor adds the original's special tokens (BOS, or T5's closing EOS).
         qformer_tokenizer: the same for the Q-Former's instruction; `None` where it takes none.
         qformer_pad_token_id: fills `qformer_input_ids` where the mask is 0.
-        max_instruction: longest instruction that the Q-Former takes, in tokens; 0 where it takes
-            none.
+        max_instruction: longest instruction that the model's Q-Former takes, in tokens; 0 where it
+            takes none. An engine may take less: `Manifest.max_instruction`.
         prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is.
         stop: strings that end any answer, whatever a request asks for.
         images: how many a request may have, and where they go.
@@ -198,24 +201,35 @@ class LanguageModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingLimits:
-    """How much the language model takes on when it is served, chosen at the build.
+    """How much a build takes on when it is served, chosen when it is made.
 
     Attributes:
         slots: sequences at once: a request's every answer or beam is one.
         max_length: positions of a sequence, as `LanguageModelFacts.max_length`, and at most that.
         queue: requests that may wait.
         images: of a request, at most.
+        max_batch: images that one run of vision encoder or Q-Former takes, at most.
+        max_instruction: tokens of an instruction, at most, where the Q-Former's engine is built for
+            so many; `None` is as many as the model has.
     """
 
     slots: int
     max_length: int
     queue: int
     images: int
+    max_batch: int = BATCH
+    max_instruction: int | None = None
+
+
+BUILT_IN = ("max_batch", "max_instruction", "max_images")
+"""Limits that engines are built for: nothing but another build raises them."""
 
 
 def how_to_raise(limit: str) -> str:
     """What to do about a field of `ServingLimits` that is too low, for messages."""
     flag = limit.replace("_", "-")
+    if limit in BUILT_IN:
+        return f"`--{flag}` of `export build` raises it"
     return f"`--{flag}` of `export build` or `{limit}` in language_model/config.pbtxt raises it"
 
 
@@ -252,6 +266,13 @@ class Manifest:
     def synthetic(self) -> bool:
         """The checkpoint's weights are random: see `MEANS_NOTHING`."""
         return bool(self.source.get("synthetic"))
+
+    @property
+    def max_instruction(self) -> int:
+        """Tokens of the longest instruction that this build takes; 0 where it takes none."""
+        most = self.limits.max_instruction
+        own = self.text.max_instruction
+        return own if most is None else min(most, own)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form that `from_json` reads back."""

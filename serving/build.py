@@ -16,6 +16,7 @@ from export.checkpoint import DEMO, Checkpoint
 from export.errors import OptionError, VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
+    BATCH,
     IMAGES,
     MEANS_NOTHING,
     QUEUE,
@@ -34,6 +35,7 @@ from export.source import ModelSource, checkpoint_from_source
 if TYPE_CHECKING:
     from engines.language_model.vllm.settings import VllmSettings
     from engines.selection import EngineChoice
+    from engines.tensorrt.options import PlanOptions
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,6 @@ LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "onnxruntime-cuda": SLOT
 shares one cache out among its sequences as they grow. T5 runs on ONNX Runtime alone, which takes
 the GPU where it runs the components there (`engines.selection.language_model_kind`)."""
 
-PROFILED = ("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
-"""Kinds of engine that read graphs, and build plans of them when they start."""
-
 STAYS_ON_CPU = (
     "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
     " over slots. --precision language_model=fp16 puts it on the GPU."
@@ -57,6 +56,8 @@ STAYS_ON_CPU = (
 COUNTS = (
     "max_batch",
     "max_instruction",
+    "usual_batch",
+    "usual_instruction",
     "slots",
     "max_length",
     "queue",
@@ -89,9 +90,16 @@ class BuildOptions:
             default there.
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
         engine_cache: directory of plans that builds share; `None` takes and keeps none.
+        builder_flags: keys of `engines.tensorrt.options.FLAGS`, for plans.
+        workspace: most GPU memory of one layer, in MiB, for plans; `None` is the library's limit.
         max_batch: the largest batch that vision encoder and Q-Former take, in images; raised to
             the most that a request may have.
-        max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens.
+        max_instruction: the longest instruction that a TensorRT Q-Former takes, in tokens; `None`
+            is `serving.sizes.INSTRUCTION`, and never more than the model's own.
+        usual_batch, usual_instruction: the sizes that profiles are tuned for; `None` is a quarter
+            of the largest.
+        profiles: each as `engines.tensorrt.sizes.profile_from_word` reads it; none is one of all
+            sizes.
         slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says.
         max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
         queue: requests that may wait for slots.
@@ -118,8 +126,13 @@ class BuildOptions:
     gpu_memory_utilization: float | None = None
     targets: tuple[str, ...] = ()
     engine_cache: Path | None = field(default_factory=default_directory)
-    max_batch: int = 8
-    max_instruction: int = 128
+    builder_flags: tuple[str, ...] = ()
+    workspace: int | None = None
+    max_batch: int = BATCH
+    max_instruction: int | None = None
+    usual_batch: int | None = None
+    usual_instruction: int | None = None
+    profiles: tuple[str, ...] = ()
     slots: int | None = None
     max_length: int | None = None
     queue: int = QUEUE
@@ -131,6 +144,7 @@ class BuildOptions:
     components: Mapping[str, str] = field(init=False)
     quantisations: Mapping[str, Quantisation] = field(init=False)
     vllm: VllmSettings | None = field(init=False)
+    plans: PlanOptions = field(init=False)
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -145,6 +159,7 @@ class BuildOptions:
         made = quantisations(self.components, self.quantisation)
         object.__setattr__(self, "quantisations", made)
         object.__setattr__(self, "vllm", self._vllm())
+        object.__setattr__(self, "plans", self._plans())
 
     def _vllm(self) -> VllmSettings | None:
         given = {n: getattr(self, n) for n in VLLM_OPTIONS if getattr(self, n) is not None}
@@ -159,6 +174,11 @@ class BuildOptions:
             option = next(iter(given)).replace("_", "-")
             raise OptionError(f"--{option} is vLLM's. Add --llm-engine vllm, or leave it out.")
         return None
+
+    def _plans(self) -> PlanOptions:
+        from engines.tensorrt.options import PlanOptions
+
+        return PlanOptions(targets=self.targets, flags=self.builder_flags, workspace=self.workspace)
 
     @property
     def destination(self) -> Path:
@@ -197,8 +217,10 @@ def prepared(
     """
     from engines.selection import choose_engine
     from serving.native import check_native
+    from serving.sizes import check_owners, longest_instruction, sizes_from_options
 
     engine = choose_engine(options.engine, options.targets)
+    check_owners(options, engine.kind)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     _check_precisions(options, engine, progress)
     check_native(engine.kind, options.triton_backend, options.components)
@@ -211,8 +233,13 @@ def prepared(
     if policy != options.components:
         options = replace(options, precision=",".join(f"{k}={v}" for k, v in policy.items()))
     limits = limits_from_options(options, checkpoint)
-    # The images of one request are one batch.
-    options = replace(options, max_batch=max(options.max_batch, limits.images))
+    options = replace(
+        options,
+        # The images of one request are one batch.
+        max_batch=max(options.max_batch, limits.images),
+        max_instruction=longest_instruction(options, engine.kind, checkpoint),
+    )
+    sizes_from_options(options)
     if options.vllm is not None:
         from engines.language_model.vllm.building import check_vllm
 
@@ -236,7 +263,7 @@ def _check_precisions(options: BuildOptions, engine: EngineChoice, progress: Pro
 
 
 def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> ServingLimits:
-    """The limits of the language model.
+    """What the build takes on.
 
     Raises:
         OptionError: `max_length` is more than the model has, or has no room for prompt and answer;
@@ -259,6 +286,8 @@ def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> Servin
         max_length=length,
         queue=options.queue,
         images=_images(options, checkpoint, (length - 2) // facts.num_query_tokens),
+        max_batch=options.max_batch,
+        max_instruction=options.max_instruction,
     )
 
 
@@ -308,7 +337,7 @@ def _fill(
         manifest.write(work)
     with progress.stage("assemble the Triton repository"):
         repository_from_engines(
-            work, manifest, max_batch=options.max_batch, backend=options.triton_backend
+            work, manifest, max_batch=manifest.limits.max_batch, backend=options.triton_backend
         )
 
 
@@ -376,19 +405,15 @@ def _graphs(
     work: Path, kind: str, proofs: Sequence[VerifiedGraph], options: BuildOptions
 ) -> EngineRecord:
     """An engine that reads the graphs themselves; TensorRT's providers want their sizes, too."""
-    from engines.tensorrt.profile import profile_from_contract
+    from serving.sizes import PROFILED, sizes_from_options
 
     details = {}
     if kind in PROFILED:
         (graph,) = (proof.graph for proof in proofs)
-        details["profiles"] = [profile_from_contract(graph.contract, _most(options)).to_json()]
+        profiles = sizes_from_options(options).of_contract(graph.contract)
+        details["profiles"] = [profile.to_json() for profile in profiles]
     files = {p.graph.name: str(p.graph.path.relative_to(work)) for p in proofs}
     return EngineRecord(kind=kind, files=files, details=details)
-
-
-def _most(options: BuildOptions) -> dict[str, int]:
-    """The largest size of each dynamic axis of vision encoder and Q-Former."""
-    return {"batch": options.max_batch, "instruction": options.max_instruction}
 
 
 def _plan(
@@ -400,8 +425,7 @@ def _plan(
 ) -> EngineRecord:
     from engines.cache.plans import cached_plan
     from engines.tensorrt.libraries import find_library
-    from engines.tensorrt.options import PlanOptions
-    from engines.tensorrt.profile import profile_from_contract
+    from serving.sizes import sizes_from_options
 
     graph = proof.graph
     path = work / "engines" / graph.component / f"{graph.name}.plan"
@@ -411,8 +435,8 @@ def _plan(
         path,
         cache=EngineCache(options.engine_cache) if options.engine_cache else None,
         library=find_library(engine.kind),
-        profiles=[profile_from_contract(graph.contract, _most(options))],
-        options=PlanOptions(targets=options.targets),
+        profiles=sizes_from_options(options).of_contract(graph.contract),
+        options=options.plans,
         build=str(options.destination.absolute()),
         progress=progress,
     )

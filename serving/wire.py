@@ -125,7 +125,7 @@ class ServerContract:
         text, model = manifest.text, manifest.language_model
         reads_instruction = text.qformer_tokenizer is not None
         limits = Limits(
-            max_instruction=text.max_instruction if reads_instruction else None,
+            max_instruction=manifest.max_instruction if reads_instruction else None,
             images=manifest.limits.images,
             max_length=manifest.limits.max_length,
             num_query_tokens=model.num_query_tokens,

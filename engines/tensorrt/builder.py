@@ -12,42 +12,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from engines.selection import nvidia_driver
+from engines.tensorrt.inspection import check_engine, engine_information
+from engines.tensorrt.job import Job
 from engines.tensorrt.libraries import Library
-from engines.tensorrt.log import library_log
-from engines.tensorrt.options import FLAGS, PlanOptions
+from engines.tensorrt.options import PlanOptions
 from engines.tensorrt.profile import Profile
+from engines.tensorrt.readback import Layer, matrix_layers
 from engines.tensorrt.timing import timings
-from export.contract import TensorSpec
 from export.errors import EngineError
 from export.graphs import OnnxGraph, VerifiedGraph
-
-DTYPES = {
-    "uint8": "UINT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "float32": "FLOAT",
-}
-"""A contract's dtypes as TensorRT spells them."""
-
-PRECISIONS = {
-    "fp32": "FLOAT",
-    "fp16": "HALF",
-    "bf16": "BF16",
-    "lavis": "HALF",
-    "int8": "FLOAT",
-    "int8-fp16": "HALF",
-    "fp8": "HALF",
-}
-"""A graph's precision, and the dtype that its matrices must then have. Of eight bits it is that of
-what `DequantizeLinear` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +38,9 @@ class Plan:
         path: of the `.plan` file.
         details: for `EngineRecord.details`: `library`, `version`, `targets`, `flags` (keys of
             `FLAGS`), `workspace` (in MiB, where it was given), `profiles` (of each,
-            `{axis: [least, usual, most]}`), `layers` (matrix layers by dtype), `seconds`, `bytes`,
+            `{axis: [least, usual, most]}`), `layers` (matrix layers by dtype), `all_layers` (all
+            that compute with real numbers, by dtype), `seconds`, `bytes`,
+            `engine_layers` (of the built engine, by dtype, where this machine has its GPU),
             `peak_memory_bytes` (of the whole process so far), `graph` (the digest of what it was
             built from) and, where the graph was not verified, `unverified` (the reason).
     """
@@ -97,134 +79,48 @@ def plan_from_onnx(
     library.check(options)
     graph = verified.graph
     started = time.monotonic()
-    job = _Job(library=library, graph=graph)
+    job = Job(library=library, graph=graph)
     layers = job.parse()
     job.configure(profiles, options)
-    with timings(job.config, timing):
-        plan = job.build()
-    _write(output, plan)
+    with timings(job.config, timing), _whole(output) as file:
+        job.build(file)
     details = {
         "library": library.kind,
         "version": library.version,
         **options.to_json(),
         "profiles": [profile.to_json() for profile in profiles],
-        "layers": layers,
+        "layers": matrix_layers(layers),
+        "all_layers": dict(Counter(layer.dtype for layer in layers)),
         "seconds": round(time.monotonic() - started, 3),
         "bytes": output.stat().st_size,
         "peak_memory_bytes": _peak_memory(),
         "graph": graph.digest,
     }
+    if nvidia_driver() and not options.targets and "strip-plan" not in options.flags:
+        information = engine_information(output, options.flags, library)
+        details["engine_layers"] = check_engine(information, graph)
     if verified.skipped is not None:
         details["unverified"] = verified.skipped
     return Plan(path=output, details=details)
 
 
-@dataclass
-class _Job:
-    """The objects of one build, in the library's own order of making them."""
+def parse_graph(graph: OnnxGraph, library: Library) -> list[Layer]:
+    """The layers that the library's parser makes of a graph, whose dtypes are as they should be.
 
-    library: Library
-    graph: OnnxGraph
-    messages: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        trt = self.library.module
-        self.log = library_log(trt, self.messages)
-        self.builder = trt.Builder(self.log)
-        self.network = self.builder.create_network(self.library.network_flags)
-        self.parser = trt.OnnxParser(self.network, self.log)
-        self.config = self.builder.create_builder_config()
-
-    def parse(self) -> dict[str, int]:
-        """Reads the graph, and returns its matrix layers counted by dtype."""
-        path = self.graph.path
-        if not path.is_file():
-            raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
-        if not self.parser.parse_from_file(str(path)):
-            errors = [self.parser.get_error(i) for i in range(self.parser.num_errors)]
-            raise EngineError(
-                f"{self.library.kind} cannot read {path}: {'; '.join(map(_parser_error, errors))}"
-            )
-        self._check_tensors()
-        return self._check_precision()
-
-    def configure(self, profiles: Sequence[Profile], options: PlanOptions) -> None:
-        """Adds the optimisation profiles, the targets, the flags and the workspace."""
-        trt, config = self.library.module, self.config
-        for profile in profiles:
-            shapes = self.builder.create_optimization_profile()
-            for spec in self.graph.contract.inputs:
-                shapes.set_shape(spec.name, *profile.shapes(spec))
-            config.add_optimization_profile(shapes)
-        if options.targets:
-            config.num_compute_capabilities = len(options.targets)
-        for index, target in enumerate(options.targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
-        config.clear_flag(trt.BuilderFlag.TF32)
-        for flag in map(FLAGS.__getitem__, options.flags):
-            member = getattr(getattr(trt, flag.kind), flag.member)
-            if flag.kind == "BuilderFlag":
-                config.set_flag(member)
-            else:
-                config.hardware_compatibility_level = member
-        if options.workspace is not None:
-            size = options.workspace * 2**20
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
-
-    def build(self) -> Any:
-        """The serialised plan, as the library's own buffer."""
-        plan = self.builder.build_serialized_network(self.network, self.config)
-        if plan is None:
-            raise EngineError(
-                f"{self.library.kind} cannot build {self.graph.path}: "
-                f"{'; '.join(self.messages) or 'it gave no reason'}"
-            )
-        return plan
-
-    def _check_tensors(self) -> None:
-        network, contract = self.network, self.graph.contract
-        found = {
-            t.name: t.dtype.name
-            for t in (
-                *(network.get_input(i) for i in range(network.num_inputs)),
-                *(network.get_output(i) for i in range(network.num_outputs)),
-            )
-        }
-        specs: tuple[TensorSpec, ...] = (*contract.inputs, *contract.outputs)
-        wanted = {spec.name: DTYPES[spec.dtype] for spec in specs}
-        if found != wanted:
-            raise EngineError(
-                f"{self.library.kind} reads {self.graph.path} with the tensors {found}; "
-                f"its contract is {wanted}. Build the graph again."
-            )
-
-    def _check_precision(self) -> dict[str, int]:
-        types = self.library.module.LayerType
-        matrices = (types.CONVOLUTION, types.MATRIX_MULTIPLY)
-        layers = (self.network.get_layer(i) for i in range(self.network.num_layers))
-        counts = Counter(
-            layer.get_output(0).dtype.name for layer in layers if layer.type in matrices
-        )
-        wanted = PRECISIONS[self.graph.precision]
-        if counts and not counts[wanted]:
-            raise EngineError(
-                f"{self.graph.path} was asked for in {self.graph.precision}, but its matrix layers "
-                f"are {dict(counts)}. A plan keeps the graph's dtypes: export it in that precision."
-            )
-        return dict(counts)
+    Raises:
+        EngineError: as `plan_from_onnx`, but for building and writing.
+    """
+    return Job(library=library, graph=graph).parse()
 
 
-def _parser_error(error: Any) -> str:
-    where = f"node {error.node_name() or error.node()} ({error.node_operator() or 'no operator'})"
-    return f"{where}: {error.desc()}"
-
-
-def _write(output: Path, plan: Any) -> None:
+@contextmanager
+def _whole(output: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `output` when it is closed without an error."""
     try:
         handle, name = tempfile.mkstemp(prefix=output.name, dir=output.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(plan)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)  # mkstemp's own mode hides it from a server's user

@@ -23,6 +23,16 @@ NEEDS_DEVICE = ("NONE", "CURRENT")
 UNKNOWN_VERSION = "of unknown version"
 """Of a library that does not say its own, and that no package manager installed."""
 
+DTYPES = {
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "float32": "FLOAT",
+}
+"""A contract's dtypes as TensorRT spells them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.compatibility import VERSION_COMPATIBLE, loads_version
-from engines.tensorrt.builder import DTYPES
-from engines.tensorrt.libraries import Library
+from engines.tensorrt.libraries import DTYPES, Library
 from engines.tensorrt.log import library_log
 from export.contract import Contract
 from export.errors import EngineError

@@ -7,6 +7,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+REMARKS = ("Make sure input", "Thread context has not been set", "HardwareCompatibilityLevel() is")
+"""What it remarks on with nothing being wrong: int64 inputs, which contracts have checked, and
+things of its own."""
+
 
 def library_log(trt: Any, messages: list[str]) -> Any:
     """An `ILogger` of the library; its errors go to `messages`, to be raised rather than logged.
@@ -29,7 +33,9 @@ def library_log(trt: Any, messages: list[str]) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             level = levels[severity]
-            if level >= logging.ERROR:
+            if any(remark in message for remark in REMARKS):
+                logger.debug(message)
+            elif level >= logging.ERROR:
                 messages.append(message)
             elif level > logging.NOTSET:
                 logger.log(level, message)

@@ -1,9 +1,10 @@
-"""The sizes that a plan is built for, derived from a graph's contract."""
+"""The sizes that a plan is built for, by the names of a graph's dynamic axes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from export.contract import Contract, TensorSpec
 from export.errors import OptionError
@@ -14,12 +15,12 @@ class Span:
     """The sizes of one dynamic axis, in elements.
 
     Attributes:
-        least: the smallest that will be asked for.
+        least: the smallest that will be asked for; 0 only of `past`, which a prefill has none of.
         usual: what the plan is tuned for.
         most: the largest that will be asked for.
 
     Raises:
-        OptionError: they are not in that order, or not positive.
+        OptionError: they are not in that order, or negative.
     """
 
     least: int
@@ -27,11 +28,26 @@ class Span:
     most: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.usual <= self.most:
+        if not 0 <= self.least <= self.usual <= self.most:
             raise OptionError(
                 f"a profile of {self.least}, {self.usual}, {self.most} is not in order; "
-                "wanted 1 <= least <= usual <= most"
+                "wanted 0 <= least <= usual <= most"
             )
+
+    @classmethod
+    def from_word(cls, word: str) -> Self:
+        """Reads `1:4:8` (least, usual, most), or `4`: that size alone.
+
+        Raises:
+            OptionError: it is neither, or not in order.
+        """
+        parts = word.split(":")
+        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+            raise OptionError(
+                f"{word!r} is no range of sizes; wanted least:usual:most, or one size"
+            )
+        least, usual, most = map(int, parts * (4 - len(parts)) if len(parts) == 1 else parts)
+        return cls(least=least, usual=usual, most=most)
 
 
 Shape = tuple[int, ...]
@@ -84,21 +100,3 @@ def profile_from_json(data: Mapping[str, Sequence[int]]) -> Profile:
         for name, (least, usual, most) in data.items()
     }
     return Profile(axes=axes)
-
-
-def profile_from_contract(contract: Contract, most: Mapping[str, int]) -> Profile:
-    """A span for every dynamic axis of a contract's inputs, tuned for a quarter of its largest.
-
-    Args:
-        contract: of the graph.
-        most: the largest size of each dynamic axis, by name, in elements.
-
-    Raises:
-        OptionError: an axis has no largest size.
-    """
-    axes = {axis: spec for spec in contract.inputs for axis in spec.axes if isinstance(axis, str)}
-    missing = [f"{axis!r} of {spec}" for axis, spec in axes.items() if axis not in most]
-    if missing:
-        raise OptionError(f"there is no largest size for axis {', '.join(missing)}")
-    spans = {axis: Span(least=1, usual=max(1, most[axis] // 4), most=most[axis]) for axis in axes}
-    return Profile(axes=spans)

@@ -14,7 +14,9 @@ from serving.cli.options import (
     cache_from_flags,
     engine_cache_option,
     no_engine_cache_option,
+    plan_options,
     quantisation_options,
+    size_options,
     source_options,
 )
 
@@ -48,13 +50,7 @@ from serving.cli.options import (
     "onnxruntime-tensorrt or onnxruntime-tensorrt-rtx (ONNX Runtime on a GPU), tensorrt or "
     "tensorrt-rtx (plans).",
 )
-@click.option(
-    "--target",
-    "targets",
-    metavar="SM[,SM…]",
-    default="",
-    help="GPU architectures to build TensorRT plans for, such as sm89. Default: this machine's.",
-)
+@plan_options
 @engine_cache_option
 @no_engine_cache_option
 @click.option(
@@ -79,13 +75,7 @@ from serving.cli.options import (
     type=float,
     help="vLLM: the share of a GPU's memory that it may take. Default: 0.9.",
 )
-@click.option("--max-batch", default=8, show_default=True, help="Largest batch, in images.")
-@click.option(
-    "--max-instruction",
-    default=128,
-    show_default=True,
-    help="Longest instruction of a TensorRT Q-Former, in tokens.",
-)
+@size_options
 @click.option(
     "--slots",
     type=int,
@@ -121,7 +111,8 @@ def command(
     revision: str | None,
     parts: tuple[str, ...],
     image_size: int | None,
-    targets: str,
+    targets: tuple[str, ...],
+    max_batch: int | None,
     engine_cache: Path | None,
     no_engine_cache: bool,
     dry_run: bool,
@@ -130,7 +121,7 @@ def command(
 ) -> None:
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
     from export.checkpoint import DEMO
-    from export.manifest import Manifest
+    from export.manifest import BATCH, Manifest
     from export.quantisation.options import QuantisationOptions
     from export.source import ModelSource, parts_from_words
     from serving.build import BuildOptions, build
@@ -146,8 +137,9 @@ def command(
             parts=parts_from_words(parts),
             image_size=image_size,
         ),
+        max_batch=BATCH if max_batch is None else max_batch,
         quantisation=QuantisationOptions(**{k: v for k, v in given.items() if v is not None}),
-        targets=tuple(word.strip() for word in targets.split(",") if word.strip()),
+        targets=targets,
         engine_cache=cache_from_flags(engine_cache, no_engine_cache),
         **options,
     )

@@ -202,3 +202,61 @@ def quantisation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         given: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
         function = click.option(flag, name, default=None, help=text, **given)(function)
     return function
+
+
+def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what `engines.tensorrt.options.PlanOptions` is made of."""
+    for option in (
+        click.option(
+            "--workspace",
+            type=int,
+            help="Plans: most GPU memory of one layer, in MiB. Default: the library's own limit.",
+        ),
+        click.option(
+            "--builder-flag",
+            "builder_flags",
+            multiple=True,
+            metavar="WORD",
+            help="Plans: version-compatible, hardware-compatible=ampere-plus, refit, strip-plan, "
+            "weight-streaming, tf32, sparse-weights, strict-nans (docs/tensorrt.md). Repeatable.",
+        ),
+        click.option(
+            "--target",
+            "targets",
+            metavar="SM[,SM…]",
+            default="",
+            callback=_words,
+            help="GPU families to build plans for, such as sm86,sm89. Default: this machine's.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+SIZES: tuple[tuple[str, str], ...] = (
+    ("max_batch", "Largest batch of vision encoder and Q-Former, in images. Default: 8."),
+    ("usual_batch", "Plans: the batch that most runs have. Default: a quarter of the largest."),
+    ("max_instruction", "Plans: longest instruction of the Q-Former, in tokens. Default: 128."),
+    ("usual_instruction", "Plans: the length of most. Default: a quarter of the longest."),
+)
+"""Name and help of each option that says how large something may be, and usually is."""
+
+
+def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what `engines.tensorrt.sizes.ProfileOptions` is made of; `None` where not given."""
+    function = click.option(
+        "--profile",
+        "profiles",
+        multiple=True,
+        metavar="AXIS=SIZES[,…]",
+        help="Plans: sizes to tune for, least:usual:most, such as batch=1:1:1 or "
+        "batch=1:4:8,instruction=1:32:128. Repeatable; one must hold every request.",
+    )(function)
+    for name, text in reversed(SIZES):
+        flag = "--" + name.replace("_", "-")
+        function = click.option(flag, name, type=int, default=None, help=text)(function)
+    return function

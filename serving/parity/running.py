@@ -15,7 +15,7 @@ from export.checkpoint import Checkpoint
 from export.digest import check_digests
 from export.errors import CheckpointError, OptionError
 from export.examples import EXAMPLES, Example, read_examples
-from export.graphs import OnnxGraph
+from export.graphs import graphs_of_build
 from export.manifest import Manifest
 from export.precision import DTYPES, of_language_model, parse_precision
 from export.progress import Progress
@@ -107,23 +107,6 @@ def parity_report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={tool: importlib.metadata.version(tool) for tool in TOOLS},
     )
-
-
-def graphs_of_build(directory: Path, manifest: Manifest) -> list[OnnxGraph]:
-    """Every graph of the build in `directory`."""
-    return [
-        OnnxGraph(
-            component=component,
-            name=name,
-            path=directory / graph.path,
-            weights=tuple(directory / path for path in graph.weights),
-            precision=record.precision,
-            digest=graph.digest,
-            contract=graph.contract,
-        )
-        for component, record in manifest.components.items()
-        for name, graph in record.graphs.items()
-    ]
 
 
 def _check_builds(

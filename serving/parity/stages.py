@@ -238,7 +238,7 @@ def _room(subject: Subject) -> Mapping[str, int]:
     used = tensors["inputs_embeds"].shape[1]
     return {
         "vision_encoder": 0,
-        "qformer": manifest.text.max_instruction - read,
+        "qformer": manifest.max_instruction - read,
         "language_model": manifest.language_model.max_length - used - 1,
     }
 

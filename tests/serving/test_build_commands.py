@@ -17,13 +17,17 @@ from click.testing import CliRunner
 from engines.pipeline import Pipeline
 from engines.runners import open_runner
 from engines.selection import nvidia_driver
+from engines.text import InstructionTokenizer
 from export.checkpoint import DEMO
-from export.errors import EngineError
+from export.errors import EngineError, InputError
 from export.images import pixels_from_image
 from export.manifest import Manifest, ServingLimits
 from export.precision import INT4
 from serving.build import BuildOptions, build
 from serving.cli import export
+from serving.model_config import read_config
+from serving.repository import REPOSITORY
+from serving.wire import ServerContract
 
 T5 = DEMO.with_name("instructblip-demo-flant5")
 
@@ -71,6 +75,15 @@ def last_line(result):
             ["build", "--engine", "tensorrt-rtx", "--target", "sm90"],
             2,
             "--target sm90: tensorrt-rtx",
+        ),
+        (["build", "--builder-flag", "refits"], 2, "Did you mean 'refit'?"),
+        (["build", "--workspace", "64"], 2, "--workspace is for --engine tensorrt, tensorrt-rtx,"),
+        (["build", "--max-instruction", "9"], 2, "onnxruntime takes instructions of any length"),
+        (["build", "--profile", "batch=1"], 2, "--profile is for --engine tensorrt"),
+        (
+            ["build", "--engine", "onnxruntime-tensorrt", "--profile", "batch=1:1:4"],
+            2,
+            "no --profile that holds every request",
         ),
         (["build", "--llm-engine", "vlm"], 2, "--llm-engine is 'vlm'; wanted one of onnxruntime, "),
         (["build", "--tensor-parallel", "2"], 2, "--tensor-parallel is vLLM's. Add --llm-engine"),
@@ -183,7 +196,11 @@ def test_tensorrt_rtx_plans_are_really_built(checkpoints, tmp_path, kind):
         output=tmp_path / "build",
         precision="fp16",
         engine="tensorrt-rtx",
-        targets=("sm89",),
+        targets=("sm89", "sm120"),
+        builder_flags=("strict-nans",),
+        max_batch=6,
+        usual_batch=1,
+        max_instruction=16,
         limit=8,
     )
     directory = build(options)
@@ -191,10 +208,24 @@ def test_tensorrt_rtx_plans_are_really_built(checkpoints, tmp_path, kind):
     for component in ("vision_encoder", "qformer"):
         engine = manifest.components[component].engine
         assert engine.kind == "tensorrt-rtx"
-        assert engine.details["targets"] == ["sm89"]
-        assert engine.details["profiles"][0]["batch"] == [1, 2, 8]
+        assert engine.details["targets"] == ["sm89", "sm120"]
+        assert engine.details["flags"] == ["strict-nans"]
+        (profile,) = engine.details["profiles"]
+        assert profile["batch"] == [1, 1, 6]
         assert (directory / engine.files["model"]).stat().st_size == engine.details["bytes"]
+    assert profile["instruction"] == [1, 4, 16]
     assert manifest.components["language_model"].engine.kind == "onnxruntime"
+    # The same numbers: the server's, the client's, and what is refused.
+    assert (manifest.limits.max_batch, manifest.limits.max_instruction) == (6, 16)
+    config = read_config(directory / REPOSITORY / "qformer" / "config.pbtxt")
+    assert config.max_batch_size == 6
+    assert ServerContract.from_manifest(manifest).limits.max_instruction == 16
+    instructions = InstructionTokenizer.from_build(directory, manifest)
+    assert instructions is not None
+    with pytest.raises(
+        InputError, match=r"at most 16 fit\. .*`--max-instruction` of `export build`"
+    ):
+        instructions("word " * 40)
 
 
 def test_a_build_that_is_killed_while_it_writes_weights_leaves_the_one_before(

@@ -18,8 +18,7 @@ import pytest
 
 from engines.cuda.device import Array
 from engines.onnxruntime.session import open_session
-from engines.tensorrt.builder import DTYPES
-from engines.tensorrt.libraries import Library
+from engines.tensorrt.libraries import DTYPES, Library
 from export.contract import Contract
 from export.manifest import EngineRecord
 from export.onnxruntime_values import run

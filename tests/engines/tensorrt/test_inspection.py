@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import pytest
 
 from engines.selection import nvidia_driver
 from engines.tensorrt import inspection
-from engines.tensorrt.inspection import engine_information
+from engines.tensorrt.inspection import check_engine, engine_information, layers_of_engine
 from engines.tensorrt.libraries import Library, find_library
 from export.errors import EngineError
+from export.graphs import OnnxGraph
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -54,3 +56,29 @@ def test_its_json_is_read(
             engine_information(tmp_path / "model.plan", (), library)
     else:
         assert engine_information(tmp_path / "model.plan", (), library) == found
+
+
+def _layer(name: str, given: str, made: str) -> dict:
+    """As NVIDIA's documentation has it; no GPU has made one here."""
+    return {
+        "Name": name,
+        "Inputs": [{"Name": "x", "Format/Datatype": given}],
+        "Outputs": [{"Name": "y", "Format/Datatype": made}],
+    }
+
+
+def test_an_engine_without_a_layer_in_the_precision_asked_for_is_refused(
+    vision_graph: Callable[[str], OnnxGraph],
+) -> None:
+    graph = vision_graph("float16")
+    first = _layer("Conv_0", "Row major linear UInt8", "Row major linear FP16 format")
+    fused = _layer("__myl_Fc_0", "Half", "Float")
+    information = {"Layers": [first, fused, "a name alone"]}
+    assert layers_of_engine(information) == [
+        ("Conv_0", frozenset({"HALF"})),
+        ("__myl_Fc_0", frozenset({"HALF", "FLOAT"})),
+    ]
+    assert check_engine(information, graph) == {"HALF": 2, "FLOAT": 1}
+    with pytest.raises(EngineError, match="none of its 1 layers has HALF: __myl_Fc_1"):
+        check_engine({"Layers": [_layer("__myl_Fc_1", "Float", "FP32")]}, graph)
+    assert check_engine({"Layers": ["a name alone"]}, graph) == {}

@@ -18,8 +18,8 @@ from engines.selection import nvidia_driver
 from engines.tensorrt.builder import plan_from_onnx
 from engines.tensorrt.libraries import find_library
 from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import profile_from_contract
 from engines.tensorrt.runner import TensorRTRunner
+from engines.tensorrt.sizes import ProfileOptions
 from export.contract import Contract, TensorSpec
 from export.errors import ContractError, EngineError, InputError
 from export.graphs import OnnxGraph, VerifiedGraph
@@ -295,7 +295,7 @@ def test_the_real_libraries_refuse_a_real_plan_without_a_gpu(
         VerifiedGraph(graph=graph, figures={}),
         path,
         library=library,
-        profiles=[profile_from_contract(graph.contract, {"batch": 8})],
+        profiles=[ProfileOptions(most={"batch": 8}).of_contract(graph.contract)[0]],
         options=PlanOptions(targets=("sm89",)),
     )
     record = EngineRecord(kind="tensorrt-rtx", files={"model": path.name}, details=plan.details)
