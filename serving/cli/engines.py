@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,16 +12,112 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.options import as_json, cache_from_flags, engine_cache_option
+from serving.cli.options import (
+    as_json,
+    cache_from_flags,
+    engine_cache_option,
+    no_engine_cache_option,
+    plan_options,
+    size_options,
+)
 
 if TYPE_CHECKING:
     from engines.cache.entry import Entry
     from engines.cache.store import EngineCache
+    from engines.plans import Outcome
 
 
 @click.group()
 def command() -> None:
     """Look after TensorRT plans: those of the engine cache, and those of a build."""
+
+
+@command.command()
+@click.argument("build", type=click.Path(path_type=Path))
+@click.option("--engine", required=True, help="What builds the plans: tensorrt or tensorrt-rtx.")
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    metavar="COMPONENT/GRAPH",
+    help="Only this one, such as language_model/decoder. Repeatable. Default: all but "
+    "batched_decoder, which is ONNX Runtime's.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Directory of the plans. Default: <BUILD>-<engine>, beside it.",
+)
+@plan_options
+@size_options
+@engine_cache_option
+@no_engine_cache_option
+@as_json
+def build(
+    build: Path,
+    engine: str,
+    graphs: tuple[str, ...],
+    output: Path | None,
+    engine_cache: Path | None,
+    no_engine_cache: bool,
+    json_: bool,
+    **options: Any,
+) -> None:
+    """Build TensorRT plans of the graphs of BUILD, the language model's too.
+
+    What cannot be built is listed with the library's reason, and the exit status is then 1.
+    """
+    from engines.cache.store import EngineCache
+    from engines.plans import PlanBuild, plans_of_build
+    from engines.tensorrt.options import PlanOptions
+    from export.manifest import Manifest
+    from serving.cli.progress import Terminal
+    from serving.sizes import plan_library, sizes_of_build
+
+    directory, manifest = build, Manifest.read(build)
+    cache = cache_from_flags(engine_cache, no_engine_cache)
+    names = ("targets", "builder_flags", "workspace")
+    targets, flags, workspace = (options.pop(name) for name in names)
+    how = PlanBuild(
+        library=plan_library(engine, targets),
+        options=PlanOptions(targets=targets, flags=flags, workspace=workspace),
+        sizes=sizes_of_build(manifest, **options),
+        cache=None if cache is None else EngineCache(cache),
+    )
+    target = output or directory.with_name(f"{directory.absolute().name}-{engine}")
+    found = list(plans_of_build(directory, manifest, target, how, Terminal(), graphs))
+    if json_:
+        report = {"directory": str(target), "plans": [outcome.to_json() for outcome in found]}
+        click.echo(json.dumps(report, indent=2))
+    else:
+        for line in _table([PLAN_COLUMNS, *(_plan_row(one) for one in found if one.plan)]):
+            click.echo(line)
+        for outcome in found:
+            if outcome.reason:
+                click.echo(f"{outcome.title}: {outcome.reason}", err=True)
+    click.get_current_context().exit(1 if any(outcome.reason for outcome in found) else 0)
+
+
+PLAN_COLUMNS = ("graph", "precision", "seconds", "size", "matrix layers", "other layers")
+
+
+def _plan_row(outcome: Outcome) -> tuple[str, ...]:
+    assert outcome.plan is not None
+    details = outcome.plan.details
+    matrices = Counter(details["layers"])
+    others = Counter(details["all_layers"]) - matrices
+    return (
+        outcome.title,
+        outcome.graph.precision,
+        f"{details['seconds']:.1f}" + (" (cached)" if details.get("cached") else ""),
+        _bytes(details["bytes"]),
+        _dtypes(matrices),
+        _dtypes(others),
+    )
+
+
+def _dtypes(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {dtype}" for dtype, count in sorted(counts.items())) or "none"
 
 
 @command.command("list")

@@ -195,3 +195,51 @@ def test_one_says_a_cache_or_none() -> None:
     result = CliRunner().invoke(iblip, arguments)
     assert result.exit_code == 2
     assert "--engine-cache and --no-engine-cache: give one of them" in result.stderr
+
+
+def call_build(*arguments: object):
+    words = ["engines", "build", "--engine", "tensorrt-rtx", *arguments]
+    return CliRunner().invoke(iblip, [str(word) for word in words], prog_name="iblip")
+
+
+def test_plans_of_a_builds_graphs_are_shown_as_a_table(built: Path, directory: Path) -> None:
+    graphs = ("--graph", "vision_encoder/model", "--graph", "language_model/embed_tokens")
+    options = ("--target", "sm89", "--engine-cache", directory, *graphs)
+    for again in (False, True):
+        result = call_build(built, *options)
+        assert result.exit_code == 0, result.output
+        head, vision, embed = (line.split() for line in result.stdout.splitlines())
+        assert head[:4] == ["graph", "precision", "seconds", "size"]
+        assert vision[:2] == ["vision_encoder/model", "fp32"]
+        assert embed[:2] == ["language_model/embed_tokens", "fp32"]
+        assert "(cached)" in embed or not again
+    assert (built.with_name("build-tensorrt-rtx") / "vision_encoder" / "model.plan").is_file()
+
+
+def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_path: Path) -> None:
+    options = ("--target", "sm89", "--no-engine-cache", "--output", tmp_path, "--json")
+    result = call_build(built, *options, "--graph", "language_model/batched_decoder")
+    assert result.exit_code == 1
+    (row,) = json.loads(result.stdout)["plans"]
+    assert "tensorrt-rtx cannot read" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "onnxruntime"], "--engine onnxruntime has no plans; wanted one of tensorrt"),
+        (["--target", "sm90"], "--target sm90: tensorrt-rtx"),
+        (["--target", "sm89", "--builder-flag", "refit"], "--builder-flag refit: tensorrt-rtx"),
+        (["--target", "sm89", "--graph", "decoder"], "--graph decoder: the build has no such"),
+        (["--target", "sm89", "--usual-batch", "9"], "--usual-batch is 9; wanted 1 to 8"),
+        (["--target", "sm89", "--max-instruction", "9999"], "--max-instruction is 9999; this bu"),
+        (["--target", "sm89", "--profile", "batch=1:1:4"], "no --profile that holds every request"),
+    ],
+)
+def test_a_call_that_cannot_work_is_refused(
+    built: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr("engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    result = call_build(built, "--no-engine-cache", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
