@@ -18,7 +18,7 @@ from engines.tensorrt.profile import Profile
 from export.errors import EngineError, OptionError
 from export.graphs import OnnxGraph
 
-BUILDER = 1
+BUILDER = 2
 """The number of what `engines.tensorrt.builder` makes of the same recipe. Raise it with every
 change there that gives another plan, or that refuses one which it has given before."""
 
