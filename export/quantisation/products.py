@@ -64,10 +64,10 @@ def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> i
 def replace(model: ir.Model, product: Product, nodes: Sequence[ir.Node]) -> None:
     """Puts these nodes in the place of a product; the last one's output takes over its name.
 
-    They are named by the product's module, as all nodes are (`export.names`).
+    They are named by the product's module, as all nodes are (`export.names`), where it has a name.
     """
     path = (product.node.name or "").rpartition("/")[0]
-    for index, node in enumerate(nodes):
+    for index, node in enumerate(nodes if path else ()):
         node.name = f"{path}/{node.op_type}_{index}" if index else f"{path}/{node.op_type}"
     old, new = product.last.outputs[0], nodes[-1].outputs[0]
     new.name, new.shape, new.type = old.name, old.shape, old.type
