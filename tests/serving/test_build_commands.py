@@ -173,7 +173,9 @@ def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(tmp_path / "build")
     assert manifest.verification == {"skipped": "--no-verify"}
-    assert manifest.limits == ServingLimits(slots=3, max_length=100, queue=7, images=9)
+    assert manifest.limits == ServingLimits(
+        slots=3, max_length=100, queue=7, images=9, max_batch=9, max_instruction=32
+    )
     engines = {name: record.engine for name, record in manifest.components.items()}
     assert engines["vision_encoder"].kind == engines["qformer"].kind == "onnxruntime-tensorrt"
     assert engines["qformer"].details["profiles"][0]["instruction"] == [1, 8, 32]
