@@ -87,15 +87,16 @@ def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> No
         precisions: of each component.
 
     Raises:
-        OptionError: see `backend_for`; or a precision whose tensors the backend does not have.
+        OptionError: see `backend_for`; or a precision whose graphs the backend cannot open.
     """
     if backend_for(kind, requested) == PYTHON or kind == "tensorrt":
         return
     for component, word in precisions.items():
         if word == "bf16" and component != "language_model":
             raise OptionError(
-                f"--triton-backend native with {component}=bf16: Triton's onnxruntime backend has "
-                "no bfloat16 tensors. Choose fp16, or --triton-backend python."
+                f"--triton-backend native with {component}=bf16: ONNX Runtime reads no bf16 graph "
+                "as it is. A Python model opens it with casts, Triton's own backend does not. "
+                "Choose fp16, or --triton-backend python."
             )
 
 
