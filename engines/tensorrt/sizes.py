@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from engines.tensorrt.profile import Profile, Span
+from engines.tensorrt.ranges import FLAGS
 from export.contract import Contract
 from export.errors import OptionError
-
-AXES: Mapping[str, str] = {"batch": "--max-batch", "instruction": "--max-instruction"}
-"""Axes that a caller may name in a profile, and the option that says the largest size of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class ProfileOptions:
     """What the caller says of the sizes that plans are built for.
 
     Attributes:
-        most: the largest size of each axis: what is served.
+        most: the largest size of each axis, a key of `FLAGS`: what is served.
         usual: the size of an axis that most requests have, where the caller knows it; otherwise
             a quarter of the largest.
         profiles: of each profile, the spans of some axes; the others have all sizes. None is one
@@ -44,7 +42,7 @@ class ProfileOptions:
             if not 1 <= size <= self.most[axis]:
                 raise OptionError(
                     f"--usual-{axis} is {size}; wanted 1 to {self.most[axis]}, "
-                    f"which {_option(axis)} says"
+                    f"which {FLAGS[axis]} says"
                 )
         for profile in self.profiles:
             for axis, span in profile.items():
@@ -66,7 +64,7 @@ class ProfileOptions:
         if span.most > self.most[axis]:
             raise OptionError(
                 f"--profile: {axis} goes up to {span.most}, and requests to {self.most[axis]}. "
-                f"Raise {_option(axis)}, or lower it."
+                f"Raise {FLAGS[axis]}, or lower it."
             )
 
     def _holds_all(self, profile: Mapping[str, Span]) -> bool:
@@ -104,10 +102,6 @@ class ProfileOptions:
 
 def _unlike(made: Sequence[dict[str, Span]]) -> list[dict[str, Span]]:
     return [spans for index, spans in enumerate(made) if spans not in made[:index]]
-
-
-def _option(axis: str) -> str:
-    return AXES.get(axis, "the model")
 
 
 def profile_from_word(word: str) -> dict[str, Span]:
