@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from engines.cache.files import sha256_of, write_whole
+from engines.files import sha256_of, write_whole
 
 FORMAT = 1
 """Of `record.json`."""

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.cache.entry import PLAN, DamagedEntryError, Entry, now
-from engines.cache.files import link_or_copy, locked, sha256_of
 from engines.cache.key import KEY_LENGTH, Recipe
+from engines.files import link_or_copy, locked, sha256_of
 from engines.tensorrt.libraries import SOURCES
 from export.errors import EngineError
 

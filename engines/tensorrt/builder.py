@@ -7,17 +7,15 @@ were asked for is refused rather than written. Knows nothing of what the graph c
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from engines.files import whole_file
 from engines.selection import nvidia_driver
 from engines.tensorrt.inspection import check_engine, engine_information
 from engines.tensorrt.job import Job
@@ -82,8 +80,11 @@ def plan_from_onnx(
     job = Job(library=library, graph=graph)
     layers = job.parse()
     job.configure(profiles, options)
-    with timings(job.config, timing), _whole(output) as file:
-        job.build(file)
+    try:
+        with timings(job.config, timing), whole_file(output) as file:
+            job.build(file)
+    except OSError as error:
+        raise EngineError(f"the plan {output} cannot be written: {error}") from error
     details = {
         "library": library.kind,
         "version": library.version,
@@ -111,26 +112,6 @@ def parse_graph(graph: OnnxGraph, library: Library) -> list[Layer]:
         EngineError: as `plan_from_onnx`, but for building and writing.
     """
     return Job(library=library, graph=graph).parse()
-
-
-@contextmanager
-def _whole(output: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `output` when it is closed without an error."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=output.name, dir=output.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)  # mkstemp's own mode hides it from a server's user
-            Path(name).replace(output)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise EngineError(f"the plan {output} cannot be written: {error}") from error
 
 
 def _peak_memory() -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engines.cache.files import locked, write_whole
+from engines.files import locked, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -142,7 +142,7 @@ def test_of_two_that_are_kept_without_a_lock_the_first_stays(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("engines.cache.files.fcntl.flock", no_locks)
+    monkeypatch.setattr("engines.files.fcntl.flock", no_locks)
     key = keep(1, b"the first")
     assert keep(1, b"the second") == key
     cache.take(key, tmp_path / "model.plan")

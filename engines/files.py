@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -75,8 +76,9 @@ def link_or_copy(source: Path, target: Path) -> None:
         made.replace(target)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a small file, which readers see either as it was or as it will be.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends without an error.
 
     Raises:
         OSError: it cannot be written.
@@ -84,14 +86,25 @@ def write_whole(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(0o644)  # mkstemp's own mode hides it from a server's user
         Path(name).replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
         raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a small file, which readers see either as it was or as it will be.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def sha256_of(path: Path) -> str:
