@@ -19,17 +19,8 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import RESULTS, keep, run
+from benchmarks.measure import DEMOS, RESULTS, keep, run
 from serving.cli.quiet import quiet_libraries
-
-DEMOS = (
-    "instructblip-demo-vicuna",
-    "instructblip-demo-flant5",
-    "blip2-demo-opt",
-    "blip2-demo-flant5",
-    "minigpt4-demo",
-    "minigpt4-demo-llama2",
-)
 
 POLICIES: Mapping[str, tuple[str, ...]] = {
     "fp32": ("--precision", "fp32"),

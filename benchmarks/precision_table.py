@@ -19,7 +19,7 @@ from typing import Any
 import click
 import onnx
 
-from benchmarks.measure import keep, kept, run
+from benchmarks.measure import DEMOS, keep, kept, run
 from benchmarks.plots import plot_losses
 from engines.pipeline import Pipeline
 from export.checkpoint import DEMO
@@ -27,15 +27,6 @@ from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from serving.cli.quiet import quiet_libraries
-
-DEMOS = (
-    "instructblip-demo-vicuna",
-    "instructblip-demo-flant5",
-    "blip2-demo-opt",
-    "blip2-demo-flant5",
-    "minigpt4-demo",
-    "minigpt4-demo-llama2",
-)
 
 POLICIES: Mapping[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
