@@ -33,7 +33,8 @@ from engines.onnxruntime.session import available_cores, load_onnxruntime
 from engines.text import PromptTokenizer
 from export.checkpoint import DEMO
 from export.manifest import Manifest
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli.quiet import quiet_libraries
 
 AT_ONCE = (1, 2, 4, 8, 16)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from export.manifest import MEANS_NOTHING
 from export.progress import Silent
-from serving.build import BuildOptions, prepared
+from serving.build import prepared
+from serving.build_options import BuildOptions
 from serving.memory import DECODER, ServingMemory, bytes_a_position, gib
 
 if TYPE_CHECKING:

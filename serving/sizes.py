@@ -18,7 +18,7 @@ from export.manifest import Manifest
 if TYPE_CHECKING:
     from engines.tensorrt.libraries import Library
     from engines.tensorrt.sizes import ProfileOptions
-    from serving.build import BuildOptions
+    from serving.build_options import BuildOptions
 
 INSTRUCTION = 128
 """Longest instruction of a Q-Former that has profiles, in tokens, unless the build says more."""

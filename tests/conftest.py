@@ -24,7 +24,8 @@ from tokenizers import (
 )
 
 from export.checkpoint import DEMO
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli.quiet import quiet_libraries
 from tests.environments import environment_with
 

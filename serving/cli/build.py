@@ -124,7 +124,8 @@ def command(
     from export.manifest import BATCH, Manifest
     from export.quantisation.options import QuantisationOptions
     from export.source import ModelSource, parts_from_words
-    from serving.build import BuildOptions, build
+    from serving.build import build
+    from serving.build_options import BuildOptions
     from serving.cli.progress import Terminal
     from serving.cli.quiet import quiet_libraries
 

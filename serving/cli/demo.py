@@ -44,7 +44,8 @@ def command(
     """
     from export.checkpoint import DEMO
     from export.examples import read_examples
-    from serving.build import BuildOptions, build
+    from serving.build import build
+    from serving.build_options import BuildOptions
     from serving.cli.progress import Terminal
     from serving.cli.quiet import quiet_libraries
     from serving.client import InstructBlipClient

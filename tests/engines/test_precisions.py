@@ -8,7 +8,7 @@ from engines.selection import KINDS
 from export.errors import OptionError
 from export.precision import parse_precision
 from export.quantisation.options import QuantisationOptions, quantisations
-from serving.build import LLM_ENGINES
+from serving.build_options import LLM_ENGINES
 from serving.cli import export
 
 

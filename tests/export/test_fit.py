@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from export.errors import CheckpointError
 from export.fit import check_fit
 from export.weights import Zeros
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 
 WANTED = {
     f"language_model.model.layers.{layer}.self_attn.{part}_proj.weight": ((4, 4), "float32")

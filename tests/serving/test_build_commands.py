@@ -23,7 +23,8 @@ from export.errors import EngineError, InputError
 from export.images import pixels_from_image
 from export.manifest import Manifest, ServingLimits
 from export.precision import INT4
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli import export
 from serving.model_config import read_config
 from serving.repository import REPOSITORY

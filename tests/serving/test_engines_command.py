@@ -17,7 +17,8 @@ from engines.tensorrt.profile import Profile, Span
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import Manifest
 from export.progress import Silent
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli import iblip
 
 pytest.importorskip("tensorrt_rtx_bindings")

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from export.manifest import Manifest
 from export.writing import ALIGNMENT
 from serving import memory
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli import export
 from serving.memory import PROCESSES, ServingMemory, loaded_by_place, memory_of_build
 from serving.plan import plan

@@ -14,7 +14,8 @@ from engines.verification import on_onnxruntime
 from export.examples import Example, read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli.quiet import quiet_libraries
 from serving.client import Answer, GenerationOptions, InstructBlipClient
 from serving.repository import REPOSITORY

@@ -19,7 +19,8 @@ from export.examples import Example
 from export.images import pixels_from_image
 from export.manifest import EngineRecord, Manifest
 from export.progress import Silent
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli.quiet import quiet_libraries
 
 pytestmark = pytest.mark.vllm

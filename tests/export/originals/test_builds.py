@@ -11,7 +11,8 @@ from export.examples import read_examples
 from export.images import pixels_from_image
 from export.manifest import Manifest
 from export.source import ModelSource
-from serving.build import BuildOptions, build
+from serving.build import build
+from serving.build_options import BuildOptions
 from serving.cli.quiet import quiet_libraries
 
 NAMES = {
