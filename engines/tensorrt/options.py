@@ -46,8 +46,8 @@ class Flag:
 FLAGS: Mapping[str, Flag] = {
     "version-compatible": Flag(
         member="VERSION_COMPATIBLE",
-        effect="the plan also loads in later TensorRT of the same major version; Triton is then "
-        "started with --backend-config=tensorrt,version-compatible=true",
+        effect="the plan also loads in later TensorRT of the same major version, and one of 10 in "
+        "11; Triton is then started with --backend-config=tensorrt,version-compatible=true",
         refused={"tensorrt-rtx": NO_LEAN_RUNTIME},
     ),
     "hardware-compatible=ampere-plus": Flag(
