@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from export.errors import CheckpointError
 from export.families import FAMILIES, Family
 from export.families.family import Projector
 from export.families.parts import Parts
+from export.files import sha256
 from export.source import ModelSource
 from export.synthesis import MARK
 from export.weights import Weight
@@ -158,9 +158,3 @@ def _config(family: Family, directory: Path) -> Any:
         raise
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'} is not usable: {error}") from error
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from engines.files import sha256_of, write_whole
+from export.files import sha256, write_whole
 
 FORMAT = 1
 """Of `record.json`."""
@@ -130,7 +130,7 @@ class Entry:
             DamagedEntryError: it is another.
         """
         try:
-            size, found = self.plan.stat().st_size, sha256_of(self.plan)
+            size, found = self.plan.stat().st_size, sha256(self.plan)
         except OSError as error:
             raise DamagedEntryError(f"its plan cannot be read: {error}") from error
         if size != self.size:

@@ -109,12 +109,12 @@ def recipe_from_graph(
         library=library.kind,
         version=library.version,
         targets=targets,
-        device=None if targets else _this_gpu(),
+        device=None if targets else this_gpu(),
         settings={**settings, "profiles": [profile.to_json() for profile in profiles]},
     )
 
 
-def _this_gpu() -> dict[str, Any]:
+def this_gpu() -> dict[str, Any]:
     """The first GPU of this machine, which is the one that TensorRT builds on."""
     driver = find_driver()
     if driver is None or not driver.gpus:

@@ -15,10 +15,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,34 +25,21 @@ from typing import Any
 
 from engines.cache.entry import PLAN, DamagedEntryError, Entry, now
 from engines.cache.key import KEY_LENGTH, Recipe
-from engines.files import link_or_copy, locked, sha256_of
+from engines.files import link_or_copy, locked
 from engines.tensorrt.libraries import SOURCES
+from export.caches import VARIABLE, cache_directory
 from export.errors import EngineError
+from export.files import sha256
 
 logger = logging.getLogger(__name__)
-
-VARIABLE = "IBLIP_CACHE"
-"""Names the directory of this project's caches; the engine cache is `engines` in it."""
 
 SHORT = 12
 """Digits of a key that are shown to people."""
 
 
 def default_directory() -> Path | None:
-    """The engine cache of this user: in `$IBLIP_CACHE`, or in the platform's place for caches.
-
-    `None` where there is neither: a user without a home, as containers have.
-    """
-    if given := os.environ.get(VARIABLE):
-        return Path(given) / "engines"
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "iblip" / "engines"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
-    return caches / "iblip" / "engines"
+    """The engine cache of this user; `None` where there is no place for one."""
+    return cache_directory("engines")
 
 
 @dataclass(frozen=True)
@@ -193,7 +178,7 @@ class EngineCache:
                 key=key,
                 directory=made,
                 recipe=recipe.to_json(),
-                sha256=sha256_of(made / PLAN),
+                sha256=sha256(made / PLAN),
                 size=(made / PLAN).stat().st_size,
                 created=now(),
                 **known,

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.files import whole_file
 from engines.selection import nvidia_driver
 from engines.tensorrt.inspection import check_engine, engine_information
 from engines.tensorrt.job import Job
@@ -25,6 +24,7 @@ from engines.tensorrt.profile import Profile
 from engines.tensorrt.readback import Layer, matrix_layers
 from engines.tensorrt.timing import timings
 from export.errors import EngineError
+from export.files import whole_file
 from export.graphs import OnnxGraph, VerifiedGraph
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engines.files import locked, write_whole
+from engines.files import locked
+from export.files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import Checkpoint, resize, sha256
+from export.checkpoint import Checkpoint, resize
 from export.components.graphs_of_checkpoint import components_from_checkpoint
 from export.errors import CheckpointError
+from export.files import sha256
 from export.image_size import POSITIONS, InterpolatedPositions
 from export.model import Model
 from export.models import MODELS

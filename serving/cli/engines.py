@@ -226,7 +226,8 @@ COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")
 
 
 def _cache(directory: Path | None) -> EngineCache:
-    from engines.cache.store import VARIABLE, EngineCache
+    from engines.cache.store import EngineCache
+    from export.caches import VARIABLE
     from export.errors import OptionError
 
     found = cache_from_flags(directory)

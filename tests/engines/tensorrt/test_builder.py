@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_no_half_a_plan(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("engines.files.os.fsync", full)
+    monkeypatch.setattr("export.files.os.fsync", full)
     with pytest.raises(EngineError, match=r"model\.plan cannot be written: .*No space left"):
         plan_from_onnx(proven(graph), output, library=library, profiles=[BATCHES], options=ADA)
     assert output.read_bytes() == b"the plan of before"
