@@ -17,6 +17,7 @@ from export.quantisation.graph import quantise
 from export.quantisation.measuring import Measurements
 from export.quantisation.options import Quantisation, QuantisationOptions
 from export.quantisation.options import quantisations as quantisations_of
+from export.trace_cache import TraceCache, trace_key
 from export.tracing import Trace, trace
 from export.weights import bind
 from export.widening import widen_in_graph
@@ -30,6 +31,7 @@ def graphs_from_checkpoint(
     progress: Progress,
     quantisations: Mapping[str, Quantisation] | None = None,
     file_digests: dict[Path, str] | None = None,
+    traces: TraceCache | None = None,
 ) -> tuple[OnnxGraph, ...]:
     """Writes every graph of `checkpoint` below `directory`, as `<component>/<graph>.onnx`.
 
@@ -42,6 +44,7 @@ def graphs_from_checkpoint(
             what it makes of `precision` without options.
         file_digests: gets the sha256 of every file of the checkpoint, in hexadecimal: they are
             taken while its weights are read.
+        traces: where traced graphs are taken from, and kept; `None` traces all.
 
     Raises:
         CheckpointError: a weight is missing, has another shape than the config says, or is there
@@ -49,17 +52,17 @@ def graphs_from_checkpoint(
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
     components = components_from_checkpoint(checkpoint, precision)
-    traces = [_traced(component, progress) for component in components]
+    traced = [_taken(component, checkpoint, traces, progress) for component in components]
     check_fit(
-        {name: wish for traced in traces for name, wish in traced.wanted.items()},
-        {name for traced in traces for name in traced.parameters},
+        {name: wish for one in traced for name, wish in one.wanted.items()},
+        {name for one in traced for name in one.parameters},
         checkpoint.tensors,
-        {name: other for traced in traces for name, other in traced.tied.items()},
+        {name: other for one in traced for name, other in one.tied.items()},
     )
     if quantisations is None:
         quantisations = quantisations_of(precision, QuantisationOptions())
-    measured = measure(traces, checkpoint, quantisations, progress)
-    bound = [_bound(one, checkpoint, measured.get(one.component.component)) for one in traces]
+    measured = measure(traced, checkpoint, quantisations, progress)
+    bound = [_bound(one, checkpoint, measured.get(one.component.component)) for one in traced]
     return _written(bound, directory, progress, checkpoint.files, file_digests)
 
 
@@ -82,6 +85,20 @@ def onnx_from_component(
     measured = measure([traced], checkpoint, given, progress).get(name)
     (graph,) = _written([_bound(traced, checkpoint, measured)], directory, progress)
     return graph
+
+
+def _taken(
+    component: Component, checkpoint: Checkpoint, traces: TraceCache | None, progress: Progress
+) -> Trace:
+    if traces is None:
+        return _traced(component, progress)
+    key = trace_key(component, checkpoint)
+    if (known := traces.take(key, component)) is not None:
+        progress.note(f"{component.title} has been traced before, and is taken from {traces}")
+        return known
+    traced = _traced(component, progress)
+    traces.keep(key, traced)
+    return traced
 
 
 def _traced(component: Component, progress: Progress) -> Trace:
