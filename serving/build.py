@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from export.errors import OptionError, VerificationError
 from export.graphs import OnnxGraph, VerifiedGraph
 from export.manifest import (
     IMAGES,
+    MANIFEST,
     MEANS_NOTHING,
     ComponentRecord,
     EngineRecord,
@@ -27,15 +27,14 @@ from export.manifest import (
 from export.precision import of_language_model
 from export.progress import Progress, Silent
 from export.source import checkpoint_from_source
+from export.toolchain import library_versions
 from serving.build_options import LLM_ENGINES, BuildOptions
+from serving.unchanged import difference, inputs_of
 
 if TYPE_CHECKING:
     from engines.selection import EngineChoice
 
 logger = logging.getLogger(__name__)
-
-TOOLS = ("iblip", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-"""Distributions whose versions the manifest records."""
 
 STAYS_ON_CPU = (
     "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
@@ -47,6 +46,8 @@ STAYS_ON_CPU = (
 def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     """Builds, verifies, and moves into place; returns the build directory.
 
+    Where that is the same build already, it is left as it is (`serving.unchanged`).
+
     Raises:
         OptionError: an option that does not fit this machine or the others.
         CheckpointError: the checkpoint is missing, truncated or not supported.
@@ -56,8 +57,16 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     """
     progress, destination = progress or Silent(), options.destination.absolute()
     options, checkpoint, engine = prepared(options, progress)
+    inputs = inputs_of(options, checkpoint, engine)
+    if not options.force and (destination / MANIFEST).exists():
+        change = difference(destination, inputs)
+        if change is None:
+            progress.note(f"{destination} is this build already. --force makes it again.")
+            return destination
+        progress.note(f"{destination} is built anew: {change}")
     with new_build(destination) as work:
-        _fill(work, options, checkpoint, engine, progress)
+        digests = _fill(work, options, checkpoint, engine, progress)
+        inputs.write(work, digests)
     return destination
 
 
@@ -168,15 +177,23 @@ def _fill(
     checkpoint: Checkpoint,
     engine: EngineChoice,
     progress: Progress,
-) -> None:
+) -> dict[Path, str]:
+    """Makes the build in `work`; returns the sha256 of the checkpoint's files."""
     from export.exporter import graphs_from_checkpoint
+    from export.trace_cache import TraceCache
     from serving.repository import repository_from_engines
     from serving.verification import text_reports
 
     (work / "graphs").mkdir()
     digests: dict[Path, str] = {}
     graphs = graphs_from_checkpoint(
-        checkpoint, options.components, work / "graphs", progress, options.quantisations, digests
+        checkpoint,
+        options.components,
+        work / "graphs",
+        progress,
+        options.quantisations,
+        file_digests=digests,
+        traces=TraceCache(options.trace_cache) if options.trace_cache else None,
     )
     verified = _proven(graphs, options, checkpoint, progress)
     records = _engines(work, verified, options, engine, checkpoint, progress)
@@ -194,6 +211,7 @@ def _fill(
         repository_from_engines(
             work, manifest, max_batch=manifest.limits.max_batch, backend=options.triton_backend
         )
+    return digests
 
 
 def _check_answers(text: Mapping[str, Any]) -> None:
@@ -340,7 +358,7 @@ def _manifest(
         language_model=language_model_facts(checkpoint),
         limits=limits_from_options(options, checkpoint),
         verification=_figures(verified),
-        tools=_versions(),
+        tools=library_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -360,13 +378,3 @@ def _figures(verified: tuple[VerifiedGraph, ...]) -> dict[str, Any]:
         return {"skipped": skipped}
     figures = {f"{p.graph.component}/{p.graph.name}": dict(p.figures) for p in verified}
     return {"graphs": figures}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for tool in TOOLS:
-        try:
-            found[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

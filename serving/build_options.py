@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.cache.store import default_directory
+from export.caches import cache_directory
 from export.checkpoint import DEMO
 from export.errors import OptionError
 from export.manifest import BATCH, QUEUE, SLOTS
@@ -61,6 +63,7 @@ class BuildOptions:
             default there.
         targets: GPU architectures (`sm89`) for TensorRT; empty is this machine's.
         engine_cache: directory of plans that builds share; `None` takes and keeps none.
+        trace_cache: directory of traced graphs that builds share; `None` traces all.
         builder_flags: keys of `engines.tensorrt.options.FLAGS`, for plans.
         workspace: most GPU memory of one layer, in MiB, for plans; `None` is the library's limit.
         max_batch: the largest batch that vision encoder and Q-Former take, in images; raised to
@@ -79,6 +82,7 @@ class BuildOptions:
         verify: compare with transformers before the build is put in place.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
         limit: compare only so many examples; `None` compares all.
+        force: build even where the same build is in place.
 
     Raises:
         OptionError: a value that no build can have.
@@ -97,6 +101,7 @@ class BuildOptions:
     gpu_memory_utilization: float | None = None
     targets: tuple[str, ...] = ()
     engine_cache: Path | None = field(default_factory=default_directory)
+    trace_cache: Path | None = field(default_factory=partial(cache_directory, "traces"))
     builder_flags: tuple[str, ...] = ()
     workspace: int | None = None
     max_batch: int = BATCH
@@ -111,6 +116,7 @@ class BuildOptions:
     verify: bool = True
     examples: Path | None = None
     limit: int | None = None
+    force: bool = False
     source: ModelSource = field(init=False)
     components: Mapping[str, str] = field(init=False)
     quantisations: Mapping[str, Quantisation] = field(init=False)

@@ -54,6 +54,12 @@ from serving.cli.options import (
 @engine_cache_option
 @no_engine_cache_option
 @click.option(
+    "--trace-cache/--no-trace-cache",
+    default=True,
+    help="Take graphs that were traced for another build. They are kept in $IBLIP_CACHE/traces, or "
+    "in iblip/traces among the user's caches.",
+)
+@click.option(
     "--llm-engine",
     default="onnxruntime",
     show_default=True,
@@ -104,6 +110,7 @@ from serving.cli.options import (
     help="Directory with examples.jsonl to compare answers on. Default: the checkpoint's own.",
 )
 @click.option("--limit", type=int, help="Compare answers on only so many examples.")
+@click.option("--force", is_flag=True, help="Build again even where nothing has changed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and what it takes; stop.")
 @as_json
 def command(
@@ -115,11 +122,13 @@ def command(
     max_batch: int | None,
     engine_cache: Path | None,
     no_engine_cache: bool,
+    trace_cache: bool,
     dry_run: bool,
     json_: bool,
     **options: Any,
 ) -> None:
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
+    from export.caches import cache_directory
     from export.checkpoint import DEMO
     from export.manifest import BATCH, Manifest
     from export.quantisation.options import QuantisationOptions
@@ -142,6 +151,7 @@ def command(
         quantisation=QuantisationOptions(**{k: v for k, v in given.items() if v is not None}),
         targets=targets,
         engine_cache=cache_from_flags(engine_cache, no_engine_cache),
+        trace_cache=cache_directory("traces") if trace_cache else None,
         **options,
     )
     if dry_run:
