@@ -12,12 +12,15 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], object] | None) -> Iterator[bool]:
+def locked(
+    path: Path, waiting: Callable[[], object] | None, *, shared: bool = False
+) -> Iterator[bool]:
     """Holds the lock of the file `path`, which is made where it is missing; a kill releases it.
 
     Args:
-        path: of the lock; whoever holds it may remove it.
+        path: of the lock; whoever holds it alone may remove it.
         waiting: called before waiting for another process that has it; `None` does not wait.
+        shared: whether others may hold it too, as long as all of them share it.
 
     Yields:
         Whether the lock is held: `False` only without waiting.
@@ -27,24 +30,25 @@ def locked(path: Path, waiting: Callable[[], object] | None) -> Iterator[bool]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        held = _lock(descriptor, waiting)
+        held = _lock(descriptor, waiting, shared)
         while held and not _is(path, descriptor):  # removed by who held it before
             os.close(descriptor)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            held = _lock(descriptor, waiting)
+            held = _lock(descriptor, waiting, shared)
         yield held
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, waiting: Callable[[], object] | None) -> bool:
+def _lock(descriptor: int, waiting: Callable[[], object] | None, shared: bool) -> bool:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         if waiting is None:
             return False
         waiting()
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, kind)
     return True
 
 

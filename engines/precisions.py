@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engines.nvidia import find_driver
+from engines.selection import KINDS
 from export.errors import OptionError
 from export.quantisation.options import Quantisation
 
@@ -98,13 +100,14 @@ def check_precision(
         component: what it would run.
         word: the component's precision.
         quantisation: the component's, if any.
-        targets: GPU architectures that plans are built for, such as `sm89`.
+        targets: GPU architectures that plans are built for, such as `sm89`. Where there are none,
+            an engine that has plans has them for this machine's first GPU, which is then asked.
 
     Raises:
         OptionError: with the reason, and what to do instead.
     """
     row = engine, kind_of_precision(word, quantisation)
-    refusal = REFUSALS.get(row) or _refused_targets(word, targets)
+    refusal = REFUSALS.get(row) or _refused_gpus(engine, word, targets)
     if refusal is not None and refusal.only in (None, component):
         raise OptionError(
             f"--precision {component}={word} is not for {engine}: {refusal.reason}."
@@ -114,12 +117,28 @@ def check_precision(
     return remark and f"{component}={word}: {remark}"
 
 
-def _refused_targets(word: str, targets: Sequence[str]) -> Refusal | None:
-    least = LEAST_TARGETS.get(word, 0)
-    early = [target for target in targets if int(target.lower().removeprefix("sm")) < least]
+def _refused_gpus(engine: str, word: str, targets: Sequence[str]) -> Refusal | None:
+    least = LEAST_TARGETS.get(word)
+    if least is None:
+        return None
+    early = [one for one in targets or _own_gpu(engine) if _architecture(one) < least]
     if not early:
         return None
     return Refusal(
         reason=f"{', '.join(early)} cannot multiply such numbers, sm{least} and later can",
-        instead="Leave those targets out, or choose int8-fp16 or fp16.",
+        instead="Leave those targets out, or choose int8-fp16 or fp16."
+        if targets
+        else "That is this machine's GPU: choose int8-fp16 or fp16, or build on a later one.",
     )
+
+
+def _own_gpu(engine: str) -> list[str]:
+    """The architecture of the GPU that an engine's plans are for without a target."""
+    if engine not in KINDS or not KINDS[engine].plans:
+        return []
+    driver = find_driver()
+    return [gpu.capability for gpu in driver.gpus[:1]] if driver else []
+
+
+def _architecture(target: str) -> int:
+    return int(target.lower().removeprefix("sm"))

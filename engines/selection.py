@@ -24,6 +24,7 @@ class EngineKind:
         running_obstacle: what keeps this machine from running it; `None` if nothing.
         reason: said when it is chosen.
         plans: whether plans are built for it; else it runs the graphs themselves.
+        gpu: whether it runs on a GPU; else on the CPU.
         proven: whether its answers have been compared on its own device; `auto` takes no other.
     """
 
@@ -32,6 +33,7 @@ class EngineKind:
     running_obstacle: Callable[[], str | None]
     reason: str
     plans: bool = False
+    gpu: bool = True
     proven: bool = False
 
 
@@ -102,6 +104,7 @@ KINDS: Mapping[str, EngineKind] = {
         obstacle=_onnxruntime_obstacle,
         running_obstacle=_onnxruntime_obstacle,
         reason="ONNX Runtime was asked for.",
+        gpu=False,
         proven=True,
     ),
     "onnxruntime-cuda": EngineKind(
@@ -140,6 +143,16 @@ KINDS: Mapping[str, EngineKind] = {
     ),
 }
 """Every engine that a component can be built for."""
+
+
+def runs_on_gpu(kind: str) -> bool:
+    """Whether an engine runs on the GPU whose number it is given when it is opened.
+
+    Args:
+        kind: an `EngineRecord.kind`. vLLM's is none such: it takes what GPUs it finds.
+    """
+    return kind in KINDS and KINDS[kind].gpu
+
 
 PREFERRED = ("onnxruntime-cuda", "onnxruntime")
 """What `auto` looks for, in this order, among what is proven and runs here."""

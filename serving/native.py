@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engines.compatibility import TRITON_FLAG, VERSION_COMPATIBLE
 from engines.onnxruntime.providers import PROVIDERS, Placement
+from engines.selection import runs_on_gpu
 from engines.tensorrt.profile import profile_from_json
 from export.contract import Contract
 from export.errors import OptionError, ServingError
@@ -46,12 +47,10 @@ class Native:
 
     Attributes:
         setting: the field that names the backend, and what it says.
-        gpu: whether instances are on GPUs, one group on each unless the operator names some.
         fill: tells the config the rest, from the engine's record and the graph's contract.
     """
 
     setting: tuple[str, str]
-    gpu: bool
     fill: Callable[[ModelConfig, EngineRecord, Contract], None]
 
 
@@ -101,9 +100,7 @@ def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> No
 
 
 def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_batch: int) -> None:
-    """Sets what runs a component, and the largest batch.
-
-    In the Python backend Triton places nothing: the runner picks its own device.
+    """Sets what runs a component, where its instances are, and the largest batch.
 
     Args:
         config: the component's.
@@ -114,8 +111,6 @@ def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_b
     Raises:
         ServingError: the engine's profiles do not reach that batch.
     """
-    from tritonclient.grpc import model_config_pb2
-
     most = max((one[BATCH][-1] for one in profiles_of(record) if BATCH in one), default=max_batch)
     if max_batch > most:
         raise ServingError(
@@ -127,9 +122,31 @@ def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_b
     config.ClearField("backend")
     config.ClearField("platform")
     setattr(config, *row.setting)
+    place_instances(config, record.kind)
+
+
+def place_instances(config: ModelConfig, kind: str, *, alone: bool = False) -> None:
+    """Puts a model's instances where its engine runs: on GPUs, or on the CPU.
+
+    GPUs that the operator named stay, and those of an engine on the CPU go. Where none are named,
+    each group has its instances on every GPU that the server finds.
+
+    Args:
+        config: of the model.
+        kind: of its engine.
+        alone: there is to be one instance: where the operator names no GPU, on the first.
+    """
+    from tritonclient.grpc import model_config_pb2
+
     groups = model_config_pb2.ModelInstanceGroup
     for group in config.instance_group:
-        group.kind = groups.KIND_GPU if row.gpu else groups.KIND_CPU
+        if not runs_on_gpu(kind):
+            group.kind = groups.KIND_CPU
+            group.ClearField("gpus")
+            continue
+        group.kind = groups.KIND_GPU
+        if alone and not group.gpus:
+            group.gpus.append(0)
 
 
 def fill_native(
@@ -209,13 +226,13 @@ def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> N
             accelerator.parameters[key] = value
 
 
-IN_PYTHON = Native(setting=("backend", "python"), gpu=False, fill=lambda *_: None)
+IN_PYTHON = Native(setting=("backend", "python"), fill=lambda *_: None)
 """How a Python model carries any engine."""
 
 ENGINES: Mapping[str, Native] = {
-    "tensorrt": Native(setting=("platform", "tensorrt_plan"), gpu=True, fill=_plan),
-    "onnxruntime": Native(setting=("backend", "onnxruntime"), gpu=False, fill=_cpu),
-    "onnxruntime-cuda": Native(setting=("backend", "onnxruntime"), gpu=True, fill=_cuda),
-    "onnxruntime-tensorrt": Native(setting=("backend", "onnxruntime"), gpu=True, fill=_tensorrt),
+    "tensorrt": Native(setting=("platform", "tensorrt_plan"), fill=_plan),
+    "onnxruntime": Native(setting=("backend", "onnxruntime"), fill=_cpu),
+    "onnxruntime-cuda": Native(setting=("backend", "onnxruntime"), fill=_cuda),
+    "onnxruntime-tensorrt": Native(setting=("backend", "onnxruntime"), fill=_tensorrt),
 }
 """Kind of engine to how a backend of Triton's own carries it. It has none for TensorRT-RTX."""

@@ -28,7 +28,7 @@ from serving.model_config import (
     set_tensors,
     write_config,
 )
-from serving.native import AUTO, backend_for, fill_native, set_engine
+from serving.native import AUTO, backend_for, fill_native, place_instances, set_engine
 from serving.wire import ACCEPTED_PIXELS, ENSEMBLE, LANGUAGE_MODEL, PIXELS, UNARY, ServerContract
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,9 @@ def _fill(
         if record is not None:
             set_parameter(config, "component", config.name)
     if config.name == LANGUAGE_MODEL:
+        if LANGUAGE_MODEL in manifest.components:
+            kind = manifest.components[LANGUAGE_MODEL].engine.kind
+            place_instances(config, kind, alone=True)
         for name in OPERATORS:
             set_parameter(config, name, str(getattr(manifest.limits, name)))
     if config.name == ENSEMBLE:

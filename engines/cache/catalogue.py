@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from engines.cache.entry import DamagedEntryError, Entry
+from engines.cache.providers import ProviderFolder, provider_folders
 from engines.cache.store import SHORT, EngineCache
 from export.errors import EngineError, OptionError
 
@@ -18,10 +19,12 @@ class Scan:
     Attributes:
         entries: that can be used, the last used first.
         damaged: keys of others, each with what is wrong. Plans are not read for that.
+        providers: what ONNX Runtime's providers keep beside the cache, the last used first.
     """
 
     entries: tuple[Entry, ...]
     damaged: Mapping[str, str]
+    providers: tuple[ProviderFolder, ...]
 
 
 def scan(cache: EngineCache) -> Scan:
@@ -41,7 +44,11 @@ def scan(cache: EngineCache) -> Scan:
         except OSError as error:
             raise cache.unreadable(error) from error
     entries.sort(key=lambda entry: entry.used, reverse=True)
-    return Scan(entries=tuple(entries), damaged=damaged)
+    try:
+        providers = tuple(provider_folders(cache.directory))
+    except OSError as error:
+        raise cache.unreadable(error) from error
+    return Scan(entries=tuple(entries), damaged=damaged, providers=providers)
 
 
 def find(cache: EngineCache, word: str) -> Entry:

@@ -1,4 +1,4 @@
-"""Removing plans from the engine cache, by age, by size, or all."""
+"""Removing plans from the engine cache and what is beside it, by age, by size, or all."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from engines.cache.catalogue import scan
 from engines.cache.entry import Entry
+from engines.cache.providers import ProviderFolder
 from engines.cache.store import EngineCache
 from export.errors import OptionError
 
@@ -50,6 +52,23 @@ def _amount(text: str, units: Mapping[str, int], *, option: str, example: str) -
     return float(found[1]) * factor
 
 
+class Kept(Protocol):
+    """Something that was used and takes room."""
+
+    @property
+    def used(self) -> str:
+        """When it was last used, in ISO 8601."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        ...
+
+
+KeptT = TypeVar("KeptT", bound=Kept)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """What shall go.
@@ -73,21 +92,21 @@ class Policy:
         if self.older_than is None and self.max_size is None and not self.everything:
             raise OptionError("nothing says what to remove. Give --older-than, --max-size or --all")
 
-    def chosen(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Those that go, of entries in the order in which they were used, the last first."""
+    def chosen(self, kept: Sequence[KeptT]) -> list[KeptT]:
+        """Those that go."""
         if self.everything:
-            return list(entries)
+            return list(kept)
         oldest = datetime.datetime.min.replace(tzinfo=datetime.UTC)
         if self.older_than is not None:
             oldest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
                 seconds=self.older_than
             )
         left, gone = math.inf if self.max_size is None else self.max_size, []
-        for entry in entries:
-            if datetime.datetime.fromisoformat(entry.used) < oldest or entry.size > left:
-                gone.append(entry)
+        for one in sorted(kept, key=lambda one: one.used, reverse=True):
+            if datetime.datetime.fromisoformat(one.used) < oldest or one.size > left:
+                gone.append(one)
             else:
-                left -= entry.size
+                left -= one.size
         return gone
 
 
@@ -98,14 +117,16 @@ class Pruned:
     Attributes:
         removed: keys of plans, damaged ones among them.
         timing: names of timing caches.
-        busy: keys of plans that another process is using, which stay.
+        providers: names of folders of ONNX Runtime's providers, as `ProviderFolder.name`.
+        busy: keys of plans and names of folders that another process is using, which stay.
         freed: bytes that the disk gets back.
         held: bytes of plans that builds still have, and that the disk gets back with these.
-        kept: bytes of plans that stay.
+        kept: bytes of plans and folders that stay.
     """
 
     removed: tuple[str, ...]
     timing: tuple[str, ...]
+    providers: tuple[str, ...]
     busy: tuple[str, ...]
     freed: int
     held: int
@@ -115,6 +136,7 @@ class Pruned:
 def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Pruned:
     """Removes what the policy says; builds keep the plans that they have.
 
+    Plans and what ONNX Runtime's providers have compiled count alike, together for `max_size`.
     Damaged entries, and what killed processes have left, go in any case.
 
     Args:
@@ -126,7 +148,8 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
         EngineError: the cache cannot be read, or something in it cannot be removed.
     """
     found = scan(cache)
-    chosen = {entry.key: entry for entry in policy.chosen(found.entries)}
+    going: list[Entry | ProviderFolder] = policy.chosen([*found.entries, *found.providers])
+    chosen = {one.key: one for one in going if isinstance(one, Entry)}
     removed, busy, freed, held = [], [], 0, 0
     for key in (*chosen, *found.damaged):
         entry = chosen.get(key)  # of a damaged one nothing is known
@@ -136,6 +159,13 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
             continue
         removed.append(key)
         freed, held = (freed, held + size) if shared else (freed + size, held)
+    providers = []
+    for folder in (one for one in going if isinstance(one, ProviderFolder)):
+        if not folder.discard(dry_run=dry_run):
+            busy.append(folder.name)
+            continue
+        providers.append(folder)
+        freed += folder.size
     timing = _timing(cache, policy)
     freed += sum(path.stat().st_size for path in timing)
     if not dry_run:
@@ -149,7 +179,9 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
         busy=tuple(busy),
         freed=freed,
         held=held,
-        kept=sum(entry.size for entry in found.entries if entry.key not in removed),
+        providers=tuple(folder.name for folder in providers),
+        kept=sum(entry.size for entry in found.entries if entry.key not in removed)
+        + sum(folder.size for folder in found.providers if folder not in providers),
     )
 
 

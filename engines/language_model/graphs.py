@@ -296,6 +296,7 @@ def open_model(
     manifest: Manifest,
     *,
     threads: int | None = None,
+    device: int = 0,
     slots: int = SLOTS,
     positions: int | None = None,
 ) -> BatchModel:
@@ -305,6 +306,7 @@ def open_model(
         directory: of the build.
         manifest: of the same build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        device: the GPU's number, from 0, where the engine runs on one; its slots lie there too.
         slots: how many sequences it holds.
         positions: how many positions a sequence may have; `None` is the model's own length.
 
@@ -313,7 +315,7 @@ def open_model(
         EngineError: a graph cannot be loaded.
     """
     record = manifest.components.get("language_model")
-    placement = CPU if record is None else Placement(kind=record.engine.kind)
+    placement = CPU if record is None else Placement(kind=record.engine.kind, device=device)
     facts = manifest.language_model
     graphs = open_graphs(directory, manifest, placement, threads=threads)
     return MODELS[facts.is_encoder_decoder](

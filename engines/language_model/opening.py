@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.language_model.types import LanguageModelEngine
+from engines.runners import Place
 from export.errors import BuildDirectoryError, EngineError, OptionError
 from export.manifest import Manifest, ServingLimits
 
@@ -34,7 +35,7 @@ class EngineLimits:
                 raise OptionError(f"{name} is {value}; wanted 1 or more")
 
 
-Opener = Callable[[Path, Manifest, int | None, ServingLimits], LanguageModelEngine]
+Opener = Callable[[Path, Manifest, Place, ServingLimits], LanguageModelEngine]
 
 
 def open_engine(
@@ -42,6 +43,7 @@ def open_engine(
     manifest: Manifest,
     *,
     threads: int | None = None,
+    device: int = 0,
     limits: EngineLimits | None = None,
 ) -> LanguageModelEngine:
     """The engine of a build's language model, loaded and ready.
@@ -50,12 +52,14 @@ def open_engine(
         directory: of the build.
         manifest: of the same build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        device: the GPU's number, from 0, where the engine runs on one.
         limits: how much it takes on, where that is not what the build says.
 
     Raises:
         OptionError: a sequence would have more positions than the model.
         BuildDirectoryError: the build has no language model, or not all of it.
-        EngineError: it cannot be loaded, or was built for an engine that this version lacks.
+        EngineError: it cannot be loaded, was built for an engine that this version lacks, or for
+            one that chooses its GPUs itself and is given another than the first.
     """
     record = manifest.components.get("language_model")
     if record is None:
@@ -66,7 +70,8 @@ def open_engine(
             f"the language model was built for {record.engine.kind!r}; "
             f"this version runs {', '.join(ENGINES)}. Build it again."
         )
-    return opener(directory, manifest, threads, _whole(limits or EngineLimits(), manifest))
+    place = Place(threads=threads, device=device)
+    return opener(directory, manifest, place, _whole(limits or EngineLimits(), manifest))
 
 
 def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
@@ -84,7 +89,7 @@ def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
 
 
 def _onnxruntime(
-    directory: Path, manifest: Manifest, threads: int | None, limits: ServingLimits
+    directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
     from engines.language_model.graphs import open_model
     from engines.language_model.onnx_engine import OnnxEngine
@@ -92,7 +97,12 @@ def _onnxruntime(
 
     prompts = PromptTokenizer.from_build(directory, manifest, max_length=limits.max_length)
     model = open_model(
-        directory, manifest, threads=threads, slots=limits.slots, positions=limits.max_length
+        directory,
+        manifest,
+        threads=place.threads,
+        device=place.device,
+        slots=limits.slots,
+        positions=limits.max_length,
     )
     return OnnxEngine(
         model,
@@ -104,11 +114,16 @@ def _onnxruntime(
 
 
 def _vllm(
-    directory: Path, manifest: Manifest, threads: int | None, limits: ServingLimits
+    directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
     from engines.language_model.vllm.opening import open_vllm
 
-    return open_vllm(directory, manifest, limits, threads=threads)
+    if place.device:
+        raise EngineError(
+            f"the language model was given GPU {place.device}, and vLLM takes the first ones that "
+            "it finds. Name others with CUDA_VISIBLE_DEVICES, and leave it GPU 0 of these."
+        )
+    return open_vllm(directory, manifest, limits, threads=place.threads)
 
 
 ENGINES: Mapping[str, Opener] = {

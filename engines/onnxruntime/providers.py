@@ -166,12 +166,14 @@ PROVIDERS: Mapping[str, Provider] = {
 def provider_cache(kind: str, digest: str) -> Path | None:
     """This user's directory for what a provider compiles of a graph; `None` where there is none.
 
-    Each graph has its own: the provider tells graphs apart by their names, not by their weights.
+    It is beside the engine cache, in `$IBLIP_CACHE` or the user's caches; `iblip engines` lists and
+    prunes it (`engines.cache.providers`).
 
     Args:
         kind: a key of `PROVIDERS`.
         digest: of the graph, its weights included.
     """
+    from engines.cache.providers import folder_of_graph
     from engines.cache.store import default_directory
 
     engines = default_directory()
@@ -180,7 +182,7 @@ def provider_cache(kind: str, digest: str) -> Path | None:
             "%s compiles its engines at every start: this user has no home", PROVIDERS[kind].name
         )
         return None
-    path = engines.parent / "providers" / kind / digest
+    path = folder_of_graph(engines, kind, digest)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from engines.cache.providers import in_use, opening
 from engines.onnxruntime.providers import CPU, Placement
 from engines.onnxruntime.session import open_session
 from engines.onnxruntime.values import Kept, value_of
@@ -24,7 +26,8 @@ class OnnxRuntimeRunner:
         path: of the `.onnx` file; its weights lie beside it.
         contract: the graph's inputs and outputs.
         threads: for one operator; `None` takes one per core this process may use.
-        placement: the execution provider, its device and its options.
+        placement: the execution provider, its device and its options. While the runner is open,
+            `iblip engines prune` leaves its `cache`.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class OnnxRuntimeRunner:
         self._threads = threads
         self._placement = placement
         self._session: Any = None
+        self._held = contextlib.ExitStack()
 
     @property
     def contract(self) -> Contract:
@@ -48,13 +52,17 @@ class OnnxRuntimeRunner:
 
     def __enter__(self) -> Self:
         # Runs are far apart here, so idle threads sleep rather than take cores from others.
-        self._session = open_session(
-            self._path,
-            self._contract,
-            threads=self._threads,
-            placement=self._placement,
-            spin=False,
-        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(in_use(self._placement.cache))
+            with opening(self._placement.cache):
+                self._session = open_session(
+                    self._path,
+                    self._contract,
+                    threads=self._threads,
+                    placement=self._placement,
+                    spin=False,
+                )
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -63,7 +71,8 @@ class OnnxRuntimeRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._session = None
+        self._session = None  # TensorRT-RTX writes what it compiled when its session goes
+        self._held.close()
 
     def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, Any]:
         """Every output by name, as numpy arrays of the contract's dtypes.

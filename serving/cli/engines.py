@@ -124,7 +124,7 @@ def _dtypes(counts: Mapping[str, int]) -> str:
 @engine_cache_option
 @as_json
 def list_(engine_cache: Path | None, json_: bool) -> None:
-    """List the plans of the engine cache, the last used first."""
+    """List the plans of the engine cache, the last used first, and what ONNX Runtime compiled."""
     from engines.cache.catalogue import scan
 
     cache = _cache(engine_cache)
@@ -136,6 +136,7 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
             "plans": [entry.to_json() for entry in found.entries],
             "damaged": found.damaged,
             "timing": [{"name": path.name, "bytes": path.stat().st_size} for path in timing],
+            "providers": [folder.to_json() for folder in found.providers],
         }
         click.echo(json.dumps(report, indent=2))
         return
@@ -147,6 +148,12 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
         click.echo(f"{key[:12]} is damaged: {reason}. The build that wants it builds it anew.")
     for path in timing:
         click.echo(f"timings of {path.stem}: {_bytes(path.stat().st_size)}")
+    if found.providers:
+        room = _bytes(sum(folder.size for folder in found.providers))
+        click.echo(f"compiled by ONNX Runtime: {_count(len(found.providers), 'graph')}, {room}")
+    for folder in found.providers:
+        kind, graph = folder.name.split("/")
+        click.echo(f"{graph[:12]} by {kind}: {_bytes(folder.size)}, used {_age(folder.used)} ago")
 
 
 @command.command()
@@ -195,7 +202,11 @@ def prune(
     engine_cache: Path | None,
     json_: bool,
 ) -> None:
-    """Remove plans from the engine cache. Builds keep those that they have."""
+    """Remove plans from the engine cache. Builds keep those that they have.
+
+    What ONNX Runtime's TensorRT providers compiled, beside the engine cache, goes by the same
+    options; what a server is using stays.
+    """
     from engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
     from engines.cache.pruning import prune as prune_cache
 
@@ -214,6 +225,8 @@ def prune(
     what = _count(len(found.removed), "plan")
     if found.timing:
         what += f" and {_count(len(found.timing), 'timing cache')}"
+    if found.providers:
+        what += f" and what ONNX Runtime compiled of {_count(len(found.providers), 'graph')}"
     click.echo(f"{what} {would}removed: {_bytes(found.freed)} {would}freed")
     if found.held:
         click.echo(f"{_bytes(found.held)} stay on the disk, as builds have those plans as well")

@@ -15,17 +15,22 @@ from export.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class StepArguments:
-    """Where a step's build lies, and the parameters of its `config.pbtxt`.
+    """Where a step's build lies, where the step runs, and the parameters of its `config.pbtxt`.
 
     Attributes:
         directory: the build.
         manifest: of that build.
         parameters: of the model's config, strings by name.
+        device: number of the GPU that Triton gave this instance, from 0; 0 where it gave none. An
+            engine on a CPU takes no notice of it.
+        instances: how many of the model there are, on all devices.
     """
 
     directory: Path
     manifest: Manifest
     parameters: Mapping[str, str]
+    device: int
+    instances: int
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> Self:
@@ -35,10 +40,37 @@ class StepArguments:
             BuildDirectoryError: the parameter `build` does not lead from the model's folder to a
                 build.
         """
-        entries = json.loads(args["model_config"]).get("parameters", {})
+        config = json.loads(args["model_config"])
+        entries = config.get("parameters", {})
         parameters = {name: entry["string_value"] for name, entry in entries.items()}
         directory = (Path(args["model_repository"]) / parameters["build"]).resolve()
-        return cls(directory=directory, manifest=Manifest.read(directory), parameters=parameters)
+        on_gpu = args["model_instance_kind"] == "GPU"  # the others are CPU and MODEL
+        return cls(
+            directory=directory,
+            manifest=Manifest.read(directory),
+            parameters=parameters,
+            device=int(args["model_instance_device_id"]) if on_gpu else 0,
+            # Triton has written into each group the GPUs that it is on.
+            instances=sum(
+                group["count"] * max(1, len(group["gpus"])) for group in config["instance_group"]
+            ),
+        )
+
+    def check_alone(self) -> None:
+        """Refuses to be one of several instances, of a model that schedules its own requests.
+
+        Triton gives a request to any instance, whatever the others have to do, and a cancellation
+        too, which then misses its request.
+
+        Raises:
+            OptionError: there are several.
+        """
+        if self.instances > 1:
+            raise OptionError(
+                f"config.pbtxt asks for {self.instances} instances, and this model answers many "
+                "requests in one. Write `count: 1`, and on GPUs the number of one, as in `gpus: "
+                "[ 0 ]`; for more at once raise `slots`, or start a server for each GPU."
+            )
 
     @property
     def limits(self) -> EngineLimits:

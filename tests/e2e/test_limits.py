@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import InputError
+from export.errors import InputError, ServingError
 from export.manifest import Manifest
 from serving.client import InstructBlipClient
 from serving.repository import REPOSITORY, repository_from_engines
@@ -38,3 +38,16 @@ def test_an_onnx_runtime_qformer_takes_what_the_model_does(served, client, pictu
     with pytest.raises(InputError, match=rf"at most {own} fit\. Shorten it") as caught:
         client.ask(picture, "What digit is in the image? " * own)
     assert "--max-instruction" not in str(caught.value)
+
+
+def test_a_language_model_of_several_instances_is_refused_with_what_to_write(
+    vicuna_build: Path, tmp_path: Path
+) -> None:
+    build = Path(shutil.copytree(vicuna_build, tmp_path / "build", symlinks=True))
+    config = build / REPOSITORY / "language_model" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 2"))
+    with (
+        pytest.raises(ServingError, match=r"language_model: .* asks for 2 instances.*`count: 1`"),
+        TritonServer(build / REPOSITORY),
+    ):
+        pass

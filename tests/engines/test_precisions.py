@@ -3,6 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
+from engines.nvidia import Driver, Gpu
 from engines.precisions import REFUSALS, REMARKS, check_precision
 from engines.selection import KINDS
 from export.errors import OptionError
@@ -28,6 +29,35 @@ def test_floats_of_eight_bits_want_a_gpu_that_has_them():
         refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm80", "SM86", "sm89"))
     assert refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm89", "sm120")) is None
     assert refused("tensorrt-rtx", "vision_encoder", "int8-fp16", ("sm80",)) is None
+
+
+def machine(monkeypatch, *capabilities):
+    """Has the driver say that these are the machine's GPUs."""
+    gpus = [Gpu(name=f"GPU of {one}", memory=2**34, capability=one) for one in capabilities]
+    driver = Driver(version="580.95.05", cuda="13.0", gpus=tuple(gpus))
+    monkeypatch.setattr("engines.precisions.find_driver", lambda: driver)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_for_this_machine_wants_it_of_the_first_gpu(engine, monkeypatch):
+    machine(monkeypatch, "sm86", "sm120")
+    message = rf"qformer=fp8 is not for {engine}: sm86 cannot multiply .* sm89 and later can\. That"
+    with pytest.raises(OptionError, match=message):
+        refused(engine, "qformer", "fp8")
+    assert refused(engine, "qformer", "fp8", ("sm89",)) is None
+    assert refused(engine, "qformer", "int8-fp16") is None
+    machine(monkeypatch, "sm89", "sm75")
+    assert refused(engine, "qformer", "fp8") is None
+    machine(monkeypatch)
+    assert refused(engine, "qformer", "fp8") is None  # another rule says that there is no GPU
+    monkeypatch.setattr("engines.precisions.find_driver", lambda: None)
+    assert refused(engine, "qformer", "fp8") is None
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime-tensorrt", "onnxruntime-cuda"])
+def test_what_runs_elsewhere_does_not_ask_this_machine(engine, monkeypatch):
+    machine(monkeypatch, "sm75")
+    refused(engine, "qformer", "fp8")
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8-fp16"])
@@ -72,3 +102,13 @@ def test_a_build_is_refused_before_anything_is_read():
     result = CliRunner().invoke(export, [*arguments, "--target", "sm89"], prog_name="export")
     assert result.exit_code == 2
     assert "is not for tensorrt-rtx" in result.output
+
+
+def test_a_build_for_a_gpu_here_is_refused_before_anything_is_read(monkeypatch):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    machine(monkeypatch, "sm86")
+    monkeypatch.setattr("engines.tensorrt.libraries.nvidia_driver", lambda: True)
+    arguments = ["build", "--model", "nowhere", "--precision", "fp8", "--engine", "tensorrt-rtx"]
+    result = CliRunner().invoke(export, arguments, prog_name="export")
+    assert result.exit_code == 2
+    assert "vision_encoder=fp8 is not for tensorrt-rtx: sm86 cannot" in result.output

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from engines.cache.plans import cached_plan
+from engines.cache.providers import in_use
 from engines.cache.store import EngineCache
 from engines.tensorrt.builder import Plan
 from engines.tensorrt.libraries import find_library
@@ -159,6 +162,37 @@ def test_prune_says_what_it_freed_and_builds_stay_whole(
     engine = Manifest.read(built).components["qformer"].engine
     assert (built / engine.files["model"]).stat().st_size == engine.details["bytes"]
     assert taken[1].path.stat().st_size == engine.details["bytes"]
+
+
+def test_what_onnx_runtime_compiled_is_listed_and_pruned_too(tmp_path: Path) -> None:
+    folder = tmp_path / "providers" / "onnxruntime-tensorrt" / ("0ab1" * 16)
+    folder.mkdir(parents=True)
+    (folder / "model.engine").write_bytes(bytes(2000))
+    os.utime(folder, (time.time() - 3.5 * 86400,) * 2)
+    cache = ("--engine-cache", tmp_path / "engines")
+    shown = call("list", *cache)
+    assert shown.stdout.splitlines() == [
+        f"{tmp_path / 'engines'}: 0 plans, 0 B",
+        "compiled by ONNX Runtime: 1 graph, 2.00 kB",
+        "0ab10ab10ab1 by onnxruntime-tensorrt: 2.00 kB, used 3 d ago",
+    ]
+    (listed,) = json.loads(call("list", "--json", *cache).stdout)["providers"]
+    assert listed.pop("used")
+    assert listed == {
+        "kind": "onnxruntime-tensorrt",
+        "graph": "0ab1" * 16,
+        "bytes": 2000,
+        "path": str(folder),
+    }
+    with in_use(folder):
+        busy = call("prune", "--all", *cache)
+    assert "1 plan in use by another process, and kept\n2.00 kB are left" in busy.stdout
+    would = call("prune", "--all", "--dry-run", *cache)
+    what = "0 plans and what ONNX Runtime compiled of 1 graph"
+    assert would.stdout.startswith(f"{what} would be removed: 2.00 kB would be freed\n")
+    assert folder.is_dir()
+    assert call("prune", "--all", *cache).stdout.startswith(f"{what} removed: 2.00 kB freed\n0 B")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import model_repository
+from engines.selection import KINDS
 from export.errors import ServingError
+from export.manifest import ComponentRecord, EngineRecord
 from serving.model_config import read_config
+from serving.native import place_instances
 from serving.repository import repository_from_engines
 from serving.wire import ServerContract
 
@@ -132,6 +136,51 @@ def test_onnxruntime_runs_in_the_python_backend(make_build):
         assert (config.backend, config.platform) == ("python", "")
         assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
         ast.parse((repository.path / name / "1" / "model.py").read_text())
+
+
+ON_GPUS = [kind for kind in KINDS if kind != "onnxruntime"]
+
+
+def with_language_model(manifest, kind):
+    """The manifest, with a language model that no file stands for."""
+    engine = EngineRecord(kind=kind, files={}, details={})
+    record = ComponentRecord(precision="fp16", graphs={}, engine=engine)
+    return replace(manifest, components={**manifest.components, "language_model": record})
+
+
+@pytest.mark.parametrize("kind", ON_GPUS)
+def test_python_models_of_engines_for_gpus_have_an_instance_on_each(make_build, kind):
+    directory, manifest = make_build(kind=kind)
+    read = configs(repository_from_engines(directory, manifest, backend="python"))
+    for name in ("vision_encoder", "qformer"):
+        (group,) = read[name].instance_group
+        assert read[name].backend == "python"
+        assert (group.kind, group.count, list(group.gpus)) == (group.KIND_GPU, 1, [])
+    for name in ("tokenizer", "instructblip_unary"):  # these have no engine
+        group = read[name].instance_group[0]
+        assert group.kind == group.KIND_CPU
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_gpu"), [("onnxruntime", False), ("onnxruntime-cuda", True), ("vllm", False)]
+)
+def test_the_language_model_has_one_instance_and_so_one_gpu(make_build, kind, on_gpu):
+    directory, manifest = make_build()
+    repository = repository_from_engines(directory, with_language_model(manifest, kind))
+    (group,) = configs(repository)["language_model"].instance_group
+    assert group.kind == (group.KIND_GPU if on_gpu else group.KIND_CPU)
+    assert (group.count, list(group.gpus)) == (1, [0] if on_gpu else [])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_gpus_that_the_operator_names_stay_where_there_is_an_engine_for_them(alone):
+    config = model_config_pb2.ModelConfig()
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, gpus=[1, 3])
+    place_instances(config, "onnxruntime-cuda", alone=alone)
+    (group,) = config.instance_group
+    assert (group.kind, list(group.gpus)) == (group.KIND_GPU, [1, 3])
+    place_instances(config, "onnxruntime", alone=alone)
+    assert (group.kind, list(group.gpus)) == (group.KIND_CPU, [])
 
 
 def test_tensorrt_runs_natively_from_a_linked_plan(make_build):

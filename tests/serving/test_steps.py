@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import queue
 import shutil
+import sys
 import threading
 import time
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import model_repository
 from engines.language_model.opening import EngineLimits
 from engines.language_model.types import (
     Answer,
@@ -259,13 +264,17 @@ def test_a_failed_run_is_the_result_of_its_own_requests_only():
     assert isinstance(bad, EngineError)
 
 
-def triton_arguments(directory, **parameters):
+def triton_arguments(directory, *, kind="CPU", device=0, groups=(), **parameters):
+    """As Triton 2.51 has them: it fills in a group, and each group's GPUs."""
+    groups = list(groups) or [{"kind": f"KIND_{kind}", "count": 1, "gpus": []}]
     written = {name: {"string_value": value} for name, value in parameters.items()}
     model = directory / "model_repository" / "qformer"
-    model.mkdir(parents=True)
+    model.mkdir(parents=True, exist_ok=True)
     return {
         "model_repository": str(model),
-        "model_config": json.dumps({"parameters": written}),
+        "model_config": json.dumps({"parameters": written, "instance_group": groups}),
+        "model_instance_kind": kind,
+        "model_instance_device_id": str(device),
     }
 
 
@@ -275,6 +284,84 @@ def test_a_step_finds_its_build_from_its_own_folder(make_build):
     assert step.directory == directory.resolve()
     assert step.manifest == manifest
     assert step.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "device"), [("GPU", 0, 0), ("GPU", 3, 3), ("CPU", 0, 0), ("MODEL", 0, 0)]
+)
+def test_a_step_is_on_the_gpu_of_its_instance(make_build, kind, number, device):
+    directory, _ = make_build()
+    arguments = triton_arguments(directory, build="../..", kind=kind, device=number)
+    assert StepArguments.from_triton(arguments).device == device
+
+
+@pytest.mark.parametrize(
+    ("groups", "instances"),
+    [
+        ([{"count": 1, "gpus": []}], 1),
+        ([{"count": 1, "gpus": [2]}], 1),
+        ([{"count": 2, "gpus": []}], 2),
+        ([{"count": 1, "gpus": [0, 1]}], 2),
+        ([{"count": 2, "gpus": [0, 1]}, {"count": 1, "gpus": [2]}], 5),
+    ],
+)
+def test_what_schedules_its_own_requests_is_alone(make_build, groups, instances):
+    directory, _ = make_build()
+    step = StepArguments.from_triton(triton_arguments(directory, build="../..", groups=groups))
+    assert step.instances == instances
+    if instances == 1:
+        step.check_alone()
+    else:
+        message = f"asks for {instances} instances, and this model answers many .* `count: 1`"
+        with pytest.raises(OptionError, match=message):
+            step.check_alone()
+
+
+def model_of(name, monkeypatch):
+    """The module `model_repository/<name>/1/model.py`, without Triton's own module."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("pb_utils"))
+    path = Path(model_repository.__file__).parent / name / "1" / "model.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_model", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class OpenedError(Exception):
+    """What would have been opened."""
+
+
+def opening(*arguments, **options):
+    raise OpenedError(arguments, options)
+
+
+@pytest.mark.parametrize("name", ["vision_encoder", "qformer"])
+def test_a_component_is_opened_on_its_instances_gpu(make_build, monkeypatch, name):
+    module = model_of(name, monkeypatch)
+    monkeypatch.setattr(module, "open_runner", opening)
+    directory, manifest = make_build(kind="onnxruntime-cuda")
+    written = {"build": "../..", "component": name, "threads": "2"}
+    with pytest.raises(OpenedError) as found:
+        module.TritonPythonModel().initialize(
+            triton_arguments(directory, kind="GPU", device=1, **written)
+        )
+    arguments, options = found.value.args
+    assert arguments == (directory.resolve(), manifest, name)
+    assert options == {"threads": 2, "device": 1}
+
+
+def test_the_language_model_is_opened_on_its_instances_gpu_if_it_is_alone(make_build, monkeypatch):
+    module = model_of("language_model", monkeypatch)
+    monkeypatch.setattr(module, "open_engine", opening)
+    directory, _ = make_build()
+    arguments = triton_arguments(directory, kind="GPU", device=1, build="../..")
+    with pytest.raises(OpenedError) as found:
+        module.TritonPythonModel().initialize(arguments)
+    assert found.value.args[1] == {"threads": None, "device": 1, "limits": EngineLimits()}
+    groups = [{"count": 1, "gpus": [0, 1]}]
+    arguments = triton_arguments(directory, kind="GPU", build="../..", groups=groups)
+    with pytest.raises(OptionError, match="asks for 2 instances"):
+        module.TritonPythonModel().initialize(arguments)
 
 
 @pytest.mark.parametrize("text", ["-1", "two", ""])

@@ -35,8 +35,13 @@ class TritonPythonModel:
     def initialize(self, args):
         """Loads the engine."""
         step = StepArguments.from_triton(args)
+        step.check_alone()
         engine = open_engine(
-            step.directory, step.manifest, threads=step.threads, limits=step.limits
+            step.directory,
+            step.manifest,
+            threads=step.threads,
+            device=step.device,
+            limits=step.limits,
         )
         self.answering = Answering(engine)
         metrics = EngineMetrics(make_family, {"model": args["model_name"]})

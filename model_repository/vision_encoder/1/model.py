@@ -15,7 +15,9 @@ class TritonPythonModel:
         """Loads the engine."""
         step = StepArguments.from_triton(args)
         component = step.parameters["component"]
-        runner = open_runner(step.directory, step.manifest, component, threads=step.threads)
+        runner = open_runner(
+            step.directory, step.manifest, component, threads=step.threads, device=step.device
+        )
         self.runner = runner.__enter__()
 
     def execute(self, requests):

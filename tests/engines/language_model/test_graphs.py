@@ -19,7 +19,7 @@ from engines.language_model.graphs import MODELS, open_graphs, open_model
 from engines.language_model.opening import EngineLimits, open_engine
 from engines.language_model.slots import BatchModel, Slot
 from engines.language_model.types import GenerationOptions, GenerationRequest
-from engines.onnxruntime.providers import CPU
+from engines.onnxruntime.providers import CPU, Placement
 from engines.text import PromptTokenizer, load_tokenizer
 from engines.types import PromptIds
 from export.checkpoint import checkpoint_from_directory
@@ -391,6 +391,25 @@ def test_a_build_that_lacks_a_graph_is_refused(
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(BuildDirectoryError, match="no language_model graph batched_decoder"):
         open_model(tmp_path, Manifest.read(tmp_path))
+
+
+def test_a_gpu_is_chosen_by_its_number(
+    random_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = json.loads((random_build("llama") / "manifest.json").read_text())
+    data["components"]["language_model"]["engine"]["kind"] = "onnxruntime-cuda"
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    manifest, placements = Manifest.read(tmp_path), []
+
+    def opened(directory: Path, manifest: Manifest, placement: Placement, **options: Any) -> Any:
+        placements.append(placement)
+        raise EngineError("no GPU here")
+
+    monkeypatch.setattr("engines.language_model.graphs.open_graphs", opened)
+    for opening in (open_model, open_engine):
+        with pytest.raises(EngineError, match="no GPU here"):
+            opening(random_build("llama"), manifest, device=1)
+    assert placements == [Placement(kind="onnxruntime-cuda", device=1)] * 2
 
 
 def test_an_engine_of_another_kind_is_refused(random_build: Build, tmp_path: Path) -> None:
