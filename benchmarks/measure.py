@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from export.caches import VARIABLE
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -78,15 +81,26 @@ class Process:
         return {"seconds": round(self.seconds, 1), "peak_mib": round(self.peak_mib, 1)}
 
 
-def run(arguments: Sequence[str]) -> Process:
+def run(arguments: Sequence[str], cache: Path | None = None) -> Process:
     """Runs `python -m arguments…` to its end.
+
+    Args:
+        arguments: a module and what it is given.
+        cache: for `IBLIP_CACHE`; `None` is an empty one of this run alone, so that nothing of the
+            run was made before.
 
     Raises:
         RuntimeError: it failed; the message has what it wrote.
     """
+    if cache is None:
+        with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as empty:
+            return run(arguments, Path(empty))
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, VARIABLE: str(cache)},
     )
     assert process.stdout is not None
     output = process.stdout.read()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from export.errors import InputError
 from export.examples import EXAMPLES, read_examples
 from export.files import sha256
 from export.manifest import MANIFEST
@@ -161,22 +162,27 @@ def _library(options: BuildOptions, engine: EngineChoice) -> dict[str, Any]:
 
 
 def _sources(options: BuildOptions, checkpoint: Checkpoint) -> set[Path]:
-    source = checkpoint.source or options.source
-    directories = [checkpoint.directory, *source.parts.values()]
+    """Files of the checkpoint, and of what graphs are measured and answers compared on."""
+    asked = [options.examples or checkpoint.directory / "examples"]
     if options.quantisation.calibration is not None:
-        directories.append(options.quantisation.calibration)
-    found = {file for place in directories for file in _files_in(place.absolute())}
-    found |= set(checkpoint.files)
+        asked.append(options.quantisation.calibration)
+    source = checkpoint.source or options.source
+    places = [place.absolute() for place in (checkpoint.directory, *source.parts.values(), *asked)]
+    found = {file for place in places for file in _files_in(place)} | set(checkpoint.files)
+    for place in asked:
+        found |= {image for image in _images(place.absolute()) if image.exists()}
     destination = options.destination.absolute()
-    return {path for path in found | _examples(options) if not path.is_relative_to(destination)}
+    return {path for path in found if not path.is_relative_to(destination)}
 
 
-def _examples(options: BuildOptions) -> set[Path]:
-    """Those that the caller names; a checkpoint's own lie in its directory."""
-    if options.examples is None or not (options.examples / EXAMPLES).exists():
+def _images(examples: Path) -> set[Path]:
+    """Those that examples name, wherever they lie; none of a file that the build will refuse."""
+    if not (examples / EXAMPLES).exists():
         return set()
-    examples = options.examples.absolute()
-    return {examples / EXAMPLES, *(example.image for example in read_examples(examples))}
+    try:
+        return {example.image for example in read_examples(examples)}
+    except InputError:
+        return set()
 
 
 def _files_in(place: Path) -> Iterable[Path]:

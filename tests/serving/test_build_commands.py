@@ -191,11 +191,40 @@ def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     assert "9 images a request at most" in shown
 
 
-@pytest.mark.parametrize("kind", ["vicuna", "flant5"])
-def test_tensorrt_rtx_plans_are_really_built(checkpoints, tmp_path, kind):
+DEMOS = (
+    "instructblip-demo-vicuna",
+    "instructblip-demo-flant5",
+    "blip2-demo-opt",
+    "blip2-demo-flant5",
+    "minigpt4-demo",
+    "minigpt4-demo-llama2",
+)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_tensorrt_rtx_plans_of_every_family_are_really_built(checkpoints, tmp_path, name):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    engine = ("--engine", "tensorrt-rtx", "--target", "sm89", "--precision", "fp16")
+    result = call(
+        *("build", "--model", checkpoints / name, "--output", tmp_path / "build", *engine),
+        *("--limit", 4),
+    )
+    assert result.exit_code == 0, result.output
+    assert "same text as transformers on 4 of 4 examples" in result.stderr
+    manifest = Manifest.read(tmp_path / "build")
+    for component in ("vision_encoder", "qformer"):
+        record = manifest.components[component].engine
+        assert (record.kind, record.details["targets"]) == ("tensorrt-rtx", ["sm89"])
+        assert record.details["layers"].keys() == {"HALF"}  # of every product with a weight
+        plan = tmp_path / "build" / record.files["model"]
+        assert plan.stat().st_size == record.details["bytes"]
+    assert manifest.components["language_model"].engine.kind == "onnxruntime"
+
+
+def test_plans_limits_and_refusals_come_from_the_same_sizes(checkpoints, tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
     options = BuildOptions(
-        model=checkpoints / f"instructblip-demo-{kind}",
+        model=checkpoints / "instructblip-demo-vicuna",
         output=tmp_path / "build",
         precision="fp16",
         engine="tensorrt-rtx",
@@ -204,21 +233,17 @@ def test_tensorrt_rtx_plans_are_really_built(checkpoints, tmp_path, kind):
         max_batch=6,
         usual_batch=1,
         max_instruction=16,
-        limit=8,
+        verify=False,
     )
     directory = build(options)
     manifest = Manifest.read(directory)
     for component in ("vision_encoder", "qformer"):
-        engine = manifest.components[component].engine
-        assert engine.kind == "tensorrt-rtx"
-        assert engine.details["targets"] == ["sm89", "sm120"]
-        assert engine.details["flags"] == ["strict-nans"]
-        (profile,) = engine.details["profiles"]
+        details = manifest.components[component].engine.details
+        assert details["targets"] == ["sm89", "sm120"]
+        assert details["flags"] == ["strict-nans"]
+        (profile,) = details["profiles"]
         assert profile["batch"] == [1, 1, 6]
-        assert (directory / engine.files["model"]).stat().st_size == engine.details["bytes"]
     assert profile["instruction"] == [1, 4, 16]
-    assert manifest.components["language_model"].engine.kind == "onnxruntime"
-    # The same numbers: the server's, the client's, and what is refused.
     assert (manifest.limits.max_batch, manifest.limits.max_instruction) == (6, 16)
     config = read_config(directory / REPOSITORY / "qformer" / "config.pbtxt")
     assert config.max_batch_size == 6

@@ -105,17 +105,24 @@ def test_another_option_is_another_build(copy, changed, found):
     assert change(replace(options, **changed)) == found
 
 
-def test_plans_are_those_of_a_target_and_of_their_options(copy):
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ("--targets", {"targets": ("sm86",)}),
+        ("--builder-flags", {"builder_flags": ("strict-nans",)}),
+        ("--profiles", {"profiles": ("batch=1:1:8",)}),
+        ("--workspace", {"workspace": 64}),
+    ],
+)
+def test_plans_are_those_of_a_target_and_of_their_options(made, option, changed):
     pytest.importorskip("tensorrt_rtx_bindings")
-    _, options = copy
-    options = replace(
-        options, engine="tensorrt-rtx", targets=("sm89",), precision="fp16", force=True
+    plain = replace(made[1], engine="tensorrt-rtx", targets=("sm89",), precision="fp16")
+    was, now = (
+        inputs_of(*prepared(options, Silent())).told
+        for options in (plain, replace(plain, **changed))
     )
-    build(options)
-    assert change(options) is None
-    assert change(replace(options, targets=("sm86",))) == "--targets is another"
-    assert change(replace(options, builder_flags=("strict-nans",))) == "--builder-flags is another"
-    assert change(replace(options, profiles=("batch=1:1:8",))) == "--profiles is another"
+    assert was["the engine"]["version"]
+    assert [name for name in was if was[name] != now[name]] == [option]
 
 
 def test_a_changed_weight_is_another_build(copy):
@@ -171,3 +178,20 @@ def test_a_build_that_is_no_longer_whole_is_made_anew(copy):
     build(options)
     assert change(options) is None
     assert config.read_bytes() == whole
+
+
+def test_images_that_examples_name_are_sources_wherever_they_lie(copy, tmp_path):
+    _, options = copy
+    image = tmp_path / "elsewhere.png"
+    image.write_bytes(b"a picture")
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    asked = {"id": "0", "image": "../elsewhere.png", "prompt": "What is it?"}
+    (examples / "examples.jsonl").write_text(json.dumps(asked))
+    options, checkpoint, engine = prepared(replace(options, examples=examples), Silent())
+    sources = inputs_of(options, checkpoint, engine).sources
+    assert str(examples / "examples.jsonl") in sources
+    (stamp,) = [stamp for path, stamp in sources.items() if path.endswith("elsewhere.png")]
+    assert stamp.holds(image)
+    image.write_bytes(b"a Picture")
+    assert not stamp.holds(image)
