@@ -72,15 +72,22 @@ def onnx_from_component(
     directory: Path,
     progress: Progress,
     quantisation: Quantisation | None = None,
+    traces: TraceCache | None = None,
 ) -> OnnxGraph:
     """Writes one graph of a checkpoint, whatever else the checkpoint has.
 
     It can be quantised where no other graph has to be run to measure it.
 
+    Args:
+        component: what is exported; with `traces`, one of
+            `export.components.graphs_of_checkpoint`.
+        checkpoint, directory, progress, traces: as `graphs_from_checkpoint` takes them.
+        quantisation: of the component, if any.
+
     Raises:
         CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
-    traced, name = _traced(component, progress), component.component
+    traced, name = _taken(component, checkpoint, traces, progress), component.component
     given = {} if quantisation is None else {name: quantisation}
     measured = measure([traced], checkpoint, given, progress).get(name)
     (graph,) = _written([_bound(traced, checkpoint, measured)], directory, progress)

@@ -24,6 +24,7 @@ from tokenizers import (
 )
 
 from export.checkpoint import DEMO
+from export.trace_cache import TraceCache
 from serving.build import build
 from serving.build_options import BuildOptions
 from serving.cli.quiet import quiet_libraries
@@ -55,11 +56,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Plans of the tests stay out of the user's own cache; all workers share them."""
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Plans and traces of the tests stay out of the user's own caches; all workers share them."""
+    directory = _shared(tmp_path_factory) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IBLIP_CACHE", str(_shared(tmp_path_factory) / "cache"))
-        yield
+        patch.setenv("IBLIP_CACHE", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def traces(caches: Path) -> TraceCache:
+    """Traced graphs of all tests that do not look at tracing itself."""
+    return TraceCache(caches / "traces")
 
 
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:

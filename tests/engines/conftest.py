@@ -32,6 +32,7 @@ from export.manifest import (
 from export.precision import COMPONENTS, parse_precision
 from export.progress import Silent
 from export.text import language_model_facts, preprocessing, write_tokenizers
+from export.trace_cache import TraceCache
 
 SIDE, PATCH, WIDTH = 24, 12, 32
 PATCHES = (SIDE // PATCH) ** 2
@@ -154,12 +155,14 @@ def facts() -> Callable[..., LanguageModelFacts]:
     return make
 
 
-def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]) -> None:
+def _build(
+    source: Path, directory: Path, precision: str, parts: tuple[str, ...], traces: TraceCache
+) -> None:
     """A build of a checkpoint on ONNX Runtime, as `export build --no-verify` makes it."""
     checkpoint, policy = checkpoint_from_directory(source), parse_precision(precision)
     (directory / "graphs").mkdir(parents=True)
     graphs = [
-        onnx_from_component(component, checkpoint, directory / "graphs", Silent())
+        onnx_from_component(component, checkpoint, directory / "graphs", Silent(), traces=traces)
         for component in components_from_checkpoint(checkpoint, policy)
         if component.component in parts
     ]
@@ -204,7 +207,9 @@ def _build(source: Path, directory: Path, precision: str, parts: tuple[str, ...]
 
 @pytest.fixture(scope="session")
 def random_build(
-    random_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    random_checkpoint: Callable[[str], Path],
+    traces: TraceCache,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
     """`random_build("t5", "fp16", "qformer")`: of a random checkpoint, all of it or these parts.
 
@@ -214,7 +219,7 @@ def random_build(
     @cache
     def make(kind: str, precision: str = "fp32", *parts: str) -> Path:
         directory = tmp_path_factory.mktemp(f"build-{kind}-{precision}") / "build"
-        _build(random_checkpoint(kind), directory, precision, parts or COMPONENTS)
+        _build(random_checkpoint(kind), directory, precision, parts or COMPONENTS, traces)
         return directory
 
     return make

@@ -12,6 +12,7 @@ from export.checkpoint import checkpoint_from_directory
 from export.exporter import graphs_from_checkpoint
 from export.precision import parse_precision
 from export.progress import Silent
+from export.trace_cache import TraceCache
 
 VISION = ["vision_model.encoder.layers.0.output", "vision_model.encoder.layers.1.output"]
 QFORMER = ["qformer.encoder.layer.0.output", "qformer.encoder.layer.1.output"]
@@ -32,7 +33,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_the_result_of_every_block_has_the_blocks_name(
-    tiny: Callable[[str], Path], kind: str, precision: str, tmp_path: Path
+    tiny: Callable[[str], Path], traces: TraceCache, kind: str, precision: str, tmp_path: Path
 ) -> None:
     checkpoint = checkpoint_from_directory(tiny(kind))
     policy = parse_precision(precision)
@@ -42,7 +43,7 @@ def test_the_result_of_every_block_has_the_blocks_name(
         ("language_model", "embed_tokens"): [],
     } | {("language_model", name): outputs for name, outputs in OUTPUTS[kind].items()}
     found = {}
-    for graph in graphs_from_checkpoint(checkpoint, policy, tmp_path, Silent()):
+    for graph in graphs_from_checkpoint(checkpoint, policy, tmp_path, Silent(), traces=traces):
         proto = onnx.load(graph.path, load_external_data=False)
         made = [name for node in proto.graph.node for name in node.output]
         found[graph.component, graph.name] = [n for n in made if n.endswith(".output")]

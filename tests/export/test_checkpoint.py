@@ -125,7 +125,7 @@ def test_an_image_processor_that_keeps_proportions_is_told(tiny_copy):
         preprocessing(checkpoint_from_directory(directory))
 
 
-def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, tmp_path):
+def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, traces, tmp_path):
     directory = tiny_copy("vicuna")
     config = json.loads((directory / "config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 3
@@ -133,4 +133,6 @@ def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, tmp_path):
     checkpoint = checkpoint_from_directory(directory)
     message = r"vision_model\.encoder\.layers\.2\..* is missing \(nearest: vision_model"
     with pytest.raises(CheckpointError, match=message):
-        graphs_from_checkpoint(checkpoint, parse_precision("fp32"), tmp_path, Silent())
+        graphs_from_checkpoint(
+            checkpoint, parse_precision("fp32"), tmp_path, Silent(), traces=traces
+        )

@@ -22,7 +22,7 @@ ALL = [(kind, precision) for kind in KINDS for precision in ("fp32", "fp16")]
 
 
 @pytest.fixture(scope="module")
-def exported(tiny, checkpoints, tmp_path_factory):
+def exported(tiny, checkpoints, traces, tmp_path_factory):
     """Graphs of a tiny checkpoint, by kind and precision, made once."""
     made, pictures = {}, checkpoints / "heldout"
 
@@ -33,7 +33,12 @@ def exported(tiny, checkpoints, tmp_path_factory):
             policy = parse_precision(precision)
             options = QuantisationOptions(calibration=pictures if precision == "fp8" else None)
             graphs = graphs_from_checkpoint(
-                checkpoint, policy, directory, Silent(), quantisations(policy, options)
+                checkpoint,
+                policy,
+                directory,
+                Silent(),
+                quantisations(policy, options),
+                traces=traces,
             )
             made[kind, precision] = checkpoint, graphs
         return made[kind, precision]
@@ -77,13 +82,14 @@ def test_unchanged_weights_are_the_checkpoints_own_bytes(exported):
         assert weights.samefile(checkpoint.files[0])
 
 
-def test_no_matrix_is_copied_where_the_checkpoint_has_the_builds_dtype(tiny_copy, tmp_path):
+def test_no_matrix_is_copied_where_the_checkpoint_has_the_builds_dtype(tiny_copy, traces, tmp_path):
     directory = tiny_copy("flant5")
     tensors = load_file(directory / "model.safetensors")
     halves = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
     save_file(halves, directory / "model.safetensors")
     checkpoint = checkpoint_from_directory(directory)
-    graphs = graphs_from_checkpoint(checkpoint, parse_precision("fp16"), tmp_path, Silent())
+    policy = parse_precision("fp16")
+    graphs = graphs_from_checkpoint(checkpoint, policy, tmp_path, Silent(), traces=traces)
     for graph in graphs:
         for tensor in onnx.load(graph.path, load_external_data=False).graph.initializer:
             place = {entry.key: entry.value for entry in tensor.external_data}
@@ -93,7 +99,9 @@ def test_no_matrix_is_copied_where_the_checkpoint_has_the_builds_dtype(tiny_copy
         assert proof.figures["passed"]
 
 
-def test_pieces_of_bin_give_the_same_graphs_and_are_not_copied(exported, tiny_copy, tmp_path):
+def test_pieces_of_bin_give_the_same_graphs_and_are_not_copied(
+    exported, tiny_copy, traces, tmp_path
+):
     directory = tiny_copy("vicuna")
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
@@ -106,7 +114,9 @@ def test_pieces_of_bin_give_the_same_graphs_and_are_not_copied(exported, tiny_co
     (tmp_path / "graphs").mkdir()
     checkpoint = checkpoint_from_directory(directory)
     policy = parse_precision("fp32")
-    graphs = graphs_from_checkpoint(checkpoint, policy, tmp_path / "graphs", Silent())
+    graphs = graphs_from_checkpoint(
+        checkpoint, policy, tmp_path / "graphs", Silent(), traces=traces
+    )
     _, wanted = exported("vicuna", "fp32")
     assert [graph.digest for graph in graphs] == [graph.digest for graph in wanted]
     own = {path.stat().st_ino for path in checkpoint.files}

@@ -68,7 +68,7 @@ def test_a_config_without_a_part_is_told(tiny_copy):
         checkpoint_from_directory(directory)
 
 
-def test_a_projection_of_the_wrong_width_is_told(tiny_copy, tmp_path):
+def test_a_projection_of_the_wrong_width_is_told(tiny_copy, traces, tmp_path):
     weights = tiny_copy("minigpt4-merge") / "model.safetensors"
     tensors = load_file(weights)
     tensors["language_projection.weight"] = tensors["language_projection.weight"][:, :-32].clone()
@@ -76,4 +76,6 @@ def test_a_projection_of_the_wrong_width_is_told(tiny_copy, tmp_path):
     checkpoint = checkpoint_from_directory(weights.parent)
     message = r"language_projection\.weight has shape \[32, 96\], wanted \[32, 128\]"
     with pytest.raises(CheckpointError, match=message):
-        graphs_from_checkpoint(checkpoint, parse_precision("fp32"), tmp_path, Silent())
+        graphs_from_checkpoint(
+            checkpoint, parse_precision("fp32"), tmp_path, Silent(), traces=traces
+        )

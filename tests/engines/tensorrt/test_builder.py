@@ -28,6 +28,7 @@ from export.manifest import Manifest
 from export.precision import parse_precision
 from export.progress import Silent
 from export.quantisation.options import QuantisationOptions, quantisations
+from export.trace_cache import TraceCache
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -113,7 +114,12 @@ def test_exported_components_become_plans(
     ],
 )
 def test_narrow_and_calibrated_graphs_become_plans(
-    checkpoints: Path, tmp_path: Path, library: Library, precision: str, layers: set[str]
+    checkpoints: Path,
+    traces: TraceCache,
+    tmp_path: Path,
+    library: Library,
+    precision: str,
+    layers: set[str],
 ) -> None:
     checkpoint = checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna")
     policy = parse_precision(f"vision_encoder={precision}")
@@ -125,6 +131,7 @@ def test_narrow_and_calibrated_graphs_become_plans(
         tmp_path,
         Silent(),
         quantisations(policy, options).get("vision_encoder"),
+        traces=traces,
     )
     plan = plan_from_onnx(
         VerifiedGraph.without_proof(graph, reason="the plan alone is looked at"),
