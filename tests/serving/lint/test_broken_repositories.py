@@ -249,6 +249,25 @@ CASES = [
         told="failed to open text file",
     ),
     case(
+        "ensemble-steps",
+        ENSEMBLE,
+        "{ # gives nothing",
+        ('    {\n      model_name: "first"', '    { # gives nothing\n      model_name: "first"'),
+        ('      output_map { key: "b" value: "b" }\n', ""),
+        told="must specify 'output_map'",
+        others=("tensor-unmade",),
+    ),
+    case(
+        "step-version",
+        ENSEMBLE,
+        "{ # of no version",
+        (
+            '    {\n      model_name: "first"\n      model_version: -1',
+            '    { # of no version\n      model_name: "first"',
+        ),
+        told="required version 0",
+    ),
+    case(
         "two-schedulers",
         ENSEMBLE,
         "dynamic_batching",
@@ -627,6 +646,10 @@ CASES = [
     ),
 ]
 HARMLESS = [
+    case("", ENSEMBLE, "", before_steps("instance_group [ ]")),
+    case("", ENSEMBLE, "", before_steps("model_warmup [ ]")),
+    case("", ENSEMBLE, "", before_steps('backend: ""')),
+    case("", ENSEMBLE, "", before_steps('default_model_filename: "x"')),
     case("", FIRST, "", ("\n", "\r\n"), ("max_batch_size: 4", "max_batch_size:\f\v0x4")),
     case("", FIRST, "", (tensor("b"), tensor("b").replace("[ 4 ]", "4"))),
     case("", FIRST, "", below(warm().replace("batch_size: 1", "batch_size: 0"))),
