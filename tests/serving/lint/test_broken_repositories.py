@@ -142,7 +142,6 @@ def case(rule: str, file: str, at: str, *edits: tuple[str, str], told: str = "",
 
 UNREAD = "failed to read text proto"
 CASES = [
-    case("warmup-inputs", FIRST, '"zz"', below(warm(key="zz")), told="missing required input"),
     Case("config-missing", FIRST, "", {FIRST: None}, "failed to open text file"),
     case(
         "config-syntax", FIRST, "count: 1 ]", (GROUP, "instance_group [ { count: 1 ]"), told=UNREAD
@@ -155,6 +154,7 @@ CASES = [
         told=UNREAD,
     ),
     case("unknown-value", FIRST, "KIND_GPUU", ("KIND_CPU", "KIND_GPUU"), told=UNREAD),
+    case("unknown-value", FIRST, ": 9", ("KIND_CPU", "9"), told="unexpected kind"),
     case(
         "unknown-field", FIRST, "99", ("max_batch_size: 4", "max_batch_size: 4 99: 1"), told=UNREAD
     ),
@@ -164,6 +164,20 @@ CASES = [
     case("config-syntax", FIRST, 'name: "first"', ("name", "\ufeffname"), told=UNREAD),
     case("config-encoding", FIRST, "# caf", below("# caf\udce9")),
     Case("no-model", "plain", "", {"plain/notes": ""}, "failed to open text file"),
+    case(
+        "backend-misspelt",
+        FIRST,
+        "pyton",
+        ('"python"', '"pyton"'),
+        told="unable to find backend library",
+    ),
+    case(
+        "backend-misspelt",
+        FIRST,
+        "onnxruntime_onnx",
+        ('"python"', '"onnxruntime_onnx"'),
+        told="unable to find backend library",
+    ),
     case(
         "python-environment",
         FIRST,
@@ -247,6 +261,33 @@ CASES = [
         "labels",
         (tensor("b"), tensor("b").replace("dims", 'label_filename: "labels.txt" dims')),
         told="failed to open text file",
+    ),
+    case(
+        "preferred-batch-size-range",
+        FIRST,
+        "preferred",
+        below(
+            "sequence_batching { oldest {\nmax_candidate_sequences: 4\n"
+            "preferred_batch_size: [ 8 ] } }"
+        ),
+        told="must be <= max batch size",
+    ),
+    case(
+        "priority-levels",
+        FIRST,
+        "preserve_ordering",
+        below(
+            "dynamic_batching { priority_levels: 2 default_priority_level: 1\n"
+            "preserve_ordering: true }"
+        ),
+        told="Only one priority level",
+    ),
+    case(
+        "cache-sequence",
+        FIRST,
+        "response_cache",
+        below("sequence_batching { }\nresponse_cache { enable: true }"),
+        told="with sequence batching",
     ),
     case(
         "ensemble-steps",
@@ -401,6 +442,28 @@ CASES = [
     ),
     case("warmup-batch", FIRST, "batch_size: 9", below(warm(batch=9)), told="max allowed is 4"),
     case(
+        "warmup-inputs",
+        FIRST,
+        "# sample",
+        below(warm(key="zz")),
+        told="missing required input",
+        others=("warmup-unknown",),
+    ),
+    case(
+        "warmup-inputs",
+        FIRST,
+        "model_warmup",
+        (INPUT, INPUT.replace("]", "] optional: true")),
+        below('model_warmup [ { name: "none" batch_size: 1 } ]'),
+        told="request has 0 inputs",
+    ),
+    case(
+        "warmup-unknown",
+        FIRST,
+        '"zz"',
+        below(warm().replace("inputs", f'inputs {{ key: "zz" value {{ {ZERO} }} }}\n    inputs')),
+    ),
+    case(
         "warmup-type",
         FIRST,
         "INT32",
@@ -420,6 +483,16 @@ CASES = [
         "input_data_file",
         below(warm(value='data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "gone"')),
         told="failed to open",
+    ),
+    Case(
+        "warmup-data",
+        FIRST,
+        "input_data_file",
+        {
+            FIRST: [below(warm(value='data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "d"'))],
+            "first/warmup/d": "8 bytes.",
+        },
+        "expects 16 bytes",
     ),
     case(
         "gpus-without-gpu",
@@ -834,6 +907,15 @@ def test_a_version_that_is_no_plain_number_is_no_version(name, tmp_path):
     found = {one.rule.id: one.message for one in lint(tmp_path).findings}
     assert f"there is {name}" in found["version-missing"]
     assert ("version-name" in found) == (name not in ("²", "\uff11", "v1"))
+
+
+@pytest.mark.parametrize("value", ["99", "-3"])
+def test_a_number_that_no_data_type_has_is_shown_as_it_is(value, tmp_path):
+    files = dict(HEALTHY)
+    files[SECOND] = files[SECOND].replace("TYPE_FP32", value, 1)
+    found = {one.rule.id: one.message for one in lint(write(files, tmp_path)).findings}
+    assert f"data_type has no value {value}" in found["unknown-value"]
+    assert f"'b' is {value} as second's input" in found["step-data-type"]
 
 
 @pytest.mark.parametrize(("mark", "name"), [(b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16")])
