@@ -788,7 +788,7 @@ def test_the_fault_is_named_with_its_file_and_line(case, tmp_path):
 def test_every_rule_that_a_plain_server_can_be_asked_of_has_a_repository_here():
     asked = {rule.id for rule in RULES.values() if rule.server != Verdict.UNASKED}
     elsewhere = {"python-model", "gpu-for-cpu-engine", "limits-differ", "build-place"}
-    elsewhere |= {"config-unreadable", "version-name"}
+    elsewhere |= {"build-files", "config-unreadable", "version-name"}
     assert asked == {case.rule for case in CASES} | elsewhere
 
 
