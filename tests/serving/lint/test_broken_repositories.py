@@ -179,16 +179,6 @@ CASES = [
         told="unable to find backend library",
     ),
     case(
-        "python-environment",
-        FIRST,
-        "gone.tar.gz",
-        below(
-            'parameters { key: "EXECUTION_ENV_PATH"'
-            ' value { string_value: "$$TRITON_MODEL_DIRECTORY/gone.tar.gz" } }'
-        ),
-        told="canonical path",
-    ),
-    case(
         "version-policy",
         FIRST,
         "latest",
@@ -281,6 +271,48 @@ CASES = [
             "preserve_ordering: true }"
         ),
         told="Only one priority level",
+    ),
+    *(
+        case(
+            "sequence-control",
+            FIRST,
+            "# control",
+            below(
+                'sequence_batching { control_input [ { name: "S" control [\n'
+                f"{{ # control\n kind: CONTROL_SEQUENCE_{control} }} ] }} ] }}"
+            ),
+            told=told,
+        )
+        for control, told in (
+            ("START", "must specify either"),
+            ("READY int32_false_true: [ 0 ]", "exactly 2 entries"),
+            ("END int32_false_true: [ 0, 1 ] bool_false_true: [ false, true ]", "more than one"),
+            ("CORRID data_type: TYPE_FP32", "unexpected data type"),
+        )
+    ),
+    case(
+        "sequence-control",
+        FIRST,
+        "# again",
+        below(
+            "sequence_batching {\n"
+            'control_input { name: "S" control { kind: CONTROL_SEQUENCE_START '
+            "fp32_false_true: [ 0, 1 ] } }\n"
+            'control_input { name: "T" control { # again\nkind: CONTROL_SEQUENCE_START '
+            "fp32_false_true: [ 0, 1 ] } } }"
+        ),
+        told="multiple CONTROL_SEQUENCE_START",
+    ),
+    case(
+        "sequence-state",
+        FIRST,
+        "data_file",
+        below(
+            'sequence_batching { state { input_name: "s" output_name: "t" data_type: TYPE_FP32\n'
+            'dims: [ 1 ] initial_state { name: "zero" data_type: TYPE_FP32 dims: [ 1 ]\n'
+            'data_file: "gone" } } }'
+        ),
+        told="failed to open text file",
     ),
     case(
         "cache-sequence",
@@ -448,14 +480,6 @@ CASES = [
         below(warm(key="zz")),
         told="missing required input",
         others=("warmup-unknown",),
-    ),
-    case(
-        "warmup-inputs",
-        FIRST,
-        "model_warmup",
-        (INPUT, INPUT.replace("]", "] optional: true")),
-        below('model_warmup [ { name: "none" batch_size: 1 } ]'),
-        told="request has 0 inputs",
     ),
     case(
         "warmup-unknown",
@@ -719,6 +743,31 @@ CASES = [
     ),
 ]
 HARMLESS = [
+    case(
+        "",
+        FIRST,
+        "",
+        below(
+            'sequence_batching { control_input { name: "S" control { kind: CONTROL_SEQUENCE_START '
+            'fp32_false_true: [ 0, 1 ] } } control_input { name: "I" control { '
+            "kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } } }"
+        ),
+    ),
+    Case(
+        "",
+        FIRST,
+        "",
+        {
+            FIRST: [
+                below(
+                    warm(
+                        batch=2, value=ZERO.replace("zero_data: true", 'input_data_file: "one row"')
+                    )
+                )
+            ],
+            "first/warmup/one row": "16 bytes of row.",
+        },
+    ),
     case("", ENSEMBLE, "", before_steps("instance_group [ ]")),
     case("", ENSEMBLE, "", before_steps("model_warmup [ ]")),
     case("", ENSEMBLE, "", before_steps('backend: ""')),
@@ -788,7 +837,7 @@ def test_the_fault_is_named_with_its_file_and_line(case, tmp_path):
 def test_every_rule_that_a_plain_server_can_be_asked_of_has_a_repository_here():
     asked = {rule.id for rule in RULES.values() if rule.server != Verdict.UNASKED}
     elsewhere = {"python-model", "gpu-for-cpu-engine", "limits-differ", "build-place"}
-    elsewhere |= {"build-files", "config-unreadable", "version-name"}
+    elsewhere |= {"build-files", "config-unreadable", "python-environment", "version-name"}
     assert asked == {case.rule for case in CASES} | elsewhere
 
 
@@ -876,9 +925,17 @@ def old_version(models):
     (models / "first" / "1").rename(models / "first" / "1.old")
 
 
+def lost_environment(models):  # not with the others: it can bring down a server that is busy
+    (models / FIRST).write_text(
+        HEALTHY[FIRST] + 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: '
+        '"$$TRITON_MODEL_DIRECTORY/gone.tar.gz" } }'
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "rule", "path"),
     [
+        (lost_environment, "python-environment", FIRST),
         (refuse_config, "config-unreadable", "first/config.pbtxt"),
         (link_nowhere, "link-broken", "ghost"),
         (large_version, "version-name", "first/99999999999999999999"),
@@ -924,6 +981,15 @@ def test_a_byte_order_mark_is_named(mark, name, tmp_path):
     config.write_bytes(mark + config.read_bytes())
     found = {one.rule.id: one.message for one in lint(tmp_path).findings}
     assert f"byte order mark of {name};" in found["config-syntax"]
+
+
+def test_a_warm_up_without_inputs_is_named(tmp_path):
+    """The server said "request has 0 inputs"; it is not asked, as failed warm-ups can end it."""
+    files = dict(HEALTHY)
+    files[FIRST] = files[FIRST].replace(INPUT, INPUT.replace("]", "] optional: true"))
+    files[FIRST] += 'model_warmup [ { name: "none" batch_size: 1 } ]'
+    (found,) = lint(write(files, tmp_path)).findings
+    assert (found.rule.id, found.message) == ("warmup-inputs", "warm-up 'none' has no inputs")
 
 
 def test_of_a_long_line_the_reason_is_shown(tmp_path):
