@@ -60,6 +60,8 @@ def read_config(path: Path) -> ModelConfig:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except OSError as error:
         raise ServingError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ServingError(f"{path} is not UTF-8: {error.reason}, at {error.start}") from error
     except text_format.ParseError as error:
         raise ServingError(f"{path} is not a Triton model config: {error}") from error
 

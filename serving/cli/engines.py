@@ -45,7 +45,7 @@ def command() -> None:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Directory of the plans. Default: <BUILD>-<engine>, beside it.",
 )
 @plan_options

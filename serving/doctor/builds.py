@@ -14,6 +14,7 @@ from engines.findings import Finding
 from export.contract import Contract
 from export.errors import IblipError, ServingError
 from export.manifest import Manifest
+from serving.build_files import faults, files_of_build
 from serving.doctor.machine import Machine
 from serving.memory import gib, memory_of_build
 from serving.model_config import backend_of, read_config
@@ -56,7 +57,7 @@ def findings_of_build(
     try:
         manifest = Manifest.read(directory)
         backends = triton_backends(directory, manifest)
-    except IblipError as error:
+    except (IblipError, OSError) as error:
         return BuildFindings(directory=directory, name=None, here=(_no_build(error),))
     files = tuple(_files(directory, manifest))
     here = (*_components(manifest, backends, place_here(machine)), *_vllm(manifest, machine))
@@ -111,7 +112,7 @@ def triton_backends(directory: Path, manifest: Manifest) -> dict[str, str]:
     return backends
 
 
-def _no_build(error: IblipError) -> Finding:
+def _no_build(error: Exception) -> Finding:
     return Finding(
         title="build",
         verdict="problem",
@@ -126,28 +127,19 @@ def _noted(finding: Finding) -> Finding:
 
 
 def _files(directory: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Whether every engine file of the manifest is there, and as large as it was."""
-    files = [
-        (path, record.engine.details.get("bytes") if len(record.engine.files) == 1 else None)
-        for record in manifest.components.values()
-        for path in record.engine.files.values()
-    ]
-    odd = [
-        f"{path} ({'another size' if (directory / path).is_file() else 'missing'})"
-        for path, size in files
-        if not (directory / path).is_file()
-        or (size is not None and (directory / path).stat().st_size != size)
-    ]
+    """Whether every file that serving it opens is there, and as large as it was."""
+    files = files_of_build(manifest)
+    odd = [f"{path} ({fault})" for path, fault in faults(directory, files)]
     if odd:
         yield Finding(
-            title="engine files",
+            title="files",
             verdict="problem",
             found=", ".join(odd),
             wanted="every file of the manifest, as it was built",
             remedy="Copy the build again, whole and with its links, or build it again.",
         )
     else:
-        yield Finding(title="engine files", verdict="ok", found=f"all {len(files)} are there")
+        yield Finding(title="files", verdict="ok", found=f"all {len(files)} are there")
 
 
 def _components(manifest: Manifest, backends: Mapping[str, str], place: Place) -> Iterator[Finding]:

@@ -381,19 +381,30 @@ def container_driver(container: Container, machine: Machine) -> Finding:
             remedy=f"Where the container runs on a GPU, the driver is {wanted}.",
         )
     old = [gpu for gpu in has.gpus if _capability(gpu.capability) < LEAST_CAPABILITY]
-    if numbers(has.version)[0] < least or old:
-        gpus = "".join(f", {gpu.name} ({gpu.capability})" for gpu in old)
+    gpus = "".join(f", {gpu.name} ({gpu.capability})" for gpu in old)
+    if old and len(old) == len(has.gpus):
         return Finding(
             title=title,
             verdict="problem",
             found=has.version + gpus,
-            wanted=f"{wanted}, and GPUs from sm{LEAST_CAPABILITY[0]}{LEAST_CAPABILITY[1]} on",
+            wanted=f"a GPU from sm{LEAST_CAPABILITY[0]}{LEAST_CAPABILITY[1]} on",
+            remedy="Run it on a machine that has one, or take an older container.",
+        )
+    if numbers(has.version)[0] < least:
+        return Finding(
+            title=title,
+            verdict="problem",
+            found=has.version,
+            wanted=wanted,
             remedy="Update the driver. Data-centre GPUs may keep an older one where CUDA's forward "
             "compatibility says so; else take an older container.",
         )
     if container.driver and numbers(has.version) < numbers(container.driver):
         text = "CUDA runs on it with less than all its features (minor version compatibility)."
         return Finding(title=title, verdict="note", found=has.version, remedy=text)
+    if old:
+        text = "It does not run on the GPUs that are named: give it the others (`--gpus`)."
+        return Finding(title=title, verdict="note", found=has.version + gpus, remedy=text)
     return Finding(title=title, verdict="ok", found=has.version)
 
 

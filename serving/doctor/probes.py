@@ -30,7 +30,8 @@ LOADED: Mapping[str, str] = {
 """Package to the module that is loaded to see whether it works. torchvision is not needed; where it
 does not fit torch, transformers' InstructBLIP does not load."""
 
-_PATIENCE_S = 120.0
+PATIENCE_S = 120.0
+"""How long a package may take to load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +145,17 @@ def load_faults(packages: Mapping[str, str]) -> dict[str, str]:
     faults = {}
     for package, module in LOADED.items():
         if package in packages:
-            done = subprocess.run(
-                [sys.executable, "-c", f"import {module}"],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_PATIENCE_S,
-            )
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-c", f"import {module}"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=PATIENCE_S,
+                )
+            except subprocess.TimeoutExpired:
+                faults[package] = f"it takes longer than {PATIENCE_S:.0f} seconds"
+                continue
             if done.returncode:
                 said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
                 faults[package] = said[-1]

@@ -59,7 +59,9 @@ def normal(name: str) -> str:
 
 def installed() -> dict[str, str]:
     """Every installed package of this Python, by normal name, and its version."""
-    return {normal(one.metadata["Name"]): one.version for one in metadata.distributions()}
+    found = {one.metadata["Name"]: one for one in metadata.distributions()}
+    # What is left of a package that was not removed whole has no name.
+    return {normal(name): one.version for name, one in found.items() if name}
 
 
 def requirements() -> dict[str, tuple[Requirement, ...]]:

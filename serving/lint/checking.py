@@ -90,5 +90,6 @@ def _findings(
 
 def _shown(fault: Fault, model: Model, directory: Path) -> str:
     path = fault.path or model.config_path
-    base = directory if path.is_relative_to(directory) else path.parents[1]
+    # Of a repository that is named by its own, relative path its build is found by an absolute one.
+    base = directory if path.is_relative_to(directory) else model.path.parent
     return path.relative_to(base).as_posix()

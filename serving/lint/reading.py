@@ -6,17 +6,18 @@ message, and says why.
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from engines.containers import find_container
 from export.errors import InputError
 from export.manifest import MANIFEST, ComponentRecord, Manifest
 from serving.lint.rule import Fault
-from serving.lint.text_format import Node, Step, tree_of
+from serving.lint.text_format import Node, Step, odd_space, tree_of
 from serving.model_config import ModelConfig, backend_of
 from serving.repository import REPOSITORY
 
@@ -31,6 +32,22 @@ FILES: Mapping[str, str] = {
 }
 """What each backend looks for in a version's folder, unless `default_model_filename` names it."""
 
+MARKS: Mapping[bytes, str] = {
+    b"\xef\xbb\xbf": "UTF-8",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""What editors put at the head of a file, and of which encoding it tells."""
+
+LONGEST = 240
+"""Characters of protobuf's message that are shown: it has the whole line in it."""
+
+LARGEST_VERSION = 2**63 - 1
+"""Triton keeps versions in 64 bits, with a sign."""
+
+_VERSION = re.compile(r"0|[1-9][0-9]*", re.ASCII)
+"""Triton passes over what begins with a 0 and goes on."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -40,13 +57,15 @@ class Model:
         path: of the folder.
         config: `None` where there is none, or none that can be parsed.
         tree: the config's fields and their lines; empty where there is none.
-        fault: why there is no `config`.
+        fault: why Triton has no `config`; of no line where there is no text either.
+        damage: of a text that is not all UTF-8, where that begins.
     """
 
     path: Path
     config: ModelConfig
     tree: Node
     fault: Fault | None = None
+    damage: Fault | None = None
 
     @property
     def name(self) -> str:
@@ -61,8 +80,14 @@ class Model:
     @cached_property
     def versions(self) -> tuple[Path, ...]:
         """The folders of its versions, in their order."""
-        found = [one for one in self.path.iterdir() if one.name.isdigit() and one.is_dir()]
+        found = [one for one in self.folders if is_version(one.name)]
         return tuple(sorted(found, key=lambda one: int(one.name)))
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder in its own, by name; none where it is a link to nothing."""
+        inside = self.path.iterdir() if self.path.is_dir() else ()
+        return tuple(sorted(one for one in inside if one.is_dir()))
 
     @property
     def ensemble(self) -> bool:
@@ -80,9 +105,17 @@ class Model:
         if told or self.config.platform:
             return told
         named = self.config.default_model_filename
-        there = {path.name for folder in self.versions for path in folder.iterdir()}
-        wanted = {named} if named else there
-        return next((backend for backend, name in FILES.items() if name in wanted), "")
+        return self.guess({named} if named else None)
+
+    def guess(self, names: set[str] | None = None) -> str:
+        """The backend that Triton takes such files to be for; empty where it takes none.
+
+        Args:
+            names: of files; `None` is what the versions have.
+        """
+        if names is None:
+            names = {path.name for folder in self.versions for path in folder.iterdir()}
+        return next((backend for backend, name in FILES.items() if name in names), "")
 
     @property
     def decoupled(self) -> bool:
@@ -92,6 +125,29 @@ class Model:
     def line(self, *path: Step) -> int:
         """The line of a field, or of what is nearest above it."""
         return self.tree.line_of(*path)
+
+
+def value_name(enum: Any, number: int) -> str:
+    """What Triton calls a value of an enumeration; its number where it knows none of that number.
+
+    Args:
+        enum: such as `model_config_pb2.DataType`.
+        number: of the value: a config may have any.
+    """
+    value = enum.DESCRIPTOR.values_by_number.get(number)
+    return str(number) if value is None else str(value.name)
+
+
+def parameters_of(model: Model) -> dict[str, str]:
+    """The parameters of its config."""
+    if model.config is None:
+        return {}
+    return {name: one.string_value for name, one in model.config.parameters.items()}
+
+
+def is_version(name: str) -> bool:
+    """Whether Triton takes a folder of that name for a version, and opens it under its number."""
+    return bool(_VERSION.fullmatch(name)) and int(name) <= LARGEST_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +209,7 @@ def read_repository(directory: Path, server: Server = PIP_SERVER) -> Repository:
     """Reads a build directory, or any folder of models.
 
     Raises:
-        InputError: there is no such directory, it is one model, or it has none.
+        InputError: there is no such directory, it is one model, it has none, or it cannot be read.
         BuildDirectoryError: it has a manifest that cannot be read.
     """
     if not directory.is_dir():
@@ -161,14 +217,19 @@ def read_repository(directory: Path, server: Server = PIP_SERVER) -> Repository:
             f"there is no directory {directory}; wanted a build, or a folder of Triton models"
         )
     if (directory / CONFIG).is_file():
-        raise InputError(f"{directory} is one model; give the folder above it: {directory.parent}")
+        above = directory.absolute().parent
+        raise InputError(f"{directory} is one model; give the folder above it: {above}")
     build = next((one for one in _builds(directory) if (one / MANIFEST).is_file()), None)
     path = directory if build is None else build / REPOSITORY
-    names = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
-    models = {name: read_model(path / name) for name in names if (path / name).is_dir()}
+    try:
+        found = sorted(path.iterdir()) if path.is_dir() else []
+        # Triton reads no model of a repository in which a link leads to nothing.
+        models = {one.name: read_model(one) for one in found if one.is_dir() or not one.exists()}
+        manifest = None if build is None else Manifest.read(build)
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
     if not models:
         raise InputError(f"{path} has no models: each is a folder with a {CONFIG}")
-    manifest = None if build is None else Manifest.read(build)
     return Repository(path, models, directory=build, manifest=manifest, server=server)
 
 
@@ -184,18 +245,41 @@ def read_model(path: Path) -> Model:
 
     config_path = path / CONFIG
     try:
-        text = config_path.read_text(encoding="utf-8")
+        raw = config_path.read_bytes()
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        return Model(path, None, Node(line=1), Fault(f"{CONFIG} cannot be read: {reason}"))
-    except UnicodeDecodeError as error:
-        return Model(path, None, Node(line=1), Fault(f"{CONFIG} is not UTF-8 text: {error}"))
+        return Model(path, None, Node(line=1), Fault(f"{CONFIG} cannot be read: {error.strerror}"))
+    mark = next((mark for mark in MARKS if raw.startswith(mark)), None)
+    if mark is not None:
+        message = f"it begins with a byte order mark of {MARKS[mark]}; wanted UTF-8 without one"
+        return Model(path, None, Node(line=1), Fault(message, line=1))
+    text, damage = _decoded(raw)
     tree = tree_of(text)
     config = model_config_pb2.ModelConfig()
     try:
         # Fields that nobody knows have a rule of their own, and the others are still asked.
         text_format.Parse(text, config, allow_unknown_field=True)
     except text_format.ParseError as error:
-        message = str(error).partition(": ")[2].strip() or str(error)
-        return Model(path, None, tree, Fault(message, line=error.GetLine()))
-    return Model(path, config, tree)
+        fault = Fault(_reason(str(error)), line=error.GetLine())
+        return Model(path, None, tree, fault, damage)
+    odd = odd_space(text)
+    if odd is not None:
+        line, character = odd
+        message = f"there is U+{ord(character):04X} between words; wanted spaces, tabs or line ends"
+        return Model(path, config, tree, Fault(message, line=line), damage)
+    return Model(path, config, tree, damage=damage)
+
+
+def _decoded(raw: bytes) -> tuple[str, Fault | None]:
+    """A text, and where it is not UTF-8: Triton reads such a file all the same."""
+    try:
+        return raw.decode(), None
+    except UnicodeDecodeError as error:
+        byte, line = raw[error.start], raw.count(b"\n", 0, error.start) + 1
+        return raw.decode(errors="replace"), Fault(f"the byte 0x{byte:02x} is no UTF-8", line=line)
+
+
+def _reason(message: str) -> str:
+    """What protobuf says of a text, less the place, and as much of its line as helps."""
+    place, _, rest = message.partition(": ")
+    words = " ".join((rest or place).split())
+    return words if len(words) <= LONGEST else f"{words[:20]} … {words[20 - LONGEST :]}"

@@ -17,6 +17,10 @@ _TOKEN = re.compile(
       | (?P<word>[^\s,;{}<>\[\]:"'\#]+)""",
     re.VERBOSE,
 )
+SPACE = frozenset(" \t\n\r\v\f")
+"""What stands between words. protobuf's parser in C++, which Triton has, knows no other; that in
+Python knows all of Unicode's."""
+
 _CLOSING = {"{": "}", "<": ">"}
 
 
@@ -99,6 +103,16 @@ def tree_of(text: str) -> Node:
     return root
 
 
+def odd_space(text: str) -> tuple[int, str] | None:
+    """The first space between words that is none to Triton, after its line; `None` of none."""
+    for skipped, line in _matches(text):
+        if skipped.lastgroup == "skip" and not skipped[0].startswith("#"):
+            for at, character in enumerate(skipped[0]):
+                if character not in SPACE and character not in ",;":
+                    return line + skipped[0].count("\n", 0, at), character
+    return None
+
+
 class _Reader:
     """Tokens of a text, one after another."""
 
@@ -166,12 +180,16 @@ class _Reader:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int]]:
+    return ((match[0], line) for match, line in _matches(text) if match.lastgroup != "skip")
+
+
+def _matches(text: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Words, marks, and what is skipped, each with the line on which it begins."""
     line, at = 1, 0
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:  # a quote without an end: the real parser says so
             return
-        if match.lastgroup != "skip":
-            yield match[0], line
+        yield match, line
         line += match[0].count("\n")
         at = match.end()

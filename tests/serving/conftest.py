@@ -94,6 +94,10 @@ def make_build(tmp_path: Path) -> Callable[..., tuple[Path, Manifest]]:
             file = directory / record.engine.files["model"]
             file.parent.mkdir(parents=True)
             file.write_bytes(f"{file.suffix[1:]} of {name}".encode())
+        for path in (manifest.text.tokenizer, manifest.text.qformer_tokenizer):
+            if path is not None:
+                (directory / path).parent.mkdir(exist_ok=True)
+                (directory / path).write_text("{}")
         return directory, manifest
 
     return make

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import Model, Repository, value_name
 from serving.lint.rule import Fault, Rule, Severity, Verdict
 from serving.lint.tensor_shapes import fits
 from serving.lint.text_format import Entry
@@ -31,13 +34,17 @@ def _preferred(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def _too_large(model: Model, repository: Repository) -> Iterator[Fault]:
-    most = model.config.max_batch_size
-    for size in model.config.dynamic_batching.preferred_batch_size:
-        if not 1 <= size <= most:
-            line = model.line("dynamic_batching", "preferred_batch_size")
-            yield Fault(
-                f"preferred_batch_size has {size}; wanted 1 to max_batch_size, {most}", line
-            )
+    most, config = model.config.max_batch_size, model.config
+    places = {
+        ("dynamic_batching",): config.dynamic_batching,
+        ("sequence_batching", "oldest"): config.sequence_batching.oldest,
+    }
+    for place, batching in places.items():
+        for size in batching.preferred_batch_size:
+            if not 1 <= size <= most:
+                line = model.line(*place, "preferred_batch_size")
+                message = f"preferred_batch_size has {size}; wanted 1 to max_batch_size, {most}"
+                yield Fault(message, line)
 
 
 def _queue(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -54,6 +61,9 @@ def _priority(model: Model, repository: Repository) -> Iterator[Fault]:
     batching = model.config.dynamic_batching
     levels, default = batching.priority_levels, batching.default_priority_level
     wanted = f"wanted 1 to priority_levels, {levels}"
+    if levels > 1 and batching.preserve_ordering:
+        line = model.line("dynamic_batching", "preserve_ordering")
+        yield Fault(f"preserve_ordering with {levels} priority_levels; wanted one", line)
     if levels and not 1 <= default <= levels:
         line = model.line("dynamic_batching", "default_priority_level")
         yield Fault(f"default_priority_level is {default}; {wanted}", line)
@@ -66,6 +76,12 @@ def _priority(model: Model, repository: Repository) -> Iterator[Fault]:
 def _cache_decoupled(model: Model, repository: Repository) -> Iterator[Fault]:
     if model.config.response_cache.enable and streams(model, repository):
         yield Fault("a response cache on a decoupled model", model.line("response_cache"))
+
+
+def _cache_sequence(model: Model, repository: Repository) -> Iterator[Fault]:
+    if model.config.response_cache.enable and model.config.HasField("sequence_batching"):
+        line = model.line("response_cache")
+        yield Fault("a response cache on a model that batches sequences", line)
 
 
 def _cache_text(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -106,13 +122,22 @@ def _warm_batch(model: Model, repository: Repository) -> Iterator[Fault]:
 def _warm_names(model: Model, repository: Repository) -> Iterator[Fault]:
     known = {tensor.name: tensor.optional for tensor in model.config.input}
     for index, sample in _samples(model):
-        for name in sorted(sample.inputs.keys() - known.keys()):
-            line = model.line("model_warmup", index, "inputs", Entry(name))
-            yield Fault(f"warm-up {sample.name!r} has {name!r}, which is no input", line)
+        if not sample.inputs:
+            line = model.line("model_warmup", index)
+            yield Fault(f"warm-up {sample.name!r} has no inputs", line)
+            continue
         missing = [name for name, optional in known.items() if not optional]
         for name in sorted(set(missing) - sample.inputs.keys()):
             line = model.line("model_warmup", index)
             yield Fault(f"warm-up {sample.name!r} has no input {name!r}", line)
+
+
+def _warm_unknown(model: Model, repository: Repository) -> Iterator[Fault]:
+    known = {tensor.name for tensor in model.config.input}
+    for index, sample in _samples(model):
+        for name in sorted(sample.inputs.keys() - known):
+            line = model.line("model_warmup", index, "inputs", Entry(name))
+            yield Fault(f"warm-up {sample.name!r} has {name!r}, which is no input", line)
 
 
 def _warm_inputs(model: Model) -> Iterator[tuple[str, Any, Any, int]]:
@@ -127,7 +152,7 @@ def _warm_inputs(model: Model) -> Iterator[tuple[str, Any, Any, int]]:
 def _warm_type(model: Model, repository: Repository) -> Iterator[Fault]:
     from tritonclient.grpc import model_config_pb2
 
-    named = model_config_pb2.DataType.Name
+    named = partial(value_name, model_config_pb2.DataType)
     for title, given, tensor, line in _warm_inputs(model):
         if given.data_type != tensor.data_type:
             found, wanted = named(given.data_type), named(tensor.data_type)
@@ -148,8 +173,24 @@ def _warm_data(model: Model, repository: Repository) -> Iterator[Fault]:
             yield Fault(f"{title}: wanted one of {', '.join(DATA)}", line)
         elif source == DATA[-1]:
             path = model.path / "warmup" / given.input_data_file
+            shown, least = path.relative_to(repository.path), _row_bytes(given)
             if not path.is_file():
-                yield Fault(f"{title}: there is no file {path.relative_to(repository.path)}", line)
+                yield Fault(f"{title}: there is no file {shown}", line)
+            elif path.stat().st_size < least:
+                has = path.stat().st_size
+                yield Fault(f"{title}: {shown} has {has} bytes; wanted {least}", line)
+
+
+def _row_bytes(given: Any) -> int:
+    """Bytes of one row of a warm-up's input; 0 of strings, each of which has a length of its own.
+
+    Every row of the batch is read from the same.
+    """
+    from tritonclient.grpc import model_config_pb2
+
+    name = value_name(model_config_pb2.DataType, given.data_type)
+    width = int(found[0]) if (found := re.search(r"\d+$", name)) else 0
+    return int(math.prod(given.dims)) * (1 if name == "TYPE_BOOL" else width // 8)
 
 
 RULES = (
@@ -194,9 +235,10 @@ RULES = (
     Rule(
         id="priority-levels",
         severity=Severity.ERROR,
-        title="Priorities are among the levels that there are.",
+        title="Priorities are among the levels that there are, and change the order of requests.",
         why="The model is not loaded.",
-        mend="Write default_priority_level, and policies, within priority_levels.",
+        mend="Write default_priority_level, and policies, within priority_levels; take "
+        "preserve_ordering out where there are several.",
         server=Verdict.REFUSES,
         check=_priority,
     ),
@@ -208,6 +250,15 @@ RULES = (
         mend="Take response_cache out. A step that is not decoupled may have one.",
         server=Verdict.REFUSES,
         check=_cache_decoupled,
+    ),
+    Rule(
+        id="cache-sequence",
+        severity=Severity.ERROR,
+        title="A model that batches sequences has no response cache.",
+        why="An answer depends on what came before. The model is not loaded.",
+        mend="Take response_cache out.",
+        server=Verdict.REFUSES,
+        check=_cache_sequence,
     ),
     Rule(
         id="cache-text",
@@ -231,11 +282,20 @@ RULES = (
     Rule(
         id="warmup-inputs",
         severity=Severity.ERROR,
-        title="A warm-up has the inputs that the model must have, and no others.",
+        title="A warm-up has the inputs that the model must have, and one at least.",
         why="The warm-up fails, and the model is not loaded.",
         mend="Give each input that is not optional, by its name.",
         server=Verdict.REFUSES,
         check=_warm_names,
+    ),
+    Rule(
+        id="warmup-unknown",
+        severity=Severity.WARNING,
+        title="A warm-up gives inputs of the model alone.",
+        why="The server passes on what the model does not know.",
+        mend="Spell it as the model's input, or take it out.",
+        server=Verdict.ACCEPTS,
+        check=_warm_unknown,
     ),
     Rule(
         id="warmup-type",
@@ -258,9 +318,10 @@ RULES = (
     Rule(
         id="warmup-data",
         severity=Severity.ERROR,
-        title="A warm-up's input has values, and its file is in the model's folder `warmup`.",
+        title="A warm-up's input has values; its file is in the model's folder `warmup`, and has "
+        "a row.",
         why="The warm-up fails, and the model is not loaded.",
-        mend="Write zero_data: true, or put the file there.",
+        mend="Write zero_data: true, or put the file there, whole.",
         server=Verdict.REFUSES,
         check=_warm_data,
     ),

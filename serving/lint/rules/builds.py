@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from export.contract import TensorSpec
-from export.manifest import MANIFEST
-from serving.lint.reading import Model, Repository
+from export.manifest import MANIFEST, TextFacts
+from serving.build_files import faults, files_of_component
+from serving.lint.reading import Model, Repository, parameters_of, value_name
 from serving.lint.rule import Fault, Rule, Severity, Verdict
 from serving.lint.tensor_shapes import fits
 from serving.lint.text_format import Entry
 from serving.model_config import DATA_TYPES
-from serving.wire import ENSEMBLE, LANGUAGE_MODEL
+from serving.repository import COMPONENTS
+from serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY
 
 GRAPH = "model"
 """The one graph of each component that Triton batches."""
+
+TOKENIZER = "tokenizer"
+"""The text step."""
+
+TEXTS: Mapping[str, Callable[[TextFacts], str | None]] = {
+    LANGUAGE_MODEL: lambda text: text.tokenizer,
+    TOKENIZER: lambda text: text.qformer_tokenizer,
+}
+"""Models that open a tokenizer, and which."""
+
+OURS = frozenset({*COMPONENTS, TOKENIZER, LANGUAGE_MODEL, UNARY})
+"""Models of a build that may run in the Python backend."""
 
 TOLD = ("slots", "max_length", "queue")
 """Limits of the language model that clients are told, too."""
@@ -57,7 +71,10 @@ def _types(model: Model, repository: Repository) -> Iterator[Fault]:
     from tritonclient.grpc import model_config_pb2
 
     for side, index, tensor, spec in _contract(model, repository):
-        found, wanted = model_config_pb2.DataType.Name(tensor.data_type), DATA_TYPES[spec.dtype]
+        found, wanted = (
+            value_name(model_config_pb2.DataType, tensor.data_type),
+            DATA_TYPES[spec.dtype],
+        )
         if found != wanted:
             line = model.line(side, index, "data_type")
             yield Fault(f"{tensor.name!r} is {found}; the engine has {wanted}", line)
@@ -81,6 +98,9 @@ def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
         yield Fault("the parameter limits is not a JSON object", line)
         return
     true = parameters_of(engine)
+    for name, value in limits.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            yield Fault(f"clients are told {name} {value!r}; wanted a whole number", line)
     for name in TOLD:
         if name in limits and true.get(name, str(limits[name])) != str(limits[name]):
             message = f"clients are told {name} {limits[name]}; {LANGUAGE_MODEL} has {true[name]}"
@@ -89,11 +109,25 @@ def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
 
 def _place(model: Model, repository: Repository) -> Iterator[Fault]:
     told = parameters_of(model).get("build")
-    if repository.manifest is None or told is None or model.ensemble:
+    if repository.manifest is None or model.backend != "python":
         return
-    if not (model.path / told / MANIFEST).is_file():
-        line = model.line("parameters", Entry("build"))
+    line = model.line("parameters", Entry("build"))
+    if told is None and model.name in OURS:
+        yield Fault("there is no parameter build", line)
+    elif told is not None and not (model.path / told / MANIFEST).is_file():
         yield Fault(f"the parameter build is {told!r}, where there is no {MANIFEST}", line)
+
+
+def _files(model: Model, repository: Repository) -> Iterator[Fault]:
+    manifest, record = repository.manifest, repository.record(model)
+    if manifest is None or repository.directory is None:
+        return
+    files = dict(files_of_component(record)) if record is not None else {}
+    text = TEXTS[model.name](manifest.text) if model.name in TEXTS else None
+    if text is not None:
+        files[text] = None
+    for path, fault in faults(repository.directory, files):
+        yield Fault(f"{path} of the build: {fault}", line=1)
 
 
 def limits_of(model: Model) -> dict[str, Any] | None:
@@ -103,13 +137,6 @@ def limits_of(model: Model) -> dict[str, Any] | None:
     except ValueError:
         return None
     return limits if isinstance(limits, dict) else None
-
-
-def parameters_of(model: Model) -> dict[str, str]:
-    """The parameters of its config."""
-    if model.config is None:
-        return {}
-    return {name: one.string_value for name, one in model.config.parameters.items()}
 
 
 RULES = (
@@ -148,6 +175,15 @@ RULES = (
         mend="Write the same numbers in both configs.",
         server=Verdict.ACCEPTS,
         check=_limits,
+    ),
+    Rule(
+        id="build-files",
+        severity=Severity.ERROR,
+        title="In a build, the files that the manifest names are there, plans as large as built.",
+        why="The model is not loaded.",
+        mend="Copy the build again, whole and with its links, or build it again.",
+        server=Verdict.REFUSES,
+        check=_files,
     ),
     Rule(
         id="build-place",

@@ -35,7 +35,7 @@ def step_line(model: Model, index: int, side: str = "", key: str = "") -> int:
 
 def _forbidden(field: str) -> Callable[[Model, Repository], Iterator[Fault]]:
     def check(model: Model, repository: Repository) -> Iterator[Fault]:
-        if model.ensemble and field in model.tree.fields:
+        if model.ensemble and field in {one.name for one, _ in model.config.ListFields()}:
             yield Fault(f"{field} on an ensemble", model.line(field))
 
     return check
@@ -51,6 +51,11 @@ def _complete(model: Model, repository: Repository) -> Iterator[Fault]:
         yield Fault(message, model.line(SCHEDULING))
     if scheduling and not model.config.ensemble_scheduling.step:
         yield Fault("there is no step", model.line(SCHEDULING))
+    for index, step in steps_of(model):
+        for side in ("input_map", "output_map"):
+            if not getattr(step, side):
+                message = f"the step {step.model_name or index} has no {side}"
+                yield Fault(message, step_line(model, index))
 
 
 def _unmade(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -183,9 +188,10 @@ RULES = (
     Rule(
         id="ensemble-steps",
         severity=Severity.ERROR,
-        title="An ensemble has the platform `ensemble`, and steps.",
+        title="An ensemble has the platform `ensemble`, and steps with both maps.",
         why="The model is not loaded.",
-        mend='Write platform: "ensemble" and ensemble_scheduling with a step or more.',
+        mend='Write platform: "ensemble" and ensemble_scheduling with a step or more, each with '
+        "input_map and output_map.",
         server=Verdict.REFUSES,
         check=_complete,
     ),

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 from serving.lint.external_data import external_faults, onnx_files, onnx_installed
-from serving.lint.reading import FILES, Model, Repository
+from serving.lint.reading import (
+    FILES,
+    LARGEST_VERSION,
+    Model,
+    Repository,
+    is_version,
+    parameters_of,
+)
 from serving.lint.rule import Fault, Rule, Severity, Verdict
+from serving.lint.text_format import Entry
 from serving.model_config import PLATFORMS
+
+ENVIRONMENT = "EXECUTION_ENV_PATH"
+"""The parameter that names the environment of a Python model: an archive, or a folder."""
+
+MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
+"""What the Python backend reads as the model's folder, at the head of that."""
 
 
 def _name(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -33,13 +48,35 @@ def _negative_batch(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def _version(model: Model, repository: Repository) -> Iterator[Fault]:
-    if not model.versions:
-        yield Fault("there is no version folder such as 1", path=model.path)
+    if model.path.is_dir() and not model.versions:
+        has = ", ".join(one.name for one in model.folders)
+        also = f"; there is {has}" if has else ""
+        yield Fault(f"there is no version folder such as 1{also}", path=model.path)
+
+
+def _version_name(model: Model, repository: Repository) -> Iterator[Fault]:
+    """Triton takes the number that a name begins with, and opens the folder of that number."""
+    there = {int(one.name) for one in model.versions}
+    for folder in model.folders:
+        if is_version(folder.name) or folder.name[0] == "0":  # which Triton passes over
+            continue
+        begins = re.match(r"\s*[+-]?[0-9]+", folder.name, re.ASCII)
+        number = int(begins[0]) if begins else None
+        if number is not None and abs(number) > LARGEST_VERSION:
+            yield Fault(f"the version {number} is larger than {LARGEST_VERSION}", path=folder)
+        elif number is not None and number not in there:
+            message = f"Triton takes {folder.name!r} for version {number}, and opens {number}"
+            yield Fault(f"{message}, which is not there", path=folder)
 
 
 def _policy(model: Model, repository: Repository) -> Iterator[Fault]:
     there = {int(one.name) for one in model.versions}
-    for number in model.config.version_policy.specific.versions:
+    policy = model.config.version_policy
+    kind = policy.WhichOneof("policy_choice")
+    wanted = {"latest": policy.latest.num_versions, "specific": len(policy.specific.versions)}
+    if wanted.get(kind) == 0:
+        yield Fault(f"{kind} of no version", model.line("version_policy", kind))
+    for number in policy.specific.versions:
         if there and number not in there:
             has = ", ".join(map(str, sorted(there)))
             line = model.line("version_policy", "specific", "versions")
@@ -72,7 +109,7 @@ def _pair(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def _file(model: Model, repository: Repository) -> Iterator[Fault]:
-    if model.backend != "python":
+    if model.backend != "python" and not model.ensemble:
         yield from _wanted_file(model)
 
 
@@ -91,7 +128,19 @@ def _wanted_file(model: Model) -> Iterator[Fault]:
             yield Fault(f"there is no {wanted}{hint}", path=folder)
 
 
+def _environment(model: Model, repository: Repository) -> Iterator[Fault]:
+    """What lies elsewhere is the server's to know."""
+    value = parameters_of(model).get(ENVIRONMENT, "")
+    path = model.path / value.removeprefix(MODEL_DIRECTORY).lstrip("/")
+    told = model.backend == "python" and value.startswith(MODEL_DIRECTORY)
+    if told and not path.exists():
+        line = model.line("parameters", Entry(ENVIRONMENT))
+        yield Fault(f"{ENVIRONMENT} is {value}, where nothing is", line)
+
+
 def _links(model: Model) -> Iterator[Path]:
+    if model.path.is_symlink():
+        yield model.path
     for folder, folders, names in os.walk(model.path):
         yield from (
             path for name in (*folders, *names) if (path := Path(folder, name)).is_symlink()
@@ -166,11 +215,23 @@ RULES = (
         check=_version,
     ),
     Rule(
+        id="version-name",
+        severity=Severity.ERROR,
+        title="A folder of a version is called by its number, and nothing more.",
+        why="Triton takes `2.old` for version 2 and opens the folder 2: it does not load the "
+        "model, or waits for it for ever. Of a number that 64 bits do not hold it dies.",
+        mend="Rename the folder, or move it out of the model's own.",
+        server=Verdict.WAITS,
+        check=_version_name,
+        anyway=True,
+    ),
+    Rule(
         id="version-policy",
         severity=Severity.ERROR,
-        title="The versions that a policy asks for are there.",
-        why="The model is not loaded.",
-        mend="Ask for versions that have a folder.",
+        title="A policy asks for versions, and they are there.",
+        why="The model is not loaded, or not in that version.",
+        mend="Ask for versions that have a folder, or take version_policy out: the latest is then "
+        "served.",
         server=Verdict.REFUSES,
         check=_policy,
     ),
@@ -220,11 +281,21 @@ RULES = (
         check=_python_file,
     ),
     Rule(
+        id="python-environment",
+        severity=Severity.ERROR,
+        title="The environment that a Python model brings is there.",
+        why="The model is not loaded.",
+        mend="Put the archive, or the folder, there; or take EXECUTION_ENV_PATH out.",
+        server=Verdict.REFUSES,
+        check=_environment,
+    ),
+    Rule(
         id="link-broken",
         severity=Severity.ERROR,
         title="Links lead to something.",
-        why="The file that the backend opens is not there.",
-        mend="Build again, or put the file where the link leads.",
+        why="The file that the backend opens is not there. Where the link stands for a model, or "
+        "beside models, the server reads none of them.",
+        mend="Build again, put the file where the link leads, or remove the link.",
         server=Verdict.UNASKED,
         check=_broken,
         anyway=True,

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import Model, Repository, value_name
 from serving.lint.rule import Fault, Rule, Severity, Verdict
+from serving.model_config import PLATFORMS
+
+BACKENDS = (
+    "python",
+    "tensorrt",
+    "onnxruntime",
+    "pytorch",
+    "tensorflow",
+    "openvino",
+    "dali",
+    "fil",
+    "vllm",
+    "tensorrtllm",
+    "identity",
+    "repeat",
+    "square",
+)
+"""Those that NVIDIA's containers have, or have had, and those that Triton's own tests have."""
 
 
 def _cpu_gpus(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -26,7 +45,7 @@ def _profiles(model: Model, repository: Repository) -> Iterator[Fault]:
 def _profile_numbers(model: Model, repository: Repository) -> Iterator[Fault]:
     for index, _, group in _groups(model):
         for name in group.profile if model.backend == "tensorrt" else ():
-            if not name.isdigit():
+            if not name.isdecimal():
                 line = model.line("instance_group", index, "profile")
                 yield Fault(f"there is no profile {name!r}; wanted a number, from 0", line)
 
@@ -48,17 +67,38 @@ def _gpu_for_cpu(model: Model, repository: Repository) -> Iterator[Fault]:
 
 def _backend(model: Model, repository: Repository) -> Iterator[Fault]:
     server = repository.server
+    if _misspelt(model.backend):
+        return
     if model.backend and not model.ensemble and model.backend not in server.backends:
         line = model.line("backend") if model.config.backend else model.line("platform")
         has = ", ".join(server.backends)
         yield Fault(f"{server.title} has no backend {model.backend!r}; it has {has}", line)
 
 
+def _spelling(model: Model, repository: Repository) -> Iterator[Fault]:
+    near = "" if model.ensemble else _misspelt(model.backend)
+    if near:
+        message = f"there is no backend {model.backend!r}; did you mean {near!r}?"
+        yield Fault(message, model.line("backend"))
+
+
+def _misspelt(backend: str) -> str:
+    """Which of Triton's backends is meant by a name that is none; empty of any other name.
+
+    Backends of one's own are not known here, so only what is very like one of Triton's is doubted.
+    """
+    if backend in BACKENDS:
+        return ""
+    if backend in PLATFORMS:
+        return PLATFORMS[backend]
+    return next(iter(get_close_matches(backend.lower(), BACKENDS, n=1, cutoff=0.85)), "")
+
+
 def _groups(model: Model) -> Iterator[tuple[int, str, Any]]:
     from tritonclient.grpc import model_config_pb2
 
     for index, group in enumerate(model.config.instance_group):
-        yield index, model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind), group
+        yield index, value_name(model_config_pb2.ModelInstanceGroup.Kind, group.kind), group
 
 
 RULES = (
@@ -106,6 +146,15 @@ RULES = (
         mend="Write KIND_CPU, or build with an engine for GPUs.",
         server=Verdict.REFUSES,
         check=_gpu_for_cpu,
+    ),
+    Rule(
+        id="backend-misspelt",
+        severity=Severity.ERROR,
+        title="A backend is spelt as Triton spells it.",
+        why="The model is not loaded.",
+        mend="Write the backend's own name, in small letters; a platform is no backend.",
+        server=Verdict.REFUSES,
+        check=_spelling,
     ),
     Rule(
         id="backend-not-offered",

@@ -35,7 +35,7 @@ def _plan_profile(model: Model, repository: Repository) -> Iterator[Fault]:
     count = len(_profiles(model.name, repository))
     for index, group in enumerate(model.config.instance_group if count else ()):
         for name in group.profile:
-            if name.isdigit() and int(name) >= count:
+            if name.isdecimal() and int(name) >= count:
                 line = model.line("instance_group", index, "profile")
                 yield Fault(f"profile {name} is asked for; the plan has 0 to {count - 1}", line)
 
@@ -60,7 +60,8 @@ def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
     for name, (component, axis) in PROFILED.items() if limits else ():
         profiles = _profiles(component, repository)
         most = max((profile[axis][-1] for profile in profiles if axis in profile), default=None)
-        if most is not None and limits is not None and (limits.get(name) or 0) > most:
+        told = limits.get(name) if limits else None
+        if most is not None and limits and isinstance(told, int) and told > most:
             message = (
                 f"clients are told {name} {limits[name]}; the plan of {component} takes {most}"
             )

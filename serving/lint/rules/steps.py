@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import Model, Repository, value_name
 from serving.lint.rule import Fault, Rule, Severity, Verdict
 from serving.lint.rules.ensembles import SCHEDULING, step_line, steps_of
 from serving.lint.tensor_shapes import fits, full
 
 SIDES = {"input_map": "input", "output_map": "output"}
 """A step's maps, and the model's tensors that their keys are."""
+
+LATEST = -1
+"""The `model_version` of a step that takes the latest."""
 
 
 def _known(model: Model, repository: Repository) -> Iterator[tuple[int, Any, Model]]:
@@ -36,10 +40,12 @@ def _model(model: Model, repository: Repository) -> Iterator[Fault]:
 def _version(model: Model, repository: Repository) -> Iterator[Fault]:
     for index, step, inner in _known(model, repository):
         there = [int(one.name) for one in inner.versions]
-        if step.model_version > 0 and there and step.model_version not in there:
+        if step.model_version != LATEST and there and step.model_version not in there:
             line = model.line(SCHEDULING, "step", index, "model_version")
             has = ", ".join(map(str, there))
-            yield Fault(f"{inner.name} has no version {step.model_version}; it has {has}", line)
+            left_out = "" if step.model_version else ", which it is where it is left out"
+            message = f"{inner.name} has no version {step.model_version}{left_out}; it has {has}"
+            yield Fault(message, line)
 
 
 def _names(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -114,7 +120,7 @@ def _end(model: Model, title: str, tensor: Any, line: int) -> _End:
 def _types(model: Model, repository: Repository) -> Iterator[Fault]:
     from tritonclient.grpc import model_config_pb2
 
-    named = model_config_pb2.DataType.Name
+    named = partial(value_name, model_config_pb2.DataType)
     for name, one, other in _ends(model, repository):
         if one.data_type and other.data_type and one.data_type != other.data_type:
             found, wanted = named(other.data_type), named(one.data_type)

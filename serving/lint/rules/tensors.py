@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from serving.lint.reading import Model, Repository
 from serving.lint.rule import Fault, Rule, Severity, Verdict
 
 SIDES = ("input", "output")
+
+IMAGE_DIMS = 3
+"""Height, width and channels, in either order."""
 
 
 def tensors(model: Model) -> Iterator[tuple[str, int, Any]]:
@@ -57,12 +59,52 @@ def _reshape(model: Model, repository: Repository) -> Iterator[Fault]:
         if not tensor.HasField("reshape"):
             continue
         dims, shape = list(tensor.dims), list(tensor.reshape.shape)
-        same = dims.count(-1) == shape.count(-1) and (
-            -1 in dims or math.prod(dims) == math.prod(shape)
-        )
-        if not same:
-            line = model.line(side, index, "reshape")
+        line = model.line(side, index, "reshape")
+        if any(size == 0 or size < -1 for size in shape):
+            yield Fault(f"{side} {tensor.name!r} is reshaped to {shape}; wanted 1 or more", line)
+        elif _products(dims) != _products(shape):
             yield Fault(f"{side} {tensor.name!r} of {dims} is reshaped to {shape}", line)
+        elif not shape and model.config.max_batch_size == 0:
+            yield Fault(f"{side} {tensor.name!r} is reshaped to no dims, without a batch", line)
+
+
+def _products(dims: Sequence[int]) -> list[int]:
+    """Elements before, between and after the sizes that vary, each of which stays where it is."""
+    products = [1]
+    for size in dims:
+        if size == -1:
+            products.append(1)
+        else:
+            products[-1] *= size
+    return products
+
+
+def _format(model: Model, repository: Repository) -> Iterator[Fault]:
+    for index, tensor in enumerate(model.config.input):
+        dims = list(tensor.dims)
+        if tensor.format and len(dims) != IMAGE_DIMS:
+            message = f"input {tensor.name!r} has the format of an image, and dims {dims}"
+            yield Fault(message, model.line("input", index, "format"))
+
+
+def _shape_tensor(model: Model, repository: Repository) -> Iterator[Fault]:
+    for side, index, tensor in tensors(model):
+        if tensor.is_shape_tensor and model.backend != "tensorrt":
+            line = model.line(side, index, "is_shape_tensor")
+            yield Fault(f"is_shape_tensor on a model of the backend {model.backend!r}", line)
+
+
+def _labels(model: Model, repository: Repository) -> Iterator[Fault]:
+    for index, tensor in enumerate(model.config.output):
+        if tensor.label_filename and not (model.path / tensor.label_filename).is_file():
+            message = f"there is no {tensor.label_filename} in {model.name}"
+            yield Fault(message, model.line("output", index, "label_filename"))
+
+
+def _nameless(model: Model, repository: Repository) -> Iterator[Fault]:
+    for side, index, tensor in tensors(model):
+        if not tensor.name:
+            yield Fault(f"{side} {index} has no name", model.line(side, index))
 
 
 RULES = (
@@ -74,6 +116,15 @@ RULES = (
         mend="Write them.",
         server=Verdict.ACCEPTS,
         check=_sides,
+    ),
+    Rule(
+        id="tensor-nameless",
+        severity=Severity.ERROR,
+        title="A tensor has a name.",
+        why="The model is not loaded.",
+        mend="Write its name, as the model has it.",
+        server=Verdict.REFUSES,
+        check=_nameless,
     ),
     Rule(
         id="data-type-missing",
@@ -105,10 +156,38 @@ RULES = (
     Rule(
         id="reshape",
         severity=Severity.ERROR,
-        title="A reshaped tensor keeps its number of elements.",
+        title="A reshaped tensor keeps its elements, and the order of sizes that vary.",
         why="The model is not loaded.",
-        mend="Write a shape of as many elements as dims has.",
+        mend="Write a shape of as many elements as dims has, before, between and after each -1; "
+        "an empty one only where the model batches.",
         server=Verdict.REFUSES,
         check=_reshape,
+    ),
+    Rule(
+        id="image-format",
+        severity=Severity.ERROR,
+        title="An input in FORMAT_NHWC or FORMAT_NCHW has three dims.",
+        why="The model is not loaded.",
+        mend="Write the three, without the batch; or take format out, which nothing here reads.",
+        server=Verdict.REFUSES,
+        check=_format,
+    ),
+    Rule(
+        id="shape-tensor",
+        severity=Severity.ERROR,
+        title="Only TensorRT models have shape tensors.",
+        why="The model is not loaded.",
+        mend="Take is_shape_tensor out.",
+        server=Verdict.REFUSES,
+        check=_shape_tensor,
+    ),
+    Rule(
+        id="label-file",
+        severity=Severity.ERROR,
+        title="The file of an output's labels is in the model's folder.",
+        why="The model is not loaded.",
+        mend="Put it there, or take label_filename out.",
+        server=Verdict.REFUSES,
+        check=_labels,
     ),
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from serving.lint.reading import Model, Repository
+from serving.lint.reading import CONFIG, Model, Repository
 from serving.lint.rule import Fault, Rule, Severity, Verdict
 from serving.lint.text_format import Node
 
@@ -15,8 +16,33 @@ SCHEDULERS = ("ensemble_scheduling", "dynamic_batching", "sequence_batching")
 
 
 def _missing(model: Model, repository: Repository) -> Iterator[Fault]:
-    if model.fault is not None and model.fault.line is None:
+    if _without_config(model) and model.guess():
+        yield Fault(f"there is no {CONFIG}")
+
+
+def _no_model(model: Model, repository: Repository) -> Iterator[Fault]:
+    if _without_config(model) and not model.guess():
+        message = f"there is neither a {CONFIG} nor a version with a file that a backend opens"
+        yield Fault(message, path=model.path)
+
+
+def _unreadable(model: Model, repository: Repository) -> Iterator[Fault]:
+    if _has_config(model) and model.fault is not None and model.fault.line is None:
         yield model.fault
+
+
+def _without_config(model: Model) -> bool:
+    """A folder, that is: a link to nothing lacks more."""
+    return model.path.is_dir() and not _has_config(model)
+
+
+def _has_config(model: Model) -> bool:
+    return os.path.lexists(model.config_path)
+
+
+def _encoding(model: Model, repository: Repository) -> Iterator[Fault]:
+    if model.damage is not None:
+        yield model.damage
 
 
 def _syntax(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -27,7 +53,8 @@ def _syntax(model: Model, repository: Repository) -> Iterator[Fault]:
 
 def _fields(model: Model, repository: Repository) -> Iterator[Fault]:
     for name, node, message in _described(model.tree, _descriptor()):
-        if name.isidentifier() and name not in message.fields_by_name:
+        word = name.isidentifier() or name.isdigit()  # what is neither, the parser complains of
+        if word and name not in message.fields_by_name:
             near = get_close_matches(name, message.fields_by_name, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield Fault(f"{message.name} has no field {name!r}{hint}", line=node.line)
@@ -39,7 +66,8 @@ def _values(model: Model, repository: Repository) -> Iterator[Fault]:
         if field is None or field.enum_type is None or not node.text:
             continue
         known = [value.name for value in field.enum_type.values]
-        if node.text not in known and not node.text.lstrip("-").isdigit():
+        numbers = map(str, field.enum_type.values_by_number)
+        if node.text not in (*known, *numbers):
             near = get_close_matches(node.text, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             yield Fault(f"{name} has no value {node.text}; {hint}", line=node.line)
@@ -72,11 +100,42 @@ RULES = (
     Rule(
         id="config-missing",
         severity=Severity.WARNING,
-        title="A model has a `config.pbtxt` that can be read.",
+        title="A model has a `config.pbtxt`.",
         why="A server in production runs with --disable-auto-complete-config, and guesses nothing.",
-        mend="Write a config.pbtxt, or move a folder that is no model out of the repository.",
+        mend="Write a config.pbtxt.",
         server=Verdict.REFUSES,
         check=_missing,
+        anyway=True,
+    ),
+    Rule(
+        id="no-model",
+        severity=Severity.ERROR,
+        title="Every folder of a repository is a model, hidden ones too.",
+        why="The server takes it for one that cannot be loaded, and ends where it runs with "
+        "--exit-on-error.",
+        mend="Move it out of the repository.",
+        server=Verdict.REFUSES,
+        check=_no_model,
+        anyway=True,
+    ),
+    Rule(
+        id="config-unreadable",
+        severity=Severity.ERROR,
+        title="A `config.pbtxt` is a file that can be read.",
+        why="The model is not loaded; of a folder in its place the server dies.",
+        mend="Put the file there, and let the server's user read it.",
+        server=Verdict.REFUSES,
+        check=_unreadable,
+        anyway=True,
+    ),
+    Rule(
+        id="config-encoding",
+        severity=Severity.WARNING,
+        title="A config is UTF-8.",
+        why="The server reads it as it is; what is written there comes out as something else.",
+        mend="Save it as UTF-8.",
+        server=Verdict.ACCEPTS,
+        check=_encoding,
         anyway=True,
     ),
     Rule(

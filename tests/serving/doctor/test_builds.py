@@ -66,7 +66,7 @@ def test_a_build_for_cpus_runs_here_and_in_the_container(vicuna_build):
     found = findings_of_build(vicuna_build, HERE, DEPLOYED)
     assert found.name == "instructblip-demo-vicuna"
     assert {one.verdict for one in found.here} == {"ok"}
-    assert about(found.here, "engine files").found == "all 5 are there"
+    assert about(found.here, "files").found == "all 10 are there"
     assert {one.verdict for one in found.there} == {"ok", "note"}
     assert "deploy/Dockerfile" in about(found.there, "Python models").remedy
 
@@ -111,10 +111,35 @@ def test_files_that_are_missing_or_cut_short_are_named(made):
     plan = {"version": "11.1.0.106", "targets": ["sm89"], "bytes": 5}
     build = made("tensorrt", "tensorrt_plan", **plan)
     (build / "graphs" / "qformer" / "model.onnx").unlink()
-    finding = about(findings_of_build(build, WITH_GPU).here, "engine files")
+    finding = about(findings_of_build(build, WITH_GPU).here, "files")
     assert finding.verdict == "problem"
     assert "graphs/qformer/model.onnx (missing)" in finding.found
-    assert "engines/vision_encoder/model.plan (another size)" in finding.found
+    assert "engines/vision_encoder/model.plan (4 bytes instead of 5)" in finding.found
+
+
+def test_weights_and_tokenizers_are_missed_too(made):
+    build = made("onnxruntime")
+    weights = Manifest.read(build).components["language_model"].graphs["decoder"].weights[-1]
+    (build / weights).unlink()
+    (build / "text" / "tokenizer.json").unlink()
+    finding = about(findings_of_build(build, HERE).here, "files")
+    assert finding.verdict == "problem"
+    assert f"{weights} (missing)" in finding.found
+    assert "text/tokenizer.json (missing)" in finding.found
+
+
+def test_a_build_that_cannot_be_read_is_a_problem_and_no_traceback(made, tmp_path):
+    config = made("onnxruntime") / "model_repository" / "qformer" / "config.pbtxt"
+    text = config.read_bytes()
+    config.unlink()
+    config.write_bytes(text + b"\xff")
+    (finding,) = findings_of_build(tmp_path / "copy", HERE).here
+    assert finding.verdict == "problem"
+    assert f"{config} is not UTF-8" in finding.found
+    (tmp_path / "other" / "manifest.json").mkdir(parents=True)
+    (finding,) = findings_of_build(tmp_path / "other", HERE).here
+    assert finding.verdict == "problem"
+    assert "directory" in finding.found
 
 
 def test_a_full_server_wants_shared_memory(vicuna_build):

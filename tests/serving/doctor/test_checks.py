@@ -116,6 +116,7 @@ def test_gpus_are_named_with_memory_and_capability():
         ("26.07-py3", driver("580.95.05"), "ok"),
         ("26.07-py3", driver("575.57.08"), "problem"),
         ("26.07-py3", driver("610.43.02", gpus=(P100,)), "problem"),
+        ("26.07-py3", driver("610.43.02", gpus=(L4, P100)), "note"),
         ("26.07-trtllm-python-py3", driver("580.95.05"), "note"),  # CUDA 13.1 came with 590.44.01
         ("26.07-trtllm-python-py3", driver("590.44.01"), "ok"),
         ("26.07-py3", None, "note"),
@@ -124,6 +125,16 @@ def test_gpus_are_named_with_memory_and_capability():
 def test_a_container_wants_a_driver(tag, has, verdict):
     finding = container_driver(CONTAINERS[tag], Machine(driver=has))
     assert finding.verdict == verdict
-    assert (
-        "580" in (finding.wanted or "") + (finding.remedy or "") + finding.found or verdict == "ok"
-    )
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "remedy"),
+    [
+        (driver("575.57.08"), "580 or newer, for CUDA 13.3.1", "Update the driver."),
+        (driver("610.43.02", gpus=(P100,)), "a GPU from sm75 on", "on a machine that has one"),
+    ],
+)
+def test_an_old_driver_and_an_old_gpu_want_different_things(has, wanted, remedy):
+    finding = container_driver(CONTAINERS["26.07-py3"], Machine(driver=has))
+    assert finding.wanted == wanted
+    assert remedy in finding.remedy

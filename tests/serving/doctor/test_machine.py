@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 from engines.nvidia import cuda_version
 from serving.cli import iblip
+from serving.doctor import probes
 from serving.doctor.checks import PYTHONS
 from serving.doctor.machine import PORTS, look
 from serving.doctor.probes import infer_version, load_faults
-from serving.doctor.requirements import Requirement, requirements
+from serving.doctor.requirements import Requirement, installed, requirements
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,20 @@ def test_a_package_that_does_not_load_is_found_by_loading_it(tmp_path, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     faults = load_faults({"torchvision": "0.1", "onnxruntime": "1.31.0"})
     assert faults == {"torchvision": "RuntimeError: operator nms does not exist"}
+
+
+def test_a_package_that_takes_for_ever_is_told(tmp_path, monkeypatch):
+    (tmp_path / "tokenizers.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(probes, "PATIENCE_S", 0.5)
+    assert "longer than" in load_faults({"tokenizers": "0.1"})["tokenizers"]
+
+
+def test_the_rest_of_a_package_without_a_name_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "umpy-1.0.dist-info").mkdir()
+    (tmp_path / "umpy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed()["numpy"].startswith("1.")
 
 
 def test_requirements_are_read_from_the_project():

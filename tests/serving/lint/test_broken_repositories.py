@@ -17,7 +17,14 @@ from serving.lint.rules import RULES
 from serving.server import ServerOptions, TritonServer
 from serving.server_log import entries
 
-MODEL = "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
+MODEL = """\
+import triton_python_backend_utils as backend
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [backend.InferenceResponse([]) for _ in requests]
+"""
 
 STEP = """\
 name: "{name}"
@@ -78,7 +85,7 @@ TOP = 'name: "{}"\n'
 GROUP = "instance_group [ { count: 1 kind: KIND_CPU } ]"
 WARM = """\
 model_warmup [
-  {{
+  {{ # sample
     name: "one"
     batch_size: {batch}
     inputs {{
@@ -108,14 +115,15 @@ def before_steps(text: str) -> tuple[str, str]:
 class Case:
     """What is broken, and what is to be said of it.
 
-    `edits` are per file: text and what it becomes, or `None` where the file goes. `at` is on the
+    `edits` are per file: text and what it becomes, `None` where the file goes, or all of a new one.
+    `at` is on the
     faulty line; empty where no line is at fault. `told` is what the server's log says.
     """
 
     rule: str
     file: str
     at: str
-    edits: dict[str, list[tuple[str, str]] | None]
+    edits: dict[str, list[tuple[str, str]] | str | None]
     told: str = ""
     others: tuple[str, ...] = ()
 
@@ -146,6 +154,192 @@ CASES = [
         told=UNREAD,
     ),
     case("unknown-value", FIRST, "KIND_GPUU", ("KIND_CPU", "KIND_GPUU"), told=UNREAD),
+    case("unknown-value", FIRST, ": 9", ("KIND_CPU", "9"), told="unexpected kind"),
+    case(
+        "unknown-field", FIRST, "99", ("max_batch_size: 4", "max_batch_size: 4 99: 1"), told=UNREAD
+    ),
+    case(
+        "config-syntax", FIRST, "_size:", ("max_batch_size: 4", "max_batch_size:\xa04"), told=UNREAD
+    ),
+    case("config-syntax", FIRST, 'name: "first"', ("name", "\ufeffname"), told=UNREAD),
+    case("config-encoding", FIRST, "# caf", below("# caf\udce9")),
+    Case("no-model", "plain", "", {"plain/notes": ""}, "failed to open text file"),
+    case(
+        "backend-misspelt",
+        FIRST,
+        "pyton",
+        ('"python"', '"pyton"'),
+        told="unable to find backend library",
+    ),
+    case(
+        "backend-misspelt",
+        FIRST,
+        "onnxruntime_onnx",
+        ('"python"', '"onnxruntime_onnx"'),
+        told="unable to find backend library",
+    ),
+    case(
+        "version-policy",
+        FIRST,
+        "latest",
+        below("version_policy { latest { num_versions: 0 } }"),
+        told="at least one version",
+    ),
+    case(
+        "version-policy",
+        FIRST,
+        "specific",
+        below("version_policy { specific { } }"),
+        told="at least one version",
+    ),
+    Case(
+        "version-missing",
+        "first",
+        "",
+        {"first/1/model.py": None, "first/01/model.py": MODEL},
+        "at least one version",
+    ),
+    case(
+        "tensor-nameless",
+        FIRST,
+        "{ data_type",
+        (INPUT, INPUT.replace('name: "a" ', "")),
+        told="must specify 'name'",
+        others=("step-tensor", "step-input-unmapped"),
+    ),
+    *(
+        case(
+            "reshape",
+            FIRST,
+            "reshape",
+            (INPUT, INPUT.replace("[ 4 ]", f"[ {dims} ]\n reshape {{ shape: [ {shape} ] }}")),
+            told="reshape",
+            others=others,
+        )
+        for dims, shape, others in (
+            ("4", "-2, -2", ()),
+            ("-1, 4", "4, -1", ("step-shape",)),
+            ("-1, 4", "-1, 3", ("step-shape",)),
+        )
+    ),
+    case(
+        "reshape",
+        FIRST,
+        "reshape",
+        ("max_batch_size: 4", "max_batch_size: 0"),
+        (INPUT, INPUT.replace("[ 4 ]", "[ 1 ]\n reshape { }")),
+        told="empty reshape",
+        others=("step-shape",),
+    ),
+    case(
+        "image-format",
+        FIRST,
+        "FORMAT",
+        (INPUT, INPUT.replace("dims", "format: FORMAT_NHWC dims")),
+        told="require 3 dims",
+    ),
+    case(
+        "shape-tensor",
+        FIRST,
+        "is_shape",
+        (INPUT, INPUT.replace("dims", "is_shape_tensor: true dims")),
+        told="only supported for TensorRT",
+    ),
+    case(
+        "label-file",
+        FIRST,
+        "labels",
+        (tensor("b"), tensor("b").replace("dims", 'label_filename: "labels.txt" dims')),
+        told="failed to open text file",
+    ),
+    case(
+        "preferred-batch-size-range",
+        FIRST,
+        "preferred",
+        below(
+            "sequence_batching { oldest {\nmax_candidate_sequences: 4\n"
+            "preferred_batch_size: [ 8 ] } }"
+        ),
+        told="must be <= max batch size",
+    ),
+    case(
+        "priority-levels",
+        FIRST,
+        "preserve_ordering",
+        below(
+            "dynamic_batching { priority_levels: 2 default_priority_level: 1\n"
+            "preserve_ordering: true }"
+        ),
+        told="Only one priority level",
+    ),
+    *(
+        case(
+            "sequence-control",
+            FIRST,
+            "# control",
+            below(
+                'sequence_batching { control_input [ { name: "S" control [\n'
+                f"{{ # control\n kind: CONTROL_SEQUENCE_{control} }} ] }} ] }}"
+            ),
+            told=told,
+        )
+        for control, told in (
+            ("START", "must specify either"),
+            ("READY int32_false_true: [ 0 ]", "exactly 2 entries"),
+            ("END int32_false_true: [ 0, 1 ] bool_false_true: [ false, true ]", "more than one"),
+            ("CORRID data_type: TYPE_FP32", "unexpected data type"),
+        )
+    ),
+    case(
+        "sequence-control",
+        FIRST,
+        "# again",
+        below(
+            "sequence_batching {\n"
+            'control_input { name: "S" control { kind: CONTROL_SEQUENCE_START '
+            "fp32_false_true: [ 0, 1 ] } }\n"
+            'control_input { name: "T" control { # again\nkind: CONTROL_SEQUENCE_START '
+            "fp32_false_true: [ 0, 1 ] } } }"
+        ),
+        told="multiple CONTROL_SEQUENCE_START",
+    ),
+    case(
+        "sequence-state",
+        FIRST,
+        "data_file",
+        below(
+            'sequence_batching { state { input_name: "s" output_name: "t" data_type: TYPE_FP32\n'
+            'dims: [ 1 ] initial_state { name: "zero" data_type: TYPE_FP32 dims: [ 1 ]\n'
+            'data_file: "gone" } } }'
+        ),
+        told="failed to open text file",
+    ),
+    case(
+        "cache-sequence",
+        FIRST,
+        "response_cache",
+        below("sequence_batching { }\nresponse_cache { enable: true }"),
+        told="with sequence batching",
+    ),
+    case(
+        "ensemble-steps",
+        ENSEMBLE,
+        "{ # gives nothing",
+        ('    {\n      model_name: "first"', '    { # gives nothing\n      model_name: "first"'),
+        ('      output_map { key: "b" value: "b" }\n', ""),
+        told="must specify 'output_map'",
+        others=("tensor-unmade",),
+    ),
+    case(
+        "step-version",
+        ENSEMBLE,
+        "{ # of no version",
+        (
+            '    {\n      model_name: "first"\n      model_version: -1',
+            '    { # of no version\n      model_name: "first"',
+        ),
+        told="required version 0",
+    ),
     case(
         "two-schedulers",
         ENSEMBLE,
@@ -279,7 +473,20 @@ CASES = [
         others=("step-data-type",),
     ),
     case("warmup-batch", FIRST, "batch_size: 9", below(warm(batch=9)), told="max allowed is 4"),
-    case("warmup-inputs", FIRST, '"zz"', below(warm(key="zz")), told="missing required input"),
+    case(
+        "warmup-inputs",
+        FIRST,
+        "# sample",
+        below(warm(key="zz")),
+        told="missing required input",
+        others=("warmup-unknown",),
+    ),
+    case(
+        "warmup-unknown",
+        FIRST,
+        '"zz"',
+        below(warm().replace("inputs", f'inputs {{ key: "zz" value {{ {ZERO} }} }}\n    inputs')),
+    ),
     case(
         "warmup-type",
         FIRST,
@@ -300,6 +507,16 @@ CASES = [
         "input_data_file",
         below(warm(value='data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "gone"')),
         told="failed to open",
+    ),
+    Case(
+        "warmup-data",
+        FIRST,
+        "input_data_file",
+        {
+            FIRST: [below(warm(value='data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "d"'))],
+            "first/warmup/d": "8 bytes.",
+        },
+        "expects 16 bytes",
     ),
     case(
         "gpus-without-gpu",
@@ -525,6 +742,45 @@ CASES = [
         "inconsistent shape",
     ),
 ]
+HARMLESS = [
+    case(
+        "",
+        FIRST,
+        "",
+        below(
+            'sequence_batching { control_input { name: "S" control { kind: CONTROL_SEQUENCE_START '
+            'fp32_false_true: [ 0, 1 ] } } control_input { name: "I" control { '
+            "kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } } }"
+        ),
+    ),
+    Case(
+        "",
+        FIRST,
+        "",
+        {
+            FIRST: [
+                below(
+                    warm(
+                        batch=2, value=ZERO.replace("zero_data: true", 'input_data_file: "one row"')
+                    )
+                )
+            ],
+            "first/warmup/one row": "16 bytes of row.",
+        },
+    ),
+    case("", ENSEMBLE, "", before_steps("instance_group [ ]")),
+    case("", ENSEMBLE, "", before_steps("model_warmup [ ]")),
+    case("", ENSEMBLE, "", before_steps('backend: ""')),
+    case("", ENSEMBLE, "", before_steps('default_model_filename: "x"')),
+    case("", FIRST, "", ("\n", "\r\n"), ("max_batch_size: 4", "max_batch_size:\f\v0x4")),
+    case("", FIRST, "", (tensor("b"), tensor("b").replace("[ 4 ]", "4"))),
+    case("", FIRST, "", below(warm().replace("batch_size: 1", "batch_size: 0"))),
+    Case("", FIRST, "", {"first/0/model.py": MODEL}),
+    Case("", FIRST, "", {"first/01/model.py": MODEL}),
+    Case("", FIRST, "", {"first/1.old/model.py": MODEL}),
+]
+"""What looks odd, and is nothing to Triton."""
+
 NAMES = [f"{case}-{number}" for number, case in enumerate(CASES)]
 
 
@@ -534,6 +790,9 @@ def edited(case: Case) -> dict[str, str]:
     for path, edits in case.edits.items():
         if edits is None:
             del files[path]
+            continue
+        if isinstance(edits, str):
+            files[path] = edits
             continue
         for old, new in edits:
             assert old in files[path], f"{path} of {case} has no {old!r}"
@@ -546,8 +805,13 @@ def write(files: dict[str, str], into: Path) -> Path:
         (into / name).mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         (into / path).parent.mkdir(parents=True, exist_ok=True)
-        (into / path).write_text(text)
+        write_text(into / path, text)
     return into
+
+
+def write_text(path: Path, text: str) -> None:
+    """As UTF-8, but for the surrogates that stand for bytes that are none of it."""
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def line_of(text: str, file: str) -> int | None:
@@ -573,6 +837,7 @@ def test_the_fault_is_named_with_its_file_and_line(case, tmp_path):
 def test_every_rule_that_a_plain_server_can_be_asked_of_has_a_repository_here():
     asked = {rule.id for rule in RULES.values() if rule.server != Verdict.UNASKED}
     elsewhere = {"python-model", "gpu-for-cpu-engine", "limits-differ", "build-place"}
+    elsewhere |= {"build-files", "config-unreadable", "python-environment", "version-name"}
     assert asked == {case.rule for case in CASES} | elsewhere
 
 
@@ -590,7 +855,7 @@ class Heard:
 def union(into: Path) -> Path:
     """One repository of all: what a case has edited bears the case's number, the rest is shared."""
     write(HEALTHY, into)
-    for number, case in enumerate(CASES):
+    for number, case in enumerate([*CASES, *HARMLESS]):
         changed = {path.partition("/")[0] for path in case.edits} | {case.model}
         for path, text in edited(case).items():
             model, _, rest = path.partition("/")
@@ -599,7 +864,7 @@ def union(into: Path) -> Path:
                 (into / name / rest).parent.mkdir(parents=True, exist_ok=True)
                 for other in changed:
                     text = text.replace(f'"{other}"', f'"{other}_{number}"')
-                (into / name / rest).write_text(text)
+                write_text(into / name / rest, text)
         (into / f"{case.model}_{number}").mkdir(exist_ok=True)
     return into
 
@@ -629,6 +894,111 @@ def test_the_real_server_says_the_same(number, heard):
     told = heard.of(name)
     assert RULES[case.rule].server == (Verdict.ACCEPTS if loaded else Verdict.REFUSES), told
     assert re.search(case.told, told), told
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_what_does_no_harm_is_not_blamed(case, tmp_path):
+    assert lint(write(edited(case), tmp_path)).findings == ()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", range(len(CASES), len(CASES) + len(HARMLESS)))
+def test_what_does_no_harm_the_real_server_loads(number, heard):
+    name = f"{HARMLESS[number - len(CASES)].model}_{number}"
+    assert heard.states[name] == "READY", heard.of(name)
+
+
+def refuse_config(models):
+    (models / FIRST).unlink()
+    (models / FIRST).mkdir()
+
+
+def link_nowhere(models):
+    (models / "ghost").symlink_to("nowhere")
+
+
+def large_version(models):
+    (models / "first" / "1").rename(models / "first" / "99999999999999999999")
+
+
+def old_version(models):
+    (models / "first" / "1").rename(models / "first" / "1.old")
+
+
+def lost_environment(models):  # not with the others: it can bring down a server that is busy
+    (models / FIRST).write_text(
+        HEALTHY[FIRST] + 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: '
+        '"$$TRITON_MODEL_DIRECTORY/gone.tar.gz" } }'
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "rule", "path"),
+    [
+        (lost_environment, "python-environment", FIRST),
+        (refuse_config, "config-unreadable", "first/config.pbtxt"),
+        (link_nowhere, "link-broken", "ghost"),
+        (large_version, "version-name", "first/99999999999999999999"),
+        (old_version, "version-name", "first/1.old"),
+    ],
+)
+class TestWhatBringsTheWholeServerDown:
+    def test_is_an_error(self, damage, rule, path, tmp_path):
+        damage(write(HEALTHY, tmp_path))
+        report = lint(tmp_path)
+        assert (rule, path) in {(one.rule.id, one.path) for one in report.findings}
+        assert not report.passed()
+
+    @pytest.mark.e2e
+    def test_does_so(self, damage, rule, path, tmp_path):
+        damage(write(HEALTHY, tmp_path / "models"))
+        options = ServerOptions(log=tmp_path / "log", ready_timeout_s=5)
+        with pytest.raises(ServingError), TritonServer(tmp_path / "models", options):
+            pass
+
+
+@pytest.mark.parametrize("name", ["²", "\uff11", "+1", "-1", " 1", "1_0", "v1"])
+def test_a_version_that_is_no_plain_number_is_no_version(name, tmp_path):
+    write(HEALTHY, tmp_path)
+    (tmp_path / "first" / "1").rename(tmp_path / "first" / name)
+    found = {one.rule.id: one.message for one in lint(tmp_path).findings}
+    assert f"there is {name}" in found["version-missing"]
+    assert ("version-name" in found) == (name not in ("²", "\uff11", "v1"))
+
+
+@pytest.mark.parametrize("value", ["99", "-3"])
+def test_a_number_that_no_data_type_has_is_shown_as_it_is(value, tmp_path):
+    files = dict(HEALTHY)
+    files[SECOND] = files[SECOND].replace("TYPE_FP32", value, 1)
+    found = {one.rule.id: one.message for one in lint(write(files, tmp_path)).findings}
+    assert f"data_type has no value {value}" in found["unknown-value"]
+    assert f"'b' is {value} as second's input" in found["step-data-type"]
+
+
+@pytest.mark.parametrize(("mark", "name"), [(b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16")])
+def test_a_byte_order_mark_is_named(mark, name, tmp_path):
+    config = write(HEALTHY, tmp_path) / FIRST
+    config.write_bytes(mark + config.read_bytes())
+    found = {one.rule.id: one.message for one in lint(tmp_path).findings}
+    assert f"byte order mark of {name};" in found["config-syntax"]
+
+
+def test_a_warm_up_without_inputs_is_named(tmp_path):
+    """The server said "request has 0 inputs"; it is not asked, as failed warm-ups can end it."""
+    files = dict(HEALTHY)
+    files[FIRST] = files[FIRST].replace(INPUT, INPUT.replace("]", "] optional: true"))
+    files[FIRST] += 'model_warmup [ { name: "none" batch_size: 1 } ]'
+    (found,) = lint(write(files, tmp_path)).findings
+    assert (found.rule.id, found.message) == ("warmup-inputs", "warm-up 'none' has no inputs")
+
+
+def test_of_a_long_line_the_reason_is_shown(tmp_path):
+    files = dict(HEALTHY)
+    files[FIRST] = files[FIRST].replace("\n", " ") + "x" * 10_000 + " = "
+    findings = lint(write(files, tmp_path)).findings
+    (found,) = (one for one in findings if one.rule.id == "config-syntax")
+    assert len(found.message) < 300
+    assert "Expected" in found.message
 
 
 @pytest.mark.e2e

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+from export.manifest import Manifest
 from serving.cli import iblip
 from serving.lint.checking import lint
 from serving.lint.page import page
@@ -88,6 +89,47 @@ def test_a_call_without_a_repository_is_wrong(name, tmp_path):
     result = call(tmp_path / name)
     assert result.exit_code == 2
     assert str(tmp_path / name) in result.stderr
+
+
+def test_a_repository_may_be_named_from_inside_or_outside(repository, monkeypatch):
+    (repository / "qformer" / "1" / "gone").symlink_to("nowhere")
+    for place, name, path in (
+        (repository.parent, ".", "model_repository/qformer/1/gone"),
+        (repository.parent, "model_repository", "qformer/1/gone"),
+        (repository, ".", "qformer/1/gone"),
+    ):
+        monkeypatch.chdir(place)
+        assert call(name).stdout.startswith(f"{path}: error: ")
+    monkeypatch.chdir(repository / "qformer")
+    assert f"give the folder above it: {repository}" in call(".").stderr
+
+
+def test_files_of_the_build_that_are_missing_or_another_are_named(repository):
+    manifest = Manifest.read(repository.parent)
+    record = manifest.components["qformer"]
+    engine = replace(record.engine, details={"bytes": 1})
+    components = {**manifest.components, "qformer": replace(record, engine=engine)}
+    replace(manifest, components=components).write(repository.parent)
+    (repository.parent / manifest.components["vision_encoder"].engine.files["model"]).unlink()
+    (repository.parent / "text" / "qformer_tokenizer.json").unlink()
+    found = {one.path: one.message for one in lint(repository).findings}
+    assert {path.partition("/")[0] for path in found} == {"vision_encoder", "qformer", "tokenizer"}
+    assert "vision_encoder/model.onnx of the build: missing" in found["vision_encoder/config.pbtxt"]
+    assert "instead of 1" in found["qformer/config.pbtxt"]
+
+
+def test_python_models_of_a_build_want_the_way_to_it(repository):
+    edit(repository / "tokenizer" / "config.pbtxt", 'key: "build"', 'key: "bild"')
+    (found,) = lint(repository).findings
+    assert (found.rule.id, found.message) == ("build-place", "there is no parameter build")
+
+
+@pytest.mark.parametrize("value", [r"\"4\"", "true", "4.5", "[4]"])
+def test_a_limit_that_is_no_number_is_named(repository, value):
+    edit(repository / "instructblip" / "config.pbtxt", r"\"images\": 4", rf"\"images\": {value}")
+    (found,) = lint(repository).findings
+    assert found.rule.id == "limits-differ"
+    assert found.message.startswith("clients are told images ")
 
 
 @pytest.mark.parametrize(

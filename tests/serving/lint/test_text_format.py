@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from serving.lint.text_format import Entry, tree_of
+from serving.lint.text_format import Entry, odd_space, tree_of
 
 TEXT = """\
 # name: "not this"
@@ -52,6 +52,18 @@ def test_what_is_not_there_is_found_as_far_as_it_is():
     assert tree.line_of("input", 1, "dims") == 6
     assert tree.line_of("output", 0) == 1
     assert tree.line_of("parameters", Entry("none")) == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a: 1,\t;\r\n\f\vb: '\xa0' # \u3000", None),
+        ("a: 1\n b:\n\xa0 2", (3, "\xa0")),
+        ("a: 1 # \xa0\n\u2003b: 2", (2, "\u2003")),
+    ],
+)
+def test_spaces_that_are_none_to_triton_are_found_between_words(text, found):
+    assert odd_space(text) == found
 
 
 @pytest.mark.parametrize(
