@@ -119,11 +119,14 @@ WHEELS: Mapping[str, str] = {"0.7.0": "2.51.0"}
 def find_container(name: str) -> Container:
     """The container of a tag, with or without the image's name before it.
 
+    The image may be another registry's copy, if it is called `tritonserver` there. What is in an
+    image of another name, whatever its tag, only its maker knows.
+
     Raises:
         OptionError: it is none of the table's; the message lists them.
     """
-    tag = name.rpartition(":")[2]
-    if tag in CONTAINERS:
+    image, _, tag = name.rpartition(":")
+    if tag in CONTAINERS and image.rpartition("/")[2] in ("", IMAGE.rpartition("/")[2]):
         return CONTAINERS[tag]
     near = get_close_matches(tag, CONTAINERS, n=1, cutoff=0.8)
     hint = f" Did you mean {near[0]}?" if near else ""

@@ -353,6 +353,8 @@ class Manifest:
         except FileNotFoundError:
             message = f"{directory} is not a build: it has no {MANIFEST}. {hint}"
             raise BuildDirectoryError(message) from None
+        except OSError as error:
+            raise BuildDirectoryError(f"{path} cannot be read ({error}). {hint}") from error
         except ValueError as error:
             raise BuildDirectoryError(f"{path} is not valid JSON ({error}). {hint}") from error
         found = data.get("format") if isinstance(data, dict) else None
@@ -361,5 +363,5 @@ class Manifest:
             raise BuildDirectoryError(message)
         try:
             return cls.from_json(data)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise BuildDirectoryError(f"{path} is incomplete ({error!r}). {hint}") from error

@@ -96,14 +96,11 @@ class Policy:
         """Those that go."""
         if self.everything:
             return list(kept)
-        oldest = datetime.datetime.min.replace(tzinfo=datetime.UTC)
-        if self.older_than is not None:
-            oldest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(
-                seconds=self.older_than
-            )
+        oldest = -math.inf if self.older_than is None else time.time() - self.older_than
         left, gone = math.inf if self.max_size is None else self.max_size, []
         for one in sorted(kept, key=lambda one: one.used, reverse=True):
-            if datetime.datetime.fromisoformat(one.used) < oldest or one.size > left:
+            used = datetime.datetime.fromisoformat(one.used).timestamp()
+            if used < oldest or one.size > left:
                 gone.append(one)
             else:
                 left -= one.size

@@ -20,6 +20,7 @@ def test_a_build_reads_back_as_it_was_written(vicuna_build, tmp_path):
         ('{"format": 99}', "has format 99; this version reads 4"),
         ('{"format": 3}', "has format 3; this version reads 4. Build it again"),
         ('{"format": 4}', "is incomplete"),
+        ('{"format": 4, "components": []}', "is incomplete"),
         ("[]", "has format None"),
     ],
 )
@@ -27,6 +28,12 @@ def test_what_is_not_a_build_is_told(tmp_path, text, message):
     if text is not None:
         (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(BuildDirectoryError, match=message):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(BuildDirectoryError, match=r"manifest\.json cannot be read"):
         Manifest.read(tmp_path)
 
 

@@ -152,6 +152,11 @@ def test_other_sizes_are_refused(text: str) -> None:
         bytes_from_words(text)
 
 
+def test_an_age_before_all_time_removes_nothing(cache: EngineCache, keep: Keep) -> None:
+    keep(0)
+    assert prune(cache, Policy(older_than=seconds_from_words("9" * 12 + "w"))).removed == ()
+
+
 def test_a_policy_says_something() -> None:
     with pytest.raises(OptionError, match="Give --older-than, --max-size or --all"):
         Policy()
