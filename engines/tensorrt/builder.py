@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.selection import nvidia_driver
+from engines.tensorrt.collection import no_collection
 from engines.tensorrt.inspection import check_engine, engine_information
 from engines.tensorrt.job import Job
 from engines.tensorrt.libraries import Library
@@ -47,6 +48,7 @@ class Plan:
     details: Mapping[str, Any]
 
 
+@no_collection()
 def plan_from_onnx(
     verified: VerifiedGraph,
     output: Path,
@@ -105,6 +107,7 @@ def plan_from_onnx(
     return Plan(path=output, details=details)
 
 
+@no_collection()
 def parse_graph(graph: OnnxGraph, library: Library) -> list[Layer]:
     """The layers that the library's parser makes of a graph, whose dtypes are as they should be.
 

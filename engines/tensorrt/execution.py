@@ -11,6 +11,7 @@ from typing import Any
 from engines.cuda.device import Device
 from engines.tensorrt.buffers import Buffers
 from engines.tensorrt.captures import Captured, Captures, Key
+from engines.tensorrt.collection import no_collection
 from engines.tensorrt.contexts import Context
 from engines.tensorrt.loading import LoadedPlan
 from engines.tensorrt.profile import Shape
@@ -41,6 +42,7 @@ class Execution:
         EngineError, CudaError: a context cannot be made, or there is too little memory.
     """
 
+    @no_collection()
     def __init__(
         self, plan: LoadedPlan, contract: Contract, device: Device, *, graphs: int
     ) -> None:
@@ -67,6 +69,7 @@ class Execution:
         """How many shapes are kept as CUDA graphs."""
         return len(self._captures)
 
+    @no_collection()
     def run(self, feed: Feed) -> dict[str, Any]:
         """Every output by name, for a feed that fits the contract.
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from engines.tensorrt.collection import no_collection
 from engines.tensorrt.libraries import Library
 from engines.tensorrt.loading import open_plan
 from engines.tensorrt.readback import PRECISIONS, SHOWN
@@ -26,6 +27,7 @@ WORDS: Mapping[str, str] = {
 sentence (`Row major linear FP16 format`). Source: NVIDIA's documentation, "Engine Inspector"."""
 
 
+@no_collection()
 def engine_information(path: Path, flags: Collection[str], library: Library) -> Any:
     """The inspector's JSON of a whole engine: `Layers`, `Bindings` or `I/O Tensors`.
 

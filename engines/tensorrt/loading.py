@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.compatibility import VERSION_COMPATIBLE, loads_version
+from engines.tensorrt.collection import no_collection
 from engines.tensorrt.libraries import DTYPES, Library
 from engines.tensorrt.log import library_log
 from export.contract import Contract
@@ -90,6 +91,7 @@ def load_plan(path: Path, record: EngineRecord, contract: Contract, library: Lib
     return plan
 
 
+@no_collection()
 def open_plan(path: Path, flags: Collection[str], library: Library) -> LoadedPlan:
     """Reads any plan into the library, whatever it is of.
 

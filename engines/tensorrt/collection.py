@@ -1,0 +1,44 @@
+"""No garbage is collected while the library is called.
+
+TensorRT holds a lock of its own while it logs. A logger in Python allocates, so a collection may
+begin there, and find an object of the library: of a build that failed, say, which its exception's
+traceback has kept. Freeing that object wants the same lock, and the process stands still for ever.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LOCK = threading.Lock()
+_calls = 0
+_resume = False
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Around calls of the library that may log, in any number of threads; also a decorator."""
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _calls, _resume
+    with _LOCK:
+        if not _calls:
+            _resume = gc.isenabled()
+            gc.disable()
+        _calls += 1
+
+
+def _leave() -> None:
+    global _calls
+    with _LOCK:
+        _calls -= 1
+        if not _calls and _resume:
+            gc.enable()
