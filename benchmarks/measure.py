@@ -21,16 +21,6 @@ from export.caches import VARIABLE
 
 RESULTS = Path(__file__).with_name("results.json")
 
-DEMOS = (
-    "instructblip-demo-vicuna",
-    "instructblip-demo-flant5",
-    "blip2-demo-opt",
-    "blip2-demo-flant5",
-    "minigpt4-demo",
-    "minigpt4-demo-llama2",
-)
-"""One of every family."""
-
 
 def keep(name: str, figures: Any) -> None:
     """Puts a benchmark's figures into `results.json`, beside those of the others."""

@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import DEMOS, RESULTS, keep, run
+from benchmarks.measure import RESULTS, keep, run
+from checkpoints import DEMOS
 from serving.cli.quiet import quiet_libraries
 
 POLICIES: Mapping[str, tuple[str, ...]] = {

@@ -19,8 +19,9 @@ from typing import Any
 import click
 import onnx
 
-from benchmarks.measure import DEMOS, keep, kept, run
+from benchmarks.measure import keep, kept, run
 from benchmarks.plots import plot_losses
+from checkpoints import DEMOS
 from engines.pipeline import Pipeline
 from export.checkpoint import DEMO
 from export.examples import Example, read_examples

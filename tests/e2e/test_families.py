@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints import DEMOS
 from engines.pipeline import Pipeline
 from export.checkpoint import DEMO
 from export.examples import Example, read_examples
@@ -17,8 +18,6 @@ from export.manifest import Manifest
 from serving.client import GenerationOptions, InputError, InstructBlipClient
 from serving.repository import REPOSITORY
 from serving.server import TritonServer
-
-DEMOS = sorted(path.parent.name for path in DEMO.parent.glob("*/config.json"))
 
 SHORT = GenerationOptions(max_new_tokens=24)
 

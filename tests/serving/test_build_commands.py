@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from checkpoints import DEMOS
 from engines.pipeline import Pipeline
 from engines.runners import open_runner
 from engines.selection import nvidia_driver
@@ -189,16 +190,6 @@ def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     shown = call("inspect", tmp_path / "build").stdout
     assert "limits: 3 slots of 100 positions (the model's own: 1024), 7 requests may wait" in shown
     assert "9 images a request at most" in shown
-
-
-DEMOS = (
-    "instructblip-demo-vicuna",
-    "instructblip-demo-flant5",
-    "blip2-demo-opt",
-    "blip2-demo-flant5",
-    "minigpt4-demo",
-    "minigpt4-demo-llama2",
-)
 
 
 @pytest.mark.parametrize("name", DEMOS)

@@ -10,11 +10,9 @@ import pytest
 
 from benchmarks import beams, crowd
 from benchmarks.reference import Reference
+from checkpoints import DEMOS
 from engines.pipeline import Pipeline
-from export.checkpoint import DEMO
 from export.examples import read_examples
-
-DEMOS = sorted(path.parent.name for path in DEMO.parent.glob("*/config.json"))
 
 
 @pytest.fixture(scope="module", params=DEMOS)

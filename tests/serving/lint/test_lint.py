@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+from checkpoints import DEMOS
 from export.manifest import Manifest
 from serving.cli import iblip
 from serving.lint.checking import lint
@@ -21,14 +22,6 @@ from serving.lint.reading import server_of_container
 from serving.repository import repository_from_engines
 
 DOCS = Path(__file__).parents[3] / "docs"
-FAMILIES = (
-    "instructblip-demo-vicuna",
-    "instructblip-demo-flant5",
-    "blip2-demo-opt",
-    "blip2-demo-flant5",
-    "minigpt4-demo",
-    "minigpt4-demo-llama2",
-)
 
 
 def call(*arguments):
@@ -56,7 +49,7 @@ def test_the_page_has_every_rule():
     assert call("--rules").stdout == page()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DEMOS)
 def test_our_own_builds_are_clean(name, demo_build):
     assert lint(demo_build(name)).findings == ()
 
