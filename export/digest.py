@@ -12,6 +12,7 @@ from typing import BinaryIO, Self
 import onnx
 
 from export.errors import BuildDirectoryError
+from export.interrupts import submit
 from export.manifest import Manifest
 
 CHUNK = 2**24
@@ -107,7 +108,7 @@ class FileDigests:
         Nothing happens if it is none of the files, or has been read so far.
         """
         if file in self._files:
-            self._asked.append(self._pool.submit(self._read, file, end))
+            self._asked.append(submit(self._pool, self._read, file, end))
             while len(self._asked) > AHEAD:
                 self._asked.popleft().result()
 
@@ -117,7 +118,7 @@ class FileDigests:
         Raises:
             OSError: a file cannot be read.
         """
-        self._pool.submit(self._read, None, 0).result()
+        submit(self._pool, self._read, None, 0).result()
         return self._made
 
     def _read(self, last: Path | None, end: int) -> None:

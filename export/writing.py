@@ -22,6 +22,7 @@ from export.components.component import Component
 from export.digest import FileDigests, graph_digest
 from export.errors import ExportError
 from export.graphs import OnnxGraph
+from export.interrupts import submit
 from export.progress import Advance
 from export.weights import Recipe
 
@@ -195,7 +196,7 @@ class _Writer:
         stream = None
         if path is not None:
             stream, self._ends[path] = self._open[path], self._ends[path] + len(data)
-        self._asked.append(self._pool.submit(_take, data, made, stream))
+        self._asked.append(submit(self._pool, _take, data, made, stream))
         while len(self._asked) > AHEAD:
             self._asked.popleft().result()
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from export.contract import DTYPES
 from export.geometry import Config
+from export.interrupts import submit
 from export.progress import Advance
 from export.safetensors_files import safetensors_header
 from export.synthesis.values import pieces, spread
@@ -108,7 +109,7 @@ def _write(
         stream.flush()
         jobs, offset = [], len(header)
         for name in group:
-            jobs.append(pool.submit(_tensor, weights, name, stream.fileno(), offset, advance))
+            jobs.append(submit(pool, _tensor, weights, name, stream.fileno(), offset, advance))
             offset += weights.nbytes(name)
         try:
             for job in jobs:

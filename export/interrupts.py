@@ -1,0 +1,36 @@
+"""Work that Ctrl-C must not break in two."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
+
+ArgumentsT = ParamSpec("ArgumentsT")
+ResultT = TypeVar("ResultT")
+
+
+def submit(
+    pool: Executor,
+    call: Callable[ArgumentsT, ResultT],
+    *args: ArgumentsT.args,
+    **kwargs: ArgumentsT.kwargs,
+) -> Future[ResultT]:
+    """`pool.submit`, after which an interrupt that came meanwhile is raised.
+
+    Inside, it could leave the pool's own lock held, and its threads and whoever joins them would
+    wait for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return pool.submit(call, *args, **kwargs)
+    came: list[tuple[int, FrameType | None]] = []
+    before: Any = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        return pool.submit(call, *args, **kwargs)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(*came[0])
