@@ -6,8 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 ArgumentsT = ParamSpec("ArgumentsT")
 ResultT = TypeVar("ResultT")
@@ -26,11 +25,11 @@ def submit(
     """
     if threading.current_thread() is not threading.main_thread():
         return pool.submit(call, *args, **kwargs)
-    came: list[tuple[int, FrameType | None]] = []
-    before: Any = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         return pool.submit(call, *args, **kwargs)
     finally:
         signal.signal(signal.SIGINT, before)
-        if came and callable(before):
-            before(*came[0])
+        if came:
+            signal.raise_signal(signal.SIGINT)

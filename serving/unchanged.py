@@ -133,7 +133,7 @@ def inputs_of(options: BuildOptions, checkpoint: Checkpoint, engine: EngineChoic
         "the engine": {"kind": engine.kind, **_library(options, engine)},
         **{f"the version of {name}": word for name, word in library_versions().items()},
         "the version of Python": platform.python_version(),
-        "the code of this project": code_digest(*PACKAGES),
+        "the code of this project": {"sha256": code_digest(*PACKAGES)},
     }
     return Inputs(
         told=json.loads(json.dumps(told, default=_plain)),
