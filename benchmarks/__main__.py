@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from benchmarks.measure import RESULTS
-from export.checkpoint import DEMO
-from serving.cli.quiet import quiet_libraries
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.serving.cli.quiet import quiet_libraries
 
 NAMES = ("builds", "heldout", "beams", "originals", "crowd", "one_image", "latency", "load", "soak")
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")

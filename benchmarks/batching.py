@@ -24,18 +24,18 @@ import onnx
 
 from benchmarks.measure import RESULTS, keep, read_bandwidth
 from benchmarks.plots import plot_batching
-from engines.language_model.graphs import DecoderOnly, open_model
-from engines.language_model.onnx_engine import OnnxEngine
-from engines.language_model.options import GenerationOptions
-from engines.language_model.types import GenerationRequest
-from engines.onnxruntime.binding import Binding
-from engines.onnxruntime.session import available_cores, load_onnxruntime
-from engines.text import PromptTokenizer
-from export.checkpoint import DEMO
-from export.manifest import Manifest
-from serving.build import build
-from serving.build_options import BuildOptions
-from serving.cli.quiet import quiet_libraries
+from iblip.engines.language_model.onnx.engine import OnnxEngine
+from iblip.engines.language_model.onnx.graphs import DecoderOnly, open_model
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import GenerationRequest
+from iblip.engines.onnxruntime.binding import Binding
+from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.serving.builder.build import build
+from iblip.serving.builder.options import BuildOptions
+from iblip.serving.cli.quiet import quiet_libraries
 
 AT_ONCE = (1, 2, 4, 8, 16)
 PRECISIONS = ("fp32", "int4")

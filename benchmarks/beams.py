@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.builds import build
 from benchmarks.reference import Reference
-from engines.language_model.types import GenerationOptions
-from engines.pipeline import Pipeline
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
 
 LAVIS: Mapping[str, Any] = {"num_beams": 5, "length_penalty": 1.0}
 """As LAVIS answers."""

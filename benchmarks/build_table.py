@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from benchmarks.measure import keep, kept, run
-from serving.cli.quiet import quiet_libraries
+from iblip.serving.cli.quiet import quiet_libraries
 
 MODELS = (
     "instructblip-flan-t5-xl",
@@ -97,7 +97,7 @@ def _measured(model: str, dtype: str, precisions: list[str], scratch: Path) -> d
 
 
 def _bytes_of(model: str, dtype: str) -> int:
-    from export.models import MODELS as TABLE
+    from iblip.export.models.table import MODELS as TABLE
 
     return sum(TABLE[model].parameters.values()) * (4 if dtype == "float32" else 2)
 
@@ -179,8 +179,8 @@ def _small_instructblip(scratch: Path) -> Path:
     """InstructBLIP on Vicuna as synthesized, but for its language model's size."""
     from dataclasses import replace
 
-    from export.models import MODELS as TABLE
-    from export.synthesis.checkpoint import Synthesis, synthesize
+    from iblip.export.models.table import MODELS as TABLE
+    from iblip.export.synthesis.checkpoint import Synthesis, synthesize
 
     model = TABLE["instructblip-vicuna-7b"]
     small = replace(model, text={**model.text, **SMALL})

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.builds import PRECISIONS, build
-from engines.language_model.opening import EngineLimits, open_engine
-from engines.language_model.types import (
+from iblip.engines.language_model.opening import EngineLimits, open_engine
+from iblip.engines.language_model.types import (
     Answer,
     GenerationOptions,
     GenerationRequest,
     LanguageModelEngine,
 )
-from engines.pipeline import Pipeline
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
 
 AT_ONCE = 16
 EXAMPLES = 50

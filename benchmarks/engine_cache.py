@@ -21,8 +21,8 @@ import click
 
 from benchmarks.measure import Process, keep, kept, run
 from benchmarks.vision_encoder import vision_checkpoint
-from export.checkpoint import DEMO
-from serving.cli.quiet import quiet_libraries
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.serving.cli.quiet import quiet_libraries
 
 STAGE = re.compile(r"^  (trace|write|build|take|assemble) .*: (\d+\.\d) s$", re.MULTILINE)
 """A stage of a build that is over, as `serving.cli.progress` tells it."""

@@ -8,13 +8,13 @@ from typing import Any
 from benchmarks.builds import build
 from benchmarks.measure import in_turns
 from benchmarks.reference import Reference
-from engines.pipeline import Pipeline
-from export.examples import read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.client import InstructBlipClient
-from serving.repository import REPOSITORY
-from serving.server import TritonServer
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.examples import read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.server import TritonServer
 
 ROUNDS = 40
 SHORT = 12

@@ -13,68 +13,35 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks.arrivals import Asked, Got
 from benchmarks.builds import build
 from benchmarks.served import idle_metrics, served
-from engines.language_model.types import GenerationOptions
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.client import AsyncInstructBlipClient
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import AsyncInstructBlipClient
 
 SECONDS = 120.0
+
+
 SLOTS = 8
+
+
 QUEUE = 100_000
 """Long enough for the server that cannot keep up: nothing is to be lost."""
+
 
 CALIBRATION = 96
 """Requests that find out what a server takes."""
 
+
 CALIBRATION_AT_ONCE = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One request.
-
-    Attributes:
-        at_s: when it arrives, in seconds from the beginning.
-        pixels: of its picture.
-        prompt: about it.
-        options: of its answer.
-    """
-
-    at_s: float
-    pixels: npt.NDArray[np.uint8]
-    prompt: str
-    options: GenerationOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Got:
-    """What became of one request, in seconds after it was to arrive.
-
-    Attributes:
-        at_s: when it was to arrive, from the beginning.
-        first_s: its first text.
-        last_s: its end.
-        gaps_s: between two pieces of its text.
-        tokens: of its answer.
-        error: why it has none; empty where it has.
-    """
-
-    at_s: float
-    first_s: float
-    last_s: float
-    gaps_s: tuple[float, ...]
-    tokens: int
-    error: str
 
 
 def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from export.caches import VARIABLE
+from iblip.export.system.cache_directory import VARIABLE
 
 RESULTS = Path(__file__).with_name("results.json")
 

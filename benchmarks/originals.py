@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from benchmarks.builds import build
-from engines.language_model.presets import HF, LAVIS, RANKING, preset
-from engines.pipeline import Pipeline
-from export.checkpoint import checkpoint_from_directory
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.verification.reference import load_model
+from iblip.engines.language_model.presets import HF, LAVIS, RANKING, preset
+from iblip.engines.pipeline import Pipeline
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.export.verification.loading import load_model
 
 GENERATE: Mapping[str, Any] = {"num_beams": 5, "min_length": 1, "repetition_penalty": 1.5}
 """Of LAVIS's `generate`, which `predict_answers` calls with another length."""

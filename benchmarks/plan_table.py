@@ -21,7 +21,7 @@ import click
 
 from benchmarks.measure import RESULTS, keep, run
 from checkpoints import DEMOS
-from serving.cli.quiet import quiet_libraries
+from iblip.serving.cli.quiet import quiet_libraries
 
 POLICIES: Mapping[str, tuple[str, ...]] = {
     "fp32": ("--precision", "fp32"),
@@ -119,12 +119,12 @@ def _of_demo(demo: str, policy: str, scratch: Path, builds: Path | None) -> dict
 
 
 def _rows(build: Path, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    from engines.plans import PlanBuild, plans_of_build
-    from engines.tensorrt.libraries import find_library
-    from engines.tensorrt.options import PlanOptions
-    from export.manifest import Manifest
-    from export.progress import Silent
-    from serving.sizes import sizes_of_build
+    from iblip.engines.plans import PlanBuild, plans_of_build
+    from iblip.engines.tensorrt.libraries import find_library
+    from iblip.engines.tensorrt.options import PlanOptions
+    from iblip.export.artifact.manifest import Manifest
+    from iblip.export.progress import Silent
+    from iblip.serving.builder.sizes import sizes_of_build
 
     manifest = Manifest.read(build)
     how = PlanBuild(
@@ -145,8 +145,8 @@ def _at_size(scratch: Path) -> dict[str, Any]:
     """ViT-g and Q-Former of random weights in fp16: each plan in a process of its own."""
     from dataclasses import replace
 
-    from export.models import MODELS
-    from export.synthesis.checkpoint import Synthesis, synthesize
+    from iblip.export.models.table import MODELS
+    from iblip.export.synthesis.checkpoint import Synthesis, synthesize
 
     checkpoint, build = scratch / SIZED, scratch / "build"
     model = MODELS[SIZED]

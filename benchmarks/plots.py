@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from benchmarks.load import Got
+    from benchmarks.arrivals import Got
 
 
 def plot_batching(path: Path, found: Mapping[str, Any]) -> None:

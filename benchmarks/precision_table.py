@@ -22,12 +22,12 @@ import onnx
 from benchmarks.measure import keep, kept, run
 from benchmarks.plots import plot_losses
 from checkpoints import DEMOS
-from engines.pipeline import Pipeline
-from export.checkpoint import DEMO
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.cli.quiet import quiet_libraries
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.cli.quiet import quiet_libraries
 
 POLICIES: Mapping[str, tuple[str, ...]] = {
     "fp32": ("fp32",),

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from export.checkpoint import checkpoint_from_directory
-from export.examples import Example
-from export.verification.reference import answers, reference_of
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.examples import Example
+from iblip.export.verification.reference import answers
+from iblip.export.verification.references import reference_of
 
 
 class Reference:

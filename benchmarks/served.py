@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from export.manifest import Manifest
-from serving.repository import REPOSITORY, repository_from_engines
-from serving.server import TritonServer
-from serving.steps.metrics import PERIOD_S
+from iblip.export.artifact.manifest import Manifest
+from iblip.serving.repository.assembling import REPOSITORY, repository_from_engines
+from iblip.serving.server.server import TritonServer
+from iblip.serving.steps.metrics import PERIOD_S
 
 BUSY = ("iblip_slots_used", "iblip_requests_running", "iblip_requests_waiting")
 """The metrics that are 0 where nothing runs."""

@@ -20,13 +20,14 @@ import numpy as np
 
 from benchmarks.batching import weight_bytes
 from benchmarks.measure import keep, read_bandwidth, run
-from engines.language_model.types import GenerationOptions
-from engines.onnxruntime.session import available_cores
-from export.manifest import Manifest
-from serving.client import Answer, InstructBlipClient
-from serving.memory import memory_of_build
-from serving.repository import REPOSITORY
-from serving.server import ServerOptions, TritonServer
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.onnxruntime.session import available_cores
+from iblip.export.artifact.manifest import Manifest
+from iblip.serving.client import Answer, InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.memory import memory_of_build
+from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.server import TritonServer
 
 PRECISION = "vision_encoder=int8,language_model=int4"
 

@@ -25,14 +25,14 @@ from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.builds import build
 from benchmarks.served import idle_metrics, served
-from engines.language_model.types import Answer, GenerationOptions
-from engines.pipeline import Pipeline
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.client import AsyncInstructBlipClient, CancelledError
-from serving.client.messages import KeepAlive, channel_options, question
-from serving.wire import ENSEMBLE
+from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import AsyncInstructBlipClient, CancelledError
+from iblip.serving.client.messages import KeepAlive, channel_options, question
+from iblip.serving.wire import ENSEMBLE
 
 REQUESTS = 2000
 AT_ONCE = 16

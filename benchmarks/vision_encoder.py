@@ -21,14 +21,14 @@ import numpy.typing as npt
 
 from benchmarks.measure import in_turns, keep, run
 from benchmarks.plots import plot_shares
-from engines.onnxruntime.session import available_cores, load_onnxruntime
-from export.checkpoint import DEMO, checkpoint_from_directory
-from export.geometry import OPT_2_7B, VIT_G
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from export.models import MODELS
-from export.synthesis.checkpoint import Synthesis, synthesize
-from serving.cli.quiet import quiet_libraries
+from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import DEMO, checkpoint_from_directory
+from iblip.export.images import pixels_from_image
+from iblip.export.models.geometry import OPT_2_7B, VIT_G
+from iblip.export.models.table import MODELS
+from iblip.export.synthesis.checkpoint import Synthesis, synthesize
+from iblip.serving.cli.quiet import quiet_libraries
 
 SMALL_OPT = {
     **OPT_2_7B,

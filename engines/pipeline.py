@@ -18,12 +18,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from engines.language_model.opening import open_engine
-from engines.language_model.types import Answer, Generation, GenerationOptions, GenerationRequest
-from engines.runners import open_runner
-from engines.text import InstructionTokenizer, check_images, instruction_tensors
-from export.errors import InputError
-from export.manifest import Manifest
+from iblip.engines.language_model.opening import open_engine
+from iblip.engines.language_model.types import (
+    Answer,
+    Generation,
+    GenerationOptions,
+    GenerationRequest,
+)
+from iblip.engines.runners import open_runner
+from iblip.engines.text.checks import check_images
+from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import InputError
 
 Array = npt.NDArray[Any]
 

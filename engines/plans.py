@@ -8,17 +8,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from engines.cache.plans import cached_plan
-from engines.cache.store import EngineCache
-from engines.tensorrt.builder import Plan
-from engines.tensorrt.libraries import Library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import Profile
-from engines.tensorrt.sizes import ProfileOptions, decoder_profiles
-from export.errors import EngineError, OptionError
-from export.graphs import OnnxGraph, VerifiedGraph, proofs_of_build
-from export.manifest import Manifest
-from export.progress import Progress
+from iblip.engines.cache.cached_plan import cached_plan
+from iblip.engines.cache.store import EngineCache
+from iblip.engines.tensorrt.builder import Plan
+from iblip.engines.tensorrt.libraries import Library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile import Profile
+from iblip.engines.tensorrt.sizes import ProfileOptions, decoder_profiles
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph, proofs_of_build
+from iblip.export.errors import EngineError, OptionError
+from iblip.export.progress import Progress
 
 NOT_FOR_TENSORRT = "language_model/batched_decoder"
 """The graph of ONNX Runtime's own operators: left out unless it is asked for by name."""

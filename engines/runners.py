@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.types import Runner
-from export.errors import BuildDirectoryError, EngineError
-from export.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
+from iblip.engines.types import Runner
+from iblip.export.artifact.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
+from iblip.export.errors import BuildDirectoryError, EngineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,10 @@ def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
 
 
 def _onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
-    from engines.onnxruntime.providers import Placement, provider_cache
-    from engines.onnxruntime.runner import OnnxRuntimeRunner
-    from engines.tensorrt.profile import profile_from_json
+    from iblip.engines.onnxruntime.compiled import provider_cache
+    from iblip.engines.onnxruntime.providers import Placement
+    from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+    from iblip.engines.tensorrt.profile import profile_from_json
 
     profiles = engine.details.get("profiles")
     shapes = profile_from_json(profiles[0]).all_shapes(graph.contract) if profiles else {}
@@ -90,7 +91,7 @@ def _onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Pl
 
 
 def _plan(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
-    from engines.tensorrt.runner import TensorRTRunner
+    from iblip.engines.tensorrt.runner import TensorRTRunner
 
     return TensorRTRunner(path, graph.contract, engine, device=place.device)
 

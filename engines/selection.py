@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 
-from export.errors import OptionError
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.export.errors import OptionError
 
 AUTO = "auto"
 
@@ -50,17 +50,6 @@ class EngineChoice:
     reason: str
 
 
-def nvidia_driver() -> bool:
-    """Whether the NVIDIA driver's library can be loaded and names at least one device."""
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
-        count = ctypes.c_int(0)
-        failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-    except OSError:
-        return False
-    return not failed and count.value > 0
-
-
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -93,7 +82,7 @@ def _plan_obstacle(kind: str) -> str | None:
 
 
 def _provider_obstacle(kind: str) -> str | None:
-    from engines.onnxruntime.probing import provider_obstacle
+    from iblip.engines.onnxruntime.probing import provider_obstacle
 
     return provider_obstacle(kind)
 
@@ -165,6 +154,7 @@ BESIDE: Mapping[str, str] = {
 """What ONNX Runtime runs the language model on where the components have these engines; else on
 the CPU. `batched_decoder` has operators of ONNX Runtime's own, so TensorRT never takes it."""
 
+
 HALVES = ("fp16", "bf16", "lavis")
 """Precisions of a language model whose attention the CUDA provider runs; in float32 it has none."""
 
@@ -200,7 +190,7 @@ def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineC
     """
     choice = _automatic() if requested == AUTO else _requested(requested)
     if KINDS[choice.kind].plans:
-        from engines.tensorrt.libraries import find_library
+        from iblip.engines.tensorrt.libraries import find_library
 
         find_library(choice.kind).check_targets(targets)
     elif targets:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy.typing as npt
 
-from export.contract import Contract
+from iblip.export.artifact.contract import Contract
 
 Feed = Mapping[str, npt.NDArray[Any]]
 """Tensors by name."""

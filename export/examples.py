@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import InputError
+from iblip.export.errors import InputError
 
 EXAMPLES = "examples.jsonl"
 """Their file, in a directory of its own or in a checkpoint's `examples`."""

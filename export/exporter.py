@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from export.checkpoint import Checkpoint
-from export.components.component import Component
-from export.components.graphs_of_checkpoint import components_from_checkpoint
-from export.fit import check_fit
-from export.graphs import OnnxGraph
-from export.precision import DTYPES
-from export.progress import Progress
-from export.quantisation.calibration import measure
-from export.quantisation.graph import quantise
-from export.quantisation.measuring import Measurements
-from export.quantisation.options import Quantisation, QuantisationOptions
-from export.quantisation.options import quantisations as quantisations_of
-from export.trace_cache import TraceCache, trace_key
-from export.tracing import Trace, trace
-from export.weights import bind
-from export.widening import widen_in_graph
-from export.writing import Bound, bytes_of, write_graphs
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.components.component import Component
+from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.graph.trace_cache import TraceCache, trace_key
+from iblip.export.graph.tracing import Trace, trace
+from iblip.export.graph.writing import Bound, bytes_of, write_graphs
+from iblip.export.precision import DTYPES
+from iblip.export.progress import Progress
+from iblip.export.quantisation.calibration import measure
+from iblip.export.quantisation.graph import quantise
+from iblip.export.quantisation.measuring import Measurements
+from iblip.export.quantisation.options import Quantisation, QuantisationOptions
+from iblip.export.quantisation.options import quantisations as quantisations_of
+from iblip.export.weights.binding import bind
+from iblip.export.weights.fit import check_fit
+from iblip.export.weights.widening import widen_in_graph
 
 
 def graphs_from_checkpoint(

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from export.errors import InputError
-from export.manifest import Preprocessing
+from iblip.export.artifact.manifest import Preprocessing
+from iblip.export.errors import InputError
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A path, an encoded image, a Pillow image, or uint8 `[height, width, 3]` (RGB)."""

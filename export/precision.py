@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from export.errors import OptionError
+from iblip.export.errors import OptionError
 
 COMPONENTS = ("vision_encoder", "qformer", "language_model")
 """The components that have a precision, in the order in which data flows through them."""

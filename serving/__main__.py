@@ -1,5 +1,5 @@
 """`python -m serving` is `iblip`."""
 
-from serving.cli import main
+from iblip.serving.cli import main
 
 main()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from engines.language_model.types import (
+from iblip.engines.language_model.types import (
     Answer,
     Completion,
     GenerationOptions,
@@ -22,7 +22,8 @@ from engines.language_model.types import (
     Timing,
     TokenLogprob,
 )
-from export.errors import (
+from iblip.export.artifact.manifest import Manifest, Preprocessing
+from iblip.export.errors import (
     ContractError,
     DeadlineError,
     EngineError,
@@ -31,7 +32,6 @@ from export.errors import (
     OptionError,
     UsageError,
 )
-from export.manifest import Manifest, Preprocessing
 
 VERSION = 3
 """Of this wire; a client refuses a server that speaks another."""

@@ -23,11 +23,11 @@ from tokenizers import (
     trainers,
 )
 
-from export.checkpoint import DEMO
-from export.trace_cache import TraceCache
-from serving.build import build
-from serving.build_options import BuildOptions
-from serving.cli.quiet import quiet_libraries
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.graph.trace_cache import TraceCache
+from iblip.serving.builder.build import build
+from iblip.serving.builder.options import BuildOptions
+from iblip.serving.cli.quiet import quiet_libraries
 from tests.environments import environment_with
 
 EXAMPLES = 24

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from engines.cache.entry import DamagedEntryError, Entry
-from engines.cache.providers import ProviderFolder, provider_folders
-from engines.cache.store import SHORT, EngineCache
-from export.errors import EngineError, OptionError
+from iblip.engines.cache.entry import DamagedEntryError, Entry
+from iblip.engines.cache.store import SHORT, EngineCache
+from iblip.engines.onnxruntime.compiled import ProviderFolder, provider_folders
+from iblip.export.errors import EngineError, OptionError
 
 
 @dataclass(frozen=True, kw_only=True)

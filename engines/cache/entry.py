@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from export.files import sha256, write_whole
+from iblip.export.system.files import sha256, write_whole
 
 FORMAT = 1
 """Of `record.json`."""

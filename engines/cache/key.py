@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engines.nvidia import find_driver
-from engines.tensorrt.libraries import Library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import Profile
-from export.errors import EngineError, OptionError
-from export.graphs import OnnxGraph
+from iblip.engines.hardware.nvidia import find_driver
+from iblip.engines.tensorrt.libraries import Library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile import Profile
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError, OptionError
 
 BUILDER = 2
 """The number of what `engines.tensorrt.builder` makes of the same recipe. Raise it with every
@@ -40,7 +40,7 @@ class Recipe:
     verified. They do not change what is built.
 
     Attributes:
-        graph: the digest of the graph, its weights included (`export.digest.graph_digest`).
+        graph: the digest of the graph, its weights included (`export.artifact.digest.graph_digest`).
         precision: that the plan is checked for, a key of `export.precision.DTYPES`.
         library: a key of `engines.tensorrt.libraries.SOURCES`.
         version: of that library.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from engines.cache.catalogue import scan
-from engines.cache.entry import Entry
-from engines.cache.providers import ProviderFolder
-from engines.cache.store import EngineCache
-from export.errors import OptionError
+from iblip.engines.cache.catalogue import scan
+from iblip.engines.cache.entry import Entry
+from iblip.engines.cache.store import EngineCache
+from iblip.engines.onnxruntime.compiled import ProviderFolder
+from iblip.export.errors import OptionError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

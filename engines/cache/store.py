@@ -23,23 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.cache.entry import PLAN, DamagedEntryError, Entry, now
-from engines.cache.key import KEY_LENGTH, Recipe
-from engines.files import link_or_copy, locked
-from engines.tensorrt.libraries import SOURCES
-from export.caches import VARIABLE, cache_directory
-from export.errors import EngineError
-from export.files import sha256
+from iblip.engines.cache.entry import PLAN, DamagedEntryError, Entry, now
+from iblip.engines.cache.key import KEY_LENGTH, Recipe
+from iblip.engines.tensorrt.libraries import SOURCES
+from iblip.export.errors import EngineError
+from iblip.export.system.cache_directory import VARIABLE
+from iblip.export.system.files import sha256
+from iblip.export.system.locks import link_or_copy, locked
 
 logger = logging.getLogger(__name__)
 
+
 SHORT = 12
 """Digits of a key that are shown to people."""
-
-
-def default_directory() -> Path | None:
-    """The engine cache of this user; `None` where there is no place for one."""
-    return cache_directory("engines")
 
 
 @dataclass(frozen=True)

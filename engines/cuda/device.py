@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engines.cuda.errors import checked
-from export.errors import EngineError
+from iblip.engines.cuda.errors import checked
+from iblip.export.errors import EngineError
 
 Array = npt.NDArray[Any]
 

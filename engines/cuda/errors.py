@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from export.errors import EngineError
+from iblip.export.errors import EngineError
 
 REMEDIES: Mapping[str, str] = {
     "cudaErrorInsufficientDriver": (

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.language_model.detokenise import Detokeniser
-from engines.language_model.stopping import StopStrings
-from engines.language_model.types import (
+from iblip.engines.language_model.detokenise import Detokeniser
+from iblip.engines.language_model.stopping import StopStrings
+from iblip.engines.language_model.types import (
     Answer,
     Completion,
     FinishReason,
@@ -22,9 +22,9 @@ from engines.language_model.types import (
     Timing,
     TokenLogprob,
 )
-from engines.types import PromptIds
-from export.errors import InputError, OptionError
-from export.manifest import LanguageModelFacts
+from iblip.engines.types import PromptIds
+from iblip.export.artifact.manifest import LanguageModelFacts
+from iblip.export.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

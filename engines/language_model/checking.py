@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
-from export.errors import EngineError, InputError, OptionError
-from export.manifest import LanguageModelFacts, how_to_raise
+from iblip.engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
+from iblip.export.artifact.manifest import LanguageModelFacts, how_to_raise
+from iblip.export.errors import EngineError, InputError, OptionError
 
 _FLOATS = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16))
 

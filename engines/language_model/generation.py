@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from threading import Lock
 
-from engines.language_model.decoding import Decoding
-from engines.language_model.totals import Totals
-from engines.language_model.types import (
+from iblip.engines.language_model.decoding.decoding import Decoding
+from iblip.engines.language_model.totals import Totals
+from iblip.engines.language_model.types import (
     Answer,
     Event,
     GenerationRequest,
@@ -18,8 +18,8 @@ from engines.language_model.types import (
     TextDelta,
     Timing,
 )
-from engines.types import PromptIds
-from export.errors import DeadlineError, IblipError
+from iblip.engines.types import PromptIds
+from iblip.export.errors import DeadlineError, IblipError
 
 End = Answer | IblipError
 """The last thing that happens to a request."""

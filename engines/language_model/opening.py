@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.language_model.types import LanguageModelEngine
-from engines.runners import Place
-from export.errors import BuildDirectoryError, EngineError, OptionError
-from export.manifest import Manifest, ServingLimits
+from iblip.engines.language_model.types import LanguageModelEngine
+from iblip.engines.runners import Place
+from iblip.export.artifact.manifest import Manifest, ServingLimits
+from iblip.export.errors import BuildDirectoryError, EngineError, OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
 def _onnxruntime(
     directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
-    from engines.language_model.graphs import open_model
-    from engines.language_model.onnx_engine import OnnxEngine
-    from engines.text import PromptTokenizer
+    from iblip.engines.language_model.onnx.engine import OnnxEngine
+    from iblip.engines.language_model.onnx.graphs import open_model
+    from iblip.engines.text.prompts import PromptTokenizer
 
     prompts = PromptTokenizer.from_build(directory, manifest, max_length=limits.max_length)
     model = open_model(
@@ -116,7 +116,7 @@ def _onnxruntime(
 def _vllm(
     directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
-    from engines.language_model.vllm.opening import open_vllm
+    from iblip.engines.language_model.vllm.opening import open_vllm
 
     if place.device:
         raise EngineError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
-from export.errors import OptionError
+from iblip.export.errors import OptionError
 
 MAX_SEED = 2**63 - 1
 MOST_SEQUENCES = 64

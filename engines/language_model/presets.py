@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from engines.language_model.options import GenerationOptions
-from export.errors import OptionError
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.export.errors import OptionError
 
 LAVIS = "lavis"
 HF = "hf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import get_args
 
-from engines.language_model.types import EngineStatus, Outcome, Timing
+from iblip.engines.language_model.types import EngineStatus, Outcome, Timing
 
 
 class Totals:

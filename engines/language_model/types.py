@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 
-from engines.language_model.options import GenerationOptions as GenerationOptions
-from export.errors import EngineError
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.export.errors import EngineError
 
 FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
 """Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or

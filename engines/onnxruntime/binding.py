@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from export.errors import EngineError
-from export.onnxruntime_values import BFLOAT16
+from iblip.export.errors import EngineError
+from iblip.export.graph.onnxruntime_values import BFLOAT16
 
 Array = npt.NDArray[Any]
 

@@ -14,8 +14,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from engines.onnxruntime.providers import CPU_PROVIDER, PROVIDERS, Provider
-from export.errors import EngineError
+from iblip.engines.onnxruntime.providers import CPU_PROVIDER, PROVIDERS, Provider
+from iblip.export.errors import EngineError
 
 
 def provider_obstacle(kind: str) -> str | None:
@@ -39,7 +39,7 @@ def provider_obstacle(kind: str) -> str | None:
     else:
         fault = _library_fault(ort, provider)
     if fault is None and provider.name != CPU_PROVIDER:
-        from engines.selection import nvidia_driver
+        from iblip.engines.hardware.nvidia import nvidia_driver
 
         fault = None if nvidia_driver() else "no NVIDIA driver with a GPU was found."
     return fault

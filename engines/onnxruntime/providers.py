@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.tensorrt.profile import Shape
-from export.errors import EngineError
+from iblip.engines.tensorrt.profile import Shape
+from iblip.export.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
+
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
 """The least, the usual and the largest shape of each input, by name."""
+
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -135,6 +137,7 @@ _GPU_PACKAGE = (
     "`pip install 'iblip[gpu]'`."
 )
 
+
 PROVIDERS: Mapping[str, Provider] = {
     "onnxruntime": Provider(name=CPU_PROVIDER, memory="cpu", options=_none),
     "onnxruntime-cuda": Provider(
@@ -161,34 +164,6 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
 }
 """Engine kind to what of ONNX Runtime runs it."""
-
-
-def provider_cache(kind: str, digest: str) -> Path | None:
-    """This user's directory for what a provider compiles of a graph; `None` where there is none.
-
-    It is beside the engine cache, in `$IBLIP_CACHE` or the user's caches; `iblip engines` lists and
-    prunes it (`engines.cache.providers`).
-
-    Args:
-        kind: a key of `PROVIDERS`.
-        digest: of the graph, its weights included.
-    """
-    from engines.cache.providers import folder_of_graph
-    from engines.cache.store import default_directory
-
-    engines = default_directory()
-    if engines is None:
-        logger.warning(
-            "%s compiles its engines at every start: this user has no home", PROVIDERS[kind].name
-        )
-        return None
-    path = folder_of_graph(engines, kind, digest)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        logger.warning("%s compiles its engines at every start: %s", PROVIDERS[kind].name, error)
-        return None
-    return path
 
 
 CPU = Placement()

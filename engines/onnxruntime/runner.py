@@ -10,13 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from engines.cache.providers import in_use, opening
-from engines.onnxruntime.providers import CPU, Placement
-from engines.onnxruntime.session import open_session
-from engines.onnxruntime.values import Kept, value_of
-from engines.types import Feed
-from export.contract import Contract
-from export.errors import EngineError
+from iblip.engines.onnxruntime.compiled import in_use, opening
+from iblip.engines.onnxruntime.providers import CPU, Placement
+from iblip.engines.onnxruntime.session import open_session
+from iblip.engines.onnxruntime.values import Kept, value_of
+from iblip.engines.types import Feed
+from iblip.export.artifact.contract import Contract
+from iblip.export.errors import EngineError
 
 
 class OnnxRuntimeRunner:

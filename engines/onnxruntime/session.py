@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engines.onnxruntime.probing import provider_obstacle
-from engines.onnxruntime.providers import CPU, PROVIDERS, Placement
-from export.contract import Contract, TensorSpec
-from export.errors import EngineError
-from export.onnxruntime_values import session_from_onnx
+from iblip.engines.onnxruntime.probing import provider_obstacle
+from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.errors import EngineError
+from iblip.export.graph.onnxruntime_values import session_from_onnx
 
 ONNX_TYPES = {
     "uint8": "tensor(uint8)",

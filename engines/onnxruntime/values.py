@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.onnxruntime_values import array_from_value, value_from_array
+from iblip.export.graph.onnxruntime_values import array_from_value, value_from_array
 
 Array = npt.NDArray[Any]
 

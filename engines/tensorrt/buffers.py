@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from engines.cuda.device import Array, Device
-from engines.tensorrt.profile import Shape
-from export.contract import TensorSpec
+from iblip.engines.cuda.device import Array, Device
+from iblip.engines.tensorrt.profile import Shape
+from iblip.export.artifact.contract import TensorSpec
 
 
 class Buffers:

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.selection import nvidia_driver
-from engines.tensorrt.collection import no_collection
-from engines.tensorrt.inspection import check_engine, engine_information
-from engines.tensorrt.job import Job
-from engines.tensorrt.libraries import Library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import Profile
-from engines.tensorrt.readback import Layer, matrix_layers
-from engines.tensorrt.timing import timings
-from export.errors import EngineError
-from export.files import whole_file
-from export.graphs import OnnxGraph, VerifiedGraph
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.inspection import check_engine, engine_information
+from iblip.engines.tensorrt.job import Job
+from iblip.engines.tensorrt.libraries import Library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile import Profile
+from iblip.engines.tensorrt.readback import Layer, matrix_layers
+from iblip.engines.tensorrt.timing import timings
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.errors import EngineError
+from iblip.export.system.files import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)

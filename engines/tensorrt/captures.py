@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from engines.tensorrt.profile import Shape
+from iblip.engines.tensorrt.profile import Shape
 
 Key = tuple[int, tuple[Shape, ...]]
 """A profile's index, and the shapes of the inputs in the contract's order."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engines.tensorrt.buffers import Buffers
-from engines.tensorrt.loading import LoadedPlan
-from engines.tensorrt.profile import Shape
-from engines.tensorrt.ranges import Shapes
-from export.contract import Contract
-from export.errors import EngineError
+from iblip.engines.tensorrt.buffers import Buffers
+from iblip.engines.tensorrt.loading import LoadedPlan
+from iblip.engines.tensorrt.profile import Shape
+from iblip.engines.tensorrt.ranges import Shapes
+from iblip.export.artifact.contract import Contract
+from iblip.export.errors import EngineError
 
 
 def _of_tensorrt(plan: LoadedPlan) -> Any:

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from engines.cuda.device import Device
-from engines.tensorrt.buffers import Buffers
-from engines.tensorrt.captures import Captured, Captures, Key
-from engines.tensorrt.collection import no_collection
-from engines.tensorrt.contexts import Context
-from engines.tensorrt.loading import LoadedPlan
-from engines.tensorrt.profile import Shape
-from engines.tensorrt.ranges import Shapes, choose_range, ranges_of_engine
-from engines.types import Feed
-from export.contract import Contract, TensorSpec
-from export.errors import EngineError
+from iblip.engines.cuda.device import Device
+from iblip.engines.tensorrt.buffers import Buffers
+from iblip.engines.tensorrt.captures import Captured, Captures, Key
+from iblip.engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.contexts import Context
+from iblip.engines.tensorrt.loading import LoadedPlan
+from iblip.engines.tensorrt.profile import Shape
+from iblip.engines.tensorrt.ranges import Shapes, choose_range, ranges_of_engine
+from iblip.engines.types import Feed
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.errors import EngineError
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.tensorrt.collection import no_collection
-from engines.tensorrt.libraries import Library
-from engines.tensorrt.loading import open_plan
-from engines.tensorrt.readback import PRECISIONS, SHOWN
-from export.errors import EngineError
-from export.graphs import OnnxGraph
+from iblip.engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.libraries import Library
+from iblip.engines.tensorrt.loading import open_plan
+from iblip.engines.tensorrt.readback import PRECISIONS, SHOWN
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError
 
 WORDS: Mapping[str, str] = {
     "HALF": r"Half|FP16",

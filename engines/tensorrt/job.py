@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from engines.tensorrt.libraries import DTYPES, Library
-from engines.tensorrt.log import library_log
-from engines.tensorrt.options import FLAGS, PlanOptions
-from engines.tensorrt.profile import Profile
-from engines.tensorrt.readback import Layer, layers_of_network, precision_fault
-from export.contract import TensorSpec
-from export.errors import EngineError
-from export.graphs import OnnxGraph
+from iblip.engines.tensorrt.libraries import DTYPES, Library
+from iblip.engines.tensorrt.log import library_log
+from iblip.engines.tensorrt.options import FLAGS, PlanOptions
+from iblip.engines.tensorrt.profile import Profile
+from iblip.engines.tensorrt.readback import Layer, layers_of_network, precision_fault
+from iblip.export.artifact.contract import TensorSpec
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError
 
 
 @dataclass

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from engines.selection import nvidia_driver
-from engines.tensorrt.options import FLAGS, PlanOptions
-from export.errors import EngineError, OptionError
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.tensorrt.options import FLAGS, PlanOptions
+from iblip.export.errors import EngineError, OptionError
 
 NEEDS_DEVICE = ("NONE", "CURRENT")
 """Names in the library's list of targets that stand for the GPU of the machine that builds."""

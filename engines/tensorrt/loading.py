@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.compatibility import VERSION_COMPATIBLE, loads_version
-from engines.tensorrt.collection import no_collection
-from engines.tensorrt.libraries import DTYPES, Library
-from engines.tensorrt.log import library_log
-from export.contract import Contract
-from export.errors import EngineError
-from export.manifest import EngineRecord
+from iblip.engines.hardware.compatibility import VERSION_COMPATIBLE, loads_version
+from iblip.engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.libraries import DTYPES, Library
+from iblip.engines.tensorrt.log import library_log
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import EngineRecord
+from iblip.export.errors import EngineError
 
 STRIPPED = "strip-plan"
 """The flag of a plan without weights (`EngineRecord.details["flags"]`)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from export.errors import OptionError
+from iblip.export.errors import OptionError
 
 NO_LEAN_RUNTIME = (
     "its builder wants libnvinfer_lean, which TensorRT-RTX does not come with: its engines are for "

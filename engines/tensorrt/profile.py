@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from export.contract import Contract, TensorSpec
-from export.errors import OptionError
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engines.tensorrt.profile import Shape
-from export.contract import Contract
-from export.errors import InputError
+from iblip.engines.tensorrt.profile import Shape
+from iblip.export.artifact.contract import Contract
+from iblip.export.errors import InputError
 
 Shapes = Mapping[str, Shape]
 """Of a run's inputs, by name."""

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from export.graphs import OnnxGraph
-from export.precision import stays_in_float32
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.precision import stays_in_float32
 
 MATRIX = frozenset({"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM"})
 """Kinds of layer that a GPU's matrix units compute."""

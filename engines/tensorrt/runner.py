@@ -9,14 +9,14 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from engines.cuda.device import CudaDevice, Device
-from engines.tensorrt.execution import Execution
-from engines.tensorrt.libraries import Library, find_library
-from engines.tensorrt.loading import check_record, load_plan
-from engines.types import Feed
-from export.contract import Contract
-from export.errors import EngineError
-from export.manifest import EngineRecord
+from iblip.engines.cuda.device import CudaDevice, Device
+from iblip.engines.tensorrt.execution import Execution
+from iblip.engines.tensorrt.libraries import Library, find_library
+from iblip.engines.tensorrt.loading import check_record, load_plan
+from iblip.engines.types import Feed
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import EngineRecord
+from iblip.export.errors import EngineError
 
 GRAPHS = 8
 """How many shapes of a plan are kept as CUDA graphs, each with a context of its own."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from engines.tensorrt.profile import Profile, Span
-from engines.tensorrt.ranges import FLAGS
-from export.contract import Contract
-from export.errors import OptionError
+from iblip.engines.tensorrt.profile import Profile, Span
+from iblip.engines.tensorrt.ranges import FLAGS
+from iblip.export.artifact.contract import Contract
+from iblip.export.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)

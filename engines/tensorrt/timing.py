@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engines.files import locked
-from export.files import write_whole
+from iblip.export.system.files import write_whole
+from iblip.export.system.locks import locked
 
 logger = logging.getLogger(__name__)
 

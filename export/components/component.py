@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from export.contract import Contract
+from iblip.export.artifact.contract import Contract
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from export.cache_shape import CacheShape
-from export.components.attention import causal_mask, module_from_config
-from export.components.component import Component
-from export.components.language_model import (
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.checkpoint.cache_shape import CacheShape
+from iblip.export.components.attention import causal_mask, module_from_config
+from iblip.export.components.component import Component
+from iblip.export.components.language_model import (
     IDS,
     cache_from_tensors,
     cache_specs,
@@ -24,9 +25,8 @@ from export.components.language_model import (
     logits_spec,
     tensors_from_cache,
 )
-from export.components.slots import NAME as SLOTS
-from export.components.slots import Slots
-from export.contract import Contract, TensorSpec
+from iblip.export.components.slots import NAME as SLOTS
+from iblip.export.components.slots import Slots
 
 
 class Decoder(torch.nn.Module):

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from export.checkpoint import Checkpoint
-from export.components.component import Component
-from export.components.llama import llama
-from export.components.opt import opt
-from export.components.qformer import qformer
-from export.components.t5 import t5
-from export.components.vision_encoder import vision_encoder
-from export.errors import CheckpointError
-from export.precision import of_language_model
-from export.text import image_processor_settings
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.checkpoint.facts import image_processor_settings
+from iblip.export.components.component import Component
+from iblip.export.components.llama import llama
+from iblip.export.components.opt import opt
+from iblip.export.components.qformer import qformer
+from iblip.export.components.t5 import t5
+from iblip.export.components.vision_encoder import vision_encoder
+from iblip.export.errors import CheckpointError
+from iblip.export.precision import of_language_model
 
 LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
     "llama": llama,

@@ -9,9 +9,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from export.components.component import Component
-from export.contract import Axis, Contract, TensorSpec
-from export.precision import DTYPES
+from iblip.export.artifact.contract import Axis, Contract, TensorSpec
+from iblip.export.components.component import Component
+from iblip.export.precision import DTYPES
 
 IDS = ("batch", "sequence")
 

@@ -14,9 +14,9 @@ from torch.onnx.ops import symbolic
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
-from export.components.component import Component
-from export.components.decoder_only import decoder_only
-from export.components.slots import Slots, attend
+from iblip.export.components.component import Component
+from iblip.export.components.decoder_only import decoder_only
+from iblip.export.components.slots import Slots, attend
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Kinds of rotary embedding in transformers whose angles change with a prompt's length."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import OPTForCausalLM
 
-from export.components.component import Component
-from export.components.decoder_only import decoder_only
-from export.errors import CheckpointError
+from iblip.export.components.component import Component
+from iblip.export.components.decoder_only import decoder_only
+from iblip.export.errors import CheckpointError
 
 
 def opt(config: Any, *, precision: str) -> tuple[Component, ...]:

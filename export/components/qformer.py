@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import Blip2QFormerModel, InstructBlipQFormerModel, PreTrainedModel
 
-from export.components.attention import module_from_config, padding_mask
-from export.components.component import Component
-from export.components.vision_encoder import image_embeds_spec
-from export.contract import Contract, TensorSpec
-from export.families.family import Projector
-from export.precision import BETWEEN
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.components.attention import module_from_config, padding_mask
+from iblip.export.components.component import Component
+from iblip.export.components.vision_encoder import image_embeds_spec
+from iblip.export.families.family import Projector
+from iblip.export.precision import BETWEEN
 
 
 class _QFormer(torch.nn.Module):

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
-from export.blocks import mark
-from export.components.attention import NAME, causal_mask, module_from_config, padding_mask
-from export.components.component import Component
-from export.components.language_model import (
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.components.attention import NAME, causal_mask, module_from_config, padding_mask
+from iblip.export.components.block_marks import mark
+from iblip.export.components.component import Component
+from iblip.export.components.language_model import (
     IDS,
     cache_from_tensors,
     cache_specs,
@@ -24,9 +25,8 @@ from export.components.language_model import (
     logits_spec,
     tensors_from_cache,
 )
-from export.components.slots import NAME as SLOTS
-from export.components.slots import Slots
-from export.contract import Contract, TensorSpec
+from iblip.export.components.slots import NAME as SLOTS
+from iblip.export.components.slots import Slots
 
 
 class _T5(torch.nn.Module):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import InstructBlipVisionModel
 
-from export.components.attention import module_from_config
-from export.components.component import Component
-from export.contract import Contract, TensorSpec
-from export.precision import BETWEEN
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.components.attention import module_from_config
+from iblip.export.components.component import Component
+from iblip.export.precision import BETWEEN
 
 
 class VisionEncoder(torch.nn.Module):

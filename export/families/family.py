@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from export.manifest import Images
+from iblip.export.artifact.manifest import Images
 
 Projector = Literal["instruction_qformer", "qformer", "patch_merge"]
 """What makes a visual prompt of an image's features: a Q-Former that reads the instruction, one
@@ -30,9 +30,9 @@ class Family:
         architecture: as `config.json` names it; where transformers has the model, its class.
         processor: transformers' class for it, by name; `None` where transformers has neither
             processor nor model, but the parts of both.
-        config: reads `config.json` in a directory; see `export.checkpoint.Checkpoint.config`.
+        config: reads `config.json` in a directory; see `export.checkpoint.checkpoint.Checkpoint.config`.
         projector: see `Projector`. A checkpoint whose config has no Q-Former merges patches.
-        images: see `export.manifest.Images`.
+        images: see `export.artifact.manifest.Images`.
         prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is; a
             checkpoint's config may say otherwise.
         stop: strings that end an answer; a checkpoint's config may say otherwise.

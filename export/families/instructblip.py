@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.families.family import Family
+from iblip.export.families.family import Family
 
 INSTRUCTBLIP = Family(
     name="instructblip",

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import CheckpointError
-from export.families.family import Family
+from iblip.export.errors import CheckpointError
+from iblip.export.families.family import Family
 
 SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I"

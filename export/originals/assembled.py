@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import Checkpoint, resize
-from export.components.graphs_of_checkpoint import components_from_checkpoint
-from export.errors import CheckpointError
-from export.files import sha256
-from export.image_size import POSITIONS, InterpolatedPositions
-from export.model import Model
-from export.models import MODELS
-from export.originals.fitting import (
+from iblip.export.checkpoint.checkpoint import Checkpoint, resize
+from iblip.export.checkpoint.image_size import POSITIONS, InterpolatedPositions
+from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.errors import CheckpointError
+from iblip.export.models.model import Model
+from iblip.export.models.table import MODELS
+from iblip.export.originals.joining import (
     File,
     check_fit,
     check_merged,
@@ -23,9 +22,10 @@ from export.originals.fitting import (
     joined,
     origin_of,
 )
-from export.originals.tokenizers import processor_of
-from export.originals.vocabulary import extended, vocabulary
-from export.weights import Weight
+from iblip.export.originals.tokenizers import processor_of
+from iblip.export.originals.vocabulary import extended, vocabulary
+from iblip.export.system.files import sha256
+from iblip.export.weights.weight import Weight
 
 PROJECTION = "language_projection.weight"
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.errors import CheckpointError
-from export.families.minigpt4 import (
+from iblip.export.errors import CheckpointError
+from iblip.export.families.minigpt4 import (
     LLAMA2_TEMPLATE,
     VICUNA_STOP,
     VICUNA_TEMPLATE,
     minigpt4_config,
 )
-from export.model import Model
+from iblip.export.models.model import Model
 
 TRAINED: Mapping[str, tuple[str, ...]] = {
     "t5": ("dense_act_fn",),

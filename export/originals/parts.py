@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from export.errors import CheckpointError, OptionError
-from export.model import Model
-from export.models import MODELS
+from iblip.export.errors import CheckpointError, OptionError
+from iblip.export.models.model import Model
+from iblip.export.models.table import MODELS
 
 WHAT: Mapping[str, str] = {
     "checkpoint": "LAVIS's own file: Q-Former, projection, and what else was trained",

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.directory import tensors_from_directory
-from export.model import Model
-from export.originals import names
-from export.originals.assembled import Assembled, assemble
-from export.originals.configs import config_from_file, config_of
-from export.originals.fitting import File
-from export.originals.parts import check_parts, model_of, wrong_parts
-from export.torch_files import tensors_from_torch_file
-from export.weights import Ones, Weight, Zeros, tensors_from_safetensors
+from iblip.export.checkpoint.directory import tensors_from_directory
+from iblip.export.checkpoint.safetensors import tensors_from_safetensors
+from iblip.export.checkpoint.torch_files import tensors_from_torch_file
+from iblip.export.models.model import Model
+from iblip.export.originals import names
+from iblip.export.originals.assembled import Assembled, assemble
+from iblip.export.originals.configs import config_from_file, config_of
+from iblip.export.originals.joining import File
+from iblip.export.originals.parts import check_parts, model_of, wrong_parts
+from iblip.export.weights.weight import Ones, Weight, Zeros
 
 OWN_VIT = ("vision_model.embeddings.", "vision_model.encoder.")
 

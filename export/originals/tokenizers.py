@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from export.errors import CheckpointError
-from export.families.parts import Parts
-from export.model import Model
-from export.models import BERT
+from iblip.export.errors import CheckpointError
+from iblip.export.families.parts import Parts
+from iblip.export.models.model import Model
+from iblip.export.models.table import BERT
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

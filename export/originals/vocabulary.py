@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from export.weights import Concatenated, Weight, Zeros
+from iblip.export.weights.weight import Concatenated, Weight, Zeros
 
 TABLES = (
     "language_model.model.embed_tokens.weight",

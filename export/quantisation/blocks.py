@@ -17,10 +17,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from export.casts import tensor_from_array
-from export.quantisation.options import Quantisation
-from export.quantisation.products import Product, declare, replace
-from export.weights import Recipe, Weight, pieces_of
+from iblip.export.quantisation.options import Quantisation
+from iblip.export.quantisation.products import Product, declare, replace
+from iblip.export.weights.casts import tensor_from_array
+from iblip.export.weights.recipe import Recipe
+from iblip.export.weights.weight import Weight, pieces_of
 
 ACCURACY_LEVEL = 4
 """Activations are rounded to int8 a block, as llama.cpp does; level 0 would keep float32, and take

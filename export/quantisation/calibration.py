@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.checkpoint import Checkpoint
-from export.components.component import Component
-from export.contract import TensorSpec
-from export.errors import OptionError
-from export.examples import EXAMPLES, read_examples
-from export.images import pixels_from_image
-from export.progress import Progress
-from export.quantisation.measuring import Measurements
-from export.quantisation.options import Quantisation
-from export.quantisation.products import Product, products
-from export.quantisation.running import Arrays, run_in_pieces
-from export.text import preprocessing
-from export.tracing import Trace
-from export.weights import bind
+from iblip.export.artifact.contract import TensorSpec
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.checkpoint.facts import preprocessing
+from iblip.export.components.component import Component
+from iblip.export.errors import OptionError
+from iblip.export.examples import EXAMPLES, read_examples
+from iblip.export.graph.tracing import Trace
+from iblip.export.images import pixels_from_image
+from iblip.export.progress import Progress
+from iblip.export.quantisation.measuring import Measurements
+from iblip.export.quantisation.options import Quantisation
+from iblip.export.quantisation.products import Product, products
+from iblip.export.quantisation.running import Arrays, run_in_pieces
+from iblip.export.weights.binding import bind
 
 IMAGES = 16
 """Images that are looked at, spread over all that there are."""

@@ -15,11 +15,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from export.bfloat16 import MOVING
-from export.quantisation.blocks import floats_from_array, rows_of
-from export.quantisation.formats import FORMATS, Format, array_of_scales, as_scales
-from export.quantisation.products import Product, declare, replace
-from export.weights import Recipe, Weight
+from iblip.export.graph.bfloat16 import MOVING
+from iblip.export.quantisation.blocks import floats_from_array, rows_of
+from iblip.export.quantisation.formats import FORMATS, Format, array_of_scales, as_scales
+from iblip.export.quantisation.products import Product, declare, replace
+from iblip.export.weights.recipe import Recipe
+from iblip.export.weights.weight import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from export.casts import array_from_tensor
-from export.contract import DTYPES
+from iblip.export.artifact.contract import DTYPES
+from iblip.export.weights.casts import array_from_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def as_scales(scales: torch.Tensor, dtype: str) -> torch.Tensor:
 
     Args:
         scales: float32, not below 0.
-        dtype: what the graph computes in around the product, a key of `export.contract.DTYPES`.
+        dtype: what the graph computes in around the product, a key of `export.artifact.contract.DTYPES`.
     """
     scales = torch.where(scales == 0, 1, scales)
     kept = scales.to(getattr(torch, dtype))

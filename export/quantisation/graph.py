@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from export.quantisation import blocks, channels
-from export.quantisation.measuring import Measurements
-from export.quantisation.products import Product, products, remove_unused
-from export.weights import Recipe
+from iblip.export.quantisation import blocks, channels
+from iblip.export.quantisation.measuring import Measurements
+from iblip.export.quantisation.products import Product, products, remove_unused
+from iblip.export.weights.recipe import Recipe
 
 
 def quantise(

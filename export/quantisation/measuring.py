@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.quantisation.blocks import blocks_of, floats_from_array
-from export.quantisation.channels import Channels
-from export.quantisation.formats import FORMATS, Format
-from export.quantisation.options import Quantisation
-from export.quantisation.products import Product
+from iblip.export.quantisation.blocks import blocks_of, floats_from_array
+from iblip.export.quantisation.channels import Channels
+from iblip.export.quantisation.formats import FORMATS, Format
+from iblip.export.quantisation.options import Quantisation
+from iblip.export.quantisation.products import Product
 
 ROWS = 1024
 """Inputs of a product that are looked at, spread over all samples."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from export.errors import OptionError
+from iblip.export.errors import OptionError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Weights a scale that `com.microsoft.MatMulNBits` takes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from export.weights import Recipe
+from iblip.export.weights.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> i
 def replace(model: ir.Model, product: Product, nodes: Sequence[ir.Node]) -> None:
     """Puts these nodes in the place of a product; the last one's output takes over its name.
 
-    They are named by the product's module, as all nodes are (`export.names`), where it has a name.
+    They are named by the product's module, as all nodes are (`export.graph.value_names`), where it has a name.
     """
     path = (product.node.name or "").rpartition("/")[0]
     for index, node in enumerate(nodes if path else ()):

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from export.bfloat16 import compute_in_float32
-from export.blocks import OUTPUT
-from export.onnxruntime_values import run
-from export.quantisation.products import Product, products
-from export.weights import Recipe
+from iblip.export.components.block_marks import OUTPUT
+from iblip.export.graph.bfloat16 import compute_in_float32
+from iblip.export.graph.onnxruntime_values import run
+from iblip.export.quantisation.products import Product, products
+from iblip.export.weights.recipe import Recipe
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Tensors by name."""

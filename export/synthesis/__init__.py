@@ -4,6 +4,3 @@ For what depends on size alone: whether a build fits, how long it takes, what se
 shapes and dtypes are the released model's; the weights are not, so answers mean nothing, and
 `config.json` says so (`MARK`). Knows nothing of graphs.
 """
-
-MARK = "synthetic"
-"""The key of `config.json` under which a synthetic checkpoint has its model's name and its seed."""

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.build_directory import Kind, new_build
-from export.checkpoint import DEMO
-from export.directory import INDEX, object_from_json
-from export.errors import BuildDirectoryError, IblipError, OptionError
-from export.model import Model
-from export.progress import Progress, Silent
-from export.synthesis import MARK
-from export.synthesis.geometry import config_json, image_token_id, shapes
-from export.synthesis.shards import SHARD, Weights, write_shards
-from export.synthesis.tokenizers import filled
-from export.text import DEFAULT_T5_LENGTH
+from iblip.export.artifact.directory import Kind, new_build
+from iblip.export.checkpoint.checkpoint import DEMO, MARK
+from iblip.export.checkpoint.directory import INDEX, object_from_json
+from iblip.export.checkpoint.facts import DEFAULT_T5_LENGTH
+from iblip.export.errors import BuildDirectoryError, IblipError, OptionError
+from iblip.export.models.model import Model
+from iblip.export.progress import Progress, Silent
+from iblip.export.synthesis.geometry import config_json, image_token_id, shapes
+from iblip.export.synthesis.shards import SHARD, Weights, write_shards
+from iblip.export.synthesis.tokenizers import filled
 
 DTYPES = ("float32", "float16", "bfloat16")
 

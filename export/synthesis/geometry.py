@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from export.model import Model
-from export.originals.configs import parsed, whole_config
-from export.synthesis import MARK
+from iblip.export.checkpoint.checkpoint import MARK
+from iblip.export.models.model import Model
+from iblip.export.originals.configs import parsed, whole_config
 
 if TYPE_CHECKING:
     import torch

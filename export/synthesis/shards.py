@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from export.contract import DTYPES
-from export.geometry import Config
-from export.interrupts import submit
-from export.progress import Advance
-from export.safetensors_files import safetensors_header
-from export.synthesis.values import pieces, spread
+from iblip.export.artifact.contract import DTYPES
+from iblip.export.checkpoint.safetensors import safetensors_header
+from iblip.export.models.geometry import Config
+from iblip.export.progress import Advance
+from iblip.export.synthesis.values import pieces, spread
+from iblip.export.system.interrupts import submit
 
 SHARD = 5_000_000_000
 """Most bytes of tensors in a file: as transformers 4 cuts checkpoints."""
@@ -31,7 +31,7 @@ class Weights:
 
     Attributes:
         shapes: in elements, by name.
-        dtype: of all, a key of `export.contract.DTYPES`.
+        dtype: of all, a key of `export.artifact.contract.DTYPES`.
         seed: decides every value, with its tensor's name.
         text: the language model's config.
     """

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.contract import DTYPES
-from export.geometry import Config
+from iblip.export.artifact.contract import DTYPES
+from iblip.export.models.geometry import Config
 
 QUANTILES = 1 << 16
 
@@ -66,7 +66,7 @@ def pieces(
     Args:
         name: transformers'; with `seed` it decides every value.
         count: elements in all.
-        dtype: a key of `export.contract.DTYPES`.
+        dtype: a key of `export.artifact.contract.DTYPES`.
         mean: of the values.
         deviation: their standard deviation.
         seed: of the checkpoint.

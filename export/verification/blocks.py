@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.blocks import OUTPUT
-from export.graphs import OnnxGraph
-from export.progress import Advance
-from export.verification.feeds import CROSS, feed_of
-from export.verification.recording import Recording
-from export.verification.sessions import Taps, with_blocks_apart, with_taps
-from export.verification.thresholds import Band
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.components.block_marks import OUTPUT
+from iblip.export.progress import Advance
+from iblip.export.verification.feeds import CROSS, feed_of
+from iblip.export.verification.recording import Recording
+from iblip.export.verification.sessions import Taps, with_blocks_apart, with_taps
+from iblip.export.verification.thresholds import Band
 
 Array = npt.NDArray[Any]
 

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, EncoderDecoderCache
 
-from export.cache_shape import CacheShape
-from export.checkpoint import Checkpoint
-from export.components.language_model import tensors_from_cache
-from export.verification.case import Arrays, Case
-from export.verification.reference import Reference
-from export.verification.slots import slot_cases
+from iblip.export.checkpoint.cache_shape import CacheShape
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.components.language_model import tensors_from_cache
+from iblip.export.verification.case import Arrays, Case
+from iblip.export.verification.reference import Reference
+from iblip.export.verification.slots import slot_cases
 
 BATCHES = (1, 2, 5)
 """Batch sizes that every graph is tried with."""

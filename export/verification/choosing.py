@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from export.checkpoint import Checkpoint
-from export.errors import OptionError
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.errors import OptionError
 
 ReferenceKind = Literal["auto", "whole", "streamed"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.contract import TensorSpec
-from export.graphs import OnnxGraph
-from export.verification.recording import Recording
+from iblip.export.artifact.contract import TensorSpec
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.verification.recording import Recording
 
 Array = npt.NDArray[Any]
 

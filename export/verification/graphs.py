@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.checkpoint import Checkpoint
-from export.errors import VerificationError
-from export.graphs import OnnxGraph, VerifiedGraph
-from export.onnxruntime_values import run
-from export.progress import Progress
-from export.verification.case import Case
-from export.verification.cases import cases
-from export.verification.comparison import LIMITS, Comparison, compare, figures
-from export.verification.reference import Reference, reference_of
-from export.verification.sessions import open_graph
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.errors import VerificationError
+from iblip.export.graph.onnxruntime_values import run
+from iblip.export.progress import Progress
+from iblip.export.verification.case import Case
+from iblip.export.verification.cases import cases
+from iblip.export.verification.comparison import LIMITS, Comparison, compare, figures
+from iblip.export.verification.reference import Reference
+from iblip.export.verification.references import reference_of
+from iblip.export.verification.sessions import open_graph
 
 
 def compare_graphs(

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.contract import TensorSpec
-from export.graphs import OnnxGraph
-from export.onnxruntime_values import run
-from export.verification.feeds import PAST
-from export.verification.slots import JUNK
+from iblip.export.artifact.contract import TensorSpec
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.graph.onnxruntime_values import run
+from iblip.export.verification.feeds import PAST
+from iblip.export.verification.slots import JUNK
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from export.checkpoint import Checkpoint
-from export.images import pixels_from_image
-from export.manifest import Preprocessing
+from iblip.export.artifact.manifest import Preprocessing
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.images import pixels_from_image
 
 Array = npt.NDArray[np.uint8]
 

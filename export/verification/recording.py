@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from export.blocks import OUTPUT, stacks
-from export.components.language_model import tensors_from_cache
-from export.examples import Example
-from export.progress import Advance
-from export.verification.reference import Reference, batches
+from iblip.export.components.block_marks import OUTPUT, stacks
+from iblip.export.components.language_model import tensors_from_cache
+from iblip.export.examples import Example
+from iblip.export.progress import Advance
+from iblip.export.verification.reference import Reference, batches
 
 Array = npt.NDArray[Any]
 

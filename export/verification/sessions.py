@@ -14,9 +14,9 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from export.bfloat16 import with_casts
-from export.blocks import OUTPUT
-from export.onnxruntime_values import FOLDER, run, session_from_onnx
+from iblip.export.components.block_marks import OUTPUT
+from iblip.export.graph.bfloat16 import with_casts
+from iblip.export.graph.onnxruntime_values import FOLDER, run, session_from_onnx
 
 CPU = ("CPUExecutionProvider",)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.verification.case import Arrays, Case
+from iblip.export.verification.case import Arrays, Case
 
 Array = npt.NDArray[Any]
 Lengths = npt.NDArray[np.int64]

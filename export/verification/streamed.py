@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from export.checkpoint import Checkpoint
-from export.errors import CheckpointError
-from export.tracing import parameters_made_by
-from export.verification.reference import fresh, tensor_from_weight, tied_names
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.errors import CheckpointError
+from iblip.export.graph.tracing import parameters_made_by
+from iblip.export.verification.loading import fresh, tensor_from_weight, tied_names
 
 CPU = torch.device("cpu")
 

@@ -14,25 +14,25 @@ from typing import Any
 
 import click
 
-from export.errors import IblipError
+from iblip.export.errors import IblipError
 
 EXPORT: Mapping[str, str] = {
-    "build": "serving.cli.build",
-    "verify": "serving.cli.verify",
-    "inspect": "serving.cli.inspect",
-    "synthesize": "serving.cli.synthesize",
+    "build": "iblip.serving.cli.build",
+    "verify": "iblip.serving.cli.verify",
+    "inspect": "iblip.serving.cli.inspect",
+    "synthesize": "iblip.serving.cli.synthesize",
 }
 """Commands of `export`, and the module of each."""
 
 IBLIP: Mapping[str, str] = {
-    "serve": "serving.cli.serve",
-    "ask": "serving.cli.ask",
-    "demo": "serving.cli.demo",
-    "lint": "serving.cli.lint",
-    "models": "serving.cli.models",
-    "engines": "serving.cli.engines",
-    "doctor": "serving.cli.doctor",
-    "vllm": "serving.cli.vllm",
+    "serve": "iblip.serving.cli.serve",
+    "ask": "iblip.serving.cli.ask",
+    "demo": "iblip.serving.cli.demo",
+    "lint": "iblip.serving.cli.lint",
+    "models": "iblip.serving.cli.models",
+    "engines": "iblip.serving.cli.engines",
+    "doctor": "iblip.serving.cli.doctor",
+    "vllm": "iblip.serving.cli.vllm",
 }
 """Commands of `iblip` beside `export`, and the module of each."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.options import (
+from iblip.serving.cli.options import (
     as_json,
     generation_options,
     given_from_flags,
@@ -17,7 +17,7 @@ from serving.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from serving.client import AnswerStream
+    from iblip.serving.client import AnswerStream
 
 
 @click.command()
@@ -53,7 +53,7 @@ def command(
     text.
     """
     options = given_from_flags(flags) if compat else options_from_flags(flags)
-    from serving.client import InstructBlipClient
+    from iblip.serving.client import InstructBlipClient
 
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     with InstructBlipClient(url, timeout_s=timeout_s) as client:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from serving.cli.options import (
+from iblip.serving.cli.options import (
     QUANTISATION,
     as_json,
     cache_from_flags,
@@ -128,15 +128,15 @@ def command(
     **options: Any,
 ) -> None:
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
-    from export.caches import cache_directory
-    from export.checkpoint import DEMO
-    from export.manifest import BATCH, Manifest
-    from export.quantisation.options import QuantisationOptions
-    from export.source import ModelSource, parts_from_words
-    from serving.build import build
-    from serving.build_options import BuildOptions
-    from serving.cli.progress import Terminal
-    from serving.cli.quiet import quiet_libraries
+    from iblip.export.artifact.manifest import BATCH, Manifest
+    from iblip.export.checkpoint.checkpoint import DEMO
+    from iblip.export.checkpoint.source import ModelSource, parts_from_words
+    from iblip.export.quantisation.options import QuantisationOptions
+    from iblip.export.system.cache_directory import cache_directory
+    from iblip.serving.builder.build import build
+    from iblip.serving.builder.options import BuildOptions
+    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.quiet import quiet_libraries
 
     quiet_libraries()
     given = {name: options.pop(name) for name in QUANTISATION}
@@ -155,7 +155,7 @@ def command(
         **options,
     )
     if dry_run:
-        from serving.plan import plan
+        from iblip.serving.builder.dry_run import plan
 
         found = plan(chosen)
         click.echo(json.dumps(found.to_json(), indent=2) if json_ else str(found))

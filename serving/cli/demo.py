@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.cli.options import as_json, triton_option
+from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
-    from serving.demo import Asked
+    from iblip.serving.cli.demo_questions import Asked
 
 
 @click.command()
@@ -42,16 +42,17 @@ def command(
     The pictures show handwriting that the model was never trained on. Exit status 1 where fewer
     answers are right than the checkpoint claims.
     """
-    from export.checkpoint import DEMO
-    from export.examples import read_examples
-    from serving.build import build
-    from serving.build_options import BuildOptions
-    from serving.cli.progress import Terminal
-    from serving.cli.quiet import quiet_libraries
-    from serving.client import InstructBlipClient
-    from serving.demo import ask_all, is_current, spread, wanted_right
-    from serving.repository import REPOSITORY
-    from serving.server import ServerOptions, TritonServer
+    from iblip.export.checkpoint.checkpoint import DEMO
+    from iblip.export.examples import read_examples
+    from iblip.serving.builder.build import build
+    from iblip.serving.builder.options import BuildOptions
+    from iblip.serving.cli.demo_questions import ask_all, is_current, spread, wanted_right
+    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.quiet import quiet_libraries
+    from iblip.serving.client import InstructBlipClient
+    from iblip.serving.repository.assembling import REPOSITORY
+    from iblip.serving.server.options import ServerOptions
+    from iblip.serving.server.server import TritonServer
 
     say = Terminal().note
     model = model or DEMO

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from serving.cli.options import as_json
+from iblip.serving.cli.options import as_json
 
 
 @click.command()
@@ -24,7 +24,7 @@ def command(builds: tuple[Path, ...], container: str | None, json_: bool) -> Non
     Looks at drivers, libraries, servers and room; and of each BUILD whether this machine, or the
     container, can load its engines. Ends with 1 where something is a problem.
     """
-    from serving.doctor.report import examine, text_of
+    from iblip.serving.doctor.report import examine, text_of
 
     report = examine(builds, container)
     click.echo(json.dumps(report.to_json(), indent=2) if json_ else text_of(report))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.options import (
+from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
     engine_cache_option,
@@ -22,9 +22,9 @@ from serving.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from engines.cache.entry import Entry
-    from engines.cache.store import EngineCache
-    from engines.plans import Outcome
+    from iblip.engines.cache.entry import Entry
+    from iblip.engines.cache.store import EngineCache
+    from iblip.engines.plans import Outcome
 
 
 @click.group()
@@ -67,12 +67,12 @@ def build(
 
     What cannot be built is listed with the library's reason, and the exit status is then 1.
     """
-    from engines.cache.store import EngineCache
-    from engines.plans import PlanBuild, plans_of_build
-    from engines.tensorrt.options import PlanOptions
-    from export.manifest import Manifest
-    from serving.cli.progress import Terminal
-    from serving.sizes import plan_library, sizes_of_build
+    from iblip.engines.cache.store import EngineCache
+    from iblip.engines.plans import PlanBuild, plans_of_build
+    from iblip.engines.tensorrt.options import PlanOptions
+    from iblip.export.artifact.manifest import Manifest
+    from iblip.serving.builder.sizes import plan_library, sizes_of_build
+    from iblip.serving.cli.progress import Terminal
 
     directory, manifest = build, Manifest.read(build)
     cache = cache_from_flags(engine_cache, no_engine_cache)
@@ -125,7 +125,7 @@ def _dtypes(counts: Mapping[str, int]) -> str:
 @as_json
 def list_(engine_cache: Path | None, json_: bool) -> None:
     """List the plans of the engine cache, the last used first, and what ONNX Runtime compiled."""
-    from engines.cache.catalogue import scan
+    from iblip.engines.cache.catalogue import scan
 
     cache = _cache(engine_cache)
     found = scan(cache)
@@ -166,7 +166,7 @@ def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
     Of a key, as many digits are enough as no other begins with. Where there is a GPU that loads the
     plan, the library's own inspector says what is in it.
     """
-    from engines.cache.catalogue import find
+    from iblip.engines.cache.catalogue import find
 
     build = Path(key_or_build)
     if build.is_dir():
@@ -207,8 +207,8 @@ def prune(
     What ONNX Runtime's TensorRT providers compiled, beside the engine cache, goes by the same
     options; what a server is using stays.
     """
-    from engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
-    from engines.cache.pruning import prune as prune_cache
+    from iblip.engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
+    from iblip.engines.cache.pruning import prune as prune_cache
 
     policy = Policy(
         older_than=None if older_than is None else seconds_from_words(older_than),
@@ -239,9 +239,9 @@ COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")
 
 
 def _cache(directory: Path | None) -> EngineCache:
-    from engines.cache.store import EngineCache
-    from export.caches import VARIABLE
-    from export.errors import OptionError
+    from iblip.engines.cache.store import EngineCache
+    from iblip.export.errors import OptionError
+    from iblip.export.system.cache_directory import VARIABLE
 
     found = cache_from_flags(directory)
     if found is None:
@@ -275,9 +275,9 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 def _plans(build: Path) -> dict[str, dict[str, Any]]:
     """What the manifest of a build says of its plans, by component and graph."""
-    from engines.selection import KINDS
-    from export.errors import BuildDirectoryError
-    from export.manifest import Manifest
+    from iblip.engines.selection import KINDS
+    from iblip.export.artifact.manifest import Manifest
+    from iblip.export.errors import BuildDirectoryError
 
     manifest = Manifest.read(build)
     found = {
@@ -301,10 +301,10 @@ def _plans(build: Path) -> dict[str, dict[str, Any]]:
 
 def _inspected(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
     """What the library's own inspector says of a plan; without a GPU, why it says nothing."""
-    from engines.selection import nvidia_driver
-    from engines.tensorrt.inspection import engine_information
-    from engines.tensorrt.libraries import find_library
-    from export.errors import EngineError
+    from iblip.engines.hardware.nvidia import nvidia_driver
+    from iblip.engines.tensorrt.inspection import engine_information
+    from iblip.engines.tensorrt.libraries import find_library
+    from iblip.export.errors import EngineError
 
     if not nvidia_driver():
         return {"inspector": "no NVIDIA GPU here to load the plan on"}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.options import as_json
+from iblip.serving.cli.options import as_json
 
 if TYPE_CHECKING:
-    from export.manifest import GraphRecord
+    from iblip.export.artifact.manifest import GraphRecord
 
 
 @click.command()
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @as_json
 def command(directory: Path, digests: bool, json_: bool) -> None:
     """Show what the build in DIRECTORY is made of."""
-    from export.manifest import MEANS_NOTHING, Manifest
+    from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
 
     manifest = Manifest.read(directory)
     if digests:
-        from export.digest import check_digests
+        from iblip.export.artifact.digest import check_digests
 
         check_digests(directory, manifest)
     if json_:

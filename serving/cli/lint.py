@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from serving.cli.options import as_json
+from iblip.serving.cli.options import as_json
 
 
 def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        from serving.lint.page import page
+        from iblip.serving.lint.page import page
 
         click.echo(page(), nl=False)
         ctx.exit()
@@ -45,8 +45,8 @@ def command(
     Every finding names file and line, why it matters and what to do. Exit status 1: errors were
     found (with --strict, or warnings).
     """
-    from serving.lint.checking import lint
-    from serving.lint.reading import PIP_SERVER, server_of_container
+    from iblip.serving.lint.checking import lint
+    from iblip.serving.lint.reading import PIP_SERVER, server_of_container
 
     server = PIP_SERVER if container is None else server_of_container(container)
     report = lint(directory, server)

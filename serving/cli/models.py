@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.cli.options import as_json
+from iblip.serving.cli.options import as_json
 
 if TYPE_CHECKING:
-    from export.model import Model
+    from iblip.export.models.model import Model
 
 IMAGES: Mapping[str, str] = {
     "one": "one picture before the prompt",
@@ -40,7 +40,7 @@ files that it is made of (docs/checkpoints.md). What exactly has run: docs/evide
 @as_json
 def command(json_: bool) -> None:
     """List the known models: names, parameters, what is supported, what proves it."""
-    from export.models import MODELS
+    from iblip.export.models.table import MODELS
 
     rows = list(MODELS.values())
     if json_:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from engines.language_model.types import GenerationOptions
+    from iblip.engines.language_model.types import GenerationOptions
 
 GENERATION: tuple[tuple[str, Any, str], ...] = (
     ("max_new_tokens", int, "Most tokens of the answer. Default: the checkpoint's own."),
@@ -107,7 +107,7 @@ def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
     Raises:
         OptionError: one is out of range.
     """
-    from engines.language_model.types import GenerationOptions
+    from iblip.engines.language_model.types import GenerationOptions
 
     return GenerationOptions(**given_from_flags(flags))
 
@@ -129,7 +129,7 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `export.source.ModelSource` is made of: `model`, `revision`, `parts`."""
+    """Adds what `export.checkpoint.source.ModelSource` is made of: `model`, `revision`, `parts`."""
     for option in (
         click.option(
             "--part",
@@ -168,8 +168,8 @@ def cache_from_flags(engine_cache: Path | None, no_engine_cache: bool = False) -
     Raises:
         OptionError: a directory is given, and that none is wanted.
     """
-    from engines.cache.store import default_directory
-    from export.errors import OptionError
+    from iblip.export.errors import OptionError
+    from iblip.export.system.cache_directory import default_directory
 
     if no_engine_cache and engine_cache:
         raise OptionError("--engine-cache and --no-engine-cache: give one of them")

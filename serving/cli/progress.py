@@ -10,7 +10,7 @@ from typing import TextIO
 
 import click
 
-from export.progress import Advance
+from iblip.export.progress import Advance
 
 BYTES = "B"
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from serving.cli.options import as_json, triton_option
+from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
-    from export.manifest import Manifest
-    from serving.server import ServerOptions, TritonServer
+    from iblip.export.artifact.manifest import Manifest
+    from iblip.serving.server.options import ServerOptions
+    from iblip.serving.server.server import TritonServer
 
 
 @click.command()
@@ -62,14 +63,15 @@ def command(
     **flags: Any,
 ) -> None:
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
-    from export.errors import ServingError
-    from export.manifest import MEANS_NOTHING, Manifest
-    from serving.installation import find_triton
-    from serving.memory import memory_of_build
-    from serving.native import flags_for
-    from serving.repository import REPOSITORY, check_backends
-    from serving.server import ServerOptions, TritonServer
-    from serving.server_log import why
+    from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
+    from iblip.export.errors import ServingError
+    from iblip.serving.repository.assembling import REPOSITORY, check_backends
+    from iblip.serving.repository.native import flags_for
+    from iblip.serving.server.installation import find_triton
+    from iblip.serving.server.log import why
+    from iblip.serving.server.memory import memory_of_build
+    from iblip.serving.server.options import ServerOptions
+    from iblip.serving.server.server import TritonServer
 
     manifest = Manifest.read(directory)
     check_backends(directory, find_triton(flags["triton"]))
@@ -103,8 +105,8 @@ def command(
 
 
 def _print_command(repository: Path, options: ServerOptions, json_: bool) -> None:
-    from export.errors import OptionError
-    from serving.command import server_command
+    from iblip.export.errors import OptionError
+    from iblip.serving.server.command import server_command
 
     ports = {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
     for name, port in ports.items():
@@ -120,9 +122,9 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
 
 
 def _become(repository: Path, options: ServerOptions) -> NoReturn:
-    from export.errors import OptionError
-    from serving.command import server_command
-    from serving.server import choose_ports
+    from iblip.export.errors import OptionError
+    from iblip.serving.server.command import server_command
+    from iblip.serving.server.server import choose_ports
 
     if options.log is not None:
         raise OptionError(
@@ -138,13 +140,13 @@ def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
     if record is None or record.engine.kind != "vllm":
         if given is None:
             return {}
-        from export.errors import OptionError
+        from iblip.export.errors import OptionError
 
         raise OptionError(
             f"--vllm-python is {given}, and this build's language model does not run on vLLM. "
             "Leave it out, or build with --llm-engine vllm."
         )
-    from engines.language_model.vllm.environment import VARIABLE, find_python
+    from iblip.engines.language_model.vllm.environment import VARIABLE, find_python
 
     return {VARIABLE: str(find_python(given))}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from serving.cli.options import as_json
+from iblip.serving.cli.options import as_json
 
 
 @click.command()
@@ -23,12 +23,12 @@ def command(name: str, out: Path, dtype: str, seed: int, json_: bool) -> None:
     For capacity planning before anything is downloaded: names, shapes and files are those of the
     released model, answers mean nothing. `iblip models` lists the names.
     """
-    from export.errors import OptionError
-    from export.manifest import MEANS_NOTHING
-    from export.models import MODELS
-    from export.synthesis.checkpoint import Synthesis, synthesize
-    from serving.cli.progress import Terminal
-    from serving.cli.quiet import quiet_libraries
+    from iblip.export.artifact.manifest import MEANS_NOTHING
+    from iblip.export.errors import OptionError
+    from iblip.export.models.table import MODELS
+    from iblip.export.synthesis.checkpoint import Synthesis, synthesize
+    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.quiet import quiet_libraries
 
     quiet_libraries()
     if name not in MODELS:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from serving.cli.options import as_json, source_options
+from iblip.serving.cli.options import as_json, source_options
 
 
 @click.command()
@@ -59,14 +59,14 @@ def command(
     Stage by stage: pixels, every block, the first token, every graph, answers, batches, padding.
     The first block whose error leaves its band is named. Exit status 1 where a threshold is broken.
     """
-    from export.errors import VerificationError
-    from export.source import parts_from_words
-    from serving.cli.progress import Terminal
-    from serving.cli.quiet import quiet_libraries
-    from serving.parity.running import ParityOptions, parity_report
-    from serving.parity.text import text_from_report
-    from serving.parity.writing import check_page, page_of, write_report
-    from serving.verification import source_of_build
+    from iblip.export.checkpoint.source import parts_from_words
+    from iblip.export.errors import VerificationError
+    from iblip.export.opening import source_of_build
+    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.quiet import quiet_libraries
+    from iblip.serving.parity.running import ParityOptions, parity_report
+    from iblip.serving.parity.text import text_from_report
+    from iblip.serving.parity.writing import check_page, page_of, write_report
 
     quiet_libraries()
     source = source_of_build(directories[0], model, revision, parts_from_words(parts))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from serving.cli.options import as_json
+from iblip.serving.cli.options import as_json
 
 
 @click.group()
@@ -33,8 +33,8 @@ def command() -> None:
 @as_json
 def install(directory: Path, package: str, ray: bool, json_: bool) -> None:
     """Make a virtual environment with vLLM: several GB."""
-    from engines.language_model.vllm.environment import install as install_vllm
-    from serving.cli.progress import Terminal
+    from iblip.engines.language_model.vllm.environment import install as install_vllm
+    from iblip.serving.cli.progress import Terminal
 
     version = install_vllm(directory, package, Terminal(), ray=ray)
     if json_:

@@ -3,15 +3,15 @@
 Needs Pillow, numpy and `tritonclient[grpc]`; neither torch, transformers nor onnxruntime.
 """
 
-from engines.language_model.types import (
+from iblip.engines.language_model.types import (
     Answer,
     FinishReason,
     GenerationOptions,
     RankedCandidate,
     Timing,
 )
-from serving.client.asynchronous import AsyncAnswerStream, AsyncInstructBlipClient
-from serving.client.errors import (
+from iblip.serving.client.asynchronous import AsyncAnswerStream, AsyncInstructBlipClient
+from iblip.serving.client.errors import (
     CancelledError,
     ClientError,
     DeadlineError,
@@ -24,9 +24,9 @@ from serving.client.errors import (
     QueueFullError,
     UnreachableError,
 )
-from serving.client.messages import KeepAlive
-from serving.client.sync import DEFAULT_URL, AnswerStream, InstructBlipClient
-from serving.wire import Limits, ServerContract
+from iblip.serving.client.messages import DEFAULT_URL, KeepAlive
+from iblip.serving.client.sync import AnswerStream, InstructBlipClient
+from iblip.serving.wire import Limits, ServerContract
 
 __all__ = [
     "DEFAULT_URL",

@@ -11,15 +11,17 @@ from typing import Any, Self
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
-from engines.language_model.types import Answer, RankedCandidate
-from export.errors import IblipError
-from export.images import ImageSources
-from serving.client.compat import Options, finished, resolved
-from serving.client.errors import CancelledError
-from serving.client.faults import error_from_status
-from serving.client.lavis import AsyncLavis
-from serving.client.messages import (
+from iblip.engines.language_model.types import Answer, RankedCandidate
+from iblip.export.errors import IblipError
+from iblip.export.images import ImageSources
+from iblip.serving.client.compat import Options, finished, resolved
+from iblip.serving.client.errors import CancelledError
+from iblip.serving.client.faults import error_from_status
+from iblip.serving.client.lavis import AsyncLavis
+from iblip.serving.client.messages import (
     CANCEL_TIMEOUT_S,
+    DEFAULT_URL,
+    GREEDY,
     AnswerReader,
     Deadline,
     KeepAlive,
@@ -31,8 +33,7 @@ from serving.client.messages import (
     question,
     ranking_options,
 )
-from serving.client.sync import DEFAULT_URL, GREEDY
-from serving.wire import ENSEMBLE, ServerContract
+from iblip.serving.wire import ENSEMBLE, ServerContract
 
 
 class AsyncInstructBlipClient:

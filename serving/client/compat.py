@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engines.language_model.presets import RANKING, Preset, preset
-from engines.language_model.types import Answer, GenerationOptions
-from serving.wire import ServerContract
+from iblip.engines.language_model.presets import RANKING, Preset, preset
+from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.serving.wire import ServerContract
 
 Options = GenerationOptions | Mapping[str, Any]
 """How to generate. By name where a preset is to be overridden by what is a default here."""

@@ -22,8 +22,8 @@ may have come: a stream has yielded it, and has it still as `stream.text`.
 
 from __future__ import annotations
 
-from engines.language_model.types import QueueFullError
-from export.errors import DeadlineError, EngineError, InputError, OptionError, ServingError
+from iblip.engines.language_model.types import QueueFullError
+from iblip.export.errors import DeadlineError, EngineError, InputError, OptionError, ServingError
 
 __all__ = [
     "CancelledError",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from export.errors import DeadlineError, EngineError, IblipError, InputError
-from serving.client.errors import (
+from iblip.export.errors import DeadlineError, EngineError, IblipError, InputError
+from iblip.serving.client.errors import (
     CancelledError,
     ClientError,
     DisconnectedError,
@@ -14,7 +14,7 @@ from serving.client.errors import (
     QueueFullError,
     UnreachableError,
 )
-from serving.wire import error_from_text
+from iblip.serving.wire import error_from_text
 
 Maker = Callable[[str], IblipError]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from engines.language_model.types import Answer
-from serving.client.lavis_batches import (
+from iblip.engines.language_model.types import Answer
+from iblip.serving.client.lavis_batches import (
     Batch,
     GenerateArguments,
     PredictArguments,
@@ -26,8 +26,8 @@ from serving.client.lavis_batches import (
 )
 
 if TYPE_CHECKING:
-    from serving.client.asynchronous import AsyncInstructBlipClient
-    from serving.client.sync import InstructBlipClient
+    from iblip.serving.client.asynchronous import AsyncInstructBlipClient
+    from iblip.serving.client.sync import InstructBlipClient
 
 AT_ONCE = 8
 """Questions that the synchronous client asks at a time."""

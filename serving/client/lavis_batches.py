@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
-from engines.language_model.presets import LAVIS, RANKING, Preset
-from engines.language_model.types import Answer, GenerationOptions
-from export.errors import InputError, OptionError
-from serving.client.compat import preset_of_server
-from serving.client.lavis_prompts import caption_prompt, class_prompt, question_prompt
-from serving.wire import ServerContract
+from iblip.engines.language_model.presets import LAVIS, RANKING, Preset
+from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.export.errors import InputError, OptionError
+from iblip.serving.client.compat import preset_of_server
+from iblip.serving.client.lavis_prompts import caption_prompt, class_prompt, question_prompt
+from iblip.serving.wire import ServerContract
 
 Samples = Mapping[str, Any]
 """`image`: one, or a list of them; `prompt`, `text_input`, `ocr_tokens`, `choices`, `context`,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import Any
 
-from export.errors import InputError
+from iblip.export.errors import InputError
 
 MOST_OCR_TOKENS = 30
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.language_model.types import Answer, GenerationOptions
-from engines.text import check_images
-from export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
-from export.images import ImageSources, each_image, pixels_from_image
-from serving.client.errors import DisconnectedError, ProtocolError
-from serving.client.faults import error_from_status
-from serving.wire import (
+from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.text.checks import check_images
+from iblip.export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
+from iblip.export.images import ImageSources, each_image, pixels_from_image
+from iblip.serving.client.errors import DisconnectedError, ProtocolError
+from iblip.serving.client.faults import error_from_status
+from iblip.serving.wire import (
     CANCEL,
     FINISH,
     LANGUAGE_MODEL,
@@ -37,8 +37,10 @@ from serving.wire import (
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
 
+
 CANCEL_TIMEOUT_S = 2.0
 """How long a server may take to hear of a cancellation: longer, and it hears of nothing."""
+
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -278,3 +280,10 @@ def _string(data: bytes) -> str:
         return data[4 : 4 + length].decode()
     except (struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"the server sent a damaged string: {data[:80]!r}") from error
+
+
+DEFAULT_URL = "127.0.0.1:8001"
+"""Where `iblip serve` listens for gRPC unless told otherwise."""
+
+
+GREEDY = GenerationOptions()

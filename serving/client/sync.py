@@ -9,14 +9,16 @@ from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]
 
-from engines.language_model.types import Answer, GenerationOptions, RankedCandidate
-from export.errors import IblipError
-from export.images import ImageSources
-from serving.client.compat import Options, finished, resolved
-from serving.client.faults import error_from_status
-from serving.client.lavis import Lavis
-from serving.client.messages import (
+from iblip.engines.language_model.types import Answer, RankedCandidate
+from iblip.export.errors import IblipError
+from iblip.export.images import ImageSources
+from iblip.serving.client.compat import Options, finished, resolved
+from iblip.serving.client.faults import error_from_status
+from iblip.serving.client.lavis import Lavis
+from iblip.serving.client.messages import (
     CANCEL_TIMEOUT_S,
+    DEFAULT_URL,
+    GREEDY,
     AnswerReader,
     Deadline,
     KeepAlive,
@@ -28,12 +30,7 @@ from serving.client.messages import (
     question,
     ranking_options,
 )
-from serving.wire import ENSEMBLE, ServerContract
-
-DEFAULT_URL = "127.0.0.1:8001"
-"""Where `iblip serve` listens for gRPC unless told otherwise."""
-
-GREEDY = GenerationOptions()
+from iblip.serving.wire import ENSEMBLE, ServerContract
 
 
 class InstructBlipClient:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.compatibility import Place, fit
-from engines.containers import DEPLOYED, Container
-from engines.findings import Finding
-from export.contract import Contract
-from export.errors import IblipError, ServingError
-from export.manifest import Manifest
-from serving.build_files import faults, files_of_build
-from serving.doctor.machine import Machine
-from serving.memory import gib, memory_of_build
-from serving.model_config import backend_of, read_config
-from serving.repository import COMPONENTS, REPOSITORY
+from iblip.engines.hardware.compatibility import Place, fit
+from iblip.engines.hardware.containers import DEPLOYED, Container
+from iblip.engines.hardware.findings import Finding
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import IblipError, ServingError
+from iblip.serving.doctor.machine import Machine
+from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
+from iblip.serving.repository.files import faults, files_of_build
+from iblip.serving.repository.model_config import backend_of, read_config
+from iblip.serving.server.memory import gib, memory_of_build
 
 BATCH = 8
 """Rows of one run of a component, unless the build says otherwise (`--max-batch`)."""

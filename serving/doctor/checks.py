@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from engines.compatibility import numbers
-from engines.containers import LEAST_CAPABILITY, LEAST_DRIVERS, Container
-from engines.findings import Finding, Verdict
-from engines.onnxruntime.providers import PROVIDERS
-from serving.doctor.machine import PORTS, Machine
-from serving.memory import gib
+from iblip.engines.hardware.compatibility import numbers
+from iblip.engines.hardware.containers import LEAST_CAPABILITY, LEAST_DRIVERS, Container
+from iblip.engines.hardware.findings import Finding, Verdict
+from iblip.engines.onnxruntime.providers import PROVIDERS
+from iblip.serving.doctor.machine import PORTS, Machine
+from iblip.serving.server.memory import gib
 
 PYTHONS = ((3, 11), (3, 14))
 """The least version of Python, and the first that is too new, as `pyproject.toml` has it."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.nvidia import Driver, find_driver, find_runtime
-from serving.doctor import probes
-from serving.doctor.requirements import Requirement, installed, requirements
-from serving.memory import available
+from iblip.engines.hardware.nvidia import Driver, find_driver, find_runtime
+from iblip.serving.doctor import probes
+from iblip.serving.doctor.requirements import Requirement, installed, requirements
+from iblip.serving.server.memory import available
 
 LOOPBACK = "127.0.0.1"
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from engines.containers import WHEELS
-from engines.selection import KINDS
-from engines.tensorrt.libraries import SOURCES, find_library
-from export.errors import EngineError, ServingError
-from serving.installation import find_triton
+from iblip.engines.hardware.containers import WHEELS
+from iblip.engines.selection import KINDS
+from iblip.engines.tensorrt.libraries import SOURCES, find_library
+from iblip.export.errors import EngineError, ServingError
+from iblip.serving.server.installation import find_triton
 
 LOADED: Mapping[str, str] = {
     "onnxruntime": "onnxruntime",
@@ -180,7 +180,7 @@ def find_server(packages: Mapping[str, str]) -> Triton | None:
 
 def find_vllm() -> Vllm:
     """vLLM's environment, and what is in it by its own records."""
-    from engines.language_model.vllm.environment import PACKAGES, find_python
+    from iblip.engines.language_model.vllm.environment import PACKAGES, find_python
 
     try:
         python = find_python()

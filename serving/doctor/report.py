@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engines.containers import Container, find_container
-from engines.findings import Finding, Verdict, worst
-from serving.doctor.builds import BuildFindings, findings_of_build
-from serving.doctor.checks import CHECKS, container_driver
-from serving.doctor.machine import Machine, look
+from iblip.engines.hardware.containers import Container, find_container
+from iblip.engines.hardware.findings import Finding, Verdict, worst
+from iblip.serving.doctor.builds import BuildFindings, findings_of_build
+from iblip.serving.doctor.checks import CHECKS, container_driver
+from iblip.serving.doctor.machine import Machine, look
 
 WIDTH = 100
 
@@ -83,7 +83,7 @@ def examine(
 
     Args:
         builds: their directories.
-        container: a tag of `engines.containers.CONTAINERS`.
+        container: a tag of `engines.hardware.containers.CONTAINERS`.
         machine: what is looked at; `None` is this machine, now.
 
     Raises:

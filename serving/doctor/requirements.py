@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
-from engines.compatibility import numbers
+from iblip.engines.hardware.compatibility import numbers
 
 PROJECT = "iblip"
 

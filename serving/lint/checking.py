@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.lint.reading import PIP_SERVER, Model, Repository, Server, read_repository
-from serving.lint.rule import Fault, Finding, Rule, Severity
-from serving.lint.rules import RULES
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import PIP_SERVER, Model, Repository, Server, read_repository
+from iblip.serving.lint.rule import Finding, Rule, Severity
+from iblip.serving.lint.rules import RULES
 
 
 @dataclass(frozen=True, kw_only=True)

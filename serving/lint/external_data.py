@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serving.lint.reading import Model
+from iblip.serving.lint.reading import Model
 
 
 def onnx_installed() -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serving.lint.rule import Rule
-from serving.lint.rules import RULES
+from iblip.serving.lint.rule import Rule
+from iblip.serving.lint.rules import RULES
 
 HEAD = """\
 # Checking a model repository

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engines.containers import find_container
-from export.errors import InputError
-from export.manifest import MANIFEST, ComponentRecord, Manifest
-from serving.lint.rule import Fault
-from serving.lint.text_format import Node, Step, odd_space, tree_of
-from serving.model_config import ModelConfig, backend_of
-from serving.repository import REPOSITORY
+from iblip.engines.hardware.containers import find_container
+from iblip.export.artifact.manifest import MANIFEST, ComponentRecord, Manifest
+from iblip.export.errors import InputError
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.text_format import Node, Step, odd_space, tree_of
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.repository.model_config import ModelConfig, backend_of
 
 CONFIG = "config.pbtxt"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.lint.reading import Model, Repository
+    from iblip.serving.lint.reading import Model, Repository
+from iblip.serving.lint.fault import Fault
 
 
 class Severity(StrEnum):
@@ -27,21 +27,6 @@ class Verdict(StrEnum):
     ACCEPTS = "the server loads the model and says nothing"
     WAITS = "the server waits for the model for ever"
     UNASKED = "not known: no server with that backend could be asked"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One place that breaks a rule.
-
-    Attributes:
-        message: what was found there, and what was wanted.
-        line: from 1; `None` where it is not a line's fault.
-        path: of the file or folder; `None` is the model's config.
-    """
-
-    message: str
-    line: int | None = None
-    path: Path | None = None
 
 
 Check = Callable[["Model", "Repository"], Iterable[Fault]]

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
-from export.manifest import MEANS_NOTHING
-from serving.parity.markup import Found, Json, badge, heads, key, table, value
-from serving.parity.sections import DETAILS, PLOTS
-from serving.parity.stages import STAGES
+from iblip.export.artifact.manifest import MEANS_NOTHING
+from iblip.serving.parity.markup import Found, Json, badge, heads, key, table, value
+from iblip.serving.parity.sections import DETAILS, PLOTS
+from iblip.serving.parity.stages import STAGES
 
 
 def page_from_report(report: Json) -> str:
     """The page of a report's JSON, as `Report.to_json` makes it; builds are side by side."""
-    style = files("serving.parity").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("iblip.serving.parity").joinpath("page.css").read_text(encoding="utf-8")
     name = escape(report["checkpoint"])
     return "\n".join(
         [

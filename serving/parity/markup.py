@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from serving.parity.report import number
-from serving.parity.svg import COLOURS
+from iblip.serving.parity.report import number
+from iblip.serving.parity.svg import COLOURS
 
 Json = Mapping[str, Any]
 

@@ -11,25 +11,20 @@ from difflib import get_close_matches
 from itertools import repeat
 from pathlib import Path
 
-from export.checkpoint import Checkpoint
-from export.digest import check_digests
-from export.errors import CheckpointError, OptionError
-from export.examples import EXAMPLES, Example, read_examples
-from export.graphs import graphs_of_build
-from export.manifest import Manifest
-from export.precision import DTYPES, of_language_model, parse_precision
-from export.progress import Progress
-from export.source import ModelSource, checkpoint_from_source
-from export.verification.choosing import ReferenceChoice, choose_reference
-from serving.parity.report import BuildReport, Report, StageReport
-from serving.parity.stages import STAGES
-from serving.parity.subjects import (
-    STREAMED_EXAMPLES,
-    STREAMED_TOKENS,
-    Original,
-    Subject,
-)
-from serving.verification import source_of_build
+from iblip.export.artifact.digest import check_digests
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.verified_graph import graphs_of_build
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.checkpoint.source import ModelSource
+from iblip.export.errors import CheckpointError, OptionError
+from iblip.export.examples import EXAMPLES, Example, read_examples
+from iblip.export.opening import checkpoint_from_source, source_of_build
+from iblip.export.precision import DTYPES, of_language_model, parse_precision
+from iblip.export.progress import Progress
+from iblip.export.verification.choosing import ReferenceChoice, choose_reference
+from iblip.serving.parity.report import BuildReport, Report, StageReport
+from iblip.serving.parity.stages import STAGES
+from iblip.serving.parity.subjects import STREAMED_EXAMPLES, STREAMED_TOKENS, Original, Subject
 
 TOOLS = ("iblip", "torch", "transformers", "onnxruntime", "numpy", "pillow")
 """Distributions whose versions the report records."""

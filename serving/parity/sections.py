@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 
-from serving.parity.markup import Found, legend, limited, more, table
-from serving.parity.report import number
-from serving.parity.svg import Interval, Line, interval_plot, line_plot
+from iblip.serving.parity.markup import Found, legend, limited, more, table
+from iblip.serving.parity.report import number
+from iblip.serving.parity.svg import Interval, Line, interval_plot, line_plot
 
 
 def _block_plots(found: Found) -> Iterator[str]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from export.graphs import OnnxGraph
-from export.manifest import MEANS_NOTHING
-from export.verification.thresholds import THRESHOLDS
-from serving.parity.report import Check, Sense, StageReport
-from serving.parity.subjects import STREAMED_TOKENS, Subject
+from iblip.export.artifact.manifest import MEANS_NOTHING
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.verification.thresholds import THRESHOLDS
+from iblip.serving.parity.report import Check, Sense, StageReport
+from iblip.serving.parity.subjects import STREAMED_TOKENS, Subject
 
 if TYPE_CHECKING:
-    from export.verification.invariance import Variation
+    from iblip.export.verification.invariance import Variation
 
 PICTURES = 4
 """Pictures that are turned into every mode and size."""
@@ -33,8 +33,8 @@ class Stage:
 
 
 def _graphs(subject: Subject) -> StageReport:
-    from export.verification.comparison import figures
-    from export.verification.graphs import compare_graphs
+    from iblip.export.verification.comparison import figures
+    from iblip.export.verification.graphs import compare_graphs
 
     original = subject.original
     reference = original.reference(subject.positions)
@@ -58,7 +58,7 @@ SENSES: Mapping[str, Sense] = {"max_abs": "most", "cosine": "least"}
 
 
 def _preprocessing(subject: Subject) -> StageReport:
-    from export.verification.preprocessing import pixel_differences
+    from iblip.export.verification.preprocessing import pixel_differences
 
     images = [recording.image for recording in subject.recordings[:PICTURES]]
     checkpoint, settings = subject.original.checkpoint, subject.manifest.preprocessing
@@ -75,7 +75,7 @@ def _blocks(component: str) -> Callable[[Subject], StageReport]:
     """Block by block; of a language model, every graph that is served with ONNX Runtime."""
 
     def run(subject: Subject) -> StageReport:
-        from export.verification.blocks import first_out
+        from iblip.export.verification.blocks import first_out
 
         graphs = [g for g in subject.graphs if g.component == component and g.name in BLOCKS]
         compared = {f"{g.component}/{g.name}": _block_errors(subject, g) for g in graphs}
@@ -114,7 +114,7 @@ BLOCKS = ("model", "encoder", "batched_decoder")
 
 
 def _block_errors(subject: Subject, graph: OnnxGraph) -> list[Any]:
-    from export.verification.blocks import block_errors
+    from iblip.export.verification.blocks import block_errors
 
     title, count = f"blocks of {graph.component}/{graph.name}", 2 * len(subject.recordings)
     pixels, band = subject.pixels, THRESHOLDS[graph.precision].band
@@ -123,8 +123,8 @@ def _block_errors(subject: Subject, graph: OnnxGraph) -> list[Any]:
 
 
 def _first_token(subject: Subject) -> StageReport:
-    from engines.first_token import compare_first_tokens, first_logits
-    from engines.verification import on_onnxruntime
+    from iblip.engines.evaluation.first_token import compare_first_tokens, first_logits
+    from iblip.engines.evaluation.texts import on_onnxruntime
 
     asked = [(recording.image, recording.prompt) for recording in subject.recordings]
     with subject.progress.stage("first tokens", len(asked), "questions") as advance:
@@ -153,7 +153,7 @@ def _first_token(subject: Subject) -> StageReport:
 
 def _answers(way: str) -> Callable[[Subject], StageReport]:
     def run(subject: Subject) -> StageReport:
-        from engines.verification import text_report
+        from iblip.engines.evaluation.texts import text_report
 
         original = subject.original
         if not original.examples:
@@ -171,7 +171,7 @@ NO_EXAMPLES = "the checkpoint has no examples/examples.jsonl, and --examples nam
 
 
 def _accuracy(subject: Subject) -> StageReport:
-    from engines.accuracy import accuracy
+    from iblip.engines.evaluation.accuracy import accuracy
 
     original = subject.original
     if original.checkpoint.synthetic:
@@ -200,9 +200,9 @@ def _accuracy(subject: Subject) -> StageReport:
 
 def _invariance(kind: str) -> Callable[[Subject], StageReport]:
     def run(subject: Subject) -> StageReport:
-        from export.verification.feeds import feed_of
-        from export.verification.invariance import Row
-        from export.verification.sessions import open_graph
+        from iblip.export.verification.feeds import feed_of
+        from iblip.export.verification.invariance import Row
+        from iblip.export.verification.sessions import open_graph
 
         recording, pixels, room = subject.recordings[0], subject.pixels[0], _room(subject)
         found: list[Variation] = []

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from export.checkpoint import Checkpoint
-from export.examples import Example
-from export.graphs import OnnxGraph
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from export.progress import Progress
-from export.verification.choosing import ReferenceChoice
-from export.verification.thresholds import Thresholds, thresholds_of
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.examples import Example
+from iblip.export.images import pixels_from_image
+from iblip.export.progress import Progress
+from iblip.export.verification.choosing import ReferenceChoice
+from iblip.export.verification.thresholds import Thresholds, thresholds_of
 
 if TYPE_CHECKING:
-    from export.verification.recording import Recording
-    from export.verification.reference import Reference
+    from iblip.export.verification.recording import Recording
+    from iblip.export.verification.reference import Reference
 
 RECORDED = 16
 """Most examples that the reference is recorded on, block by block."""
@@ -67,7 +67,7 @@ class Original:
 
     def reference(self, positions: int) -> Reference:
         """transformers' model of the checkpoint, for sequences of so many positions."""
-        from export.verification.reference import reference_of
+        from iblip.export.verification.references import reference_of
 
         if positions not in self._references:
             with self.progress.stage("load transformers' model"):
@@ -78,7 +78,7 @@ class Original:
 
     def recordings(self, positions: int) -> list[Recording]:
         """What the reference computes of some examples, block by block."""
-        from export.verification.recording import pictures, record
+        from iblip.export.verification.recording import pictures, record
 
         if not self._recordings:
             side = self.checkpoint.config.vision_config.image_size
@@ -90,8 +90,8 @@ class Original:
         return self._recordings
 
     def texts(self, way: str, positions: int) -> list[str]:
-        """What the reference answers to every example, in one of `engines.verification.WAYS`."""
-        from engines.verification import reference_texts
+        """What the reference answers to every example, in one of `engines.evaluation.texts.WAYS`."""
+        from iblip.engines.evaluation.texts import reference_texts
 
         key = way, positions
         if key not in self._texts:
@@ -151,7 +151,7 @@ class Subject:
 
     def answers(self, way: str) -> list[str]:
         """What the build answers to every example."""
-        from engines.verification import build_texts
+        from iblip.engines.evaluation.texts import build_texts
 
         if way not in self.texts:
             examples = self.original.examples

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from export.manifest import MEANS_NOTHING
-from serving.parity.report import BuildReport, Check, Report, StageReport, number
-from serving.parity.stages import STAGES
+from iblip.export.artifact.manifest import MEANS_NOTHING
+from iblip.serving.parity.report import BuildReport, Check, Report, StageReport, number
+from iblip.serving.parity.stages import STAGES
 
 VERDICTS = {True: "ok", False: "FAILED"}
 

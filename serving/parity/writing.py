@@ -6,9 +6,9 @@ import json
 import os
 from pathlib import Path
 
-from export.errors import OptionError
-from serving.parity.html import page_from_report
-from serving.parity.report import Report
+from iblip.export.errors import OptionError
+from iblip.serving.parity.html import page_from_report
+from iblip.serving.parity.report import Report
 
 FOLDER = "verification"
 """Of a build directory: where its last report is."""

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from typing import Protocol
 
-from engines.language_model.types import (
+from iblip.engines.language_model.types import (
     Answer,
     Event,
     Generation,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from engines.language_model.opening import EngineLimits
-from export.errors import OptionError
-from export.manifest import Manifest
+from iblip.engines.language_model.opening import EngineLimits
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)

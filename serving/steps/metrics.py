@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from engines.language_model.types import EngineStatus, Outcome
+from iblip.engines.language_model.types import EngineStatus, Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.text import (
-    InstructionTokenizer,
-    check_images,
-    check_prompt,
-    instruction_tensors,
-)
-from export.errors import InputError, UsageError
-from serving.wire import (
+from iblip.engines.text.checks import check_images, check_prompt
+from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
+from iblip.export.errors import InputError, UsageError
+from iblip.serving.wire import (
     ACCEPTED_PIXELS,
     ARRIVED,
     FAULT,

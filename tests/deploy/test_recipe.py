@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.containers import CONTAINERS, DEPLOYED
-from serving.cli import iblip
-from serving.command import triton_arguments
-from serving.installation import find_triton
-from serving.server import ServerOptions
+from iblip.engines.hardware.containers import CONTAINERS, DEPLOYED
+from iblip.serving.cli import iblip
+from iblip.serving.server.command import triton_arguments
+from iblip.serving.server.installation import find_triton
+from iblip.serving.server.options import ServerOptions
 
 dockerfile = pytest.importorskip("dockerfile", reason="its wheels are for Linux on x86-64")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from engines.pipeline import Pipeline
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.client import Answer, GenerationOptions, InstructBlipClient
-from serving.repository import REPOSITORY
-from serving.server import TritonServer
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import Answer, GenerationOptions, InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.server import TritonServer
 
 FAMILIES = ("vicuna", "flant5")
 

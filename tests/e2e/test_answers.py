@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
-from serving.client import (
+from iblip.serving.client import (
     AsyncInstructBlipClient,
     CancelledError,
     DeadlineError,

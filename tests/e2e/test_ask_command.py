@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from serving.cli import iblip
+from iblip.serving.cli import iblip
 
 
 def run(*arguments, **options):

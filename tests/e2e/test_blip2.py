@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engines.pipeline import Pipeline
-from export.images import pixels_from_image
-from serving.client import GenerationOptions, InstructBlipClient
-from serving.repository import REPOSITORY
-from serving.server import TritonServer
+from iblip.engines.pipeline import Pipeline
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import GenerationOptions, InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.server import TritonServer
 
 
 @pytest.fixture(scope="module")

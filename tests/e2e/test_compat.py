@@ -8,9 +8,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from engines.language_model.presets import preset
-from serving.cli import iblip
-from serving.client import AsyncInstructBlipClient, InputError, OptionError
+from iblip.engines.language_model.presets import preset
+from iblip.serving.cli import iblip
+from iblip.serving.client import AsyncInstructBlipClient, InputError, OptionError
 
 CANDIDATES = ["red", "yellow", "a 7", "3", "There are two digits."]
 

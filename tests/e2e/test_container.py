@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.client import InstructBlipClient
+from iblip.serving.client import InstructBlipClient
 
 dockerfile = pytest.importorskip("dockerfile", reason="its wheels are for Linux on x86-64")
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from checkpoints import DEMOS
-from engines.pipeline import Pipeline
-from export.checkpoint import DEMO
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.client import GenerationOptions, InputError, InstructBlipClient
-from serving.repository import REPOSITORY
-from serving.server import TritonServer
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import GenerationOptions, InputError, InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.server import TritonServer
 
 SHORT = GenerationOptions(max_new_tokens=24)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import InputError, ServingError
-from export.manifest import Manifest
-from serving.client import InstructBlipClient
-from serving.repository import REPOSITORY, repository_from_engines
-from serving.server import TritonServer
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import InputError, ServingError
+from iblip.serving.client import InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY, repository_from_engines
+from iblip.serving.server.server import TritonServer
 
 
 def test_an_instruction_longer_than_the_engines_is_refused_with_the_flag(

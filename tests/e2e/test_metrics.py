@@ -9,9 +9,9 @@ from typing import get_args
 
 import pytest
 
-from engines.language_model.types import Outcome
-from serving.client import CancelledError, GenerationOptions, OptionError
-from serving.steps.metrics import FAMILIES, PERIOD_S, RATE
+from iblip.engines.language_model.types import Outcome
+from iblip.serving.client import CancelledError, GenerationOptions, OptionError
+from iblip.serving.steps.metrics import FAMILIES, PERIOD_S, RATE
 
 LINE = re.compile(r'^(iblip_\w+)\{model="language_model"(?:,reason="(\w+)")?\} (\S+)$', re.M)
 

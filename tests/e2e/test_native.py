@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from export.manifest import Manifest
-from serving.native import ENGINES
-from serving.repository import COMPONENTS, repository_from_engines
-from serving.server import ServerOptions, TritonServer
-from serving.server_log import why
+from iblip.export.artifact.manifest import Manifest
+from iblip.serving.repository.assembling import COMPONENTS, repository_from_engines
+from iblip.serving.repository.native import ENGINES
+from iblip.serving.server.log import why
+from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.server import TritonServer
 
 PROFILES = {
     "vision_encoder": [{"batch": [1, 2, 8]}],

@@ -12,10 +12,10 @@ import pytest
 import tritonclient.grpc as grpcclient
 from click.testing import CliRunner
 
-from export.images import pixels_from_image
-from serving.cli import iblip
-from serving.client import AsyncInstructBlipClient, GenerationOptions, InputError, OptionError
-from serving.wire import answer_from_finish, parameters_from_options
+from iblip.export.images import pixels_from_image
+from iblip.serving.cli import iblip
+from iblip.serving.client import AsyncInstructBlipClient, GenerationOptions, InputError, OptionError
+from iblip.serving.wire import answer_from_finish, parameters_from_options
 
 PROMPT = "Describe the image."
 

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from export.images import pixels_from_image
+from iblip.export.images import pixels_from_image
 
 
 @pytest.fixture

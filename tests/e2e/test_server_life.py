@@ -16,16 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import ServingError
-from serving.client import (
+from iblip.export.errors import ServingError
+from iblip.serving.client import (
     DisconnectedError,
     GenerationOptions,
     InputError,
     InstructBlipClient,
     UnreachableError,
 )
-from serving.repository import REPOSITORY
-from serving.server import ServerOptions, TritonServer
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.server import TritonServer
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.language_model.types import GenerationOptions
-from serving.wire import ERROR_KINDS, ServerContract
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.serving.wire import ERROR_KINDS, ServerContract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 

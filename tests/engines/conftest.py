@@ -14,14 +14,9 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from engines.cuda.device import Array
-from export.checkpoint import checkpoint_from_directory
-from export.components.graphs_of_checkpoint import components_from_checkpoint
-from export.contract import Contract, TensorSpec
-from export.errors import EngineError
-from export.exporter import onnx_from_component
-from export.graphs import OnnxGraph, VerifiedGraph
-from export.manifest import (
+from iblip.engines.cuda.device import Array
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.artifact.manifest import (
     ComponentRecord,
     EngineRecord,
     GraphRecord,
@@ -29,10 +24,15 @@ from export.manifest import (
     Manifest,
     ServingLimits,
 )
-from export.precision import COMPONENTS, parse_precision
-from export.progress import Silent
-from export.text import language_model_facts, preprocessing, write_tokenizers
-from export.trace_cache import TraceCache
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.checkpoint.facts import language_model_facts, preprocessing, write_tokenizers
+from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.errors import EngineError
+from iblip.export.exporter import onnx_from_component
+from iblip.export.graph.trace_cache import TraceCache
+from iblip.export.precision import COMPONENTS, parse_precision
+from iblip.export.progress import Silent
 
 SIDE, PATCH, WIDTH = 24, 12, 32
 PATCHES = (SIDE // PATCH) ** 2

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import InstructBlipVideoConfig, InstructBlipVideoForConditionalGeneration
 
-from engines.language_model.types import GenerationOptions
-from engines.pipeline import Pipeline
-from export.checkpoint import Checkpoint, checkpoint_from_directory
-from export.errors import InputError
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.export.checkpoint.checkpoint import Checkpoint, checkpoint_from_directory
+from iblip.export.errors import InputError
 
 Build = Callable[..., Path]
 PROMPTS = ("What colour is the 3?", "How many digits are there?")

@@ -29,12 +29,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from engines.language_model.types import GenerationOptions
-from engines.pipeline import Pipeline
-from export.checkpoint import DEMO
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
 
 Build = Callable[..., Path]
 KINDS = ("minigpt4", "minigpt4-merge")

@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from engines.language_model.opening import EngineLimits, open_engine
-from engines.language_model.types import Answer, GenerationOptions
-from engines.pipeline import CACHED_IMAGES, Pipeline
-from engines.runners import open_runner
-from export.checkpoint import checkpoint_from_directory
-from export.errors import (
+from iblip.engines.language_model.opening import EngineLimits, open_engine
+from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.pipeline import CACHED_IMAGES, Pipeline
+from iblip.engines.runners import open_runner
+from iblip.export.artifact.manifest import Manifest, ServingLimits
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.errors import (
     BuildDirectoryError,
     ContractError,
     EngineError,
     InputError,
     OptionError,
 )
-from export.manifest import Manifest, ServingLimits
-from export.verification.reference import load_model
+from iblip.export.verification.loading import load_model
 
 Build = Callable[..., Path]
 PROMPTS = ("What colour is the 3?", "How many digits are there?", "naïve 你好")

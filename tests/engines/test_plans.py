@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from engines.cache.store import EngineCache
-from engines.plans import Outcome, PlanBuild, plans_of_build
-from engines.tensorrt.libraries import find_library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.sizes import ProfileOptions
-from export.errors import OptionError
-from export.manifest import Manifest
-from export.progress import Silent
+from iblip.engines.cache.store import EngineCache
+from iblip.engines.plans import Outcome, PlanBuild, plans_of_build
+from iblip.engines.tensorrt.libraries import find_library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.sizes import ProfileOptions
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import OptionError
+from iblip.export.progress import Silent
 
 pytest.importorskip("tensorrt_rtx_bindings")
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from engines import selection
-from engines.selection import KINDS, choose_engine, language_model_kind, nvidia_driver
-from export.errors import OptionError
+from iblip.engines import selection
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.selection import KINDS, choose_engine, language_model_kind
+from iblip.export.errors import OptionError
 
 
 def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

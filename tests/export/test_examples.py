@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from export.errors import InputError
-from export.examples import EXAMPLES, read_examples
+from iblip.export.errors import InputError
+from iblip.export.examples import EXAMPLES, read_examples
 
 
 def write(directory, rows):

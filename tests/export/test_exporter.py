@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import checkpoint_from_directory
-from export.digest import check_digests, digest_from_onnx
-from export.errors import BuildDirectoryError, VerificationError
-from export.exporter import graphs_from_checkpoint
-from export.manifest import Manifest
-from export.precision import parse_precision
-from export.progress import Silent
-from export.quantisation.options import QuantisationOptions, quantisations
-from export.verification.graphs import verify_graphs
+from iblip.export.artifact.digest import check_digests, digest_from_onnx
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.errors import BuildDirectoryError, VerificationError
+from iblip.export.exporter import graphs_from_checkpoint
+from iblip.export.precision import parse_precision
+from iblip.export.progress import Silent
+from iblip.export.quantisation.options import QuantisationOptions, quantisations
+from iblip.export.verification.graphs import verify_graphs
 
 KINDS = ("vicuna", "flant5", "opt")
 ALL = [(kind, precision) for kind in KINDS for precision in ("fp32", "fp16")]

@@ -5,13 +5,13 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import checkpoint_from_directory
-from export.errors import CheckpointError
-from export.exporter import graphs_from_checkpoint
-from export.families.minigpt4 import VICUNA_STOP, VICUNA_TEMPLATE
-from export.precision import parse_precision
-from export.progress import Silent
-from export.text import language_model_facts
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.checkpoint.facts import language_model_facts
+from iblip.export.errors import CheckpointError
+from iblip.export.exporter import graphs_from_checkpoint
+from iblip.export.families.minigpt4 import VICUNA_STOP, VICUNA_TEMPLATE
+from iblip.export.precision import parse_precision
+from iblip.export.progress import Silent
 
 
 def edit(directory, **changes):

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from PIL import Image
 
-from export.checkpoint import DEMO, checkpoint_from_directory
-from export.text import preprocessing
-from export.verification.preprocessing import VARIANTS, pixel_differences
+from iblip.export.checkpoint.checkpoint import DEMO, checkpoint_from_directory
+from iblip.export.checkpoint.facts import preprocessing
+from iblip.export.verification.preprocessing import VARIANTS, pixel_differences
 
 
 def test_another_filter_is_told_wherever_it_shows(checkpoints):

@@ -1,7 +1,7 @@
 import pytest
 
-from export.errors import OptionError
-from export.precision import of_language_model, parse_precision
+from iblip.export.errors import OptionError
+from iblip.export.precision import of_language_model, parse_precision
 
 
 def test_one_word_is_for_every_component():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export.contract import Contract, TensorSpec
-from export.manifest import (
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.artifact.manifest import (
     ComponentRecord,
     EngineRecord,
     GraphRecord,

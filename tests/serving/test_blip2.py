@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from engines.pipeline import Pipeline
-from engines.text import PromptTokenizer
-from export.checkpoint import checkpoint_from_directory
-from export.examples import read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from export.text import language_model_facts
-from export.verification.reference import load_model
-from serving.client import GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.checkpoint.facts import language_model_facts
+from iblip.export.examples import read_examples
+from iblip.export.images import pixels_from_image
+from iblip.export.verification.loading import load_model
+from iblip.serving.client import GenerationOptions
 
 
 @pytest.fixture

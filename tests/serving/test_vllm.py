@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.language_model.vllm.environment import VARIABLE
-from export.manifest import ComponentRecord, EngineRecord
-from serving.cli import iblip
+from iblip.engines.language_model.vllm.environment import VARIABLE
+from iblip.export.artifact.manifest import ComponentRecord, EngineRecord
+from iblip.serving.cli import iblip
 
 
 def serve(*arguments):

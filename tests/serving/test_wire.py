@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from engines.language_model.types import (
+from iblip.engines.language_model.types import (
     Answer,
     Completion,
     GenerationOptions,
@@ -16,9 +16,9 @@ from engines.language_model.types import (
     Timing,
     TokenLogprob,
 )
-from export.errors import ContractError, DeadlineError, EngineError, InputError, OptionError
-from serving.steps.prompts import prompt_from_tensor
-from serving.wire import (
+from iblip.export.errors import ContractError, DeadlineError, EngineError, InputError, OptionError
+from iblip.serving.steps.prompts import prompt_from_tensor
+from iblip.serving.wire import (
     PACKED,
     answer_from_finish,
     error_from_text,

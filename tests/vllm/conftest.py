@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from engines.language_model.vllm.environment import VARIABLE, find_python
-from engines.pipeline import Pipeline
-from engines.verification import on_onnxruntime
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from serving.build import build
-from serving.build_options import BuildOptions
-from serving.cli.quiet import quiet_libraries
-from serving.client import Answer, GenerationOptions, InstructBlipClient
-from serving.repository import REPOSITORY
-from serving.server import ServerOptions, TritonServer
+from iblip.engines.evaluation.texts import on_onnxruntime
+from iblip.engines.language_model.vllm.environment import VARIABLE, find_python
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.builder.build import build
+from iblip.serving.builder.options import BuildOptions
+from iblip.serving.cli.quiet import quiet_libraries
+from iblip.serving.client import Answer, GenerationOptions, InstructBlipClient
+from iblip.serving.repository.assembling import REPOSITORY
+from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.server import TritonServer
 
 EXAMPLES = 24
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from engines.language_model.types import GenerationOptions
-from engines.language_model.vllm.building import vllm_from_checkpoint
-from engines.language_model.vllm.environment import VARIABLE
-from engines.language_model.vllm.settings import VllmSettings
-from engines.pipeline import Pipeline
-from engines.verification import AGREEMENT, on_onnxruntime
-from export.checkpoint import checkpoint_from_directory
-from export.examples import Example
-from export.images import pixels_from_image
-from export.manifest import EngineRecord, Manifest
-from export.progress import Silent
-from serving.build import build
-from serving.build_options import BuildOptions
-from serving.cli.quiet import quiet_libraries
+from iblip.engines.evaluation.texts import AGREEMENT, on_onnxruntime
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.vllm.building import vllm_from_checkpoint
+from iblip.engines.language_model.vllm.environment import VARIABLE
+from iblip.engines.language_model.vllm.settings import VllmSettings
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import EngineRecord, Manifest
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.examples import Example
+from iblip.export.images import pixels_from_image
+from iblip.export.progress import Silent
+from iblip.serving.builder.build import build
+from iblip.serving.builder.options import BuildOptions
+from iblip.serving.cli.quiet import quiet_libraries
 
 pytestmark = pytest.mark.vllm
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.client import (
+from iblip.serving.client import (
     CancelledError,
     EngineError,
     GenerationOptions,

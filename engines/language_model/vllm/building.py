@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.language_model.vllm.settings import DTYPES, VllmSettings
-from export.errors import OptionError
-from export.manifest import EngineRecord
-from export.progress import Progress
+from iblip.engines.language_model.vllm.settings import DTYPES, VllmSettings
+from iblip.export.artifact.manifest import EngineRecord
+from iblip.export.errors import OptionError
+from iblip.export.progress import Progress
 
 if TYPE_CHECKING:
-    from export.checkpoint import Checkpoint
+    from iblip.export.checkpoint.checkpoint import Checkpoint
 
 MODEL = "engines/language_model"
 """The directory that vLLM reads, in a build."""
@@ -28,7 +28,7 @@ def check_vllm(checkpoint: Checkpoint, precision: str, settings: VllmSettings) -
     Raises:
         OptionError: naming what does not fit, and what does.
     """
-    from export.hugging_face import CAUSAL_MODELS
+    from iblip.export.checkpoint.language_model_directory import CAUSAL_MODELS
 
     config = checkpoint.config.text_config
     instead = "Build it with --llm-engine onnxruntime."
@@ -57,9 +57,9 @@ def vllm_from_checkpoint(
     """Writes the language model into the build in the making `work`, and records it.
 
     Raises:
-        CheckpointError, ExportError: as `export.hugging_face.write_language_model`.
+        CheckpointError, ExportError: as `export.checkpoint.language_model_directory.write_language_model`.
     """
-    from export.hugging_face import write_language_model
+    from iblip.export.checkpoint.language_model_directory import write_language_model
 
     dtype = DTYPES[precision]
     paths = write_language_model(checkpoint, work / MODEL, dtype, progress)

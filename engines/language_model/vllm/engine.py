@@ -21,31 +21,32 @@ from typing import Any
 
 import numpy as np
 
-from engines.language_model.answering import AnswerPlan, CompletionBuilder, plan_answer
-from engines.language_model.checking import (
+from iblip.engines.language_model.answering import AnswerPlan, CompletionBuilder, plan_answer
+from iblip.engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
     closed_error,
     queue_full_error,
     with_own_copy,
 )
-from engines.language_model.detokenise import special_tokens
-from engines.language_model.generation import Pending, QueuedGeneration
-from engines.language_model.restraints import Words
-from engines.language_model.totals import Totals
-from engines.language_model.types import EngineStatus, GenerationRequest
-from engines.language_model.vllm.options import (
+from iblip.engines.language_model.decoding.logits_processors import Words
+from iblip.engines.language_model.detokenise import special_tokens
+from iblip.engines.language_model.generation import Pending, QueuedGeneration
+from iblip.engines.language_model.totals import Totals
+from iblip.engines.language_model.types import EngineStatus, GenerationRequest
+from iblip.engines.language_model.vllm.options import (
     check_options,
     params_from_options,
     prompt_positions,
 )
-from engines.language_model.vllm.process import Message, WorkerProcess
-from engines.language_model.vllm.restarts import Restarts
-from engines.language_model.vllm.sequences import Sequences
-from engines.text import PromptTokenizer, words_from_text
-from engines.types import PromptIds
-from export.errors import EngineError, OptionError
-from export.manifest import LanguageModelFacts, how_to_raise
+from iblip.engines.language_model.vllm.process import Message, WorkerProcess
+from iblip.engines.language_model.vllm.restarts import Restarts
+from iblip.engines.language_model.vllm.sequences import Sequences
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.engines.text.tokens import words_from_text
+from iblip.engines.types import PromptIds
+from iblip.export.artifact.manifest import LanguageModelFacts, how_to_raise
+from iblip.export.errors import EngineError, OptionError
 
 logger = logging.getLogger(__name__)
 

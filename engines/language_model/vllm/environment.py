@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from export.errors import EngineError, OptionError
-from export.progress import Progress
+from iblip.export.errors import EngineError, OptionError
+from iblip.export.progress import Progress
 
 VARIABLE = "IBLIP_VLLM_PYTHON"
 """Names the Python of vLLM's environment, for every process below."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from engines.language_model.options import MOST_LOGPROBS
-from engines.language_model.vllm.engine import VllmEngine
-from engines.language_model.vllm.environment import find_python, worker_environment
-from engines.language_model.vllm.process import WORKER, WorkerProcess
-from engines.language_model.vllm.settings import VllmSettings
-from engines.text import PromptTokenizer
-from export.errors import BuildDirectoryError
-from export.manifest import EngineRecord, LanguageModelFacts, Manifest, ServingLimits
+from iblip.engines.language_model.options import MOST_LOGPROBS
+from iblip.engines.language_model.vllm.engine import VllmEngine
+from iblip.engines.language_model.vllm.environment import find_python, worker_environment
+from iblip.engines.language_model.vllm.process import WORKER, WorkerProcess
+from iblip.engines.language_model.vllm.settings import VllmSettings
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.export.artifact.manifest import EngineRecord, LanguageModelFacts, Manifest, ServingLimits
+from iblip.export.errors import BuildDirectoryError
 
 CPU_CACHE_BYTES = 4 * 2**30
 """Most memory for keys and values on a CPU, unless one sequence takes more. What has no room waits

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.language_model.vllm.worker import read_message, write_message
+from iblip.engines.language_model.vllm.worker import read_message, write_message
 
 Message = Mapping[str, Any]
 

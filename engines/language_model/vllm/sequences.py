@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engines.language_model.answering import (
+from iblip.engines.language_model.answering import (
     AnswerPlan,
     CompletionBuilder,
     answer_from_completions,
 )
-from engines.language_model.sampling import seed_for
-from engines.language_model.types import (
+from iblip.engines.language_model.decoding.sampling import seed_for
+from iblip.engines.language_model.types import (
     Answer,
     GenerationOptions,
     TextDelta,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from export.errors import OptionError
+from iblip.export.errors import OptionError
 
 EXECUTORS: Mapping[str, str] = {
     "mp": "processes of one machine",

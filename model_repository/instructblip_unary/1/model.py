@@ -2,7 +2,7 @@
 
 import triton_python_backend_utils as pb_utils
 
-from serving.wire import (
+from iblip.serving.wire import (
     ENSEMBLE,
     FINISH,
     PACKED,

@@ -6,14 +6,14 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from engines.language_model.opening import open_engine
-from engines.language_model.types import GenerationRequest
-from export.errors import InputError
-from serving.steps.answering import Answering
-from serving.steps.arguments import StepArguments
-from serving.steps.metrics import EngineMetrics, MetricsThread
-from serving.steps.prompts import check_fault, prompt_from_tensor, seconds_since
-from serving.wire import (
+from iblip.engines.language_model.opening import open_engine
+from iblip.engines.language_model.types import GenerationRequest
+from iblip.export.errors import InputError
+from iblip.serving.steps.answering import Answering
+from iblip.serving.steps.arguments import StepArguments
+from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
+from iblip.serving.steps.prompts import check_fault, prompt_from_tensor, seconds_since
+from iblip.serving.wire import (
     ARRIVED,
     CANCEL,
     FAULT,

@@ -2,10 +2,10 @@
 
 import triton_python_backend_utils as pb_utils
 
-from engines.runners import open_runner
-from serving.steps.arguments import StepArguments
-from serving.steps.batches import run_joined
-from serving.wire import text_from_error
+from iblip.engines.runners import open_runner
+from iblip.serving.steps.arguments import StepArguments
+from iblip.serving.steps.batches import run_joined
+from iblip.serving.wire import text_from_error
 
 
 class TritonPythonModel:

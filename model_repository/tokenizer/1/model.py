@@ -4,10 +4,10 @@ import json
 
 import triton_python_backend_utils as pb_utils
 
-from engines.text import InstructionTokenizer
-from serving.steps.arguments import StepArguments
-from serving.steps.prompts import text_tensors
-from serving.wire import PIXELS, PROMPT, text_from_error
+from iblip.engines.text.instructions import InstructionTokenizer
+from iblip.serving.steps.arguments import StepArguments
+from iblip.serving.steps.prompts import text_tensors
+from iblip.serving.wire import PIXELS, PROMPT, text_from_error
 
 
 class TritonPythonModel:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.lint.rule import Rule
-from serving.lint.rules import (
+from iblip.serving.lint.rule import Rule
+from iblip.serving.lint.rules import (
     batching,
     builds,
     ensembles,

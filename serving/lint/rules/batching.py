@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from serving.lint.reading import Model, Repository, value_name
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.tensor_shapes import fits
-from serving.lint.text_format import Entry
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository, value_name
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.tensor_shapes import fits
+from iblip.serving.lint.text_format import Entry
 
 QUEUE = ("max_queue_size", "allow_timeout_override")
 """What a queue's policy says. Its `timeout_action` need not be written: REJECT is the default."""

@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from export.contract import TensorSpec
-from export.manifest import MANIFEST, TextFacts
-from serving.build_files import faults, files_of_component
-from serving.lint.reading import Model, Repository, parameters_of, value_name
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.tensor_shapes import fits
-from serving.lint.text_format import Entry
-from serving.model_config import DATA_TYPES
-from serving.repository import COMPONENTS
-from serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY
+from iblip.export.artifact.contract import TensorSpec
+from iblip.export.artifact.manifest import MANIFEST, TextFacts
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository, parameters_of, value_name
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.tensor_shapes import fits
+from iblip.serving.lint.text_format import Entry
+from iblip.serving.repository.assembling import COMPONENTS
+from iblip.serving.repository.files import faults, files_of_component
+from iblip.serving.repository.model_config import DATA_TYPES
+from iblip.serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY
 
 GRAPH = "model"
 """The one graph of each component that Triton batches."""

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from serving.lint.reading import Model, Repository
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.rules.batching import streams
-from serving.lint.text_format import Entry, Step
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.rules.batching import streams
+from iblip.serving.lint.text_format import Entry, Step
 
 SCHEDULING = "ensemble_scheduling"
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from serving.lint.external_data import external_faults, onnx_files, onnx_installed
-from serving.lint.reading import (
+from iblip.serving.lint.external_data import external_faults, onnx_files, onnx_installed
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import (
     FILES,
     LARGEST_VERSION,
     Model,
@@ -17,9 +18,9 @@ from serving.lint.reading import (
     is_version,
     parameters_of,
 )
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.text_format import Entry
-from serving.model_config import PLATFORMS
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.text_format import Entry
+from iblip.serving.repository.model_config import PLATFORMS
 
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 """The parameter that names the environment of a Python model: an archive, or a folder."""

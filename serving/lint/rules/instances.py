@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from serving.lint.reading import Model, Repository, value_name
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.model_config import PLATFORMS
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository, value_name
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.repository.model_config import PLATFORMS
 
 BACKENDS = (
     "python",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engines.compatibility import TRITON_FLAG, VERSION_COMPATIBLE, loads_version
-from export.manifest import EngineRecord
-from serving.lint.reading import Model, Repository
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.rules.builds import GRAPH, limits_of
-from serving.lint.text_format import Entry
-from serving.profiles import BATCH, Profile, profiles_of, sizes_of, takes
-from serving.wire import ENSEMBLE
+from iblip.engines.hardware.compatibility import TRITON_FLAG, VERSION_COMPATIBLE, loads_version
+from iblip.export.artifact.manifest import EngineRecord
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.rules.builds import GRAPH, limits_of
+from iblip.serving.lint.text_format import Entry
+from iblip.serving.repository.profiles import BATCH, Profile, profiles_of, sizes_of, takes
+from iblip.serving.wire import ENSEMBLE
 
 PROFILED = {"max_instruction": ("qformer", "instruction"), "images": ("vision_encoder", BATCH)}
 """Limits that clients are told, and the component and axis whose profiles bound each."""

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from serving.lint.reading import Model, Repository, value_name
-from serving.lint.rule import Fault, Rule, Severity, Verdict
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository, value_name
+from iblip.serving.lint.rule import Rule, Severity, Verdict
 
 PAIRS = ("int32_false_true", "fp32_false_true", "bool_false_true")
 """What a control's tensor has where it is false, and where it is true."""

@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from serving.lint.reading import Model, Repository, value_name
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.rules.ensembles import SCHEDULING, step_line, steps_of
-from serving.lint.tensor_shapes import fits, full
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository, value_name
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.rules.ensembles import SCHEDULING, step_line, steps_of
+from iblip.serving.lint.tensor_shapes import fits, full
 
 SIDES = {"input_map": "input", "output_map": "output"}
 """A step's maps, and the model's tensors that their keys are."""

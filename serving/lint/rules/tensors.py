@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from serving.lint.reading import Model, Repository
-from serving.lint.rule import Fault, Rule, Severity, Verdict
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import Model, Repository
+from iblip.serving.lint.rule import Rule, Severity, Verdict
 
 SIDES = ("input", "output")
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from serving.lint.reading import CONFIG, Model, Repository
-from serving.lint.rule import Fault, Rule, Severity, Verdict
-from serving.lint.text_format import Node
+from iblip.serving.lint.fault import Fault
+from iblip.serving.lint.reading import CONFIG, Model, Repository
+from iblip.serving.lint.rule import Rule, Severity, Verdict
+from iblip.serving.lint.text_format import Node
 
 SCHEDULERS = ("ensemble_scheduling", "dynamic_batching", "sequence_batching")
 """Fields of which a config has one at most."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.cache.key import Recipe
-from engines.cache.store import EngineCache
+from iblip.engines.cache.key import Recipe
+from iblip.engines.cache.store import EngineCache
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from engines.cache import key
-from engines.cache.key import Recipe, recipe_from_graph
-from engines.nvidia import Driver, Gpu
-from engines.tensorrt.libraries import Library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import Profile, Span
-from export.contract import Contract
-from export.errors import EngineError, OptionError
-from export.graphs import OnnxGraph
+from iblip.engines.cache import key
+from iblip.engines.cache.key import Recipe, recipe_from_graph
+from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.engines.tensorrt.libraries import Library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile import Profile, Span
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError, OptionError
 
 GRAPH = OnnxGraph(
     component="vision_encoder",

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from engines.cache.providers import folder_of_graph, in_use, opening, provider_folders
-from engines.cache.pruning import Policy, prune
-from engines.cache.store import EngineCache
-from engines.onnxruntime.providers import Placement, provider_cache
-from engines.onnxruntime.runner import OnnxRuntimeRunner
-from export.errors import EngineError
-from export.graphs import OnnxGraph
+from iblip.engines.cache.pruning import Policy, prune
+from iblip.engines.cache.store import EngineCache
+from iblip.engines.onnxruntime.compiled import (
+    folder_of_graph,
+    in_use,
+    opening,
+    provider_cache,
+    provider_folders,
+)
+from iblip.engines.onnxruntime.providers import Placement
+from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError
 
 DAY = 86400.0
 Fill = Callable[..., Path]
@@ -161,7 +167,7 @@ def test_what_cannot_be_removed_is_told(
     def fail(path: Path) -> None:
         raise PermissionError(f"not {path.name}")
 
-    monkeypatch.setattr("engines.cache.providers.shutil.rmtree", fail)
+    monkeypatch.setattr("iblip.engines.onnxruntime.compiled.shutil.rmtree", fail)
     with pytest.raises(EngineError, match=r"0001 cannot be removed: not 0"):
         prune(cache, Policy(everything=True))
     assert prune(cache, Policy(everything=True), dry_run=True).freed == 100

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from engines.cache.catalogue import scan
-from engines.cache.pruning import Policy, bytes_from_words, prune, seconds_from_words
-from engines.cache.store import EngineCache
-from export.errors import OptionError
+from iblip.engines.cache.catalogue import scan
+from iblip.engines.cache.pruning import Policy, bytes_from_words, prune, seconds_from_words
+from iblip.engines.cache.store import EngineCache
+from iblip.export.errors import OptionError
 
 Keep = Callable[..., str]
 DAY = 86400.0

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.cache.catalogue import find, scan
-from engines.cache.store import EngineCache, default_directory
-from export.errors import EngineError, OptionError
-from serving.cli import iblip
+from iblip.engines.cache.catalogue import find, scan
+from iblip.engines.cache.store import EngineCache
+from iblip.export.errors import EngineError, OptionError
+from iblip.export.system.cache_directory import default_directory
+from iblip.serving.cli import iblip
 
 Keep = Callable[..., str]
 
@@ -142,7 +143,7 @@ def test_of_two_that_are_kept_without_a_lock_the_first_stays(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("engines.files.fcntl.flock", no_locks)
+    monkeypatch.setattr("iblip.export.system.locks.fcntl.flock", no_locks)
     key = keep(1, b"the first")
     assert keep(1, b"the second") == key
     cache.take(key, tmp_path / "model.plan")
@@ -192,7 +193,7 @@ def test_an_entry_that_another_process_has_is_waited_for(
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from engines.cache.store import EngineCache\n"
+        "from iblip.engines.cache.store import EngineCache\n"
         f"with EngineCache(Path({str(cache.directory)!r})).claim({key!r}, waiting=None) as free:\n"
         "    print(free, flush=True)\n"
         "    sys.stdin.read()\n"

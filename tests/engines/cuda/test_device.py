@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.cuda.device import CudaDevice
-from engines.cuda.errors import REMEDIES, CudaError, checked
-from engines.selection import nvidia_driver
-from export.errors import EngineError
+from iblip.engines.cuda.device import CudaDevice
+from iblip.engines.cuda.errors import REMEDIES, CudaError, checked
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.export.errors import EngineError
 
 ARRAY = np.zeros(8, np.uint8)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from engines.language_model.onnx_engine import OnnxEngine
-from engines.language_model.slots import Prompt, Slot
-from engines.language_model.types import GenerationOptions, GenerationRequest
-from engines.text import PromptTokenizer
-from engines.types import PromptIds
-from export.manifest import LanguageModelFacts
+from iblip.engines.language_model.onnx.engine import OnnxEngine
+from iblip.engines.language_model.onnx.slots import Prompt, Slot
+from iblip.engines.language_model.types import GenerationOptions, GenerationRequest
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.engines.types import PromptIds
+from iblip.export.artifact.manifest import LanguageModelFacts
 
 EOS, BOS, IMAGE, VOCAB = 256, 257, 258, 260
 

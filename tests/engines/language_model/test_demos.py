@@ -11,8 +11,8 @@ import pytest
 from benchmarks import beams, crowd
 from benchmarks.reference import Reference
 from checkpoints import DEMOS
-from engines.pipeline import Pipeline
-from export.examples import read_examples
+from iblip.engines.pipeline import Pipeline
+from iblip.export.examples import read_examples
 
 
 @pytest.fixture(scope="module", params=DEMOS)

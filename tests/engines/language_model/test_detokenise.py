@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from engines.language_model.detokenise import Detokeniser
+from iblip.engines.language_model.detokenise import Detokeniser
 
 CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
 DEMOS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.originals import Original, compare
-from engines.language_model.presets import preset
-from engines.pipeline import Pipeline
-from export.examples import Example, read_examples
-from export.images import pixels_from_image
+from iblip.engines.language_model.presets import preset
+from iblip.engines.pipeline import Pipeline
+from iblip.export.examples import Example, read_examples
+from iblip.export.images import pixels_from_image
 
 EXAMPLES = 40
 

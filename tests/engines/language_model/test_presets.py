@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from engines.language_model.presets import PRESETS, preset
-from engines.language_model.types import GenerationOptions
-from export.errors import OptionError
+from iblip.engines.language_model.presets import PRESETS, preset
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.export.errors import OptionError
 
 
 def test_every_preset_is_valid_and_names_its_source() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.language_model.stopping import StopStrings
+from iblip.engines.language_model.stopping import StopStrings
 
 LETTERS = st.sampled_from("aabé#🙂 ")
 TEXTS = st.text(LETTERS, max_size=30)

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from engines.onnxruntime.binding import Binding, DeviceArray
-from export.errors import EngineError
+from iblip.engines.onnxruntime.binding import Binding, DeviceArray
+from iblip.export.errors import EngineError
 
 
 class Recorder:

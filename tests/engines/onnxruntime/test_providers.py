@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from engines.onnxruntime.probing import provider_obstacle
-from engines.onnxruntime.providers import CPU, PROVIDERS, Placement, provider_cache
-from engines.onnxruntime.runner import OnnxRuntimeRunner
-from engines.onnxruntime.session import offer
-from engines.selection import KINDS, nvidia_driver
-from engines.tensorrt.profile import profile_from_json
-from export.errors import EngineError
-from export.graphs import OnnxGraph
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.onnxruntime.compiled import provider_cache
+from iblip.engines.onnxruntime.probing import provider_obstacle
+from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
+from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+from iblip.engines.onnxruntime.session import offer
+from iblip.engines.selection import KINDS
+from iblip.engines.tensorrt.profile import profile_from_json
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError
 
 Write = Callable[..., OnnxGraph]
 ON_A_GPU = sorted(set(PROVIDERS) - {"onnxruntime"})
@@ -95,7 +97,7 @@ def test_what_a_provider_compiles_is_kept_for_the_next_start(
 def test_without_a_home_what_a_provider_compiles_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.cache.store.default_directory", lambda: None)
+    monkeypatch.setattr("iblip.export.system.cache_directory.default_directory", lambda: None)
     assert provider_cache("onnxruntime-tensorrt", "0ab1") is None
     assert "at every start: this user has no home" in caplog.text
 

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import parser
 
-from engines.onnxruntime.runner import OnnxRuntimeRunner
-from engines.onnxruntime.values import Kept
-from export.contract import Contract, TensorSpec
-from export.errors import ContractError, EngineError
-from export.graphs import OnnxGraph
+from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+from iblip.engines.onnxruntime.values import Kept
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import ContractError, EngineError
 
 Write = Callable[..., OnnxGraph]
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)

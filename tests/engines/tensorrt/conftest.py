@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.cuda.device import Array
-from engines.onnxruntime.session import open_session
-from engines.tensorrt.libraries import DTYPES, Library
-from export.contract import Contract
-from export.manifest import EngineRecord
-from export.onnxruntime_values import run
+from iblip.engines.cuda.device import Array
+from iblip.engines.onnxruntime.session import open_session
+from iblip.engines.tensorrt.libraries import DTYPES, Library
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import EngineRecord
+from iblip.export.graph.onnxruntime_values import run
 
 ALIGNMENT, JUNK = 256, 0xA5
 

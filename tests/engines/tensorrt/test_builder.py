@@ -12,23 +12,23 @@ import onnx
 import pytest
 from onnx import parser
 
-from engines.tensorrt.builder import plan_from_onnx
-from engines.tensorrt.job import Job
-from engines.tensorrt.libraries import Library, find_library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import Profile, Span
-from engines.tensorrt.sizes import ProfileOptions
-from export.checkpoint import checkpoint_from_directory
-from export.components.graphs_of_checkpoint import components_from_checkpoint
-from export.contract import Contract
-from export.errors import EngineError, OptionError
-from export.exporter import onnx_from_component
-from export.graphs import OnnxGraph, VerifiedGraph
-from export.manifest import Manifest
-from export.precision import parse_precision
-from export.progress import Silent
-from export.quantisation.options import QuantisationOptions, quantisations
-from export.trace_cache import TraceCache
+from iblip.engines.tensorrt.builder import plan_from_onnx
+from iblip.engines.tensorrt.job import Job
+from iblip.engines.tensorrt.libraries import Library, find_library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile import Profile, Span
+from iblip.engines.tensorrt.sizes import ProfileOptions
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.errors import EngineError, OptionError
+from iblip.export.exporter import onnx_from_component
+from iblip.export.graph.trace_cache import TraceCache
+from iblip.export.precision import parse_precision
+from iblip.export.progress import Silent
+from iblip.export.quantisation.options import QuantisationOptions, quantisations
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -169,7 +169,7 @@ def test_a_target_that_is_not_offered_is_refused_with_those_that_are(
 def test_without_a_gpu_a_target_is_wanted(
     vision_graph: Write, proven: Prove, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: False)
     with pytest.raises(OptionError, match=r"no NVIDIA GPU .* --target: sm75, "):
         _build(proven(vision_graph()), library, targets=())
 
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_no_half_a_plan(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("export.files.os.fsync", full)
+    monkeypatch.setattr("iblip.export.system.files.os.fsync", full)
     with pytest.raises(EngineError, match=r"model\.plan cannot be written: .*No space left"):
         plan_from_onnx(proven(graph), output, library=library, profiles=[BATCHES], options=ADA)
     assert output.read_bytes() == b"the plan of before"
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_no_half_a_plan(
 
 
 def test_a_library_that_is_not_there_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engines.tensorrt import libraries
+    from iblip.engines.tensorrt import libraries
 
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
@@ -265,7 +265,7 @@ def test_a_library_that_is_not_there_names_the_remedy(monkeypatch: pytest.Monkey
 
 
 def test_a_library_without_targets_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engines.tensorrt import libraries
+    from iblip.engines.tensorrt import libraries
 
     plain = Library(kind="tensorrt", module=object(), version="11.4")
     with pytest.raises(OptionError, match=r"no NVIDIA GPU .* Build on the machine whose GPU"):

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.collection import no_collection
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
 SCRIPT = """
 import gc, logging, sys
 from pathlib import Path
-from engines.tensorrt.libraries import find_library
-from engines.tensorrt.loading import open_plan
-from engines.tensorrt.log import library_log
-from export.errors import EngineError
+from iblip.engines.tensorrt.libraries import find_library
+from iblip.engines.tensorrt.loading import open_plan
+from iblip.engines.tensorrt.log import library_log
+from iblip.export.errors import EngineError
 
 class Busy(logging.Handler):
     def emit(self, record):

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.selection import nvidia_driver
-from engines.tensorrt import inspection
-from engines.tensorrt.inspection import check_engine, engine_information, layers_of_engine
-from engines.tensorrt.libraries import Library, find_library
-from export.errors import EngineError
-from export.graphs import OnnxGraph
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.tensorrt import inspection
+from iblip.engines.tensorrt.inspection import check_engine, engine_information, layers_of_engine
+from iblip.engines.tensorrt.libraries import Library, find_library
+from iblip.export.artifact.verified_graph import OnnxGraph
+from iblip.export.errors import EngineError
 
 pytest.importorskip("tensorrt_rtx_bindings")
 

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.tensorrt import libraries
-from engines.tensorrt.builder import plan_from_onnx
-from engines.tensorrt.libraries import Library, find_library
-from engines.tensorrt.options import FLAGS, PlanOptions
-from engines.tensorrt.profile import Profile, Span
-from export.errors import OptionError
-from export.graphs import OnnxGraph, VerifiedGraph
+from iblip.engines.tensorrt import libraries
+from iblip.engines.tensorrt.builder import plan_from_onnx
+from iblip.engines.tensorrt.libraries import Library, find_library
+from iblip.engines.tensorrt.options import FLAGS, PlanOptions
+from iblip.engines.tensorrt.profile import Profile, Span
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.errors import OptionError
 
 BUILDER_FLAGS = (
     "REFIT",

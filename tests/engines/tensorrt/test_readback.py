@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.tensorrt.builder import parse_graph
-from engines.tensorrt.libraries import find_library
-from engines.tensorrt.readback import Layer, matrix_layers, precision_fault
-from export.errors import EngineError
-from export.graphs import OnnxGraph, graphs_of_build
-from export.manifest import Manifest
+from iblip.engines.tensorrt.builder import parse_graph
+from iblip.engines.tensorrt.libraries import find_library
+from iblip.engines.tensorrt.readback import Layer, matrix_layers, precision_fault
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.verified_graph import OnnxGraph, graphs_of_build
+from iblip.export.errors import EngineError
 
 pytest.importorskip("tensorrt_rtx_bindings")
 

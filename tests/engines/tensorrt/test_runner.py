@@ -13,17 +13,17 @@ import onnx
 import pytest
 from onnx import parser
 
-from engines.onnxruntime.runner import OnnxRuntimeRunner
-from engines.selection import nvidia_driver
-from engines.tensorrt.builder import plan_from_onnx
-from engines.tensorrt.libraries import find_library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.runner import TensorRTRunner
-from engines.tensorrt.sizes import ProfileOptions
-from export.contract import Contract, TensorSpec
-from export.errors import ContractError, EngineError, InputError
-from export.graphs import OnnxGraph, VerifiedGraph
-from export.manifest import EngineRecord
+from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+from iblip.engines.tensorrt.builder import plan_from_onnx
+from iblip.engines.tensorrt.libraries import find_library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.runner import TensorRTRunner
+from iblip.engines.tensorrt.sizes import ProfileOptions
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.artifact.manifest import EngineRecord
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.errors import ContractError, EngineError, InputError
 
 Write = Callable[..., OnnxGraph]
 MakeBench = Callable[..., Any]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engines.tensorrt.profile import Profile, Span, profile_from_json
-from engines.tensorrt.sizes import ProfileOptions, decoder_profiles, profile_from_word
-from export.contract import Contract, TensorSpec
-from export.errors import OptionError
+from iblip.engines.tensorrt.profile import Profile, Span, profile_from_json
+from iblip.engines.tensorrt.sizes import ProfileOptions, decoder_profiles, profile_from_word
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.errors import OptionError
 
 EMBEDS = TensorSpec(name="image_embeds", dtype="float16", axes=("batch", 17, 96))
 IDS = TensorSpec(name="qformer_input_ids", dtype="int64", axes=("batch", "instruction"))

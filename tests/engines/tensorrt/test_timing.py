@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from engines.cache.key import Recipe
-from engines.cache.store import EngineCache
-from engines.tensorrt.builder import plan_from_onnx
-from engines.tensorrt.libraries import find_library
-from engines.tensorrt.options import PlanOptions
-from engines.tensorrt.profile import Profile, Span
-from engines.tensorrt.timing import timings
-from export.graphs import OnnxGraph, VerifiedGraph
+from iblip.engines.cache.key import Recipe
+from iblip.engines.cache.store import EngineCache
+from iblip.engines.tensorrt.builder import plan_from_onnx
+from iblip.engines.tensorrt.libraries import find_library
+from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile import Profile, Span
+from iblip.engines.tensorrt.timing import timings
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
 
 
 @dataclass

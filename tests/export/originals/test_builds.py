@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from engines.language_model.types import GenerationOptions
-from engines.pipeline import Pipeline
-from export.digest import check_digests
-from export.examples import read_examples
-from export.images import pixels_from_image
-from export.manifest import Manifest
-from export.source import ModelSource
-from serving.build import build
-from serving.build_options import BuildOptions
-from serving.cli.quiet import quiet_libraries
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.digest import check_digests
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.source import ModelSource
+from iblip.export.examples import read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.builder.build import build
+from iblip.serving.builder.options import BuildOptions
+from iblip.serving.cli.quiet import quiet_libraries
 
 NAMES = {
     "vicuna_pair": "lavis:blip2_vicuna_instruct/vicuna7b",

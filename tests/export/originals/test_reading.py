@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from export.checkpoint import checkpoint_from_directory
-from export.errors import CheckpointError, OptionError
-from export.image_size import InterpolatedPositions
-from export.originals.reading import checkpoint_from_original
-from export.text import image_processor_settings, language_model_facts, preprocessing
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.checkpoint.facts import (
+    image_processor_settings,
+    language_model_facts,
+    preprocessing,
+)
+from iblip.export.checkpoint.image_size import InterpolatedPositions
+from iblip.export.errors import CheckpointError, OptionError
+from iblip.export.originals.reading import checkpoint_from_original
 
 OPT = "blip2_opt/pretrain_opt2.7b"
 

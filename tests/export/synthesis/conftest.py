@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from export.model import Model
-from export.models import MODELS
+from iblip.export.models.model import Model
+from iblip.export.models.table import MODELS
 
 NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {

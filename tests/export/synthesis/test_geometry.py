@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from export.checkpoint import DEMO
-from export.directory import tensors_from_directory
-from export.models import MODELS
-from export.synthesis.geometry import shapes
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.checkpoint.directory import tensors_from_directory
+from iblip.export.models.table import MODELS
+from iblip.export.synthesis.geometry import shapes
 
 PARTS = {
     "vision_model.": "vision_encoder",

@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
-from export.checkpoint import checkpoint_from_directory
-from export.errors import BuildDirectoryError, OptionError
-from export.models import MODELS
-from export.synthesis.checkpoint import Synthesis, synthesize
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.errors import BuildDirectoryError, OptionError
+from iblip.export.models.table import MODELS
+from iblip.export.synthesis.checkpoint import Synthesis, synthesize
 
 VICUNA = "instructblip-vicuna-7b"
 

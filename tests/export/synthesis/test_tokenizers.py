@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from export.checkpoint import DEMO
-from export.synthesis.checkpoint import Synthesis, synthesize
-from export.synthesis.tokenizers import filled
+from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.synthesis.checkpoint import Synthesis, synthesize
+from iblip.export.synthesis.tokenizers import filled
 
 TEXT = "What digit is in the image? A red 7, top left."
 ROWS = ["instructblip-vicuna-7b", "instructblip-flan-t5-xl", "blip2-opt-2.7b", "minigpt4-vicuna-7b"]

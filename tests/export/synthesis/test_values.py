@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.synthesis.values import PIECE, SMALL, pieces, spread
+from iblip.export.synthesis.values import PIECE, SMALL, pieces, spread
 
 T5 = {"d_kv": 64}
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from engines.containers import CONTAINERS, DEPLOYED
-from engines.nvidia import Driver, Gpu
-from export.manifest import EngineRecord, Manifest
-from serving.cli import iblip
-from serving.doctor.builds import findings_of_build, tensors_in_flight
-from serving.doctor.machine import Machine
-from serving.doctor.probes import TensorRt, Triton
-from serving.doctor.report import examine, text_of
+from iblip.engines.hardware.containers import CONTAINERS, DEPLOYED
+from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.export.artifact.manifest import EngineRecord, Manifest
+from iblip.serving.cli import iblip
+from iblip.serving.doctor.builds import findings_of_build, tensors_in_flight
+from iblip.serving.doctor.machine import Machine
+from iblip.serving.doctor.probes import TensorRt, Triton
+from iblip.serving.doctor.report import examine, text_of
 
 L4 = Driver(
     version="610.43.02",

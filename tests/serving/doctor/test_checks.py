@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from engines.containers import CONTAINERS
-from engines.nvidia import Driver, Gpu
-from serving.doctor.checks import CHECKS, container_driver
-from serving.doctor.machine import Machine
-from serving.doctor.probes import TensorRt, Triton, Vllm
-from serving.doctor.requirements import Requirement
+from iblip.engines.hardware.containers import CONTAINERS
+from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.serving.doctor.checks import CHECKS, container_driver
+from iblip.serving.doctor.machine import Machine
+from iblip.serving.doctor.probes import TensorRt, Triton, Vllm
+from iblip.serving.doctor.requirements import Requirement
 
 L4 = Gpu(name="NVIDIA L4", memory=24 << 30, capability="sm89")
 P100 = Gpu(name="Tesla P100", memory=16 << 30, capability="sm60")

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines.nvidia import cuda_version
-from serving.cli import iblip
-from serving.doctor import probes
-from serving.doctor.checks import PYTHONS
-from serving.doctor.machine import PORTS, look
-from serving.doctor.probes import infer_version, load_faults
-from serving.doctor.requirements import Requirement, installed, requirements
+from iblip.engines.hardware.nvidia import cuda_version
+from iblip.serving.cli import iblip
+from iblip.serving.doctor import probes
+from iblip.serving.doctor.checks import PYTHONS
+from iblip.serving.doctor.machine import PORTS, look
+from iblip.serving.doctor.probes import infer_version, load_faults
+from iblip.serving.doctor.requirements import Requirement, installed, requirements
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from export.errors import ServingError
-from serving.lint.checking import lint
-from serving.lint.rule import Severity, Verdict
-from serving.lint.rules import RULES
-from serving.server import ServerOptions, TritonServer
-from serving.server_log import entries
+from iblip.export.errors import ServingError
+from iblip.serving.lint.checking import lint
+from iblip.serving.lint.rule import Severity, Verdict
+from iblip.serving.lint.rules import RULES
+from iblip.serving.server.log import entries
+from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.server import TritonServer
 from tests.serving.lint.repositories import (
     CASES,
     FIRST,

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from checkpoints import DEMOS
-from export.manifest import Manifest
-from serving.cli import iblip
-from serving.lint.checking import lint
-from serving.lint.page import page
-from serving.lint.reading import server_of_container
-from serving.repository import repository_from_engines
+from iblip.export.artifact.manifest import Manifest
+from iblip.serving.cli import iblip
+from iblip.serving.lint.checking import lint
+from iblip.serving.lint.page import page
+from iblip.serving.lint.reading import server_of_container
+from iblip.serving.repository.assembling import repository_from_engines
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from serving.lint.text_format import Entry, odd_space, tree_of
+from iblip.serving.lint.text_format import Entry, odd_space, tree_of
 
 TEXT = """\
 # name: "not this"

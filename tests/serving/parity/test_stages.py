@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from export.checkpoint import DEMO, checkpoint_from_directory
-from export.examples import read_examples
-from export.manifest import Manifest
-from export.progress import Silent
-from export.verification.choosing import choose_reference
-from serving.cli import export
-from serving.parity.stages import STAGES
-from serving.parity.subjects import Original, Subject
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.checkpoint import DEMO, checkpoint_from_directory
+from iblip.export.examples import read_examples
+from iblip.export.progress import Silent
+from iblip.export.verification.choosing import choose_reference
+from iblip.serving.cli import export
+from iblip.serving.parity.stages import STAGES
+from iblip.serving.parity.subjects import Original, Subject
 
 
 def call(*arguments):

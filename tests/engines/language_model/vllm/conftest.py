@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from engines.language_model.vllm.engine import VllmEngine
-from engines.language_model.vllm.process import WorkerProcess
-from engines.language_model.vllm.restarts import Restarts
-from engines.text import PromptTokenizer
-from export.manifest import LanguageModelFacts
+from iblip.engines.language_model.vllm.engine import VllmEngine
+from iblip.engines.language_model.vllm.process import WorkerProcess
+from iblip.engines.language_model.vllm.restarts import Restarts
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.export.artifact.manifest import LanguageModelFacts
 
 ROOT = Path(__file__).parents[4]
 COMMAND = [sys.executable, str(Path(__file__).with_name("fake_worker.py"))]

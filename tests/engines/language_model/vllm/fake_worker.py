@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from engines.language_model.vllm.worker import read_message, write_message
+from iblip.engines.language_model.vllm.worker import read_message, write_message
 
 EOS = 256
 PAUSE_S = 0.1

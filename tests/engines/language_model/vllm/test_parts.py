@@ -13,24 +13,24 @@ from typing import Any
 
 import pytest
 
-from engines.language_model.opening import ENGINES, open_engine
-from engines.language_model.vllm.building import check_vllm, vllm_from_checkpoint
-from engines.language_model.vllm.environment import (
+from iblip.engines.language_model.opening import ENGINES, open_engine
+from iblip.engines.language_model.vllm.building import check_vllm, vllm_from_checkpoint
+from iblip.engines.language_model.vllm.environment import (
     VARIABLE,
     find_python,
     install,
     worker_environment,
 )
-from engines.language_model.vllm.opening import engine_arguments
-from engines.language_model.vllm.options import SUPPORTED, prompt_positions
-from engines.language_model.vllm.restarts import Restarts
-from engines.language_model.vllm.settings import VllmSettings
-from engines.language_model.vllm.worker import read_message, write_message
-from engines.types import PromptIds
-from export.checkpoint import DEMO, checkpoint_from_directory
-from export.errors import BuildDirectoryError, EngineError, OptionError
-from export.manifest import ComponentRecord, EngineRecord, ServingLimits
-from export.progress import Silent
+from iblip.engines.language_model.vllm.opening import engine_arguments
+from iblip.engines.language_model.vllm.options import SUPPORTED, prompt_positions
+from iblip.engines.language_model.vllm.restarts import Restarts
+from iblip.engines.language_model.vllm.settings import VllmSettings
+from iblip.engines.language_model.vllm.worker import read_message, write_message
+from iblip.engines.types import PromptIds
+from iblip.export.artifact.manifest import ComponentRecord, EngineRecord, ServingLimits
+from iblip.export.checkpoint.checkpoint import DEMO, checkpoint_from_directory
+from iblip.export.errors import BuildDirectoryError, EngineError, OptionError
+from iblip.export.progress import Silent
 
 Facts = Callable[..., Any]
 
@@ -156,7 +156,7 @@ def test_one_device_needs_no_executor(settings: VllmSettings, executor: str | No
 def test_every_option_is_known_or_named_as_not() -> None:
     from dataclasses import fields
 
-    from engines.language_model.types import GenerationOptions
+    from iblip.engines.language_model.types import GenerationOptions
 
     assert {f.name for f in fields(GenerationOptions)} >= SUPPORTED
 

@@ -1,0 +1,1 @@
+"""A build's answers against transformers': texts, accuracy, first tokens."""

@@ -1,0 +1,244 @@
+"""Text of a build against `transformers.generate`, over a set of examples: greedy, and by beams.
+
+The build runs whole, on ONNX Runtime in this process: decode, resize, components, generation loop,
+detokenisation. The reference runs whole too, by transformers from the checkpoint in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.pipeline import Pipeline
+from iblip.export.artifact.manifest import EngineRecord, Manifest
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.examples import Example
+from iblip.export.images import pixels_from_image
+from iblip.export.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from iblip.export.verification.reference import Reference
+from iblip.export.examples import EXAMPLES, read_examples
+
+AGREEMENT: Mapping[str, float] = {
+    "fp32": 1.0,
+    "fp16": 0.99,
+    "bf16": 0.97,
+    "lavis": 0.99,
+    "int8": 0.98,
+    "int4": 0.95,
+    "int8-fp16": 0.98,
+    "fp8": 0.98,
+}
+"""By precision: the smallest share of examples whose text must equal transformers'."""
+
+
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "text": {},
+    "beams": {"num_beams": 5, "length_penalty": 1.0},
+}
+"""By the report's name: options, as the build and transformers both call them. The first is greedy;
+the second as InstructBLIP's original answers (LAVIS, blip2_vicuna_instruct.py, `generate`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReport:
+    """What the comparison found. True where enough texts agree.
+
+    Attributes:
+        examples: how many were asked.
+        same: how many texts equal the reference's, to the character.
+        wanted: the smallest share that must.
+        right, reference_right: how many equal the example's answer, white space at the ends aside;
+            `None` where examples have none.
+        different: `{"example", "prompt", "text", "reference"}` of the first few that differ.
+    """
+
+    examples: int
+    same: int
+    wanted: float
+    right: int | None
+    reference_right: int | None
+    different: tuple[Mapping[str, str], ...]
+
+    def __bool__(self) -> bool:
+        return self.same >= self.wanted * self.examples
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and shares, JSON-ready."""
+        report: dict[str, Any] = {
+            "passed": bool(self),
+            "examples": self.examples,
+            "same_text": self.same,
+            "agreement": self.same / self.examples,
+            "wanted_agreement": self.wanted,
+        }
+        if self.right is not None and self.reference_right is not None:
+            report["exact_match"] = self.right / self.examples
+            report["reference_exact_match"] = self.reference_right / self.examples
+        return {**report, "different": list(self.different)}
+
+
+def verify_texts(
+    directory: Path,
+    checkpoint: Checkpoint,
+    examples: Sequence[Example],
+    progress: Progress,
+    ways: Sequence[str] = ("text",),
+) -> dict[str, TextReport]:
+    """Compares every example's text with transformers'.
+
+    Args:
+        directory: of the build. Its ONNX graphs are run, whatever engine it was built for.
+        checkpoint: what it was built from.
+        examples: what is asked.
+        progress: told of each answer.
+        ways: keys of `WAYS`.
+
+    Returns:
+        By way.
+    """
+    from iblip.export.verification.references import reference_of
+
+    manifest = Manifest.read(directory)
+    made = build_texts(directory, manifest, examples, progress, ways)
+    reference = reference_of(checkpoint, manifest.limits.max_length)
+    return {
+        way: text_report(
+            manifest, examples, made[way], reference_texts(reference, examples, progress, way)
+        )
+        for way in ways
+    }
+
+
+def build_texts(
+    directory: Path,
+    manifest: Manifest,
+    examples: Sequence[Example],
+    progress: Progress,
+    ways: Sequence[str],
+    **options: Any,
+) -> dict[str, list[str]]:
+    """What the build answers to each example, by way. Arguments as of `verify_texts`; `options`
+    are added to those of each way."""
+    made = {}
+    with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
+        for way in ways:
+            with progress.stage(f"ask the build{_how(way)}", len(examples), "questions") as advance:
+                made[way] = _build_texts(pipeline, examples, {**WAYS[way], **options}, advance)
+    return made
+
+
+def reference_texts(
+    reference: Reference,
+    examples: Sequence[Example],
+    progress: Progress,
+    way: str,
+    **options: Any,
+) -> list[str]:
+    """What transformers answers to each example. `options` are added to those of the way."""
+    with progress.stage(f"ask transformers{_how(way)}", len(examples), "questions") as advance:
+        return _reference_texts(reference, examples, {**WAYS[way], **options}, advance)
+
+
+def _how(way: str) -> str:
+    beams = WAYS[way].get("num_beams")
+    return f" with {beams} beams" if beams else ""
+
+
+def text_report(
+    manifest: Manifest,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    reference: Sequence[str],
+) -> TextReport:
+    """Compares the answers of a build with those of transformers, an example each."""
+    pairs = list(zip(examples, texts, reference, strict=True))
+    has_answers = all(example.answer is not None for example in examples)
+    return TextReport(
+        examples=len(examples),
+        same=sum(text == wanted for _, text, wanted in pairs),
+        wanted=min(AGREEMENT[record.precision] for record in manifest.components.values()),
+        right=sum(e.is_right(text) for e, text, _ in pairs) if has_answers else None,
+        reference_right=sum(e.is_right(text) for e, _, text in pairs) if has_answers else None,
+        different=tuple(
+            {"example": e.name, "prompt": e.prompt, "text": text, "reference": wanted}
+            for e, text, wanted in pairs
+            if text != wanted
+        )[:10],
+    )
+
+
+def on_onnxruntime(manifest: Manifest) -> Manifest:
+    """The same build with every component run from its ONNX graphs."""
+    components = {
+        name: replace(
+            record,
+            engine=EngineRecord(
+                kind="onnxruntime", files={key: graph.path for key, graph in record.graphs.items()}
+            ),
+        )
+        for name, record in manifest.components.items()
+    }
+    return replace(manifest, components=components)
+
+
+def _build_texts(
+    pipeline: Pipeline, examples: Sequence[Example], way: Mapping[str, Any], advance: Advance
+) -> list[str]:
+    options = GenerationOptions(**way)
+    texts = []
+    for example in examples:
+        pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
+        texts.append(pipeline.answer(pixels, example.prompt, options).text)
+        advance(1)
+    return texts
+
+
+def _reference_texts(
+    reference: Reference, examples: Sequence[Example], way: Mapping[str, Any], advance: Advance
+) -> list[str]:
+    from iblip.export.verification.reference import answers
+
+    images, prompts = [e.image for e in examples], [e.prompt for e in examples]
+    texts: dict[int, str] = {}
+    for batch, found in answers(reference, images, prompts, **way):
+        texts.update(zip(batch, (answer.text for answer in found), strict=True))
+        advance(len(batch))
+    return [texts[index] for index in range(len(examples))]
+
+
+def text_reports(
+    directory: Path,
+    checkpoint: Any,
+    progress: Progress,
+    *,
+    examples: Path | None,
+    limit: int | None,
+    ways: Sequence[str] = ("text",),
+) -> dict[str, dict[str, Any]]:
+    """Answers against transformers', JSON-ready; `{"text": {"skipped": why}}` without examples.
+
+    Args:
+        directory: of the build.
+        checkpoint: what it was built from.
+        progress: told of each answer.
+        examples, limit: as in `verify_build`.
+        ways: keys of `engines.evaluation.texts.WAYS`: `text` is greedy.
+
+    Raises:
+        InputError: `examples` holds none.
+    """
+
+    source = examples or checkpoint.directory / "examples"
+    if examples is None and not (source / EXAMPLES).exists():
+        reason = f"the checkpoint has no examples/{EXAMPLES}, and --examples names none"
+        progress.note(f"answers are not compared: {reason}")
+        return {"text": {"skipped": reason}}
+    found = verify_texts(directory, checkpoint, read_examples(source, limit), progress, ways)
+    for report in found.values():
+        progress.note(f"same text as transformers on {report.same} of {report.examples} examples")
+    return {way: report.to_json() for way, report in found.items()}

@@ -1,0 +1,1 @@
+"""What this machine and NVIDIA's containers have, and what loads there."""

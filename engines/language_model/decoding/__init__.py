@@ -1,0 +1,1 @@
+"""How a request's rows go on: sampling, beam search, ranking, logits processors."""

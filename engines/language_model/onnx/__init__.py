@@ -1,0 +1,1 @@
+"""The language model on ONNX Runtime: queue, scheduler, slots, key-value caches."""

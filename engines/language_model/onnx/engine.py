@@ -1,0 +1,209 @@
+"""A language-model engine in this process: a queue, and a worker thread that runs a batch.
+
+Requests are taken in the order in which they came, as soon as there are slots for them. The worker
+owns the model; callers meet it only through tickets.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from collections import deque
+from dataclasses import replace
+from functools import partial
+
+from iblip.engines.language_model.answering import CompletionBuilder, plan_answer
+from iblip.engines.language_model.checking import (
+    check_tokens,
+    check_visual_prompt,
+    closed_error,
+    queue_full_error,
+    with_own_copy,
+)
+from iblip.engines.language_model.decoding.decoding import decoding_for
+from iblip.engines.language_model.detokenise import special_tokens
+from iblip.engines.language_model.generation import QueuedGeneration, Ticket
+from iblip.engines.language_model.onnx.scheduler import Scheduler
+from iblip.engines.language_model.onnx.slots import BatchModel
+from iblip.engines.language_model.stopping import StopTokens
+from iblip.engines.language_model.totals import Totals
+from iblip.engines.language_model.types import EngineStatus, GenerationOptions, GenerationRequest
+from iblip.engines.text.prompts import PromptTokenizer
+from iblip.engines.text.tokens import answers_from_text, words_from_text
+from iblip.export.artifact.manifest import QUEUE, LanguageModelFacts, how_to_raise
+from iblip.export.errors import EngineError, OptionError
+
+logger = logging.getLogger(__name__)
+
+
+class OnnxEngine:
+    """A `LanguageModelEngine` over a `BatchModel`. A context manager: leaving closes it.
+
+    Args:
+        model: what continues sequences; the engine owns it and closes it.
+        prompts: the language model's tokenizer.
+        facts: of the model.
+        queue_limit: how many requests may wait, those that run not counted.
+        stop: strings that end any answer of this model.
+    """
+
+    def __init__(
+        self,
+        model: BatchModel,
+        prompts: PromptTokenizer,
+        facts: LanguageModelFacts,
+        *,
+        queue_limit: int = QUEUE,
+        stop: tuple[str, ...] = (),
+    ) -> None:
+        self._model = model
+        self._prompts = prompts
+        self._facts = replace(facts, max_length=min(facts.max_length, model.positions))
+        self._totals = Totals()
+        self._scheduler = Scheduler(model, self._totals)
+        self._queue_limit, self._stop_strings = queue_limit, stop
+        self._special = special_tokens(prompts.tokenizer)
+        self._waiting: deque[Ticket] = deque()
+        self._running: list[Ticket] = []  # for `close`, which another thread calls
+        self._over = ""  # why it takes no more requests
+        self._freed = False
+        self._changed = threading.Condition()
+        self._worker = threading.Thread(target=self._work, name="language-model", daemon=True)
+        self._worker.start()
+        # A daemon thread inside ONNX Runtime while the interpreter ends would crash it.
+        atexit.register(self.close)
+
+    def __enter__(self) -> OnnxEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(self, request: GenerationRequest) -> QueuedGeneration:
+        """Queues the request and returns at once; the prompt is tokenised before it is queued.
+
+        Raises:
+            InputError: the prompt is empty, too long, or has the image token in it; the visual
+                prompt is not float `[images, queries, hidden]`; or there are too many images.
+            OptionError: `min_new_tokens` does not fit; `n` or `num_beams` is more than there are
+                slots; an option names a token that the model does not have; or a candidate is too
+                long.
+            QueueFullError: too many requests are waiting.
+            EngineError: the engine is closed, or has stopped by a fault of its own.
+        """
+        ticket = self._ticket(request)
+        with self._changed:
+            if self._over:
+                raise EngineError(self._over)
+            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            if len(self._waiting) >= self._queue_limit:
+                self._totals.refused()
+                raise queue_full_error(len(self._waiting))
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return QueuedGeneration(ticket, partial(self._cancel, ticket))
+
+    def status(self) -> EngineStatus:
+        """See `LanguageModelEngine`."""
+        with self._changed:  # so that no request is between the queue and its slot
+            return self._totals.status(
+                slots=self._model.capacity,
+                slots_used=self._model.used,
+                running=len(self._scheduler.running),
+                waiting=len(self._waiting),
+            )
+
+    def close(self) -> None:
+        """Ends every request with `EngineError`, then frees the model. Harmless when repeated."""
+        self._stop(str(closed_error()))
+        atexit.unregister(self.close)
+        if threading.current_thread() is not self._worker:
+            self._worker.join()
+        with self._changed:
+            freed, self._freed = self._freed, True
+        if not freed:
+            self._model.close()
+
+    def _stop(self, reason: str) -> None:
+        """Takes no more requests, and ends those that there are."""
+        with self._changed:
+            self._over = self._over or reason
+            unfinished = [*self._waiting, *self._running]
+            self._waiting.clear()
+            self._changed.notify()
+        for ticket in unfinished:
+            ticket.end(EngineError(reason))
+
+    def _ticket(self, request: GenerationRequest) -> Ticket:
+        check_visual_prompt(request.visual_prompt, self._facts)
+        prompt = self._prompts(request.prompt, len(request.visual_prompt))
+        options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
+        self._check_fit(options)
+        plan = plan_answer(prompt, options, facts, self._stop_strings)
+
+        def builder() -> CompletionBuilder:
+            return CompletionBuilder(options, plan, facts, tokenizer, self._special)
+
+        banned = words_from_text(tokenizer, options.banned_words)
+        stops = StopTokens(tokenizer, plan.stop)
+        candidates = self._candidates(options, plan.limit)
+        decoding = decoding_for(options, plan, facts, builder, banned, candidates, stops)
+        return Ticket(with_own_copy(request), prompt, decoding, self._totals)
+
+    def _candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
+        """The token ids of each candidate; refuses those that the model could not say."""
+        closed = self._facts.is_encoder_decoder
+        found = answers_from_text(self._prompts.tokenizer, options.candidates, closed=closed)
+        for text, ids in zip(options.candidates, found, strict=True):
+            shown = repr(text if len(text) <= 40 else f"{text[:40]}…")
+            if len(ids) > limit:
+                raise OptionError(
+                    f"candidates has {shown}, which has {len(ids)} tokens; at most {limit} fit "
+                    "behind this prompt. Shorten it or leave it out."
+                )
+            if len(ids) <= closed or max(ids) >= self._facts.vocab_size:
+                raise OptionError(f"candidates has {shown}, which this model's tokens cannot say")
+        return found
+
+    def _check_fit(self, options: GenerationOptions) -> None:
+        """Refuses token ids that the model does not have, and more rows than it has slots."""
+        check_tokens(options, self._facts)
+        for name in ("n", "num_beams"):
+            if getattr(options, name) > self._model.capacity:
+                raise OptionError(
+                    f"{name} is {getattr(options, name)}; this engine has {self._model.capacity}"
+                    f" slots, and each sequence takes one. Lower it; {how_to_raise('slots')}."
+                )
+
+    def _cancel(self, ticket: Ticket) -> None:
+        ticket.cancelled = True
+        with self._changed:
+            waiting = ticket in self._waiting
+            if waiting:
+                self._waiting.remove(ticket)
+        if waiting:
+            ticket.end()
+
+    def _work(self) -> None:
+        try:
+            while self._admit():
+                self._scheduler.turn()
+                self._scheduler.drop()
+            self._scheduler.drop()
+        except Exception as error:  # nobody may wait for a worker that is no more
+            logger.exception("the language-model engine stopped")
+            self._stop(f"the language-model engine stopped ({error!r}). Start it again.")
+
+    def _admit(self) -> bool:
+        """Takes in what fits, in order, waiting while there is nothing to do; false at the end."""
+        with self._changed:
+            self._running = self._scheduler.running
+            self._changed.wait_for(lambda: self._waiting or self._running or self._over)
+            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            while self._waiting and self._scheduler.fits(self._waiting[0]):
+                self._scheduler.add(self._waiting[0])
+                self._waiting.popleft()  # not before: if that fails, it is still somewhere
+            self._scheduler.wanted = self._waiting[0].decoding.width if self._waiting else 0
+            self._running = self._scheduler.running
+            return not self._over

@@ -1,0 +1,213 @@
+"""What ONNX Runtime's TensorRT providers compile and keep, a folder a graph, beside the plans.
+
+    PROVIDERS/<engine kind>/
+    ├── <graph's digest>/           the provider's own files, which nobody else reads
+    ├── <graph's digest>.lock       shared by the sessions that use the folder, as long as they do
+    └── <graph's digest>.opening    held by a session while it is opened
+
+A provider builds its plans while a session is opened, and writes them as it goes. So of several
+sessions on one graph, such as a server's instances on several GPUs, one is opened after another,
+and finds what those before it have built. Where there can be no locks, as in a directory that is
+not writable, sessions are opened without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iblip.engines.onnxruntime.providers import PROVIDERS
+from iblip.export.errors import EngineError
+from iblip.export.system.locks import locked
+
+logger = logging.getLogger(__name__)
+from iblip.engines.onnxruntime.providers import logger
+
+logger = logging.getLogger(__name__)
+
+
+LOCK, OPENING = ".lock", ".opening"
+
+
+DIGITS = 64
+"""Of a graph's digest, in hexadecimal."""
+
+
+def providers_beside(engines: Path) -> Path:
+    """The directory of what providers keep, given that of the engine cache."""
+    return engines.parent / "providers"
+
+
+def folder_of_graph(engines: Path, kind: str, digest: str) -> Path:
+    """The folder of one graph; it need not be there.
+
+    A graph has its own: a provider tells graphs apart by their names, not by their weights.
+
+    Args:
+        engines: the directory of the engine cache.
+        kind: a key of `PROVIDERS`.
+        digest: of the graph, its weights included.
+    """
+    return providers_beside(engines) / kind / digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderFolder:
+    """What a provider has compiled of one graph.
+
+    Attributes:
+        path: of the folder.
+        size: of its files, in bytes.
+        used: when a session last opened it, in ISO 8601.
+    """
+
+    path: Path
+    size: int
+    used: str
+
+    @property
+    def name(self) -> str:
+        """Engine kind and graph's digest: `onnxruntime-tensorrt/…`."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "kind": self.path.parent.name,
+            "graph": self.path.name,
+            "bytes": self.size,
+            "used": self.used,
+            "path": str(self.path),
+        }
+
+    def discard(self, *, dry_run: bool = False) -> bool:
+        """Removes it; `False` where a session is using it.
+
+        Args:
+            dry_run: only say whether it could be removed.
+
+        Raises:
+            EngineError: it cannot be removed.
+        """
+        with contextlib.ExitStack() as stack:
+            free = True
+            with contextlib.suppress(OSError):  # where there can be no locks, nobody has one
+                free = stack.enter_context(locked(_beside(self.path, LOCK), waiting=None))
+            if free and not dry_run:
+                try:
+                    if self.path.exists():
+                        shutil.rmtree(self.path)
+                    for suffix in (OPENING, LOCK):  # `locked` sees that its file has gone
+                        _beside(self.path, suffix).unlink(missing_ok=True)
+                except OSError as error:
+                    raise EngineError(f"{self.path} cannot be removed: {error}") from error
+            return free
+
+
+def provider_folders(engines: Path) -> list[ProviderFolder]:
+    """What providers have compiled, the last used first; only folders that are of this kind.
+
+    Args:
+        engines: the directory of the engine cache.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    found = []
+    for kind in PROVIDERS:
+        for path in (providers_beside(engines) / kind).glob("?" * DIGITS):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                if path.is_dir():
+                    found.append(ProviderFolder(path=path, size=_size(path), used=_used(path)))
+    return sorted(found, key=lambda folder: folder.used, reverse=True)
+
+
+@contextlib.contextmanager
+def in_use(folder: Path | None) -> Iterator[None]:
+    """Keeps a folder from being removed, and notes that it is used now.
+
+    Args:
+        folder: made if it is not there; `None` is none.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = locked(_beside(folder, LOCK), waiting=lambda: None, shared=True)
+                stack.enter_context(lock)
+                folder.mkdir(exist_ok=True)
+                os.utime(folder)
+            except OSError as error:
+                logger.info("no lock on %s: %s", folder, error)
+        yield
+
+
+@contextlib.contextmanager
+def opening(folder: Path | None) -> Iterator[None]:
+    """Lets one session at a time be opened on a folder. To be called with the folder in use.
+
+    Args:
+        folder: of the session's provider; `None` is none.
+    """
+
+    def waiting() -> None:
+        logger.warning("waiting for another process that opens the graph of %s", folder)
+
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            try:
+                stack.enter_context(locked(_beside(folder, OPENING), waiting))
+            except OSError as error:
+                logger.info("no lock on %s: %s", folder, error)
+        yield
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # replaced by its session
+            size += path.lstat().st_size if path.is_file() else 0
+    return size
+
+
+def _used(folder: Path) -> str:
+    moment = datetime.datetime.fromtimestamp(folder.stat().st_mtime, datetime.UTC)
+    return moment.isoformat(timespec="seconds")
+
+
+def provider_cache(kind: str, digest: str) -> Path | None:
+    """This user's directory for what a provider compiles of a graph; `None` where there is none.
+
+    It is beside the engine cache, in `$IBLIP_CACHE` or the user's caches; `iblip engines` lists and
+    prunes it (`engines.onnxruntime.compiled`).
+
+    Args:
+        kind: a key of `PROVIDERS`.
+        digest: of the graph, its weights included.
+    """
+    from iblip.export.system.cache_directory import default_directory
+
+    engines = default_directory()
+    if engines is None:
+        logger.warning(
+            "%s compiles its engines at every start: this user has no home", PROVIDERS[kind].name
+        )
+        return None
+    path = folder_of_graph(engines, kind, digest)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("%s compiles its engines at every start: %s", PROVIDERS[kind].name, error)
+        return None
+    return path

@@ -1,0 +1,144 @@
+"""Which engine runs which precision: what one cannot is refused before anything is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from iblip.engines.hardware.nvidia import find_driver
+from iblip.engines.selection import KINDS
+from iblip.export.errors import OptionError
+from iblip.export.quantisation.options import Quantisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One row of `REFUSALS`.
+
+    Attributes:
+        reason: why the engine cannot.
+        instead: what to do.
+        only: the component that it is about; `None` is any.
+    """
+
+    reason: str
+    instead: str
+    only: str | None = None
+
+
+_DYNAMIC = Refusal(
+    reason="TensorRT reads no graph whose activations are quantised at run time; its scales are"
+    " constants (DynamicQuantizeLinear is not an operator of its ONNX parser)",
+    instead="Add --int8 static, or --engine onnxruntime.",
+)
+_WHOLE_NUMBERS = Refusal(
+    reason="the weights that vLLM reads are the checkpoint's own, as floats",
+    instead="Choose fp32, fp16 or bf16 for it, or --llm-engine onnxruntime.",
+)
+
+_FOUND_AT_RUN_TIME = Refusal(
+    reason="ONNX Runtime's CUDA provider has no kernels for activations that are quantised at run"
+    " time (DynamicQuantizeLinear, MatMulInteger): they would run on the CPU",
+    instead="Add --int8 static, or choose fp16.",
+)
+_FLOAT32_ATTENTION = Refusal(
+    reason="ONNX Runtime's CUDA provider has no attention over slots in float32"
+    " (GroupQueryAttention): it would run on the CPU, and every step would copy the caches",
+    instead="Choose fp16 or bf16 for it.",
+    only="language_model",
+)
+
+REFUSALS: Mapping[tuple[str, str], Refusal] = {
+    ("tensorrt", "int8 dynamic"): _DYNAMIC,
+    ("tensorrt-rtx", "int8 dynamic"): _DYNAMIC,
+    ("onnxruntime-tensorrt", "int8 dynamic"): _DYNAMIC,
+    ("onnxruntime-tensorrt-rtx", "int8 dynamic"): _DYNAMIC,
+    ("onnxruntime-cuda", "int8 dynamic"): _FOUND_AT_RUN_TIME,
+    ("onnxruntime-cuda", "fp32"): _FLOAT32_ATTENTION,
+    ("onnxruntime-cuda", "int8"): _FLOAT32_ATTENTION,
+    ("onnxruntime-cuda", "int4"): _FLOAT32_ATTENTION,
+    ("vllm", "int8 dynamic"): _WHOLE_NUMBERS,
+    ("vllm", "int8"): _WHOLE_NUMBERS,
+    ("vllm", "int4"): _WHOLE_NUMBERS,
+}
+"""By engine and kind of precision: see `kind_of_precision`."""
+
+LEAST_TARGETS: Mapping[str, int] = {"fp8": 89}
+"""By precision word: the first GPU architecture (`sm89`) that multiplies such numbers. TensorRT's
+builder has no other way for earlier ones: "HW-specific datatypes: fp8_e4m3"."""
+
+_EMULATED = (
+    "ONNX Runtime's CPU provider multiplies its numbers of eight bits as floats: the answers are"
+    " those of a GPU up to rounding, the time is not. TensorRT is what it is for."
+)
+
+REMARKS: Mapping[tuple[str, str], str] = {
+    ("onnxruntime", "fp8 static"): _EMULATED,
+    ("onnxruntime", "int8-fp16 static"): _EMULATED,
+}
+"""What to say of what an engine can run, by the same key."""
+
+
+def kind_of_precision(word: str, quantisation: Quantisation | None) -> str:
+    """The precision word, and behind it how activations are quantised where they are."""
+    if quantisation is None or quantisation.activations == "float":
+        return word
+    return f"{word} {quantisation.activations}"
+
+
+def check_precision(
+    engine: str,
+    component: str,
+    word: str,
+    quantisation: Quantisation | None,
+    targets: Sequence[str] = (),
+) -> str | None:
+    """Refuses what an engine cannot run; returns what there is to say of what it can.
+
+    Args:
+        engine: a key of `engines.selection.KINDS`, or `vllm`.
+        component: what it would run.
+        word: the component's precision.
+        quantisation: the component's, if any.
+        targets: GPU architectures that plans are built for, such as `sm89`. Where there are none,
+            an engine that has plans has them for this machine's first GPU, which is then asked.
+
+    Raises:
+        OptionError: with the reason, and what to do instead.
+    """
+    row = engine, kind_of_precision(word, quantisation)
+    refusal = REFUSALS.get(row) or _refused_gpus(engine, word, targets)
+    if refusal is not None and refusal.only in (None, component):
+        raise OptionError(
+            f"--precision {component}={word} is not for {engine}: {refusal.reason}."
+            f" {refusal.instead}"
+        )
+    remark = REMARKS.get(row)
+    return remark and f"{component}={word}: {remark}"
+
+
+def _refused_gpus(engine: str, word: str, targets: Sequence[str]) -> Refusal | None:
+    least = LEAST_TARGETS.get(word)
+    if least is None:
+        return None
+    early = [one for one in targets or _own_gpu(engine) if _architecture(one) < least]
+    if not early:
+        return None
+    return Refusal(
+        reason=f"{', '.join(early)} cannot multiply such numbers, sm{least} and later can",
+        instead="Leave those targets out, or choose int8-fp16 or fp16."
+        if targets
+        else "That is this machine's GPU: choose int8-fp16 or fp16, or build on a later one.",
+    )
+
+
+def _own_gpu(engine: str) -> list[str]:
+    """The architecture of the GPU that an engine's plans are for without a target."""
+    if engine not in KINDS or not KINDS[engine].plans:
+        return []
+    driver = find_driver()
+    return [gpu.capability for gpu in driver.gpus[:1]] if driver else []
+
+
+def _architecture(target: str) -> int:
+    return int(target.lower().removeprefix("sm"))

@@ -1,0 +1,1 @@
+"""Prompts and instructions to token ids, with the `tokenizers` library alone."""

@@ -1,0 +1,165 @@
+"""A user's prompt to the language model's token ids, and the places of its images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from iblip.engines.types import PromptIds
+from iblip.export.artifact.manifest import Images, Manifest, how_to_raise
+from iblip.export.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+from iblip.engines.text.checks import check_images, check_prompt
+from iblip.engines.text.tokens import check_length, encode, load_tokenizer
+
+MARK = "<ImageHere>"
+"""Stands for an image in a prompt to a model that takes images at any place. Source: this and what
+further images do to a prompt: Vision-CAIR/MiniGPT-4, `minigpt4/conversation/conversation.py`."""
+
+
+_PLACE = re.compile(r"\{image\}")
+
+
+_OWN_PLACE = re.compile(r"(?:<Img>)?\{image\}(?:</Img>)? ?")
+"""The template's own place for an image, which a prompt that marks its own does without."""
+
+
+_TURN = re.compile(r"(?:###Human: |(?:<s>)?\[INST\] )?(?:<Img>)?\{image\}(?:</Img>)?")
+"""What one more image adds to a template: there, to upload one is a turn of the conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTokenizer:
+    """A user's prompt to the language model's ids, and the places of its images.
+
+    Attributes:
+        tokenizer: the language model's.
+        limit: most positions that a prompt may have, its images and special tokens included.
+        queries: positions that each image takes of those.
+        advice: what to do about a longer one.
+        template: what stands around `{prompt}`, and where the `{image}` is.
+        images: where further images go.
+        most_images: of a prompt.
+        image_token_id: the placeholder that transformers puts where the image goes. A prompt that
+            spells it would claim a place in the visual prompt, so it is refused.
+        may_be_empty: the model captions an image of which nothing is asked.
+    """
+
+    tokenizer: Tokenizer
+    limit: int
+    queries: int = 0
+    advice: str = "Shorten it."
+    template: str = "{image}{prompt}"
+    images: Images = "one"
+    most_images: int = 1
+    image_token_id: int | None = None
+    may_be_empty: bool = False
+
+    @classmethod
+    def from_build(
+        cls, directory: Path, manifest: Manifest, *, max_length: int | None = None
+    ) -> Self:
+        """The prompt tokenizer of a build.
+
+        The limit leaves room for one token of answer within `max_length`. T5 has no limit of its
+        own; the same bound keeps its memory in hand. A prompt may be empty where the Q-Former reads
+        no instruction: BLIP-2 captions so.
+
+        Args:
+            directory: of the build.
+            manifest: of the same build.
+            max_length: positions of a sequence; `None` is what the build says.
+
+        Raises:
+            BuildDirectoryError: the tokenizer's file is missing or broken.
+        """
+        facts = manifest.language_model
+        length = max_length or manifest.limits.max_length
+        advice = f"max_length is {length} here, of the model's {facts.max_length}. Shorten it"
+        if length < facts.max_length:
+            advice += f"; {how_to_raise('max_length')}"
+        return cls(
+            tokenizer=load_tokenizer(directory / manifest.text.tokenizer),
+            limit=length - 1,
+            queries=facts.num_query_tokens,
+            advice=f"{advice}.",
+            template=manifest.text.prompt_template,
+            images=manifest.text.images,
+            most_images=manifest.limits.images,
+            image_token_id=facts.image_token_id,
+            may_be_empty=manifest.text.qformer_tokenizer is None,
+        )
+
+    def __call__(self, prompt: str, images: int = 1) -> PromptIds:
+        """The templated prompt, special tokens included (BOS first, or EOS last).
+
+        A special token that the prompt spells out (`</s>`) is that token, as in transformers. Each
+        piece of text between images is tokenised on its own, and the special tokens go with the
+        first: so the text after an image in front of it has them, as in transformers, and in
+        MiniGPT-4 what stands before the image.
+
+        Args:
+            prompt: as the user wrote it.
+            images: how many it is about.
+
+        Raises:
+            InputError: the prompt is empty and may not be, is not text, contains the image token,
+                marks other than so many places, or is longer than the limit; or there are no
+                images, or too many.
+        """
+        check_images(images, self.most_images)
+        check_prompt(prompt, may_be_empty=self.may_be_empty)
+        ids: list[int] = []
+        places = []
+        special = True
+        texts = _texts(self.template, prompt, images, self.images)
+        for index, text in enumerate(texts):
+            if index:
+                places.append(len(ids))
+            if text or (special and index == images):
+                ids += encode(self.tokenizer, text, "prompt", special=special)
+                special = False
+        self._check(ids, images)
+        return PromptIds(tuple(ids), tuple(places))
+
+    def _check(self, ids: Sequence[int], images: int) -> None:
+        if self.image_token_id is not None and self.image_token_id in ids:
+            token = self.tokenizer.id_to_token(self.image_token_id)
+            raise InputError(
+                f"the prompt contains the image token {token!r}, which stands for the image. "
+                "Remove it: the image's place in the prompt is fixed."
+            )
+        room = self.limit - images * self.queries
+        advice = self.advice if images == 1 else f"{images} images take the rest. {self.advice}"
+        check_length("prompt", len(ids), room, advice)
+
+
+def _texts(template: str, prompt: str, images: int, places: Images) -> list[str]:
+    """The texts before the first image, between each two, and after the last.
+
+    Raises:
+        InputError: the prompt marks other than so many places.
+    """
+    if places == "places" and MARK in prompt:
+        before, after = _OWN_PLACE.sub("", template).split("{prompt}")
+        marked = prompt.split(MARK)
+        if len(marked) != images + 1:
+            raise InputError(
+                f"the prompt has {MARK} {_times(len(marked) - 1)}, and the request"
+                f" {images} image{'s' if images > 1 else ''}. Write it once an image, or not at all"
+                " to have the images before the text."
+            )
+        return [before + marked[0], *marked[1:-1], marked[-1] + after]
+    unit = _TURN if places == "places" else _PLACE
+    pieces = unit.sub(lambda found: found[0] * images, template).split("{image}")
+    return [piece.replace("{prompt}", prompt) for piece in pieces]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

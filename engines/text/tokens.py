@@ -1,0 +1,77 @@
+"""Prompts to token ids: for the language model, and for the Q-Former's instruction.
+
+Built on the `tokenizers` library alone, so that a server needs no transformers. What the files in
+`text/` say is what is done: special tokens come from each tokenizer's own post-processor, as in
+transformers. Knows nothing of graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iblip.export.errors import BuildDirectoryError, InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a `tokenizers` file, and turns off any padding or truncation written into it.
+
+    Raises:
+        BuildDirectoryError: the file is missing or is not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for everything
+        message = f"{path} cannot be read as a tokenizer ({error}). Build the directory again."
+        raise BuildDirectoryError(message) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str, what: str, *, special: bool = True) -> list[int]:
+    return list(encoding_of(tokenizer, text, what, special=special).ids)
+
+
+def encoding_of(tokenizer: Tokenizer, text: str, what: str, *, special: bool) -> Any:
+    encode: Callable[..., Any] = tokenizer.encode
+    try:
+        return encode(text, add_special_tokens=special)
+    except (TypeError, UnicodeError) as error:  # a lone surrogate cannot be written as UTF-8
+        raise InputError(f"the {what} is not valid Unicode text ({error})") from error
+
+
+def check_length(what: str, found: int, limit: int, advice: str) -> None:
+    if found > limit:
+        raise InputError(f"the {what} has {found} tokens; at most {limit} fit. {advice}")
+
+
+def answers_from_text(
+    tokenizer: Tokenizer, texts: Sequence[str], *, closed: bool
+) -> list[tuple[int, ...]]:
+    """The token ids of each text as an answer, which begins as a word after a space does.
+
+    LLaMA's and T5's tokenizers mark the beginning of any text so. For those that do not, as OPT's,
+    the space is put before it.
+
+    Args:
+        tokenizer: the language model's.
+        texts: as the user wrote them.
+        closed: with the special tokens that the tokenizer puts round a text: T5's closing one.
+    """
+    marked = tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁")
+    spelt = (text if marked or text[0].isspace() else f" {text}" for text in texts)
+    return [tuple(tokenizer.encode(text, add_special_tokens=closed).ids) for text in spelt]
+
+
+def words_from_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[int, ...]]:
+    """The token ids of each word, at the beginning of a text and after a space, without repeats."""
+    spelt = (text for word in words for text in (word, f" {word}"))
+    ids = (tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in spelt)
+    return [found for found in dict.fromkeys(ids) if found]

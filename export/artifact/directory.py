@@ -1,0 +1,146 @@
+"""A build directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from iblip.export.artifact.manifest import MANIFEST
+from iblip.export.errors import BuildDirectoryError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is made in a directory, and may be replaced there.
+
+    Attributes:
+        name: with its article.
+        mark: what tells one from other directories, in words.
+        argument: by which the command line is given the directory.
+        holds: whether a directory is one.
+    """
+
+    name: str
+    mark: str
+    argument: str
+    holds: Callable[[Path], bool]
+
+
+BUILD = Kind(
+    name="a build",
+    mark=MANIFEST,
+    argument="--output",
+    holds=lambda directory: (directory / MANIFEST).exists(),
+)
+
+
+@contextlib.contextmanager
+def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
+    """Gives an empty directory beside `destination`, and moves it there when the block ends well.
+
+    What stood at `destination` stays usable until then, and for ever if the block fails or the
+    process is killed: the exchange is one system call. Leftovers of builds that were killed
+    are removed by the next one.
+
+    Raises:
+        BuildDirectoryError: `destination` holds something that is not of that kind, another process
+            is building there, or the disk is full or not writable.
+    """
+    destination = destination.absolute()
+    _refuse_other(destination, kind)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(destination):
+            _remove_leftovers(destination)
+            work = destination.with_name(f".{destination.name}.building-{os.getpid()}")
+            work.mkdir()
+            try:
+                yield work
+                _move_into_place(work, destination)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise BuildDirectoryError(_explain(error, destination, kind)) from error
+
+
+def _refuse_other(destination: Path, kind: Kind) -> None:
+    if not destination.exists() or kind.holds(destination):
+        return
+    if destination.is_dir() and not any(destination.iterdir()):
+        return
+    raise BuildDirectoryError(
+        f"{destination} exists and is not {kind.name} (it has no {kind.mark}), so it is not"
+        f" replaced. Give {kind.argument} another directory, or remove this one."
+    )
+
+
+@contextlib.contextmanager
+def _lock(destination: Path) -> Iterator[None]:
+    path = destination.with_name(f".{destination.name}.lock")
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another process is building {destination}; wait for it, or stop it"
+            raise BuildDirectoryError(message) from None
+        yield
+
+
+def _remove_leftovers(destination: Path) -> None:
+    for path in destination.parent.glob(f".{destination.name}.building-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _move_into_place(work: Path, destination: Path) -> None:
+    for path in work.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            _flush(path)
+    if not destination.exists():
+        work.rename(destination)
+    elif not _exchange(work, destination):
+        # No atomic exchange on this file system: the gap between these two is the one moment at
+        # which a kill leaves nothing at the destination; the old build is then beside it.
+        aside = destination.with_name(f".{destination.name}.building-old")
+        destination.rename(aside)
+        work.rename(destination)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Linux's renameat2(2) with RENAME_EXCHANGE; `False` where there is none."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    status = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return bool(status == 0)
+
+
+def _explain(error: OSError, destination: Path, kind: Kind) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(destination.parent).free
+            return (
+                f"the disk is full: {free / 2**20:,.0f} MiB are free at {destination.parent}."
+                f" Nothing was changed at {destination}. Free some space, or give {kind.argument} a"
+                " directory on another disk."
+            )
+    return f"{destination} could not be written: {error}. What stood there is unchanged."

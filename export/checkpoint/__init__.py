@@ -1,0 +1,1 @@
+"""A checkpoint on disk, whatever form it has. No weight is read here."""

@@ -1,0 +1,110 @@
+"""The tensors of a Hugging Face directory, in whichever files it keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iblip.export.checkpoint.safetensors import tensors_from_safetensors
+from iblip.export.checkpoint.torch_files import tensors_from_torch_file
+from iblip.export.errors import CheckpointError
+from iblip.export.weights.weight import Weight
+
+Read = Callable[[Path], Mapping[str, Weight]]
+
+FORMS: Mapping[str, Read] = {
+    "model.safetensors": tensors_from_safetensors,
+    "pytorch_model.bin": tensors_from_torch_file,
+}
+"""The file of a checkpoint in one piece, to what reads it; with `INDEX` behind it, what lists the
+pieces of one in several. The first that is there counts, as in transformers."""
+
+INDEX = ".index.json"
+
+NOT_READ = frozenset({".msgpack", ".h5", ".gguf", ".onnx", ".ot", ".pth", ".pt"})
+"""How other files of weights end, of which the message of a directory without ours tells."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes beside the weights of an adapter."""
+
+
+def tensors_from_directory(directory: Path) -> dict[str, Weight]:
+    """Every tensor that lies in `directory`, by name. No weight is read.
+
+    Raises:
+        CheckpointError: there is no weights file, or one is missing, cut off or damaged; the
+            weights are those of an adapter.
+    """
+    refuse_adapter(directory)
+    tensors = _tensors(directory)
+    adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
+    if adapters:
+        raise _unmerged(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
+    return tensors
+
+
+def refuse_adapter(directory: Path) -> None:
+    """Raises CheckpointError where `directory` is peft's, with an adapter and perhaps no model."""
+    if (directory / ADAPTER_CONFIG).exists():
+        raise _unmerged(directory, f"there is an {ADAPTER_CONFIG}")
+
+
+def _tensors(directory: Path) -> dict[str, Weight]:
+    for name, read in FORMS.items():
+        if (directory / name).exists():
+            return dict(read(directory / name))
+        if (directory / f"{name}{INDEX}").exists():
+            return _joined(directory / f"{name}{INDEX}", read)
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in NOT_READ)
+    found = f" It has {', '.join(others)}, which cannot be read here." if others else ""
+    raise CheckpointError(
+        f"{directory} has neither {' nor '.join(FORMS)} (nor the index of one in several pieces):"
+        f" it holds no weights.{found} Was it downloaded whole?"
+    )
+
+
+def _joined(index: Path, read: Read) -> dict[str, Weight]:
+    """The tensors of every piece; all that `index` names must be there."""
+    places = object_from_json(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise CheckpointError(f"{index} is no index of weights: it has no weight_map")
+    pieces = sorted(set(places.values()))
+    missing = [piece for piece in pieces if not (index.parent / piece).exists()]
+    _refuse(index, missing, f"missing, of {len(pieces)} pieces")
+    tensors = {k: v for piece in pieces for k, v in read(index.parent / piece).items()}
+    without = sorted({piece for name, piece in places.items() if name not in tensors})
+    _refuse(index, without, "without tensors that it says are there")
+    return tensors
+
+
+def _refuse(index: Path, pieces: Sequence[str], fault: str) -> None:
+    if pieces:
+        named = ", ".join(pieces[:5]) + (f" and {len(pieces) - 5} more" if pieces[5:] else "")
+        raise CheckpointError(f"{index}: {named}: {fault}. Download again.")
+
+
+def _unmerged(directory: Path, found: str) -> CheckpointError:
+    config = directory / ADAPTER_CONFIG
+    base = object_from_json(config).get("base_model_name_or_path") if config.exists() else None
+    return CheckpointError(
+        f"{directory} holds a LoRA adapter{f' of {base}' if base else ''} that is not merged:"
+        f" {found}. Merge it once, with peft: load the model with its adapter,"
+        " `model.merge_and_unload().save_pretrained(NEW)`, and give --model NEW."
+    )
+
+
+def object_from_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        CheckpointError: it holds no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, wanted an object")
+    return data

@@ -1,0 +1,184 @@
+"""A checkpoint of the Hugging Face hub to a directory in the hub's own cache."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iblip.export.errors import CheckpointError
+from iblip.export.progress import Advance, Progress
+
+SMALL = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",  # of an adapter, which is then refused by name
+    "preprocessor_config.json",
+    "processor_config.json",
+    "qformer_tokenizer/*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "*.jinja",
+)
+"""Config, processor and tokenizers, in the hub's patterns."""
+
+WEIGHTS: Sequence[tuple[str, ...]] = tuple(
+    (f"{stem}.{kind}", f"{stem}-*-of-*.{kind}", f"{stem}.{kind}.index.json")
+    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin"))
+)
+"""The forms of weights, as `export.checkpoint.directory.FORMS` has them. The first that a model has is
+downloaded, and no other; nor are those of flax, TensorFlow or ONNX."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSnapshot:
+    """A model of the hub, as it was at one commit.
+
+    Attributes:
+        directory: with everything that `export.checkpoint.checkpoint` reads; in the hub's cache.
+        commit: the hash that a branch or tag stood for.
+    """
+
+    directory: Path
+    commit: str
+
+
+def directory_from_hub(
+    model: str,
+    revision: str | None,
+    progress: Progress,
+    *,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> HubSnapshot:
+    """Downloads what is not in the cache yet. `HF_HUB_OFFLINE`, `HF_TOKEN` and the like count.
+
+    A file whose connection breaks is taken up where it ended; a download that is started again
+    keeps the files that were whole.
+
+    Args:
+        model: `ORG/NAME`.
+        revision: branch, tag or commit; `None` is the main branch.
+        progress: told of each file of weights.
+        endpoint, cache: as `huggingface_hub` takes them; `None` is what the environment says.
+
+    Raises:
+        CheckpointError: there is no such model or revision, it may not be read, the hub cannot be
+            reached and the cache does not have it, or the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+
+    where: dict[str, Any] = {"repo_id": model, "endpoint": endpoint, "cache_dir": cache}
+    with _explained(model, revision, endpoint):
+        where["tqdm_class"] = _bar(lambda amount: None)
+        small = snapshot_download(revision=revision, allow_patterns=list(SMALL), **where)
+        directory = Path(small)
+        progress.note(f"hub: {model} at commit {directory.name[:12]}")
+        for patterns in WEIGHTS:
+            _fetch({**where, "revision": directory.name}, patterns, progress)
+            if any(found for pattern in patterns for found in directory.glob(pattern)):
+                break
+    return HubSnapshot(directory=directory, commit=directory.name)
+
+
+def _fetch(where: dict[str, Any], patterns: Sequence[str], progress: Progress) -> None:
+    """Downloads what fits `patterns`, a stage a file."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        files = snapshot_download(allow_patterns=list(patterns), dry_run=True, **where)
+    except DryRunError:  # no network, or none is wanted: what the cache has, if that is all
+        snapshot_download(allow_patterns=list(patterns), **where)
+        return
+    for file in sorted(files, key=lambda file: file.filename):
+        if file.is_cached:
+            continue
+        with progress.stage(f"download {file.filename}", file.file_size or None, "B") as advance:
+            hf_hub_download(filename=file.filename, **{**where, "tqdm_class": _bar(advance)})
+
+
+def _bar(advance: Advance) -> Any:
+    """What the hub's client takes for a progress bar, and tells `advance` instead."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+            advance(int(kwargs.get("initial") or 0))
+
+        def update(self, n: float | None = 1) -> bool | None:
+            advance(int(n or 0))
+            return None
+
+    return Bar
+
+
+@contextlib.contextmanager
+def _explained(model: str, revision: str | None, endpoint: str | None) -> Iterator[None]:
+    """Says in the words of `--model` what the hub's client cannot do."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    page = f"{endpoint or constants.ENDPOINT}/{model}"
+    local = "or give --model a directory that has been downloaded elsewhere"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{model} is gated: its owners ask for a licence to be accepted first. Do so at {page},"
+            f" then log in (`hf auth login`, or HF_TOKEN), {local}."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no directory {model} here, and no such model at {page}. Check the spelling;"
+            f" if the model is private, log in (`hf auth login`, or HF_TOKEN), {local}."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{model} has no revision {revision!r}. Its branches and tags are listed at"
+            f" {page}/tree/main; without --revision the main branch is taken."
+        ) from error
+    except errors.HFValidationError as error:
+        raise CheckpointError(
+            f"there is no directory {model}, and a model of the hub cannot be called so: {error}"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(_not_cached(model, revision, page, local, error)) from error
+    except (OSError, HTTPError) as error:
+        raise CheckpointError(_broken(model, page, error)) from error
+
+
+def _not_cached(model: str, revision: str | None, page: str, local: str, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    at = f" at revision {revision}" if revision else ""
+    if constants.is_offline_mode():
+        return (
+            f"HF_HUB_OFFLINE is set, and the hub's cache does not have all of {model}{at}. Unset"
+            f" it once (`hf download {model}` fills the cache), {local}."
+        )
+    return (
+        f"there is no directory {model} here, the hub's cache does not have all of"
+        f" {model}{at}, and {page} cannot be reached ({_cause(error)}). Check the network, {local}."
+    )
+
+
+def _broken(model: str, page: str, error: Exception) -> str:
+    return (
+        f"the download of {model} from {page} broke off ({_cause(error)}). Run the command again:"
+        " files that are whole are not downloaded twice."
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,130 @@
+"""Where the tensors of a `.pth` or `.bin` file lie, byte for byte. No weight is read here.
+
+Such a file is a zip archive whose members are stored as they are: a pickle that describes the
+tensors, and their bytes (torch's notes on serialization, "torch.save() format"). Loaded under a
+`FakeTensorMode`, torch gives tensors without memory, whose storages know their place in the file.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iblip.export.errors import CheckpointError
+from iblip.export.weights.weight import SourceTensor, Strided, Weight
+
+if TYPE_CHECKING:
+    import torch
+
+SECTIONS = ("model", "state_dict", "module")
+"""Under which a training run keeps the weights beside its own state."""
+
+SUFFIXES = frozenset({".bin", ".pth", ".pt"})
+
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How a file begins that torch before 1.6 wrote: a pickled number, `torch.serialization`'s
+`MAGIC_NUMBER`."""
+
+
+def tensors_from_torch_file(file: Path) -> dict[str, Weight]:
+    """The tensors of a file, by name; those of one of `SECTIONS` where the file has one.
+
+    Entries that are no tensors (an epoch, a config) are passed over. Nothing is unpickled but
+    tensors and plain containers (`weights_only`).
+
+    Raises:
+        CheckpointError: the file is missing, cut off, no torch file or one of an old form, or holds
+            objects that only running their code could load.
+    """
+    _check_form(file)
+    loaded = _loaded(file)
+    section = next((loaded[name] for name in SECTIONS if _is_section(loaded.get(name))), loaded)
+    return {name: _weight(name, file, tensor) for name, tensor in _tensors(section)}
+
+
+def _check_form(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(LEGACY))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    if head == LEGACY:
+        raise CheckpointError(f"{file} has the form of torch before 1.6. {_convert(file)}")
+    if not zipfile.is_zipfile(file):
+        fault = "is cut off" if head.startswith(b"PK") else "is not a file of torch.save"
+        raise CheckpointError(f"{file} {fault}. Download it again.")
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise CheckpointError(f"{file} is a compressed archive. {_convert(file)}")
+
+
+def _convert(file: Path) -> str:
+    new = file.with_stem(f"{file.stem}-new").name
+    return (
+        "Convert it once: python -c \"import torch; torch.save(torch.load('"
+        f"{file.name}', map_location='cpu', weights_only=True), '{new}')\""
+    )
+
+
+def _loaded(file: Path) -> Mapping[str, Any]:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with FakeTensorMode():
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors, and loading that would run code from the file"
+            f" ({str(error).splitlines()[0]}). Save its tensors alone (a state_dict), where you"
+            " trust it."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}). Download it again.") from error
+    if not isinstance(loaded, Mapping):
+        message = f"{file} holds a {type(loaded).__name__}; wanted tensors by name"
+        raise CheckpointError(message)
+    return loaded
+
+
+def _is_section(value: object) -> bool:
+    return isinstance(value, Mapping) and any(True for _ in _tensors(value))
+
+
+def _tensors(section: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
+    for name, value in section.items():
+        if isinstance(value, torch.Tensor):
+            yield str(name), value
+
+
+def _weight(name: str, file: Path, tensor: torch.Tensor) -> Weight:
+    storage: Any = tensor.untyped_storage()
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    size, shape = tensor.element_size(), tuple(tensor.shape)
+    start: int = storage._checkpoint_offset  # of the storage; the tensor may begin further on
+    first = int(tensor.storage_offset())
+    if tensor.is_contiguous():
+        return SourceTensor(
+            name=name,
+            file=file,
+            offset=start + first * size,
+            length=math.prod(shape) * size,
+            dtype=dtype,
+            shape=shape,
+        )
+    whole = SourceTensor(
+        name=name,
+        file=file,
+        offset=start,
+        length=storage.nbytes(),
+        dtype=dtype,
+        shape=(storage.nbytes() // size,),
+    )
+    strides = tuple(tensor.stride())
+    return Strided(source=whole, start=first, strides=strides, shape=shape)

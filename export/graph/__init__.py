@@ -1,0 +1,1 @@
+"""A component as an ONNX graph: traced, folded, named, written."""

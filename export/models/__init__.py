@@ -1,0 +1,1 @@
+"""The released models, and the geometry of each."""

@@ -1,0 +1,107 @@
+"""`Model`: one released model, with its names, its files, its geometry and what proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from iblip.export.families import FAMILIES, Family
+from iblip.export.models.geometry import QUERIES, Config
+from iblip.export.models.parameters import parameters
+
+AT_SIZE: frozenset[str] = frozenset({"instructblip-vicuna-7b"})
+"""Names of the models that have been built at their true geometry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One released model.
+
+    Attributes:
+        name: ours. Where the hub has the model in transformers' form, the last part of its id.
+        architecture: a key of `FAMILIES`.
+        vision: the ViT's config.
+        qformer: the Q-Former's; `None` where neighbouring patches are merged instead.
+        text: the language model's, with its `model_type`.
+        num_query_tokens: rows of one visual prompt.
+        merged_patches: how many patches become one row of it; `None` where a Q-Former makes them.
+        hub: id of the checkpoint in transformers' form; `None` where there is none.
+        lavis: as `--model lavis:…` names it; `None` where LAVIS does not have it.
+        minigpt4: the same of `--model minigpt4:…`.
+        files: the originals' name of every part that a `.pth` or a directory of the original is.
+        image_token_id: the placeholder in the hub's tokenizer.
+        demo: the checkpoint in `checkpoints/` of the same modules, which is proven in its place.
+    """
+
+    name: str
+    architecture: str
+    vision: Config
+    qformer: Config | None
+    text: Config
+    num_query_tokens: int = QUERIES
+    merged_patches: int | None = None
+    hub: str | None = None
+    lavis: str | None = None
+    minigpt4: str | None = None
+    files: Mapping[str, str]
+    image_token_id: int | None = None
+    demo: str
+
+    @property
+    def family(self) -> Family:
+        """What is particular to its kind."""
+        return FAMILIES[self.architecture]
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """How many, by part: vision encoder, Q-Former, projection, language model."""
+        return parameters(
+            self.vision,
+            self.qformer,
+            self.text,
+            queries=self.num_query_tokens,
+            merged_patches=self.merged_patches,
+            reads_instruction=self.family.projector == "instruction_qformer",
+        )
+
+    @property
+    def original(self) -> str:
+        """What `--model` calls it where its files are the original's."""
+        return f"lavis:{self.lavis}" if self.lavis else f"minigpt4:{self.minigpt4}"
+
+    @property
+    def llm_engines(self) -> tuple[str, ...]:
+        """What can run its language model."""
+        return ("onnxruntime",) if self.text["model_type"] == "t5" else ("onnxruntime", "vllm")
+
+    @property
+    def built_at_size(self) -> bool:
+        """It has been built at its true geometry, not only as `demo`."""
+        return self.name in AT_SIZE
+
+    @property
+    def projection(self) -> tuple[int, int]:
+        """Shape of its projection to the language model: outputs, inputs."""
+        width = self.text["d_model" if self.text["model_type"] == "t5" else "hidden_size"]
+        if self.qformer is None:
+            return width, self.vision["hidden_size"] * (self.merged_patches or 1)
+        return width, self.qformer["hidden_size"]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its pictures, in pixels."""
+        size: int = self.vision["image_size"]
+        return size
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, and what follows from them, JSON-ready."""
+        return {
+            **asdict(self),
+            "family": self.family.name,
+            "images": self.family.images,
+            "original": self.original,
+            "parameters": dict(self.parameters),
+            "llm_engines": list(self.llm_engines),
+            "built_at_size": self.built_at_size,
+        }

@@ -1,0 +1,131 @@
+"""Opens what `--model` was given: `READERS` has a row for each format that is no directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.source import ModelSource
+from iblip.export.errors import CheckpointError, OptionError
+from iblip.export.progress import Progress
+
+if TYPE_CHECKING:
+    from iblip.export.checkpoint.checkpoint import Checkpoint
+
+Reader = Callable[[ModelSource, Progress], "Checkpoint"]
+
+
+def _original(source: ModelSource, progress: Progress) -> Checkpoint:
+    from iblip.export.originals.reading import checkpoint_from_original
+
+    scheme, _, name = source.model.partition(":")
+    return checkpoint_from_original(scheme, name, source.parts)
+
+
+READERS: Mapping[str, Reader] = {"lavis": _original, "minigpt4": _original}
+"""Scheme to what opens a model of it."""
+
+
+def checkpoint_from_source(source: ModelSource, progress: Progress) -> Checkpoint:
+    """Opens what `source` says. No weight is read.
+
+    Args:
+        source: what was asked for.
+        progress: told of a download.
+
+    Returns:
+        The checkpoint. Its own `source` opens the same one again, from any directory.
+
+    Raises:
+        OptionError: an option that this kind of source does not have, or an unknown scheme.
+        CheckpointError: the checkpoint is missing, incomplete, damaged or not supported.
+    """
+    from iblip.export.checkpoint.image_size import at_image_size
+
+    _check_options(source)
+    checkpoint = _reader(source)(source, progress)
+    if checkpoint.source is None:
+        checkpoint = replace(checkpoint, source=_absolute(source))
+    return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
+
+
+def _check_options(source: ModelSource) -> None:
+    if source.parts and source.scheme is None:
+        raise OptionError(
+            f"--part is for models whose files lie apart ({_schemes()});"
+            f" {source.model} is one directory"
+        )
+    if source.revision is not None and not source.is_on_hub:
+        raise OptionError(f"--revision is for models of the hub; {source.model} is none")
+
+
+def _reader(source: ModelSource) -> Reader:
+    if source.scheme is None:
+        return _hub if source.is_on_hub else _directory
+    if source.scheme not in READERS:
+        raise OptionError(
+            f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
+            " Give a Hugging Face directory instead."
+        )
+    return READERS[source.scheme]
+
+
+def _schemes() -> str:
+    return ", ".join(f"{scheme}:" for scheme in READERS) or "none"
+
+
+def _absolute(source: ModelSource) -> ModelSource:
+    parts = {name: path.absolute() for name, path in source.parts.items()}
+    return replace(source, parts=parts)
+
+
+def _hub(source: ModelSource, progress: Progress) -> Checkpoint:
+    """The checkpoint's own `source` has the commit, whatever branch was asked for."""
+    from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+    from iblip.export.checkpoint.hub import directory_from_hub
+
+    found = directory_from_hub(source.model, source.revision, progress)
+    checkpoint = checkpoint_from_directory(found.directory)
+    return replace(checkpoint, source=replace(source, revision=found.commit))
+
+
+def _directory(source: ModelSource, progress: Progress) -> Checkpoint:
+    from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+
+    if not source.is_directory:
+        raise CheckpointError(
+            f"there is no checkpoint directory {Path(source.model).absolute()}. Give --model a"
+            " local Hugging Face directory (with config.json and weights), or the name of a model"
+            " of the hub (ORG/NAME)."
+        )
+    checkpoint = checkpoint_from_directory(Path(source.model))
+    return replace(checkpoint, source=replace(source, model=str(checkpoint.directory)))
+
+
+def source_of_build(
+    directory: Path,
+    model: str | None = None,
+    revision: str | None = None,
+    parts: Mapping[str, Path] | None = None,
+) -> ModelSource:
+    """What the build in `directory` was made from, or where that is now.
+
+    Args:
+        directory: of the build.
+        model, revision: instead of the manifest's.
+        parts: instead of those of the same names.
+
+    Raises:
+        BuildDirectoryError: the directory is not a build.
+    """
+    source = ModelSource.from_json(Manifest.read(directory).source)
+    if model is not None:
+        source = replace(source, model=model, revision=None, parts={})
+    return replace(
+        source,
+        revision=revision or source.revision,
+        parts={**source.parts, **(parts or {})},
+    )

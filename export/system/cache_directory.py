@@ -1,0 +1,38 @@
+"""Where this project keeps what later builds can use again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "IBLIP_CACHE"
+"""Names the directory of this project's caches."""
+
+
+def cache_directory(name: str) -> Path | None:
+    """One of this user's caches: in `$IBLIP_CACHE`, or in the platform's place for caches.
+
+    `None` where there is neither: a user without a home, as containers have.
+
+    Args:
+        name: of the cache (`engines`, `traces`, `providers`).
+    """
+    if given := os.environ.get(VARIABLE):
+        return Path(given) / name
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "iblip" / name
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    caches = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    return caches / "iblip" / name
+
+
+def default_directory() -> Path | None:
+    """The engine cache of this user; `None` where there is no place for one."""
+    return cache_directory("engines")

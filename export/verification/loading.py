@@ -1,0 +1,79 @@
+"""transformers' modules with a checkpoint's weights in them, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.errors import CheckpointError
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """transformers' own model of `checkpoint`, in float32.
+
+    Read by transformers where the checkpoint is in its form, and else filled from the tensors.
+    """
+    import transformers
+
+    kind = getattr(transformers, checkpoint.family.architecture)
+    config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
+    if checkpoint.family.architecture not in config.get("architectures", ()):
+        # Only a part of it lies there: an original's language model.
+        return filled(kind(fresh(checkpoint.config)), checkpoint.tensors, "")
+    model: Any = kind.from_pretrained(
+        checkpoint.directory, dtype=torch.float32, local_files_only=True
+    )
+    return model.eval()
+
+
+def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
+    """`module` in float32, with the tensors whose names begin with `prefix`.
+
+    Tied weights stay tied where only one of the two is there.
+
+    Raises:
+        CheckpointError: the module has a weight that is not there.
+    """
+    state = {
+        name.removeprefix(prefix): tensor_from_weight(tensor)
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    module = module.float().eval()
+    tied = tied_names(module)
+    for target, source in tied.items():
+        if {target, source} <= state.keys():
+            parent, _, name = target.rpartition(".")
+            setattr(module.get_submodule(parent), name, torch.nn.Parameter(state[target]))
+    missing = set(module.load_state_dict(state, strict=False).missing_keys) - tied.keys()
+    if missing:
+        raise CheckpointError(f"the checkpoint has no {prefix}{min(missing)}")
+    return module
+
+
+def made_and_filled(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
+    return filled(make(), tensors, prefix)
+
+
+def fresh(config: Any) -> Any:
+    """A copy with nothing of what the exporter sets in a config: its own attention."""
+    return type(config).from_dict(config.to_dict())
+
+
+def tied_names(module: Any) -> dict[str, str]:
+    """For each weight that the config ties to another, that other's name."""
+    if not hasattr(module, "get_expanded_tied_weights_keys"):
+        return {}
+    tied: dict[str, str] = module.get_expanded_tied_weights_keys(all_submodels=True)
+    return tied
+
+
+def tensor_from_weight(tensor: Any) -> torch.Tensor:
+    """A tensor of a checkpoint in float32, in memory of its own."""
+    values = np.asarray(tensor.read()).astype(np.float32)
+    return torch.from_numpy(values).clone()

@@ -1,0 +1,241 @@
+"""The two kinds of `Reference`: a model that transformers has whole, and one of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.checkpoint.facts import language_model_facts
+from iblip.export.verification.loading import fresh, load_model, made_and_filled, tensor_from_weight
+from iblip.export.verification.reference import FIRST, PLAIN, Reference, ReferenceAnswer
+
+
+def reference_of(
+    checkpoint: Checkpoint, positions: int | None = None, *, streamed: bool = False
+) -> Reference:
+    """transformers' own model of `checkpoint`, or what its modules make.
+
+    Args:
+        checkpoint: of any family.
+        positions: that prompt and answer may have together, of an encoder-decoder the answer
+            alone; `None` is what the model has. transformers itself would go beyond them.
+        streamed: weights are read as they are wanted; see `export.verification.streamed`.
+    """
+    if not streamed:
+        kind = AssembledReference if checkpoint.family.processor is None else WholeReference
+        return kind(checkpoint, positions)
+    from iblip.export.verification.streamed import streamed_model, streamed_part
+
+    if checkpoint.family.processor is None:
+        return AssembledReference(checkpoint, positions, make=streamed_part)
+    return WholeReference(checkpoint, positions, model=streamed_model(checkpoint))
+
+
+Make = Callable[[Callable[[], Any], Mapping[str, Any], str], Any]
+"""Makes a module with the tensors whose names begin with a prefix."""
+
+
+class WholeReference:
+    """A model that transformers has. See `Reference`.
+
+    Args:
+        checkpoint: of such a family.
+        positions: as in `reference_of`.
+        model: transformers' model of it; `None` loads it.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, positions: int | None = None, *, model: Any = None
+    ) -> None:
+        self.model = load_model(checkpoint) if model is None else model
+        self.parts: Mapping[str, Any] = dict(self.model.named_children())
+        self.language_model = self.model.language_model
+        self._processor, self._ends = checkpoint.processor, _Ends(checkpoint, positions)
+
+    @torch.no_grad()
+    def features(self, pixels: torch.Tensor, **text: torch.Tensor) -> tuple[Any, Any]:
+        """See `Reference`."""
+        found = self.model.get_image_features(
+            pixel_values=pixels, interpolate_pos_encoding=True, **text
+        )
+        return found.vision_outputs.last_hidden_state, found.pooler_output
+
+    def lengths(self, prompt: str) -> tuple[int, ...]:
+        """See `Reference`."""
+        text = self._processor(text=prompt)
+        return tuple(len(text[name][0]) for name in text if name.endswith("input_ids"))
+
+    @torch.no_grad()
+    def generate(
+        self, images: Sequence[Any], prompts: Sequence[str], **options: Any
+    ) -> list[ReferenceAnswer]:
+        """See `Reference`."""
+        made, used = self._generated(images, prompts, options)
+        return self._ends.answers(made, before=used or 1)
+
+    @torch.no_grad()
+    def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reference`."""
+        return _first_logits(self._generated(images, prompts, FIRST)[0])
+
+    def _generated(
+        self, images: Sequence[Any], prompts: Sequence[str], options: Mapping[str, Any]
+    ) -> tuple[Any, int]:
+        """What `generate` returns, and the positions before the answer; 0 of T5's."""
+        inputs = self._processor(images=list(images), text=list(prompts), return_tensors="pt")
+        decoder_only = not self.language_model.config.is_encoder_decoder
+        used = inputs["input_ids"].shape[1] if decoder_only else 0
+        made = self.model.generate(
+            **inputs, interpolate_pos_encoding=True, **self._ends.options(options, used)
+        )
+        return made, used
+
+
+class AssembledReference:
+    """A model that transformers has the modules of: ViT, Q-Former, language model. See `Reference`.
+
+    Args:
+        checkpoint: of a family without a processor.
+        positions: as in `reference_of`.
+        make: gives a module its weights.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, positions: int | None = None, *, make: Make | None = None
+    ) -> None:
+        from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel
+
+        config, tensors = checkpoint.config, checkpoint.tensors
+        language: Any = AutoModelForCausalLM
+        text, vision = fresh(config.text_config), fresh(config.vision_config)
+        make = make or made_and_filled
+        self.language_model = make(lambda: language.from_config(text), tensors, "language_model.")
+        self._vision = make(lambda: Blip2VisionModel(vision), tensors, "vision_model.")
+        rows, columns = tensors["language_projection.weight"].shape
+        self._projection = make(
+            lambda: torch.nn.Linear(columns, rows), tensors, "language_projection."
+        )
+        self._qformer: Any = None
+        if config.qformer_config is not None:
+            qformer = fresh(config.qformer_config)
+            self._qformer = make(lambda: Blip2QFormerModel(qformer), tensors, "qformer.")
+            self._queries = tensor_from_weight(tensors["query_tokens"])
+        parts = {
+            "vision_model": self._vision,
+            "qformer": self._qformer,
+            "language_projection": self._projection,
+            "language_model": self.language_model,
+        }
+        self.parts: Mapping[str, Any] = {
+            name: part for name, part in parts.items() if part is not None
+        }
+        self._merged = config.merged_patches
+        self._template = checkpoint.prompt_template
+        self._processor, self._ends = checkpoint.processor, _Ends(checkpoint, positions)
+
+    @torch.no_grad()
+    def features(self, pixels: torch.Tensor, **text: torch.Tensor) -> tuple[Any, Any]:
+        """See `Reference`."""
+        image_embeds = self._vision(pixels).last_hidden_state
+        if self._qformer is None:
+            patches = image_embeds[:, 1:]
+            batch, count, width = patches.shape
+            hidden = patches.reshape(batch, count // self._merged, self._merged * width)
+        else:
+            queries = self._queries.expand(len(pixels), -1, -1)
+            hidden = self._qformer(
+                query_embeds=queries, encoder_hidden_states=image_embeds
+            ).last_hidden_state
+        return image_embeds, self._projection(hidden)
+
+    def lengths(self, prompt: str) -> tuple[int, ...]:
+        """See `Reference`."""
+        return tuple(len(piece) for piece in self._pieces(prompt))
+
+    @torch.no_grad()
+    def generate(
+        self, images: Sequence[Any], prompts: Sequence[str], **options: Any
+    ) -> list[ReferenceAnswer]:
+        """See `Reference`."""
+        return self._ends.answers(self._generated(images, prompts, options), before=0)
+
+    @torch.no_grad()
+    def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
+        """See `Reference`."""
+        return _first_logits(self._generated(images, prompts, FIRST))
+
+    def _generated(
+        self, images: Sequence[Any], prompts: Sequence[str], options: Mapping[str, Any]
+    ) -> Any:
+        """What `generate` returns."""
+        pixels = self._processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        _, visual_prompt = self.features(pixels)
+        rows = [self._pieces(prompt) for prompt in prompts]
+        embed = self.language_model.get_input_embeddings()
+        before, behind = (
+            embed(torch.tensor([row[piece] for row in rows], dtype=torch.int64)) for piece in (0, 1)
+        )
+        embeds = torch.cat([before, visual_prompt, behind], dim=1)
+        return self.language_model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+            **self._ends.options(options, embeds.shape[1]),
+        )
+
+    def _pieces(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Ids before and behind the image. The first that is not empty has the special tokens."""
+        tokenizer = self._processor.tokenizer
+        before, behind = (
+            piece.replace("{prompt}", prompt) for piece in self._template.split("{image}")
+        )
+        first = tokenizer(before).input_ids if before else []
+        return first, tokenizer(behind, add_special_tokens=not before).input_ids
+
+
+class _Ends:
+    """What ends an answer of `checkpoint`, before `generate` and behind it."""
+
+    def __init__(self, checkpoint: Checkpoint, positions: int | None) -> None:
+        facts = language_model_facts(checkpoint)
+        self._positions, self._limit = positions or facts.max_length, facts.default_max_new_tokens
+        self._ids, self._start = facts.eos_token_ids, facts.decoder_start_token_id
+        self._stop = checkpoint.stop
+        self._tokenizer: Any = checkpoint.processor.tokenizer
+
+    def options(self, options: Mapping[str, Any], used: int) -> dict[str, Any]:
+        """For transformers' `generate`, behind a prompt of `used` positions."""
+        limit = options.get("max_new_tokens") or self._limit
+        made = {
+            **PLAIN,
+            "eos_token_id": list(self._ids),
+            "pad_token_id": self._ids[0],  # behind an answer that a stop string ended, too
+            "return_dict_in_generate": True,
+        }
+        if self._start is not None:  # T5's, which a config may leave to the generation config
+            made["decoder_start_token_id"] = self._start
+        if self._stop:
+            made |= {"stop_strings": list(self._stop), "tokenizer": self._tokenizer}
+        return {**made, **options, "max_new_tokens": min(limit, self._positions - used)}
+
+    def answers(self, made: Any, *, before: int) -> list[ReferenceAnswer]:
+        """What `generate` returned; answers begin at position `before`."""
+        rows = made.sequences[:, before:].tolist()
+        found = getattr(made, "sequences_scores", None)
+        scores = [None] * len(rows) if found is None else found.tolist()
+        return [self._answer(row, score) for row, score in zip(rows, scores, strict=True)]
+
+    def _answer(self, row: list[int], score: float | None) -> ReferenceAnswer:
+        # BLIP-2's end on OPT is a line break, which is no special token.
+        ids = tuple(takewhile(lambda token: token not in self._ids, row))
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        return ReferenceAnswer(text=text[: min(ends, default=None)], token_ids=ids, score=score)
+
+
+def _first_logits(made: Any) -> torch.Tensor:
+    logits: torch.Tensor = made.logits[0]
+    return logits.to(torch.float32)

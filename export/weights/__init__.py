@@ -1,0 +1,1 @@
+"""Where each weight lies in a checkpoint, and the recipes that graphs bind it with."""

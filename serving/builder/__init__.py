@@ -1,0 +1,1 @@
+"""`export build`: a checkpoint to a build directory that can be served."""

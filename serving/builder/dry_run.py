@@ -1,0 +1,176 @@
+"""`export build --dry-run`: what a build would write, take and want, before it is made."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iblip.export.artifact.manifest import MEANS_NOTHING
+from iblip.export.progress import Silent
+from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.settling import prepared
+from iblip.serving.server.memory import DECODER, ServingMemory, bytes_a_position, gib
+
+if TYPE_CHECKING:
+    from iblip.export.checkpoint.checkpoint import Checkpoint
+    from iblip.export.estimate import ComponentPlan
+
+READ_RATE, WRITE_RATE, TRACING_S = 750e6, 150e6, 40.0
+"""Bytes a second that are read (and their digests taken) and made and written, and seconds of
+tracing: such that the two builds of 7 B parameters of `python -m benchmarks.build_table`, fp16 and
+int4, on two cores and a disk that writes 300 MB/s, come out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A build that is not made.
+
+    Attributes:
+        directory: where it would go.
+        name: of the checkpoint.
+        synthetic: its weights are random.
+        components: what each would be.
+        copied: bytes of the checkpoint's files that would be copied, where they cannot be linked.
+        free: bytes, on the disk of `directory`.
+        memory: of a server; `None` where other engines than ONNX Runtime run a component.
+        verify: whether it would be compared with transformers, which takes longer.
+    """
+
+    directory: Path
+    name: str
+    synthetic: bool
+    components: tuple[ComponentPlan, ...]
+    copied: int
+    free: int
+    memory: ServingMemory | None
+    verify: bool
+
+    @property
+    def written(self) -> int:
+        """Bytes that the disk would lose."""
+        return self.copied + sum(component.written for component in self.components)
+
+    @property
+    def linked(self) -> int:
+        """Bytes that graphs would use of the checkpoint's own files."""
+        return sum(component.linked for component in self.components)
+
+    @property
+    def source(self) -> Mapping[str, int]:
+        """Bytes of the checkpoint that are read, by dtype."""
+        return sum((Counter(component.source) for component in self.components), Counter())
+
+    @property
+    def seconds(self) -> float:
+        """An estimate, without verification and without other engines' own builds."""
+        read = sum(self.source.values())
+        return TRACING_S + read / READ_RATE + self.written / WRITE_RATE
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; bytes and seconds."""
+        return {
+            "directory": str(self.directory),
+            "name": self.name,
+            "synthetic": self.synthetic,
+            "components": [asdict(component) for component in self.components],
+            "source": dict(self.source),
+            "disk": {
+                "written": self.written,
+                "linked": self.linked,
+                "free": self.free,
+                "fits": self.written < self.free,
+            },
+            "memory": None if self.memory is None else self.memory.to_json(),
+            "seconds": round(self.seconds),
+            "rates": {"read": READ_RATE, "written": WRITE_RATE, "tracing_s": TRACING_S},
+            "verify": self.verify,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.name} would be built in {self.directory}; nothing is written now"
+        if self.synthetic:
+            yield MEANS_NOTHING
+        for component in self.components:
+            kind = component.quantisation or component.precision
+            yield f"{component.component}: {kind}; graphs {', '.join(component.graphs)}"
+            dtypes = ", ".join(f"{gib(size)} {dtype}" for dtype, size in component.source.items())
+            made = f"{gib(component.linked)} linked, {gib(component.written)} written"
+            yield f"  from {dtypes}: {made}"
+        short = "" if self.written < self.free else ": TOO LITTLE"
+        copied = f" ({gib(self.copied)} of them copies, as files cannot be linked there)"
+        yield (
+            f"disk: {gib(self.written)} new{copied if self.copied else ''},"
+            f" {gib(self.linked)} linked; {gib(self.free)} free{short}"
+        )
+        if self.memory is None:
+            yield "memory: not known, as another engine runs a component"
+        else:
+            yield self.memory.advice or f"memory: it takes {self.memory}"
+        more = ", and comparing with transformers" if self.verify else ""
+        yield (
+            f"time: about {self.seconds / 60:.0f} min{more} (at {READ_RATE / 1e6:.0f} MB/s read and"
+            f" {WRITE_RATE / 1e6:.0f} MB/s written, and {TRACING_S:.0f} s of tracing)"
+        )
+
+
+def plan(options: BuildOptions) -> Plan:
+    """What `serving.builder.build.build` would make of the same options. Writes nothing, in seconds.
+
+    Raises:
+        OptionError, CheckpointError: as `build` does before it begins.
+    """
+    from iblip.export.estimate import plan_components
+
+    destination = options.destination.absolute()
+    options, checkpoint, engine = prepared(options, Silent())
+    place = next(parent for parent in destination.parents if parent.exists())
+    ours = engine.kind == "onnxruntime" and options.vllm is None
+    components = plan_components(checkpoint, options.components, options.quantisations)
+    return Plan(
+        directory=destination,
+        name=checkpoint.name,
+        synthetic=checkpoint.synthetic,
+        components=components,
+        copied=_copied(checkpoint, components, place),
+        free=shutil.disk_usage(place).free,
+        memory=_memory(options, checkpoint, components) if ours else None,
+        verify=options.verify,
+    )
+
+
+def _copied(
+    checkpoint: Checkpoint, components: tuple[ComponentPlan, ...], destination: Path
+) -> int:
+    """Bytes of files that lie on another disk than the build, and of which weights are used."""
+    if not any(component.linked for component in components):
+        return 0
+    here = _disk(destination)
+    return sum(path.stat().st_size for path in checkpoint.files if _disk(path) != here)
+
+
+def _disk(path: Path) -> int:
+    return path.stat().st_dev
+
+
+def _memory(
+    options: BuildOptions, checkpoint: Checkpoint, components: tuple[ComponentPlan, ...]
+) -> ServingMemory:
+    from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+    from iblip.serving.builder.settling import limits_from_options
+
+    graphs = components_from_checkpoint(checkpoint, options.components)
+    decoder = next(graph for graph in graphs if graph.graph == DECODER)
+    limits = limits_from_options(options, checkpoint)
+    return ServingMemory(
+        weights=sum(component.loaded for component in components),
+        position=bytes_a_position(decoder.contract),
+        slots=limits.slots,
+        positions=limits.max_length,
+    )

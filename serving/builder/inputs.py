@@ -1,0 +1,238 @@
+"""Whether a build directory already is the build that is asked for, so that none has to be made.
+
+Beside its manifest a build has `inputs.json`: all that it followed from (options, engine, code,
+libraries), and a stamp of every file that it was made of or consists of. As `make` and `git` do,
+files are told apart by size, time and inode; one of the source that differs in these alone is the
+same if its sha256 is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from iblip.export.artifact.manifest import MANIFEST
+from iblip.export.errors import InputError
+from iblip.export.examples import EXAMPLES, read_examples
+from iblip.export.system.files import sha256
+from iblip.export.system.toolchain import code_digest, library_versions
+
+if TYPE_CHECKING:
+    from iblip.engines.selection import EngineChoice
+    from iblip.export.checkpoint.checkpoint import Checkpoint
+    from iblip.serving.builder.options import BuildOptions
+
+logger = logging.getLogger(__name__)
+
+RECORD = "inputs.json"
+"""Its file in a build directory."""
+
+FORMAT = 1
+"""Of that file; another one is no record."""
+
+PACKAGES = ("export", "engines", "serving", "model_repository")
+"""Whose code a build follows from."""
+
+SMALL = 16 * 2**20
+"""Bytes: the sha256 of a source's file that is no larger is always taken."""
+
+_UNTOLD = ("model", "output", "precision", "engine_cache", "trace_cache", "force")
+"""Options that do not say what is made, or that are told in other words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What tells a file from one that was there before.
+
+    Attributes:
+        size: in bytes.
+        time: of its last change, in nanoseconds since 1970.
+        inode: its number in the file system.
+        digest: sha256 in hexadecimal, where it has been taken.
+    """
+
+    size: int
+    time: int
+    inode: int
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, path: Path, digest: str | None = None) -> Self:
+        """Of a file as it is.
+
+        Raises:
+            OSError: there is none.
+        """
+        found = path.stat()
+        return cls(size=found.st_size, time=found.st_mtime_ns, inode=found.st_ino, digest=digest)
+
+    def holds(self, path: Path) -> bool:
+        """Whether the file at `path` still is the one that was stamped."""
+        try:
+            found = Stamp.of(path, self.digest)
+            if found == self:
+                return True
+            return (
+                found.size == self.size and self.digest is not None and sha256(path) == self.digest
+            )
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that a build follows from.
+
+    Attributes:
+        told: options, engine, libraries and code, JSON-ready, each under its name.
+        sources: every file of the checkpoint, and of what else is read, by absolute path.
+    """
+
+    told: Mapping[str, Any]
+    sources: Mapping[str, Stamp]
+
+    def write(self, directory: Path, digests: Mapping[Path, str]) -> None:
+        """Writes the record of a build that was made of them into its `directory`.
+
+        Args:
+            directory: holds all other files of the build.
+            digests: sha256 of files of the checkpoint that were taken while it was made.
+        """
+        taken = {str(path): digest for path, digest in digests.items()}
+        sources = {
+            path: asdict(stamp) | {"digest": stamp.digest or taken.get(path)}
+            for path, stamp in self.sources.items()
+        }
+        files = {
+            str(path.relative_to(directory)): asdict(Stamp.of(path))
+            for path in _files_in(directory)
+        }
+        record = {"format": FORMAT, "told": self.told, "sources": sources, "files": files}
+        (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def inputs_of(options: BuildOptions, checkpoint: Checkpoint, engine: EngineChoice) -> Inputs:
+    """What a build of these would follow from.
+
+    Args:
+        options, checkpoint, engine: as `serving.builder.settling.prepared` gives them.
+    """
+    told = {
+        **{
+            f"--{option.name.replace('_', '-')}": getattr(options, option.name)
+            for option in fields(options)
+            if option.init and option.name not in _UNTOLD
+        },
+        "--precision": options.components,
+        "--model": (checkpoint.source or options.source).to_json(),
+        "the engine": {"kind": engine.kind, **_library(options, engine)},
+        **{f"the version of {name}": word for name, word in library_versions().items()},
+        "the version of Python": platform.python_version(),
+        "the code of this project": {"sha256": code_digest(*PACKAGES)},
+    }
+    return Inputs(
+        told=json.loads(json.dumps(told, default=_plain)),
+        sources={str(path): _stamp(path) for path in sorted(_sources(options, checkpoint))},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What `json` does not know: options that are dataclasses, mappings, paths."""
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _library(options: BuildOptions, engine: EngineChoice) -> dict[str, Any]:
+    """Of plans: what builds them, and the GPU that they are for where no target is named."""
+    from iblip.engines.selection import KINDS
+
+    if not KINDS[engine.kind].plans:
+        return {}
+    from iblip.engines.cache.key import this_gpu
+    from iblip.engines.tensorrt.libraries import find_library
+
+    gpu = {} if options.targets else this_gpu()
+    return {"version": find_library(engine.kind).version, "gpu": gpu}
+
+
+def _sources(options: BuildOptions, checkpoint: Checkpoint) -> set[Path]:
+    """Files of the checkpoint, and of what graphs are measured and answers compared on."""
+    asked = [options.examples or checkpoint.directory / "examples"]
+    if options.quantisation.calibration is not None:
+        asked.append(options.quantisation.calibration)
+    source = checkpoint.source or options.source
+    places = [place.absolute() for place in (checkpoint.directory, *source.parts.values(), *asked)]
+    found = {file for place in places for file in _files_in(place)} | set(checkpoint.files)
+    for place in asked:
+        found |= {image for image in _images(place.absolute()) if image.exists()}
+    destination = options.destination.absolute()
+    return {path for path in found if not path.is_relative_to(destination)}
+
+
+def _images(examples: Path) -> set[Path]:
+    """Those that examples name, wherever they lie; none of a file that the build will refuse."""
+    if not (examples / EXAMPLES).exists():
+        return set()
+    try:
+        return {example.image for example in read_examples(examples)}
+    except InputError:
+        return set()
+
+
+def _files_in(place: Path) -> Iterable[Path]:
+    return [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
+
+
+def _stamp(path: Path) -> Stamp:
+    return Stamp.of(path, sha256(path) if path.stat().st_size <= SMALL else None)
+
+
+def difference(directory: Path, inputs: Inputs) -> str | None:
+    """In what the build in `directory` is not what `inputs` would give; `None` if in nothing.
+
+    Args:
+        directory: of a build.
+        inputs: as from `inputs_of`.
+
+    Returns:
+        A clause for the user, such as "--max-batch is another".
+    """
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            return f"{RECORD} is of another version"
+        return next(_differences(directory, record, inputs), None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.info("%s cannot be read: %r", directory / RECORD, error)
+        return f"it has no {RECORD} that can be read"
+
+
+def _differences(directory: Path, record: Mapping[str, Any], inputs: Inputs) -> Iterator[str]:
+    told = record["told"]
+    for name in dict.fromkeys((*inputs.told, *told)):
+        if told.get(name) != inputs.told.get(name):
+            yield _change(name, told.get(name), inputs.told.get(name))
+    sources = {path: Stamp(**stamp) for path, stamp in record["sources"].items()}
+    for path in sorted(inputs.sources.keys() ^ sources.keys()):
+        yield f"{path} {'is new' if path in inputs.sources else 'is gone'}"
+    for path, stamp in sources.items():
+        if not stamp.holds(Path(path)):
+            yield f"{path} has changed"
+    files = {name: Stamp(**stamp) for name, stamp in record["files"].items()}
+    if MANIFEST not in files:
+        yield f"it has no {MANIFEST}"
+    for name, stamp in files.items():
+        if not stamp.holds(directory / name):
+            yield f"its own {name} has changed, or is gone"
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    if isinstance(was, str | int | None) and isinstance(now, str | int | None):
+        return f"{name} is {now}, and was {was}"
+    return f"{name} is another"

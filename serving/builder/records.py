@@ -1,0 +1,88 @@
+"""The manifest of a build."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iblip.export.artifact.manifest import (
+    ComponentRecord,
+    EngineRecord,
+    GraphRecord,
+    Manifest,
+)
+from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.system.toolchain import library_versions
+from iblip.serving.builder.options import BuildOptions
+
+if TYPE_CHECKING:
+    pass
+logger = logging.getLogger(__name__)
+from iblip.serving.builder.settling import limits_from_options
+
+
+def manifest_of_build(
+    work: Path,
+    options: BuildOptions,
+    checkpoint: Checkpoint,
+    verified: tuple[VerifiedGraph, ...],
+    records: Mapping[str, EngineRecord],
+    files: Mapping[str, str],
+) -> Manifest:
+    from iblip.export.checkpoint.facts import language_model_facts, preprocessing, write_tokenizers
+
+    components = {
+        component: ComponentRecord(
+            precision=precision,
+            graphs={
+                proof.graph.name: _graph_record(work, proof.graph)
+                for proof in verified
+                if proof.graph.component == component
+            },
+            engine=records[component],
+            quantisation=next(
+                (p.graph.quantisation for p in verified if p.graph.component == component), {}
+            ),
+        )
+        for component, precision in options.components.items()
+    }
+    return Manifest(
+        name=checkpoint.name,
+        family=checkpoint.family.name,
+        source={
+            **(checkpoint.source or options.source).to_json(),
+            "path": str(checkpoint.directory),
+            "synthetic": checkpoint.synthetic,
+            "files": files,
+        },
+        precision=options.components,
+        components=components,
+        preprocessing=preprocessing(checkpoint),
+        text=write_tokenizers(checkpoint, work),
+        language_model=language_model_facts(checkpoint),
+        limits=limits_from_options(options, checkpoint),
+        verification=_figures(verified),
+        tools=library_versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _graph_record(work: Path, graph: OnnxGraph) -> GraphRecord:
+    return GraphRecord(
+        path=str(graph.path.relative_to(work)),
+        weights=tuple(str(path.relative_to(work)) for path in graph.weights),
+        digest=graph.digest,
+        contract=graph.contract,
+    )
+
+
+def _figures(verified: tuple[VerifiedGraph, ...]) -> dict[str, Any]:
+    skipped = next((proof.skipped for proof in verified if proof.skipped), None)
+    if skipped:
+        return {"skipped": skipped}
+    figures = {f"{p.graph.component}/{p.graph.name}": dict(p.figures) for p in verified}
+    return {"graphs": figures}

@@ -1,0 +1,1 @@
+"""A build's engines to a Triton model repository."""

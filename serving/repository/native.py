@@ -1,0 +1,244 @@
+"""What Triton's own backends are told of an engine, where no Python model carries it.
+
+The build decides it, from the engine's record: none of it is policy. What the operator wrote
+stays: how many instances, on which GPUs, whether CUDA graphs are recorded, warm-ups besides those
+of the profiles. No server with these backends has run it yet (docs/evidence.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iblip.engines.hardware.compatibility import TRITON_FLAG, VERSION_COMPATIBLE
+from iblip.engines.onnxruntime.providers import PROVIDERS, Placement
+from iblip.engines.selection import runs_on_gpu
+from iblip.engines.tensorrt.profile import profile_from_json
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import EngineRecord, Manifest
+from iblip.export.errors import OptionError, ServingError
+from iblip.serving.repository.model_config import ModelConfig, set_parameter
+from iblip.serving.repository.profiles import (
+    BATCH,
+    cut_warm_ups,
+    profiles_of,
+    record_graphs,
+    warm_up,
+)
+
+AUTO, PYTHON, NATIVE = "auto", "python", "native"
+CHOICES = (AUTO, PYTHON, NATIVE)
+"""`--triton-backend`: `auto` is `native` for TensorRT plans, and `python` for all else."""
+
+ENGINE_CACHE = Path("/tmp/iblip-engines")
+"""Where ONNX Runtime's TensorRT provider keeps the plans that it builds. The operator's to edit: on
+a volume they outlive the container."""
+
+NUMBERED: Mapping[str, Sequence[str]] = {
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+}
+"""Options of CUDA's provider that Triton takes by their number, as parameters of the model. It
+takes them as options of the accelerator too, but puts its defaults in their place as soon as the
+model has any parameter (onnxruntime_backend, src/onnxruntime.cc)."""
+
+UNTOLD = ("device_id", "trt_fp16_enable")
+"""Options of a provider that Triton sets itself, by the instance's GPU and `precision_mode`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """One row of `ENGINES`.
+
+    Attributes:
+        setting: the field that names the backend, and what it says.
+        fill: tells the config the rest, from the engine's record and the graph's contract.
+    """
+
+    setting: tuple[str, str]
+    fill: Callable[[ModelConfig, EngineRecord, Contract], None]
+
+
+def backend_for(kind: str, requested: str = AUTO) -> str:
+    """`PYTHON` or `NATIVE`, for a kind of engine.
+
+    Args:
+        kind: an `EngineRecord.kind`.
+        requested: one of `CHOICES`.
+
+    Raises:
+        OptionError: it is none of these, or Triton has no backend of its own for the kind.
+    """
+    if requested not in CHOICES:
+        known = ", ".join(CHOICES)
+        raise OptionError(f"--triton-backend is {requested!r}; wanted one of {known}")
+    if requested == AUTO:
+        return NATIVE if kind == "tensorrt" else PYTHON
+    if requested == NATIVE and kind not in ENGINES:
+        raise OptionError(
+            f"--triton-backend native: Triton has no backend of its own for --engine {kind}, but "
+            f"for {', '.join(ENGINES)}. Choose one of these, or --triton-backend python."
+        )
+    return requested
+
+
+def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> None:
+    """Refuses what Triton's own backends cannot carry, before anything is built.
+
+    Args:
+        kind: of the components' engine.
+        requested: one of `CHOICES`.
+        precisions: of each component.
+
+    Raises:
+        OptionError: see `backend_for`; or a precision whose graphs the backend cannot open.
+    """
+    if backend_for(kind, requested) == PYTHON or kind == "tensorrt":
+        return
+    for component, word in precisions.items():
+        if word == "bf16" and component != "language_model":
+            raise OptionError(
+                f"--triton-backend native with {component}=bf16: ONNX Runtime reads no bf16 graph "
+                "as it is. A Python model opens it with casts, Triton's own backend does not. "
+                "Choose fp16, or --triton-backend python."
+            )
+
+
+def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_batch: int) -> None:
+    """Sets what runs a component, where its instances are, and the largest batch.
+
+    Args:
+        config: the component's.
+        record: of its engine.
+        backend: `PYTHON` or `NATIVE`.
+        max_batch: the largest batch of one run, in rows.
+
+    Raises:
+        ServingError: the engine's profiles do not reach that batch.
+    """
+    most = max((one[BATCH][-1] for one in profiles_of(record) if BATCH in one), default=max_batch)
+    if max_batch > most:
+        raise ServingError(
+            f"the engine of {config.name} takes batches up to {most}, and {max_batch} are wanted. "
+            f"Build it again with --max-batch {max_batch}."
+        )
+    config.max_batch_size = max_batch
+    row = ENGINES[record.kind] if backend == NATIVE else IN_PYTHON
+    config.ClearField("backend")
+    config.ClearField("platform")
+    setattr(config, *row.setting)
+    place_instances(config, record.kind)
+
+
+def place_instances(config: ModelConfig, kind: str, *, alone: bool = False) -> None:
+    """Puts a model's instances where its engine runs: on GPUs, or on the CPU.
+
+    GPUs that the operator named stay, and those of an engine on the CPU go. Where none are named,
+    each group has its instances on every GPU that the server finds.
+
+    Args:
+        config: of the model.
+        kind: of its engine.
+        alone: there is to be one instance: where the operator names no GPU, on the first.
+    """
+    from tritonclient.grpc import model_config_pb2
+
+    groups = model_config_pb2.ModelInstanceGroup
+    for group in config.instance_group:
+        if not runs_on_gpu(kind):
+            group.kind = groups.KIND_CPU
+            group.ClearField("gpus")
+            continue
+        group.kind = groups.KIND_GPU
+        if alone and not group.gpus:
+            group.gpus.append(0)
+
+
+def fill_native(
+    config: ModelConfig, record: EngineRecord, contract: Contract, backend: str
+) -> None:
+    """Tells a config everything else that the engine decides; its tensors are set already."""
+    cut_warm_ups(config, record, contract)
+    if backend == NATIVE:
+        ENGINES[record.kind].fill(config, record, contract)
+    if config.platform != "tensorrt_plan":
+        config.optimization.ClearField("cuda")  # only plans record graphs
+        if not config.optimization.ListFields():
+            config.ClearField("optimization")
+
+
+def flags_for(manifest: Manifest) -> tuple[str, ...]:
+    """Flags that Triton needs to load a build's engines."""
+    records = [record.engine for record in manifest.components.values()]
+    compatible = any(VERSION_COMPATIBLE in record.details.get("flags", ()) for record in records)
+    return (TRITON_FLAG,) if compatible else ()
+
+
+def _plan(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    numbers = [str(number) for number in range(len(profiles_of(record)))]
+    for group in config.instance_group:
+        if not group.profile:  # all of them: Triton takes the best for each batch
+            group.profile.extend(numbers)
+    warm_up(config, record, contract)
+    if config.optimization.cuda.graphs:
+        record_graphs(config, profiles_of(record), contract)
+
+
+def _cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    threads = config.parameters["threads"].string_value if "threads" in config.parameters else "0"
+    for name, value in (
+        ("intra_op_thread_count", threads),
+        ("inter_op_thread_count", "1"),
+        ("enable_mem_arena", "1"),
+    ):
+        if name not in config.parameters:
+            set_parameter(config, name, value)
+
+
+def _cuda(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    given = PROVIDERS["onnxruntime-cuda"].options(Placement(kind="onnxruntime-cuda"))
+    options = {name: value for name, value in given.items() if name not in UNTOLD}
+    for name in NUMBERED.keys() & options.keys():
+        value = options.pop(name)
+        if name not in config.parameters:
+            set_parameter(config, name, str(NUMBERED[name].index(value)))
+    _accelerate(config, "cuda", options)
+
+
+def _tensorrt(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+    profiles = profiles_of(record)
+    placement = Placement(
+        kind=record.kind,
+        shapes=profile_from_json(profiles[0]).all_shapes(contract) if profiles else {},
+        cache=ENGINE_CACHE,
+    )
+    given = PROVIDERS[record.kind].options(placement)
+    options = {name: value for name, value in given.items() if name not in UNTOLD}
+    # No lower than the graph's own dtypes. The prefix keeps components apart in one folder.
+    options |= {"precision_mode": "FP32", "trt_engine_cache_prefix": config.name}
+    _accelerate(config, "tensorrt", options)
+    _cuda(config, record, contract)  # for what TensorRT leaves
+    warm_up(config, record, contract)
+
+
+def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> None:
+    """Options of one accelerator; those that the operator wrote stay."""
+    several = config.optimization.execution_accelerators.gpu_execution_accelerator
+    found = next((one for one in several if one.name == name), None)
+    accelerator = several.add(name=name) if found is None else found
+    for key, value in options.items():
+        if key not in accelerator.parameters:
+            accelerator.parameters[key] = value
+
+
+IN_PYTHON = Native(setting=("backend", "python"), fill=lambda *_: None)
+"""How a Python model carries any engine."""
+
+ENGINES: Mapping[str, Native] = {
+    "tensorrt": Native(setting=("platform", "tensorrt_plan"), fill=_plan),
+    "onnxruntime": Native(setting=("backend", "onnxruntime"), fill=_cpu),
+    "onnxruntime-cuda": Native(setting=("backend", "onnxruntime"), fill=_cuda),
+    "onnxruntime-tensorrt": Native(setting=("backend", "onnxruntime"), fill=_tensorrt),
+}
+"""Kind of engine to how a backend of Triton's own carries it. It has none for TensorRT-RTX."""

@@ -1,0 +1,1 @@
+"""A Triton server: found, started, watched, stopped."""

@@ -1,0 +1,127 @@
+"""The command that starts Triton: one, whoever starts it, here or in a container.
+
+`iblip serve` watches over a server of its own (`serving.server.server`); with `--exec` it becomes the
+server, which is what a container wants; `--print-command` shows that. Triton is told the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from iblip.engines.language_model.vllm.environment import DIRECTORY, VARIABLE
+from iblip.export.errors import ServingError
+from iblip.serving.server.installation import Installation, find_triton
+
+if TYPE_CHECKING:
+    from iblip.serving.server.options import ServerOptions
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerCommand:
+    """A command line, and the whole environment that it runs in.
+
+    Attributes:
+        arguments: the program, and what it is given.
+        environment: every variable.
+    """
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """The variables that are not as they are in this process."""
+        return {k: v for k, v in self.environment.items() if os.environ.get(k) != v}
+
+    def __str__(self) -> str:
+        """As a shell takes it."""
+        changes = [f"{name}={value}" for name, value in self.changes.items()]
+        return shlex.join([*(["env", *changes] if changes else []), *self.arguments])
+
+    def become(self) -> NoReturn:
+        """Replaces this process by the server."""
+        program, *_ = self.arguments
+        os.execve(program, list(self.arguments), dict(self.environment))
+
+
+def server_command(
+    repository: Path, options: ServerOptions, ports: Mapping[str, int]
+) -> ServerCommand:
+    """What starts a server that nobody watches over: it logs to its own stderr.
+
+    Of the server that `nvidia-pytriton` carries, a folder of links is made in the temporary
+    directory, where the server finds its backend; it stays.
+
+    Args:
+        repository: the folder of models.
+        options: all but its log and the times that somebody waits.
+        ports: of `http`, `grpc` and `metrics`.
+
+    Raises:
+        ServingError: there is no repository, or no Triton.
+    """
+    check_repository(repository)
+    installation = find_triton(options.triton)
+    scratch = Path(tempfile.gettempdir())
+    if installation.python_stub is not None:
+        scratch = Path(tempfile.mkdtemp(prefix="iblip-triton-"))
+    return ServerCommand(
+        arguments=tuple(triton_arguments(repository, options, ports, installation, scratch)),
+        environment=triton_environment(installation, options),
+    )
+
+
+def triton_arguments(
+    repository: Path,
+    options: ServerOptions,
+    ports: Mapping[str, int],
+    installation: Installation,
+    scratch: Path,
+) -> list[str]:
+    """`tritonserver` and every flag that it is started with."""
+    flags = {
+        "model-repository": repository.absolute(),
+        "model-control-mode": "none",
+        "exit-on-error": "true",
+        "strict-readiness": "true",
+        "exit-timeout-secs": max(1, int(options.stop_timeout_s)),
+        "metrics-config": "summary_latencies=true",
+        # Clients ping on quiet connections; Triton's own default takes that for an attack.
+        "grpc-http2-min-recv-ping-interval-without-data": 5000,
+        "grpc-keepalive-permit-without-calls": "true",
+    }
+    for name, port in ports.items():
+        flags[f"{name}-address"] = options.host
+        flags[f"{name}-port"] = port
+    if options.cache_mib:
+        flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
+    return [
+        str(installation.binary),
+        *(f"--{name}={value}" for name, value in flags.items()),
+        "--disable-auto-complete-config",
+        *installation.arguments(scratch),
+        *options.extra,
+    ]
+
+
+def triton_environment(installation: Installation, options: ServerOptions) -> dict[str, str]:
+    """Every variable of the server's process."""
+    environment = {**os.environ, **options.environment}
+    if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
+        environment.setdefault(VARIABLE, str(DIRECTORY.absolute()))
+    return installation.environment(environment)
+
+
+def check_repository(repository: Path) -> None:
+    """Raises `ServingError` where there is no folder of models."""
+    if not repository.is_dir():
+        message = f"there is no model repository {repository}."
+        raise ServingError(f"{message} Build one with `python -m export build`.")

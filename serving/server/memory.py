@@ -1,0 +1,161 @@
+"""What a build takes of a machine's memory when it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.manifest import Manifest
+
+PROCESSES = 384 << 20
+"""Bytes of the server and its processes beside weights and caches: 240 MiB as they start (a demo
+checkpoint, proportional set size of all of them), the rest when a model of 7 B has answered."""
+
+CACHES = ("past_key_values.", "cross_key_values.")
+"""How the decoder's inputs begin that live in slots."""
+
+DECODER = "batched_decoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingMemory:
+    """Bytes that a server wants.
+
+    Attributes:
+        weights: of the graphs that are served, as they lie in memory.
+        position: keys and values of one position of one slot.
+        slots: of the language model.
+        positions: of a slot.
+    """
+
+    weights: int
+    position: int
+    slots: int
+    positions: int
+
+    @property
+    def caches(self) -> int:
+        """Keys and values when every slot is full; they are taken as sequences grow."""
+        return self.position * self.slots * self.positions
+
+    @property
+    def least(self) -> int:
+        """Before the first request."""
+        return self.weights + PROCESSES
+
+    @property
+    def most(self) -> int:
+        """When every slot is full."""
+        return self.least + self.caches
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, in bytes."""
+        return {
+            "weights": self.weights,
+            "processes": PROCESSES,
+            "bytes_a_position": self.position,
+            "slots": self.slots,
+            "positions": self.positions,
+            "key_values_when_full": self.caches,
+            "least": self.least,
+            "most": self.most,
+            "available": available(),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{gib(self.least)} with its weights loaded, and {self.position / 2**20:.2f} MiB for"
+            f" every position of a sequence: {gib(self.most)} if all {self.slots} slots reach"
+            f" {self.positions:,} positions"
+        )
+
+    @property
+    def advice(self) -> str | None:
+        """What to say where this machine has less; `None` where it suffices."""
+        free = available()
+        if free is None or self.most <= free:
+            return None
+        if self.least > free:
+            return f"memory: it takes {self}. {gib(free)} are free here: it may not load."
+        return (
+            f"memory: it takes {self}. {gib(free)} are free here: fewer slots or positions"
+            " (`--slots` and `--max-length` of `export build`, or `slots` and `max_length` in"
+            " language_model/config.pbtxt) keep it within them."
+        )
+
+
+def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None:
+    """Of a build whose components run on ONNX Runtime; `None` where others do, or graphs cannot be
+    read here: a server needs no `onnx`, and tells itself what is missing of a build."""
+    records = manifest.components
+    graphs = {
+        directory / graph.path
+        for record in records.values()
+        for name, graph in record.graphs.items()
+        if name != "decoder"
+    }
+    language_model = records.get("language_model")
+    decoder = language_model and language_model.graphs.get(DECODER)
+    elsewhere = any(record.engine.kind != "onnxruntime" for record in records.values())
+    if not decoder or elsewhere or find_spec("onnx") is None:
+        return None
+    if not all(path.is_file() for path in graphs):
+        return None
+    return ServingMemory(
+        weights=sum(loaded_by_place(graphs).values()),
+        position=bytes_a_position(decoder.contract),
+        slots=manifest.limits.slots,
+        positions=manifest.limits.max_length,
+    )
+
+
+def bytes_a_position(decoder: Contract) -> int:
+    """Bytes of one position in one slot, of every layer's keys and values."""
+    total = 0
+    for spec in decoder.inputs:
+        if spec.name.startswith(CACHES):
+            sizes = [axis for axis in spec.axes if isinstance(axis, int)]  # heads, head_dim
+            total += int(np.prod(sizes)) * np.dtype(spec.numpy_dtype).itemsize
+    return total
+
+
+def loaded_by_place(graphs: Iterable[Path]) -> dict[tuple[Path, int], int]:
+    """Bytes in memory of every weight that the graphs read from files, by file and offset.
+
+    On a CPU; the factors are those of `export.estimate.IN_MEMORY`.
+    """
+    import onnx
+
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    found = {}
+    for path in graphs:
+        model = onnx.load(path, load_external_data=False)
+        scales = {node.input[2] for node in model.graph.node if node.op_type == "MatMulNBits"}
+        for tensor in model.graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if "length" in place:
+                key = path.parent / place["location"], int(place.get("offset", 0))
+                times = 3 if tensor.name in scales else 2 if tensor.data_type in halves else 1
+                found[key] = int(place["length"]) * times
+    return found
+
+
+def available() -> int | None:
+    """Bytes that this machine can give to new processes; `None` where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {name: int(value.split()[0]) for name, _, value in (ln.partition(":") for ln in lines)}
+    return sizes["MemAvailable"] * 1024
+
+
+def gib(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.2f} GiB"

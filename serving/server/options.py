@@ -1,0 +1,57 @@
+"""`ServerOptions`: how a server is started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from iblip.export.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How a server is started.
+
+    Attributes:
+        host: address to listen on; the default is reachable from this machine only.
+        http_port, grpc_port, metrics_port: 0 takes a free one.
+        cache_mib: of the response cache, in MiB; 0 is no cache, and every question about a picture
+            then encodes it again.
+        triton: a `tritonserver`, or the folder above its `bin`; `None` looks for one.
+        ready_timeout_s: how long the models may take to load.
+        stop_timeout_s: how long running requests may take to end, before they are killed.
+        log: file for the server's log; `None` keeps it only while the server runs.
+        environment: variables for the server and its models, besides this process's own.
+        extra: more flags for `tritonserver`, as they are.
+
+    Raises:
+        OptionError: a port, a size or a time is out of range.
+    """
+
+    host: str = LOOPBACK
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    cache_mib: int = 64
+    triton: Path | None = None
+    ready_timeout_s: float = 600.0
+    stop_timeout_s: float = 10.0
+    log: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if name.endswith("_port") and not 0 <= value <= 65535:
+                raise OptionError(f"{name} is {value}; wanted 0 (any free one) to 65535")
+            if name.endswith("_timeout_s") and not value > 0:
+                raise OptionError(f"{name} is {value}; wanted more than 0 seconds")
+        if self.cache_mib < 0:
+            raise OptionError(f"cache_mib is {self.cache_mib}; wanted 0 (no cache) or more MiB")

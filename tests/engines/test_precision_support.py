@@ -1,0 +1,114 @@
+"""What an engine cannot run is refused, with the reason and a way that there is."""
+
+import pytest
+from click.testing import CliRunner
+
+from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.engines.precision_support import REFUSALS, REMARKS, check_precision
+from iblip.engines.selection import KINDS
+from iblip.export.errors import OptionError
+from iblip.export.precision import parse_precision
+from iblip.export.quantisation.options import QuantisationOptions, quantisations
+from iblip.serving.builder.options import LLM_ENGINES
+from iblip.serving.cli import export
+
+
+def refused(engine, component, precision, targets=(), **options):
+    policy = parse_precision(precision)
+    made = quantisations(policy, QuantisationOptions(**options))
+    return check_precision(engine, component, policy[component], made.get(component), targets)
+
+
+def test_only_engines_that_there_are_refuse():
+    assert {engine for engine, _ in {*REFUSALS, *REMARKS}} <= {*KINDS, *LLM_ENGINES}
+
+
+def test_floats_of_eight_bits_want_a_gpu_that_has_them():
+    message = r"vision_encoder=fp8 is not for tensorrt-rtx: sm80, SM86 cannot multiply .* sm89 and"
+    with pytest.raises(OptionError, match=message):
+        refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm80", "SM86", "sm89"))
+    assert refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm89", "sm120")) is None
+    assert refused("tensorrt-rtx", "vision_encoder", "int8-fp16", ("sm80",)) is None
+
+
+def machine(monkeypatch, *capabilities):
+    """Has the driver say that these are the machine's GPUs."""
+    gpus = [Gpu(name=f"GPU of {one}", memory=2**34, capability=one) for one in capabilities]
+    driver = Driver(version="580.95.05", cuda="13.0", gpus=tuple(gpus))
+    monkeypatch.setattr("iblip.engines.precision_support.find_driver", lambda: driver)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_for_this_machine_wants_it_of_the_first_gpu(engine, monkeypatch):
+    machine(monkeypatch, "sm86", "sm120")
+    message = rf"qformer=fp8 is not for {engine}: sm86 cannot multiply .* sm89 and later can\. That"
+    with pytest.raises(OptionError, match=message):
+        refused(engine, "qformer", "fp8")
+    assert refused(engine, "qformer", "fp8", ("sm89",)) is None
+    assert refused(engine, "qformer", "int8-fp16") is None
+    machine(monkeypatch, "sm89", "sm75")
+    assert refused(engine, "qformer", "fp8") is None
+    machine(monkeypatch)
+    assert refused(engine, "qformer", "fp8") is None  # another rule says that there is no GPU
+    monkeypatch.setattr("iblip.engines.precision_support.find_driver", lambda: None)
+    assert refused(engine, "qformer", "fp8") is None
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime-tensorrt", "onnxruntime-cuda"])
+def test_what_runs_elsewhere_does_not_ask_this_machine(engine, monkeypatch):
+    machine(monkeypatch, "sm75")
+    refused(engine, "qformer", "fp8")
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8-fp16"])
+def test_a_cpu_emulates_and_is_said_to(precision):
+    told = refused("onnxruntime", "qformer", precision)
+    assert told.startswith(f"qformer={precision}: ONNX Runtime's CPU provider multiplies its")
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_wants_scales_that_are_known(engine):
+    message = r"vision_encoder=int8 is not for .* Add --int8 static, or --engine onnxruntime"
+    with pytest.raises(OptionError, match=message):
+        refused(engine, "vision_encoder", "int8")
+    refused(engine, "vision_encoder", "int8", int8="static")
+    refused("onnxruntime", "vision_encoder", "int8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"), [("int4", {}), ("int8", {}), ("int8", {"llm_int8": "dynamic"})]
+)
+def test_vllm_wants_floats(precision, options):
+    with pytest.raises(OptionError, match="Choose fp32, fp16 or bf16 for it"):
+        refused("vllm", "language_model", precision, **options)
+    refused("vllm", "language_model", "bf16")
+
+
+def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
+    for precision in ("fp32", "int4", "int8"):
+        with pytest.raises(OptionError, match="no attention over slots in float32"):
+            refused("onnxruntime-cuda", "language_model", precision)
+    for precision in ("fp16", "bf16", "lavis"):
+        refused("onnxruntime-cuda", "language_model", precision)
+    refused("onnxruntime-cuda", "vision_encoder", "fp32")
+    with pytest.raises(OptionError, match="DynamicQuantizeLinear, MatMulInteger"):
+        refused("onnxruntime-cuda", "vision_encoder", "int8")
+    refused("onnxruntime-cuda", "vision_encoder", "int8", int8="static")
+
+
+def test_a_build_is_refused_before_anything_is_read():
+    pytest.importorskip("tensorrt_rtx_bindings")
+    arguments = ["build", "--model", "nowhere", "--precision", "int8", "--engine", "tensorrt-rtx"]
+    result = CliRunner().invoke(export, [*arguments, "--target", "sm89"], prog_name="export")
+    assert result.exit_code == 2
+    assert "is not for tensorrt-rtx" in result.output
+
+
+def test_a_build_for_a_gpu_here_is_refused_before_anything_is_read(monkeypatch):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    machine(monkeypatch, "sm86")
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: True)
+    arguments = ["build", "--model", "nowhere", "--precision", "fp8", "--engine", "tensorrt-rtx"]
+    result = CliRunner().invoke(export, arguments, prog_name="export")
+    assert result.exit_code == 2
+    assert "vision_encoder=fp8 is not for tensorrt-rtx: sm86 cannot" in result.output

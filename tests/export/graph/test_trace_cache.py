@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.exporter import graphs_from_checkpoint
+from iblip.export.graph.trace_cache import TraceCache, trace_key
+from iblip.export.graph.tracing import trace
+from iblip.export.precision import parse_precision
+from iblip.export.progress import Silent
+
+KEY = "0" * 64
+
+
+def exported(checkpoint, precision, directory, traces=None):
+    directory.mkdir()
+    policy = parse_precision(precision)
+    return graphs_from_checkpoint(checkpoint, policy, directory, Silent(), traces=traces)
+
+
+def content(graphs):
+    return [(graph.digest, graph.path.read_bytes()) for graph in graphs]
+
+
+@pytest.fixture
+def no_tracing(monkeypatch):
+    def refuse(component):
+        raise AssertionError(f"{component.title} was traced")
+
+    return lambda: monkeypatch.setattr("iblip.export.exporter.trace", refuse)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("flant5", "lavis"), ("opt", "int4")])
+def test_a_kept_trace_gives_the_same_graph_to_the_byte(tiny, tmp_path, no_tracing, kind, precision):
+    checkpoint, cache = checkpoint_from_directory(tiny(kind)), TraceCache(tmp_path / "traces")
+    wanted = content(exported(checkpoint, precision, tmp_path / "without"))
+    assert content(exported(checkpoint, precision, tmp_path / "first", cache)) == wanted
+    no_tracing()
+    assert content(exported(checkpoint, precision, tmp_path / "second", cache)) == wanted
+
+
+def keys(checkpoint, precision):
+    components = components_from_checkpoint(checkpoint, parse_precision(precision))
+    return {one.title: trace_key(one, checkpoint) for one in components}
+
+
+def test_a_key_follows_from_config_precision_and_code_but_not_from_weights(
+    tiny, tiny_copy, monkeypatch
+):
+    plain = keys(checkpoint_from_directory(tiny("vicuna")), "fp16")
+    assert len(set(plain.values())) == len(plain)
+    copy = tiny_copy("vicuna")
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert keys(checkpoint_from_directory(copy), "fp16") == plain
+
+    mixed = keys(checkpoint_from_directory(copy), "vision_encoder=fp16,qformer=fp16")
+    same = {title for title in plain if mixed[title] == plain[title]}
+    assert same == {"vision_encoder/model", "qformer/model"}
+
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["rms_norm_eps"] = 1e-3
+    (copy / "config.json").write_text(json.dumps(config))
+    other = keys(checkpoint_from_directory(copy), "fp16")
+    assert not set(other.values()) & set(plain.values())
+
+    monkeypatch.setattr("iblip.export.graph.trace_cache.code_digest", lambda *_: "of other code")
+    assert not set(keys(checkpoint_from_directory(tiny("vicuna")), "fp16").values()) & set(
+        plain.values()
+    )
+
+
+@pytest.fixture(scope="module")
+def traced(tiny):
+    """A trace that is quickly made."""
+    checkpoint = checkpoint_from_directory(tiny("vicuna"))
+    components = components_from_checkpoint(checkpoint, parse_precision("fp32"))
+    return trace(next(one for one in components if one.graph == "embed_tokens"))
+
+
+def test_a_damaged_trace_is_told_and_not_taken(traced, tmp_path, caplog):
+    cache = TraceCache(tmp_path / "traces")
+    assert cache.take(KEY, traced.component) is None
+    cache.keep(KEY, traced)
+    (path,) = cache.directory.iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-1], whole + b"0", bytes(40) + whole[40:]):
+        path.write_bytes(damaged)
+        assert cache.take(KEY, traced.component) is None
+        assert "is damaged; language_model/embed_tokens is traced anew" in caplog.text
+        caplog.clear()
+    cache.keep(KEY, traced)
+    found = cache.take(KEY, traced.component)
+    assert (found.wanted, found.parameters) == (traced.wanted, traced.parameters)
+
+
+def test_a_cache_that_cannot_be_written_fails_no_build(traced, tmp_path):
+    (tmp_path / "file").touch()
+    cache = TraceCache(tmp_path / "file" / "traces")
+    cache.keep(KEY, traced)
+    assert cache.take(KEY, traced.component) is None
+
+
+def test_what_was_not_used_for_longest_makes_room(traced, tmp_path, monkeypatch):
+    cache = TraceCache(tmp_path / "traces")
+    for age, key in enumerate("abc"):
+        cache.keep(key * 64, traced)
+        os.utime(cache.directory / f"{key * 64}.trace", (1e9 - age, 1e9 - age))
+    assert cache.take("c" * 64, traced.component) is not None
+    monkeypatch.setattr("iblip.export.graph.trace_cache.KEPT", 3)
+    cache.keep("d" * 64, traced)
+    assert {path.stem[0] for path in cache.directory.iterdir()} == set("acd")

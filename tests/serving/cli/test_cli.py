@@ -1,0 +1,99 @@
+"""The command line: its tables, its help, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from iblip.engines.language_model.types import GenerationOptions
+from iblip.export.errors import OptionError
+from iblip.serving.cli import EXPORT, IBLIP, Commands, export, iblip
+from iblip.serving.cli.options import GENERATION, REPEATABLE, options_from_flags
+
+HELPS = [
+    *([name] for name in IBLIP),
+    *(["export", name] for name in EXPORT),
+    ["export"],
+    [],
+]
+
+ONLY_LIGHT = """
+import sys
+from click.testing import CliRunner
+from iblip.serving.cli import iblip
+done = CliRunner().invoke(iblip, {arguments!r} + ["--help"])
+assert done.exit_code == 0, done.output
+heavy = {{"numpy", "torch", "transformers", "onnx", "onnxruntime", "tritonclient", "PIL", "grpc"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("arguments", HELPS, ids=lambda words: " ".join(words) or "iblip")
+def test_help_imports_nothing_heavy(arguments):
+    code = ONLY_LIGHT.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("group", [iblip, export])
+def test_every_command_of_the_table_is_there_with_its_help(group):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command.get_short_help_str()
+
+
+def test_an_unknown_command_is_a_wrong_call():
+    done = CliRunner().invoke(iblip, ["srve"])
+    assert done.exit_code == 2
+    assert "No such command 'srve'" in done.stderr
+
+
+def failing(error):
+    group = Commands("group")
+
+    @group.command()
+    def run():
+        raise error
+
+    return CliRunner().invoke(group, ["run"])
+
+
+def test_our_errors_are_one_line_and_their_own_status():
+    done = failing(OptionError("top_p is 3"))
+    assert (done.exit_code, done.stderr) == (2, "error: top_p is 3\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    done = failing(ZeroDivisionError("oops"))
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+def test_every_option_of_an_answer_is_a_flag():
+    flags = {name for name, _, _ in (*GENERATION, *REPEATABLE)} | {"early_stopping"}
+    assert flags == {field.name for field in fields(GenerationOptions)}
+
+
+def test_flags_become_options_and_only_those_given_count():
+    none = {name: None for name, _, _ in GENERATION} | {"early_stopping": None}
+    none |= {name: () for name, _, _ in REPEATABLE}
+    assert options_from_flags(none) == GenerationOptions()
+    flags = {"top_k": 3, "stop": ("a", "b"), "logit_bias": ((7, -2.0), (9, 1.5))}
+    assert options_from_flags(none | flags) == GenerationOptions(
+        top_k=3, stop=("a", "b"), logit_bias={7: -2.0, 9: 1.5}
+    )
+    beams = {"num_beams": 5, "early_stopping": "never", "stop_token_ids": (4,)}
+    assert options_from_flags(none | beams) == GenerationOptions(
+        num_beams=5, early_stopping="never", stop_token_ids=(4,)
+    )
+
+
+def test_what_is_no_build_is_said(tmp_path):
+    done = CliRunner().invoke(iblip, ["serve", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {tmp_path} is not a build: it has no manifest.json")

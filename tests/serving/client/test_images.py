@@ -1,0 +1,179 @@
+"""Images, from wherever they come, as a model's pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from iblip.export.artifact.manifest import Preprocessing
+from iblip.export.errors import InputError
+from iblip.export.images import MAX_PIXELS, pixels_from_image
+
+SMALL = Preprocessing(height=48, width=48, resample="BICUBIC")
+
+
+def picture(width=70, height=40, seed=0):
+    """Smooth enough that a JPEG keeps it, uneven enough that a rotation shows."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def plain(image):
+    return np.asarray(image.convert("RGB").resize((48, 48), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_a_path_bytes_a_pillow_image_and_an_array_are_the_same_pixels(tmp_path, kind):
+    data = encoded(picture(), kind)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    decoded = Image.open(io.BytesIO(data)).convert("RGB")
+    expected = plain(decoded)
+    for source in (path, str(path), data, decoded, np.asarray(decoded)):
+        pixels = pixels_from_image(source, SMALL)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.c_contiguous
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def transparent_palette():
+    image = picture().quantize(16)
+    image.info["transparency"] = 3
+    return image
+
+
+def with_alpha():
+    image = picture().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture(),
+        picture(9, 200),
+        picture(48, 48),
+        picture(1, 1),
+        picture().convert("L"),
+        picture().convert("1"),
+        picture().quantize(16),
+        transparent_palette(),
+        with_alpha(),
+        with_alpha().convert("LA"),
+        picture().convert("CMYK"),
+        picture().convert("YCbCr"),
+    ],
+    ids=lambda image: f"{image.mode}-{image.width}x{image.height}",
+)
+def test_pixels_equal_transformers_bit_for_bit(image):
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    processor = BlipImageProcessorPil(
+        size={"height": 48, "width": 48}, do_rescale=False, do_normalize=False
+    )
+    theirs = processor(image, return_tensors="np")["pixel_values"][0]  # [3, height, width]
+    ours = pixels_from_image(image, SMALL)
+    np.testing.assert_array_equal(ours, np.transpose(theirs, (1, 2, 0)).astype(np.uint8))
+
+
+def test_height_and_width_are_not_confused():
+    tall = Preprocessing(height=20, width=10, resample="BICUBIC")
+    assert pixels_from_image(picture(), tall).shape == (20, 10, 3)
+
+
+def test_the_filter_is_the_contracts():
+    nearest = Preprocessing(height=48, width=48, resample="NEAREST")
+    assert (pixels_from_image(picture(), nearest) != pixels_from_image(picture(), SMALL)).any()
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    ramp = np.linspace(0, 65535, 48 * 48).astype(np.uint16).reshape(48, 48)
+    pixels = pixels_from_image(encoded(Image.fromarray(ramp)), SMALL)
+    np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(upright, "PNG", exif=exif)
+    seen = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(pixels_from_image(data, SMALL), plain(seen))
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    first, second = picture(seed=1).quantize(32), picture(seed=2).quantize(32)
+    data = encoded(first, "GIF", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(
+        pixels_from_image(data, SMALL), plain(Image.open(io.BytesIO(data)))
+    )
+
+
+def huge_png():
+    """A few bytes that say they are 100,000 by 100,000 pixels."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    rows = chunk(b"IDAT", zlib.compress(b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rows + chunk(b"IEND", b"")
+
+
+JPEG = encoded(picture(200, 200), "JPEG")
+PNG = encoded(picture(200, 200))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"", "is empty: 0 bytes"),
+        (b"hello, this is text", "not an image that Pillow can read"),
+        (JPEG[: len(JPEG) // 2], "truncated or damaged"),
+        (PNG[: len(PNG) // 2], "truncated or damaged"),
+        (PNG[:12], "is not an image|is damaged|truncated"),
+        (huge_png(), f"more than {MAX_PIXELS} pixels"),
+        ("no/such/file.png", "there is no file no/such/file.png"),
+        ("https://example.org/a.png", "is an address; download it first"),
+        ("bad\0name", "cannot be read"),
+        (".", "cannot be read: Is a directory"),
+        (Image.new("RGB", (0, 7)), "is empty: 0 x 7 pixels"),
+        (Image.new("F", (4, 4)), "floating-point"),
+        (np.zeros((8, 8, 3), np.float32), r"is float32 .*Floats from 0 to 1"),
+        (np.zeros((8, 8, 3), np.int64), r"is int64 \[8, 8, 3\]; wanted uint8"),
+        (np.zeros((8, 8), np.uint8), r"shape \[8, 8\]; wanted uint8 \[height, width, 3\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \[3, 8, 8\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \[8, 8, 4\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"shape \[1, 8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), "is empty"),
+        (None, "an image cannot be a NoneType"),
+    ],
+)
+def test_what_cannot_be_used_is_said(source, message):
+    with pytest.raises(InputError, match=message):
+        pixels_from_image(source, SMALL)
+
+
+def test_a_picture_just_over_the_limit_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("iblip.export.images.MAX_PIXELS", 70 * 40 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(InputError, match="has 70 x 40 pixels; the most accepted is 2799"):
+        pixels_from_image(encoded_once, SMALL)
+
+
+encoded_once = encoded(picture())

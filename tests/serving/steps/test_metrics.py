@@ -1,0 +1,172 @@
+"""What Prometheus is told of an engine, without Triton."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from iblip.engines.language_model.types import EngineStatus, Outcome
+from iblip.serving.steps.metrics import FAMILIES, RATE, EngineMetrics, MetricsThread
+
+IDLE = EngineStatus(
+    slots=4,
+    slots_used=0,
+    running=0,
+    waiting=0,
+    requests=dict.fromkeys(get_args(Outcome), 0),
+    generated_tokens=0,
+    prompt_tokens=0,
+    queue_s=0.0,
+    prefill_s=0.0,
+    decode_s=0.0,
+)
+
+
+class Series:
+    """As Triton's: a counter is only added to, a gauge only set."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.value = 0
+        self.calls = 0
+
+    def increment(self, value):
+        assert self.kind == "counter"
+        assert value >= 0
+        self.value += value
+        self.calls += 1
+
+    def set(self, value):
+        assert self.kind == "gauge"
+        self.value = value
+        self.calls += 1
+
+
+class Endpoint:
+    def __init__(self):
+        self.series = {}
+
+    def make_family(self, name, text, kind):
+        assert text
+
+        def make(labels):
+            key = (name, *sorted(labels.items()))
+            assert key not in self.series
+            self.series[key] = Series(kind)
+            return self.series[key]
+
+        return make
+
+    def value(self, name, **labels):
+        return self.series[(name, *sorted({"model": "lm", **labels}.items()))].value
+
+
+@pytest.fixture
+def endpoint():
+    return Endpoint()
+
+
+@pytest.fixture
+def metrics(endpoint):
+    return EngineMetrics(endpoint.make_family, {"model": "lm"})
+
+
+def test_every_number_of_the_status_is_shown(endpoint, metrics):
+    metrics.update(IDLE, 0.0)
+    busy = replace(
+        IDLE,
+        slots_used=3,
+        running=2,
+        waiting=5,
+        requests={**IDLE.requests, "eos": 7, "refused": 1},
+        generated_tokens=90,
+        prompt_tokens=40,
+        queue_s=1.5,
+        prefill_s=0.25,
+        decode_s=2.0,
+    )
+    metrics.update(busy, 1.0)
+    shown = {name: endpoint.value(name) for name in FAMILIES if name != "iblip_requests_total"}
+    assert shown == {
+        "iblip_slots": 4,
+        "iblip_slots_used": 3,
+        "iblip_requests_running": 2,
+        "iblip_requests_waiting": 5,
+        "iblip_generated_tokens_total": 90,
+        "iblip_prompt_tokens_total": 40,
+        "iblip_queue_seconds_total": 1.5,
+        "iblip_prefill_seconds_total": 0.25,
+        "iblip_decode_seconds_total": 2.0,
+    }
+    ends = {end: endpoint.value("iblip_requests_total", reason=end) for end in get_args(Outcome)}
+    assert ends == busy.requests
+
+
+def test_counters_are_added_to_and_what_stays_costs_nothing(endpoint, metrics):
+    for tokens in (5, 5, 12, 12):
+        metrics.update(replace(IDLE, generated_tokens=tokens), 0.0)
+    (series,) = (
+        s for key, s in endpoint.series.items() if key[0].endswith("_tokens_total") and s.value
+    )
+    assert (series.value, series.calls) == (12, 2)
+    assert endpoint.series["iblip_slots", ("model", "lm")].calls == 1
+
+
+def test_the_rate_is_of_the_last_seconds_and_falls_to_none(endpoint, metrics):
+    for second in range(31):
+        tokens = 100 * min(second, 10)
+        metrics.update(replace(IDLE, generated_tokens=tokens), float(second))
+        if second == 9:
+            assert endpoint.value(RATE) == pytest.approx(100)
+        if second == 13:
+            assert 0 < endpoint.value(RATE) < 100
+    assert endpoint.value(RATE) == 0
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, RATE])
+def test_every_name_is_on_the_operators_page(name):
+    page = Path(__file__).parents[2] / "docs" / "operating.md"
+    assert f"`{name}`" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, RATE])
+def test_names_are_as_prometheus_wants_them(name):
+    kind = FAMILIES[name].kind if name in FAMILIES else "gauge"
+    assert name.startswith("iblip_")
+    assert name.endswith("_total") == (kind == "counter")
+
+
+def test_the_thread_follows_the_engine_until_it_is_closed(endpoint, metrics):
+    asked, status = threading.Semaphore(0), [IDLE]
+
+    def ask():
+        asked.release()
+        return status[0]
+
+    thread = MetricsThread(metrics, ask, period_s=0.001)
+    assert asked.acquire(timeout=30)
+    status[0] = replace(IDLE, running=1)
+    for _ in range(3):
+        assert asked.acquire(timeout=30)
+    assert endpoint.value("iblip_requests_running") == 1
+    thread.close()
+    while asked.acquire(blocking=False):
+        pass
+    assert not asked.acquire(timeout=0.05)
+
+
+def test_a_fault_of_the_metrics_ends_them_alone(metrics, caplog):
+    asked = threading.Event()
+
+    def ask():
+        asked.set()
+        raise RuntimeError("boom")
+
+    thread = MetricsThread(metrics, ask, period_s=0.001)
+    assert asked.wait(30)
+    thread.close()
+    assert "the metrics of the engine cannot be shown any more" in caplog.text
