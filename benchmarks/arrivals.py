@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 
 
 @dataclass(frozen=True, kw_only=True)

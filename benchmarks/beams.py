@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.builds import build
 from benchmarks.reference import Reference
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image

@@ -89,7 +89,7 @@ def _measured(model: str, dtype: str, precisions: list[str], scratch: Path) -> d
         skipped = f"{room / 1e9:.0f} GB are free, {1.6 * size / 1e9:.0f} GB are wanted"
         return {model: {f"{dtype}:{name}": {"skipped": skipped} for name in precisions}}
     checkpoint = scratch / f"{model}-{dtype}"
-    run(["export", "synthesize", model, str(checkpoint), "--dtype", dtype])
+    run(["iblip", "export", "synthesize", model, str(checkpoint), "--dtype", dtype])
     try:
         return {model: {f"{dtype}:{name}": _build(checkpoint, name) for name in precisions}}
     finally:
@@ -106,7 +106,7 @@ def _build(checkpoint: Path, precision: str) -> dict[str, Any]:
     """One build, and `cat` of its source and of as many bytes as it wrote."""
     output = checkpoint.with_name("build")
     cold = _drop_caches()
-    build = ["export", "build", "--model", str(checkpoint), "--precision", precision]
+    build = ["iblip", "export", "build", "--model", str(checkpoint), "--precision", precision]
     process = run([*build, "--no-verify", "--output", str(output)])
     stats = [path.lstat() for path in output.rglob("*") if path.is_file()]
     written = sum(stat.st_size for stat in stats if stat.st_nlink == 1)

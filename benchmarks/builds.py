@@ -15,7 +15,7 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for precision in PRECISIONS:
         output = scratch / f"{checkpoint.name}-{precision}"
-        build = ["export", "build", "--model", str(checkpoint), "--precision", precision]
+        build = ["iblip", "export", "build", "--model", str(checkpoint), "--precision", precision]
         bare = run([*build, "--output", str(output), "--no-verify"])
         proven = run([*build, "--output", str(output)])
         figures[precision] = {
@@ -32,7 +32,7 @@ def build(checkpoint: Path, scratch: Path, precision: str = "fp32") -> Path:
     output = scratch / f"{checkpoint.name}-{precision}"
     if not output.exists():
         options = ["--precision", precision, "--output", str(output), "--no-verify"]
-        run(["export", "build", "--model", str(checkpoint), *options])
+        run(["iblip", "export", "build", "--model", str(checkpoint), *options])
     return output
 
 

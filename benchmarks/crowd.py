@@ -9,12 +9,8 @@ from typing import Any
 
 from benchmarks.builds import PRECISIONS, build
 from iblip.engines.language_model.opening import EngineLimits, open_engine
-from iblip.engines.language_model.types import (
-    Answer,
-    GenerationOptions,
-    GenerationRequest,
-    LanguageModelEngine,
-)
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer, GenerationRequest, LanguageModelEngine
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples

@@ -56,7 +56,7 @@ def measured(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     """Figures of three builds of a checkpoint, and bytes of the plans."""
     output, cache = scratch / "build", scratch / "cache"
     command = [
-        *("export", "build", "--model", str(checkpoint), "--output", str(output)),
+        *("iblip", "export", "build", "--model", str(checkpoint), "--output", str(output)),
         *("--engine", "tensorrt-rtx", "--target", "sm89", "--precision", "fp16", "--no-verify"),
     ]
     builds = {

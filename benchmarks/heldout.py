@@ -12,7 +12,7 @@ from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import InstructBlipClient
+from iblip.serving.client import Client
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.server import TritonServer
 
@@ -40,7 +40,7 @@ def _compare(directory: Path, examples: list[Example]) -> dict[str, Any]:
     started = time.monotonic()
     with TritonServer(directory / REPOSITORY) as server:
         ready_s = time.monotonic() - started
-        with InstructBlipClient(server.grpc_url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+        with Client(server.grpc_url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
             started = time.monotonic()
             asked = pool.map(lambda e: _ask(client, e), examples)
             found = list(asked)
@@ -58,7 +58,7 @@ def _compare(directory: Path, examples: list[Example]) -> dict[str, Any]:
     }
 
 
-def _ask(client: InstructBlipClient, example: Example) -> tuple[str, bool]:
+def _ask(client: Client, example: Example) -> tuple[str, bool]:
     """The answer, and whether its deltas in the order of their coming are that answer."""
     with client.stream(example.image, example.prompt) as stream:
         deltas = list(stream)

@@ -21,25 +21,21 @@ import numpy as np
 from benchmarks.arrivals import Asked, Got
 from benchmarks.builds import build
 from benchmarks.served import idle_metrics, served
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import AsyncInstructBlipClient
+from iblip.serving.client import AsyncClient
 
 SECONDS = 120.0
 
-
 SLOTS = 8
-
 
 QUEUE = 100_000
 """Long enough for the server that cannot keep up: nothing is to be lost."""
 
-
 CALIBRATION = 96
 """Requests that find out what a server takes."""
-
 
 CALIBRATION_AT_ONCE = 16
 
@@ -137,7 +133,7 @@ class Requests:
 
 async def _capacity(url: str, make: Requests) -> float:
     """Requests per second that a server answers when there is always another."""
-    async with AsyncInstructBlipClient(url) as client:
+    async with AsyncClient(url) as client:
         limit = asyncio.Semaphore(CALIBRATION_AT_ONCE)
 
         async def ask(asked: Asked) -> None:
@@ -151,14 +147,14 @@ async def _capacity(url: str, make: Requests) -> float:
 
 
 async def _warm_up(url: str, make: Requests) -> None:
-    async with AsyncInstructBlipClient(url) as client:
+    async with AsyncClient(url) as client:
         now = time.perf_counter()
         await asyncio.gather(*(_one(client, asked, now) for asked in make.at_once(16, 1)))
 
 
 async def _play(url: str, schedule: Sequence[Asked]) -> list[Got]:
     """Sends every request when its time has come, and waits for all ends."""
-    async with AsyncInstructBlipClient(url) as client:
+    async with AsyncClient(url) as client:
         await client.contract()
         started = time.perf_counter()
         tasks = []
@@ -168,7 +164,7 @@ async def _play(url: str, schedule: Sequence[Asked]) -> list[Got]:
         return await asyncio.gather(*tasks)
 
 
-async def _one(client: AsyncInstructBlipClient, asked: Asked, due: float) -> Got:
+async def _one(client: AsyncClient, asked: Asked, due: float) -> Got:
     times: list[float] = []
     tokens, error = 0, ""
     try:

@@ -15,7 +15,7 @@ from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import InstructBlipClient
+from iblip.serving.client import Client
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.server import TritonServer
 
@@ -30,7 +30,7 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     prompts = list(dict.fromkeys(example.prompt for example in examples))[:QUESTIONS]
     with (
         TritonServer(directory / REPOSITORY) as server,
-        InstructBlipClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
         Pipeline(directory) as pipeline,
     ):
         before = _runs(server.metrics_url)
@@ -44,7 +44,7 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
 def _times(
     checkpoint: Path,
     directory: Path,
-    client: InstructBlipClient,
+    client: Client,
     pipeline: Pipeline,
     examples: list[Example],
     prompts: list[str],

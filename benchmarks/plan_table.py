@@ -108,7 +108,7 @@ def _of_demo(demo: str, policy: str, scratch: Path, builds: Path | None) -> dict
     if not build.exists():
         checkpoint = Path(__file__).parents[1] / "checkpoints" / demo
         words = ("--model", str(checkpoint), *POLICIES[policy], "--output", str(build))
-        run(["export", "build", *words, "--no-verify", "--engine", "onnxruntime"])
+        run(["iblip", "export", "build", *words, "--no-verify", "--engine", "onnxruntime"])
     output = scratch / "plans"
     try:
         return dict(_rows(build, output))
@@ -153,13 +153,13 @@ def _at_size(scratch: Path) -> dict[str, Any]:
     small = replace(model, text={**model.text, "num_hidden_layers": 1})
     synthesize(Synthesis(model=small, dtype="float16", seed=0), checkpoint)
     words = ("--model", str(checkpoint), "--precision", "fp16", "--no-verify")
-    run(["export", "build", *words, "--engine", "onnxruntime", "--output", str(build)])
+    run(["iblip", "export", "build", *words, "--engine", "onnxruntime", "--output", str(build)])
     found = {}
     for graph in ("vision_encoder/model", "qformer/model"):
         output = scratch / "plans"
         plan = ("--engine", "tensorrt-rtx", "--target", TARGET, "--no-engine-cache")
         chosen = ("--graph", graph, "--output", str(output))
-        process = run(["serving", "engines", "build", str(build), *chosen, *plan])
+        process = run(["iblip", "engines", "build", str(build), *chosen, *plan])
         size = (output / f"{graph}.plan").stat().st_size
         found[graph] = {**process.to_json(), "bytes": size}
         click.echo(f"{graph}: {found[graph]}")

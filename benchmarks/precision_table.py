@@ -127,7 +127,7 @@ def ask(checkpoint: Path, scratch: Path, policy: str, examples: Sequence[Example
     asked_for = ["--precision", *POLICIES[policy], "--output", str(output), "--no-verify"]
     if POLICIES[policy][0] in CALIBRATED:
         asked_for += ["--calibration", str(scratch / "calibration")]
-    run(["export", "build", "--model", str(checkpoint), *asked_for])
+    run(["iblip", "export", "build", "--model", str(checkpoint), *asked_for])
     preprocessing = Manifest.read(output).preprocessing
     with Pipeline(output) as pipeline, ThreadPoolExecutor(AT_ONCE) as pool:
 

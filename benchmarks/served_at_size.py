@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.batching import weight_bytes
 from benchmarks.measure import keep, read_bandwidth, run
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.onnxruntime.session import available_cores
 from iblip.export.artifact.manifest import Manifest
-from iblip.serving.client import Answer, InstructBlipClient
+from iblip.serving.client import Answer, Client
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.memory import memory_of_build
 from iblip.serving.server.options import ServerOptions
@@ -57,9 +57,9 @@ def main(
         figures: dict[str, Any] = {"model": model, "precision": precision}
         if not directory.exists():
             if not source.exists():
-                arguments = ["export", "synthesize", model, str(source), "--dtype", "float16"]
+                arguments = ["iblip", "export", "synthesize", model, str(source), "--dtype", "float16"]
                 figures["synthesize"] = run(arguments).to_json()
-            arguments = ["export", "build", "--model", str(source), "--precision", precision]
+            arguments = ["iblip", "export", "build", "--model", str(source), "--precision", precision]
             arguments += ["--no-verify", "--output", str(directory)]
             figures["build"] = run(arguments).to_json()
         figures |= served(directory, tokens, rounds)
@@ -83,7 +83,7 @@ def served(directory: Path, tokens: int, rounds: int) -> dict[str, Any]:
     with TritonServer(directory / REPOSITORY, options) as server:
         ready_s = time.monotonic() - started
         ready = resident(server.pid)
-        with InstructBlipClient(server.grpc_url, timeout_s=READY_S) as client:
+        with Client(server.grpc_url, timeout_s=READY_S) as client:
             turns = [ask(client, manifest, tokens, turn) for turn in range(rounds + 1)][1:]
         answered = resident(server.pid)
     rate = max(turn.rate for turn in turns)
@@ -126,7 +126,7 @@ class Turn:
     positions: int
 
 
-def ask(client: InstructBlipClient, manifest: Manifest, tokens: int, turn: int) -> Turn:
+def ask(client: Client, manifest: Manifest, tokens: int, turn: int) -> Turn:
     """Asks about a picture that the server has not seen, and reads the answer as it comes."""
     bandwidth = read_bandwidth(available_cores())
     sizes = manifest.preprocessing.height, manifest.preprocessing.width, 3

@@ -25,12 +25,13 @@ from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.builds import build
 from benchmarks.served import idle_metrics, served
-from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import AsyncInstructBlipClient, CancelledError
+from iblip.serving.client import AsyncClient, CancelledError
 from iblip.serving.client.messages import KeepAlive, channel_options, question
 from iblip.serving.wire import ENSEMBLE
 
@@ -179,7 +180,7 @@ class Soak:
         """One request of each kind, some at once; what became of them, and the seconds."""
         counts: Counter[str] = Counter()
         limit, started = asyncio.Semaphore(AT_ONCE), time.perf_counter()
-        async with AsyncInstructBlipClient(self._url) as client:
+        async with AsyncClient(self._url) as client:
 
             async def one(kind: str) -> None:
                 async with limit:
@@ -192,7 +193,7 @@ class Soak:
                 await watching
         return counts, time.perf_counter() - started
 
-    async def _answered(self, client: AsyncInstructBlipClient) -> str:
+    async def _answered(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
         try:
             stream = await client.stream(asked.pixels, asked.prompt, options=asked.options)
@@ -203,7 +204,7 @@ class Soak:
         right = _same(answer, asked.answer) and text == answer.text
         return "right" if right else f"WRONG: {asked.prompt!r}, {asked.options}"
 
-    async def _cancelled(self, client: AsyncInstructBlipClient) -> str:
+    async def _cancelled(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
         options = GenerationOptions(min_new_tokens=LONG, max_new_tokens=LONG, temperature=5.0)
         try:
@@ -217,7 +218,7 @@ class Soak:
             return f"NOT CANCELLED: {type(error).__name__}: {error}"
         return "ended before it was cancelled"
 
-    async def _malformed(self, client: AsyncInstructBlipClient) -> str:
+    async def _malformed(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
         name = self._chance.choice(list(MALFORMED))
         change, wanted = MALFORMED[name]

@@ -83,7 +83,7 @@ def measured(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[s
     """Time, ratio to torch's, and cosine by way; where ours spends its time."""
     checkpoint = vision_checkpoint(scratch, layers)
     for name, options in BUILDS.items():
-        build = ["export", "build", "--model", str(checkpoint), "--no-verify", *options]
+        build = ["iblip", "export", "build", "--model", str(checkpoint), "--no-verify", *options]
         run([*build, "--output", str(scratch / name)])
     manifest = Manifest.read(scratch / "fp32")
     image = sorted(HELDOUT.glob("images/*"))[0]

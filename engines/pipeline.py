@@ -19,12 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.engines.language_model.opening import open_engine
-from iblip.engines.language_model.types import (
-    Answer,
-    Generation,
-    GenerationOptions,
-    GenerationRequest,
-)
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer, Generation, GenerationRequest
 from iblip.engines.runners import open_runner
 from iblip.engines.text.checks import check_images
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
@@ -110,7 +106,12 @@ class Pipeline:
         """
         if len(prompts) != len(image_embeds):
             raise InputError(f"there are {len(image_embeds)} images and {len(prompts)} prompts")
-        text = instruction_tensors(self._instructions, options, *prompts)
+        text = instruction_tensors(
+            self._instructions,
+            *prompts,
+            truncation=options.truncation,
+            max_instruction=options.max_instruction,
+        )
         return self._qformer.infer({"image_embeds": image_embeds, **text})["visual_prompt"]
 
     def submit(

@@ -146,14 +146,12 @@ def runs_on_gpu(kind: str) -> bool:
 PREFERRED = ("onnxruntime-cuda", "onnxruntime")
 """What `auto` looks for, in this order, among what is proven and runs here."""
 
-
 BESIDE: Mapping[str, str] = {
     "onnxruntime-cuda": "onnxruntime-cuda",
     "onnxruntime-tensorrt": "onnxruntime-cuda",
 }
 """What ONNX Runtime runs the language model on where the components have these engines; else on
 the CPU. `batched_decoder` has operators of ONNX Runtime's own, so TensorRT never takes it."""
-
 
 HALVES = ("fp16", "bf16", "lavis")
 """Precisions of a language model whose attention the CUDA provider runs; in float32 it has none."""

@@ -10,6 +10,7 @@
     ├── VerificationError       a build's answers differ from the reference
     ├── BuildDirectoryError     a directory is not a build, or could not be written
     ├── EngineError             an engine could not be built, loaded or run
+    │   └── QueueFullError      too many requests wait for a slot; try again later
     ├── DeadlineError           an answer was not finished by its deadline
     └── ServingError            the server could not be found, started or reached
 
@@ -61,6 +62,10 @@ class BuildDirectoryError(IblipError):
 
 class EngineError(IblipError):
     """An engine could not be built, loaded or run."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests are waiting for a slot: nothing was done, and later may be better."""
 
 
 class DeadlineError(IblipError):

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
     Completion,
-    GenerationOptions,
-    QueueFullError,
     RankedCandidate,
     Timing,
     TokenLogprob,
@@ -30,6 +29,7 @@ from iblip.export.errors import (
     IblipError,
     InputError,
     OptionError,
+    QueueFullError,
     UsageError,
 )
 

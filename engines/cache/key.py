@@ -40,7 +40,8 @@ class Recipe:
     verified. They do not change what is built.
 
     Attributes:
-        graph: the digest of the graph, its weights included (`export.artifact.digest.graph_digest`).
+        graph: the digest of the graph, its weights included
+            (`export.graph.digest.graph_digest`).
         precision: that the plan is checked for, a key of `export.precision.DTYPES`.
         library: a key of `engines.tensorrt.libraries.SOURCES`.
         version: of that library.

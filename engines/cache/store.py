@@ -33,7 +33,6 @@ from iblip.export.system.locks import link_or_copy, locked
 
 logger = logging.getLogger(__name__)
 
-
 SHORT = 12
 """Digits of a key that are shown to people."""
 

@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.export.checkpoint.checkpoint import Checkpoint
-from iblip.export.examples import Example
+from iblip.export.examples import EXAMPLES, Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Advance, Progress
 
 if TYPE_CHECKING:
     from iblip.export.verification.reference import Reference
-from iblip.export.examples import EXAMPLES, read_examples
 
 AGREEMENT: Mapping[str, float] = {
     "fp32": 1.0,
@@ -34,7 +33,6 @@ AGREEMENT: Mapping[str, float] = {
     "fp8": 0.98,
 }
 """By precision: the smallest share of examples whose text must equal transformers'."""
-
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "text": {},

@@ -15,17 +15,13 @@ from typing import Any
 
 CUDA, NVML = "libcuda.so.1", "libnvidia-ml.so.1"
 
-
 MAJOR, MINOR = 75, 76
 """`CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR` of `cuda.h`."""
 
-
 NAME_BYTES = 256
-
 
 VERSION_BYTES = 80
 """`NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE` of `nvml.h`."""
-
 
 RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 """The newest first."""
@@ -150,11 +146,6 @@ def _load(name: str) -> Any:
 
 
 def nvidia_driver() -> bool:
-    """Whether the NVIDIA driver's library can be loaded and names at least one device."""
-    try:
-        cuda = ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
-        count = ctypes.c_int(0)
-        failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-    except OSError:
-        return False
-    return not failed and count.value > 0
+    """Whether the NVIDIA driver is installed and names at least one GPU."""
+    driver = find_driver()
+    return driver is not None and bool(driver.gpus)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from iblip.engines.language_model.detokenise import Detokeniser
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.stopping import StopStrings
 from iblip.engines.language_model.types import (
     Answer,
     Completion,
     FinishReason,
-    GenerationOptions,
     RankedCandidate,
     TextDelta,
     Timing,

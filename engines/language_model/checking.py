@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from iblip.engines.language_model.types import GenerationOptions, GenerationRequest, QueueFullError
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import GenerationRequest
 from iblip.export.artifact.manifest import LanguageModelFacts, how_to_raise
-from iblip.export.errors import EngineError, InputError, OptionError
+from iblip.export.errors import EngineError, InputError, OptionError, QueueFullError
 
 _FLOATS = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16))
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 import numpy.typing as npt
 
 from iblip.engines.language_model.options import GenerationOptions
-from iblip.export.errors import EngineError
 
 FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
 """Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or
@@ -170,10 +169,6 @@ class Generation(Protocol):
 
     def result(self) -> Answer:
         """Waits for the end and returns the answer."""
-
-
-class QueueFullError(EngineError):
-    """As many requests are waiting as the engine takes. Trying again later may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,13 +28,7 @@ from iblip.export.errors import EngineError
 from iblip.export.system.locks import locked
 
 logger = logging.getLogger(__name__)
-from iblip.engines.onnxruntime.providers import logger
-
-logger = logging.getLogger(__name__)
-
-
 LOCK, OPENING = ".lock", ".opening"
-
 
 DIGITS = 64
 """Of a graph's digest, in hexadecimal."""

@@ -15,10 +15,8 @@ from iblip.export.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
 """The least, the usual and the largest shape of each input, by name."""
-
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -137,7 +135,6 @@ _GPU_PACKAGE = (
     "`pip install 'iblip[gpu]'`."
 )
 
-
 PROVIDERS: Mapping[str, Provider] = {
     "onnxruntime": Provider(name=CPU_PROVIDER, memory="cpu", options=_none),
     "onnxruntime-cuda": Provider(
@@ -164,7 +161,6 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
 }
 """Engine kind to what of ONNX Runtime runs it."""
-
 
 CPU = Placement()
 """On this process's cores."""

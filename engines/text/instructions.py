@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from iblip.engines.text.checks import check_prompt
+from iblip.engines.text.tokens import check_length, encode, encoding_of, load_tokenizer
 from iblip.export.artifact.manifest import Manifest, how_to_raise
 from iblip.export.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from iblip.engines.language_model.options import GenerationOptions
-from iblip.engines.text.checks import check_prompt
-from iblip.engines.text.tokens import check_length, encode, encoding_of, load_tokenizer
-
 SHORTEN = "Shorten it, or let truncation cut it."
-
 
 INSTRUCTION_LENGTHS = (16, 32, 64, 128, 256, 512)
 """Instructions are padded up to one of these, in tokens: few shapes for the engine to prepare."""
@@ -118,7 +115,10 @@ class InstructionTokenizer:
 
 
 def instruction_tensors(
-    tokenizer: InstructionTokenizer | None, options: GenerationOptions, *prompts: str
+    tokenizer: InstructionTokenizer | None,
+    *prompts: str,
+    truncation: str = "",
+    max_instruction: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """What the Q-Former reads of some prompts, cut as the options say; nothing where it reads none.
 
@@ -127,12 +127,10 @@ def instruction_tensors(
         OptionError: see `InstructionTokenizer`; or `truncation` is given, and no instruction read.
     """
     if tokenizer is not None:
-        return tokenizer(
-            *prompts, truncation=options.truncation, max_instruction=options.max_instruction
-        )
-    if options.truncation:
+        return tokenizer(*prompts, truncation=truncation, max_instruction=max_instruction)
+    if truncation:
         raise OptionError(
-            f"truncation is {options.truncation!r}; it cuts the Q-Former's instruction, and this "
+            f"truncation is {truncation!r}; it cuts the Q-Former's instruction, and this "
             "model's Q-Former reads none. Leave it out."
         )
     return {}

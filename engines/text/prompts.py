@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from iblip.engines.text.checks import check_images, check_prompt
+from iblip.engines.text.tokens import check_length, encode, load_tokenizer
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import Images, Manifest, how_to_raise
 from iblip.export.errors import InputError
@@ -15,20 +17,15 @@ from iblip.export.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-from iblip.engines.text.checks import check_images, check_prompt
-from iblip.engines.text.tokens import check_length, encode, load_tokenizer
 
 MARK = "<ImageHere>"
 """Stands for an image in a prompt to a model that takes images at any place. Source: this and what
 further images do to a prompt: Vision-CAIR/MiniGPT-4, `minigpt4/conversation/conversation.py`."""
 
-
 _PLACE = re.compile(r"\{image\}")
-
 
 _OWN_PLACE = re.compile(r"(?:<Img>)?\{image\}(?:</Img>)? ?")
 """The template's own place for an image, which a prompt that marks its own does without."""
-
 
 _TURN = re.compile(r"(?:###Human: |(?:<s>)?\[INST\] )?(?:<Img>)?\{image\}(?:</Img>)?")
 """What one more image adds to a template: there, to upload one is a turn of the conversation."""

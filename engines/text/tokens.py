@@ -1,9 +1,4 @@
-"""Prompts to token ids: for the language model, and for the Q-Former's instruction.
-
-Built on the `tokenizers` library alone, so that a server needs no transformers. What the files in
-`text/` say is what is done: special tokens come from each tokenizer's own post-processor, as in
-transformers. Knows nothing of graphs.
-"""
+"""Texts to token ids, with the tokenizer files of a build."""
 
 from __future__ import annotations
 
@@ -36,10 +31,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str, *, special: bool = True) -> list[int]:
+    """The token ids of `text`; `what` it is, and errors, as in `encoding_of`."""
     return list(encoding_of(tokenizer, text, what, special=special).ids)
 
 
 def encoding_of(tokenizer: Tokenizer, text: str, what: str, *, special: bool) -> Any:
+    """The `tokenizers.Encoding` of `text`, with special tokens or without.
+
+    Raises:
+        InputError: it cannot be written as UTF-8; the message calls it `what`.
+    """
     encode: Callable[..., Any] = tokenizer.encode
     try:
         return encode(text, add_special_tokens=special)
@@ -48,6 +49,11 @@ def encoding_of(tokenizer: Tokenizer, text: str, what: str, *, special: bool) ->
 
 
 def check_length(what: str, found: int, limit: int, advice: str) -> None:
+    """Refuses a text of more than `limit` tokens.
+
+    Raises:
+        InputError: with both numbers, and `advice`.
+    """
     if found > limit:
         raise InputError(f"the {what} has {found} tokens; at most {limit} fit. {advice}")
 

@@ -56,7 +56,7 @@ class GraphRecord:
         path: relative to the build directory, of the `.onnx` file.
         weights: relative to the build directory, of every file that the graph's weights lie in.
         digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
-            (`export.artifact.digest.graph_digest`).
+            (`export.graph.digest.graph_digest`).
         contract: its inputs and outputs.
     """
 

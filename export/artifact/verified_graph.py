@@ -22,7 +22,7 @@ class OnnxGraph:
         weights: every file that its initializers lie in, all in the graph's own directory.
         precision: a key of `export.precision.DTYPES`.
         digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
-            (`export.artifact.digest.graph_digest`).
+            (`export.graph.digest.graph_digest`).
         contract: its inputs and outputs.
         quantisation: how its component's weights were quantised and what was measured, JSON-ready;
             empty where they were not.

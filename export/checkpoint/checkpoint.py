@@ -15,13 +15,13 @@ from iblip.export.checkpoint.directory import (
 )
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError
-from iblip.export.families import FAMILIES, Family
-from iblip.export.families.family import Projector
+from iblip.export.families import FAMILIES
+from iblip.export.families.family import Family, Projector
 from iblip.export.families.parts import Parts
 from iblip.export.system.files import sha256
 from iblip.export.weights.weight import Weight
 
-DEMO = Path(__file__).resolve().parents[1] / "checkpoints" / "instructblip-demo-vicuna"
+DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "instructblip-demo-vicuna"
 """Built where no `--model` is given."""
 
 
@@ -114,7 +114,7 @@ class Checkpoint:
 def resize(image_processor: Any, side: int) -> None:
     """Has `image_processor` make squares of `side` pixels.
 
-    One that cuts a square out of a picture is left alone: `export.checkpoint.facts.preprocessing` refuses it.
+    One that crops is left alone: `export.checkpoint.facts.preprocessing` refuses it.
     """
     if {"height", "width"} <= image_processor.to_dict()["size"].keys():
         image_processor.size = {"height": side, "width": side}

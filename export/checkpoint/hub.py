@@ -32,8 +32,8 @@ WEIGHTS: Sequence[tuple[str, ...]] = tuple(
     (f"{stem}.{kind}", f"{stem}-*-of-*.{kind}", f"{stem}.{kind}.index.json")
     for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin"))
 )
-"""The forms of weights, as `export.checkpoint.directory.FORMS` has them. The first that a model has is
-downloaded, and no other; nor are those of flax, TensorFlow or ONNX."""
+"""The forms of weights, as `export.checkpoint.directory.FORMS` has them. Only the first that a
+model has is downloaded; those of flax, TensorFlow or ONNX never are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""The head of a safetensors file. The format: see `export.weights.weight`, which reads it."""
+"""The head of a safetensors file, read and written.
+
+Eight bytes of little-endian header length, a JSON header with each tensor's dtype, shape and byte
+range, then the bytes (https://github.com/huggingface/safetensors, "Format").
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,16 @@ import numpy as np
 from iblip.export.artifact.contract import DTYPES
 from iblip.export.errors import CheckpointError
 from iblip.export.weights.weight import SourceTensor
+
+SAFETENSORS_DTYPES: Mapping[str, str] = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+}
+"""Safetensors' word for a dtype to the contract's."""
 
 _WORDS = {dtype: word for word, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -36,17 +50,6 @@ def safetensors_header(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> by
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # as other writers of the format have it
     return struct.pack("<Q", len(text)) + text
-
-
-SAFETENSORS_DTYPES: Mapping[str, str] = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-}
-"""Safetensors' word for a dtype to the contract's."""
 
 
 def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:

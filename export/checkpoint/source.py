@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"([a-z][a-z0-9]+):(.+)")
 
-
 _HUB = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")  # ORG/NAME; not ./NAME or ../NAME
 
 

@@ -30,7 +30,7 @@ class Family:
         architecture: as `config.json` names it; where transformers has the model, its class.
         processor: transformers' class for it, by name; `None` where transformers has neither
             processor nor model, but the parts of both.
-        config: reads `config.json` in a directory; see `export.checkpoint.checkpoint.Checkpoint.config`.
+        config: reads `config.json` in a directory into what `Checkpoint.config` is.
         projector: see `Projector`. A checkpoint whose config has no Q-Former merges patches.
         images: see `export.artifact.manifest.Images`.
         prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is; a

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from iblip.export.artifact.digest import FileDigests, graph_digest
 from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.components.component import Component
 from iblip.export.errors import ExportError
+from iblip.export.graph.digest import FileDigests, graph_digest
 from iblip.export.progress import Advance
 from iblip.export.system.interrupts import submit
 from iblip.export.weights.recipe import Recipe

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from iblip.export.families import FAMILIES, Family
+from iblip.export.families import FAMILIES
+from iblip.export.families.family import Family
 from iblip.export.models.geometry import QUERIES, Config
 from iblip.export.models.parameters import parameters
 

@@ -78,7 +78,8 @@ def expected(components: Sequence[Any]) -> tuple[Shapes, Mapping[str, str]]:
     """What a checkpoint must have, from its components' own modules, without memory.
 
     Returns:
-        Name to shape; and where a weight may be found instead, as `export.graph.tracing.tied_weights`.
+        Name to shape; and where a tied weight may be found instead
+        (`export.graph.tracing.tied_weights`).
     """
     import torch
     from transformers.initialization import no_init_weights

@@ -74,7 +74,8 @@ def as_scales(scales: torch.Tensor, dtype: str) -> torch.Tensor:
 
     Args:
         scales: float32, not below 0.
-        dtype: what the graph computes in around the product, a key of `export.artifact.contract.DTYPES`.
+        dtype: what the graph computes in around the MatMul, a key of
+            `export.artifact.contract.DTYPES`.
     """
     scales = torch.where(scales == 0, 1, scales)
     kept = scales.to(getattr(torch, dtype))

@@ -64,7 +64,8 @@ def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> i
 def replace(model: ir.Model, product: Product, nodes: Sequence[ir.Node]) -> None:
     """Puts these nodes in the place of a product; the last one's output takes over its name.
 
-    They are named by the product's module, as all nodes are (`export.graph.value_names`), where it has a name.
+    Where it has a name, they are named by the product's module, as all nodes are
+    (`export.graph.value_names`).
     """
     path = (product.node.name or "").rpartition("/")[0]
     for index, node in enumerate(nodes if path else ()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,6 @@ def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
     if missing:
         raise CheckpointError(f"the checkpoint has no {prefix}{min(missing)}")
     return module
-
-
-def made_and_filled(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
-    return filled(make(), tensors, prefix)
 
 
 def fresh(config: Any) -> Any:

@@ -24,10 +24,8 @@ PLAIN: Mapping[str, Any] = {
 }
 """What is asked for unless the caller says otherwise, whatever a generation config has."""
 
-
 BATCH = 32
 """Examples of one length that are answered at once."""
-
 
 FIRST: Mapping[str, Any] = {"max_new_tokens": 1, "output_logits": True}
 """Asks `generate` for the scores of the first token, before anything is done to them."""

@@ -10,7 +10,7 @@ import torch
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import language_model_facts
-from iblip.export.verification.loading import fresh, load_model, made_and_filled, tensor_from_weight
+from iblip.export.verification.loading import filled, fresh, load_model, tensor_from_weight
 from iblip.export.verification.reference import FIRST, PLAIN, Reference, ReferenceAnswer
 
 
@@ -112,7 +112,7 @@ class AssembledReference:
         config, tensors = checkpoint.config, checkpoint.tensors
         language: Any = AutoModelForCausalLM
         text, vision = fresh(config.text_config), fresh(config.vision_config)
-        make = make or made_and_filled
+        make = make or _fill
         self.language_model = make(lambda: language.from_config(text), tensors, "language_model.")
         self._vision = make(lambda: Blip2VisionModel(vision), tensors, "vision_model.")
         rows, columns = tensors["language_projection.weight"].shape
@@ -239,3 +239,7 @@ class _Ends:
 def _first_logits(made: Any) -> torch.Tensor:
     logits: torch.Tensor = made.logits[0]
     return logits.to(torch.float32)
+
+
+def _fill(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
+    return filled(make(), tensors, prefix)

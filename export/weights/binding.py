@@ -1,4 +1,4 @@
-"""Finds, for every weight that a graph asks for, the tensor of the checkpoint that it is made of."""
+"""Finds the tensor of the checkpoint that each weight of a graph is made of."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def array_from_tensor(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def cast(values: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], bool]:
-    """The values in `dtype`, a key of `export.artifact.contract.DTYPES`, and whether all are finite."""
+    """The values in `dtype`, a key of `artifact.contract.DTYPES`, and whether all are finite."""
     import torch
 
     made = tensor_from_array(values).to(getattr(torch, dtype))

@@ -61,7 +61,8 @@ class SourceTensor:
         file: the safetensors file.
         offset: of its first byte from the start of the file.
         length: in bytes.
-        dtype: a key of `export.artifact.contract.DTYPES`, or what the file calls one that no graph takes.
+        dtype: a key of `export.artifact.contract.DTYPES`, or the file's own name of one that no
+            graph takes.
         shape: in elements.
     """
 

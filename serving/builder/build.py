@@ -16,14 +16,14 @@ from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import VerificationError
 from iblip.export.progress import Progress, Silent
+from iblip.serving.builder.engines import engine_records
 from iblip.serving.builder.inputs import difference, inputs_of
 from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.records import manifest_of_build
+from iblip.serving.builder.settling import prepared
 
 if TYPE_CHECKING:
     from iblip.engines.selection import EngineChoice
-from iblip.serving.builder.engines import engine_records
-from iblip.serving.builder.records import manifest_of_build
-from iblip.serving.builder.settling import prepared
 
 logger = logging.getLogger(__name__)
 

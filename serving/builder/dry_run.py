@@ -121,7 +121,7 @@ class Plan:
 
 
 def plan(options: BuildOptions) -> Plan:
-    """What `serving.builder.build.build` would make of the same options. Writes nothing, in seconds.
+    """What `builder.build.build` would make of the same options. Writes nothing, in seconds.
 
     Raises:
         OptionError, CheckpointError: as `build` does before it begins.

@@ -35,7 +35,7 @@ RECORD = "inputs.json"
 FORMAT = 1
 """Of that file; another one is no record."""
 
-PACKAGES = ("export", "engines", "serving", "model_repository")
+PACKAGES = ("iblip.export", "iblip.engines", "iblip.serving", "iblip.model_repository")
 """Whose code a build follows from."""
 
 SMALL = 16 * 2**20

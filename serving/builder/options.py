@@ -55,8 +55,8 @@ class BuildOptions:
         quantisation: how int8 and int4 weights are made.
         engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
-        triton_backend: one of `serving.repository.native.CHOICES`: what of Triton carries vision encoder and
-            Q-Former.
+        triton_backend: one of `serving.repository.native.CHOICES`: what of Triton carries vision
+            encoder and Q-Former.
         tensor_parallel, pipeline_parallel, executor, gpu_memory_utilization: as in
             `engines.language_model.vllm.settings.VllmSettings`, for vLLM alone; `None` is the
             default there.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iblip.export.artifact.manifest import (
     ComponentRecord,
@@ -18,10 +17,6 @@ from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.system.toolchain import library_versions
 from iblip.serving.builder.options import BuildOptions
-
-if TYPE_CHECKING:
-    pass
-logger = logging.getLogger(__name__)
 from iblip.serving.builder.settling import limits_from_options
 
 
@@ -33,6 +28,7 @@ def manifest_of_build(
     records: Mapping[str, EngineRecord],
     files: Mapping[str, str],
 ) -> Manifest:
+    """The manifest of the build in `work`, before its answers are compared."""
     from iblip.export.checkpoint.facts import language_model_facts, preprocessing, write_tokenizers
 
     components = {

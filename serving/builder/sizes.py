@@ -67,7 +67,7 @@ def longest_instruction(options: BuildOptions, kind: str, checkpoint: Checkpoint
 
 
 def sizes_from_options(options: BuildOptions) -> ProfileOptions:
-    """What profiles are made of, from options whose limits are settled (`serving.builder.settling.prepared`).
+    """What profiles are made of, from options whose limits are settled.
 
     Raises:
         OptionError: see `engines.tensorrt.sizes.ProfileOptions`.

@@ -53,10 +53,10 @@ def command(
     text.
     """
     options = given_from_flags(flags) if compat else options_from_flags(flags)
-    from iblip.serving.client import InstructBlipClient
+    from iblip.serving.client import Client
 
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    with InstructBlipClient(url, timeout_s=timeout_s) as client:
+    with Client(url, timeout_s=timeout_s) as client:
         if stream and not flags["candidates"]:
             with client.stream(sources, prompt, options=options, compat=compat) as pieces:
                 _print_pieces(pieces, json_)

@@ -49,7 +49,7 @@ def command(
     from iblip.serving.cli.demo_questions import ask_all, is_current, spread, wanted_right
     from iblip.serving.cli.progress import Terminal
     from iblip.serving.cli.quiet import quiet_libraries
-    from iblip.serving.client import InstructBlipClient
+    from iblip.serving.client import Client
     from iblip.serving.repository.assembling import REPOSITORY
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
@@ -74,7 +74,7 @@ def command(
     with TritonServer(directory / REPOSITORY, server_options, progress=_ignore) as server:
         say(f"Ready in {time.monotonic() - started:.1f} s on {server.grpc_url}")
         asked = []
-        with InstructBlipClient(server.grpc_url) as client:
+        with Client(server.grpc_url) as client:
             for one in ask_all(client, questions):
                 asked.append(one)
                 if not json_:

@@ -15,7 +15,7 @@ from iblip.export.errors import BuildDirectoryError
 from iblip.export.examples import Example
 
 if TYPE_CHECKING:
-    from iblip.serving.client import InstructBlipClient
+    from iblip.serving.client import Client
 
 CLAIM = 0.9
 """The share of right answers that every demo checkpoint claims (see its model card)."""
@@ -66,7 +66,7 @@ def spread(questions: Iterable[Example], count: int) -> list[Example]:
     return [question for turn in sorted(turns) for question in turns[turn]][:count]
 
 
-def ask_all(client: InstructBlipClient, questions: Sequence[Example]) -> Iterator[Asked]:
+def ask_all(client: Client, questions: Sequence[Example]) -> Iterator[Asked]:
     """Asks one after another."""
     for question in questions:
         started = time.monotonic()

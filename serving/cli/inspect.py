@@ -25,7 +25,7 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
 
     manifest = Manifest.read(directory)
     if digests:
-        from iblip.export.artifact.digest import check_digests
+        from iblip.export.graph.digest import check_digests
 
         check_digests(directory, manifest)
     if json_:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from iblip.engines.language_model.types import GenerationOptions
+    from iblip.engines.language_model.options import GenerationOptions
 
 GENERATION: tuple[tuple[str, Any, str], ...] = (
     ("max_new_tokens", int, "Most tokens of the answer. Default: the checkpoint's own."),
@@ -107,7 +107,7 @@ def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
     Raises:
         OptionError: one is out of range.
     """
-    from iblip.engines.language_model.types import GenerationOptions
+    from iblip.engines.language_model.options import GenerationOptions
 
     return GenerationOptions(**given_from_flags(flags))
 

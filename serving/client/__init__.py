@@ -3,14 +3,9 @@
 Needs Pillow, numpy and `tritonclient[grpc]`; neither torch, transformers nor onnxruntime.
 """
 
-from iblip.engines.language_model.types import (
-    Answer,
-    FinishReason,
-    GenerationOptions,
-    RankedCandidate,
-    Timing,
-)
-from iblip.serving.client.asynchronous import AsyncAnswerStream, AsyncInstructBlipClient
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer, FinishReason, RankedCandidate, Timing
+from iblip.serving.client.asynchronous import AsyncAnswerStream, AsyncClient
 from iblip.serving.client.errors import (
     CancelledError,
     ClientError,
@@ -25,7 +20,7 @@ from iblip.serving.client.errors import (
     UnreachableError,
 )
 from iblip.serving.client.messages import DEFAULT_URL, KeepAlive
-from iblip.serving.client.sync import AnswerStream, InstructBlipClient
+from iblip.serving.client.sync import AnswerStream, Client
 from iblip.serving.wire import Limits, ServerContract
 
 __all__ = [
@@ -33,8 +28,9 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "AsyncAnswerStream",
-    "AsyncInstructBlipClient",
+    "AsyncClient",
     "CancelledError",
+    "Client",
     "ClientError",
     "DeadlineError",
     "DisconnectedError",
@@ -42,7 +38,6 @@ __all__ = [
     "FinishReason",
     "GenerationOptions",
     "InputError",
-    "InstructBlipClient",
     "KeepAlive",
     "Limits",
     "NotServedError",

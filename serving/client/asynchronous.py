@@ -36,12 +36,12 @@ from iblip.serving.client.messages import (
 from iblip.serving.wire import ENSEMBLE, ServerContract
 
 
-class AsyncInstructBlipClient:
-    """Asks a server about images, in one event loop; arguments as in `InstructBlipClient`.
+class AsyncClient:
+    """Asks a server about images, in one event loop; arguments as in `Client`.
 
     ::
 
-        async with AsyncInstructBlipClient("127.0.0.1:8001") as client:
+        async with AsyncClient("127.0.0.1:8001") as client:
             answer = await client.ask("digits.png", "How many digits are there?")
             async for text in await client.stream("digits.png", "Describe the image."):
                 print(text, end="", flush=True)
@@ -81,7 +81,7 @@ class AsyncInstructBlipClient:
         await self._channel.close()
 
     async def contract(self, *, timeout_s: float | None = None) -> ServerContract:
-        """As `InstructBlipClient.contract`."""
+        """As `Client.contract`."""
         if self._contract is None:
             try:
                 response = await self._stub.ModelConfig(
@@ -101,7 +101,7 @@ class AsyncInstructBlipClient:
         compat: str | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
-        """As `InstructBlipClient.ask`. Cancelling the task cancels the answer."""
+        """As `Client.ask`. Cancelling the task cancels the answer."""
         async with await self._asked(
             image, prompt, options, compat, timeout_s, stream=False
         ) as stream:
@@ -117,7 +117,7 @@ class AsyncInstructBlipClient:
         compat: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncAnswerStream:
-        """As `InstructBlipClient.stream`; the image is decoded in a thread of its own."""
+        """As `Client.stream`; the image is decoded in a thread of its own."""
         return await self._asked(image, prompt, options, compat, timeout_s, stream=True)
 
     async def rank(
@@ -129,7 +129,7 @@ class AsyncInstructBlipClient:
         length_penalty: float | None = None,
         timeout_s: float | None = None,
     ) -> tuple[RankedCandidate, ...]:
-        """As `InstructBlipClient.rank`. Cancelling the task cancels the ranking."""
+        """As `Client.rank`. Cancelling the task cancels the ranking."""
         options = ranking_options(candidates, length_penalty)
         answer = await self.ask(image, prompt, options=options, timeout_s=timeout_s)
         return answer.ranking

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import RANKING, Preset, preset
-from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.language_model.types import Answer
 from iblip.serving.wire import ServerContract
 
 Options = GenerationOptions | Mapping[str, Any]

@@ -22,8 +22,14 @@ may have come: a stream has yielded it, and has it still as `stream.text`.
 
 from __future__ import annotations
 
-from iblip.engines.language_model.types import QueueFullError
-from iblip.export.errors import DeadlineError, EngineError, InputError, OptionError, ServingError
+from iblip.export.errors import (
+    DeadlineError,
+    EngineError,
+    InputError,
+    OptionError,
+    QueueFullError,
+    ServingError,
+)
 
 __all__ = [
     "CancelledError",

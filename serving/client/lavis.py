@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import Any, Protocol, TypeVar, Unpack
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer
 from iblip.serving.client.lavis_batches import (
     Batch,
@@ -24,10 +25,7 @@ from iblip.serving.client.lavis_batches import (
     class_batch,
     generate_batch,
 )
-
-if TYPE_CHECKING:
-    from iblip.serving.client.asynchronous import AsyncInstructBlipClient
-    from iblip.serving.client.sync import InstructBlipClient
+from iblip.serving.wire import ServerContract
 
 AT_ONCE = 8
 """Questions that the synchronous client asks at a time."""
@@ -35,10 +33,34 @@ AT_ONCE = 8
 R = TypeVar("R")
 
 
+class Asks(Protocol):
+    """A client that LAVIS's calls can be made on."""
+
+    def ask(self, image: Any, prompt: str, *, options: GenerationOptions) -> Answer:
+        """Asks one question; see `Client.ask`."""
+        ...
+
+    def contract(self) -> ServerContract:
+        """See `Client.contract`."""
+        ...
+
+
+class AsksAsync(Protocol):
+    """The same with `await`."""
+
+    async def ask(self, image: Any, prompt: str, *, options: GenerationOptions) -> Answer:
+        """Asks one question; see `AsyncClient.ask`."""
+        ...
+
+    async def contract(self) -> ServerContract:
+        """See `AsyncClient.contract`."""
+        ...
+
+
 class Lavis:
     """LAVIS's calls on a client: `client.lavis.generate({"image": …, "prompt": …})`."""
 
-    def __init__(self, client: InstructBlipClient) -> None:
+    def __init__(self, client: Asks) -> None:
         self._client = client
 
     def generate(self, samples: Samples, **arguments: Unpack[GenerateArguments]) -> Texts:
@@ -46,7 +68,7 @@ class Lavis:
 
         Raises:
             OptionError, InputError: an argument or a sample does not fit.
-            IblipError: as `InstructBlipClient.ask`.
+            IblipError: as `Client.ask`.
         """
         return self._asked(generate_batch(self._client.contract(), samples, arguments))
 
@@ -83,7 +105,7 @@ class Lavis:
 class AsyncLavis:
     """As `Lavis`, with `await`."""
 
-    def __init__(self, client: AsyncInstructBlipClient) -> None:
+    def __init__(self, client: AsksAsync) -> None:
         self._client = client
 
     async def generate(self, samples: Samples, **arguments: Unpack[GenerateArguments]) -> Texts:

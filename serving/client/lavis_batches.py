@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import LAVIS, RANKING, Preset
-from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.language_model.types import Answer
 from iblip.export.errors import InputError, OptionError
 from iblip.serving.client.compat import preset_of_server
 from iblip.serving.client.lavis_prompts import caption_prompt, class_prompt, question_prompt

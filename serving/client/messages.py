@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer
 from iblip.engines.text.checks import check_images
 from iblip.export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
 from iblip.export.images import ImageSources, each_image, pixels_from_image
@@ -37,10 +38,8 @@ from iblip.serving.wire import (
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
 
-
 CANCEL_TIMEOUT_S = 2.0
 """How long a server may take to hear of a cancellation: longer, and it hears of nothing."""
-
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -284,6 +283,5 @@ def _string(data: bytes) -> str:
 
 DEFAULT_URL = "127.0.0.1:8001"
 """Where `iblip serve` listens for gRPC unless told otherwise."""
-
 
 GREEDY = GenerationOptions()

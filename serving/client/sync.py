@@ -33,10 +33,10 @@ from iblip.serving.client.messages import (
 from iblip.serving.wire import ENSEMBLE, ServerContract
 
 
-class InstructBlipClient:
+class Client:
     """Asks a server about images. Thread-safe, and good for many questions at once.
 
-        with InstructBlipClient("127.0.0.1:8001") as client:
+        with Client("127.0.0.1:8001") as client:
             print(client.ask("digits.png", "How many digits are there?").text)
             for text in client.stream("digits.png", "Describe the image."):
                 print(text, end="", flush=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from iblip.serving.lint.fault import Fault
+
 if TYPE_CHECKING:
     from iblip.serving.lint.reading import Model, Repository
-from iblip.serving.lint.fault import Fault
 
 
 class Severity(StrEnum):

@@ -11,13 +11,13 @@ from difflib import get_close_matches
 from itertools import repeat
 from pathlib import Path
 
-from iblip.export.artifact.digest import check_digests
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import graphs_of_build
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.examples import EXAMPLES, Example, read_examples
+from iblip.export.graph.digest import check_digests
 from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.precision import DTYPES, of_language_model, parse_precision
 from iblip.export.progress import Progress

@@ -90,7 +90,7 @@ class Original:
         return self._recordings
 
     def texts(self, way: str, positions: int) -> list[str]:
-        """What the reference answers to every example, in one of `engines.evaluation.texts.WAYS`."""
+        """What the reference answers to every example, in one of `evaluation.texts.WAYS`."""
         from iblip.engines.evaluation.texts import reference_texts
 
         key = way, positions

@@ -89,7 +89,8 @@ def repository_from_engines(
         manifest: of that build.
         max_batch: the largest batch of one run of a component, in rows; a TensorRT plan's own
             profile must reach it.
-        backend: one of `serving.repository.native.CHOICES`: what of Triton carries the components' engines.
+        backend: one of `serving.repository.native.CHOICES`: what of Triton carries the components'
+            engines.
 
     Raises:
         OptionError: Triton has no backend of its own for an engine.
@@ -102,7 +103,7 @@ def repository_from_engines(
         shutil.rmtree(target)
     specs = _tensors(manifest)
     names = ["tokenizer", *COMPONENTS, LANGUAGE_MODEL, ENSEMBLE, UNARY]
-    with as_file(files("model_repository")) as source:
+    with as_file(files("iblip.model_repository")) as source:
         for name in names:
             config = read_config(source / name / "config.pbtxt")
             _fill(config, manifest, specs, max_batch, backend)

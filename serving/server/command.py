@@ -1,7 +1,7 @@
 """The command that starts Triton: one, whoever starts it, here or in a container.
 
-`iblip serve` watches over a server of its own (`serving.server.server`); with `--exec` it becomes the
-server, which is what a container wants; `--print-command` shows that. Triton is told the same.
+`iblip serve` watches over a server of its own (`serving.server.server`); with `--exec` it becomes
+the server, which is what a container wants; `--print-command` shows that. Triton is told the same.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Installation:
         libraries = [str(path) for path in self.libraries]
         _prepend(environment, "LD_LIBRARY_PATH", libraries)
         _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
-        _prepend(environment, "PYTHONPATH", [str(Path(__file__).parents[1])])
+        _prepend(environment, "PYTHONPATH", [str(Path(__file__).parents[3])])
         return environment
 
     def _backend_directory(self, scratch: Path) -> Path:

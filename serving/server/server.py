@@ -33,13 +33,10 @@ from iblip.serving.server.options import LOOPBACK, ServerOptions
 
 logger = logging.getLogger(__name__)
 
-
 Progress = Callable[[str], None]
 """Told, in one line, what has just become true."""
 
-
 READY_POLL_S = 0.05
-
 
 LAUNCH = Path(__file__).with_name("launch.py")
 

@@ -71,7 +71,12 @@ def text_tensors(
         prompt = prompt_from_tensor(tensor)
         check_prompt(prompt, may_be_empty=tokenizer is None)
         options = options_from_parameters(parameters or {})
-        ids = instruction_tensors(tokenizer, options, prompt)
+        ids = instruction_tensors(
+            tokenizer,
+            prompt,
+            truncation=options.truncation,
+            max_instruction=options.max_instruction,
+        )
     except UsageError as error:
         fault = text_from_error(error)
         ids = tokenizer(PLACEHOLDER) if tokenizer else {}

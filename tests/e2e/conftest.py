@@ -13,7 +13,7 @@ from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import Answer, GenerationOptions, InstructBlipClient
+from iblip.serving.client import Answer, Client, GenerationOptions
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.server import TritonServer
 
@@ -67,8 +67,8 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 
 @pytest.fixture
-def client(served: Served) -> Iterator[InstructBlipClient]:
-    with InstructBlipClient(served.url) as client:
+def client(served: Served) -> Iterator[Client]:
+    with Client(served.url) as client:
         yield client
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
 from iblip.serving.client import (
-    AsyncInstructBlipClient,
+    AsyncClient,
     CancelledError,
+    Client,
     DeadlineError,
     GenerationOptions,
     InputError,
-    InstructBlipClient,
     NotServedError,
     OptionError,
     ProtocolError,
@@ -91,7 +91,7 @@ def test_candidates_are_ranked_as_in_process(served, client, picture):
     assert penalised[-1].score > wanted.ranking[-1].score  # a mean, no sum
 
     async def rank():
-        async with AsyncInstructBlipClient(served.url) as other:
+        async with AsyncClient(served.url) as other:
             return await other.rank(picture, prompt, candidates)
 
     alike(asyncio.run(rank()))
@@ -128,7 +128,7 @@ def test_asyncio_asks_and_streams_as_the_other_client_does(served, picture):
     options = served.wild(10)
 
     async def run():
-        async with AsyncInstructBlipClient(served.url) as client:
+        async with AsyncClient(served.url) as client:
             prompts = [f"What digit is number {number}?" for number in range(AT_ONCE)]
             answers = await asyncio.gather(*(client.ask(picture, prompt) for prompt in prompts))
             stream = await client.stream(picture, "Describe the image.", options=options)
@@ -167,7 +167,7 @@ def test_cancelled_answers_free_the_engine(served, client, picture):
 
 def test_a_cancelled_task_cancels_its_answer(served, picture):
     async def run():
-        async with AsyncInstructBlipClient(served.url) as client:
+        async with AsyncClient(served.url) as client:
             task = asyncio.create_task(client.ask(picture, "Describe it.", options=served.long))
             await asyncio.sleep(0.1)
             task.cancel()
@@ -207,9 +207,9 @@ def test_what_the_server_refuses_is_raised_as_its_kind(
 
 def test_another_model_is_not_taken_for_ours(served, picture):
     with pytest.raises(NotServedError, match="does not serve this model"):
-        InstructBlipClient(served.url, model="resnet").ask(picture, "What?")
+        Client(served.url, model="resnet").ask(picture, "What?")
     with pytest.raises(ProtocolError, match="wire version is none"):
-        InstructBlipClient(served.url, model="qformer").ask(picture, "What?")
+        Client(served.url, model="qformer").ask(picture, "What?")
 
 
 def test_the_contract_is_the_builds(served, client):

@@ -6,7 +6,7 @@ import pytest
 
 from iblip.engines.pipeline import Pipeline
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import GenerationOptions, InstructBlipClient
+from iblip.serving.client import Client, GenerationOptions
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.server import TritonServer
 
@@ -20,7 +20,7 @@ def server(blip2_build):
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "min_new_tokens": 6}], ids=str)
 def test_answers_are_those_of_the_same_build_in_process(server, blip2_build, examples, options):
     asked = GenerationOptions(**options)
-    with Pipeline(blip2_build) as pipeline, InstructBlipClient(server.grpc_url) as client:
+    with Pipeline(blip2_build) as pipeline, Client(server.grpc_url) as client:
         said = set()
         prompts = [*(example.prompt for example in examples[:3]), ""]  # a caption, at last
         for example, prompt in zip(examples, prompts, strict=False):
@@ -36,7 +36,7 @@ def test_answers_are_those_of_the_same_build_in_process(server, blip2_build, exa
 def test_an_answer_streams(server, examples):
     options = GenerationOptions(min_new_tokens=8, max_new_tokens=8)
     with (
-        InstructBlipClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
         client.stream(examples[0].image, "a photo of", options=options) as stream,
     ):
         pieces = list(stream)

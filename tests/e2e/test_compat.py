@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from iblip.engines.language_model.presets import preset
 from iblip.serving.cli import iblip
-from iblip.serving.client import AsyncInstructBlipClient, InputError, OptionError
+from iblip.serving.client import AsyncClient, InputError, OptionError
 
 CANDIDATES = ["red", "yellow", "a 7", "3", "There are two digits."]
 
@@ -43,7 +43,7 @@ def test_lavis_predict_answers_and_predict_class(served, examples):
     examples = examples[:4]
 
     async def run():
-        async with AsyncInstructBlipClient(served.url) as client:
+        async with AsyncClient(served.url) as client:
             answers = await client.lavis.predict_answers(samples(examples, "text_input"))
             ranks = await client.lavis.predict_class(samples(examples, "prompt"), CANDIDATES)
             return answers, ranks

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from iblip.serving.client import InstructBlipClient
+from iblip.serving.client import Client
 
 dockerfile = pytest.importorskip("dockerfile", reason="its wheels are for Linux on x86-64")
 
@@ -68,7 +68,7 @@ def test_a_build_is_served_by_the_containers_command(
     log = tmp_path / "log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            [python, "-m", "serving", *command],
+            [python, "-m", "iblip", *command],
             env={**os.environ, "TMPDIR": str(tmp_path)},
             stdout=stream,
             stderr=stream,
@@ -83,7 +83,7 @@ def test_a_build_is_served_by_the_containers_command(
             time.sleep(0.2)
         # It has become the server: no Python process of ours stays above it.
         assert Path(f"/proc/{server.pid}/exe").resolve().name == "tritonserver"
-        with InstructBlipClient(f"127.0.0.1:{ports[1]}") as client:
+        with Client(f"127.0.0.1:{ports[1]}") as client:
             example = examples[0]
             assert client.ask(example.image, example.prompt).text
         server.send_signal(signal.SIGTERM)

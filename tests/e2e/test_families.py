@@ -15,7 +15,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
-from iblip.serving.client import GenerationOptions, InputError, InstructBlipClient
+from iblip.serving.client import Client, GenerationOptions, InputError
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.server import TritonServer
 
@@ -27,7 +27,7 @@ class Demo:
     """A demo behind its server, the same build in this process, and questions for it."""
 
     manifest: Manifest
-    client: InstructBlipClient
+    client: Client
     pipeline: Pipeline
     examples: list[Example]
 
@@ -41,7 +41,7 @@ def demo(request: pytest.FixtureRequest, demo_build: Callable[[str], Path]) -> I
     with (
         Pipeline(directory) as pipeline,
         TritonServer(directory / REPOSITORY) as server,
-        InstructBlipClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
     ):
         examples = read_examples(model / "examples", 6)
         yield Demo(Manifest.read(directory), client, pipeline, examples)

@@ -10,7 +10,7 @@ import pytest
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import InputError, ServingError
-from iblip.serving.client import InstructBlipClient
+from iblip.serving.client import Client
 from iblip.serving.repository.assembling import REPOSITORY, repository_from_engines
 from iblip.serving.server.server import TritonServer
 
@@ -24,7 +24,7 @@ def test_an_instruction_longer_than_the_engines_is_refused_with_the_flag(
     manifest = replace(manifest, limits=replace(manifest.limits, max_instruction=16))
     manifest.write(build)
     repository_from_engines(build, manifest)
-    with TritonServer(build / REPOSITORY) as server, InstructBlipClient(server.grpc_url) as client:
+    with TritonServer(build / REPOSITORY) as server, Client(server.grpc_url) as client:
         assert client.contract().limits.max_instruction == 16
         assert client.ask(picture, "What digit is in the image?").text
         with pytest.raises(InputError, match=r"has \d+ tokens; at most 16 fit\. ") as caught:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from iblip.export.images import pixels_from_image
 from iblip.serving.cli import iblip
-from iblip.serving.client import AsyncInstructBlipClient, GenerationOptions, InputError, OptionError
+from iblip.serving.client import AsyncClient, GenerationOptions, InputError, OptionError
 from iblip.serving.wire import answer_from_finish, parameters_from_options
 
 PROMPT = "Describe the image."
@@ -123,7 +123,7 @@ def test_the_client(served, client, picture, options, reference):
 
 def test_the_asyncio_client(served, picture, options, reference):
     async def run():
-        async with AsyncInstructBlipClient(served.url) as client:
+        async with AsyncClient(served.url) as client:
             stream = await client.stream(picture, PROMPT, options=options)
             return await client.ask(picture, PROMPT, options=options), await stream.answer()
 

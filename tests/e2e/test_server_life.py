@@ -18,10 +18,10 @@ import pytest
 
 from iblip.export.errors import ServingError
 from iblip.serving.client import (
+    Client,
     DisconnectedError,
     GenerationOptions,
     InputError,
-    InstructBlipClient,
     UnreachableError,
 )
 from iblip.serving.repository.assembling import REPOSITORY
@@ -75,7 +75,7 @@ def test_a_server_killed_in_mid_stream_is_said_and_cleaned_up(vicuna_build, exam
     long = GenerationOptions(min_new_tokens=900, max_new_tokens=900, temperature=5.0, seed=1)
     with (
         TritonServer(vicuna_build / REPOSITORY) as server,
-        InstructBlipClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
     ):
         pid, scratch = server.pid, server.log_path.parent
         # Eight at once: none is whole before the server is gone, however slow this process is.
@@ -122,7 +122,7 @@ def test_a_moved_build_is_served(vicuna_build, tmp_path, examples):
     told = []
     with (
         TritonServer(moved / REPOSITORY, options, progress=told.append) as server,
-        InstructBlipClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
     ):
         assert client.ask(examples[0].image, examples[0].prompt).text
     assert "instructblip is loaded" in told
@@ -133,7 +133,7 @@ def test_faulty_prompts_leave_nothing_in_flight(vicuna_build, tmp_path, examples
     log = tmp_path / "triton.log"
     with (
         TritonServer(vicuna_build / REPOSITORY, ServerOptions(log=log)) as server,
-        InstructBlipClient(server.grpc_url) as client,
+        Client(server.grpc_url) as client,
         ThreadPoolExecutor(8) as pool,
     ):
 
@@ -151,7 +151,7 @@ def test_faulty_prompts_leave_nothing_in_flight(vicuna_build, tmp_path, examples
 
 
 def iblip(*arguments, **options):
-    command = [sys.executable, "-m", "serving", *map(str, arguments)]
+    command = [sys.executable, "-m", "iblip", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
@@ -191,4 +191,4 @@ def test_a_killed_command_takes_its_server_with_it(vicuna_build):
     process.communicate(timeout=60)
     wait_until_gone(triton)
     with pytest.raises(UnreachableError):
-        InstructBlipClient(ready["grpc"]).contract()
+        Client(ready["grpc"]).contract()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.serving.wire import ERROR_KINDS, ServerContract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import InstructBlipVideoConfig, InstructBlipVideoForConditionalGeneration
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.checkpoint.checkpoint import Checkpoint, checkpoint_from_directory
 from iblip.export.errors import InputError

@@ -29,7 +29,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import DEMO

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from iblip.engines.language_model.opening import EngineLimits, open_engine
-from iblip.engines.language_model.types import Answer, GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer
 from iblip.engines.pipeline import CACHED_IMAGES, Pipeline
 from iblip.engines.runners import open_runner
 from iblip.export.artifact.manifest import Manifest, ServingLimits

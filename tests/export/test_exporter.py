@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iblip.export.artifact.digest import check_digests, digest_from_onnx
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.errors import BuildDirectoryError, VerificationError
 from iblip.export.exporter import graphs_from_checkpoint
+from iblip.export.graph.digest import check_digests, digest_from_onnx
 from iblip.export.precision import parse_precision
 from iblip.export.progress import Silent
 from iblip.export.quantisation.options import QuantisationOptions, quantisations

@@ -7,16 +7,22 @@ from dataclasses import replace
 
 import pytest
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
     Completion,
-    GenerationOptions,
-    QueueFullError,
     RankedCandidate,
     Timing,
     TokenLogprob,
 )
-from iblip.export.errors import ContractError, DeadlineError, EngineError, InputError, OptionError
+from iblip.export.errors import (
+    ContractError,
+    DeadlineError,
+    EngineError,
+    InputError,
+    OptionError,
+    QueueFullError,
+)
 from iblip.serving.steps.prompts import prompt_from_tensor
 from iblip.serving.wire import (
     PACKED,

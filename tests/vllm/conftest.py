@@ -17,7 +17,7 @@ from iblip.export.images import pixels_from_image
 from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.cli.quiet import quiet_libraries
-from iblip.serving.client import Answer, GenerationOptions, InstructBlipClient
+from iblip.serving.client import Answer, Client, GenerationOptions
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.server import TritonServer
@@ -81,8 +81,8 @@ def _server(directory: Path, python: Path) -> TritonServer:
 
 
 @pytest.fixture
-def client(server: TritonServer) -> Iterator[InstructBlipClient]:
-    with InstructBlipClient(server.grpc_url) as client:
+def client(server: TritonServer) -> Iterator[Client]:
+    with Client(server.grpc_url) as client:
         yield client
 
 

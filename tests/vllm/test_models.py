@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from iblip.engines.evaluation.texts import AGREEMENT, on_onnxruntime
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.vllm.building import vllm_from_checkpoint
 from iblip.engines.language_model.vllm.environment import VARIABLE
 from iblip.engines.language_model.vllm.settings import VllmSettings

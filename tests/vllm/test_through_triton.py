@@ -13,9 +13,9 @@ import pytest
 
 from iblip.serving.client import (
     CancelledError,
+    Client,
     EngineError,
     GenerationOptions,
-    InstructBlipClient,
     OptionError,
 )
 
@@ -196,7 +196,7 @@ def test_a_server_leaves_no_vllm_behind(serve):
 
 
 def test_a_killed_server_takes_vllm_with_it(serve, picture):
-    with serve as server, InstructBlipClient(server.grpc_url) as client:
+    with serve as server, Client(server.grpc_url) as client:
         worker = worker_below(server.pid)
         everything = [worker, *below(worker)]
         stream = client.stream(picture, "Describe the image.", options=LONG)

@@ -23,10 +23,10 @@ from iblip.engines.language_model.decoding.logits_processors import Restraints, 
 from iblip.engines.language_model.decoding.old_beams import OldBeamSearch
 from iblip.engines.language_model.decoding.ranking import CandidateTree
 from iblip.engines.language_model.decoding.sampling import Sampler, seed_for
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
     Completion,
-    GenerationOptions,
     RankedCandidate,
     TextDelta,
     Timing,

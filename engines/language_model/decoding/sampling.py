@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.engines.language_model.decoding.logits_processors import Restraints
-from iblip.engines.language_model.types import GenerationOptions, TokenLogprob
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import TokenLogprob
 from iblip.export.errors import EngineError
 
 Logits = npt.NDArray[np.float32]

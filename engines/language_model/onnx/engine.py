@@ -26,9 +26,10 @@ from iblip.engines.language_model.detokenise import special_tokens
 from iblip.engines.language_model.generation import QueuedGeneration, Ticket
 from iblip.engines.language_model.onnx.scheduler import Scheduler
 from iblip.engines.language_model.onnx.slots import BatchModel
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.stopping import StopTokens
 from iblip.engines.language_model.totals import Totals
-from iblip.engines.language_model.types import EngineStatus, GenerationOptions, GenerationRequest
+from iblip.engines.language_model.types import EngineStatus, GenerationRequest
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import answers_from_text, words_from_text
 from iblip.export.artifact.manifest import QUEUE, LanguageModelFacts, how_to_raise

@@ -57,7 +57,8 @@ def vllm_from_checkpoint(
     """Writes the language model into the build in the making `work`, and records it.
 
     Raises:
-        CheckpointError, ExportError: as `export.checkpoint.language_model_directory.write_language_model`.
+        CheckpointError, ExportError: as
+            `export.checkpoint.language_model_directory.write_language_model`.
     """
     from iblip.export.checkpoint.language_model_directory import write_language_model
 

@@ -1,7 +1,7 @@
 """A request's options in vLLM's words, and refusal of what vLLM cannot do.
 
-What vLLM does is not everywhere what `engines.language_model.decoding.sampling` does: it draws from another
-random generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several
+vLLM differs from `engines.language_model.decoding.sampling` in places: it draws from another random
+generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several
 tokens only where the answer has all of them. docs/vllm.md says so to users.
 """
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from iblip.engines.language_model.answering import AnswerPlan
 from iblip.engines.language_model.decoding.logits_processors import Words
-from iblip.engines.language_model.options import MAX_SEED
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import MAX_SEED, GenerationOptions
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import LanguageModelFacts
 from iblip.export.errors import OptionError

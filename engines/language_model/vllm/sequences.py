@@ -11,13 +11,8 @@ from iblip.engines.language_model.answering import (
     answer_from_completions,
 )
 from iblip.engines.language_model.decoding.sampling import seed_for
-from iblip.engines.language_model.types import (
-    Answer,
-    GenerationOptions,
-    TextDelta,
-    Timing,
-    TokenLogprob,
-)
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer, TextDelta, Timing, TokenLogprob
 
 
 class Sequences:

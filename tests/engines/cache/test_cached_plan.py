@@ -22,8 +22,8 @@ from iblip.engines.tensorrt.builder import Plan
 from iblip.engines.tensorrt.libraries import UNKNOWN_VERSION, Library, find_library
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile import Profile, Span
-from iblip.export.artifact.digest import digest_from_onnx
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.graph.digest import digest_from_onnx
 from iblip.export.progress import Silent
 
 pytest.importorskip("tensorrt_rtx_bindings")

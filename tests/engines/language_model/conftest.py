@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from iblip.engines.language_model.onnx.engine import OnnxEngine
 from iblip.engines.language_model.onnx.slots import Prompt, Slot
-from iblip.engines.language_model.types import GenerationOptions, GenerationRequest
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import GenerationRequest
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import LanguageModelFacts

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import PRESETS, preset
-from iblip.engines.language_model.types import GenerationOptions
 from iblip.export.errors import OptionError
 
 

@@ -9,7 +9,6 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from iblip.engines.language_model.types import GenerationOptions
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors, padded_length
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import load_tokenizer
@@ -220,4 +219,4 @@ def test_a_cut_that_leaves_no_text_is_refused(tokenizers: dict[str, Tokenizer]) 
     with pytest.raises(OptionError, match="max_instruction is 2; the tokenizer adds 2 special"):
         instructions("Red?", truncation="left", max_instruction=2)
     with pytest.raises(OptionError, match="this model's Q-Former reads none"):
-        instruction_tensors(None, GenerationOptions(truncation="left"), "Red?")
+        instruction_tensors(None, "Red?", truncation="left")

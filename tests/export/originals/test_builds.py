@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
-from iblip.export.artifact.digest import check_digests
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.examples import read_examples
+from iblip.export.graph.digest import check_digests
 from iblip.export.images import pixels_from_image
 from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions

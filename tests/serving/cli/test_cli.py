@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from iblip.engines.language_model.types import GenerationOptions
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError
 from iblip.serving.cli import EXPORT, IBLIP, Commands, export, iblip
 from iblip.serving.cli.options import GENERATION, REPEATABLE, options_from_flags

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from iblip.engines.language_model.types import Answer, GenerationOptions, Timing
+import iblip
+import iblip.serving.client
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import Answer, Timing
 from iblip.export.errors import ServingError
 from iblip.serving.client import errors
 from iblip.serving.client.faults import error_from_status
@@ -40,9 +43,9 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Blocker())
 import numpy
-from iblip.serving.client import InstructBlipClient, UnreachableError
+from iblip.serving.client import Client, UnreachableError
 try:
-    InstructBlipClient("127.0.0.1:1").ask(numpy.zeros((4, 4, 3), numpy.uint8), "What?")
+    Client("127.0.0.1:1").ask(numpy.zeros((4, 4, 3), numpy.uint8), "What?")
 except UnreachableError as error:
     print("reached out:", error)
 """
@@ -57,10 +60,10 @@ def test_it_needs_none_of_the_heavy_libraries():
 
 
 def test_its_exported_names_are_all_there_and_no_more():
-    assert sorted(serving.client.__all__) == sorted(set(serving.client.__all__))
-    for name in serving.client.__all__:
-        assert hasattr(serving.client, name)
-    assert set(errors.__all__) <= set(serving.client.__all__)
+    assert sorted(iblip.serving.client.__all__) == sorted(set(iblip.serving.client.__all__))
+    for name in iblip.serving.client.__all__:
+        assert hasattr(iblip.serving.client, name)
+    assert set(errors.__all__) <= set(iblip.serving.client.__all__)
 
 
 def test_the_tree_of_errors_is_drawn_as_it_is():
@@ -74,7 +77,10 @@ def test_the_tree_of_errors_is_drawn_as_it_is():
 def test_both_clients_offer_the_same():
     offered = [
         {name for name in vars(client) if not name.startswith("_")}
-        for client in (serving.client.InstructBlipClient, serving.client.AsyncInstructBlipClient)
+        for client in (
+            iblip.serving.client.Client,
+            iblip.serving.client.AsyncClient,
+        )
     ]
     assert offered[0] == offered[1] == {"ask", "stream", "rank", "contract", "close", "lavis"}
 
@@ -241,7 +247,7 @@ def test_the_channel_keeps_its_message_limits_beside_the_keepalive():
 
 
 def test_the_models_of_the_repository_import_nothing_heavy():
-    sources = Path(serving.__file__).parents[1] / "model_repository"
+    sources = Path(iblip.__file__).parent / "model_repository"
     for path in sources.glob("*/1/model.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -72,7 +72,7 @@ def test_json_has_all_of_it():
 
 def test_it_runs_with_the_client_alone(few_packages):
     python = few_packages("iblip")
-    command = [python, "-m", "serving", "doctor", "--json"]
+    command = [python, "-m", "iblip", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = {one["title"]: one for one in json.loads(done.stdout)["machine"]}

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from iblip.export.artifact.digest import digest_from_onnx
+from iblip.export.graph.digest import digest_from_onnx
 
 
 def damage(build: Path, names: Sequence[str]) -> None:

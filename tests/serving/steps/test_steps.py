@@ -20,11 +20,10 @@ from iblip.engines.language_model.opening import EngineLimits
 from iblip.engines.language_model.types import (
     Answer,
     GenerationRequest,
-    QueueFullError,
     TextDelta,
     Timing,
 )
-from iblip.export.errors import EngineError, InputError, OptionError
+from iblip.export.errors import EngineError, InputError, OptionError, QueueFullError
 from iblip.serving.steps.answering import Answering
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import run_joined

@@ -20,8 +20,8 @@ from transformers import InstructBlipForConditionalGeneration
 
 from iblip.engines.language_model.decoding.ranking import CandidateTree
 from iblip.engines.language_model.opening import EngineLimits, open_engine
-from iblip.engines.language_model.options import MOST_CANDIDATES
-from iblip.engines.language_model.types import GenerationOptions, GenerationRequest
+from iblip.engines.language_model.options import MOST_CANDIDATES, GenerationOptions
+from iblip.engines.language_model.types import GenerationRequest
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import answers_from_text
 from iblip.export.artifact.manifest import Manifest

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iblip.engines.language_model.types import QueueFullError, TextDelta
-from iblip.export.errors import DeadlineError, EngineError, OptionError
+from iblip.engines.language_model.types import TextDelta
+from iblip.export.errors import DeadlineError, EngineError, OptionError, QueueFullError
 
 Make = Callable[..., Any]
 

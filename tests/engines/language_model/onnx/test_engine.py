@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from iblip.engines.language_model.types import Answer, QueueFullError, TextDelta
-from iblip.export.errors import DeadlineError, EngineError, InputError, OptionError
+from iblip.engines.language_model.types import Answer, TextDelta
+from iblip.export.errors import DeadlineError, EngineError, InputError, OptionError, QueueFullError
 
 Make = Callable[..., Any]
 

@@ -18,7 +18,8 @@ from iblip.engines.language_model.onnx.graphs import MODELS, open_graphs, open_m
 from iblip.engines.language_model.onnx.key_value_caches import DeviceCaches
 from iblip.engines.language_model.onnx.slots import BatchModel, Slot
 from iblip.engines.language_model.opening import EngineLimits, open_engine
-from iblip.engines.language_model.types import GenerationOptions, GenerationRequest
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.types import GenerationRequest
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import load_tokenizer

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iblip.engines.language_model.types import GenerationRequest, QueueFullError, TextDelta
+from iblip.engines.language_model.types import GenerationRequest, TextDelta
 from iblip.engines.language_model.vllm.restarts import Restarts
-from iblip.export.errors import DeadlineError, EngineError, InputError, OptionError
+from iblip.export.errors import DeadlineError, EngineError, InputError, OptionError, QueueFullError
 
 Make = Callable[..., Any]
 

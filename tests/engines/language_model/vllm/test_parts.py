@@ -156,7 +156,7 @@ def test_one_device_needs_no_executor(settings: VllmSettings, executor: str | No
 def test_every_option_is_known_or_named_as_not() -> None:
     from dataclasses import fields
 
-    from iblip.engines.language_model.types import GenerationOptions
+    from iblip.engines.language_model.options import GenerationOptions
 
     assert {f.name for f in fields(GenerationOptions)} >= SUPPORTED
 

@@ -1,5 +1,0 @@
-"""`python -m serving` is `iblip`."""
-
-from iblip.serving.cli import main
-
-main()
