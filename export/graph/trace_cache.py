@@ -31,6 +31,15 @@ logger = logging.getLogger(__name__)
 KEPT = 256
 """Traces that a cache holds; those that were not used for longest make room."""
 
+TRACED_BY = (
+    "iblip.export.components",
+    "iblip.export.families",
+    "iblip.export.graph",
+    "iblip.export.precision",
+)
+"""The code that a trace follows from. What else tracing imports reaches a graph by values alone
+(config, contract, image settings), which are in the key themselves."""
+
 _DIGEST = hashlib.sha256().digest_size
 _SUFFIX = ".trace"
 _NOTE = "iblip.trace"
@@ -107,7 +116,7 @@ def trace_key(component: Component, checkpoint: Checkpoint) -> str:
         "projector": checkpoint.projector,
         "config": _told(checkpoint.config),
         "images": image_processor_settings(checkpoint),
-        "code": code_digest("export"),
+        "code": code_digest(*TRACED_BY),
         "tools": library_versions(),
         "python": sys.version_info[:2],
     }

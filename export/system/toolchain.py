@@ -37,26 +37,26 @@ def library_versions() -> dict[str, str]:
 
 
 @cache
-def code_digest(*packages: str) -> str:
-    """sha256 over every file of some packages, in hexadecimal: another one is other code.
+def code_digest(*modules: str) -> str:
+    """sha256 over the files of some modules and packages, in hexadecimal.
 
     Args:
-        packages: importable ones of this project (`export`); they are not imported.
+        modules: importable ones of this project (`iblip.export`); they are not imported.
     """
     digest = hashlib.sha256()
-    for package in packages:
-        spec = importlib.util.find_spec(package)
+    for module in modules:
+        spec = importlib.util.find_spec(module)
         assert spec is not None
-        for place in spec.submodule_search_locations or ():
-            for path in sorted(_files(Path(place))):
+        assert spec.origin is not None
+        for place in map(Path, spec.submodule_search_locations or (spec.origin,)):
+            for path in sorted(_files(place)):
                 content = path.read_bytes()
-                name = f"{package}/{path.relative_to(place).as_posix()}"
+                name = f"{module}/{path.relative_to(place).as_posix()}"
                 digest.update(f"{name}\0{len(content)}\0".encode())
                 digest.update(content)
     return digest.hexdigest()
 
 
-def _files(package: Path) -> Iterable[Path]:
-    return (
-        path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    )
+def _files(place: Path) -> Iterable[Path]:
+    paths = (place,) if place.is_file() else place.rglob("*")
+    return (path for path in paths if path.is_file() and "__pycache__" not in path.parts)

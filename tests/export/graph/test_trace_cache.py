@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import os
 
+import grimp
 import pytest
 
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.exporter import graphs_from_checkpoint
-from iblip.export.graph.trace_cache import TraceCache, trace_key
+from iblip.export.graph.trace_cache import TRACED_BY, TraceCache, trace_key
 from iblip.export.graph.tracing import trace
 from iblip.export.precision import parse_precision
 from iblip.export.progress import Silent
@@ -74,6 +75,15 @@ def test_a_key_follows_from_config_precision_and_code_but_not_from_weights(
     assert not set(keys(checkpoint_from_directory(tiny("vicuna")), "fp16").values()) & set(
         plain.values()
     )
+
+
+def test_the_code_of_a_key_is_all_that_tracing_imports_but_for_what_it_takes_as_values():
+    graph = grimp.build_graph("iblip", cache_dir=None)
+    imported = graph.find_upstream_modules("iblip.export.graph.tracing")
+    imported |= graph.find_upstream_modules("iblip.export.components.graphs_of_checkpoint")
+    by_value = ("artifact", "checkpoint", "errors", "system.files", "weights.weight")
+    known = (*TRACED_BY, *(f"iblip.export.{name}" for name in by_value))
+    assert {name for name in imported if not name.startswith(known)} == set()
 
 
 @pytest.fixture(scope="module")
