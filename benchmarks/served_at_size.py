@@ -57,11 +57,11 @@ def main(
         figures: dict[str, Any] = {"model": model, "precision": precision}
         if not directory.exists():
             if not source.exists():
-                arguments = ["iblip", "export", "synthesize", model, str(source), "--dtype", "float16"]
-                figures["synthesize"] = run(arguments).to_json()
-            arguments = ["iblip", "export", "build", "--model", str(source), "--precision", precision]
-            arguments += ["--no-verify", "--output", str(directory)]
-            figures["build"] = run(arguments).to_json()
+                words = ["synthesize", model, str(source), "--dtype", "float16"]
+                figures["synthesize"] = run(["iblip", "export", *words]).to_json()
+            words = ["build", "--model", str(source), "--precision", precision]
+            words += ["--no-verify", "--output", str(directory)]
+            figures["build"] = run(["iblip", "export", *words]).to_json()
         figures |= served(directory, tokens, rounds)
     click.echo(json.dumps(figures, indent=2))
     keep("served_at_size", figures)
