@@ -96,6 +96,7 @@ RECIPES: Mapping[str, Recipe] = {
         diet=INSTRUCTED,
         seed=22,
         stages={**ALL_STAGES, "language": replace(SCHEDULE, steps=500)},
+        dtype=torch.float16,
     ),
     "blip2-opt": Recipe(
         directory="blip2-demo-opt",

@@ -16,9 +16,11 @@ from iblip.serving.builder.options import BuildOptions
 from iblip.serving.cli.quiet import quiet_libraries
 
 NAMES = {
-    "vicuna_pair": "lavis:blip2_vicuna_instruct/vicuna7b",
-    "flant5_pair": "lavis:blip2_t5_instruct/flant5xl",
+    "vicuna_pair": ("lavis:blip2_vicuna_instruct/vicuna7b", "fp32"),
+    "flant5_pair": ("lavis:blip2_t5_instruct/flant5xl", "fp16"),
 }
+"""Each pair's model, and the precision in which its weights are stored, and so read in place."""
+
 QUESTIONS = 8
 
 
@@ -47,8 +49,9 @@ def test_graphs_and_answers_are_those_of_hugging_faces_form(
 ):
     quiet_libraries()
     pair = request.getfixturevalue(fixture)
-    source = ModelSource(model=NAMES[fixture], parts=pair.parts)
-    options = {"verify": False}
+    model, precision = NAMES[fixture]
+    source = ModelSource(model=model, parts=pair.parts)
+    options = {"precision": precision, "verify": False}
     found = build(BuildOptions(model=source, output=tmp_path / "lavis", **options))
     wanted = build(BuildOptions(model=pair.directory, output=tmp_path / "hf", **options))
     ours, theirs = Manifest.read(found), Manifest.read(wanted)
