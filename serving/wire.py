@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from iblip.engines.language_model.option_table import OPTIONS, Option
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
@@ -173,16 +174,6 @@ class ServerContract:
             raise ContractError(f"the server's model config is not ours: {error!r}") from error
 
 
-JSON_OPTIONS: Mapping[str, tuple[type, str]] = {
-    "stop": (list, 'a JSON list of strings in a string, such as ["\\n", "###"]'),
-    "banned_words": (list, 'a JSON list of strings in a string, such as ["red", "blue"]'),
-    "candidates": (list, 'a JSON list of strings in a string, such as ["a cat", "a dog"]'),
-    "stop_token_ids": (list, "a JSON list of token ids in a string, such as [13, 29]"),
-    "logit_bias": (dict, 'a JSON object in a string, such as {"13": -5.5}'),
-}
-"""Options that are no plain value: what their JSON holds, and how an error describes it."""
-
-
 def finish_from_answer(answer: Answer) -> str:
     """The `finish` tensor of an answer's last response: JSON, without the text itself."""
     fields = asdict(answer)
@@ -220,9 +211,9 @@ def _completion(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameters_from_options(options: GenerationOptions) -> dict[str, int | float | str]:
-    """Request parameters: what differs from the default, `JSON_OPTIONS` as JSON in a string."""
+    """Request parameters: what differs from the default, lists and objects as JSON in a string."""
     return {
-        name: json.dumps(value) if name in JSON_OPTIONS else value
+        name: json.dumps(value) if OPTIONS[name].kind.json else value
         for name, value in options.to_mapping().items()
     }
 
@@ -236,8 +227,8 @@ def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
     if PACKED in parameters:
         parameters = _unpacked(parameters[PACKED])
     given = {name: value for name, value in parameters.items() if not _is_no_option(name)}
-    for name in JSON_OPTIONS.keys() & given.keys():
-        given[name] = _from_json(name, given[name])
+    for name in OPTIONS.keys() & given.keys():
+        given[name] = _from_parameter(OPTIONS[name], given[name])
     return GenerationOptions.from_mapping(given)
 
 
@@ -249,7 +240,7 @@ def stream_from_parameters(parameters: Mapping[str, Any]) -> bool:
     """
     stream = parameters.get(STREAM, True)
     if not isinstance(stream, bool):
-        raise OptionError(f"{STREAM} is {stream!r}; wanted true or false")
+        raise OptionError(f"{STREAM} is {stream!r}; expected true or false")
     return stream
 
 
@@ -259,7 +250,7 @@ def _unpacked(value: object) -> Mapping[str, Any]:
     except ValueError:
         parameters = None
     if not isinstance(parameters, dict):
-        raise OptionError(f"{PACKED} is {value!r}; wanted a JSON object in a string")
+        raise OptionError(f"{PACKED} is {value!r}; expected a JSON object in a string")
     return parameters
 
 
@@ -267,15 +258,19 @@ def _is_no_option(name: str) -> bool:
     return name.startswith("triton_") or name in ("binary_data_output", STREAM)
 
 
-def _from_json(name: str, value: object) -> Any:
-    kind, wanted = JSON_OPTIONS[name]
+def _from_parameter(option: Option, value: object) -> Any:
+    if option.kind.json is None:
+        return value
     try:
-        found = json.loads(value) if isinstance(value, str) else None
+        parsed = json.loads(value) if isinstance(value, str) else None
     except ValueError:
-        found = None
-    if not isinstance(found, kind):
-        raise OptionError(f"{name} is {value!r}; wanted {wanted}")
-    return found
+        parsed = None
+    if not isinstance(parsed, option.kind.json):
+        raise OptionError(
+            f"{option.name} is {value!r}; expected {option.kind.expected}, as JSON in a string, "
+            f"such as {option.example}"
+        )
+    return parsed
 
 
 def text_from_error(error: Exception) -> str:

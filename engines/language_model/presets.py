@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from iblip.engines.language_model.option_table import OPTIONS
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError
 
@@ -70,12 +71,8 @@ class Preset:
         return GenerationOptions.from_mapping({**mine, **given})
 
 
-_TWINS = {
-    "max_length": "max_new_tokens",
-    "max_new_tokens": "max_length",
-    "min_length": "min_new_tokens",
-    "min_new_tokens": "min_length",
-}
+_PAIRS = [(name, option.instead_of) for name, option in OPTIONS.items() if option.instead_of]
+_TWINS = {**dict(_PAIRS), **{other: name for name, other in _PAIRS}}
 
 # The Q-Former's tokenizer of InstructBLIP: `max_txt_len` 128, `truncation_side` "left".
 _CUT = {"truncation": "left", "max_instruction": 128}
@@ -161,7 +158,7 @@ def preset(compat: str, *, family: str, language_model: str, call: str | None = 
         near = get_close_matches(compat, DEFAULT_CALLS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise OptionError(
-            f"compat is {compat!r}; wanted one of {', '.join(map(repr, DEFAULT_CALLS))}.{hint}"
+            f"compat is {compat!r}; expected one of {', '.join(map(repr, DEFAULT_CALLS))}.{hint}"
         )
     call = call or DEFAULT_CALLS[compat]
     found = PRESETS.get((compat, family, language_model, call))

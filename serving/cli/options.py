@@ -2,66 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.engines.language_model.option_table import (
+    OPTIONS,
+    Biases,
+    Choice,
+    Flag,
+    Integer,
+    Kind,
+    Number,
+    Option,
+    Texts,
+    TokenIds,
+)
+
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions
 
-GENERATION: tuple[tuple[str, Any, str], ...] = (
-    ("max_new_tokens", int, "Most tokens of the answer. Default: the checkpoint's own."),
-    ("min_new_tokens", int, "The answer cannot end before this many tokens. Default: 0."),
-    (
-        "max_length",
-        int,
-        "Instead: most positions, image and prompt included (T5: start token and answer).",
-    ),
-    ("min_length", int, "Instead of --min-new-tokens, counted as --max-length."),
-    ("temperature", float, "0 always takes the likeliest token; above, one is drawn. Default: 0."),
-    ("top_k", int, "Draw among the k likeliest; 0 is all. Default: 0."),
-    ("top_p", float, "Draw among the likeliest that reach this probability. Default: 1."),
-    (
-        "min_p",
-        float,
-        "Draw among those with this share of the likeliest's probability. Default: 0.",
-    ),
-    ("repetition_penalty", float, "Above 1, repeats are less likely. Default: 1."),
-    ("no_repeat_ngram_size", int, "No run of so many tokens occurs twice. Default: 0, off."),
-    (
-        "penalty_scope",
-        click.Choice(["all", "answer"]),
-        "What counts as said for these two: prompt and answer, or the answer. Default: all.",
-    ),
-    ("truncation", click.Choice(["left", "right"]), "Cut the Q-Former's instruction at this end."),
-    ("max_instruction", int, "Tokens left of it. Default: as many as the Q-Former holds."),
-    ("logprobs", int, "Report log-probabilities, of so many tokens besides (with --json)."),
-    ("n", int, "So many answers (the others with --json). Default: 1."),
-    ("num_beams", int, "Beam search with so many beams. Default: 1, none."),
-    (
-        "length_penalty",
-        float,
-        "Of beams and candidates: above 0 favours long answers. Default: 1 of beams, 0 of others.",
-    ),
-    ("beam_scorer", click.Choice(["v5", "v4"]), "Beams as transformers 5, or 4. Default: v5."),
-    ("seed", int, "Of the draw. Default: a fresh one."),
-    ("echo", bool, "Whether the answer begins with the prompt. Default: false."),
-)
-"""Name, type and help of each option of an answer."""
-
-REPEATABLE: tuple[tuple[str, Any, str], ...] = (
-    ("stop", str, "End the answer before this text. Repeatable."),
-    ("stop_token_ids", int, "End the answer before this token. Repeatable."),
-    ("banned_words", str, "A word that the answer may not contain. Repeatable."),
-    ("logit_bias", (int, float), "A token and what is added to its logit. Repeatable."),
-    ("candidates", str, "An answer to choose from: they are ranked, the likeliest is the answer."),
-)
-"""The same of those that may be given several times."""
-
-SINGULAR = {"candidates": "--candidate"}
-"""Flags that are not called as their options are: one is given at a time."""
+KINDS: Mapping[type[Kind], Any] = {
+    Integer: int,
+    Number: float,
+    Flag: bool,
+    Texts: str,
+    TokenIds: int,
+    Biases: (int, float),
+}
+"""What click makes of an option's value, or of each where a flag can be given several times."""
 
 MODEL = (
     "Hugging Face directory, or ORG/NAME of a model of the hub; or, with --part, lavis:NAME or "
@@ -69,36 +41,44 @@ MODEL = (
     "that was built."
 )
 
-EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+
+def flag_of_option(option: Option) -> str:
+    """Its flag, such as `--top-k`."""
+    return option.flag or "--" + option.name.replace("_", "-")
+
+
+def help_of_option(option: Option) -> str:
+    """What `--help` says of it, other options being called as their flags are."""
+    default = "Repeatable." if option.kind.json else f"Default: {option.default_text}."
+    return re.sub(
+        r"`(\w+)`", lambda match: flag_of_option(OPTIONS[match[1]]), f"{option.help} {default}"
+    )
 
 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of an answer; `options_from_flags` reads them."""
-    for name, kind, text in reversed(REPEATABLE):
-        flag = SINGULAR.get(name, "--" + name.replace("_", "-"))
-        function = click.option(flag, name, type=kind, multiple=True, help=text)(function)
-    early = click.option(
-        "--early-stopping",
-        type=click.Choice(list(EARLY_STOPPING)),
-        help="Of a beam search: when it ends. Default: false.",
-    )
-    function = early(function)
-    for name, kind, text in reversed(GENERATION):
-        flag = "--" + name.replace("_", "-")
-        function = click.option(flag, name, type=kind, default=None, help=text)(function)
+    for option in reversed(list(OPTIONS.values())):
+        kind = option.kind
+        function = click.option(
+            flag_of_option(option),
+            option.name,
+            type=click.Choice(list(kind.words)) if type(kind) is Choice else KINDS[type(kind)],
+            multiple=kind.json is not None,
+            help=help_of_option(option),
+        )(function)
     return function
 
 
 def given_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """The options of an answer that were given among a command's flags, by name."""
-    names = [name for name, _, _ in GENERATION]
-    given = {name: flags[name] for name in names if flags[name] is not None}
-    given |= {name: tuple(flags[name]) for name, _, _ in REPEATABLE if flags[name]}
-    if flags["early_stopping"] is not None:
-        given["early_stopping"] = EARLY_STOPPING[flags["early_stopping"]]
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(given["logit_bias"])
-    return given
+    given = {name: flags[name] for name in OPTIONS if flags[name] not in (None, ())}
+    return {name: _value(OPTIONS[name].kind, value) for name, value in given.items()}
+
+
+def _value(kind: Kind, value: Any) -> Any:
+    if type(kind) is Choice:
+        return kind.words[value]
+    return dict(value) if isinstance(kind, Biases) else value
 
 
 def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:

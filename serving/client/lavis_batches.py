@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
+from iblip.engines.language_model.option_table import options_of_lavis
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import LAVIS, RANKING, Preset
 from iblip.engines.language_model.types import Answer
@@ -102,7 +103,7 @@ def generate_batch(
     """
     found = preset_of_server(contract, LAVIS, "generate")
     prompts = _each(samples, "prompt", "")
-    return _texts_batch(samples, prompts, _generate_options(found, arguments), found)
+    return _texts_batch(samples, prompts, _with_options(found, _generate(found, arguments)), found)
 
 
 def answers_batch(
@@ -121,10 +122,8 @@ def answers_batch(
         )
         for i, text in enumerate(questions)
     ]
-    names = {"num_beams": "num_beams", "max_len": "max_length", "min_len": "min_length"}
-    names["length_penalty"] = "length_penalty"
-    given: Any = {names[name]: value for name, value in arguments.items() if name in names}
-    return _texts_batch(samples, prompts, _generate_options(found, given), found)
+    given = _given("predict_answers", arguments)
+    return _texts_batch(samples, prompts, _with_options(found, given), found)
 
 
 def class_batch(
@@ -136,20 +135,23 @@ def class_batch(
     """The questions of `predict_class`. Errors as of `generate_batch`."""
     found = preset_of_server(contract, LAVIS, RANKING)
     if not candidates:
-        raise OptionError("candidates is empty; wanted at least one text")
+        raise OptionError("candidates is empty; expected at least one text")
     images = _images(samples)
     own = not isinstance(candidates[0], str)
     lists: list[Any] = list(candidates) if own else [candidates] * len(images)
     if len(lists) != len(images):
-        raise OptionError(f"candidates has {len(lists)} lists; wanted one an image, {len(images)}")
+        raise OptionError(
+            f"candidates has {len(lists)} lists; expected one an image, {len(images)}"
+        )
     questions = []
     for index, (image, prompt) in enumerate(zip(images, _class_prompts(samples), strict=True)):
         options = found.with_options({"candidates": list(lists[index])})
         if not options.candidates:
-            raise OptionError(f"candidates has no text for image {index}; wanted at least one")
+            raise OptionError(f"candidates has no text for image {index}; expected at least one")
         if not 1 <= n_segments <= len(options.candidates):
             raise OptionError(
-                f"n_segments is {n_segments}; wanted 1 to {len(options.candidates)}, the candidates"
+                f"n_segments is {n_segments}; expected 1 to {len(options.candidates)}, the "
+                "candidates"
             )
         questions.append(Question(image=image, prompt=prompt, options=options))
     is_mean = contract.build["language_model"] != "t5"
@@ -215,35 +217,44 @@ def _texts_batch(
     return Batch(questions=questions, result=result)
 
 
-def _generate_options(found: Preset, arguments: GenerateArguments) -> GenerationOptions:
-    """The options that LAVIS's arguments stand for."""
-    changed: dict[str, Any] = {
-        name: arguments[name]
-        for name in ("num_beams", "repetition_penalty", "length_penalty")
-        if name in arguments
-    }
-    changed["n"] = arguments.get("num_captions", 1)
-    if "max_length" in arguments:
-        changed["max_new_tokens"] = _tokens(found, arguments["max_length"])
+_NUCLEUS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 0.9}
+"""What LAVIS samples with; without `use_nucleus_sampling` it has no effect."""
+
+
+def _given(call: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of LAVIS's arguments that are options here, by their names here."""
+    names = options_of_lavis(call)
+    return {names[name]: value for name, value in arguments.items() if name in names}
+
+
+def _generate(found: Preset, arguments: GenerateArguments) -> Mapping[str, Any]:
+    """The same of `generate`, which samples only where it is told to."""
+    given = _given("generate", arguments)
+    if not arguments.get("use_nucleus_sampling", False):
+        return {name: value for name, value in given.items() if name not in _NUCLEUS}
+    beams = given.get("num_beams", found.options["num_beams"])
+    if beams != 1:
+        raise OptionError(
+            f"use_nucleus_sampling is true and num_beams {beams}; LAVIS would sample among beams, "
+            "which no engine here does: give num_beams 1"
+        )
+    return {**_NUCLEUS, **given, "num_beams": 1}
+
+
+def _with_options(found: Preset, given: Mapping[str, Any]) -> GenerationOptions:
+    """The preset, overridden by options whose values are as LAVIS has them."""
+    changed = {"n": 1, **given}
+    if "max_new_tokens" in given:
+        changed["max_new_tokens"] = _tokens(found, given["max_new_tokens"])
     # Counted there from the token that an answer begins with; the default, 1, asks for nothing.
-    changed["min_new_tokens"] = max(arguments.get("min_length", 1) - 1, 0)
-    if arguments.get("use_nucleus_sampling", False):
-        beams = changed.get("num_beams", found.options["num_beams"])
-        if beams != 1:
-            raise OptionError(
-                f"use_nucleus_sampling is true and num_beams {beams}; LAVIS would draw among "
-                "beams, which no engine here does: give num_beams 1"
-            )
-        changed["num_beams"] = 1
-        changed["temperature"] = arguments.get("temperature", 1.0)
-        changed["top_p"] = arguments.get("top_p", 0.9)
+    changed["min_new_tokens"] = max(given.get("min_new_tokens", 1) - 1, 0)
     return found.with_options(changed)
 
 
 def _tokens(found: Preset, length: int) -> int:
     if length <= found.started:
         raise OptionError(
-            f"max_length is {length}; LAVIS counts the token that an answer begins with: wanted "
+            f"max_length is {length}; LAVIS counts the token that an answer begins with: expected "
             f"{found.started + 1} or more"
         )
     return length - found.started

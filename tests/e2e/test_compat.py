@@ -85,7 +85,9 @@ def test_what_the_server_cannot_do_is_said(served, client, examples):
     slots = served.manifest.limits.slots
     with pytest.raises(OptionError, match=f"num_beams is {slots + 1}; this engine has {slots} slo"):
         client.lavis.generate(one, num_beams=slots + 1)
-    with pytest.raises(OptionError, match="compat is 'llava'; wanted one of 'lavis', 'hf', 'minig"):
+    with pytest.raises(
+        OptionError, match="compat is 'llava'; expected one of 'lavis', 'hf', 'minig"
+    ):
         client.ask(example.image, example.prompt, compat="llava")
     with pytest.raises(OptionError, match="no answer for instructblip on"):
         client.ask(example.image, example.prompt, compat="minigpt4")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from iblip.engines.language_model.options import MOST_LOGPROBS
+from iblip.engines.language_model.option_table import MOST_LOGPROBS
 from iblip.engines.language_model.vllm.engine import VllmEngine
 from iblip.engines.language_model.vllm.environment import find_python, worker_environment
 from iblip.engines.language_model.vllm.process import WORKER, WorkerProcess

@@ -1,8 +1,8 @@
 """A request's options in vLLM's words, and refusal of what vLLM cannot do.
 
-vLLM differs from `engines.language_model.decoding.sampling` in places: it draws from another random
-generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several
-tokens only where the answer has all of them. docs/vllm.md says so to users.
+vLLM differs from `engines.language_model.decoding.sampling` in places: it samples with another random
+generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several tokens
+only where the answer has all of them. docs/vllm.md says so to users.
 """
 
 from __future__ import annotations
@@ -11,35 +11,11 @@ from typing import Any
 
 from iblip.engines.language_model.answering import AnswerPlan
 from iblip.engines.language_model.decoding.logits_processors import Words
-from iblip.engines.language_model.options import MAX_SEED, GenerationOptions
+from iblip.engines.language_model.option_table import MAX_SEED, OPTIONS, VLLM
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import LanguageModelFacts
 from iblip.export.errors import OptionError
-
-SUPPORTED = frozenset(
-    {
-        "max_new_tokens",
-        "min_new_tokens",
-        "max_length",
-        "min_length",
-        "truncation",
-        "max_instruction",
-        "echo",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "logit_bias",
-        "banned_words",
-        "stop",
-        "stop_token_ids",
-        "seed",
-        "logprobs",
-        "n",
-    }
-)
-"""The options that this engine knows."""
 
 TEMPERATURES = (0.01, 2.0)
 """The least above 0 (vLLM takes what is below for this, and says so in its log alone), and the
@@ -53,10 +29,11 @@ def check_options(options: GenerationOptions) -> None:
         OptionError: naming the option, and the engine that has it.
     """
     for name, value in options.to_mapping().items():
-        if name not in SUPPORTED:
+        engines = OPTIONS[name].engines
+        if VLLM not in engines:
             raise OptionError(
                 f"{name} is {value!r}; this model runs on vLLM, which has no {name}. Leave it "
-                "out, or build with --llm-engine onnxruntime, which has it."
+                f"out, or build with --llm-engine {engines[0]}, which has it."
             )
     least, greatest = TEMPERATURES
     if options.temperature and not least <= options.temperature <= greatest:
@@ -86,7 +63,7 @@ def params_from_options(
         plan: what the answer may be.
         facts: of the model.
         banned: token ids of every banned word.
-        seed: of the draw; `None` for greedy.
+        seed: of the random generator; `None` for greedy.
         index: tells this answer from others to the same request.
     """
     ends = dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids))

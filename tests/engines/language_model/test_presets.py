@@ -82,7 +82,7 @@ def test_what_is_given_overrides_the_preset(given: Any, wanted: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"compat": "lavi"}, "compat is 'lavi'; wanted one of .* Did you mean 'lavis'"),
+        ({"compat": "lavi"}, "compat is 'lavi'; expected one of .* Did you mean 'lavis'"),
         ({"family": "minigpt4"}, "no generate for minigpt4 on llama; it has no such model"),
         (
             {"family": "blip2", "language_model": "opt", "call": "predict_class"},

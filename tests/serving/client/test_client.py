@@ -203,7 +203,7 @@ def test_every_failure_of_grpc_has_its_error(code, details, kind, message):
 
 def test_a_ranking_needs_something_to_rank():
     assert ranking_options(["a", "b"], None).candidates == ("a", "b")
-    with pytest.raises(errors.OptionError, match="candidates is empty; wanted at least one text"):
+    with pytest.raises(errors.OptionError, match="candidates is empty; expected at least one text"):
         ranking_options([], None)
 
 

@@ -204,12 +204,12 @@ def test_predict_class_ranks_each_images_candidates():
         (lambda c: generate_batch(c, {"image": [IMAGE], "prompt": ["a", "b"]}, {}), InputError,
          "samples has 2 of 'prompt' and 1 images"),
         (lambda c: generate_batch(c, {"image": IMAGE, "prompt": "a"}, {"num_captions": 6}),
-         OptionError, "n is 6; wanted at most num_beams, 5"),
+         OptionError, "n is 6; expected at most num_beams, 5"),
         (lambda c: generate_batch(c, {"image": IMAGE, "prompt": "a"}, {"max_length": 1}),
-         OptionError, "max_length is 1; LAVIS counts the token .* wanted 2 or more"),
+         OptionError, "max_length is 1; LAVIS counts the token .* expected 2 or more"),
         (lambda c: generate_batch(
             c, {"image": IMAGE, "prompt": "a"}, {"use_nucleus_sampling": True}),
-         OptionError, "LAVIS would draw among beams, which no engine here does"),
+         OptionError, "LAVIS would sample among beams, which no engine here does"),
         (lambda c: answers_batch(c, {"image": IMAGE}, {}), InputError, "no 'text_input'"),
         (lambda c: answers_batch(
             c, {"image": IMAGE, "text_input": "a", "apply_lemmatizer": True}, {}),
@@ -219,9 +219,9 @@ def test_predict_class_ranks_each_images_candidates():
         (lambda c: class_batch(c, {"image": IMAGE, "prompt": "a"}, [[]], 1), OptionError,
          "candidates has no text for image 0"),
         (lambda c: class_batch(c, {"image": IMAGE, "prompt": "a"}, [["a"], ["b"]], 1), OptionError,
-         "candidates has 2 lists; wanted one an image, 1"),
+         "candidates has 2 lists; expected one an image, 1"),
         (lambda c: class_batch(c, {"image": IMAGE, "prompt": "a"}, ["a", "b"], 3), OptionError,
-         "n_segments is 3; wanted 1 to 2"),
+         "n_segments is 3; expected 1 to 2"),
         (lambda c: class_batch(c, {"image": IMAGE}, ["a"], 1), InputError, "no 'prompt'"),
     ],
 )  # fmt: skip

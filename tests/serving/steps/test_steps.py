@@ -429,7 +429,7 @@ def test_every_image_is_read_with_the_same_instruction():
         (b"long " * 40, 1, {}, "the instruction has 40 tokens; at most 30 fit"),
         (b"What?", 0, {}, "the request has 0 images; wanted 1 to 3"),
         (b"What?", 4, {}, "the request has 4 images; wanted 1 to 3"),
-        (b"What?", 1, {"truncation": "up"}, "truncation is 'up'; wanted one of"),
+        (b"What?", 1, {"truncation": "up"}, "truncation is 'up'; expected '', 'left' or 'right'"),
     ],
 )
 def test_a_faulty_request_is_passed_on_for_the_language_model_to_tell(

@@ -20,7 +20,8 @@ from transformers import InstructBlipForConditionalGeneration
 
 from iblip.engines.language_model.decoding.ranking import CandidateTree
 from iblip.engines.language_model.opening import EngineLimits, open_engine
-from iblip.engines.language_model.options import MOST_CANDIDATES, GenerationOptions
+from iblip.engines.language_model.option_table import MOST_CANDIDATES
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import GenerationRequest
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import answers_from_text
@@ -294,13 +295,19 @@ def test_a_cancelled_ranking_frees_its_slots_within_a_step(gated: Make, ask: Mak
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"candidates": [""]}, "candidates is .*; wanted a list of strings that are not empty"),
-        ({"candidates": ["a", " \n"]}, r"candidates has ' \\n'; wanted texts that are not blank"),
-        ({"candidates": "a"}, "candidates is 'a'; wanted a list of strings"),
+        (
+            {"candidates": [""]},
+            "candidates is .*; expected a list of at most 1000 non-empty strings",
+        ),
+        ({"candidates": ["a", " \n"]}, r"candidates has ' \\n'; expected texts that are not blank"),
+        (
+            {"candidates": "a"},
+            "candidates is 'a'; expected a list of at most 1000 non-empty strings",
+        ),
         ({"candidates": ["\ud800"]}, "candidates has '.*', which is not valid Unicode text"),
         (
             {"candidates": ["a"] * (MOST_CANDIDATES + 1)},
-            f"candidates has {MOST_CANDIDATES + 1} texts; wanted at most {MOST_CANDIDATES}",
+            f"candidates has {MOST_CANDIDATES + 1} texts; expected at most {MOST_CANDIDATES}",
         ),
         (
             {"candidates": ["a"], "num_beams": 2, "stop": ["b"]},
@@ -308,7 +315,10 @@ def test_a_cancelled_ranking_frees_its_slots_within_a_step(gated: Make, ask: Mak
         ),
         ({"candidates": ["a"], "temperature": 0.5}, "candidates are given, and temperature"),
         ({"candidates": ["a"], "max_new_tokens": 5}, "candidates are given, and max_new_tokens"),
-        ({"candidates": ["a"], "length_penalty": 11}, "length_penalty is 11; wanted a number, -10"),
+        (
+            {"candidates": ["a"], "length_penalty": 11},
+            "length_penalty is 11; expected a number from -10",
+        ),
     ],
 )
 def test_what_is_no_ranking_is_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,550 @@
+"""Every generation option, one row each: what it is called, takes and means, and who has it.
+
+All else that speaks of options is made from these rows: the checks of `GenerationOptions` and their
+messages, the flags of `iblip ask`, the wire's parameters, what vLLM refuses, and the tables in
+docs/wire.md and docs/compat.md (`option_page.py`). A new option is a row here, a field of the same
+name in `GenerationOptions`, and the code that does what it asks. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from iblip.export.errors import OptionError
+
+MAX_SEED = 2**63 - 1
+MOST_SEQUENCES = 64
+MOST_LOGPROBS = 100
+MOST_CANDIDATES = 1000
+
+ONNXRUNTIME = "onnxruntime"
+VLLM = "vllm"
+"""The language model's engines, as `--llm-engine` names them."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that an option takes.
+
+    Attributes:
+        json: what the JSON of the request parameter, a string, holds; `None` where the parameter is
+            the value itself.
+    """
+
+    json: ClassVar[type | None] = None
+
+    @property
+    def expected(self) -> str:
+        """These values in words, as an error and a page name them."""
+        raise NotImplementedError
+
+    def accepts(self, value: object) -> bool:
+        """Whether this is one of them."""
+        raise NotImplementedError
+
+    def check(self, name: str, value: object) -> None:
+        """Refuses any other value.
+
+        Raises:
+            OptionError: naming the option, the value that was given, and those expected.
+        """
+        if not self.accepts(value):
+            raise OptionError(f"{name} is {value!r}; expected {self.expected}")
+
+
+@dataclass(frozen=True)
+class Integer(Kind):
+    """From `least` to `most`, both included; `None` is no upper limit. No boolean is an integer."""
+
+    least: int
+    most: int | None = None
+
+    @property
+    def expected(self) -> str:
+        """As of `Kind`."""
+        if self.most is None:
+            return f"an integer, {self.least} or more"
+        return f"an integer from {self.least} to {self.most}"
+
+    def accepts(self, value: object) -> bool:
+        """As of `Kind`."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return value >= self.least and (self.most is None or value <= self.most)
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """An integer or a float from `least` to `most`, both included, or only `most` if `above`."""
+
+    least: float
+    most: float
+    above: bool = False
+
+    @property
+    def expected(self) -> str:
+        """As of `Kind`."""
+        if self.above:
+            return f"a number above {self.least:g}, at most {self.most:g}"
+        return f"a number from {self.least:g} to {self.most:g}"
+
+    def accepts(self, value: object) -> bool:
+        """As of `Kind`. NaN is in no range."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of some strings and booleans; `""` stands for none of the others."""
+
+    values: tuple[str | bool, ...]
+
+    @property
+    def words(self) -> Mapping[str, str | bool]:
+        """Values by the word for each on a command line, which has none for `""`."""
+        return {_plain(value): value for value in self.values if value != ""}
+
+    @property
+    def expected(self) -> str:
+        """As of `Kind`."""
+        words = (repr(one) if isinstance(one, str) else _plain(one) for one in self.values)
+        return joined(words, "or", quote="")
+
+    def accepts(self, value: object) -> bool:
+        """As of `Kind`. 1 is not true."""
+        return any(isinstance(value, type(one)) and value == one for one in self.values)
+
+
+@dataclass(frozen=True)
+class Flag(Choice):
+    """True or false."""
+
+    values: tuple[str | bool, ...] = (True, False)
+
+
+@dataclass(frozen=True)
+class Texts(Kind):
+    """A tuple of strings, none of them empty.
+
+    Attributes:
+        most: how many at most.
+        blank: whether one may be white space alone.
+    """
+
+    json = list
+    most: int | None = None
+    blank: bool = True
+
+    @property
+    def expected(self) -> str:
+        """As of `Kind`."""
+        return f"a list of {f'at most {self.most} ' if self.most else ''}non-empty strings"
+
+    def accepts(self, value: object) -> bool:
+        """As of `Kind`; `check` looks at the strings, too."""
+        return isinstance(value, tuple) and all(isinstance(one, str) and one for one in value)
+
+    def check(self, name: str, value: Any) -> None:
+        """As of `Kind`."""
+        super().check(name, value)
+        if self.most is not None and len(value) > self.most:
+            raise OptionError(f"{name} has {len(value)} texts; expected at most {self.most}")
+        for text in value:
+            if not self.blank and not text.strip():
+                raise OptionError(f"{name} has {text!r}; expected texts that are not blank")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
+                raise OptionError(f"{name} has {text!r}, which is not valid Unicode") from error
+
+
+TOKEN = Integer(0)
+"""A token id."""
+
+
+@dataclass(frozen=True)
+class TokenIds(Kind):
+    """A tuple of token ids."""
+
+    json = list
+
+    @property
+    def expected(self) -> str:
+        """As of `Kind`."""
+        return "a list of token ids"
+
+    def accepts(self, value: object) -> bool:
+        """As of `Kind`; `check` looks at the ids, too."""
+        return isinstance(value, tuple)
+
+    def check(self, name: str, value: Any) -> None:
+        """As of `Kind`."""
+        super().check(name, value)
+        for token in value:
+            TOKEN.check(f"a token in {name}", token)
+
+
+@dataclass(frozen=True)
+class Biases(Kind):
+    """A mapping of token ids to numbers, each of these values."""
+
+    json = dict
+    bias: Number
+
+    @property
+    def expected(self) -> str:
+        """As of `Kind`."""
+        return f"an object of token ids, each with {self.bias.expected}"
+
+    def accepts(self, value: object) -> bool:
+        """As of `Kind`; `check` looks at what is in it, too."""
+        return isinstance(value, Mapping)
+
+    def check(self, name: str, value: Any) -> None:
+        """As of `Kind`."""
+        super().check(name, value)
+        for token, bias in value.items():
+            TOKEN.check(f"a token in {name}", token)
+            self.bias.check(f"{name} of {token}", bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One generation option.
+
+    Texts are Markdown: the name of another option stands between backticks.
+
+    Attributes:
+        name: of the field, the request parameter, and (with hyphens) the flag.
+        kind: the values that it takes.
+        default: where it is not given. Where that is `None`, `None` may be given, too.
+        help: one line that says what it does.
+        note: what else a page says of it.
+        unset: the default in words, where the value itself does not say it.
+        example: a value as JSON, of those that travel as JSON in a string.
+        flag: on the command line, where it is not called as the option is.
+        at_most: the option that bounds this one from above, where that is given.
+        instead_of: the option that says the same in other words: only one of them may be given.
+        ranks: whether it may be given with `candidates`.
+        engines: the language model's engines that have it.
+        lavis: its name by call of LAVIS, `__init__` being the model's and `init_tokenizer` the
+            tokenizer's own.
+        transformers: the argument of transformers' `generate` that is nearest to it; may be empty.
+        vllm: the same of vLLM's `SamplingParams`.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    note: str = ""
+    unset: str = ""
+    example: str = ""
+    flag: str = ""
+    at_most: str = ""
+    instead_of: str = ""
+    ranks: bool = False
+    engines: tuple[str, ...] = (ONNXRUNTIME, VLLM)
+    lavis: Mapping[str, str] = field(default_factory=dict)
+    transformers: str = ""
+    vllm: str = ""
+
+    @property
+    def default_text(self) -> str:
+        """The default in words."""
+        return self.unset or _plain(self.default)
+
+    def check(self, value: object) -> None:
+        """Refuses what is not of this kind.
+
+        Raises:
+            OptionError: naming the option, the value that was given, and those expected.
+        """
+        if value is not None or self.default is not None:
+            self.kind.check(self.name, value)
+
+
+def joined(words: Iterable[str], conjunction: str, *, quote: str = "`") -> str:
+    """Words as one phrase: `a`, `b` or `c`."""
+    *others, last = (f"{quote}{word}{quote}" for word in words)
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
+
+
+def _plain(value: Any) -> str:
+    """A value as a command line has it: a string without quotes, and 0 for 0.0."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+_SAMPLES = "Effective only where `temperature` is above 0."
+_BEAMS = "Of a beam search."
+
+OPTIONS: Mapping[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            name="max_new_tokens",
+            kind=Integer(1),
+            default=None,
+            unset="the checkpoint's own",
+            help="Most tokens of the answer.",
+            lavis={"generate": "max_length", "predict_answers": "max_len"},
+            transformers="max_new_tokens",
+            vllm="max_tokens",
+        ),
+        Option(
+            name="min_new_tokens",
+            kind=Integer(0),
+            default=0,
+            at_most="max_new_tokens",
+            help="Fewest tokens of the answer; only a stop string ends it earlier.",
+            lavis={"generate": "min_length", "predict_answers": "min_len"},
+            transformers="min_new_tokens",
+            vllm="min_tokens",
+        ),
+        Option(
+            name="max_length",
+            kind=Integer(1),
+            default=None,
+            unset="none",
+            instead_of="max_new_tokens",
+            help="Alternative to `max_new_tokens`: the total length, image and prompt included.",
+            note="Counted in positions, as transformers counts token ids: image, prompt and answer "
+            "of a decoder-only model; start token and answer of an encoder-decoder (T5).",
+            transformers="max_length",
+        ),
+        Option(
+            name="min_length",
+            kind=Integer(0),
+            default=0,
+            at_most="max_length",
+            instead_of="min_new_tokens",
+            help="Alternative to `min_new_tokens`, counted as `max_length` is.",
+            transformers="min_length",
+        ),
+        Option(
+            name="temperature",
+            kind=Number(0, 100),
+            default=0.0,
+            help="0 always takes the most likely token; above 0, tokens are sampled.",
+            note="Logits are divided by it before a token is sampled.",
+            lavis={"generate": "temperature"},
+            transformers="temperature",
+            vllm="temperature",
+        ),
+        Option(
+            name="top_k",
+            kind=Integer(0),
+            default=0,
+            help="Sample among the k most likely tokens; 0 is all of them.",
+            note=_SAMPLES,
+            transformers="top_k",
+            vllm="top_k",
+        ),
+        Option(
+            name="top_p",
+            kind=Number(0, 1, above=True),
+            default=1.0,
+            help="Sample among the most likely tokens that together reach this probability.",
+            note=_SAMPLES,
+            lavis={"generate": "top_p"},
+            transformers="top_p",
+            vllm="top_p",
+        ),
+        Option(
+            name="min_p",
+            kind=Number(0, 1),
+            default=0.0,
+            help="Sample among tokens with at least this share of the highest probability.",
+            note=_SAMPLES,
+            transformers="min_p",
+            vllm="min_p",
+        ),
+        Option(
+            name="seed",
+            kind=Integer(0, MAX_SEED),
+            default=None,
+            unset="a fresh one",
+            help="Seed of the random generator that samples.",
+            note=_SAMPLES,
+            vllm="seed",
+        ),
+        Option(
+            name="repetition_penalty",
+            kind=Number(0, 100, above=True),
+            default=1.0,
+            help="Above 1, tokens that have occurred are less likely, as in transformers.",
+            lavis={"generate": "repetition_penalty"},
+            transformers="repetition_penalty",
+            vllm="repetition_penalty",
+        ),
+        Option(
+            name="no_repeat_ngram_size",
+            kind=Integer(0),
+            default=0,
+            engines=(ONNXRUNTIME,),
+            help="No sequence of this many tokens occurs twice; 0 is off.",
+            transformers="no_repeat_ngram_size",
+        ),
+        Option(
+            name="penalty_scope",
+            kind=Choice(("all", "answer")),
+            default="all",
+            engines=(ONNXRUNTIME,),
+            help="What counts as having occurred for the two above and `banned_words`: prompt and "
+            "answer, or the answer.",
+            note="`all` is as in transformers given token ids: image placeholders and prompt of a "
+            "decoder-only model count, too. `answer` is as in LAVIS, which gives embeddings alone: "
+            "only the answer counts, and the start token of an encoder-decoder.",
+        ),
+        Option(
+            name="logit_bias",
+            kind=Biases(Number(-100, 100)),
+            default={},
+            example='{"13": -5.5}',
+            help="Token ids, and what is added to the logit of each.",
+            transformers="sequence_bias",
+            vllm="logit_bias",
+        ),
+        Option(
+            name="banned_words",
+            kind=Texts(),
+            default=(),
+            example='["red", "blue"]',
+            help="Words that the answer may not contain, as tokens of their own.",
+            transformers="bad_words_ids",
+            vllm="bad_words",
+        ),
+        Option(
+            name="stop",
+            kind=Texts(),
+            default=(),
+            example='["\\n", "###"]',
+            help="Strings before which the answer ends.",
+            transformers="stop_strings",
+            vllm="stop",
+        ),
+        Option(
+            name="stop_token_ids",
+            kind=TokenIds(),
+            default=(),
+            example="[13, 29]",
+            help="Tokens before which the answer ends.",
+            transformers="eos_token_id",
+            vllm="stop_token_ids",
+        ),
+        Option(
+            name="logprobs",
+            kind=Integer(0, MOST_LOGPROBS),
+            default=None,
+            unset="none",
+            help="Report each token's log-probability, and those of this many most likely tokens.",
+            note="Not of a beam search.",
+            transformers="output_logits",
+            vllm="logprobs",
+        ),
+        Option(
+            name="n",
+            kind=Integer(1, MOST_SEQUENCES),
+            default=1,
+            help="Number of answers.",
+            note="More than one needs a `temperature` above 0, or at least as many `num_beams`.",
+            lavis={"generate": "num_captions"},
+            transformers="num_return_sequences",
+            vllm="n",
+        ),
+        Option(
+            name="num_beams",
+            kind=Integer(1, MOST_SEQUENCES),
+            default=1,
+            engines=(ONNXRUNTIME,),
+            help="Above 1, beam search with this many beams.",
+            note="Nothing is sampled then, and the text comes at the end.",
+            lavis={"generate": "num_beams", "predict_answers": "num_beams"},
+            transformers="num_beams",
+        ),
+        Option(
+            name="length_penalty",
+            kind=Number(-10, 10),
+            default=None,
+            unset="1 in a beam search, 0 in a ranking",
+            ranks=True,
+            engines=(ONNXRUNTIME,),
+            help="Above 0 favours long answers in a beam search or ranking, below 0 short ones.",
+            note="A sum of log-probabilities is divided by its number of tokens to this power.",
+            lavis={"generate": "length_penalty", "predict_answers": "length_penalty"},
+            transformers="length_penalty",
+        ),
+        Option(
+            name="early_stopping",
+            kind=Choice((True, False, "never")),
+            default=False,
+            engines=(ONNXRUNTIME,),
+            help="When a beam search ends.",
+            note="As in transformers: `true` at `num_beams` finished beams, `false` where better "
+            "ones are unlikely, `never` where there can be none.",
+            transformers="early_stopping",
+        ),
+        Option(
+            name="beam_scorer",
+            kind=Choice(("v5", "v4")),
+            default="v5",
+            engines=(ONNXRUNTIME,),
+            help="Score and end a beam search as transformers 5 does, or as 4.33 and before.",
+            note="LAVIS answers with the latter, where a beam that is cut off counts one token "
+            "more.",
+        ),
+        Option(
+            name="candidates",
+            kind=Texts(MOST_CANDIDATES, blank=False),
+            default=(),
+            example='["a cat", "a dog"]',
+            flag="--candidate",
+            engines=(ONNXRUNTIME,),
+            help="Answers to choose from: each is scored, and the most likely is the answer.",
+            note="Nothing is generated then.",
+            lavis={"predict_class": "candidates"},
+        ),
+        Option(
+            name="truncation",
+            kind=Choice(("", "left", "right")),
+            default="",
+            unset="none",
+            ranks=True,
+            help="Cut an instruction that is too long for the Q-Former at this end.",
+            note="As a tokenizer's `truncation_side`. Without it, a longer one is refused. The "
+            "language model reads the prompt whole.",
+            lavis={"init_tokenizer": "truncation_side"},
+        ),
+        Option(
+            name="max_instruction",
+            kind=Integer(1),
+            default=None,
+            unset="as many as the Q-Former holds",
+            ranks=True,
+            help="Truncate the instruction to this many tokens; needs `truncation`.",
+            note="The tokenizer's special tokens are among them.",
+            lavis={"__init__": "max_txt_len"},
+        ),
+        Option(
+            name="echo",
+            kind=Flag(),
+            default=False,
+            help="Whether the answer begins with the prompt. Only of decoder-only models.",
+            note="Text and token ids do, image placeholders included, as transformers' `generate` "
+            "returns them.",
+        ),
+    )
+}
+"""Every option by name, in the order of the pages and of `--help`."""
+
+
+def options_of_lavis(call: str) -> Mapping[str, str]:
+    """The options of a call of LAVIS: their names there, each with its name here."""
+    return {one.lavis[call]: name for name, one in OPTIONS.items() if call in one.lavis}
