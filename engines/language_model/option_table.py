@@ -160,7 +160,9 @@ class Texts(Kind):
             try:
                 text.encode()
             except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
-                raise OptionError(f"{name} has {text!r}, which is not valid Unicode") from error
+                raise OptionError(
+                    f"{name} has {text!r}, which is not valid Unicode text"
+                ) from error
 
 
 TOKEN = Integer(0)

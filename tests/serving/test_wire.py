@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from iblip.engines.language_model.option_table import OPTIONS, Choice, Integer, Number
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
@@ -104,6 +105,53 @@ def test_options_survive_the_wire(options):
     assert options_from_parameters({PACKED: as_json}) == options
 
 
+COMPANIONS = {
+    "n": {"temperature": 1.0},
+    "max_instruction": {"truncation": "left"},
+}
+"""What an option is not valid without."""
+
+
+def other_value(option):
+    """A value that is not the default, as JSON has it."""
+    match option.kind:
+        case Integer(least, _):
+            return least + 1
+        case Number(_, most, _):
+            return most / 2
+        case Choice(values):
+            return next(value for value in values if value != option.default)
+    return json.loads(option.example)
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_survives_the_wire_alone(option):
+    value = other_value(option)
+    options = GenerationOptions.from_mapping(
+        {option.name: value, **COMPANIONS.get(option.name, {})}
+    )
+    assert getattr(options, option.name) != option.default
+    parameters = parameters_from_options(options)
+    travels = parameters[option.name]
+    assert (json.loads(travels) if option.kind.json else travels) == value
+    assert isinstance(travels, bool | int | float | str)
+    assert options_from_parameters(json.loads(json.dumps(parameters))) == options
+
+
+@pytest.mark.parametrize(
+    "option", [one for one in OPTIONS.values() if one.kind.json], ids=lambda one: one.name
+)
+def test_what_travels_as_json_is_named_with_an_example_that_is_taken(option):
+    example = {option.name: option.example}
+    assert options_from_parameters(example).to_mapping() == {
+        option.name: json.loads(option.example)
+    }
+    for value in (3, True, "3", "no JSON", '"a"', "null"):
+        with pytest.raises(OptionError) as caught:
+            options_from_parameters({option.name: value})
+        assert str(caught.value).endswith(f", as JSON in a string, such as {option.example}")
+
+
 def test_only_what_differs_from_the_default_travels():
     assert parameters_from_options(GenerationOptions(top_k=3)) == {"top_k": 3}
 
@@ -119,7 +167,7 @@ def test_only_what_differs_from_the_default_travels():
         ({"stop": "###"}, "stop is '###'; expected a list of non-empty strings, as JSON in a"),
         ({"stop": '{"a": 1}'}, "expected a list of .*, as JSON in a string"),
         ({"stop": "[1]"}, "expected a list of non-empty strings"),
-        ({"stop": 4}, r"a list of .*, as JSON in a string, such as \[\"\\\\n\", \"###\"\]"),
+        ({"stop": 4}, r'expected a list of .*, as JSON in a string, such as \["\\n", "###"\]'),
         (
             {"logit_bias": "[1]"},
             r"logit_bias is '\[1\]'; expected an object of .*, as JSON in a string",

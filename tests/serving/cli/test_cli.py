@@ -10,10 +10,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from iblip.engines.language_model.option_table import OPTIONS, Biases, Choice, Flag, Integer, Number
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError
 from iblip.serving.cli import EXPORT, IBLIP, Commands, export, iblip
-from iblip.serving.cli.options import GENERATION, REPEATABLE, options_from_flags
+from iblip.serving.cli.ask import command as ask
+from iblip.serving.cli.options import generation_options, given_from_flags, options_from_flags
 
 HELPS = [
     *([name] for name in IBLIP),
@@ -75,13 +77,61 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
 
 def test_every_option_of_an_answer_is_a_flag():
-    flags = {name for name, _, _ in (*GENERATION, *REPEATABLE)} | {"early_stopping"}
-    assert flags == {field.name for field in fields(GenerationOptions)}
+    flags = [parameter.name for parameter in ask.params]
+    names = [field.name for field in fields(GenerationOptions)]
+    assert [name for name in flags if name in names] == names
+
+
+def words(option):
+    """The option given on a command line, and the value that is meant."""
+    flag = option.flag or "--" + option.name.replace("_", "-")
+    match option.kind:
+        case Integer():
+            return [flag, "7"], 7
+        case Number():
+            return [flag, "0.25"], 0.25
+        case Flag():
+            return [flag, "yes"], True
+        case Choice():
+            word, value = list(option.kind.words.items())[-1]
+            return [flag, word], value
+        case Biases():
+            return [flag, "3", "-1.5", flag, "4", "2"], {3: -1.5, 4: 2.0}
+    return [flag, "5", flag, "6"], (5, 6) if option.name == "stop_token_ids" else ("5", "6")
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_every_flag_is_read_as_its_option(option):
+    given = []
+
+    @click.command()
+    @generation_options
+    def command(**flags):
+        given.append(given_from_flags(flags))
+
+    arguments, value = words(option)
+    for line in (arguments, []):
+        done = CliRunner().invoke(command, line)
+        assert done.exit_code == 0, done.output
+    assert given == [{option.name: value}, {}]
+
+
+def test_help_names_flags_and_defaults():
+    text = " ".join(CliRunner().invoke(iblip, ["ask", "--help"]).output.split())
+    for line in (
+        "--max-new-tokens INTEGER Most tokens of the answer. Default: the checkpoint's own.",
+        "--min-length INTEGER Alternative to --min-new-tokens, counted as --max-length is.",
+        "--early-stopping [true|false|never] When a beam search ends. Default: false.",
+        "--truncation [left|right] Cut an instruction",
+        "--candidate TEXT Answers to choose from",
+        "--logit-bias <INTEGER FLOAT>... Token ids, and what is added to the logit of each. Rep",
+    ):
+        assert line in text
+    assert not [option.name for option in OPTIONS.values() if f"`{option.name}`" in text]
 
 
 def test_flags_become_options_and_only_those_given_count():
-    none = {name: None for name, _, _ in GENERATION} | {"early_stopping": None}
-    none |= {name: () for name, _, _ in REPEATABLE}
+    none = {name: () if option.kind.json else None for name, option in OPTIONS.items()}
     assert options_from_flags(none) == GenerationOptions()
     flags = {"top_k": 3, "stop": ("a", "b"), "logit_bias": ((7, -2.0), (9, 1.5))}
     assert options_from_flags(none | flags) == GenerationOptions(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from iblip.engines.language_model.option_table import OPTIONS, options_of_lavis
 from iblip.engines.language_model.types import Answer, Completion, RankedCandidate, Timing
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import InputError, OptionError
 from iblip.serving.client.lavis_batches import (
+    GenerateArguments,
+    PredictArguments,
     answers_batch,
     class_batch,
     generate_batch,
@@ -101,6 +104,34 @@ def test_generate_asks_once_an_image_with_lavis_defaults():
     options = batch.questions[0].options
     assert (options.num_beams, options.max_new_tokens, options.min_new_tokens) == (5, 255, 0)
     assert (options.repetition_penalty, options.penalty_scope) == (1.5, "answer")
+
+
+def test_arguments_that_are_options_are_called_in_the_table_as_in_lavis():
+    generate = options_of_lavis("generate").keys()
+    assert generate == GenerateArguments.__annotations__.keys() - {"use_nucleus_sampling"}
+    without_effect = {"prompt", "inference_method", "num_ans_candidates", "answer_list"}
+    predict = options_of_lavis("predict_answers")
+    assert predict.keys() == PredictArguments.__annotations__.keys() - without_effect
+    assert predict["max_len"] == options_of_lavis("generate")["max_length"] == "max_new_tokens"
+    assert {name for option in OPTIONS.values() for name in option.lavis} == {
+        "generate", "predict_answers", "predict_class", "init_tokenizer", "__init__"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (
+            {"num_beams": 3, "max_len": 12, "min_len": 4, "length_penalty": -1.0},
+            {"num_beams": 3, "max_new_tokens": 11, "min_new_tokens": 3, "length_penalty": -1.0},
+        ),
+        ({"num_ans_candidates": 9, "inference_method": "rank"}, {"max_new_tokens": 9, "n": 1}),
+    ],
+)
+def test_predict_answers_arguments_become_options(arguments, wanted):
+    samples = {"image": IMAGE, "text_input": "What?"}
+    (question,) = answers_batch(contract(), samples, arguments).questions
+    assert {name: getattr(question.options, name) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from iblip.engines.language_model.answering import AnswerPlan
 from iblip.engines.language_model.opening import ENGINES, open_engine
+from iblip.engines.language_model.option_table import OPTIONS, VLLM
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.vllm.building import check_vllm, vllm_from_checkpoint
 from iblip.engines.language_model.vllm.environment import (
     VARIABLE,
@@ -22,7 +25,11 @@ from iblip.engines.language_model.vllm.environment import (
     worker_environment,
 )
 from iblip.engines.language_model.vllm.opening import engine_arguments
-from iblip.engines.language_model.vllm.options import SUPPORTED, prompt_positions
+from iblip.engines.language_model.vllm.options import (
+    check_options,
+    params_from_options,
+    prompt_positions,
+)
 from iblip.engines.language_model.vllm.restarts import Restarts
 from iblip.engines.language_model.vllm.settings import VllmSettings
 from iblip.engines.language_model.vllm.worker import read_message, write_message
@@ -153,12 +160,42 @@ def test_one_device_needs_no_executor(settings: VllmSettings, executor: str | No
     assert settings.to_arguments().get("distributed_executor_backend") == executor
 
 
-def test_every_option_is_known_or_named_as_not() -> None:
-    from dataclasses import fields
+REFUSED: dict[str, Any] = {
+    "num_beams": 2,
+    "length_penalty": 0.5,
+    "early_stopping": True,
+    "beam_scorer": "v4",
+    "candidates": ["a"],
+    "no_repeat_ngram_size": 2,
+    "penalty_scope": "answer",
+}
 
-    from iblip.engines.language_model.options import GenerationOptions
 
-    assert {f.name for f in fields(GenerationOptions)} >= SUPPORTED
+def test_every_option_is_known_or_refused_by_name() -> None:
+    assert {name for name, option in OPTIONS.items() if VLLM not in option.engines} == set(REFUSED)
+    for name, value in REFUSED.items():
+        with pytest.raises(OptionError, match=f"{name} is .* vLLM, .* no {name}.* onnxruntime"):
+            check_options(GenerationOptions.from_mapping({name: value}))
+    known: dict[str, Any] = {
+        "temperature": 1.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 3, "n": 2,
+        "repetition_penalty": 1.5, "logit_bias": {3: 1.0}, "banned_words": ("a",), "stop": ("b",),
+        "stop_token_ids": (5,), "logprobs": 2, "max_new_tokens": 5, "min_new_tokens": 2,
+        "truncation": "left", "max_instruction": 9, "echo": True,
+    }  # fmt: skip
+    lengths = {"max_length": 9, "min_length": 3}
+    check_options(GenerationOptions(**known))
+    check_options(GenerationOptions(**lengths))
+    assert known.keys() | lengths.keys() == OPTIONS.keys() - REFUSED.keys()
+
+
+def test_vllm_is_told_options_by_the_names_of_the_table(facts: Facts) -> None:
+    options = GenerationOptions(temperature=1.0, logprobs=2)
+    plan = AnswerPlan(prompt_tokens=3, limit=5, context=())
+    params = params_from_options(options, plan, facts(), seed=3)
+    # vLLM ends no answer by itself, and has a private field for the ids of banned words.
+    named = params.keys() - {"ignore_eos", "banned_token_ids"}
+    ours = {option.vllm for option in OPTIONS.values()} - {"", "stop", "n", "bad_words"}
+    assert named == ours
 
 
 @pytest.mark.parametrize(("image", "stands"), [(258, 258), (999, 257), (None, 257)])
