@@ -1,7 +1,7 @@
 """A checkpoint for images of another size than its own: its position embeddings, interpolated.
 
 As the originals do it (transformers' `interpolate_pos_encoding`; LAVIS' `interpolate_pos_embed`,
-eva_vit.py): the embeddings of the patches are taken for a picture, and resized bicubically; the
+eva_vit.py): the embeddings of the patches are taken for an image, and resized bicubically; the
 class token's stays as it is.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +25,11 @@ POSITIONS = "vision_model.embeddings.position_embedding"
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolatedPositions:
-    """Position embeddings `[1, 1 + side * side, width]` of another size: a `Weight`.
+    """A `Weight`: position embeddings `[1, 1 + side * side, width]`, interpolated bicubically.
 
     Attributes:
-        source: of the checkpoint's own size, `[1, 1 + own * own, width]`.
-        side: patches along a side that are wanted.
+        source: the checkpoint's own embeddings, `[1, 1 + own * own, width]`.
+        side: number of patches along a side of the new size.
     """
 
     source: Weight
@@ -36,26 +37,26 @@ class InterpolatedPositions:
 
     @property
     def name(self) -> str:
-        """Of its source."""
+        """Name of the source tensor."""
         return self.source.name
 
     @property
     def dtype(self) -> str:
-        """Always float32: what is computed in."""
+        """Always float32, in which the interpolation is computed."""
         return "float32"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See the class."""
+        """`[1, 1 + side * side, width]`."""
         return 1, 1 + self.side * self.side, self.source.shape[2]
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """See `Weight`."""
+        """The sources of the checkpoint's own embeddings."""
         return self.source.sources
 
     def read(self) -> npt.NDArray[Any]:
-        """Interpolates."""
+        """Interpolates the embeddings of the patches; the class token's is copied."""
         import torch
 
         table = torch.from_numpy(np.array(self.source.read(), dtype=np.float32))
@@ -65,8 +66,12 @@ class InterpolatedPositions:
         size = (self.side, self.side)
         grid = torch.nn.functional.interpolate(grid, size, mode="bicubic", align_corners=False)
         patches = grid.permute(0, 2, 3, 1).flatten(1, 2)
-        joined: npt.NDArray[Any] = torch.cat([table[:, :1], patches], dim=1).numpy()
-        return joined
+        resized: npt.NDArray[Any] = torch.cat([table[:, :1], patches], dim=1).numpy()
+        return resized
+
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the whole table, which is small."""
+        yield self.read()
 
 
 def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +21,7 @@ from iblip.export.components.component import Component
 from iblip.export.errors import ExportError
 from iblip.export.graph.digest import FileDigests, graph_digest
 from iblip.export.progress import Advance
+from iblip.export.system.files import link_or_copy
 from iblip.export.system.interrupts import submit
 from iblip.export.weights.recipe import Recipe
 
@@ -285,16 +284,7 @@ class Links:
             while target.exists():
                 number += 1
                 target = directory / f"{source.stem}-{number}{source.suffix}"
-            copies = [made for (file, _), made in self._made.items() if file == source]
-            _link([source.resolve(), *copies[:1]], target)
+            copies = [copy for (file, _), copy in self._made.items() if file == source]
+            link_or_copy(source.resolve(), target, copies[:1])
             self._made[source, directory] = target
         return self._made[source, directory]
-
-
-def _link(sources: Sequence[Path], target: Path) -> None:
-    """To the first of the same files that can be linked; else a copy."""
-    for source in sources:
-        with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source, target)
-            return
-    shutil.copy2(sources[0], target)

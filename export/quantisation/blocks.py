@@ -21,7 +21,7 @@ from iblip.export.quantisation.options import Quantisation
 from iblip.export.quantisation.products import Product, declare, replace
 from iblip.export.weights.casts import tensor_from_array
 from iblip.export.weights.recipe import Recipe
-from iblip.export.weights.weight import Weight, pieces_of
+from iblip.export.weights.weight import Weight
 
 ACCURACY_LEVEL = 4
 """Activations are rounded to int8 a block, as llama.cpp does; level 0 would keep float32, and take
@@ -92,7 +92,7 @@ METHODS: Mapping[tuple[str, bool], Callable[[torch.Tensor, int], Quantised]] = {
 
 def rows_of(matrix: Weight) -> Iterator[npt.NDArray[Any]]:
     """A matrix, some rows at a time: at most `PIECE` weights, or one row."""
-    for piece in pieces_of(matrix):
+    for piece in matrix.pieces():
         step = max(1, PIECE // piece.shape[1])
         for start in range(0, len(piece), step):
             yield piece[start : start + step]

@@ -6,7 +6,6 @@ token's logits. Hooks on transformers' own modules keep what passes by.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -167,11 +166,3 @@ def _cross(out: Any, **_: Any) -> Mapping[str, torch.Tensor]:
     tensors = tensors_from_cache(out.past_key_values.cross_attention_cache)
     kinds = ("key", "value")
     return {f"cross_key_values.{i // 2}.{kinds[i % 2]}": t for i, t in enumerate(tensors)}
-
-
-def by_stack(blocks: Sequence[str]) -> dict[str, list[str]]:
-    """Names of blocks' outputs by the path of their stack, in order."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in blocks:
-        found[name.removesuffix(OUTPUT).rpartition(".")[0]].append(name)
-    return dict(found)
