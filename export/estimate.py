@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers.initialization import no_init_weights
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.components.without_memory import without_memory
 from iblip.export.graph.tracing import tied_weights, weight_dtype
 from iblip.export.precision import DTYPES
 from iblip.export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
@@ -115,7 +115,7 @@ def _times(recipe: Recipe) -> int:
 
 def _bound(component: Component, checkpoint: Checkpoint) -> tuple[set[Recipe], set[Recipe]]:
     """What inputs are multiplied by, and all else that the graph binds."""
-    with torch.device("meta"), no_init_weights():
+    with without_memory():
         module = component.module()
     wanted = dict(_wanted(module, component.precision))
     dtype = DTYPES[component.precision]

@@ -62,7 +62,7 @@ class TraceCache:
     def __str__(self) -> str:
         return str(self.directory)
 
-    def take(self, key: str, component: Component) -> Trace | None:
+    def load(self, key: str, component: Component) -> Trace | None:
         """The trace that was kept under a key; `None` where there is none that is whole.
 
         Args:
@@ -136,7 +136,7 @@ def _written(trace: Trace) -> bytes:
     graph = trace.model.graph
     note = {
         "initializers": list(graph.initializers),
-        "weights": list(trace.wanted),
+        "weights": list(trace.weights),
         "tied": dict(trace.tied),
         "parameters": sorted(trace.parameters),
     }

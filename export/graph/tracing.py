@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -15,13 +15,13 @@ import onnx_ir.passes.common as passes
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from iblip.export.artifact.contract import DTYPES as CONTRACT_DTYPES
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.components.autocast import autocast, is_matrix
 from iblip.export.components.block_marks import OUTPUT, mark_blocks, take_out_marks
 from iblip.export.components.component import Component
+from iblip.export.components.without_memory import without_memory
 from iblip.export.errors import ExportError
 from iblip.export.graph.folding import fold_constants
 from iblip.export.graph.stamping import UnlikeError, shorten, shortened, stamp
@@ -70,20 +70,20 @@ class Trace:
     parameters: frozenset[str]
 
     @cached_property
-    def wanted(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of every weight that the graph wants, by name.
+    def weights(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every weight that the graph reads from the checkpoint, by name.
 
         Raises:
-            ExportError: the trace gave one no shape or no dtype.
+            ExportError: the trace has no shape or no dtype for a weight.
         """
-        wanted = {}
+        weights = {}
         for name, value in self.model.graph.initializers.items():
             if value.const_value is None:
                 if value.shape is None or value.dtype is None:
                     message = f"{self.component.title}: the trace gave {name} no shape or no dtype"
                     raise ExportError(message)
-                wanted[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
-        return wanted
+                weights[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
+        return weights
 
 
 def _dtype(word: str) -> str:
@@ -112,7 +112,7 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
         UnlikeError: the blocks of a stack are not alike, and it is not traced whole.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with parameters_made_by(lambda param: _fake(mode, param, param.dtype)):
+    with without_memory(lambda param: _fake(mode, param, param.dtype)):
         module = component.module().eval()
     _set_dtype(module, component.precision, mode)
     tied = tied_weights(module)
@@ -154,28 +154,6 @@ def _onnx(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> 
     assert program is not None
     model: ir.Model = program.model
     return model
-
-
-@contextlib.contextmanager
-def parameters_made_by(
-    make: Callable[[torch.nn.Parameter], torch.nn.Parameter],
-) -> Iterator[None]:
-    """Every parameter that a module registers inside is what `make` makes of it.
-
-    So modules can be made with parameters that have a shape, a dtype and no memory. Buffers are
-    real.
-    """
-    original = torch.nn.Module.register_parameter
-
-    def register(module: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
-        original(module, name, None if param is None else make(param))
-
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
-    try:
-        with no_init_weights():
-            yield
-    finally:
-        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
 def _fake(mode: FakeTensorMode, like: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:

@@ -36,7 +36,7 @@ AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
+class BoundGraph:
     """A traced graph that knows its weights.
 
     Attributes:
@@ -75,13 +75,13 @@ Places = Mapping[tuple[str, Recipe], Placed]
 """Folder and recipe to where the weight is."""
 
 
-def bytes_of(bound: Sequence[Bound]) -> int:
+def size_of_weights(bound: Sequence[BoundGraph]) -> int:
     """Bytes of all weights, those that graphs of one folder share counted once."""
     return sum(recipe.nbytes for _, recipe in _first_users(bound))
 
 
 def write_graphs(
-    bound: Sequence[Bound],
+    bound: Sequence[BoundGraph],
     directory: Path,
     advance: Advance,
     *,
@@ -117,7 +117,7 @@ def write_graphs(
     return tuple(_written_graph(graph, directory / graph.folder, places) for graph in bound)
 
 
-def _first_users(bound: Sequence[Bound]) -> dict[tuple[str, Recipe], str]:
+def _first_users(bound: Sequence[BoundGraph]) -> dict[tuple[str, Recipe], str]:
     """Every weight of each folder once, to the first graph there that wants it; as they lie."""
     users: dict[tuple[str, Recipe], str] = {}
     for graph in bound:
@@ -133,7 +133,7 @@ def _position(recipe: Recipe) -> tuple[str, int]:
 
 
 def _written_weights(
-    bound: Sequence[Bound], directory: Path, digests: FileDigests, advance: Advance
+    bound: Sequence[BoundGraph], directory: Path, digests: FileDigests, advance: Advance
 ) -> Places:
     placed: dict[tuple[str, Recipe], tuple[Path, int, Hash]] = {}
     links = Links()
@@ -229,7 +229,7 @@ def _bytes(values: npt.NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _written_graph(graph: Bound, folder: Path, places: Places) -> OnnxGraph:
+def _written_graph(graph: BoundGraph, folder: Path, places: Places) -> OnnxGraph:
     component, model = graph.component, graph.model
     found = {name: places[graph.folder, recipe] for name, recipe in graph.recipes.items()}
     for name, place in found.items():

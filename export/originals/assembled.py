@@ -16,7 +16,6 @@ from iblip.export.models.model import Model
 from iblip.export.models.table import MODELS
 from iblip.export.originals.joining import (
     File,
-    check_fit,
     check_merged,
     expected,
     joined,
@@ -25,6 +24,7 @@ from iblip.export.originals.joining import (
 from iblip.export.originals.tokenizers import processor_of
 from iblip.export.originals.vocabulary import extended, vocabulary
 from iblip.export.system.files import sha256
+from iblip.export.weights.fit import check_fit
 from iblip.export.weights.weight import Weight
 
 PROJECTION = "language_projection.weight"
@@ -107,7 +107,14 @@ def assemble(
         prepared=prepared,
     )
     shapes, tied = expected(_components(checkpoint))
-    check_fit(tensors, origins, shapes, tied, files)
+    check_fit(
+        shapes,
+        tensors,
+        tied,
+        title=lambda name: origins.get(name) or origin_of(name, files),
+        summary="the files do not make this model",
+        remedy="A model of another size? Give its config in transformers' form: --part config=FILE.",
+    )
     return checkpoint
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from iblip.export.errors import CheckpointError
-from iblip.export.messages import SHOWN, listed, nearest
 from iblip.export.originals.names import Names, Unused, original, renamed
+from iblip.export.weights.fit import is_harmless
 from iblip.export.weights.weight import Concatenated, Weight, Zeros
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -40,8 +40,10 @@ class File:
         A tensor of which the table knows nothing keeps its own name.
         """
         for name, tensor in self.tensors.items():
-            if not any(re.fullmatch(row.pattern, name) for row in self.unused):
-                yield renamed(name, self.names) or name, name, tensor
+            canonical = renamed(name, self.names) or name
+            unused = any(re.fullmatch(row.pattern, name) for row in self.unused)
+            if not unused and not is_harmless(canonical):
+                yield canonical, name, tensor
 
 
 def check_merged(file: File) -> None:
@@ -81,15 +83,13 @@ def expected(components: Sequence[Any]) -> tuple[Shapes, Mapping[str, str]]:
         Name to shape; and where a tied weight may be found instead
         (`export.graph.tracing.tied_weights`).
     """
-    import torch
-    from transformers.initialization import no_init_weights
-
+    from iblip.export.components.without_memory import without_memory
     from iblip.export.graph.tracing import tied_weights
 
     shapes: dict[str, tuple[int, ...]] = {}
     tied: dict[str, str] = {}
     for component in components:
-        with torch.device("meta"), no_init_weights():
+        with without_memory():
             module = component.module()
         shapes |= {name: tuple(tensor.shape) for name, tensor in module.named_parameters()}
         tied |= tied_weights(module)
@@ -100,56 +100,3 @@ def origin_of(name: str, files: Sequence[File]) -> str:
     """Where transformers' `name` should be: the part, and what it is called there."""
     file = next(file for file in files if name.startswith(file.owns))
     return f"{file.part}: {original(name, file.names)}"
-
-
-def check_fit(
-    tensors: Mapping[str, Weight],
-    origins: Mapping[str, str],
-    shapes: Shapes,
-    tied: Mapping[str, str],
-    files: Sequence[File],
-) -> None:
-    """Compares what the files hold with what the model needs.
-
-    Args:
-        tensors: by transformers' names.
-        origins: transformers' name to part and name in it, of every tensor.
-        shapes: what is needed, by transformers' name.
-        tied: under which other name a weight may be.
-        files: to tell a missing tensor by the name that it has in its part.
-
-    Raises:
-        CheckpointError: listing what is missing, of another shape, or not known, with the nearest
-            that is there or is expected.
-    """
-    aliases = {*tied, *tied.values()}
-    extra = [name for name in tensors if name not in shapes and name not in aliases]
-    missing = [name for name in shapes if name not in tensors and tied.get(name) not in tensors]
-    misshaped = [name for name in shapes if name in tensors and tensors[name].shape != shapes[name]]
-    wanted = [origin_of(name, files) for name in missing or shapes]
-    lines = (
-        *(
-            _missing(origin_of(name, files), [origins[n] for n in extra])
-            for name in missing[:SHOWN]
-        ),
-        *(_misshaped(origins[name], tensors[name].shape, shapes[name]) for name in misshaped),
-        *(_extra(origins[name], wanted) for name in extra[:SHOWN]),
-    )
-    count = len(missing) + len(misshaped) + len(extra)
-    if count:
-        raise CheckpointError(
-            f"the files do not make this model:\n  {listed(lines, count)}\nA model of another size?"
-            " --part config=FILE gives its config in transformers' form."
-        )
-
-
-def _missing(name: str, there: Sequence[str]) -> str:
-    return f"{name} is missing{nearest(name, there)}"
-
-
-def _misshaped(name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
-    return f"{name} has shape {list(found)}, wanted {list(wanted)}"
-
-
-def _extra(name: str, wanted: Sequence[str]) -> str:
-    return f"{name} is not known{nearest(name, wanted)}"

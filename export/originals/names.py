@@ -101,12 +101,6 @@ class Unused:
     reason: str
 
 
-COUNTS = Unused(pattern=r".*\bposition_ids", reason="counts from 0")
-ANGLES = Unused(pattern=r".*\brotary_emb\.inv_freq", reason="computed from the config")
-T5_BIAS = Unused(
-    pattern=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
-    reason="of an early T5, whose cross-attention had positions",
-)
 HEADS = (
     Unused(pattern=r"Qformer\.cls\..*", reason="writes text in the first stage of training"),
     Unused(pattern=r"temp|itm_head\..*|(vision|text)_proj\..*", reason="the first stage's losses"),

@@ -137,7 +137,7 @@ def _without_images(
         return
     for traced in traces:
         if traced.component.component == component and traced.component.graph in GRAPHS:
-            recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+            recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
             for product in products(traced.model, recipes):
                 measured.look_at(product)
 
@@ -148,7 +148,7 @@ def _on_images(
     values: Sequence[_Values],
     measured: Measurements | None,
 ) -> None:
-    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     feeds = [held.feed(traced.component) for held in values]
 
     def observe(product: Product, inputs: Any) -> None:

@@ -68,12 +68,12 @@ def shapes(model: Model) -> Shapes:
 
 
 def _parameters(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
-    import torch
     import transformers
-    from transformers.initialization import no_init_weights
+
+    from iblip.export.components.without_memory import without_memory
 
     config = parsed(model, config_json(model, dtype="float32", seed=0))
-    with torch.device("meta"), no_init_weights():
+    with without_memory():
         if model.family.processor is None:
             yield from _of_parts(model, config)
         else:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.components.without_memory import without_memory
 from iblip.export.errors import CheckpointError
-from iblip.export.graph.tracing import parameters_made_by
 from iblip.export.verification.loading import fresh, tensor_from_weight, tied_names
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def streamed_part(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: s
     Raises:
         CheckpointError: as `streamed_model` does.
     """
-    with parameters_made_by(_without_memory):
+    with without_memory():
         module = make().float().eval()
     stream(module, tensors, prefix)
     return module
@@ -106,7 +106,3 @@ def _on_cpu(module: Any) -> None:
         if isinstance(getattr(type(child), "device", None), property):
             kind = type(child)
             child.__class__ = type(kind.__name__, (kind,), {"device": CPU})
-
-
-def _without_memory(param: torch.nn.Parameter) -> torch.nn.Parameter:
-    return torch.nn.Parameter(param.to("meta"))

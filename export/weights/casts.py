@@ -40,7 +40,7 @@ def cast(values: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], bool]:
     """Returns the values in `dtype`, a key of `artifact.contract.DTYPES`, and if all are finite."""
     import torch
 
-    cast = tensor_from_array(values).to(getattr(torch, dtype))
+    result = tensor_from_array(values).to(getattr(torch, dtype))
     # The greatest magnitude is NaN if any value is.
-    finite = not cast.is_floating_point() or not cast.numel() or cast.abs().amax().isfinite()
-    return array_from_tensor(cast).reshape(values.shape), bool(finite)
+    finite = not result.is_floating_point() or not result.numel() or result.abs().amax().isfinite()
+    return array_from_tensor(result).reshape(values.shape), bool(finite)
