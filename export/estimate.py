@@ -16,8 +16,8 @@ from iblip.export.components.graphs_of_checkpoint import components_from_checkpo
 from iblip.export.components.without_memory import without_memory
 from iblip.export.graph.tracing import tied_weights, weight_dtype
 from iblip.export.precision import DTYPES
-from iblip.export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
-from iblip.export.quantisation.channels import recipes_of
+from iblip.export.quantisation.blockwise import BlockwiseMatrix, Integers, Scales, ZeroPoints
+from iblip.export.quantisation.channelwise import weights_and_scales
 from iblip.export.quantisation.options import Quantisation
 from iblip.export.weights.binding import bind
 from iblip.export.weights.recipe import Recipe
@@ -159,10 +159,10 @@ def _parts(recipe: Recipe, quantisation: Quantisation) -> Iterator[Recipe]:
     """What one matrix becomes."""
     source = recipe.source
     if quantisation.activations != "float":
-        yield from recipes_of(source, quantisation.format, recipe.dtype)
+        yield from weights_and_scales(source, quantisation.format, recipe.dtype)
         return
-    blocks = blocks_of(source, quantisation)
-    yield Numbers(source=source, dtype="uint8", blocks=blocks)
-    yield Scales(source=source, dtype="float32", blocks=blocks)
-    if not blocks.symmetric:
-        yield ZeroPoints(source=source, dtype="uint8", blocks=blocks)
+    matrix = BlockwiseMatrix.from_weight(source, quantisation)
+    yield Integers(source=source, dtype="uint8", matrix=matrix)
+    yield Scales(source=source, dtype="float32", matrix=matrix)
+    if not matrix.symmetric:
+        yield ZeroPoints(source=source, dtype="uint8", matrix=matrix)

@@ -113,7 +113,7 @@ def assemble(
         tied,
         title=lambda name: origins.get(name) or origin_of(name, files),
         summary="the files do not make this model",
-        remedy="A model of another size? Give its config in transformers' form (--part config=FILE)",
+        remedy="A model of another size? --part config=FILE gives its own in transformers' form.",
     )
     return checkpoint
 
