@@ -25,8 +25,8 @@ from iblip.export.weights.recipe import Recipe
 from iblip.export.weights.weight import Weight
 
 ACCURACY_LEVEL = 4
-"""Activations are rounded to int8 block by block, as in llama.cpp. Level 0 would keep float32 and be
-several times as slow."""
+"""Activations are rounded to int8 block by block, as in llama.cpp. Level 0 would keep float32 and
+be several times as slow."""
 
 PIECE = 2**19
 """Weights that are quantised at once: 2 MiB of float32, which stay in a core's caches from step to
