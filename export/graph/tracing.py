@@ -1,4 +1,4 @@
-"""A component to an ONNX graph without weights, traced on fake tensors."""
+"""Traces a component on fake tensors to an ONNX graph without weights."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from iblip.export.components.component import Component
 from iblip.export.components.without_memory import without_memory
 from iblip.export.errors import ExportError
 from iblip.export.graph.folding import fold_constants
-from iblip.export.graph.stamping import UnlikeError, shorten, shortened, stamp
+from iblip.export.graph.stamping import UnlikeError, shorten, shorten_contract, stamp
 from iblip.export.graph.value_names import name_values, note_scopes, settle_sizes
 from iblip.export.precision import DTYPES, MATRICES, stays_in_float32
 
 logger = logging.getLogger(__name__)
 
 OPSET = 20
-"""The newest opset that ONNX Runtime, TensorRT 10 and 11 and TensorRT-RTX all read."""
+"""The newest opset that ONNX Runtime, TensorRT 10 and 11, and TensorRT-RTX all read."""
 
 LIST_INPUTS = "key_values"
-"""Inputs whose name contains this reach `forward` as one list."""
+"""Inputs whose name contains this are passed to `forward` as one list."""
 
 
 class Float32LayerNorm(torch.nn.LayerNorm):
-    """A LayerNorm that computes and keeps its parameters in float32, and gives `output_dtype`."""
+    """A LayerNorm with parameters and computation in float32, and a result in `output_dtype`."""
 
     output_dtype: torch.dtype
 
@@ -58,10 +58,10 @@ class Trace:
         component: what was traced.
         model: the graph, whose weights are initializers without values, named as in the checkpoint
             (only buffers that the modules compute from the config carry values).
-        tied: for each weight that the config ties to another, that other's name: where it is to be
+        tied: for each weight that the config ties to another, that other's name, under which it is
             found if the checkpoint does not have it under its own.
-        parameters: names of every weight of the modules, also of those that the graph does not
-            have because nothing comes of them.
+        parameters: names of every weight of the modules, including those that the graph does not
+            have because they do not affect its outputs.
     """
 
     component: Component
@@ -87,12 +87,14 @@ class Trace:
 
 
 def _dtype(word: str) -> str:
-    """onnx-ir's word for a dtype (`float`, `float16`) to the contract's."""
+    """Converts onnx-ir's name of a dtype (`float`, `float16`) to the contract's."""
     return "float32" if word == "float" else word
 
 
 def trace(component: Component) -> Trace:
-    """Traces `component` with no weights in memory; of a deep stack some blocks, if all are alike.
+    """Traces `component` without weights in memory.
+
+    Of a deep stack only some blocks are traced, if all are alike (`export.graph.stamping`).
 
     Raises:
         ExportError: torch could not trace it, or the graph does not have the contract's tensors.
@@ -105,11 +107,11 @@ def trace(component: Component) -> Trace:
 
 
 def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
-    """As `trace`; `whole`: every block of every stack is traced.
+    """Traces as `trace` does; with `whole`, every block of every stack.
 
     Raises:
         ExportError: as `trace` does.
-        UnlikeError: the blocks of a stack are not alike, and it is not traced whole.
+        UnlikeError: the blocks of a stack are not alike, and `whole` is false.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with without_memory(lambda param: _fake(mode, param, param.dtype)):
@@ -119,9 +121,9 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
     parameters = frozenset(name for name, _ in module.named_parameters())
     cuts = [] if whole else shorten(module)
     mark_blocks(module)
-    contract = shortened(component.contract) if cuts else component.contract
+    contract = shorten_contract(component.contract) if cuts else component.contract
     try:
-        model = _onnx(contract, module, mode)
+        model = _export(contract, module, mode)
     except Exception as error:
         message = f"{component.title} could not be traced by torch.onnx: {error}"
         raise ExportError(message) from error
@@ -136,7 +138,7 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
     return Trace(component=component, model=model, tied=tied, parameters=parameters)
 
 
-def _onnx(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
+def _export(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
     args, shapes = _example(contract, mode)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -162,7 +164,7 @@ def _fake(mode: FakeTensorMode, like: torch.Tensor, dtype: torch.dtype) -> torch
 
 
 def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) -> None:
-    """Gives every parameter its dtype, with the float32 islands of `export.precision`."""
+    """Sets every parameter's dtype, with the float32 islands of `export.precision`."""
     dtype = getattr(torch, DTYPES[precision])
     narrow = getattr(torch, MATRICES.get(precision, DTYPES[precision]))
     if narrow != dtype:
@@ -177,7 +179,7 @@ def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) ->
 
 
 def weight_dtype(path: str, module: torch.nn.Module, precision: str) -> str:
-    """The dtype of a module's own weights: see `export.precision` for what stays in float32."""
+    """Returns the dtype of a module's own weights; `export.precision` lists the float32 islands."""
     if isinstance(module, torch.nn.LayerNorm) or stays_in_float32(path):
         return "float32"
     dtype = DTYPES[precision]
@@ -185,7 +187,7 @@ def weight_dtype(path: str, module: torch.nn.Module, precision: str) -> str:
 
 
 def tied_weights(module: torch.nn.Module) -> dict[str, str]:
-    """For each weight that the config ties to another, where it is if not under its own name."""
+    """Returns the name of the other weight for each one that the config ties to another."""
     return {
         f"{path}.{target}": f"{path}.{source}"
         for path, child in module.named_modules()
@@ -195,7 +197,7 @@ def tied_weights(module: torch.nn.Module) -> dict[str, str]:
 
 
 def _example(contract: Contract, mode: FakeTensorMode) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Fake inputs, each dynamic axis at a size of its own, and torch's description of the axes."""
+    """Returns fake inputs, in which every dynamic axis has another size, and torch's axis names."""
     plain = [spec for spec in contract.inputs if LIST_INPUTS not in spec.name]
     listed = [spec for spec in contract.inputs if LIST_INPUTS in spec.name]
     sizes = {"batch": 2, "sequence": 3, "past": 5, "total": 8, "instruction": 7, "source": 11}
@@ -219,7 +221,7 @@ def _example(contract: Contract, mode: FakeTensorMode) -> tuple[tuple[Any, ...],
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch.onnx's remarks on itself (deprecations, absent torchvision) from the user."""
+    """Hides torch.onnx's warnings about itself (deprecations, absent torchvision)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -232,7 +234,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(model: ir.Model, contract: Contract) -> None:
-    """Drops what the exporter leaves behind: identities, unused nodes, local source paths."""
+    """Removes what the exporter leaves behind: identities, unused nodes, local source paths."""
     note_scopes(model)
     settle_sizes(model, contract)
     fold_constants(model)
@@ -249,16 +251,17 @@ def _check(component: Component, model: ir.Model) -> None:
         ("input", component.contract.inputs, model.graph.inputs),
         ("output", component.contract.outputs, model.graph.outputs),
     ):
-        found = {value.name: value for value in values}
+        by_name = {value.name: value for value in values}
         for spec in specs:
-            value = found.get(spec.name)
+            value = by_name.get(spec.name)
             dtype = None if value is None or value.dtype is None else value.dtype.numpy()
             if value is None or dtype != CONTRACT_DTYPES[spec.dtype]:
-                was = "missing" if value is None else f"{value.dtype}"
-                raise ExportError(f"{component.title}: {kind} {spec} is {was} in the traced graph")
+                state = "missing" if value is None else f"{value.dtype}"
+                message = f"{component.title}: {kind} {spec} is {state} in the traced graph"
+                raise ExportError(message)
             _set_shape(value, spec)
 
 
 def _set_shape(value: ir.Value, spec: TensorSpec) -> None:
-    """Names the axes as the contract does; torch calls a sum of two axes by an expression."""
+    """Names the axes as in the contract; torch writes a sum of two axes as an expression."""
     value.shape = ir.Shape(list(spec.axes))
