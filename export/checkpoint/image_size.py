@@ -1,4 +1,4 @@
-"""A checkpoint for images of another size than its own: its position embeddings, interpolated.
+"""Adapts a checkpoint to images of another size by interpolating its position embeddings.
 
 As the originals do it (transformers' `interpolate_pos_encoding`; LAVIS' `interpolate_pos_embed`,
 eva_vit.py): the embeddings of the patches are taken for an image, and resized bicubically; the
@@ -75,11 +75,11 @@ class InterpolatedPositions:
 
 
 def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
-    """`checkpoint` for square images of `size` pixels a side; itself where that is its own size.
+    """Returns `checkpoint` for square images of `size` pixels a side.
 
     Raises:
-        OptionError: the size is no whole number of patches, or of the groups of patches that the
-            checkpoint merges.
+        OptionError: the size is not a multiple of the patch size, or the patches cannot be merged
+            as the checkpoint merges them.
     """
     vision = checkpoint.config.vision_config
     if size == vision.image_size:
@@ -88,16 +88,16 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     if size < patch or size % patch:
         near = patch * max(1, round(size / patch))
         raise OptionError(
-            f"--image-size is {size}; wanted a multiple of {patch}, the side of this model's"
+            f"--image-size is {size}; expected a multiple of {patch}, the side of this model's"
             f" patches, such as {near}"
         )
     side = size // patch
     config = copy.deepcopy(checkpoint.config)
     config.vision_config.image_size = size
     if checkpoint.projector == "patch_merge":
-        config.num_query_tokens = _groups(side * side, config.merged_patches, size)
+        config.num_query_tokens = _merged_patches(side * side, config.merged_patches, size)
     tensors = dict(checkpoint.tensors)
-    if POSITIONS in tensors:  # where it is not, binding says so
+    if POSITIONS in tensors:  # if it is missing, `bind` says so
         table = tensors[POSITIONS]
         if isinstance(table, InterpolatedPositions):  # an original's file of yet another size
             table = table.source
@@ -107,7 +107,7 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     return resized
 
 
-def _groups(patches: int, merged: int, size: int) -> int:
+def _merged_patches(patches: int, merged: int, size: int) -> int:
     if patches % merged:
         raise OptionError(
             f"--image-size {size} gives {patches} patches, and this model takes {merged} of them"

@@ -37,7 +37,7 @@ def note_scopes(model: ir.Model) -> None:
 
 
 def _sort_axes(value: ir.Value) -> None:
-    """Sorts the terms of sums of axes: torch writes `past + sequence` here and the reverse there."""
+    """Sorts the terms of a sum of axes: torch has `past + sequence` here, the reverse there."""
     if value.shape is not None and not value.shape.is_static():
         axes = [axis if isinstance(axis, int) else _sort_terms(axis.value) for axis in value.shape]
         value.shape = ir.Shape(axes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iblip.export.checkpoint.checkpoint import MARK
 from iblip.export.models.model import Model
-from iblip.export.originals.configs import parsed, whole_config
+from iblip.export.originals.configs import parse_config, whole_config
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def _parameters(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
 
     from iblip.export.components.without_memory import without_memory
 
-    config = parsed(model, config_json(model, dtype="float32", seed=0))
+    config = parse_config(model, config_json(model, dtype="float32", seed=0))
     with without_memory():
         if model.family.processor is None:
             yield from _of_parts(model, config)
