@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from iblip.engines.tensorrt.sizes import ProfileOptions, decoder_profiles
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph, proofs_of_build
 from iblip.export.errors import EngineError, OptionError
+from iblip.export.messages import did_you_mean
 from iblip.export.progress import Progress
 
 NOT_FOR_TENSORRT = "language_model/batched_decoder"
@@ -122,8 +122,7 @@ def _chosen(proofs: Sequence[VerifiedGraph], wanted: Sequence[str]) -> list[Veri
     by_title = {f"{proof.graph.component}/{proof.graph.name}": proof for proof in proofs}
     for title in wanted:
         if title not in by_title:
-            near = get_close_matches(title, by_title, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(title, by_title)
             raise OptionError(
                 f"--graph {title}: the build has no such graph.{hint} Graphs: {', '.join(by_title)}"
             )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 
 from iblip.engines.hardware.nvidia import nvidia_driver
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 AUTO = "auto"
 
@@ -201,8 +201,7 @@ def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineC
 
 def _requested(requested: str) -> EngineChoice:
     if requested not in KINDS:
-        near = get_close_matches(requested, [*KINDS, AUTO], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(requested, [*KINDS, AUTO])
         raise OptionError(
             f"there is no engine {requested!r}.{hint} Engines: {', '.join([AUTO, *KINDS])}"
         )

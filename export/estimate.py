@@ -1,4 +1,4 @@
-"""What a build would write, found without tracing and without reading a weight."""
+"""Estimates what a build would write, without tracing and without reading a weight."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers.initialization import no_init_weights
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.components.without_memory import without_memory
 from iblip.export.graph.tracing import tied_weights, weight_dtype
 from iblip.export.precision import DTYPES
-from iblip.export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
-from iblip.export.quantisation.channels import recipes_of
+from iblip.export.quantisation.blockwise import BlockwiseMatrix, Integers, Scales, ZeroPoints
+from iblip.export.quantisation.channelwise import weights_and_scales
 from iblip.export.quantisation.options import Quantisation
 from iblip.export.weights.binding import bind
 from iblip.export.weights.recipe import Recipe
-from iblip.export.weights.widening import narrowed
+from iblip.export.weights.widening import narrow
 
 IN_MEMORY: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "scales": 3}
-"""What ONNX Runtime makes of weights on a CPU when it loads them, by dtype: float32 of half floats;
-of the scales of blocks a copy beside its packed numbers, and a sum a block."""
+"""How many times larger weights are in ONNX Runtime's memory on a CPU, by dtype: half floats become
+float32; scales of blocks are copied beside its packed integers, with a sum for each block."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComponentPlan:
-    """One component of a build that is not made yet.
+class ComponentEstimate:
+    """The sizes of one component of a build, before it is built.
 
     Attributes:
         component: `vision_encoder`, `qformer` or `language_model`.
-        graphs: their names.
+        graphs: names of its graphs.
         precision: a key of `export.precision.DTYPES`.
-        quantisation: in words; `None` where weights stay floats.
+        quantisation: in words; `None` if weights stay floats.
         source: bytes of the checkpoint that are read, by dtype.
-        linked: bytes of weights that the checkpoint's own files hold.
-        written: bytes of weights that are made anew, and written once for all graphs.
-        loaded: bytes that they take in memory on a CPU: see `IN_MEMORY`.
+        linked: bytes of weights that stay in the checkpoint's own files.
+        written: bytes of weights that are converted, and written once for all graphs.
+        loaded: bytes of all weights in memory on a CPU: see `IN_MEMORY`.
     """
 
     component: str
@@ -53,16 +53,16 @@ class ComponentPlan:
     loaded: int
 
 
-def plan_components(
+def estimate_components(
     checkpoint: Checkpoint,
     precision: Mapping[str, str],
     quantisations: Mapping[str, Quantisation],
-) -> tuple[ComponentPlan, ...]:
-    """What `export.exporter.graphs_from_checkpoint` would write of the same arguments.
+) -> tuple[ComponentEstimate, ...]:
+    """Estimates what `export.exporter.graphs_from_checkpoint` would write for the same arguments.
 
     Modules are made without memory and bound to the checkpoint as traced graphs are. A parameter
-    that no graph reads in the end counts too. Which products are sensitive is measured by a build
-    alone: here they are the largest ones, so that its files are not larger.
+    that no graph turns out to read counts too. Only a build measures which matmuls are sensitive;
+    here the largest ones are taken, so that a build's files are never larger than estimated.
 
     Raises:
         CheckpointError: a weight is missing, or has another shape than the config says.
@@ -73,63 +73,66 @@ def plan_components(
     for component in components_from_checkpoint(checkpoint, precision):
         name = component.component
         graphs[name].append(component.graph)
-        multiplied, others = _bound(component, checkpoint)
-        matrices[name] |= multiplied
+        component_matrices, others = _bind_weights(component, checkpoint)
+        matrices[name] |= component_matrices
         plain[name] |= others
     return tuple(
-        _planned(name, precision[name], quantisations.get(name), graphs[name], matrices[name], rest)
+        _estimate(
+            name, precision[name], quantisations.get(name), graphs[name], matrices[name], rest
+        )
         for name, rest in plain.items()
     )
 
 
-def _planned(
+def _estimate(
     name: str,
     precision: str,
     quantisation: Quantisation | None,
     graphs: Iterable[str],
     matrices: set[Recipe],
     plain: set[Recipe],
-) -> ComponentPlan:
+) -> ComponentEstimate:
     source = Counter[str]()
     for tensor in {tensor for recipe in plain | matrices for tensor in recipe.source.sources}:
         source[tensor.dtype] += tensor.length
-    made = matrices if quantisation is None else set(_quantised(matrices, quantisation))
-    whole = plain | made
-    linked = sum(recipe.nbytes for recipe in whole if recipe.in_place)
-    return ComponentPlan(
+    if quantisation is not None:
+        matrices = set(_quantise(matrices, quantisation))
+    recipes = plain | matrices
+    linked = sum(recipe.nbytes for recipe in recipes if recipe.in_place)
+    return ComponentEstimate(
         component=name,
         graphs=tuple(graphs),
         precision=precision,
         quantisation=None if quantisation is None else str(quantisation),
         source=dict(source),
         linked=linked,
-        written=sum(recipe.nbytes for recipe in whole) - linked,
-        loaded=sum(recipe.nbytes * _times(recipe) for recipe in whole),
+        written=sum(recipe.nbytes for recipe in recipes) - linked,
+        loaded=sum(recipe.nbytes * _growth_in_memory(recipe) for recipe in recipes),
     )
 
 
-def _times(recipe: Recipe) -> int:
+def _growth_in_memory(recipe: Recipe) -> int:
     scales = isinstance(recipe, Scales) and not isinstance(recipe, ZeroPoints)
     return IN_MEMORY.get("scales" if scales else recipe.dtype, 1)
 
 
-def _bound(component: Component, checkpoint: Checkpoint) -> tuple[set[Recipe], set[Recipe]]:
-    """What inputs are multiplied by, and all else that the graph binds."""
-    with torch.device("meta"), no_init_weights():
+def _bind_weights(component: Component, checkpoint: Checkpoint) -> tuple[set[Recipe], set[Recipe]]:
+    """Returns the recipes of matrices that activations are multiplied by, and of all else."""
+    with without_memory():
         module = component.module()
-    wanted = dict(_wanted(module, component.precision))
+    weights = dict(_weights(module, component.precision))
     dtype = DTYPES[component.precision]
-    bound = {
-        name: narrowed(recipe, dtype)
-        for name, recipe in bind(wanted, checkpoint.tensors, tied_weights(module)).items()
+    recipes = {
+        name: narrow(recipe, dtype)
+        for name, recipe in bind(weights, checkpoint.tensors, tied_weights(module)).items()
     }
-    named = set(_matrices(module))
-    return {bound[name] for name in named}, {
-        recipe for name, recipe in bound.items() if name not in named
+    matrices = set(_matrices(module))
+    return {recipes[name] for name in matrices}, {
+        recipe for name, recipe in recipes.items() if name not in matrices
     }
 
 
-def _wanted(module: Any, precision: str) -> Iterable[tuple[str, tuple[tuple[int, ...], str]]]:
+def _weights(module: Any, precision: str) -> Iterable[tuple[str, tuple[tuple[int, ...], str]]]:
     for path, child in module.named_modules():
         dtype = weight_dtype(path, child, precision)
         for name, parameter in child.named_parameters(recurse=False):
@@ -137,32 +140,32 @@ def _wanted(module: Any, precision: str) -> Iterable[tuple[str, tuple[tuple[int,
 
 
 def _matrices(module: Any) -> Iterable[str]:
-    """Names of the weights that inputs are multiplied by."""
+    """Yields the names of the matrices that activations are multiplied by."""
     for path, child in module.named_modules():
         if isinstance(child, torch.nn.Linear):
             yield f"{path}.weight"
 
 
-def _quantised(matrices: set[Recipe], quantisation: Quantisation) -> Iterator[Recipe]:
-    """What `export.quantisation` makes of these."""
+def _quantise(matrices: set[Recipe], quantisation: Quantisation) -> Iterator[Recipe]:
+    """Yields the recipes that `export.quantisation` replaces those of matrices with."""
     largest = sorted(matrices, key=lambda recipe: recipe.nbytes, reverse=True)
     spared = math.ceil(quantisation.sensitive * len(largest))
     precise = replace(quantisation, bits=8, method="rtn")
     for recipe in largest[:spared]:
-        floats = quantisation.activations != "float"
-        yield from (recipe,) if floats else _parts(recipe, precise)
+        stays_float = quantisation.activations != "float"
+        yield from (recipe,) if stays_float else _quantise_matrix(recipe, precise)
     for recipe in largest[spared:]:
-        yield from _parts(recipe, quantisation)
+        yield from _quantise_matrix(recipe, quantisation)
 
 
-def _parts(recipe: Recipe, quantisation: Quantisation) -> Iterator[Recipe]:
-    """What one matrix becomes."""
+def _quantise_matrix(recipe: Recipe, quantisation: Quantisation) -> Iterator[Recipe]:
+    """Yields the recipes of one quantised matrix."""
     source = recipe.source
     if quantisation.activations != "float":
-        yield from recipes_of(source, quantisation.format, recipe.dtype)
+        yield from weights_and_scales(source, quantisation.format, recipe.dtype)
         return
-    blocks = blocks_of(source, quantisation)
-    yield Numbers(source=source, dtype="uint8", blocks=blocks)
-    yield Scales(source=source, dtype="float32", blocks=blocks)
-    if not blocks.symmetric:
-        yield ZeroPoints(source=source, dtype="uint8", blocks=blocks)
+    matrix = BlockwiseMatrix.from_weight(source, quantisation)
+    yield Integers(source=source, dtype="uint8", matrix=matrix)
+    yield Scales(source=source, dtype="float32", matrix=matrix)
+    if not matrix.symmetric:
+        yield ZeroPoints(source=source, dtype="uint8", matrix=matrix)

@@ -11,7 +11,7 @@ from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.graph.trace_cache import TraceCache, trace_key
 from iblip.export.graph.tracing import Trace, trace
-from iblip.export.graph.writing import Bound, bytes_of, write_graphs
+from iblip.export.graph.writing import BoundGraph, size_of_weights, write_graphs
 from iblip.export.precision import DTYPES
 from iblip.export.progress import Progress
 from iblip.export.quantisation.calibration import measure
@@ -39,31 +39,34 @@ def graphs_from_checkpoint(
         checkpoint: what is exported.
         precision: of every component, as from `export.precision.parse_precision`.
         directory: exists; gets a folder a component.
-        progress: told of each graph.
+        progress: reports each graph.
         quantisations: by component, as from `export.quantisation.options.quantisations`; `None` is
             what it makes of `precision` without options.
-        file_digests: gets the sha256 of every file of the checkpoint, in hexadecimal: they are
-            taken while its weights are read.
-        traces: where traced graphs are taken from, and kept; `None` traces all.
+        file_digests: filled with the sha256 of every file of the checkpoint, in hexadecimal, by
+            path; each is hashed while its weights are read.
+        traces: where traced graphs are loaded from, and kept; `None` traces every graph.
 
     Raises:
-        CheckpointError: a weight is missing, has another shape than the config says, or is there
-            and belongs to no graph. Nothing is written then.
+        CheckpointError: a weight is missing, has another shape than the config says, or belongs to
+            no graph. Nothing is written then.
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
     components = components_from_checkpoint(checkpoint, precision)
-    traced = [_taken(component, checkpoint, traces, progress) for component in components]
+    traced = [_load_or_trace(component, checkpoint, traces, progress) for component in components]
     check_fit(
-        {name: wish for one in traced for name, wish in one.wanted.items()},
-        {name for one in traced for name in one.parameters},
+        {name: shape for graph in traced for name, (shape, _) in graph.weights.items()},
         checkpoint.tensors,
-        {name: other for one in traced for name, other in one.tied.items()},
+        {name: other for graph in traced for name, other in graph.tied.items()},
+        known={name for graph in traced for name in graph.parameters},
     )
     if quantisations is None:
         quantisations = quantisations_of(precision, QuantisationOptions())
     measured = measure(traced, checkpoint, quantisations, progress)
-    bound = [_bound(one, checkpoint, measured.get(one.component.component)) for one in traced]
-    return _written(bound, directory, progress, checkpoint.files, file_digests)
+    bound = [
+        _bind_weights(graph, checkpoint, measured.get(graph.component.component))
+        for graph in traced
+    ]
+    return _write(bound, directory, progress, checkpoint.files, file_digests)
 
 
 def onnx_from_component(
@@ -74,9 +77,9 @@ def onnx_from_component(
     quantisation: Quantisation | None = None,
     traces: TraceCache | None = None,
 ) -> OnnxGraph:
-    """Writes one graph of a checkpoint, whatever else the checkpoint has.
+    """Writes one graph of a checkpoint, and ignores tensors that belong to other graphs.
 
-    It can be quantised where no other graph has to be run to measure it.
+    It can be quantised if no other graph has to be run to measure it.
 
     Args:
         component: what is exported; with `traces`, one of
@@ -87,39 +90,42 @@ def onnx_from_component(
     Raises:
         CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
-    traced, name = _taken(component, checkpoint, traces, progress), component.component
-    given = {} if quantisation is None else {name: quantisation}
-    measured = measure([traced], checkpoint, given, progress).get(name)
-    (graph,) = _written([_bound(traced, checkpoint, measured)], directory, progress)
+    traced = _load_or_trace(component, checkpoint, traces, progress)
+    name = component.component
+    quantisations = {} if quantisation is None else {name: quantisation}
+    measured = measure([traced], checkpoint, quantisations, progress).get(name)
+    (graph,) = _write([_bind_weights(traced, checkpoint, measured)], directory, progress)
     return graph
 
 
-def _taken(
+def _load_or_trace(
     component: Component, checkpoint: Checkpoint, traces: TraceCache | None, progress: Progress
 ) -> Trace:
     if traces is None:
-        return _traced(component, progress)
+        return _trace(component, progress)
     key = trace_key(component, checkpoint)
-    if (known := traces.take(key, component)) is not None:
+    if (cached := traces.load(key, component)) is not None:
         progress.note(f"{component.title} has been traced before, and is taken from {traces}")
-        return known
-    traced = _traced(component, progress)
+        return cached
+    traced = _trace(component, progress)
     traces.keep(key, traced)
     return traced
 
 
-def _traced(component: Component, progress: Progress) -> Trace:
+def _trace(component: Component, progress: Progress) -> Trace:
     with progress.stage(f"trace {component.title}"):
         return trace(component)
 
 
-def _bound(traced: Trace, checkpoint: Checkpoint, measured: Measurements | None = None) -> Bound:
-    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+def _bind_weights(
+    traced: Trace, checkpoint: Checkpoint, measured: Measurements | None = None
+) -> BoundGraph:
+    recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     if measured is None:
         dtype = DTYPES[traced.component.precision]
         recipes = widen_in_graph(traced.model, recipes, dtype)
-        return Bound(component=traced.component, model=traced.model, recipes=recipes)
-    return Bound(
+        return BoundGraph(component=traced.component, model=traced.model, recipes=recipes)
+    return BoundGraph(
         component=traced.component,
         model=traced.model,
         recipes=quantise(traced.model, recipes, measured),
@@ -127,12 +133,12 @@ def _bound(traced: Trace, checkpoint: Checkpoint, measured: Measurements | None 
     )
 
 
-def _written(
-    bound: Sequence[Bound],
+def _write(
+    bound: Sequence[BoundGraph],
     directory: Path,
     progress: Progress,
     files: Sequence[Path] = (),
     file_digests: dict[Path, str] | None = None,
 ) -> tuple[OnnxGraph, ...]:
-    with progress.stage("write weights", bytes_of(bound), "B") as advance:
+    with progress.stage("write weights", size_of_weights(bound), "B") as advance:
         return write_graphs(bound, directory, advance, files=files, file_digests=file_digests)

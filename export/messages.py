@@ -1,8 +1,8 @@
-"""Long lists of faults as messages show them."""
+"""Parts of messages: long lists of faults, and suggestions for a name that fits nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN = 20
@@ -15,7 +15,31 @@ def listed(faults: Sequence[str], count: int | None = None) -> str:
     return "\n  ".join([*faults[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
-def nearest(name: str, others: Collection[str], word: str = "nearest") -> str:
-    """What to add to a name that fits nothing; nothing where no other is like it."""
-    near = get_close_matches(name, others, n=1)
-    return f" ({word}: {near[0]})" if near else ""
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like `name`; `None` where none is.
+
+    Args:
+        name: an unknown one.
+        known: names that it might be instead.
+        cutoff: how alike the two must be at least, from 0 to 1, as `difflib` measures it.
+    """
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The sentence that follows a refusal of a misspelt word; empty where no known word is like it.
+
+    It begins with a space: `f"there is no engine {word!r}.{did_you_mean(word, ENGINES)}"`. The
+    arguments are those of `closest`.
+    """
+    near = closest(word, known, cutoff)
+    return "" if near is None else f" Did you mean {near!r}?"
+
+
+def nearest(name: str, others: Iterable[str], label: str = "nearest") -> str:
+    """The remark behind a tensor's name that fits nothing; empty where no other is like it.
+
+    `did_you_mean` is for words that a user has typed; nobody types the names of tensors.
+    """
+    near = closest(name, others)
+    return "" if near is None else f" ({label}: {near})"

@@ -1,4 +1,4 @@
-"""Opens what `--model` was given: `READERS` has a row for each format that is no directory."""
+"""Opens the checkpoint that `--model` names; `READERS` has a row for each form but a directory."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 Reader = Callable[[ModelSource, Progress], "Checkpoint"]
 
 
-def _original(source: ModelSource, progress: Progress) -> Checkpoint:
+def _open_original(source: ModelSource, progress: Progress) -> Checkpoint:
     from iblip.export.originals.reading import checkpoint_from_original
 
     scheme, _, name = source.model.partition(":")
     return checkpoint_from_original(scheme, name, source.parts)
 
 
-READERS: Mapping[str, Reader] = {"lavis": _original, "minigpt4": _original}
-"""Scheme to what opens a model of it."""
+READERS: Mapping[str, Reader] = {"lavis": _open_original, "minigpt4": _open_original}
+"""Functions that open a model, by scheme."""
 
 
 def checkpoint_from_source(source: ModelSource, progress: Progress) -> Checkpoint:
-    """Opens what `source` says. No weight is read.
+    """Opens the checkpoint that `source` names. No weight is read.
 
     Args:
-        source: what was asked for.
-        progress: told of a download.
+        source: of the checkpoint.
+        progress: reports a download.
 
     Returns:
         The checkpoint. Its own `source` opens the same one again, from any directory.
@@ -46,9 +46,9 @@ def checkpoint_from_source(source: ModelSource, progress: Progress) -> Checkpoin
     from iblip.export.checkpoint.image_size import at_image_size
 
     _check_options(source)
-    checkpoint = _reader(source)(source, progress)
+    checkpoint = _find_reader(source)(source, progress)
     if checkpoint.source is None:
-        checkpoint = replace(checkpoint, source=_absolute(source))
+        checkpoint = replace(checkpoint, source=_with_absolute_parts(source))
     return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
 
 
@@ -62,9 +62,9 @@ def _check_options(source: ModelSource) -> None:
         raise OptionError(f"--revision is for models of the hub; {source.model} is none")
 
 
-def _reader(source: ModelSource) -> Reader:
+def _find_reader(source: ModelSource) -> Reader:
     if source.scheme is None:
-        return _hub if source.is_on_hub else _directory
+        return _open_hub if source.is_on_hub else _open_directory
     if source.scheme not in READERS:
         raise OptionError(
             f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
@@ -77,22 +77,22 @@ def _schemes() -> str:
     return ", ".join(f"{scheme}:" for scheme in READERS) or "none"
 
 
-def _absolute(source: ModelSource) -> ModelSource:
+def _with_absolute_parts(source: ModelSource) -> ModelSource:
     parts = {name: path.absolute() for name, path in source.parts.items()}
     return replace(source, parts=parts)
 
 
-def _hub(source: ModelSource, progress: Progress) -> Checkpoint:
-    """The checkpoint's own `source` has the commit, whatever branch was asked for."""
+def _open_hub(source: ModelSource, progress: Progress) -> Checkpoint:
+    """Opens a model of the hub; its own `source` has the commit, whatever branch was asked for."""
     from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
     from iblip.export.checkpoint.hub import directory_from_hub
 
-    found = directory_from_hub(source.model, source.revision, progress)
-    checkpoint = checkpoint_from_directory(found.directory)
-    return replace(checkpoint, source=replace(source, revision=found.commit))
+    snapshot = directory_from_hub(source.model, source.revision, progress)
+    checkpoint = checkpoint_from_directory(snapshot.directory)
+    return replace(checkpoint, source=replace(source, revision=snapshot.commit))
 
 
-def _directory(source: ModelSource, progress: Progress) -> Checkpoint:
+def _open_directory(source: ModelSource, progress: Progress) -> Checkpoint:
     from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 
     if not source.is_directory:
@@ -111,12 +111,12 @@ def source_of_build(
     revision: str | None = None,
     parts: Mapping[str, Path] | None = None,
 ) -> ModelSource:
-    """What the build in `directory` was made from, or where that is now.
+    """Returns the source of the build in `directory`, or where it is now.
 
     Args:
         directory: of the build.
-        model, revision: instead of the manifest's.
-        parts: instead of those of the same names.
+        model, revision: override the manifest's.
+        parts: override the manifest's of the same names.
 
     Raises:
         BuildDirectoryError: the directory is not a build.

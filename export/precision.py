@@ -16,9 +16,9 @@ is float32, and of the last two as in `fp16`: what a GPU computes in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 COMPONENTS = ("vision_encoder", "qformer", "language_model")
 """The components that have a precision, in the order in which data flows through them."""
@@ -111,7 +111,7 @@ def parse_precision(text: str) -> dict[str, str]:
         if component not in COMPONENTS:
             raise OptionError(
                 f"--precision {text}: there is no component {component!r};"
-                f" components: {', '.join(COMPONENTS)}{_near(component, COMPONENTS)}"
+                f" components: {', '.join(COMPONENTS)}.{did_you_mean(component, COMPONENTS)}"
             )
         if component in policy:
             raise OptionError(f"--precision {text}: {component} is named twice")
@@ -139,11 +139,6 @@ def _word(word: str, *, asked: str) -> str:
     if word not in DTYPES:
         raise OptionError(
             f"--precision {asked}: there is no precision {word!r};"
-            f" known: {', '.join(DTYPES)}{_near(word, DTYPES)}"
+            f" known: {', '.join(DTYPES)}.{did_you_mean(word, DTYPES)}"
         )
     return word
-
-
-def _near(word: str, known: Mapping[str, str] | tuple[str, ...]) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""

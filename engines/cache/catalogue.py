@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from iblip.engines.cache.entry import DamagedEntryError, Entry
 from iblip.engines.cache.store import SHORT, EngineCache
 from iblip.engines.onnxruntime.compiled import ProviderFolder, provider_folders
 from iblip.export.errors import EngineError, OptionError
+from iblip.export.messages import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,7 @@ def find(cache: EngineCache, word: str) -> Entry:
         some = ", ".join(key[: len(word) + 4] for key in found[:4])
         raise OptionError(f"{len(found)} plans begin with {word}: {some}. Give more digits.")
     short = {key[: max(len(word), SHORT)]: key for key in keys}
-    near = get_close_matches(word.lower(), short, n=3, cutoff=0.5)
-    hint = f" Near: {', '.join(near)}." if near else ""
+    hint = did_you_mean(word.lower(), short, cutoff=0.5)
     raise OptionError(
         f"the engine cache {cache.directory} has no plan {word!r}.{hint} "
         "`iblip engines list` shows what it has."

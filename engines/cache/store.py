@@ -28,8 +28,8 @@ from iblip.engines.cache.key import KEY_LENGTH, Recipe
 from iblip.engines.tensorrt.libraries import SOURCES
 from iblip.export.errors import EngineError
 from iblip.export.system.cache_directory import VARIABLE
-from iblip.export.system.files import sha256
-from iblip.export.system.locks import link_or_copy, locked
+from iblip.export.system.files import link_or_copy, sha256
+from iblip.export.system.locks import locked
 
 logger = logging.getLogger(__name__)
 

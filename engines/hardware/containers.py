@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
 """The image that the tags are of."""
@@ -128,8 +128,7 @@ def find_container(name: str) -> Container:
     image, _, tag = name.rpartition(":")
     if tag in CONTAINERS and image.rpartition("/")[2] in ("", IMAGE.rpartition("/")[2]):
         return CONTAINERS[tag]
-    near = get_close_matches(tag, CONTAINERS, n=1, cutoff=0.8)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(tag, CONTAINERS, cutoff=0.8)
     raise OptionError(
         f"what is in the container {name!r} is not known here.{hint} Known: {', '.join(CONTAINERS)}"
     )

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from iblip.engines.language_model.option_table import OPTIONS
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 LAVIS = "lavis"
 HF = "hf"
@@ -155,8 +155,7 @@ def preset(compat: str, *, family: str, language_model: str, call: str | None = 
         OptionError: there is no such original, or it has no such model or call.
     """
     if compat not in DEFAULT_CALLS:
-        near = get_close_matches(compat, DEFAULT_CALLS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(compat, DEFAULT_CALLS)
         raise OptionError(
             f"compat is {compat!r}; expected one of {', '.join(map(repr, DEFAULT_CALLS))}.{hint}"
         )

@@ -22,9 +22,9 @@ from iblip.engines.tensorrt.job import Job
 from iblip.engines.tensorrt.libraries import Library
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile import Profile
-from iblip.engines.tensorrt.readback import Layer, matrix_layers
+from iblip.engines.tensorrt.readback import matrix_layers
 from iblip.engines.tensorrt.timing import timings
-from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.artifact.verified_graph import VerifiedGraph
 from iblip.export.errors import EngineError
 from iblip.export.system.files import whole_file
 
@@ -105,16 +105,6 @@ def plan_from_onnx(
     if verified.skipped is not None:
         details["unverified"] = verified.skipped
     return Plan(path=output, details=details)
-
-
-@no_collection()
-def parse_graph(graph: OnnxGraph, library: Library) -> list[Layer]:
-    """The layers that the library's parser makes of a graph, whose dtypes are as they should be.
-
-    Raises:
-        EngineError: as `plan_from_onnx`, but for building and writing.
-    """
-    return Job(library=library, graph=graph).parse()
 
 
 def _peak_memory() -> int | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 NO_LEAN_RUNTIME = (
     "its builder wants libnvinfer_lean, which TensorRT-RTX does not come with: its engines are for "
@@ -116,8 +116,7 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for word in self.flags:
             if word not in FLAGS:
-                near = get_close_matches(word, FLAGS, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(word, FLAGS)
                 raise OptionError(
                     f"there is no --builder-flag {word}.{hint} Flags: {', '.join(FLAGS)}"
                 )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 from iblip.engines.tensorrt.profile import Profile, Span
 from iblip.engines.tensorrt.ranges import FLAGS
 from iblip.export.artifact.contract import Contract
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,7 @@ class ProfileOptions:
 
     def _check(self, axis: str, span: Span) -> None:
         if axis not in self.most:
-            near = get_close_matches(axis, self.most, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(axis, self.most)
             raise OptionError(f"--profile: no axis {axis!r}.{hint} Axes: {', '.join(self.most)}")
         if span.least < 1:
             raise OptionError(f"--profile: {axis} begins at {span.least}; wanted 1 or more")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.errors import BuildDirectoryError
+from iblip.export.system.locks import locked
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -21,13 +21,13 @@ _RENAME_EXCHANGE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is made in a directory, and may be replaced there.
+    """A kind of directory that is built as a whole and may replace one of its own kind.
 
     Attributes:
-        name: with its article.
-        mark: what tells one from other directories, in words.
-        argument: by which the command line is given the directory.
-        holds: whether a directory is one.
+        name: of the kind, with its article.
+        mark: what distinguishes it from other directories, in words.
+        argument: the command line's option that names the directory.
+        holds: whether a directory is of this kind.
     """
 
     name: str
@@ -46,21 +46,25 @@ BUILD = Kind(
 
 @contextlib.contextmanager
 def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
-    """Gives an empty directory beside `destination`, and moves it there when the block ends well.
+    """Yields an empty directory, which takes the place of `destination` if the block succeeds.
 
-    What stood at `destination` stays usable until then, and for ever if the block fails or the
-    process is killed: the exchange is one system call. Leftovers of builds that were killed
-    are removed by the next one.
+    The old build at `destination` stays usable until then, and for good if the block fails or the
+    process is killed: the exchange is one system call. The next build removes what a killed one
+    left behind.
 
     Raises:
         BuildDirectoryError: `destination` holds something that is not of that kind, another process
             is building there, or the disk is full or not writable.
     """
     destination = destination.absolute()
-    _refuse_other(destination, kind)
+    _check_replaceable(destination, kind)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(destination):
+        with locked(destination.with_name(f".{destination.name}.lock"), waiting=None) as held:
+            if not held:
+                raise BuildDirectoryError(
+                    f"another process is building {destination}; wait for it, or stop it"
+                )
             _remove_leftovers(destination)
             work = destination.with_name(f".{destination.name}.building-{os.getpid()}")
             work.mkdir()
@@ -73,7 +77,7 @@ def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
         raise BuildDirectoryError(_explain(error, destination, kind)) from error
 
 
-def _refuse_other(destination: Path, kind: Kind) -> None:
+def _check_replaceable(destination: Path, kind: Kind) -> None:
     if not destination.exists() or kind.holds(destination):
         return
     if destination.is_dir() and not any(destination.iterdir()):
@@ -82,18 +86,6 @@ def _refuse_other(destination: Path, kind: Kind) -> None:
         f"{destination} exists and is not {kind.name} (it has no {kind.mark}), so it is not"
         f" replaced. Give {kind.argument} another directory, or remove this one."
     )
-
-
-@contextlib.contextmanager
-def _lock(destination: Path) -> Iterator[None]:
-    path = destination.with_name(f".{destination.name}.lock")
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"another process is building {destination}; wait for it, or stop it"
-            raise BuildDirectoryError(message) from None
-        yield
 
 
 def _remove_leftovers(destination: Path) -> None:
@@ -125,7 +117,7 @@ def _flush(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Linux's renameat2(2) with RENAME_EXCHANGE; `False` where there is none."""
+    """Swaps two paths by renameat2(2) with RENAME_EXCHANGE; returns `False` if that fails."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:

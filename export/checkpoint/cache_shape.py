@@ -8,12 +8,12 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class CacheShape:
-    """What a sequence's keys and values take.
+    """The sizes of a sequence's keys and values.
 
     Attributes:
-        layers: of the decoder.
-        heads: of keys and values; fewer than the query's where query heads share them.
-        head_dim: in elements.
+        layers: number of decoder layers.
+        heads: number of key-value heads; fewer than query heads if these share them.
+        head_dim: elements of a head.
     """
 
     layers: int
@@ -22,7 +22,7 @@ class CacheShape:
 
     @classmethod
     def from_config(cls, text_config: Any) -> Self:
-        """The decoder's, by the names that transformers' language models give these sizes.
+        """Reads the decoder's sizes, under the names that transformers' language models give them.
 
         OPT names neither `num_key_value_heads` nor `head_dim`; T5's `num_hidden_layers` counts its
         encoder.

@@ -22,7 +22,7 @@ from iblip.export.system.files import sha256
 from iblip.export.weights.weight import Weight
 
 DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "instructblip-demo-vicuna"
-"""Built where no `--model` is given."""
+"""The checkpoint that is built if no `--model` is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class Checkpoint:
     """A Hugging Face checkpoint directory.
 
     Attributes:
-        directory: absolute.
+        directory: absolute path.
         family: a value of `FAMILIES`.
         config: the parsed config (`InstructBlipConfig`, `Blip2Config`, `MiniGPT4Config`).
         tensors: by name.
-        source: what opens the same one again; `None` where it was not opened by one.
-        synthetic: its weights are random (`export.synthesis`).
+        source: opens the same checkpoint again; `None` if it was not opened by one.
+        synthetic: whether its weights are random (`export.synthesis`).
     """
 
     directory: Path
@@ -47,17 +47,17 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The source's, or the directory's own."""
+        """Name of the source, or else of the directory."""
         return self.source.name if self.source else self.directory.name
 
     @property
     def projector(self) -> Projector:
-        """What makes its visual prompts: its family's Q-Former, or none."""
+        """What makes visual prompts: the family's Q-Former, or a merge of patches without one."""
         return "patch_merge" if self.config.qformer_config is None else self.family.projector
 
     @property
     def prompt_template(self) -> str:
-        """What stands around a user's `{prompt}`, and where the `{image}` is."""
+        """Text around a user's `{prompt}`, with the place of the `{image}`."""
         template: str = getattr(self.config, "prompt_template", self.family.prompt_template)
         return template
 
@@ -69,19 +69,19 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the tensors lie in, in order of name."""
+        """The files that hold the tensors, sorted by name."""
         sources = (source for tensor in self.tensors.values() for source in tensor.sources)
         return tuple(sorted({source.file for source in sources}))
 
     @cached_property
     def processor(self) -> Any:
-        """transformers' own processor of this checkpoint, or its parts where there is none.
+        """transformers' own processor of this checkpoint, or its parts if there is none.
 
-        It resizes pictures to what the model takes, whatever size its own file names.
+        It resizes images to what the model takes, whatever size its own file names.
 
         Raises:
-            CheckpointError: it cannot be loaded, or gives an image other places in the prompt than
-                the model has query tokens.
+            CheckpointError: it cannot be loaded, or reserves another number of positions for an
+                image than the model has query tokens.
         """
         import transformers
 
@@ -92,29 +92,31 @@ class Checkpoint:
         except Exception as error:
             message = f"the processor in {self.directory} cannot be loaded: {error}"
             raise CheckpointError(message) from error
-        found, wanted = getattr(processor, "num_query_tokens", None), self.config.num_query_tokens
-        if name is not None and found != wanted:
+        expected = self.config.num_query_tokens
+        actual = getattr(processor, "num_query_tokens", None)
+        if name is not None and actual != expected:
             raise CheckpointError(
-                f"the processor in {self.directory} has num_query_tokens {found}, and the model"
-                f" {wanted}. Set it to {wanted} in processor_config.json (older versions of"
+                f"the processor in {self.directory} has num_query_tokens {actual}, and the model"
+                f" {expected}. Set it to {expected} in processor_config.json (older versions of"
                 " transformers did not write it)."
             )
         resize(processor.image_processor, self.config.vision_config.image_size)
         return processor
 
     def digests(self, known: Mapping[Path, str] | None = None) -> dict[str, str]:
-        """sha256 of the config and of every weights file, in hexadecimal, by file name.
+        """Returns the sha256 of config and weights files, in hexadecimal, by file name.
 
-        `known` are those that have been taken already.
+        Args:
+            known: digests that have been computed already, by path.
         """
         paths = (self.directory / "config.json", *self.files)
         return {path.name: (known or {}).get(path) or sha256(path) for path in paths}
 
 
 def resize(image_processor: Any, side: int) -> None:
-    """Has `image_processor` make squares of `side` pixels.
+    """Sets `image_processor` to resize to squares of `side` pixels.
 
-    One that crops is left alone: `export.checkpoint.facts.preprocessing` refuses it.
+    One that crops is not changed: `export.checkpoint.facts.preprocessing` refuses it.
     """
     if {"height", "width"} <= image_processor.to_dict()["size"].keys():
         image_processor.size = {"height": side, "width": side}
@@ -164,4 +166,4 @@ def _config(family: Family, directory: Path) -> Any:
 
 
 MARK = "synthetic"
-"""The key of `config.json` under which a synthetic checkpoint has its model's name and its seed."""
+"""Key in a synthetic checkpoint's `config.json` for its model's name and its seed."""

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory, in whichever files it keeps them."""
+"""Finds the tensors of a Hugging Face directory, in whichever files it keeps them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ FORMS: Mapping[str, Read] = {
     "model.safetensors": tensors_from_safetensors,
     "pytorch_model.bin": tensors_from_torch_file,
 }
-"""The file of a checkpoint in one piece, to what reads it; with `INDEX` behind it, what lists the
-pieces of one in several. The first that is there counts, as in transformers."""
+"""Readers, by the name of the file of a checkpoint in one piece; with `INDEX` behind it, of one in
+shards. The first that exists counts, as in transformers."""
 
 INDEX = ".index.json"
+"""Suffix of the file that lists the shards of a checkpoint."""
 
 NOT_READ = frozenset({".msgpack", ".h5", ".gguf", ".onnx", ".ot", ".pth", ".pt"})
-"""How other files of weights end, of which the message of a directory without ours tells."""
+"""Suffixes of files of weights that are not supported, which an error message names."""
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""What peft writes beside the weights of an adapter."""
+"""The file that peft writes beside the weights of an adapter."""
 
 
 def tensors_from_directory(directory: Path) -> dict[str, Weight]:
-    """Every tensor that lies in `directory`, by name. No weight is read.
+    """Returns every tensor in `directory`, by name. No weight is read.
 
     Raises:
         CheckpointError: there is no weights file, or one is missing, cut off or damaged; the
@@ -41,14 +42,14 @@ def tensors_from_directory(directory: Path) -> dict[str, Weight]:
     tensors = _tensors(directory)
     adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
     if adapters:
-        raise _unmerged(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
+        raise _adapter_error(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
     return tensors
 
 
 def refuse_adapter(directory: Path) -> None:
-    """Raises CheckpointError where `directory` is peft's, with an adapter and perhaps no model."""
+    """Raises CheckpointError if `directory` holds an adapter of peft."""
     if (directory / ADAPTER_CONFIG).exists():
-        raise _unmerged(directory, f"there is an {ADAPTER_CONFIG}")
+        raise _adapter_error(directory, f"there is an {ADAPTER_CONFIG}")
 
 
 def _tensors(directory: Path) -> dict[str, Weight]:
@@ -56,17 +57,17 @@ def _tensors(directory: Path) -> dict[str, Weight]:
         if (directory / name).exists():
             return dict(read(directory / name))
         if (directory / f"{name}{INDEX}").exists():
-            return _joined(directory / f"{name}{INDEX}", read)
+            return _tensors_of_shards(directory / f"{name}{INDEX}", read)
     others = sorted(path.name for path in directory.iterdir() if path.suffix in NOT_READ)
-    found = f" It has {', '.join(others)}, which cannot be read here." if others else ""
+    hint = f" It has {', '.join(others)}, which cannot be read here." if others else ""
     raise CheckpointError(
         f"{directory} has neither {' nor '.join(FORMS)} (nor the index of one in several pieces):"
-        f" it holds no weights.{found} Was it downloaded whole?"
+        f" it holds no weights.{hint} Was it downloaded whole?"
     )
 
 
-def _joined(index: Path, read: Read) -> dict[str, Weight]:
-    """The tensors of every piece; all that `index` names must be there."""
+def _tensors_of_shards(index: Path, read: Read) -> dict[str, Weight]:
+    """Returns the tensors of every shard. All that `index` names must be there."""
     places = object_from_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} is no index of weights: it has no weight_map")
@@ -85,26 +86,26 @@ def _refuse(index: Path, pieces: Sequence[str], fault: str) -> None:
         raise CheckpointError(f"{index}: {named}: {fault}. Download again.")
 
 
-def _unmerged(directory: Path, found: str) -> CheckpointError:
+def _adapter_error(directory: Path, evidence: str) -> CheckpointError:
     config = directory / ADAPTER_CONFIG
     base = object_from_json(config).get("base_model_name_or_path") if config.exists() else None
     return CheckpointError(
         f"{directory} holds a LoRA adapter{f' of {base}' if base else ''} that is not merged:"
-        f" {found}. Merge it once, with peft: load the model with its adapter,"
+        f" {evidence}. Merge it once, with peft: load the model with its adapter,"
         " `model.merge_and_unload().save_pretrained(NEW)`, and give --model NEW."
     )
 
 
 def object_from_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds.
+    """Reads a JSON file that holds an object.
 
     Raises:
-        CheckpointError: it holds no object.
+        CheckpointError: it is not JSON, or holds something else.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, wanted an object")
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object")
     return data

@@ -1,4 +1,4 @@
-"""Tokenizers and special tokens of a checkpoint, as the server needs them."""
+"""Facts of a checkpoint that the server needs: tokenizers, special tokens, preprocessing, sizes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import CheckpointError
 
 DEFAULT_T5_LENGTH = 512
-"""Where the config is silent: the length that T5 and FLAN-T5 were trained with."""
+"""The length that T5 and FLAN-T5 were trained with, for a config that has none."""
 
 
 def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
-    """Writes `text/tokenizer.json` into the build `directory`, and the Q-Former's where it reads.
+    """Writes `text/tokenizer.json` into the build `directory`, and the Q-Former's if it reads text.
 
     Raises:
         CheckpointError: a tokenizer has no fast form.
@@ -49,11 +49,11 @@ def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
 
 
 def preprocessing(checkpoint: Checkpoint) -> Preprocessing:
-    """What a client must do to an image.
+    """Returns what a client must do to an image.
 
     Raises:
-        CheckpointError: the image processor does something else than decode, convert to RGB,
-            resize, rescale and normalise, or another size than the vision encoder takes.
+        CheckpointError: the image processor does anything but decode, convert to RGB, resize,
+            rescale and normalise, or resizes to another size than the vision encoder takes.
     """
     from PIL.Image import Resampling
 
@@ -75,17 +75,17 @@ def preprocessing(checkpoint: Checkpoint) -> Preprocessing:
 
 
 def image_processor_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The image processor's own settings, by their names in its config file."""
+    """Returns the image processor's settings, by their names in its config file."""
     settings: dict[str, Any] = checkpoint.processor.image_processor.to_dict()
     return settings
 
 
 def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
-    """The language model's shape and special tokens.
+    """Returns the language model's sizes and special tokens.
 
     Raises:
-        CheckpointError: no token ends an answer, or none marks the image's place in a prompt where
-            the family has such a token.
+        CheckpointError: no token ends an answer, or none marks the image's place in a prompt
+            although the family has such a token.
     """
     config, tokenizer = checkpoint.config, getattr(checkpoint.processor, "tokenizer", None)
     text, generation = config.text_config, _generation_config(checkpoint)
@@ -116,15 +116,15 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
 
 
 def _length(text: Any) -> int:
-    """Positions; T5 names none, or what it was trained with."""
-    named = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return int(named or DEFAULT_T5_LENGTH)
+    """Returns the largest number of positions; T5's config has none, or its length in training."""
+    length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(length or DEFAULT_T5_LENGTH)
 
 
 def _eos_token_ids(
     checkpoint: Checkpoint, tokenizer: Any, generation: Mapping[str, Any]
 ) -> tuple[int, ...]:
-    """What ends an answer: the language model's config says, or the tokenizer, by family."""
+    """Returns the tokens that end an answer: the config's or the tokenizer's, by family."""
     configured = _ids(getattr(checkpoint.config.text_config, "eos_token_id", None))
     if checkpoint.family.ends_as_configured and configured:
         return configured
@@ -144,15 +144,15 @@ def _ids(value: int | list[int] | None) -> tuple[int, ...]:
 
 
 def _image_token_id(checkpoint: Checkpoint, tokenizer: Any) -> int:
-    found: int | None = checkpoint.config.image_token_index
-    if found is None:
+    token_id: int | None = checkpoint.config.image_token_index
+    if token_id is None:
         token = getattr(checkpoint.processor, "image_token", "<image>")
         raise CheckpointError(
             f"{checkpoint.directory / 'config.json'} has no image_token_index, the token that marks"
             " the image's place in a prompt (older versions of transformers did not write it). Set"
             f" it to {tokenizer.convert_tokens_to_ids(str(token))}, the tokenizer's {token}."
         )
-    return found
+    return token_id
 
 
 def _generation_config(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""A checkpoint of the Hugging Face hub to a directory in the hub's own cache."""
+"""Downloads a checkpoint of the Hugging Face hub into the hub's own cache."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SMALL = (
     "spiece.model",
     "*.jinja",
 )
-"""Config, processor and tokenizers, in the hub's patterns."""
+"""Patterns of the files with config, processor and tokenizers."""
 
 WEIGHTS: Sequence[tuple[str, ...]] = tuple(
     (f"{stem}.{kind}", f"{stem}-*-of-*.{kind}", f"{stem}.{kind}.index.json")
     for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin"))
 )
-"""The forms of weights, as `export.checkpoint.directory.FORMS` has them. Only the first that a
+"""Patterns of weights, for each of `export.checkpoint.directory.FORMS`. Only the first form that a
 model has is downloaded; those of flax, TensorFlow or ONNX never are."""
 
 
@@ -41,8 +41,8 @@ class HubSnapshot:
     """A model of the hub, as it was at one commit.
 
     Attributes:
-        directory: with everything that `export.checkpoint.checkpoint` reads; in the hub's cache.
-        commit: the hash that a branch or tag stood for.
+        directory: in the hub's cache, with everything that `export.checkpoint.checkpoint` reads.
+        commit: hash of the commit.
     """
 
     directory: Path
@@ -57,16 +57,16 @@ def directory_from_hub(
     endpoint: str | None = None,
     cache: Path | None = None,
 ) -> HubSnapshot:
-    """Downloads what is not in the cache yet. `HF_HUB_OFFLINE`, `HF_TOKEN` and the like count.
+    """Downloads what is not in the cache yet. `HF_HUB_OFFLINE`, `HF_TOKEN` and so on are respected.
 
-    A file whose connection breaks is taken up where it ended; a download that is started again
-    keeps the files that were whole.
+    If a connection breaks, its file is resumed; a download that is started again keeps the files
+    that are complete.
 
     Args:
         model: `ORG/NAME`.
         revision: branch, tag or commit; `None` is the main branch.
-        progress: told of each file of weights.
-        endpoint, cache: as `huggingface_hub` takes them; `None` is what the environment says.
+        progress: reports each file of weights.
+        endpoint, cache: as in `huggingface_hub`; `None` follows the environment.
 
     Raises:
         CheckpointError: there is no such model or revision, it may not be read, the hub cannot be
@@ -75,20 +75,20 @@ def directory_from_hub(
     from huggingface_hub import snapshot_download
 
     where: dict[str, Any] = {"repo_id": model, "endpoint": endpoint, "cache_dir": cache}
-    with _explained(model, revision, endpoint):
+    with _translated_errors(model, revision, endpoint):
         where["tqdm_class"] = _bar(lambda amount: None)
         small = snapshot_download(revision=revision, allow_patterns=list(SMALL), **where)
         directory = Path(small)
         progress.note(f"hub: {model} at commit {directory.name[:12]}")
         for patterns in WEIGHTS:
             _fetch({**where, "revision": directory.name}, patterns, progress)
-            if any(found for pattern in patterns for found in directory.glob(pattern)):
+            if any(path for pattern in patterns for path in directory.glob(pattern)):
                 break
     return HubSnapshot(directory=directory, commit=directory.name)
 
 
 def _fetch(where: dict[str, Any], patterns: Sequence[str], progress: Progress) -> None:
-    """Downloads what fits `patterns`, a stage a file."""
+    """Downloads the files that match `patterns`, each as a stage."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import DryRunError
 
@@ -105,7 +105,7 @@ def _fetch(where: dict[str, Any], patterns: Sequence[str], progress: Progress) -
 
 
 def _bar(advance: Advance) -> Any:
-    """What the hub's client takes for a progress bar, and tells `advance` instead."""
+    """Returns a progress bar for the hub's client that calls `advance` instead of drawing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
@@ -121,8 +121,8 @@ def _bar(advance: Advance) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(model: str, revision: str | None, endpoint: str | None) -> Iterator[None]:
-    """Says in the words of `--model` what the hub's client cannot do."""
+def _translated_errors(model: str, revision: str | None, endpoint: str | None) -> Iterator[None]:
+    """Raises the errors of the hub's client as CheckpointError, in terms of `--model`."""
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -152,7 +152,7 @@ def _explained(model: str, revision: str | None, endpoint: str | None) -> Iterat
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(_not_cached(model, revision, page, local, error)) from error
     except (OSError, HTTPError) as error:
-        raise CheckpointError(_broken(model, page, error)) from error
+        raise CheckpointError(_interrupted(model, page, error)) from error
 
 
 def _not_cached(model: str, revision: str | None, page: str, local: str, error: Exception) -> str:
@@ -170,7 +170,7 @@ def _not_cached(model: str, revision: str | None, page: str, local: str, error: 
     )
 
 
-def _broken(model: str, page: str, error: Exception) -> str:
+def _interrupted(model: str, page: str, error: Exception) -> str:
     return (
         f"the download of {model} from {page} broke off ({_cause(error)}). Run the command again:"
         " files that are whole are not downloaded twice."
@@ -178,7 +178,7 @@ def _broken(model: str, page: str, error: Exception) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, in one line."""
+    """Returns the message of the innermost cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__).splitlines()[0]

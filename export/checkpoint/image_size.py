@@ -1,7 +1,7 @@
-"""A checkpoint for images of another size than its own: its position embeddings, interpolated.
+"""Adapts a checkpoint to images of another size by interpolating its position embeddings.
 
 As the originals do it (transformers' `interpolate_pos_encoding`; LAVIS' `interpolate_pos_embed`,
-eva_vit.py): the embeddings of the patches are taken for a picture, and resized bicubically; the
+eva_vit.py): the embeddings of the patches are taken for an image, and resized bicubically; the
 class token's stays as it is.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +25,11 @@ POSITIONS = "vision_model.embeddings.position_embedding"
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolatedPositions:
-    """Position embeddings `[1, 1 + side * side, width]` of another size: a `Weight`.
+    """A `Weight`: position embeddings `[1, 1 + side * side, width]`, interpolated bicubically.
 
     Attributes:
-        source: of the checkpoint's own size, `[1, 1 + own * own, width]`.
-        side: patches along a side that are wanted.
+        source: the checkpoint's own embeddings, `[1, 1 + own * own, width]`.
+        side: number of patches along a side of the new size.
     """
 
     source: Weight
@@ -36,26 +37,26 @@ class InterpolatedPositions:
 
     @property
     def name(self) -> str:
-        """Of its source."""
+        """Name of the source tensor."""
         return self.source.name
 
     @property
     def dtype(self) -> str:
-        """Always float32: what is computed in."""
+        """Always float32, in which the interpolation is computed."""
         return "float32"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See the class."""
+        """`[1, 1 + side * side, width]`."""
         return 1, 1 + self.side * self.side, self.source.shape[2]
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """See `Weight`."""
+        """The sources of the checkpoint's own embeddings."""
         return self.source.sources
 
     def read(self) -> npt.NDArray[Any]:
-        """Interpolates."""
+        """Interpolates the embeddings of the patches; the class token's is copied."""
         import torch
 
         table = torch.from_numpy(np.array(self.source.read(), dtype=np.float32))
@@ -65,16 +66,20 @@ class InterpolatedPositions:
         size = (self.side, self.side)
         grid = torch.nn.functional.interpolate(grid, size, mode="bicubic", align_corners=False)
         patches = grid.permute(0, 2, 3, 1).flatten(1, 2)
-        joined: npt.NDArray[Any] = torch.cat([table[:, :1], patches], dim=1).numpy()
-        return joined
+        resized: npt.NDArray[Any] = torch.cat([table[:, :1], patches], dim=1).numpy()
+        return resized
+
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the whole table, which is small."""
+        yield self.read()
 
 
 def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
-    """`checkpoint` for square images of `size` pixels a side; itself where that is its own size.
+    """Returns `checkpoint` for square images of `size` pixels a side.
 
     Raises:
-        OptionError: the size is no whole number of patches, or of the groups of patches that the
-            checkpoint merges.
+        OptionError: the size is not a multiple of the patch size, or the patches cannot be merged
+            as the checkpoint merges them.
     """
     vision = checkpoint.config.vision_config
     if size == vision.image_size:
@@ -83,16 +88,16 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     if size < patch or size % patch:
         near = patch * max(1, round(size / patch))
         raise OptionError(
-            f"--image-size is {size}; wanted a multiple of {patch}, the side of this model's"
+            f"--image-size is {size}; expected a multiple of {patch}, the side of this model's"
             f" patches, such as {near}"
         )
     side = size // patch
     config = copy.deepcopy(checkpoint.config)
     config.vision_config.image_size = size
     if checkpoint.projector == "patch_merge":
-        config.num_query_tokens = _groups(side * side, config.merged_patches, size)
+        config.num_query_tokens = _merged_patches(side * side, config.merged_patches, size)
     tensors = dict(checkpoint.tensors)
-    if POSITIONS in tensors:  # where it is not, binding says so
+    if POSITIONS in tensors:  # if it is missing, `bind` says so
         table = tensors[POSITIONS]
         if isinstance(table, InterpolatedPositions):  # an original's file of yet another size
             table = table.source
@@ -102,7 +107,7 @@ def at_image_size(checkpoint: Checkpoint, size: int) -> Checkpoint:
     return resized
 
 
-def _groups(patches: int, merged: int, size: int) -> int:
+def _merged_patches(patches: int, merged: int, size: int) -> int:
     if patches % merged:
         raise OptionError(
             f"--image-size {size} gives {patches} patches, and this model takes {merged} of them"

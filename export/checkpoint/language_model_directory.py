@@ -1,7 +1,7 @@
-"""The language model of a checkpoint, as a Hugging Face directory of its own.
+"""Writes a checkpoint's language model as a Hugging Face directory of its own.
 
-For engines that read such directories themselves. Weights are copied one at a time, cast where
-another dtype is wanted; memory does not grow with the model.
+For engines that read such directories themselves. Weights are copied one at a time, and cast if
+another dtype is asked for; memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CausalModel:
 
     Attributes:
         architecture: transformers' class, as `config.json` names it.
-        prefix: what a whole checkpoint puts before the names of this model's weights.
+        prefix: of the names of this model's weights in a whole checkpoint.
     """
 
     architecture: str
@@ -39,7 +39,7 @@ CAUSAL_MODELS: Mapping[str, CausalModel] = {
     "llama": CausalModel(architecture="LlamaForCausalLM"),
     "opt": CausalModel(architecture="OPTForCausalLM"),
 }
-"""The text config's `model_type` to what the model is called on its own."""
+"""The model on its own, by the text config's `model_type`."""
 
 
 def write_language_model(
@@ -49,9 +49,9 @@ def write_language_model(
 
     Args:
         checkpoint: whose language model is a row of `CAUSAL_MODELS`.
-        directory: is made.
+        directory: is created.
         dtype: of the weights, a key of `export.artifact.contract.DTYPES`.
-        progress: told of the bytes written.
+        progress: reports the bytes written.
 
     Raises:
         CheckpointError: the checkpoint has no weights of a language model.

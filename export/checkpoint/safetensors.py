@@ -1,4 +1,4 @@
-"""The head of a safetensors file, read and written.
+"""Reads and writes the header of a safetensors file.
 
 Eight bytes of little-endian header length, a JSON header with each tensor's dtype, shape and byte
 range, then the bytes (https://github.com/huggingface/safetensors, "Format").
@@ -27,13 +27,13 @@ SAFETENSORS_DTYPES: Mapping[str, str] = {
     "I32": "int32",
     "U8": "uint8",
 }
-"""Safetensors' word for a dtype to the contract's."""
+"""The contract's dtypes, by safetensors' names."""
 
-_WORDS = {dtype: word for word, dtype in SAFETENSORS_DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def safetensors_header(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> bytes:
-    """What a file begins with that holds `tensors` one behind the other.
+    """Returns the header of a file that holds `tensors` one after another.
 
     Args:
         tensors: shape in elements, and dtype (a key of `export.artifact.contract.DTYPES`), by name.
@@ -43,7 +43,7 @@ def safetensors_header(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> by
     for name, (shape, dtype) in tensors.items():
         start, end = end, end + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
         header[name] = {
-            "dtype": _WORDS[dtype],
+            "dtype": _NAMES[dtype],
             "shape": list(shape),
             "data_offsets": [start, end],
         }
@@ -53,7 +53,7 @@ def safetensors_header(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> by
 
 
 def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:
-    """Reads a file's header, and nothing else of it.
+    """Returns the tensors of a file by name. Only its header is read.
 
     Raises:
         CheckpointError: the file is missing, truncated, or not safetensors.

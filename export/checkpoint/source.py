@@ -1,6 +1,7 @@
-"""Where a checkpoint comes from: what `--model` was given, and what opens it.
+"""`ModelSource`: what `--model` and its options name.
 
-Knows no format: `READERS` has a row for each that is not a directory in Hugging Face form.
+It knows no format: `export.opening.READERS` has a row for each that is not a directory in Hugging
+Face form.
 """
 
 from __future__ import annotations
@@ -9,12 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from iblip.export.errors import OptionError
-
-if TYPE_CHECKING:
-    pass
 
 _SCHEME = re.compile(r"([a-z][a-z0-9]+):(.+)")
 
@@ -23,18 +21,17 @@ _HUB = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")  # ORG/NAME; not ./NAME or ../NAM
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """What is to be opened.
+    """A checkpoint that is to be opened.
 
     Attributes:
-        model: a directory, a model of the hub (`ORG/NAME`), or a scheme of `READERS` with a name
-            behind it (`lavis:…`).
-        revision: of a model of the hub: branch, tag or commit; `None` is its main branch.
-        parts: what an original's files are, by the names that its reader gives them.
-        image_size: height and width that pictures are to have, in pixels; `None` is the
-            checkpoint's own.
+        model: a directory, a model of the hub (`ORG/NAME`), or a scheme of `READERS` and a name
+            (`lavis:…`).
+        revision: branch, tag or commit of a model of the hub; `None` is its main branch.
+        parts: paths of an original's files, by the names that its reader gives them.
+        image_size: height and width of the images, in pixels; `None` is the checkpoint's own.
 
     Raises:
-        OptionError: a size that no picture has.
+        OptionError: the size is below 1.
     """
 
     model: str
@@ -44,17 +41,17 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
-            raise OptionError(f"--image-size is {self.image_size}; wanted 1 or more")
+            raise OptionError(f"--image-size is {self.image_size}; expected 1 or more")
 
     @property
     def scheme(self) -> str | None:
-        """What stands before the name, of a model that is neither a directory nor on the hub."""
-        found = _SCHEME.fullmatch(self.model)
-        return found[1] if found and not self.is_directory else None
+        """The word before `:`; `None` for a directory or a model of the hub."""
+        match = _SCHEME.fullmatch(self.model)
+        return match[1] if match and not self.is_directory else None
 
     @property
     def is_directory(self) -> bool:
-        """Whether there is such a directory: it goes before all else of that name."""
+        """Whether there is such a directory, which takes precedence over the hub and schemes."""
         return Path(self.model).is_dir()
 
     @property
@@ -64,7 +61,7 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """Short enough to call a directory by."""
+        """A short name, which can be part of a directory's."""
         if self.scheme:
             return self.model.partition(":")[2].replace("/", "-")
         return Path(self.model).resolve().name
@@ -80,7 +77,7 @@ class ModelSource:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; other keys are passed over."""
+        """The inverse of `to_json`; other keys are ignored."""
         return cls(
             model=data["model"],
             revision=data["revision"],
@@ -99,7 +96,7 @@ def parts_from_words(words: Iterable[str]) -> dict[str, Path]:
     for word in words:
         name, equals, path = word.partition("=")
         if not (name and equals and path):
-            raise OptionError(f"--part {word}: wanted NAME=PATH")
+            raise OptionError(f"--part {word}: expected NAME=PATH")
         if name in parts:
             raise OptionError(f"--part {name} is given twice: {parts[name]} and {path}")
         parts[name] = Path(path)

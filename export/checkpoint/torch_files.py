@@ -1,4 +1,4 @@
-"""Where the tensors of a `.pth` or `.bin` file lie, byte for byte. No weight is read here.
+"""Finds where the tensors of a `.pth` or `.bin` file lie. No weight is read.
 
 Such a file is a zip archive whose members are stored as they are: a pickle that describes the
 tensors, and their bytes (torch's notes on serialization, "torch.save() format"). Loaded under a
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     import torch
 
 SECTIONS = ("model", "state_dict", "module")
-"""Under which a training run keeps the weights beside its own state."""
+"""Keys under which a training run keeps the weights beside its own state."""
 
 SUFFIXES = frozenset({".bin", ".pth", ".pt"})
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How a file begins that torch before 1.6 wrote: a pickled number, `torch.serialization`'s
+"""First bytes of a file that torch before 1.6 wrote: a pickled number, `torch.serialization`'s
 `MAGIC_NUMBER`."""
 
 
 def tensors_from_torch_file(file: Path) -> dict[str, Weight]:
-    """The tensors of a file, by name; those of one of `SECTIONS` where the file has one.
+    """Returns the tensors of a file by name, or those of one of `SECTIONS` if the file has one.
 
-    Entries that are no tensors (an epoch, a config) are passed over. Nothing is unpickled but
+    Entries that are not tensors (an epoch, a config) are ignored. Nothing is unpickled except
     tensors and plain containers (`weights_only`).
 
     Raises:
@@ -41,7 +41,7 @@ def tensors_from_torch_file(file: Path) -> dict[str, Weight]:
             objects that only running their code could load.
     """
     _check_form(file)
-    loaded = _loaded(file)
+    loaded = _load(file)
     section = next((loaded[name] for name in SECTIONS if _is_section(loaded.get(name))), loaded)
     return {name: _weight(name, file, tensor) for name, tensor in _tensors(section)}
 
@@ -70,7 +70,7 @@ def _convert(file: Path) -> str:
     )
 
 
-def _loaded(file: Path) -> Mapping[str, Any]:
+def _load(file: Path) -> Mapping[str, Any]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -86,7 +86,7 @@ def _loaded(file: Path) -> Mapping[str, Any]:
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} is damaged ({error}). Download it again.") from error
     if not isinstance(loaded, Mapping):
-        message = f"{file} holds a {type(loaded).__name__}; wanted tensors by name"
+        message = f"{file} holds a {type(loaded).__name__}; expected tensors by name"
         raise CheckpointError(message)
     return loaded
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "iblip"
-"""What transformers knows this attention by."""
+"""Name under which this attention is registered with transformers."""
 
 MASKED = torch.finfo(torch.float32).min
-"""What a forbidden position adds to its score."""
+"""Value that masks add to the score of a forbidden position."""
 
 
 def attention(
@@ -29,7 +29,7 @@ def attention(
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention with its softmax in float32 whatever the inputs' dtype.
+    """Computes scaled dot-product attention, with the softmax in float32 for any input dtype.
 
     Args:
         module: the layer; `num_key_value_groups` says how many query heads share a key head.
@@ -60,14 +60,14 @@ def attention(
 
 
 def padding_mask(mask: torch.Tensor) -> torch.Tensor:
-    """`[batch, keys]` of 0 and 1 to an additive `[batch, 1, 1, keys]`."""
+    """Converts `[batch, keys]` of 0 and 1 to an additive `[batch, 1, 1, keys]`."""
     return (1.0 - mask[:, None, None, :].to(torch.float32)) * MASKED
 
 
 def causal_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:
-    """`[batch, total]` of 0 and 1 to an additive `[batch, 1, queries, total]`.
+    """Converts `[batch, total]` of 0 and 1 to an additive `[batch, 1, queries, total]`.
 
-    The queries are the last of the `total` positions; each sees itself and what came before.
+    The queries are the last of the `total` positions; each sees itself and all before it.
     """
     total = mask.shape[1]
     keys = torch.arange(total)[None, :]
@@ -77,7 +77,7 @@ def causal_mask(mask: torch.Tensor, queries: int) -> torch.Tensor:
 
 
 def module_from_config(kind: type[PreTrainedModel], config: Any, attention: str = NAME) -> Any:
-    """A module of transformers' `kind` that uses this attention, or another that has a name."""
+    """Constructs a module of transformers' `kind` with a registered attention, by default this."""
     make: Any = kind._from_config
     return make(config, attn_implementation=attention)
 

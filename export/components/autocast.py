@@ -1,7 +1,7 @@
 """Modules that compute as under torch's autocast: matrices in a narrow dtype, all else in float32.
 
-LAVIS runs its vision encoder so. What a linear layer or a convolution gives stays in the narrow
-dtype until something wider joins it, as the residual stream does.
+LAVIS runs its vision encoder this way. The result of a linear layer or a convolution stays in the
+narrow dtype until it meets something wider, such as the residual stream.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipV
 
 
 class NarrowLinear(torch.nn.Linear):
-    """A linear layer that takes any float dtype, and computes and gives its weights' own."""
+    """A linear layer that takes any float dtype, and computes and returns its weights' dtype."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """`[…, in]` to `[…, out]`."""
@@ -19,7 +19,7 @@ class NarrowLinear(torch.nn.Linear):
 
 
 class NarrowConv2d(torch.nn.Conv2d):
-    """The same of a convolution."""
+    """A convolution that takes any float dtype, and computes and returns its weights' dtype."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """`[batch, in, height, width]` to `[batch, out, …]`."""
@@ -47,15 +47,15 @@ KINDS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Conv2d: NarrowConv2d,
     InstructBlipVisionEmbeddings: WideEmbeddings,
 }
-"""What a module becomes."""
+"""Replacements of modules, by class."""
 
 
 def autocast(module: torch.nn.Module) -> None:
-    """Has every module below this one compute so. Parameters are the caller's to narrow."""
+    """Replaces the class of every module below this one; the caller casts the parameters."""
     for child in module.modules():
         child.__class__ = KINDS.get(type(child), type(child))
 
 
 def is_matrix(module: torch.nn.Module) -> bool:
-    """Whether the module's parameters are narrow."""
+    """Whether the module's parameters are to be in the narrow dtype."""
     return isinstance(module, NarrowLinear | NarrowConv2d)

@@ -1,9 +1,10 @@
-"""Where the blocks of a stack end in a traced graph, so that they can be told apart there.
+"""Marks where the blocks of a stack end in a traced graph.
 
-A stack is a `ModuleList` of equal layers: a ViT's, a LLaMA's. While it is traced, a mark stands
-behind each of its blocks: an operator of our own with the block's result as its one input. The
-marks come out of the graph again, and the results keep their names: `vision_model.encoder.layers.7`
-gives `vision_model.encoder.layers.7.output`, which is the residual stream after that block.
+A stack is a `ModuleList` of equal layers of a transformer: a ViT's, a LLaMA's. A block is one of
+them. During tracing a mark follows each block: an operator of our own with the block's result as
+its only input. The marks are removed later, and the results keep their names: that of the block
+`vision_model.encoder.layers.7` is `vision_model.encoder.layers.7.output`, which is the residual
+stream after the block.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch.onnx.ops import symbolic
 DOMAIN = "iblip.trace"
 MARK = "Block"
 OUTPUT = ".output"
-"""What follows a block's path in the name of its result."""
+"""Suffix of the name of a block's result, after the block's path."""
 
 
 def stacks(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.ModuleList]]:
-    """Every stack of `module` by its path, but for lists that lie within a block of another."""
+    """Yields every stack of `module` by its path, except for those inside a block of another."""
     for name, child in module.named_children():
         below = f"{path}.{name}" if path else name
         if isinstance(child, torch.nn.ModuleList):
@@ -36,13 +37,13 @@ def mark_blocks(module: torch.nn.Module) -> None:
     """Has every block of every stack of `module` mark its result when it is called."""
     for path, stack in stacks(module):
         for index, block in enumerate(stack):
-            block.register_forward_hook(partial(_marked, f"{path}.{index}"))
+            block.register_forward_hook(partial(_mark_output, f"{path}.{index}"))
 
 
 def mark(path: str, result: torch.Tensor, *, named: bool = True) -> torch.Tensor:
-    """`result`, in the graph behind a mark that says where it was made.
+    """Returns `result` behind a mark with the path of the block that computes it.
 
-    `named`: it is the block's result, and takes its name.
+    With `named`, it is the block's result and gets its name.
     """
     marked: torch.Tensor = symbolic(
         f"{DOMAIN}::{MARK}",
@@ -55,7 +56,7 @@ def mark(path: str, result: torch.Tensor, *, named: bool = True) -> torch.Tensor
     return marked
 
 
-def _marked(path: str, _module: torch.nn.Module, _args: Any, output: Any) -> Any:
+def _mark_output(path: str, _module: torch.nn.Module, _args: Any, output: Any) -> Any:
     if isinstance(output, tuple):  # the residual stream, and what else transformers hands on
         return (mark(path, output[0]), *output[1:])
     return mark(path, output)

@@ -1,4 +1,4 @@
-"""`Component`: a graph that can be traced, before it is."""
+"""`Component`: a graph before it is traced."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Component:
         precision: a key of `export.precision.DTYPES`.
         contract: inputs and outputs. Inputs whose name contains `key_values` reach the module's
             `forward` as one list, after the others.
-        module: makes the module to trace, in float32. Its parameters carry the checkpoint's own
-            names, so that a weight's name in the graph is its name in the file.
+        module: constructs the module to trace, in float32. Its parameters carry the checkpoint's
+            own names, so that a weight's name in the graph is its name in the file.
     """
 
     component: str
@@ -32,5 +32,5 @@ class Component:
 
     @property
     def title(self) -> str:
-        """`component/graph`, for messages."""
+        """Name of the graph in messages: `component/graph`."""
         return f"{self.component}/{self.graph}"

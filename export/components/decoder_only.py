@@ -68,12 +68,12 @@ class Decoder(torch.nn.Module):
 
 
 Fuse = Callable[[Any], Sequence[torch.Tensor]]
-"""Replaces parts of transformers' module by others on the same weights, which ONNX Runtime runs as
-one operator each. Returns `Slots.rotary`, where these parts leave turning to the attention."""
+"""Replaces parts of transformers' module with others on the same weights, each of which is a single
+operator of ONNX Runtime. Returns `Slots.rotary`, if they leave the rotation to the attention."""
 
 
 def fuse_nothing(_: Any) -> Sequence[torch.Tensor]:
-    """Leaves transformers' module as it is."""
+    """Leaves transformers' module unchanged, and returns no tables."""
     return ()
 
 
@@ -132,7 +132,7 @@ def decoder_only(
     precision: str,
     fuse: Fuse = fuse_nothing,
 ) -> tuple[Component, ...]:
-    """The graphs of a decoder-only language model.
+    """Returns the graphs of a decoder-only language model.
 
     Args:
         kind: transformers' class, a causal language model.

@@ -1,4 +1,4 @@
-"""Which graphs a checkpoint is made of. A language model is one row here; a family, one in
+"""Lists the graphs of a checkpoint. A language model is one row here; a family is one in
 `export.families`."""
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
     "opt": opt,
     "t5": t5,
 }
-"""The text config's `model_type` to what makes its graphs."""
+"""Functions that return a language model's graphs, by the text config's `model_type`."""
 
 
 def components_from_checkpoint(
     checkpoint: Checkpoint, precision: Mapping[str, str]
 ) -> tuple[Component, ...]:
-    """Every graph of `checkpoint`, in the order in which data flows through them.
+    """Returns every graph of `checkpoint`, in the order in which data flows through them.
 
     Args:
         checkpoint: what is exported.

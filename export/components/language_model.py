@@ -41,7 +41,13 @@ class TokenEmbeddings(torch.nn.Module):
 
 
 def embed_tokens(text_config: Any, path: str, *, precision: str) -> Component:
-    """Token ids to embeddings. `path` is the table's name in the checkpoint, without `.weight`."""
+    """Returns the graph from token ids to embeddings.
+
+    Args:
+        text_config: the checkpoint's.
+        path: the table's name in the checkpoint, without `.weight`.
+        precision: of the embeddings.
+    """
     width = text_config.hidden_size
     return Component(
         component="language_model",
@@ -56,20 +62,20 @@ def embed_tokens(text_config: Any, path: str, *, precision: str) -> Component:
 
 
 def inputs_embeds_spec(hidden_size: int, precision: str) -> TensorSpec:
-    """What `embed_tokens` gives, and encoders and decoders take."""
+    """Returns the spec of embeddings, the output of `embed_tokens` and input of the others."""
     axes = (*IDS, hidden_size)
     return TensorSpec(name="inputs_embeds", dtype=DTYPES[precision], axes=axes)
 
 
 def logits_spec(vocab_size: int) -> TensorSpec:
-    """Next-token scores at every position, always in float32: what is sampled from."""
+    """Returns the spec of the next-token scores at every position, always float32."""
     return TensorSpec(name="logits", dtype="float32", axes=(*IDS, vocab_size))
 
 
 def cache_specs(
     prefix: str, layers: int, heads: int, length: Axis, head_dim: int, precision: str
 ) -> tuple[TensorSpec, ...]:
-    """Keys and values of every layer, `prefix.0.key, prefix.0.value, prefix.1.key, …`."""
+    """Returns the specs of every layer's keys and values: `prefix.0.key, prefix.0.value, …`."""
     return tuple(
         TensorSpec(
             name=f"{prefix}.{layer}.{kind}",
@@ -82,7 +88,7 @@ def cache_specs(
 
 
 def cache_from_tensors(tensors: Sequence[torch.Tensor]) -> DynamicCache:
-    """A cache that already holds `[key 0, value 0, …]`, each `[batch, heads, past, head_dim]`.
+    """Returns a cache that holds `[key 0, value 0, …]`, each `[batch, heads, past, head_dim]`.
 
     The layers are filled by hand: `DynamicCache.update` would concatenate with an empty tensor
     first, and the trace would keep that.
@@ -98,5 +104,5 @@ def cache_from_tensors(tensors: Sequence[torch.Tensor]) -> DynamicCache:
 
 
 def tensors_from_cache(cache: Any) -> list[torch.Tensor]:
-    """The inverse of `cache_from_tensors`."""
+    """Returns a cache's `[key 0, value 0, …]`; the inverse of `cache_from_tensors`."""
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

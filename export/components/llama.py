@@ -1,6 +1,6 @@
-"""LLaMA (Vicuna). Its batched decoder turns queries and keys, and normalises, in one operator each.
+"""LLaMA (Vicuna). Its batched decoder has one operator each for rotation and normalisation.
 
-Traced as transformers has them, rotary embeddings and RMSNorm are two dozen small operators a
+Traced as in transformers, rotary embeddings and RMSNorm are two dozen small operators a
 layer: a fifth of the time of a step that reads weights of four bits.
 """
 
@@ -23,7 +23,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 class SlotAttention(LlamaAttention):
-    """Attention whose queries and keys are turned by the operator that attends."""
+    """Attention whose operator also applies the rotary embedding to queries and keys."""
 
     def forward(  # type: ignore[override]
         self, hidden_states: torch.Tensor, *, slots: Slots, **_: Any
@@ -57,7 +57,7 @@ class FusedRMSNorm(LlamaRMSNorm):
 
 
 def llama(config: Any, *, precision: str) -> tuple[Component, ...]:
-    """The graphs of this checkpoint's LLaMA; `config` is the whole checkpoint's."""
+    """Returns the graphs of a checkpoint's LLaMA; `config` is the whole checkpoint's."""
     embedding = "language_model.model.embed_tokens"
     return decoder_only(
         LlamaForCausalLM, config.text_config, embedding, precision=precision, fuse=fuse
@@ -65,21 +65,21 @@ def llama(config: Any, *, precision: str) -> tuple[Component, ...]:
 
 
 def fuse(model: Any) -> Sequence[torch.Tensor]:
-    """Replaces normalisation, and attention where the operator can turn what it attends with.
+    """Replaces normalisation, and attention if its operator can apply the rotary embedding.
 
-    It can where heads are a multiple of 16 wide, and angles depend on the position alone.
+    It can if the width of heads is a multiple of 16 and angles depend on the position alone.
 
     Returns:
-        Cosines and sines, `[positions, head_dim / 2]` each; nothing where it cannot.
+        Cosines and sines, `[positions, head_dim / 2]` each; empty if attention is not replaced.
     """
     config, rotary = model.config, model.model.rotary_emb
-    turns = config.head_dim % 16 == 0 and rotary.rope_type not in LENGTH_DEPENDENT
+    rotates = config.head_dim % 16 == 0 and rotary.rope_type not in LENGTH_DEPENDENT
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):
             module.__class__ = FusedRMSNorm
-        elif turns and isinstance(module, LlamaAttention):
+        elif rotates and isinstance(module, LlamaAttention):
             module.__class__ = SlotAttention
-    if not turns:
+    if not rotates:
         return ()
     tables = rotary(torch.zeros(1), torch.arange(config.max_position_embeddings)[None])
     # Both halves of the last axis are the same.

@@ -12,7 +12,7 @@ from iblip.export.errors import CheckpointError
 
 
 def opt(config: Any, *, precision: str) -> tuple[Component, ...]:
-    """The graphs of this checkpoint's OPT; `config` is the whole checkpoint's.
+    """Returns the graphs of a checkpoint's OPT; `config` is the whole checkpoint's.
 
     Raises:
         CheckpointError: its embeddings are of another width than its layers.

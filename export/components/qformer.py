@@ -130,20 +130,20 @@ INSTRUCTION = tuple(
     TensorSpec(name=name, dtype="int64", axes=("batch", "instruction"))
     for name in ("qformer_input_ids", "qformer_attention_mask")
 )
-"""What only a Q-Former that reads the instruction takes."""
+"""Inputs of a Q-Former that reads the instruction."""
 
 PROJECTORS: Mapping[Projector, tuple[type[torch.nn.Module], tuple[TensorSpec, ...]]] = {
     "instruction_qformer": (InstructionQFormer, INSTRUCTION),
     "qformer": (QueryQFormer, ()),
     "patch_merge": (PatchMerge, ()),
 }
-"""The projector to its module, and to what that takes beside the image's features."""
+"""A projector's module, and its inputs besides the image's features."""
 
 
 def qformer(
     config: Any, *, projector: Projector, precision: str, input_precision: str
 ) -> Component:
-    """The component for this checkpoint's `config`.
+    """Returns the component for a checkpoint's `config`.
 
     Args:
         config: the checkpoint's.

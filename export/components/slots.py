@@ -19,16 +19,16 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicLayer
 
 NAME = "iblip_slots"
-"""What transformers knows this attention by."""
+"""Name under which this attention is registered with transformers."""
 
 _OPERATOR = "com.microsoft::GroupQueryAttention"
 
 
 @dataclass
 class Slots:
-    """The caches of every layer, for as long as one call of the decoder takes.
+    """The caches of every layer during one call of the decoder.
 
-    It stands where transformers wants a cache, and reaches `attention` as a keyword.
+    It takes the place of transformers' cache, and is passed to `attention` as a keyword.
 
     Attributes:
         past: `[key 0, value 0, key 1, …]`, each `[batch, kv_heads, capacity, head_dim]`.
@@ -37,7 +37,7 @@ class Slots:
         cross_last: int32 `[batch]`, each row's last position in `cross`.
         bias: added to the scores of `past`, `[batch, heads, sequence, total]`.
         rotary: cosines and sines of every position, `[positions, head_dim / 2]` each, where queries
-            and keys are to be turned.
+            and keys are to be rotated.
         present: `past` with the new positions in it, filled while the decoder runs.
     """
 
@@ -52,16 +52,16 @@ class Slots:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The new keys and values alone: `attention` puts them into their slots."""
+        """Returns the new keys and values alone: `attention` puts them into their slots."""
         return key, value
 
     def get_seq_length(self, *_: Any) -> int:
-        """Nothing here depends on it: positions are given."""
+        """Returns 0: nothing depends on it, as positions are given."""
         return 0
 
     @property
     def layers(self) -> list[DynamicLayer]:
-        """The encoder's, as transformers' cross-attention reads them."""
+        """The encoder's keys and values, in the form that transformers' cross-attention reads."""
         layers = []
         for key, value in zip(self.cross[::2], self.cross[1::2], strict=True):
             layer = DynamicLayer()  # type: ignore[no-untyped-call]
@@ -81,10 +81,10 @@ def attention(
     slots: Slots,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attends to a slot's text, and to the new tokens, which it adds to the slot.
+    """Attends to a slot's text and to the new tokens, which it adds to the slot.
 
     Args:
-        module: the layer; `is_causal` tells attention to the text from that to an encoder's.
+        module: the layer; `is_causal` distinguishes self-attention from cross-attention.
         query: `[batch, heads, sequence, head_dim]`. More than one token a row only where batch is
             1: the operator takes no more.
         key, value: `[batch, kv_heads, sequence, head_dim]`, of the new tokens.
@@ -98,11 +98,12 @@ def attention(
     """
     layer: Any = module
     heads, width = query.shape[1], query.shape[3]
-    flat = _flat(query)
+    queries = _merge_heads(query)
     if layer.is_causal:
-        mixed = attend(layer.layer_idx, flat, _flat(key), _flat(value), heads, scaling, slots)
+        keys, values = _merge_heads(key), _merge_heads(value)
+        mixed = attend(layer.layer_idx, queries, keys, values, heads, scaling, slots)
     else:
-        mixed = _attend_across(flat, [key, value], heads, scaling, slots)
+        mixed = _attend_across(queries, [key, value], heads, scaling, slots)
     return mixed.reshape(*mixed.shape[:2], heads, width), None
 
 
@@ -115,25 +116,27 @@ def attend(
     scaling: float,
     slots: Slots,
 ) -> torch.Tensor:
-    """Causal attention of one layer, which puts the new keys and values into their slots.
+    """Computes one layer's causal attention, and puts the new keys and values into their slots.
 
     Args:
         layer: its index.
-        query: `[batch, sequence, heads * head_dim]`, not yet turned where `slots` has `rotary`.
+        query: `[batch, sequence, heads * head_dim]`, not yet rotated if `slots` has `rotary`.
         key, value: `[batch, sequence, kv_heads * head_dim]`, likewise.
         heads: of the query.
         scaling: of the scores.
-        slots: the caches; get the layer's `present`.
+        slots: the caches; the layer's `present` is added to them.
 
     Returns:
-        As `query`.
+        `[batch, sequence, heads * head_dim]`.
     """
     past = slots.past[2 * layer : 2 * layer + 2]
     inputs: list[torch.Tensor | None] = [query, key, value, *past, *_lengths(slots.last)]
     inputs += [table.to(query.dtype) for table in slots.rotary]
     if slots.bias is not None:
         inputs += [None, None, None, slots.bias.to(query.dtype)]
-    mixed, *present = _grouped(inputs, heads, scaling, past, do_rotary=int(bool(slots.rotary)))
+    mixed, *present = _group_query_attention(
+        inputs, heads, scaling, past, do_rotary=int(bool(slots.rotary))
+    )
     slots.present += present
     return mixed
 
@@ -145,14 +148,14 @@ def _attend_across(
     scaling: float,
     slots: Slots,
 ) -> torch.Tensor:
-    """Attention to an encoder's keys and values, which are all there."""
+    """Computes attention to an encoder's keys and values, which are complete."""
     nothing = query[:, :0]
     inputs = [query, nothing, nothing, *cross, *_lengths(slots.cross_last)]
-    (mixed,) = _grouped(inputs, heads, scaling, cross, causal=0)
+    (mixed,) = _group_query_attention(inputs, heads, scaling, cross, causal=0)
     return mixed
 
 
-def _grouped(
+def _group_query_attention(
     inputs: Sequence[torch.Tensor | None],
     heads: int,
     scaling: float,
@@ -161,7 +164,7 @@ def _grouped(
     causal: int = 1,
     do_rotary: int = 0,
 ) -> Sequence[torch.Tensor]:
-    """The operator; with causal attention its results are `[mixed, present key, present value]`."""
+    """Calls the operator; if causal, it returns `[mixed, present key, present value]`."""
     query = inputs[0]
     assert query is not None
     shapes = [query.shape, *(tensor.shape for tensor in past if causal)]
@@ -181,13 +184,13 @@ def _grouped(
     )
 
 
-def _flat(states: torch.Tensor) -> torch.Tensor:
+def _merge_heads(states: torch.Tensor) -> torch.Tensor:
     # [batch, heads, sequence, head_dim] to [batch, sequence, heads * head_dim]
     return states.transpose(1, 2).flatten(2)
 
 
 def _lengths(last: torch.Tensor | None) -> list[torch.Tensor]:
-    """What the operator wants to know: every row's last position, and the longest's length."""
+    """Returns what the operator reads: every row's last position, and the largest length."""
     assert last is not None
     return [last, last.max() + 1]
 

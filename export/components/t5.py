@@ -189,7 +189,7 @@ class T5BatchedDecoder(_T5):
 
 
 def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
-    """The graphs of this checkpoint's T5; `config` is the whole checkpoint's."""
+    """Returns the graphs of a checkpoint's T5; `config` is the whole checkpoint's."""
     text = config.text_config
     layers, heads, head_dim = text.num_decoder_layers, text.num_heads, text.d_kv
     embeds = inputs_embeds_spec(text.d_model, precision)

@@ -14,7 +14,7 @@ from iblip.export.precision import BETWEEN
 
 
 class VisionEncoder(torch.nn.Module):
-    """The ViT, behind the arithmetic that the image processor would do.
+    """The ViT, preceded by the arithmetic of the image processor.
 
     Args:
         config: the checkpoint's vision config.
@@ -44,7 +44,7 @@ class VisionEncoder(torch.nn.Module):
 
 
 def vision_encoder(config: Any, processor: dict[str, Any], *, precision: str) -> Component:
-    """The component for this checkpoint's `config` (an `InstructBlipConfig`)."""
+    """Returns the component for a checkpoint's `config` (such as an `InstructBlipConfig`)."""
     vision = config.vision_config
     size, patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2 + 1
     pixels = TensorSpec(name="pixels", dtype="uint8", axes=("batch", size, size, 3))
@@ -59,6 +59,6 @@ def vision_encoder(config: Any, processor: dict[str, Any], *, precision: str) ->
 
 
 def image_embeds_spec(patches: int, hidden_size: int, precision: str) -> TensorSpec:
-    """What the vision encoder gives and the Q-Former takes."""
+    """Returns the spec of image features, from the vision encoder to the Q-Former."""
     axes = ("batch", patches, hidden_size)
     return TensorSpec(name="image_embeds", dtype=BETWEEN[precision], axes=axes)

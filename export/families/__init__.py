@@ -1,4 +1,12 @@
-"""The families of models: one file and one row each."""
+"""The families of models: InstructBLIP, BLIP-2 and MiniGPT-4, with one file and one row each.
+
+A `Family` (`family`) has what is particular to one: transformers' classes for it, how its config is
+read, its projector, the form of its prompts, and what ends an answer. transformers has no
+MiniGPT-4, so its Hugging Face form is this project's own (`minigpt4`), of modules that transformers
+has.
+
+This room reads configs and does not know graphs. `FAMILIES` is its table.
+"""
 
 from __future__ import annotations
 

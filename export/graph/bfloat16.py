@@ -1,8 +1,7 @@
-"""Graphs of bfloat16 for an ONNX Runtime that has few kernels of it, as the CPU's.
+"""Prepares graphs in bfloat16 for ONNX Runtime on a CPU, which has few kernels for it.
 
-bfloat16 stays what weights are kept in, what enters and leaves, and what every result is rounded
-to; each operator computes in float32 between two casts. Where an operator only moves values, there
-is nothing to round.
+Weights, inputs and outputs stay in bfloat16, and every result is rounded to it; each operator
+computes in float32 between two casts. An operator that only moves values needs no rounding.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ MOVING = frozenset(
         *("ScatterND", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
     }
 )
-"""Operators whose results are among their inputs' values, or 0."""
+"""Operators whose results are values of their inputs, or 0."""
 
 
 def with_casts(path: Path) -> bytes | None:
-    """The graph at `path` after `compute_in_float32`; `None` where nothing is bfloat16."""
+    """Returns the graph at `path` after `compute_in_float32`; `None` if nothing is bfloat16."""
     import onnx_ir as ir
 
     model = ir.load(path)
@@ -31,16 +30,16 @@ def with_casts(path: Path) -> bytes | None:
 
 
 def compute_in_float32(model: ir.Model) -> bool:
-    """Puts casts around every operator that takes or gives bfloat16; changes `model` in place.
+    """Puts casts around every operator that reads or writes bfloat16; changes `model` in place.
 
     Returns:
-        Whether there was one.
+        Whether there is one.
     """
     import onnx_ir as ir
     import onnx_ir.passes.common as passes
 
     narrow = ir.DataType.BFLOAT16
-    wide: dict[ir.Value, ir.Value] = {}  # bfloat16 values, and the same in float32
+    wide: dict[ir.Value, ir.Value] = {}  # bfloat16 values to the same in float32
     for node in list(model.graph):
         if node.op_type == "Constant" and "value" in node.attributes:
             node.outputs[0].dtype = node.attributes["value"].as_tensor().dtype
@@ -48,7 +47,7 @@ def compute_in_float32(model: ir.Model) -> bool:
             continue
         for index, value in enumerate(list(node.inputs)):
             if value is not None and value.dtype == narrow:
-                node.replace_input_with(index, _widened(model.graph, value, wide))
+                node.replace_input_with(index, _widen(model.graph, value, wide))
         for output in node.outputs:
             if output.dtype == narrow:
                 _narrow(model.graph, node, output, wide)
@@ -56,8 +55,8 @@ def compute_in_float32(model: ir.Model) -> bool:
     return bool(wide)
 
 
-def _widened(graph: ir.Graph, value: ir.Value, wide: dict[ir.Value, ir.Value]) -> ir.Value:
-    """The value in float32, cast once for all that read it."""
+def _widen(graph: ir.Graph, value: ir.Value, wide: dict[ir.Value, ir.Value]) -> ir.Value:
+    """Returns the value in float32, which is cast once for all that read it."""
     import onnx_ir as ir
 
     if value not in wide:
@@ -73,18 +72,18 @@ def _widened(graph: ir.Graph, value: ir.Value, wide: dict[ir.Value, ir.Value]) -
 def _narrow(
     graph: ir.Graph, node: ir.Node, output: ir.Value, wide: dict[ir.Value, ir.Value]
 ) -> None:
-    """Has the node give float32, and a cast behind it what it gave before, by the same name."""
+    """Has the node write float32, and a cast behind it the old value under the old name."""
     import onnx_ir as ir
 
     cast = _cast(output, ir.DataType.BFLOAT16)
-    made = cast.outputs[0]
+    narrow = cast.outputs[0]
     graph.insert_after(node, cast)
-    ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
+    ir.convenience.replace_all_uses_with(output, narrow, replace_graph_outputs=True)
     cast.replace_input_with(0, output)
-    made.name, output.name = output.name, f"{output.name}.float32"
+    narrow.name, output.name = output.name, f"{output.name}.float32"
     output.dtype = ir.DataType.FLOAT
     if node.op_type in MOVING:
-        wide[made] = output
+        wide[narrow] = output
 
 
 def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:

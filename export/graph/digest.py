@@ -1,4 +1,4 @@
-"""Digests: of written graphs, whose weights may lie anywhere, and of a checkpoint's files."""
+"""Digests of written graphs, whose weights may lie in any file, and of a checkpoint's files."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from iblip.export.errors import BuildDirectoryError
 from iblip.export.system.interrupts import submit
 
 CHUNK = 2**24
-"""Bytes read at once."""
+"""Number of bytes that are read at once."""
 
 AHEAD = 2
-"""Tensors that `FileDigests` may be behind who asks it to read."""
+"""Requests to read that `FileDigests` may be behind."""
 
 Known = dict[tuple[int, int, int, int], str]
-"""Digests that have been taken of parts of files: device, inode, offset and length to sha256."""
+"""sha256 of parts of files, by device, inode, offset and length."""
 
 
 def graph_digest(weights: Iterable[tuple[str, str]], proto: onnx.ModelProto) -> str:
-    """The digest of a graph: what it computes, wherever its weights lie.
+    """Returns the digest of a graph, which does not depend on where its weights lie.
 
     Args:
         weights: each external initializer's name and the sha256 of its bytes, in the graph's order.
-        proto: the graph; loses the places of its weights, which do not count.
+        proto: the graph; the places of its weights are removed from it.
     """
-    made = hashlib.sha256()
+    graph = hashlib.sha256()
     for name, digest in weights:
-        made.update(f"{name} {digest}\n".encode())
+        graph.update(f"{name} {digest}\n".encode())
     for tensor in proto.graph.initializer:
         tensor.ClearField("external_data")
-    made.update(proto.SerializeToString(deterministic=True))
-    return made.hexdigest()
+    graph.update(proto.SerializeToString(deterministic=True))
+    return graph.hexdigest()
 
 
 def digest_from_onnx(path: Path, known: Known | None = None) -> str:
-    """Reads a written graph and every weight it binds.
+    """Reads a written graph and every weight that it binds, and returns its digest.
 
     Args:
         path: of the `.onnx` file.
-        known: digests that other graphs with the same weights have taken; gets this one's.
+        known: digests of weights that are known from other graphs; this graph's are added.
 
     Raises:
         OSError: a file is missing.
@@ -67,19 +67,19 @@ def digest_from_onnx(path: Path, known: Known | None = None) -> str:
 
 
 def _sha256_of_part(file: Path, offset: int, length: int) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
         stream.seek(offset)
         while length and (chunk := stream.read(min(length, CHUNK))):
-            made.update(chunk)
+            digest.update(chunk)
             length -= len(chunk)
-    return made.hexdigest()
+    return digest.hexdigest()
 
 
 class FileDigests:
-    """sha256 of whole files, by a thread that reads them side by side with who reads parts of them.
+    """Hashes whole files in a thread, which keeps pace with a caller that reads parts of them.
 
-    What both read at about the same time comes from the disk once.
+    What both read at about the same time is read from the disk once.
 
     Args:
         files: in the order in which they are read.
@@ -90,9 +90,9 @@ class FileDigests:
         self._left = deque(files)
         self._stream: BinaryIO | None = None
         self._hash = hashlib.sha256()
-        self._made: dict[Path, str] = {}
+        self._digests: dict[Path, str] = {}
         self._pool = ThreadPoolExecutor(1, "digests")
-        self._asked: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -103,26 +103,27 @@ class FileDigests:
             self._stream.close()
 
     def reach(self, file: Path, end: int) -> None:
-        """Has `file` read up to `end`, and those before it whole; returns when not far behind.
+        """Has `file` read up to offset `end`, and the files before it whole.
 
-        Nothing happens if it is none of the files, or has been read so far.
+        Returns when the thread is at most `AHEAD` requests behind. A file that is not one of
+        `files`, or has been read that far, is ignored.
         """
         if file in self._files:
-            self._asked.append(submit(self._pool, self._read, file, end))
-            while len(self._asked) > AHEAD:
-                self._asked.popleft().result()
+            self._pending.append(submit(self._pool, self._read, file, end))
+            while len(self._pending) > AHEAD:
+                self._pending.popleft().result()
 
     def finish(self) -> dict[Path, str]:
-        """Reads the rest; the digests in hexadecimal, by file.
+        """Reads the rest, and returns the digest of every file in hexadecimal.
 
         Raises:
             OSError: a file cannot be read.
         """
         submit(self._pool, self._read, None, 0).result()
-        return self._made
+        return self._digests
 
     def _read(self, last: Path | None, end: int) -> None:
-        if last in self._made:
+        if last in self._digests:
             return
         while self._left and self._left[0] != last:
             self._read_current(None)
@@ -130,7 +131,7 @@ class FileDigests:
             self._read_current(end)
 
     def _read_current(self, end: int | None) -> None:
-        """The first file that is not done: up to `end`, or whole."""
+        """Reads the first file that is not finished, up to `end` or whole."""
         file = self._left[0]
         self._stream = self._stream or file.open("rb")
         while end is None or self._stream.tell() < end:
@@ -138,7 +139,7 @@ class FileDigests:
                 break
             self._hash.update(chunk)
         if end is None:
-            self._made[file] = self._hash.hexdigest()
+            self._digests[file] = self._hash.hexdigest()
             self._stream.close()
             self._left.popleft()
             self._stream, self._hash = None, hashlib.sha256()
@@ -154,12 +155,12 @@ def check_digests(directory: Path, manifest: Manifest) -> None:
     for component, record in manifest.components.items():
         for name, graph in record.graphs.items():
             try:
-                found = digest_from_onnx(directory / graph.path, known)
+                digest = digest_from_onnx(directory / graph.path, known)
             except OSError as error:
                 faults.append(f"{component}/{name}: {error}")
                 continue
-            if found != graph.digest:
-                faults.append(f"{component}/{name} has digest {found}, wanted {graph.digest}")
+            if digest != graph.digest:
+                faults.append(f"{component}/{name} has digest {digest}, expected {graph.digest}")
     if faults:
         raise BuildDirectoryError(
             f"{directory} is not what its manifest says:\n  "

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from iblip.export.graph.bfloat16 import with_casts
 
 FOLDER = "session.model_external_initializers_file_folder_path"
-"""ONNX Runtime's name for where the weights of a model lie that comes as bytes."""
+"""ONNX Runtime's setting for the folder of the weights, if a model is passed as bytes."""
 
 BFLOAT16 = 16
 """ONNX's number for the dtype (`TensorProto.BFLOAT16`)."""
@@ -26,13 +26,14 @@ Array = npt.NDArray[Any]
 
 
 def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any:
-    """An `onnxruntime.InferenceSession` of the graph at `path`.
+    """Returns an `onnxruntime.InferenceSession` of the graph at `path`.
 
-    Where ONNX Runtime has no kernel for an operator in bfloat16, all of them get casts around them.
+    If ONNX Runtime has no kernel for an operator in bfloat16, every operator computes in float32
+    (`export.graph.bfloat16`).
 
     Args:
         path: of the `.onnx` file; its weights lie beside it.
-        options: an `onnxruntime.SessionOptions`; gets to know where the weights are.
+        options: an `onnxruntime.SessionOptions`; may be given the folder of the weights.
         providers: as ONNX Runtime takes them: names, or pairs of a name and its options.
     """
     import onnxruntime
@@ -49,14 +50,14 @@ def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any
 
 
 def run(session: Any, names: Sequence[str], feed: Mapping[str, Array]) -> dict[str, Array]:
-    """These outputs by name, for inputs of the graph's dtypes."""
+    """Runs a session on inputs of the graph's dtypes, and returns the outputs `names`."""
     values = {name: value_from_array(array) for name, array in feed.items()}
-    found = session.run_with_ort_values(list(names), values)
-    return dict(zip(names, map(array_from_value, found), strict=True))
+    outputs = session.run_with_ort_values(list(names), values)
+    return dict(zip(names, map(array_from_value, outputs), strict=True))
 
 
 def value_from_array(array: Array) -> Any:
-    """An `OrtValue` over the array's own memory, which it keeps alive. On the CPU."""
+    """Returns an `OrtValue` on the CPU over the array's own memory, which it keeps alive."""
     import onnxruntime
 
     array = np.ascontiguousarray(array)
@@ -67,7 +68,7 @@ def value_from_array(array: Array) -> Any:
 
 
 def array_from_value(value: Any) -> Array:
-    """A numpy array with a copy of the value."""
+    """Returns a copy of the value as a numpy array."""
     if value.element_type() != BFLOAT16:
         return np.asarray(value.numpy())
     shape = value.shape()

@@ -1,10 +1,10 @@
-"""The blocks of a deep graph, copied from the trace of a shallow one.
+"""Completes the trace of a shallow stack to a deep one by copying its blocks.
 
-A ViT of 39 equal blocks is traced with `UNITS`; the last of them is then copied for every block
-that is missing, under its own weights and its own keys and values. That is done only where it
-cannot be told from a whole trace: the modules of all blocks must be alike (class, settings,
-shapes), and the last two traced ones must be the same nodes, but for the index in the names of what
-they read. Where every second block is of another kind, as a Q-Former's are, two make one unit.
+A ViT of 39 equal blocks is traced with `UNITS` of them; the last one is then copied for every block
+that is missing, with that block's own weights, keys and values. The result is that of a whole
+trace, which is checked: the modules of all blocks must be alike (class, settings, shapes), and the
+last two traced ones must have the same nodes, except for the index in the names of what they read.
+If every second block is of another kind, as in a Q-Former, two blocks make one unit.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from iblip.export.components.block_marks import DOMAIN, stacks
 from iblip.export.graph.value_names import SCOPE
 
 UNITS = 3
-"""Units that are traced. The first may be of its own kind (T5's first block has the position bias),
-and has what all share; the other two are compared."""
+"""Units that are traced. The first may differ (T5's first block has the position bias) and
+computes what all share; the other two are compared."""
 
 PERIODS = (1, 2)
-"""Blocks that a unit may have."""
+"""Numbers of blocks that a unit may have."""
 
 OWN = frozenset({"layer_idx", "training"})
-"""Attributes of modules that say where they are, and not what they compute."""
+"""Attributes of modules that do not affect what they compute."""
 
 _LAYER = re.compile(r"()\.(\d+)(\.(?:key|value))$")
 _INDEX = re.compile(r"^(.*?)\.(\d+)(\.|$)")
 
 
 class UnlikeError(Exception):
-    """Two blocks are not the same nodes: the whole must be traced."""
+    """Two blocks do not have the same nodes: the whole stack must be traced."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A stack that is traced in part.
+    """A stack of which a part is traced.
 
     Attributes:
         path: of its `ModuleList`.
-        depth: blocks that it has.
-        period: blocks of a unit.
+        depth: number of its blocks.
+        period: number of blocks in a unit.
     """
 
     path: str
@@ -56,18 +56,18 @@ class Cut:
 
 
 def period_of(stack: Sequence[torch.nn.Module]) -> int | None:
-    """After how many blocks a stack repeats itself, but for the first such unit; or it does not."""
-    signatures = [list(_signature(block)) for block in stack]
+    """Returns after how many blocks a stack repeats itself, first unit aside; `None` if never."""
+    signatures = [list(_module_signature(block)) for block in stack]
     for period in PERIODS:
         rest = signatures[period:]
         if not len(stack) % period and all(
-            one == other for one, other in zip(rest, rest[period:], strict=False)
+            block == later for block, later in zip(rest, rest[period:], strict=False)
         ):
             return period
     return None
 
 
-def _signature(block: torch.nn.Module) -> Iterator[tuple[Any, ...]]:
+def _module_signature(block: torch.nn.Module) -> Iterator[tuple[Any, ...]]:
     for path, module in block.named_modules():
         settings = {
             name: value
@@ -83,7 +83,7 @@ def _signature(block: torch.nn.Module) -> Iterator[tuple[Any, ...]]:
 
 
 def shorten(module: torch.nn.Module) -> list[Cut]:
-    """Cuts every stack of more than `UNITS` units; where one does not repeat itself, none."""
+    """Cuts every stack of more than `UNITS` units; none, if any does not repeat itself."""
     cuts = {}
     for path, stack in stacks(module):
         period = period_of(list(stack))
@@ -93,41 +93,44 @@ def shorten(module: torch.nn.Module) -> list[Cut]:
             cuts[path] = stack, Cut(path=path, depth=len(stack), period=period)
     for stack, cut in cuts.values():
         del stack[UNITS * cut.period :]
-        _tell_depth(module.get_submodule(cut.path.rpartition(".")[0]), cut.depth, len(stack))
+        _set_depth(module.get_submodule(cut.path.rpartition(".")[0]), cut.depth, len(stack))
     return [cut for _, cut in cuts.values()]
 
 
-def _tell_depth(parent: Any, was: int, depth: int) -> None:
-    """To a module that runs as many blocks as its config says; others share the config."""
-    if getattr(getattr(parent, "config", None), "num_hidden_layers", None) == was:
+def _set_depth(parent: Any, old: int, depth: int) -> None:
+    """Sets the depth in the config of a module that runs as many blocks as its config says.
+
+    The config is copied, as other modules share it.
+    """
+    if getattr(getattr(parent, "config", None), "num_hidden_layers", None) == old:
         parent.config = copy.copy(parent.config)
         parent.config.num_hidden_layers = depth
 
 
-def shortened(contract: Contract) -> Contract:
-    """`contract` without the keys and values of what `shorten` cuts away."""
+def shorten_contract(contract: Contract) -> Contract:
+    """Returns `contract` without the keys and values of the blocks that `shorten` removes."""
 
-    def kept(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    def keep(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(spec for spec in specs if (_layer(spec.name) or 0) < UNITS)
 
-    return replace(contract, inputs=kept(contract.inputs), outputs=kept(contract.outputs))
+    return replace(contract, inputs=keep(contract.inputs), outputs=keep(contract.outputs))
 
 
 def _layer(name: str | None) -> int | None:
-    found = _LAYER.search(name or "")
-    return int(found[2]) if found else None
+    match = _LAYER.search(name or "")
+    return int(match[2]) if match else None
 
 
 def stamp(model: ir.Model, cuts: Sequence[Cut], contract: Contract) -> None:
-    """Gives a graph of cut stacks, whose marks are still there, all its blocks.
+    """Adds the missing blocks to a graph of cut stacks, whose marks are still in it.
 
     Args:
         model: changed in place.
-        cuts: as from `shorten`. A stack that the graph does not run is passed over.
-        contract: of the whole: the order of inputs and outputs.
+        cuts: as from `shorten`. A stack that the graph does not run is ignored.
+        contract: of the whole graph, for the order of inputs and outputs.
 
     Raises:
-        UnlikeError: the blocks differ. `model` is then not to be used.
+        UnlikeError: the blocks differ. `model` must not be used then.
     """
     for cut in cuts:
         paths = [f"{cut.path}.{index}" for index in range(UNITS * cut.period)]
@@ -140,10 +143,10 @@ def stamp(model: ir.Model, cuts: Sequence[Cut], contract: Contract) -> None:
         (model.graph.inputs, contract.inputs),
         (model.graph.outputs, contract.outputs),
     ):
-        found = {value.name: value for value in values}
-        if found.keys() != {spec.name for spec in specs}:
+        by_name = {value.name: value for value in values}
+        if by_name.keys() != {spec.name for spec in specs}:
             raise UnlikeError("inputs or outputs are not those of the contract")
-        values[:] = [found[spec.name] for spec in specs]
+        values[:] = [by_name[spec.name] for spec in specs]
 
 
 def _path_of(node: ir.Node) -> str | None:
@@ -151,7 +154,7 @@ def _path_of(node: ir.Node) -> str | None:
 
 
 def _stamp_stack(model: ir.Model, cut: Cut, marks: Sequence[ir.Node]) -> None:
-    """`marks` are the last of every unit."""
+    """Adds the missing units of one stack. `marks` are the last marks of the traced units."""
     nodes = list(model.graph)
     ends = [nodes.index(mark) + 1 for mark in marks]
     before, last = nodes[ends[-3] : ends[-2]], nodes[ends[-2] : ends[-1]]
@@ -166,7 +169,7 @@ def _stamp_stack(model: ir.Model, cut: Cut, marks: Sequence[ir.Node]) -> None:
     for unit in range(UNITS, cut.depth // cut.period):
         shift = Shift(model=model, cut=cut, unit=UNITS - 1, to=unit)
         shift.values[results[-2]] = end.outputs[0]
-        copies = [shift.copied(node) for node in last]
+        copies = [shift.copy(node) for node in last]
         model.graph.insert_after(end, copies)
         end = copies[-1]
     for node, i in rest:
@@ -174,7 +177,7 @@ def _stamp_stack(model: ir.Model, cut: Cut, marks: Sequence[ir.Node]) -> None:
 
 
 def _check_uses(block: Sequence[ir.Node], shift: Shift) -> None:
-    """Refuses a unit of which others read more than its result."""
+    """Raises UnlikeError if anything but a unit's result is read outside of it."""
     inside = set(block)
     for node in block[:-1]:
         for value in node.outputs:
@@ -186,13 +189,13 @@ def _check_uses(block: Sequence[ir.Node], shift: Shift) -> None:
 
 @dataclass(kw_only=True)
 class Shift:
-    """What stands in one unit for each value that another reads.
+    """Maps the values of one unit to those of another.
 
     Attributes:
-        model: the graph; gets the inputs, weights and outputs of copies.
+        model: the graph; inputs, weights and outputs of copies are added to it.
         cut: the stack.
-        unit, to: whose values are given, and whose are wanted.
-        values: what is known already; values that units share stand for themselves.
+        unit, to: indices of the unit whose values are mapped, and of the other.
+        values: the pairs that are known; a value that units share is mapped to itself.
     """
 
     model: ir.Model
@@ -202,27 +205,27 @@ class Shift:
     values: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def has(self, index: int | None) -> bool:
-        """Whether the block of that index is in the unit whose values are given."""
+        """Whether the block of that index is in the unit whose values are mapped."""
         return index is not None and index // self.cut.period == self.unit
 
-    def renamed(self, name: str) -> str:
-        """Of something of the one unit: its name in the other."""
-        return _INDEX.sub(self._moved, _LAYER.sub(self._moved, name, count=1), count=1)
+    def rename(self, name: str) -> str:
+        """Returns the name in the other unit of something in this one."""
+        return _INDEX.sub(self._move, _LAYER.sub(self._move, name, count=1), count=1)
 
-    def _moved(self, found: re.Match[str]) -> str:
-        before, index, after = found.groups()
+    def _move(self, match: re.Match[str]) -> str:
+        before, index, after = match.groups()
         if not self.has(int(index)) or before not in ("", self.cut.path):
-            return found[0]
+            return match[0]
         return f"{before}.{int(index) + (self.to - self.unit) * self.cut.period}{after}"
 
     def value(self, value: ir.Value) -> ir.Value:
-        """The other block's; an input or a weight that is not there yet is made."""
+        """Returns the other unit's value; adds it to the graph if it is an input or a weight."""
         if value not in self.values:
             self.values[value] = self._outer(value)
         return self.values[value]
 
     def _outer(self, value: ir.Value) -> ir.Value:
-        graph, name = self.model.graph, self.renamed(value.name or "")
+        graph, name = self.model.graph, self.rename(value.name or "")
         if name == value.name or not (value.is_initializer() or value.is_graph_input()):
             return value
         if value.is_initializer():
@@ -230,35 +233,35 @@ class Shift:
                 graph.initializers[name] = _like(value, name)
                 graph.initializers[name].const_value = value.const_value
             return graph.initializers[name]
-        for found in graph.inputs:
-            if found.name == name:
-                return found
+        for other in graph.inputs:
+            if other.name == name:
+                return other
         graph.inputs.append(_like(value, name))
         return graph.inputs[-1]
 
-    def copied(self, node: ir.Node) -> ir.Node:
-        """The node as it is in the other block."""
+    def copy(self, node: ir.Node) -> ir.Node:
+        """Returns the node as it is in the other unit."""
         outputs = [_like(value, None) for value in node.outputs]
         attributes = list(node.attributes.values())
         if node.domain == DOMAIN:
-            attributes = [ir.AttrString("path", self.renamed(_path_of(node) or ""))] + [
+            attributes = [ir.AttrString("path", self.rename(_path_of(node) or ""))] + [
                 attribute for attribute in attributes if attribute.name != "path"
             ]
-        made = ir.Node(
+        other = ir.Node(
             node.domain,
             node.op_type,
             [None if value is None else self.value(value) for value in node.inputs],
             attributes,
             outputs=outputs,
             version=node.version,
-            metadata_props={SCOPE: self.renamed(node.metadata_props.get(SCOPE, ""))},
+            metadata_props={SCOPE: self.rename(node.metadata_props.get(SCOPE, ""))},
         )
         for old, new in zip(node.outputs, outputs, strict=True):
             self.values[old] = new
             if old.is_graph_output():
-                new.name = self.renamed(old.name or "")
+                new.name = self.rename(old.name or "")
                 self.model.graph.outputs.append(new)
-        return made
+        return other
 
 
 def _like(value: ir.Value, name: str | None) -> ir.Value:
@@ -269,18 +272,18 @@ def _compare(shift: Shift, block: Sequence[ir.Node], other: Sequence[ir.Node]) -
     """Raises UnlikeError unless `other` is what copying `block` would give."""
     if len(block) != len(other):
         raise UnlikeError(f"{shift.cut.path}: blocks of {len(block)} and {len(other)} nodes")
-    for one, two in zip(block, other, strict=True):
-        if _what(one) != _what(two) or not _same_attributes(one, two):
-            raise UnlikeError(f"{shift.cut.path}: {one} is not {two}")
-        if [None if v is None else shift.value(v) for v in one.inputs] != list(two.inputs):
-            raise UnlikeError(f"{shift.cut.path}: {one} reads other values than {two}")
-        for old, new in zip(one.outputs, two.outputs, strict=True):
+    for first, second in zip(block, other, strict=True):
+        if _node_signature(first) != _node_signature(second) or not _same_attributes(first, second):
+            raise UnlikeError(f"{shift.cut.path}: {first} is not {second}")
+        if [None if v is None else shift.value(v) for v in first.inputs] != list(second.inputs):
+            raise UnlikeError(f"{shift.cut.path}: {first} reads other values than {second}")
+        for old, new in zip(first.outputs, second.outputs, strict=True):
             if (old.dtype, old.shape) != (new.dtype, new.shape):
                 raise UnlikeError(f"{shift.cut.path}: {old} is not {new}")
             shift.values[old] = new
 
 
-def _what(node: ir.Node) -> tuple[Any, ...]:
+def _node_signature(node: ir.Node) -> tuple[Any, ...]:
     return node.domain, node.op_type, node.version, len(node.inputs), len(node.outputs)
 
 

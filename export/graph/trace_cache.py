@@ -1,7 +1,7 @@
-"""Traced graphs that builds share, so that a build whose graphs are known does not trace them.
+"""A cache of traced graphs that builds share, so that known graphs are not traced again.
 
-A trace follows from the checkpoint's config, not from its weights. One is kept as an ONNX file
-whose weights are inputs, after a digest of it; a damaged file is not taken.
+A trace depends on the checkpoint's config, not on its weights. It is kept as an ONNX file whose
+weights are inputs, behind a digest; a damaged file is ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from iblip.export.system.toolchain import code_digest, library_versions
 logger = logging.getLogger(__name__)
 
 KEPT = 256
-"""Traces that a cache holds; those that were not used for longest make room."""
+"""Number of traces that a cache holds; the least recently used ones make room."""
 
 TRACED_BY = (
     "iblip.export.components",
@@ -37,24 +37,24 @@ TRACED_BY = (
     "iblip.export.graph",
     "iblip.export.precision",
 )
-"""The code that a trace follows from. What else tracing imports reaches a graph by values alone
-(config, contract, image settings), which are in the key themselves."""
+"""The code that a trace depends on. Other modules that tracing imports affect a graph only through
+values (config, contract, image settings), which are part of the key themselves."""
 
 _DIGEST = hashlib.sha256().digest_size
 _SUFFIX = ".trace"
 _NOTE = "iblip.trace"
-_UNTOLD = ("_name_or_path", "transformers_version")
-"""What a config says of itself, and no graph follows from."""
+_IRRELEVANT = ("_name_or_path", "transformers_version")
+"""Fields of a config that no graph depends on."""
 
 
 @dataclass(frozen=True)
 class TraceCache:
-    """Traces by what they follow from. Several processes may use one directory at once.
+    """Traces in a directory, by what they depend on. Several processes may share it.
 
     A cache that cannot be read or written never fails a build.
 
     Args:
-        directory: made when something is first kept.
+        directory: created when a trace is first kept.
     """
 
     directory: Path
@@ -62,12 +62,12 @@ class TraceCache:
     def __str__(self) -> str:
         return str(self.directory)
 
-    def take(self, key: str, component: Component) -> Trace | None:
-        """The trace that was kept under a key; `None` where there is none that is whole.
+    def load(self, key: str, component: Component) -> Trace | None:
+        """Returns the trace that was kept under a key; `None` if there is none, or it is damaged.
 
         Args:
             key: as from `trace_key`.
-            component: of which it is.
+            component: that was traced.
         """
         path = self._path(key)
         try:
@@ -79,11 +79,11 @@ class TraceCache:
         if hashlib.sha256(body).digest() != content[:_DIGEST]:
             logger.warning("%s is damaged; %s is traced anew", path, component.title)
             return None
-        return _read(bytes(body), component)
+        return _parse(bytes(body), component)
 
     def keep(self, key: str, trace: Trace) -> None:
-        """Adds a trace. To be called before its graph is bound to weights."""
-        body = _written(trace)
+        """Adds a trace. It must be called before the graph is bound to weights."""
+        body = _serialise(trace)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_whole(self._path(key), hashlib.sha256(body).digest() + body)
@@ -103,56 +103,56 @@ class TraceCache:
 
 
 def trace_key(component: Component, checkpoint: Checkpoint) -> str:
-    """sha256, in hexadecimal, of everything that the trace of a component follows from.
+    """Returns the sha256, in hexadecimal, of everything that the trace of a component depends on.
 
     Args:
         component: one that `export.components.graphs_of_checkpoint` makes of `checkpoint`.
         checkpoint: whose config and image processor it is made from.
     """
-    follows = {
+    inputs = {
         "component": component.title,
         "precision": component.precision,
         "contract": component.contract.to_json(),
         "projector": checkpoint.projector,
-        "config": _told(checkpoint.config),
+        "config": _config_to_json(checkpoint.config),
         "images": image_processor_settings(checkpoint),
         "code": code_digest(*TRACED_BY),
         "tools": library_versions(),
         "python": sys.version_info[:2],
     }
-    return hashlib.sha256(json.dumps(follows, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _told(config: Any) -> Any:
-    """What a config says, JSON-ready: transformers' own, or one of this project."""
-    found = config.to_dict() if hasattr(config, "to_dict") else config
-    if isinstance(found, Mapping):
-        return {key: _told(value) for key, value in found.items() if key not in _UNTOLD}
-    return {k: _told(v) for k, v in vars(found).items()} if is_dataclass(found) else found
+def _config_to_json(config: Any) -> Any:
+    """Returns the relevant fields of a config of transformers or of this project, JSON-ready."""
+    data = config.to_dict() if hasattr(config, "to_dict") else config
+    if isinstance(data, Mapping):
+        return {k: _config_to_json(v) for k, v in data.items() if k not in _IRRELEVANT}
+    return {k: _config_to_json(v) for k, v in vars(data).items()} if is_dataclass(data) else data
 
 
-def _written(trace: Trace) -> bytes:
-    """The graph with its weights as inputs, and beside them what else a trace is."""
+def _serialise(trace: Trace) -> bytes:
+    """Returns the graph with its weights as inputs, and the trace's other fields as metadata."""
     graph = trace.model.graph
     note = {
         "initializers": list(graph.initializers),
-        "weights": list(trace.wanted),
+        "weights": list(trace.weights),
         "tied": dict(trace.tied),
         "parameters": sorted(trace.parameters),
     }
     weights = [graph.initializers.pop(name) for name in note["weights"]]
     graph.inputs.extend(weights)
     proto = ir.to_proto(trace.model)
-    _settle(graph, note)
+    _restore_initializers(graph, note)
     proto.metadata_props.add(key=_NOTE, value=json.dumps(note))
-    written: bytes = proto.SerializeToString(deterministic=True)
-    return written
+    body: bytes = proto.SerializeToString(deterministic=True)
+    return body
 
 
-def _read(body: bytes, component: Component) -> Trace:
+def _parse(body: bytes, component: Component) -> Trace:
     model = ir.from_proto(onnx.load_model_from_string(body))
     note = json.loads(model.metadata_props.pop(_NOTE))
-    _settle(model.graph, note)
+    _restore_initializers(model.graph, note)
     return Trace(
         component=component,
         model=model,
@@ -161,8 +161,8 @@ def _read(body: bytes, component: Component) -> Trace:
     )
 
 
-def _settle(graph: ir.Graph, note: Mapping[str, Any]) -> None:
-    """Makes initializers of the inputs that are weights, in the order that the trace had."""
+def _restore_initializers(graph: ir.Graph, note: Mapping[str, Any]) -> None:
+    """Turns the inputs that are weights into initializers again, in the trace's order."""
     weights = set(note["weights"])
     known = {value.name: value for value in (*graph.initializers.values(), *graph.inputs)}
     graph.inputs[:] = [value for value in graph.inputs if value.name not in weights]

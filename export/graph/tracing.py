@@ -1,11 +1,11 @@
-"""A component to an ONNX graph without weights, traced on fake tensors."""
+"""Traces a component on fake tensors to an ONNX graph without weights."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -15,30 +15,30 @@ import onnx_ir.passes.common as passes
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from iblip.export.artifact.contract import DTYPES as CONTRACT_DTYPES
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.components.autocast import autocast, is_matrix
 from iblip.export.components.block_marks import OUTPUT, mark_blocks, take_out_marks
 from iblip.export.components.component import Component
+from iblip.export.components.without_memory import without_memory
 from iblip.export.errors import ExportError
 from iblip.export.graph.folding import fold_constants
-from iblip.export.graph.stamping import UnlikeError, shorten, shortened, stamp
+from iblip.export.graph.stamping import UnlikeError, shorten, shorten_contract, stamp
 from iblip.export.graph.value_names import name_values, note_scopes, settle_sizes
 from iblip.export.precision import DTYPES, MATRICES, stays_in_float32
 
 logger = logging.getLogger(__name__)
 
 OPSET = 20
-"""The newest opset that ONNX Runtime, TensorRT 10 and 11 and TensorRT-RTX all read."""
+"""The newest opset that ONNX Runtime, TensorRT 10 and 11, and TensorRT-RTX all read."""
 
 LIST_INPUTS = "key_values"
-"""Inputs whose name contains this reach `forward` as one list."""
+"""Inputs whose name contains this are passed to `forward` as one list."""
 
 
 class Float32LayerNorm(torch.nn.LayerNorm):
-    """A LayerNorm that computes and keeps its parameters in float32, and gives `output_dtype`."""
+    """A LayerNorm with parameters and computation in float32, and a result in `output_dtype`."""
 
     output_dtype: torch.dtype
 
@@ -58,10 +58,10 @@ class Trace:
         component: what was traced.
         model: the graph, whose weights are initializers without values, named as in the checkpoint
             (only buffers that the modules compute from the config carry values).
-        tied: for each weight that the config ties to another, that other's name: where it is to be
+        tied: for each weight that the config ties to another, that other's name, under which it is
             found if the checkpoint does not have it under its own.
-        parameters: names of every weight of the modules, also of those that the graph does not
-            have because nothing comes of them.
+        parameters: names of every weight of the modules, including those that the graph does not
+            have because they do not affect its outputs.
     """
 
     component: Component
@@ -70,29 +70,31 @@ class Trace:
     parameters: frozenset[str]
 
     @cached_property
-    def wanted(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of every weight that the graph wants, by name.
+    def weights(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every weight that the graph reads from the checkpoint, by name.
 
         Raises:
-            ExportError: the trace gave one no shape or no dtype.
+            ExportError: the trace has no shape or no dtype for a weight.
         """
-        wanted = {}
+        weights = {}
         for name, value in self.model.graph.initializers.items():
             if value.const_value is None:
                 if value.shape is None or value.dtype is None:
                     message = f"{self.component.title}: the trace gave {name} no shape or no dtype"
                     raise ExportError(message)
-                wanted[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
-        return wanted
+                weights[name] = (tuple(value.shape.numpy()), _dtype(value.dtype.name.lower()))
+        return weights
 
 
 def _dtype(word: str) -> str:
-    """onnx-ir's word for a dtype (`float`, `float16`) to the contract's."""
+    """Converts onnx-ir's name of a dtype (`float`, `float16`) to the contract's."""
     return "float32" if word == "float" else word
 
 
 def trace(component: Component) -> Trace:
-    """Traces `component` with no weights in memory; of a deep stack some blocks, if all are alike.
+    """Traces `component` without weights in memory.
+
+    Of a deep stack only some blocks are traced, if all are alike (`export.graph.stamping`).
 
     Raises:
         ExportError: torch could not trace it, or the graph does not have the contract's tensors.
@@ -105,23 +107,23 @@ def trace(component: Component) -> Trace:
 
 
 def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
-    """As `trace`; `whole`: every block of every stack is traced.
+    """Traces as `trace` does; with `whole`, every block of every stack.
 
     Raises:
         ExportError: as `trace` does.
-        UnlikeError: the blocks of a stack are not alike, and it is not traced whole.
+        UnlikeError: the blocks of a stack are not alike, and `whole` is false.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with parameters_made_by(lambda param: _fake(mode, param, param.dtype)):
+    with without_memory(lambda param: _fake(mode, param, param.dtype)):
         module = component.module().eval()
     _set_dtype(module, component.precision, mode)
     tied = tied_weights(module)
     parameters = frozenset(name for name, _ in module.named_parameters())
     cuts = [] if whole else shorten(module)
     mark_blocks(module)
-    contract = shortened(component.contract) if cuts else component.contract
+    contract = shorten_contract(component.contract) if cuts else component.contract
     try:
-        model = _onnx(contract, module, mode)
+        model = _export(contract, module, mode)
     except Exception as error:
         message = f"{component.title} could not be traced by torch.onnx: {error}"
         raise ExportError(message) from error
@@ -136,7 +138,7 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
     return Trace(component=component, model=model, tied=tied, parameters=parameters)
 
 
-def _onnx(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
+def _export(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
     args, shapes = _example(contract, mode)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -156,35 +158,13 @@ def _onnx(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> 
     return model
 
 
-@contextlib.contextmanager
-def parameters_made_by(
-    make: Callable[[torch.nn.Parameter], torch.nn.Parameter],
-) -> Iterator[None]:
-    """Every parameter that a module registers inside is what `make` makes of it.
-
-    So modules can be made with parameters that have a shape, a dtype and no memory. Buffers are
-    real.
-    """
-    original = torch.nn.Module.register_parameter
-
-    def register(module: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
-        original(module, name, None if param is None else make(param))
-
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
-    try:
-        with no_init_weights():
-            yield
-    finally:
-        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
 def _fake(mode: FakeTensorMode, like: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
     with mode:
         return torch.nn.Parameter(torch.empty(like.shape, dtype=dtype), requires_grad=False)
 
 
 def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) -> None:
-    """Gives every parameter its dtype, with the float32 islands of `export.precision`."""
+    """Sets every parameter's dtype, with the float32 islands of `export.precision`."""
     dtype = getattr(torch, DTYPES[precision])
     narrow = getattr(torch, MATRICES.get(precision, DTYPES[precision]))
     if narrow != dtype:
@@ -199,7 +179,7 @@ def _set_dtype(module: torch.nn.Module, precision: str, mode: FakeTensorMode) ->
 
 
 def weight_dtype(path: str, module: torch.nn.Module, precision: str) -> str:
-    """The dtype of a module's own weights: see `export.precision` for what stays in float32."""
+    """Returns the dtype of a module's own weights; `export.precision` lists the float32 islands."""
     if isinstance(module, torch.nn.LayerNorm) or stays_in_float32(path):
         return "float32"
     dtype = DTYPES[precision]
@@ -207,7 +187,7 @@ def weight_dtype(path: str, module: torch.nn.Module, precision: str) -> str:
 
 
 def tied_weights(module: torch.nn.Module) -> dict[str, str]:
-    """For each weight that the config ties to another, where it is if not under its own name."""
+    """Returns the name of the other weight for each one that the config ties to another."""
     return {
         f"{path}.{target}": f"{path}.{source}"
         for path, child in module.named_modules()
@@ -217,7 +197,7 @@ def tied_weights(module: torch.nn.Module) -> dict[str, str]:
 
 
 def _example(contract: Contract, mode: FakeTensorMode) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Fake inputs, each dynamic axis at a size of its own, and torch's description of the axes."""
+    """Returns fake inputs, in which every dynamic axis has another size, and torch's axis names."""
     plain = [spec for spec in contract.inputs if LIST_INPUTS not in spec.name]
     listed = [spec for spec in contract.inputs if LIST_INPUTS in spec.name]
     sizes = {"batch": 2, "sequence": 3, "past": 5, "total": 8, "instruction": 7, "source": 11}
@@ -241,7 +221,7 @@ def _example(contract: Contract, mode: FakeTensorMode) -> tuple[tuple[Any, ...],
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch.onnx's remarks on itself (deprecations, absent torchvision) from the user."""
+    """Hides torch.onnx's warnings about itself (deprecations, absent torchvision)."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -254,7 +234,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(model: ir.Model, contract: Contract) -> None:
-    """Drops what the exporter leaves behind: identities, unused nodes, local source paths."""
+    """Removes what the exporter leaves behind: identities, unused nodes, local source paths."""
     note_scopes(model)
     settle_sizes(model, contract)
     fold_constants(model)
@@ -271,16 +251,17 @@ def _check(component: Component, model: ir.Model) -> None:
         ("input", component.contract.inputs, model.graph.inputs),
         ("output", component.contract.outputs, model.graph.outputs),
     ):
-        found = {value.name: value for value in values}
+        by_name = {value.name: value for value in values}
         for spec in specs:
-            value = found.get(spec.name)
+            value = by_name.get(spec.name)
             dtype = None if value is None or value.dtype is None else value.dtype.numpy()
             if value is None or dtype != CONTRACT_DTYPES[spec.dtype]:
-                was = "missing" if value is None else f"{value.dtype}"
-                raise ExportError(f"{component.title}: {kind} {spec} is {was} in the traced graph")
+                state = "missing" if value is None else f"{value.dtype}"
+                message = f"{component.title}: {kind} {spec} is {state} in the traced graph"
+                raise ExportError(message)
             _set_shape(value, spec)
 
 
 def _set_shape(value: ir.Value, spec: TensorSpec) -> None:
-    """Names the axes as the contract does; torch calls a sum of two axes by an expression."""
+    """Names the axes as in the contract; torch writes a sum of two axes as an expression."""
     value.shape = ir.Shape(list(spec.axes))

@@ -1,6 +1,6 @@
-"""Names of a traced graph's values: by the module that computes them, not by torch's counters.
+"""Names a traced graph's values after the modules that compute them, not by torch's counters.
 
-So they say where a value comes from, and do not depend on how a model was traced.
+So a name says where a value comes from, and does not depend on how the model was traced.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import onnx_ir as ir
 from iblip.export.artifact.contract import Contract
 
 SCOPE = "iblip.scope"
-"""Under which a node's metadata have the path of the module that it is of."""
+"""Key in a node's metadata for the path of its module."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def note_scopes(model: ir.Model) -> None:
-    """Keeps each node's module path, from what torch's exporter notes, and nothing else of that."""
+    """Keeps each node's module path, and drops the rest of what torch's exporter notes."""
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['', '']"))
         scope = scopes[-2] if len(scopes) > 1 else ""
@@ -29,21 +29,21 @@ def note_scopes(model: ir.Model) -> None:
         node.metadata_props[SCOPE] = "" if scope == _NO_MODULE else scope
         for value in node.outputs:
             value.metadata_props.clear()
-            _settle_axes(value)
+            _sort_axes(value)
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
 
 
-def _settle_axes(value: ir.Value) -> None:
-    """Puts sums of axes into one order: torch has `past + sequence` here and the reverse there."""
+def _sort_axes(value: ir.Value) -> None:
+    """Sorts the terms of a sum of axes: torch has `past + sequence` here, the reverse there."""
     if value.shape is not None and not value.shape.is_static():
-        axes = [axis if isinstance(axis, int) else _settled(axis.value) for axis in value.shape]
+        axes = [axis if isinstance(axis, int) else _sort_terms(axis.value) for axis in value.shape]
         value.shape = ir.Shape(axes)
 
 
-def _settled(axis: str | None) -> str | None:
+def _sort_terms(axis: str | None) -> str | None:
     terms = [] if axis is None else axis.split(" + ")
     if not all(term.isidentifier() or term.isdigit() for term in terms):
         return axis
@@ -51,10 +51,10 @@ def _settled(axis: str | None) -> str | None:
 
 
 def settle_sizes(model: ir.Model, contract: Contract) -> None:
-    """Reads each size from the first input that has its axis, in the order of the inputs.
+    """Has each size read from the first input that has its axis, in the order of the inputs.
 
-    Which input torch's exporter takes, and its order, follow the names of its symbols, which change
-    with the number of inputs.
+    torch's exporter chooses input and order by the names of its symbols, which change with the
+    number of inputs.
     """
     sizes = list(takewhile(lambda node: node.op_type in ("Shape", "Squeeze"), model.graph))
     inputs = {value.name: value for value in model.graph.inputs}
@@ -90,8 +90,8 @@ def name_values(model: ir.Model, kept: str) -> None:
     """Names nodes and values `<module path>/<operator>`, with a number from the second on.
 
     Args:
-        model: whose nodes have noted their scopes; these are forgotten.
-        kept: how names end that stay.
+        model: whose nodes have noted their scopes, which are removed.
+        kept: suffix of the names that are not changed.
     """
     count: Counter[str] = Counter()
     for node in model.graph:
@@ -105,7 +105,7 @@ def name_values(model: ir.Model, kept: str) -> None:
 
 
 def _sort_initializers(model: ir.Model) -> None:
-    """In the order in which nodes first read them."""
+    """Sorts initializers by the order in which nodes first read them."""
     read = [value.name for node in model.graph for value in node.inputs if value is not None]
     order = {name: position for position, name in reversed(list(enumerate(read)))}
     initializers = model.graph.initializers

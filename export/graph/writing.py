@@ -1,11 +1,9 @@
-"""Traced graphs and their recipes to ONNX files: every byte is read once, and hashed on the way."""
+"""Writes traced graphs and their weights to ONNX files. Every byte is read once, and hashed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +21,7 @@ from iblip.export.components.component import Component
 from iblip.export.errors import ExportError
 from iblip.export.graph.digest import FileDigests, graph_digest
 from iblip.export.progress import Advance
+from iblip.export.system.files import link_or_copy
 from iblip.export.system.interrupts import submit
 from iblip.export.weights.recipe import Recipe
 
@@ -33,17 +32,17 @@ ALIGNMENT = 64
 """Bytes: a multiple of every dtype's size and of a cache line."""
 
 AHEAD = 4
-"""Pieces that wait to be written."""
+"""Largest number of pieces that wait to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
-    """A traced graph that knows its weights.
+class BoundGraph:
+    """A traced graph whose weights are bound to recipes.
 
     Attributes:
         component: what was traced.
         model: its graph, whose weights have no values yet.
-        recipes: by initializer name.
+        recipes: how each weight is made, by initializer name.
         quantisation: as `OnnxGraph.quantisation`.
     """
 
@@ -54,7 +53,7 @@ class Bound:
 
     @property
     def folder(self) -> str:
-        """Where it is written, below the directory of all graphs."""
+        """Name of the folder that it is written to, in the directory of all graphs."""
         return self.component.component
 
 
@@ -73,16 +72,16 @@ class Placed:
 
 
 Places = Mapping[tuple[str, Recipe], Placed]
-"""Folder and recipe to where the weight is."""
+"""Place of every weight, by folder and recipe."""
 
 
-def bytes_of(bound: Sequence[Bound]) -> int:
-    """Bytes of all weights, those that graphs of one folder share counted once."""
+def size_of_weights(bound: Sequence[BoundGraph]) -> int:
+    """Returns the bytes of all weights; graphs of one folder share theirs, which count once."""
     return sum(recipe.nbytes for _, recipe in _first_users(bound))
 
 
 def write_graphs(
-    bound: Sequence[Bound],
+    bound: Sequence[BoundGraph],
     directory: Path,
     advance: Advance,
     *,
@@ -91,19 +90,19 @@ def write_graphs(
 ) -> tuple[OnnxGraph, ...]:
     """Writes graphs and weights below `directory`, in a folder for each component.
 
-    A weight that needs no change is bound where it lies in the checkpoint's own file, which is
-    linked into the folder (copied where the file system cannot link). Every other one is written,
-    a piece at a time, to the `<graph>.weights` of the first graph of the folder that wants it.
+    A weight that needs no change stays where it lies in the checkpoint's own file, which is linked
+    into the folder (or copied, where it cannot be linked). Every other weight is written, a piece
+    at a time, to the `<graph>.weights` of the first graph of the folder that reads it.
 
-    Weights are taken in the order in which they lie in the checkpoint, so that its files are read
-    from beginning to end, once.
+    Weights are processed in the order in which they lie in the checkpoint, so that its files are
+    read once, from beginning to end.
 
     Args:
         bound: the graphs.
-        directory: exists; gets a folder a component.
-        advance: told of the bytes read or written of each weight.
+        directory: must exist; a folder for each component is created in it.
+        advance: called with the bytes read or written of each weight.
         files: of the checkpoint, in the order of their names.
-        file_digests: gets the sha256 of each of `files`.
+        file_digests: filled with the sha256 of each of `files`.
 
     Raises:
         ExportError: a weight leaves the range of its dtype.
@@ -112,14 +111,17 @@ def write_graphs(
     for folder in {graph.folder for graph in bound}:
         (directory / folder).mkdir(exist_ok=True)
     with FileDigests(files) as digests:
-        places = _written_weights(bound, directory, digests, advance)
+        places = _write_weights(bound, directory, digests, advance)
         if file_digests is not None:
             file_digests.update(digests.finish())
-    return tuple(_written_graph(graph, directory / graph.folder, places) for graph in bound)
+    return tuple(_write_graph(graph, directory / graph.folder, places) for graph in bound)
 
 
-def _first_users(bound: Sequence[Bound]) -> dict[tuple[str, Recipe], str]:
-    """Every weight of each folder once, to the first graph there that wants it; as they lie."""
+def _first_users(bound: Sequence[BoundGraph]) -> dict[tuple[str, Recipe], str]:
+    """Returns the first graph that reads each weight, by folder and recipe.
+
+    Weights are in the order in which they lie in the checkpoint.
+    """
     users: dict[tuple[str, Recipe], str] = {}
     for graph in bound:
         for recipe in graph.recipes.values():
@@ -128,36 +130,37 @@ def _first_users(bound: Sequence[Bound]) -> dict[tuple[str, Recipe], str]:
 
 
 def _position(recipe: Recipe) -> tuple[str, int]:
-    """Of the first byte that it is made of."""
+    """Returns file and offset of the first byte that a weight is made from."""
     first = next(iter(recipe.source.sources), None)
     return (str(first.file), first.offset) if first else ("", 0)
 
 
-def _written_weights(
-    bound: Sequence[Bound], directory: Path, digests: FileDigests, advance: Advance
+def _write_weights(
+    bound: Sequence[BoundGraph], directory: Path, digests: FileDigests, advance: Advance
 ) -> Places:
     placed: dict[tuple[str, Recipe], tuple[Path, int, Hash]] = {}
     links = Links()
-    with _Writer() as writer, _spared_cores():
+    with _Writer() as writer, _spare_cores():
         for (folder, recipe), graph in _first_users(bound).items():
             for source in recipe.source.sources[:1]:
                 digests.reach(source.file, source.offset + source.length)
-            if lies := recipe.in_place:
-                file, offset, target = links.link(lies.file, directory / folder), lies.offset, None
+            if tensor := recipe.in_place:
+                file, target = links.link(tensor.file, directory / folder), None
+                offset = tensor.offset
             else:
                 file = target = directory / folder / f"{graph}.weights"
-                offset = writer.aligned(file)
-            placed[folder, recipe] = file, offset, _passed(recipe, writer, target, advance)
+                offset = writer.align(file)
+            placed[folder, recipe] = file, offset, _process(recipe, writer, target, advance)
         writer.finish()
     return {
-        key: Placed(file=file, offset=offset, digest=made.hexdigest())
-        for key, (file, offset, made) in placed.items()
+        key: Placed(file=file, offset=offset, digest=digest.hexdigest())
+        for key, (file, offset, digest) in placed.items()
     }
 
 
 @contextlib.contextmanager
-def _spared_cores() -> Iterator[None]:
-    """Has torch leave a core each to the threads that hash: it waits for its slowest thread."""
+def _spare_cores() -> Iterator[None]:
+    """Has torch leave a core to each thread that hashes: it waits for its own slowest thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - 2))
     try:
@@ -167,14 +170,14 @@ def _spared_cores() -> Iterator[None]:
 
 
 class _Writer:
-    """Hashes pieces of weights and writes them, in their order, while the next ones are made."""
+    """Hashes and writes pieces of weights in order, in a thread, while the next are computed."""
 
     def __init__(self) -> None:
         self._files = contextlib.ExitStack()
         self._open: dict[Path, BinaryIO] = {}
         self._ends: dict[Path, int] = {}
         self._pool = ThreadPoolExecutor(1, "writer")
-        self._asked: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -183,68 +186,71 @@ class _Writer:
         self._pool.shutdown(cancel_futures=True)
         self._files.close()
 
-    def aligned(self, path: Path) -> int:
-        """Where the next weight of a file begins, in bytes; what comes before it is filled up."""
+    def align(self, path: Path) -> int:
+        """Pads a file to `ALIGNMENT`, and returns the offset at which its next weight begins."""
         if path not in self._open:
             self._open[path] = self._files.enter_context(path.open("wb"))
             self._ends[path] = 0
-        self.take(memoryview(bytes(-self._ends[path] % ALIGNMENT)), hashlib.sha256(), path)
+        self.write(memoryview(bytes(-self._ends[path] % ALIGNMENT)), hashlib.sha256(), path)
         return self._ends[path]
 
-    def take(self, data: memoryview, made: Hash, path: Path | None) -> None:
-        """Adds bytes to a digest and, where there is a path, to the end of that file."""
+    def write(self, data: memoryview, digest: Hash, path: Path | None) -> None:
+        """Adds bytes to a digest and, if there is a path, to the end of that file."""
         stream = None
         if path is not None:
             stream, self._ends[path] = self._open[path], self._ends[path] + len(data)
-        self._asked.append(submit(self._pool, _take, data, made, stream))
-        while len(self._asked) > AHEAD:
-            self._asked.popleft().result()
+        self._pending.append(submit(self._pool, _hash_and_write, data, digest, stream))
+        while len(self._pending) > AHEAD:
+            self._pending.popleft().result()
 
     def finish(self) -> None:
-        """Returns when all is written. Raises OSError where it could not be."""
-        while self._asked:
-            self._asked.popleft().result()
+        """Waits until everything is written. Raises OSError if that fails."""
+        while self._pending:
+            self._pending.popleft().result()
 
 
-def _take(data: memoryview, made: Hash, stream: BinaryIO | None) -> None:
-    made.update(data)
+def _hash_and_write(data: memoryview, digest: Hash, stream: BinaryIO | None) -> None:
+    digest.update(data)
     if stream is not None:
         stream.write(data)
 
 
-def _passed(recipe: Recipe, writer: _Writer, target: Path | None, advance: Advance) -> Hash:
-    """The digest of a weight, whole when the writer has finished; written if there is a target."""
-    made, size = hashlib.sha256(), 0
+def _process(recipe: Recipe, writer: _Writer, target: Path | None, advance: Advance) -> Hash:
+    """Hashes a weight, and writes it if there is a target.
+
+    The digest that is returned is complete when the writer has finished.
+    """
+    digest, size = hashlib.sha256(), 0
     for piece in recipe.pieces():
         data = _bytes(piece)
-        writer.take(data, made, target)
+        writer.write(data, digest, target)
         size += len(data)
         advance(len(data))
     if size != recipe.nbytes:
-        message = f"{recipe.source.name}: {size} bytes were made, wanted {recipe.nbytes}"
+        message = f"{recipe.source.name}: {size} bytes were computed, expected {recipe.nbytes}"
         raise ExportError(message)
-    return made
+    return digest
 
 
 def _bytes(values: npt.NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _written_graph(graph: Bound, folder: Path, places: Places) -> OnnxGraph:
+def _write_graph(graph: BoundGraph, folder: Path, places: Places) -> OnnxGraph:
     component, model = graph.component, graph.model
-    found = {name: places[graph.folder, recipe] for name, recipe in graph.recipes.items()}
-    for name, place in found.items():
+    placed = {name: places[graph.folder, recipe] for name, recipe in graph.recipes.items()}
+    for name, place in placed.items():
         value = model.graph.initializers[name]
-        value.const_value = _external(name, value, graph.recipes[name], place)
+        value.const_value = _external_tensor(name, value, graph.recipes[name], place)
     proto = ir.to_proto(model)
     path = folder / f"{component.graph}.onnx"
     path.write_bytes(proto.SerializeToString())
-    weights = [(name, found[name].digest) for name in _in_order(model, found)]
+    weights = [(name, placed[name].digest) for name in _in_order(model, placed)]
     return OnnxGraph(
         component=component.component,
         name=component.graph,
         path=path,
-        weights=tuple(dict.fromkeys(place.file for place in found.values())),
+        weights=tuple(dict.fromkeys(place.file for place in placed.values())),
         precision=component.precision,
         digest=graph_digest(weights, proto),
         contract=component.contract,
@@ -256,7 +262,9 @@ def _in_order(model: ir.Model, names: Mapping[str, Placed]) -> Iterator[str]:
     return (name for name in model.graph.initializers if name in names)
 
 
-def _external(name: str, value: ir.Value, recipe: Recipe, place: Placed) -> ir.ExternalTensor:
+def _external_tensor(
+    name: str, value: ir.Value, recipe: Recipe, place: Placed
+) -> ir.ExternalTensor:
     assert value.dtype is not None
     return ir.ExternalTensor(
         location=place.file.name,
@@ -273,28 +281,19 @@ class Links:
     """Files of a checkpoint in the folders of a build."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Path, Path], Path] = {}
+        self._targets: dict[tuple[Path, Path], Path] = {}
 
     def link(self, source: Path, directory: Path) -> Path:
-        """`source` in `directory`: a hard link, or a copy where the file system has none.
+        """Links or copies `source` into `directory` once, and returns the path there.
 
-        Files of one name, which lie in several directories, get a number each.
+        Files of the same name from different directories are numbered.
         """
-        if (source, directory) not in self._made:
+        if (source, directory) not in self._targets:
             target, number = directory / source.name, 1
             while target.exists():
                 number += 1
                 target = directory / f"{source.stem}-{number}{source.suffix}"
-            copies = [made for (file, _), made in self._made.items() if file == source]
-            _link([source.resolve(), *copies[:1]], target)
-            self._made[source, directory] = target
-        return self._made[source, directory]
-
-
-def _link(sources: Sequence[Path], target: Path) -> None:
-    """To the first of the same files that can be linked; else a copy."""
-    for source in sources:
-        with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source, target)
-            return
-    shutil.copy2(sources[0], target)
+            copies = [copy for (file, _), copy in self._targets.items() if file == source]
+            link_or_copy(source.resolve(), target, copies[:1])
+            self._targets[source, directory] = target
+        return self._targets[source, directory]

@@ -1,4 +1,4 @@
-"""A checkpoint that lies in several files, as a directory in Hugging Face form would give it."""
+"""Assembles a checkpoint from several files, as a directory in Hugging Face form would give it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from iblip.export.models.model import Model
 from iblip.export.models.table import MODELS
 from iblip.export.originals.joining import (
     File,
-    check_fit,
     check_merged,
-    expected,
-    joined,
+    expected_tensors,
+    join_biases,
     origin_of,
 )
 from iblip.export.originals.tokenizers import processor_of
-from iblip.export.originals.vocabulary import extended, vocabulary
+from iblip.export.originals.vocabulary import extend_vocabulary, set_vocabulary
 from iblip.export.system.files import sha256
+from iblip.export.weights.fit import check_fit
 from iblip.export.weights.weight import Weight
 
 PROJECTION = "language_projection.weight"
@@ -35,9 +35,9 @@ class Assembled(Checkpoint):
     """A checkpoint whose parts lie apart. Its `directory` is the language model's.
 
     Attributes:
-        model: which it is.
+        model: the row of the table that it is.
         parts: absolute paths, by the names of `export.originals.parts.WHAT`.
-        prepared: its processor.
+        prepared: the processor.
     """
 
     model: Model
@@ -46,46 +46,47 @@ class Assembled(Checkpoint):
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         return self.model.name
 
     @property
     def processor(self) -> Any:
-        """As `Checkpoint.processor`, with the original's settings."""
+        """The same as `Checkpoint.processor`, with the original's settings."""
         resize(self.prepared.image_processor, self.config.vision_config.image_size)
         return self.prepared
 
     def digests(self, known: Mapping[Path, str] | None = None) -> dict[str, str]:
-        """sha256 of every file that a part consists of, in hexadecimal, by `part/file name`.
+        """Returns the sha256 of every file of a part, in hexadecimal, by `part/file name`.
 
-        `known` are those that have been taken already.
+        Args:
+            known: digests that have been computed already, by path.
         """
-        found = {}
+        digests = {}
         for part, path in self.parts.items():
             inside = [file for file in self.files if file.parent == path]
             configs = [path / "config.json"] if inside else []
             for file in [path] if path.is_file() else [*configs, *inside]:
-                found[f"{part}/{file.name}"] = (known or {}).get(file) or sha256(file)
-        return found
+                digests[f"{part}/{file.name}"] = (known or {}).get(file) or sha256(file)
+        return digests
 
 
 def assemble(
     scheme: str, model: Model, parts: Mapping[str, Path], files: Sequence[File], config: Any
 ) -> Assembled:
-    """Joins the tensors of `files`, later ones before earlier, to a whole checkpoint.
+    """Merges the tensors of `files` into a whole checkpoint; later files take precedence.
 
     Args:
         scheme: `lavis` or `minigpt4`.
-        model: which it is.
+        model: the row of the table.
         parts: absolute paths.
-        files: what the parts with weights hold.
-        config: of the whole; takes the size of the vocabulary that is found, unless it is a part.
+        files: the parts with weights.
+        config: of the whole; its vocabulary size is set to the tensors', unless it is a part.
 
     Raises:
         CheckpointError: a part is of another size, has adapters, or lacks a tensor; tokenizer or
             config cannot be used.
     """
-    tensors, origins = _joined(files)
+    tensors, origins = _merge(files)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
     prepared = processor_of(
@@ -95,8 +96,8 @@ def assemble(
         queries=config.num_query_tokens,
     )
     if "config" not in parts:
-        tensors = extended(tensors, len(prepared.tokenizer))
-        vocabulary(config, tensors, prepared)
+        tensors = extend_vocabulary(tensors, len(prepared.tokenizer))
+        set_vocabulary(config, tensors, prepared)
     checkpoint = Assembled(
         directory=parts["language_model"],
         family=model.family,
@@ -106,27 +107,34 @@ def assemble(
         parts=parts,
         prepared=prepared,
     )
-    shapes, tied = expected(_components(checkpoint))
-    check_fit(tensors, origins, shapes, tied, files)
+    shapes, tied = expected_tensors(_components(checkpoint))
+    check_fit(
+        shapes,
+        tensors,
+        tied,
+        title=lambda name: origins.get(name) or origin_of(name, files),
+        summary="the files do not make this model",
+        remedy="A model of another size? --part config=FILE gives its own in transformers' form.",
+    )
     return checkpoint
 
 
-def _joined(files: Sequence[File]) -> tuple[dict[str, Weight], dict[str, str]]:
-    """By transformers' names: the tensors, and where each has been found."""
+def _merge(files: Sequence[File]) -> tuple[dict[str, Weight], dict[str, str]]:
+    """Returns the tensors and the origin of each, by transformers' names."""
     tensors: dict[str, Weight] = {}
     origins: dict[str, str] = {}
     for file in files:
         check_merged(file)
         for name, own, tensor in file.canonical():
             tensors[name], origins[name] = tensor, f"{file.part}: {own}"
-    tensors = joined(tensors)
+    tensors = join_biases(tensors)
     return tensors, {n: origins.get(n) or origin_of(n, files) for n in tensors}
 
 
 def _fit_positions(tensors: dict[str, Weight], vision: Any) -> None:
-    """Interpolates position embeddings of pictures of another size, as LAVIS does when it loads.
+    """Interpolates position embeddings for images of another size, as LAVIS does at load time.
 
-    EVA's file is of 224 pixels; the captioners', which are of 364, have their own.
+    EVA's file is for 224 pixels; the captioners, which take 364, have their own.
     """
     table, side = tensors.get(POSITIONS), vision.image_size // vision.patch_size
     if table is None or len(table.shape) != 3:
@@ -137,16 +145,16 @@ def _fit_positions(tensors: dict[str, Weight], vision: Any) -> None:
 
 
 def _components(checkpoint: Checkpoint) -> list[Any]:
-    """Every component but `batched_decoder`, which binds what `decoder` binds."""
+    """Returns every component but `batched_decoder`, which has the same weights as `decoder`."""
     precision = dict.fromkeys(("vision_encoder", "qformer", "language_model"), "fp32")
     components = components_from_checkpoint(checkpoint, precision)
     return [component for component in components if component.graph != "batched_decoder"]
 
 
 def _check_projection(scheme: str, weight: Weight | None, config: Any) -> None:
-    """Raises CheckpointError where the projection is of another model than the other parts."""
+    """Raises CheckpointError if the projection belongs to another model than the other parts."""
     if weight is None:
-        return  # told with all that is missing
+        return  # reported later with all that is missing
     outputs, inputs = weight.shape
     vision, qformer = config.vision_config, config.qformer_config
     features = (
@@ -157,12 +165,12 @@ def _check_projection(scheme: str, weight: Weight | None, config: Any) -> None:
     raise CheckpointError(
         f"the projection ({weight.name}) takes {inputs} features and gives {outputs}; the other"
         f" parts have {features}, and a language model that is {config.text_config.hidden_size}"
-        f" wide.{_likely(scheme, outputs, inputs)}"
+        f" wide.{_likely_model(scheme, outputs, inputs)}"
     )
 
 
-def _likely(scheme: str, outputs: int, inputs: int) -> str:
-    """Which model a projection of that shape is of."""
+def _likely_model(scheme: str, outputs: int, inputs: int) -> str:
+    """Says which released models have a projection of that shape."""
     fitting = [
         f"{scheme}:{name}"
         for model in MODELS.values()

@@ -1,4 +1,4 @@
-"""The config of an original, in transformers' form."""
+"""Builds the config of an original in transformers' form."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TRAINED: Mapping[str, tuple[str, ...]] = {
     "t5": ("dense_act_fn",),
     "opt": ("eos_token_id",),
 }
-"""By type of language model: what the original changes about its config."""
+"""Fields of the language model's config that the original changes, by `model_type`."""
 
 
 def config_of(model: Model, language_model: Path) -> Any:
-    """The config of `model`, with what `config.json` in `language_model` says of that part.
+    """Returns the config of `model`, with the part of the language model from its `config.json`.
 
     Raises:
         CheckpointError: that config cannot be read, or is of another type of language model.
@@ -32,24 +32,24 @@ def config_of(model: Model, language_model: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(language_model, local_files_only=True)
+        text_config = AutoConfig.from_pretrained(language_model, local_files_only=True)
     except Exception as error:
         raise CheckpointError(
             f"--part language_model={language_model} has no usable config.json: {error}"
         ) from error
-    wanted = model.text["model_type"]
-    if found.model_type != wanted:
+    kind = model.text["model_type"]
+    if text_config.model_type != kind:
         raise CheckpointError(
-            f"--part language_model={language_model} holds a {found.model_type}; {model.name} is"
-            f" on a {wanted} ({model.files['language_model']})"
+            f"--part language_model={language_model} holds a {text_config.model_type}; {model.name}"
+            f" is on a {kind} ({model.files['language_model']})"
         )
-    changes = {field: model.text[field] for field in TRAINED.get(wanted, ())}
-    text = {**found.to_dict(), **changes}
-    return parsed(model, {**whole_config(model), "text_config": text})
+    changes = {field: model.text[field] for field in TRAINED.get(kind, ())}
+    text = {**text_config.to_dict(), **changes}
+    return parse_config(model, {**whole_config(model), "text_config": text})
 
 
 def config_from_file(model: Model, path: Path) -> Any:
-    """The config that `--part config` gives.
+    """Reads the config that `--part config` names.
 
     Raises:
         CheckpointError: it is no config in transformers' form of `model`'s architecture.
@@ -60,21 +60,21 @@ def config_from_file(model: Model, path: Path) -> Any:
         raise CheckpointError(f"--part config={path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"--part config={path} holds a {type(data).__name__}, no object")
-    return parsed(model, data)
+    return parse_config(model, data)
 
 
-def parsed(model: Model, data: Mapping[str, Any]) -> Any:
-    """The object for a whole `config.json`.
+def parse_config(model: Model, data: Mapping[str, Any]) -> Any:
+    """Returns transformers' config object for the content of a `config.json`.
 
     Raises:
         CheckpointError: it is of another architecture than `model`, or a part of it is missing.
     """
     import transformers
 
-    found = (data.get("architectures") or ["none"])[0]
-    if found != model.architecture:
+    architecture = (data.get("architectures") or ["none"])[0]
+    if architecture != model.architecture:
         raise CheckpointError(
-            f"--part config is of a {found}; {model.name} is a {model.architecture}"
+            f"--part config is of a {architecture}; {model.name} is a {model.architecture}"
         )
     if model.family.processor is None:
         return minigpt4_config(data)
@@ -86,7 +86,7 @@ def parsed(model: Model, data: Mapping[str, Any]) -> Any:
 
 
 def whole_config(model: Model) -> dict[str, Any]:
-    """All but the language model's part."""
+    """Returns the content of `config.json` without the language model's part."""
     whole: dict[str, Any] = {
         "architectures": [model.architecture],
         "vision_config": dict(model.vision),

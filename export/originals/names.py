@@ -1,7 +1,7 @@
-"""What LAVIS and MiniGPT-4 call a tensor, and what transformers calls it.
+"""Translates LAVIS's and MiniGPT-4's names of tensors to transformers', and back.
 
-A table is read in both directions: a checkpoint's tensors are renamed to transformers' names, and
-what is missing is told by the name that it has in the file. `{}` stands for the number of a layer.
+Tables are read in both directions: a checkpoint's tensors are renamed to transformers' names, and a
+missing tensor is reported by its name in the file. `{}` stands for the number of a layer.
 
 Sources: salesforce/LAVIS, lavis/models/eva_vit.py and lavis/models/blip2_models/Qformer.py;
 Vision-CAIR/MiniGPT-4, minigpt4/models/minigpt4.py, which has the same modules.
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Names = Sequence[tuple[str, str]]
-"""Pairs of beginnings, the original's and transformers'; the first that fits counts."""
+"""Pairs of prefixes, the original's and transformers'; the first that matches counts."""
 
 BLOCK, LAYER = "blocks.{}.", "vision_model.encoder.layers.{}."
 EMBEDDINGS = "vision_model.embeddings."
@@ -29,7 +29,7 @@ VIT: Names = (
     (f"{BLOCK}attn.", f"{LAYER}self_attn."),
     (f"{BLOCK}mlp.", f"{LAYER}mlp."),
 )
-"""Of the ViT's own file."""
+"""Names in the ViT's own file."""
 
 QFORMER: Names = (
     ("query_tokens", "query_tokens"),
@@ -43,13 +43,13 @@ QFORMER: Names = (
     ),
     ("Qformer.bert.", "qformer."),
 )
-"""Of a Q-Former, its LayerNorm of embeddings aside."""
+"""Names of a Q-Former, except for the LayerNorm of its embeddings."""
 
 LAYER_NORM: Mapping[str, str] = {
     "instruction_qformer": "qformer.embeddings.layernorm.",
     "qformer": "qformer.layernorm.",
 }
-"""The projector to what transformers calls the LayerNorm of its embeddings."""
+"""transformers' name of the LayerNorm of a Q-Former's embeddings, by projector."""
 
 LANGUAGE_MODEL: Mapping[str, Names] = {
     "llama": (("", "language_model."),),
@@ -57,21 +57,21 @@ LANGUAGE_MODEL: Mapping[str, Names] = {
     # As `OPTModel` names them, and as `OPTForCausalLM` does.
     "opt": (("decoder.", "language_model.model.decoder."), ("", "language_model.")),
 }
-"""The language model's type to the names in its own directory."""
+"""Names in the language model's own directory, by its `model_type`."""
 
 PREFIXES: Mapping[str, tuple[str, str]] = {
     "llama": ("llm_proj.", "llm_model."),
     "t5": ("t5_proj.", "t5_model."),
     "opt": ("opt_proj.", "opt_model."),
 }
-"""The language model's type to what LAVIS calls the projection to it, and the model itself."""
+"""LAVIS's prefixes of the projection and of the language model, by `model_type`."""
 
 MINIGPT4_PREFIXES = "llama_proj.", "llama_model."
 """The same in MiniGPT-4."""
 
 
 def whole(projector: str, projection: str, language_model: str) -> Names:
-    """The names of a checkpoint that may hold every part.
+    """Returns the names of a checkpoint that may hold every part.
 
     Args:
         projector: as `export.families.family.Projector`.
@@ -101,12 +101,6 @@ class Unused:
     reason: str
 
 
-COUNTS = Unused(pattern=r".*\bposition_ids", reason="counts from 0")
-ANGLES = Unused(pattern=r".*\brotary_emb\.inv_freq", reason="computed from the config")
-T5_BIAS = Unused(
-    pattern=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
-    reason="of an early T5, whose cross-attention had positions",
-)
 HEADS = (
     Unused(pattern=r"Qformer\.cls\..*", reason="writes text in the first stage of training"),
     Unused(pattern=r"temp|itm_head\..*|(vision|text)_proj\..*", reason="the first stage's losses"),
@@ -135,22 +129,22 @@ def last_blocks(layers: int) -> Unused:
     return Unused(pattern=rf"blocks\.(?!({kept})\.)\d+\..*", reason="LAVIS stops one block earlier")
 
 
-def renamed(name: str, names: Names) -> str | None:
-    """What transformers calls `name`; `None` where no row of the table fits."""
-    return _replaced(name, ((original, ours) for original, ours in names))
+def to_transformers(name: str, names: Names) -> str | None:
+    """Returns transformers' name for `name`; `None` if no row of the table matches."""
+    return _replace_prefix(name, ((original, ours) for original, ours in names))
 
 
-def original(name: str, names: Names) -> str:
-    """What the file calls transformers' `name`; itself where no row of the table fits."""
+def to_original(name: str, names: Names) -> str:
+    """Returns the file's name for transformers' `name`; the same if no row matches."""
     if name.endswith("self_attn.qkv.bias"):  # made of two
-        stem = original(f"{name.removesuffix('qkv.bias')}q_bias", names)
+        stem = to_original(f"{name.removesuffix('qkv.bias')}q_bias", names)
         return f"{stem} (and v_bias)"
-    return _replaced(name, ((ours, theirs) for theirs, ours in names)) or name
+    return _replace_prefix(name, ((ours, theirs) for theirs, ours in names)) or name
 
 
-def _replaced(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
+def _replace_prefix(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
     for old, new in pairs:
-        found = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name)
-        if found:
-            return new.format(*found.groups()) + name[found.end() :]
+        match = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name)
+        if match:
+            return new.format(*match.groups()) + name[match.end() :]
     return None

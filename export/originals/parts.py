@@ -1,4 +1,4 @@
-"""The parts that an original is made of: which are needed, and what each is."""
+"""The parts of an original: which are needed, and what each is."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ WHAT: Mapping[str, str] = {
     "qformer_tokenizer": "the directory of the Q-Former's tokenizer",
     "config": "a config.json in transformers' form, for another size than the original's",
 }
-"""What a part is, whichever model it is of."""
+"""Descriptions of the parts, of any model."""
 
 OPTIONAL = frozenset({"vit", "qformer_tokenizer", "config"})
-"""Parts that may be left out where the others, or the hub's cache, have what they hold."""
+"""Parts that may be left out if the others, or the hub's cache, have their content."""
 
 
 def model_of(scheme: str, name: str) -> Model:
-    """The model that LAVIS or MiniGPT-4 calls `name`.
+    """Returns the model that LAVIS or MiniGPT-4 calls `name`.
 
     Args:
         scheme: `lavis` or `minigpt4`, a field of `Model`.
-        name: what stands behind it in `--model`.
+        name: what follows it in `--model`.
 
     Raises:
         OptionError: listing the names that are known.
@@ -42,11 +42,11 @@ def model_of(scheme: str, name: str) -> Model:
 
 
 def check_parts(model: Model, parts: Mapping[str, Path]) -> None:
-    """Compares the parts that are given with those that the model is made of.
+    """Checks that the parts are those of the model.
 
     Raises:
-        OptionError: one is missing or unknown; lists all that there are, with what each is.
-        CheckpointError: one is not there.
+        OptionError: one is missing or unknown; the message lists and describes all parts.
+        CheckpointError: a path does not exist.
     """
     known = [*model.files, *(["vit"] if "vit" not in model.files else []), "config"]
     needed = [part for part in model.files if part not in OPTIONAL]
@@ -60,14 +60,14 @@ def check_parts(model: Model, parts: Mapping[str, Path]) -> None:
 
 
 def wrong_parts(model: Model, missing: Sequence[str], unknown: Sequence[str] = ()) -> OptionError:
-    """What to raise where parts are missing or unknown: lists all that `model` is made of."""
+    """Returns the error for parts that are missing or unknown, which lists the model's parts."""
     faults = [f"--part {part}=… is missing" for part in missing]
     faults += [f"there is no part {part!r}" for part in unknown]
-    return OptionError(f"{model.name}: {'; '.join(faults)}. It is made of\n{described(model)}")
+    return OptionError(f"{model.name}: {'; '.join(faults)}. It is made of\n{describe_parts(model)}")
 
 
-def described(model: Model) -> str:
-    """A line for each part of `model`: what it is, and what the original calls it."""
+def describe_parts(model: Model) -> str:
+    """Returns a line for each part of `model`: what it is, and what the original calls it."""
     rows = {**model.files, "config": ""}
     return "\n".join(f"  {part}: {_line(part, file)}" for part, file in rows.items())
 

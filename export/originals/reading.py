@@ -57,7 +57,7 @@ def _lavis(model: Model, parts: Parts, config: Any) -> Sequence[File]:
         part="checkpoint",
         tensors=_tensors(parts["checkpoint"]),
         names=names.whole(projector, *names.PREFIXES[kind]),
-        unused=(names.COUNTS, names.ANGLES, *names.HEADS, *branch),
+        unused=(*names.HEADS, *branch),
     )
     return *_shared(model, parts, config), checkpoint
 
@@ -69,7 +69,7 @@ def _minigpt4(model: Model, parts: Parts, config: Any) -> Sequence[File]:
     new one, which changes nothing but the scale.
     """
     known = names.whole("qformer", *names.MINIGPT4_PREFIXES)
-    unused = (names.COUNTS, names.ANGLES, *names.HEADS, *names.TEXT_BRANCH)
+    unused = (*names.HEADS, *names.TEXT_BRANCH)
     projection = File(
         part="projection",
         tensors=_tensors(parts["projection"]),
@@ -101,7 +101,6 @@ def _shared(model: Model, parts: Parts, config: Any) -> Sequence[File]:
         part="language_model",
         tensors=_tensors(parts["language_model"]),
         names=names.LANGUAGE_MODEL[model.text["model_type"]],
-        unused=(names.ANGLES, names.T5_BIAS),
         owns=("language_model.",),
     )
     if "vit" not in parts:

@@ -16,21 +16,21 @@ from iblip.export.models.table import BERT
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of red, green and blue, as CLIP was trained (LAVIS, lavis/processors/blip_processors.py)."""
+"""Mean and deviation of red, green and blue in CLIP's training (LAVIS, blip_processors.py)."""
 
 DEC = "[DEC]"
-"""What LAVIS adds to BERT's vocabulary (blip2.py, `init_tokenizer`)."""
+"""The token that LAVIS adds to BERT's vocabulary (blip2.py, `init_tokenizer`)."""
 
 END, PADDING = "</s>", "[PAD]"
 
 
 def processor_of(model: Model, parts: Mapping[str, Path], *, image_size: int, queries: int) -> Any:
-    """Transformers' processor of `model`, or its parts where transformers has none.
+    """Returns transformers' processor of `model`, or its parts if transformers has none.
 
     Args:
         model: a row of the table.
-        parts: with `language_model`, and `qformer_tokenizer` where it is needed and given.
-        image_size: height and width of its pictures, in pixels.
+        parts: with `language_model`, and `qformer_tokenizer` if it is needed and given.
+        image_size: height and width of the images, in pixels.
         queries: rows of a visual prompt.
 
     Raises:
@@ -66,7 +66,7 @@ def _tokenizer(source: Path | str, part: str, **options: Any) -> Any:
 
 
 def _instruction_tokenizer(parts: Mapping[str, Path]) -> Any:
-    """BERT's, cut on the left, with `[DEC]`."""
+    """Returns BERT's tokenizer with truncation on the left and the token `[DEC]`."""
     given = parts.get("qformer_tokenizer")
     try:
         tokenizer = _tokenizer(given or BERT, "qformer_tokenizer", truncation_side="left")
@@ -86,10 +86,10 @@ def _as_it_is(tokenizer: Any) -> Any:
 
 
 def _lavis_vicuna(tokenizer: Any) -> Any:
-    """LAVIS's (blip2_vicuna_instruct.py): prompts begin with `</s>`, for that is its BOS.
+    """Sets what LAVIS does (blip2_vicuna_instruct.py): prompts begin with `</s>`, its BOS token.
 
-    The slow tokenizer, which LAVIS takes, puts whatever its BOS token is in front; the fast one has
-    the token in its post-processor.
+    The slow tokenizer, which LAVIS uses, prepends whatever its BOS token is; the fast one has the
+    token in its post-processor.
     """
     from tokenizers.processors import TemplateProcessing
 
@@ -108,4 +108,4 @@ def _lavis_vicuna(tokenizer: Any) -> Any:
 SETTINGS: Mapping[tuple[str, str], Callable[[Any], Any]] = {
     ("InstructBlipForConditionalGeneration", "llama"): _lavis_vicuna,
 }
-"""Architecture and type of language model, to what its original changes about the tokenizer."""
+"""Changes that an original makes to the tokenizer, by architecture and `model_type`."""

@@ -1,4 +1,4 @@
-"""Tokens that an original's tokenizer has and the language model's own files do not."""
+"""Adapts the vocabulary to tokens that only an original's tokenizer has."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TABLES = (
     "language_model.decoder.embed_tokens.weight",
     "language_model.lm_head.weight",
 )
-"""What has a row a token: embeddings and the layer before the logits, of any language model."""
+"""Tensors with a row for each token: embeddings and output layers of any language model."""
 
 
-def extended(tensors: Mapping[str, Weight], tokens: int) -> dict[str, Weight]:
-    """The same with rows for at least `tokens` tokens.
+def extend_vocabulary(tensors: Mapping[str, Weight], tokens: int) -> dict[str, Weight]:
+    """Returns the tensors with rows for at least `tokens` tokens.
 
-    LAVIS gives its Vicuna a row for `[PAD]`, and transformers' processor wants one for `<image>`.
+    LAVIS gives its Vicuna a row for `[PAD]`, and transformers' processor needs one for `<image>`.
     No such token is ever computed with: LAVIS's row is random, these are 0.
     """
     result = dict(tensors)
@@ -34,8 +34,8 @@ def extended(tensors: Mapping[str, Weight], tokens: int) -> dict[str, Weight]:
     return result
 
 
-def vocabulary(config: Any, tensors: Mapping[str, Weight], processor: Any) -> None:
-    """Sets in `config` how many tokens there are, and which stands for the image."""
+def set_vocabulary(config: Any, tensors: Mapping[str, Weight], processor: Any) -> None:
+    """Sets the vocabulary size in `config`, and the token that stands for the image."""
     rows = [tensors[name].shape[0] for name in TABLES if name in tensors]
     if rows:
         config.text_config.vocab_size = rows[0]

@@ -1,7 +1,7 @@
-"""Measures how sensitive each product of a checkpoint's graphs is, on images and what is asked.
+"""Measures how sensitive each matmul of a checkpoint's graphs is, on images and questions.
 
-The images go through the traced graphs in float32, component by component, as they would when they
-are served. See `export.quantisation.running` for why that takes little memory.
+The images pass through the traced graphs in float32, component by component, as in serving. See
+`export.quantisation.running` for why that takes little memory.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from iblip.export.examples import EXAMPLES, read_examples
 from iblip.export.graph.tracing import Trace
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Progress
+from iblip.export.quantisation.matmuls import MatMul, find_matmuls
 from iblip.export.quantisation.measuring import Measurements
 from iblip.export.quantisation.options import Quantisation
-from iblip.export.quantisation.products import Product, products
 from iblip.export.quantisation.running import Arrays, run_in_pieces
 from iblip.export.weights.binding import bind
 
 IMAGES = 16
-"""Images that are looked at, spread over all that there are."""
+"""Number of images that are used, spread evenly over all that there are."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Of the files of a directory that are taken for images."""
+"""Suffixes of the files of a directory that are read as images."""
 
 PROMPT = "What is in the picture?"
-"""Asked of images that come without questions."""
+"""The question about images that come without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image, what is asked of it, and what is said."""
+    """An image, a question about it, and the answer.
+
+    The answer may be empty.
+    """
 
     image: Path
     prompt: str = PROMPT
@@ -54,49 +57,53 @@ def measure(
     quantisations: Mapping[str, Quantisation],
     progress: Progress,
 ) -> dict[str, Measurements]:
-    """What there is to know of every component that is quantised, before its graphs are changed.
+    """Measures every component that is to be quantised, before its graphs are changed.
 
     Args:
         traces: of all graphs of the checkpoint.
-        checkpoint: whose weights they want.
+        checkpoint: whose weights they read.
         quantisations: by component.
-        progress: told of each component.
+        progress: reports each component.
+
+    Returns:
+        Measurements by component; empty ones where nothing has to be measured.
 
     Raises:
-        OptionError: static activations are asked for, and there is no image.
+        OptionError: activations are to be static, and there is no image.
         InputError: the examples or an image cannot be read.
     """
-    found = {name: Measurements(quantisation=given) for name, given in quantisations.items()}
-    wanted = {name for name, given in quantisations.items() if given.is_measured}
-    if not wanted:
-        return found
+    measurements = {name: Measurements(quantisation=q) for name, q in quantisations.items()}
+    measured = {name for name, quantisation in quantisations.items() if quantisation.is_measured}
+    if not measured:
+        return measurements
     samples = samples_from(checkpoint, next(iter(quantisations.values())).calibration)
     if not samples:
-        for name in sorted(wanted):
-            _without_images(name, traces, checkpoint, found[name], progress)
-        return found
+        for name in sorted(measured):
+            _measure_weights(name, traces, checkpoint, measurements[name], progress)
+        return measurements
     values = [_Values(sample, checkpoint) for sample in samples]
     for traced in traces:
         name = traced.component.component
-        if not wanted & {name, *_behind(name)} or traced.component.graph not in GRAPHS:
+        if not measured & {name, *_behind(name)} or traced.component.graph not in GRAPHS:
             continue
         with progress.stage(f"measure {traced.component.title}"):
-            _on_images(traced, checkpoint, values, found.get(name) if name in wanted else None)
-    return found
+            target = measurements[name] if name in measured else None
+            _measure_on_images(traced, checkpoint, values, target)
+    return measurements
 
 
 GRAPHS = ("model", "embed_tokens", "encoder", "decoder")
-"""Graphs that are run. What `batched_decoder` multiplies by is in `decoder` too."""
+"""Graphs that are run. `batched_decoder` has the same matrices as `decoder`."""
 
 
 def _behind(component: str) -> tuple[str, ...]:
-    """The components that take what this one makes."""
+    """Returns the components that come after this one."""
     order = ("vision_encoder", "qformer", "language_model")
     return order[order.index(component) + 1 :]
 
 
 def samples_from(checkpoint: Checkpoint, directory: Path | None) -> list[Sample]:
-    """Images of `directory`, or of the checkpoint's own examples; none where it has none.
+    """Returns samples from `directory`, or from the checkpoint's own examples if it has any.
 
     Raises:
         OptionError: the directory has no image.
@@ -118,14 +125,14 @@ def samples_from(checkpoint: Checkpoint, directory: Path | None) -> list[Sample]
     return [Sample(image=files[index]) for index in chosen]
 
 
-def _without_images(
+def _measure_weights(
     component: str,
     traces: Sequence[Trace],
     checkpoint: Checkpoint,
     measured: Measurements,
     progress: Progress,
 ) -> None:
-    """Weights alone are looked at, where nothing but weights is quantised."""
+    """Measures without images, which is possible if nothing but weights is quantised."""
     if measured.quantisation.activations == "static":
         raise OptionError(
             f"the static scales of {component} ({measured.quantisation}) are found on images, and"
@@ -137,38 +144,37 @@ def _without_images(
         return
     for traced in traces:
         if traced.component.component == component and traced.component.graph in GRAPHS:
-            recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
-            for product in products(traced.model, recipes):
-                measured.look_at(product)
+            recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
+            for matmul in find_matmuls(traced.model, recipes):
+                measured.observe_weights(matmul)
 
 
-def _on_images(
+def _measure_on_images(
     traced: Trace,
     checkpoint: Checkpoint,
     values: Sequence[_Values],
     measured: Measurements | None,
 ) -> None:
-    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     feeds = [held.feed(traced.component) for held in values]
 
-    def observe(product: Product, inputs: Any) -> None:
+    def observe(matmul: MatMul, inputs: Any) -> None:
         if measured is not None:
-            measured.observe(product, inputs)
+            measured.observe(matmul, inputs)
 
-    for held, made in zip(
-        values, run_in_pieces(traced.model, recipes, feeds, observe), strict=True
-    ):
-        held.keep(made)
+    outputs = run_in_pieces(traced.model, recipes, feeds, observe)
+    for held, tensors in zip(values, outputs, strict=True):
+        held.keep(tensors)
     if measured is not None:
         measured.samples = len(values)
 
 
 class _Values:
-    """What a sample is on its way through the graphs.
+    """The tensors of a sample on its way through the graphs.
 
     Args:
-        sample: where it begins.
-        checkpoint: whose processor reads it.
+        sample: what they are computed from.
+        checkpoint: whose processor prepares the image and the text.
     """
 
     def __init__(self, sample: Sample, checkpoint: Checkpoint) -> None:
@@ -180,20 +186,20 @@ class _Values:
             self._hold("qformer_input_ids", processor.qformer_tokenizer(sample.prompt)["input_ids"])
             shape = self._held["qformer_input_ids"].shape
             self._held["qformer_attention_mask"] = np.ones(shape, np.int64)
-        asked = checkpoint.prompt_template.replace("{image}", "").replace("{prompt}", sample.prompt)
-        text = processor.tokenizer(asked)["input_ids"]
-        said = processor.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+        template = checkpoint.prompt_template.replace("{image}", "")
+        prompt = processor.tokenizer(template.replace("{prompt}", sample.prompt))["input_ids"]
+        answer = processor.tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
         if config.is_encoder_decoder:
-            said = [config.decoder_start_token_id, *said]
-        self._hold("input_ids", [*text, *said])
-        # Tokens that the decoder is not given: an encoder reads them.
-        self._encoded = len(text) if config.is_encoder_decoder else 0
+            answer = [config.decoder_start_token_id, *answer]
+        self._hold("input_ids", [*prompt, *answer])
+        # Number of tokens that an encoder reads, and the decoder does not.
+        self._encoded = len(prompt) if config.is_encoder_decoder else 0
 
     def _hold(self, name: str, ids: Sequence[int]) -> None:
         self._held[name] = np.array([ids], np.int64)
 
     def feed(self, component: Component) -> Arrays:
-        """The inputs of a graph."""
+        """Returns the inputs of a graph, in its dtypes."""
         return {
             spec.name: self._input(component.graph, spec).astype(spec.numpy_dtype)
             for spec in component.contract.inputs
@@ -214,14 +220,14 @@ class _Values:
         return self._held[spec.name]
 
     def _embeds(self, graph: str) -> npt.NDArray[Any]:
-        """Of all tokens; of an encoder-decoder, of those before the answer or from it on."""
-        embeds, picture = self._held["inputs_embeds"], self._held["visual_prompt"]
+        """Returns the embeddings that a graph reads: the prompt's, the answer's, or both."""
+        embeds, visual_prompt = self._held["inputs_embeds"], self._held["visual_prompt"]
         if not self._encoded:
-            return np.concatenate([picture, embeds], axis=1)
+            return np.concatenate([visual_prompt, embeds], axis=1)
         if graph == "decoder":
             return embeds[:, self._encoded :]
-        return np.concatenate([picture, embeds[:, : self._encoded]], axis=1)
+        return np.concatenate([visual_prompt, embeds[:, : self._encoded]], axis=1)
 
-    def keep(self, made: Arrays) -> None:
-        """Takes what a graph has made."""
-        self._held |= made
+    def keep(self, outputs: Arrays) -> None:
+        """Adds the outputs of a graph, for those that come after it."""
+        self._held |= outputs

@@ -1,6 +1,6 @@
-"""The numbers of eight bits that a product's two factors become: whole ones, or floats.
+"""The formats of eight bits for weights and activations of a MatMul: integers, or floats.
 
-Both are symmetric: a number times a scale, with no zero point but 0.
+Both are symmetric: a value is a number times a scale, and the zero point is 0.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class Format:
     """One row of `FORMATS`.
 
     Attributes:
-        name: what a weight's numbers are called behind its own name.
-        most: the greatest number.
-        dtype: as ONNX has it.
-        numpy: the same as numpy has it.
-        nearest: float32 within `most` of 0 to the nearest number, as float32.
+        name: follows a weight's name in that of its quantised weights.
+        largest: the greatest number.
+        dtype: ONNX's dtype.
+        numpy: numpy's dtype.
+        nearest: rounds float32 from `-largest` to `largest` to the nearest number, as float32.
     """
 
     name: str
-    most: float
+    largest: float
     dtype: ir.DataType
     numpy: npt.DTypeLike
     nearest: Callable[[torch.Tensor], torch.Tensor]
 
-    def rounded(self, values: torch.Tensor, scales: torch.Tensor | float) -> torch.Tensor:
-        """The numbers that stand for `values`, as float32; what is beyond the range is cut off."""
-        return self.nearest((values / scales).clamp_(-self.most, self.most))
+    def quantise(self, values: torch.Tensor, scales: torch.Tensor | float) -> torch.Tensor:
+        """Returns the numbers that stand for `values`, as float32, clipped to the range."""
+        return self.nearest((values / scales).clamp_(-self.largest, self.largest))
 
-    def stored(self, numbers: torch.Tensor) -> npt.NDArray[Any]:
-        """Numbers that `rounded` made, in the format's own dtype."""
+    def store(self, numbers: torch.Tensor) -> npt.NDArray[Any]:
+        """Returns numbers from `quantise` in the format's own dtype."""
         return array_from_tensor(numbers).astype(self.numpy)
 
 
@@ -53,37 +53,40 @@ def _to_e4m3(values: torch.Tensor) -> torch.Tensor:
 FORMATS: Mapping[str, Format] = {
     # -128 is not used, so that 0 is the middle.
     "int": Format(
-        name="int8", most=127, dtype=ir.DataType.INT8, numpy=np.int8, nearest=torch.round
+        name="int8", largest=127, dtype=ir.DataType.INT8, numpy=np.int8, nearest=torch.round
     ),
-    # No infinity: what is beyond 448 would be no number (arXiv 2209.05433, section 3).
+    # There is no infinity: what is beyond 448 would be NaN (arXiv 2209.05433, section 3).
     "e4m3": Format(
         name="e4m3",
-        most=448,
+        largest=448,
         dtype=ir.DataType.FLOAT8E4M3FN,
         numpy=ml_dtypes.float8_e4m3fn,
         nearest=_to_e4m3,
     ),
 }
-"""By `export.quantisation.options.Quantisation.format`."""
+"""Formats by `export.quantisation.options.Quantisation.format`."""
 
 
-def as_scales(scales: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Scales as the graph keeps them, as float32: rounded up, so that no number leaves its range.
+def round_scales(scales: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Rounds scales up to what `dtype` can hold, so that no number leaves its range.
 
-    What is 0 becomes 1: there is nothing to scale.
+    A scale of 0 becomes 1: there is nothing to scale.
 
     Args:
         scales: float32, not below 0.
         dtype: what the graph computes in around the MatMul, a key of
             `export.artifact.contract.DTYPES`.
+
+    Returns:
+        The scales as float32.
     """
     scales = torch.where(scales == 0, 1, scales)
-    kept = scales.to(getattr(torch, dtype))
-    less = kept.to(torch.float32) < scales
-    above = torch.nextafter(kept, torch.full_like(kept, torch.inf)) if less.any() else kept
-    return torch.where(less, above, kept).to(torch.float32)
+    rounded = scales.to(getattr(torch, dtype))
+    less = rounded.to(torch.float32) < scales
+    above = torch.nextafter(rounded, torch.full_like(rounded, torch.inf)) if less.any() else rounded
+    return torch.where(less, above, rounded).to(torch.float32)
 
 
 def array_of_scales(scales: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
-    """What `as_scales` made, in that dtype."""
+    """Returns scales from `round_scales` as an array of that dtype."""
     return scales.numpy().astype(DTYPES[dtype])

@@ -1,8 +1,8 @@
-"""How much each product's result moves when it is quantised, and how large its inputs are.
+"""Measures the error that quantisation causes in each matmul, and the range of its activations.
 
-The error of a product is the root mean square of what it gives too much or too little, as a share
-of what it gives: with the inputs that calibration images make in the float32 graph, or without any,
-the same of its weights.
+The error of a matmul is the root mean square of the difference of its result, relative to the
+result's own. Its activations are those that calibration images cause in the float32 graph; without
+images, the error of the weights alone is taken.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from iblip.export.quantisation.blocks import blocks_of, floats_from_array
-from iblip.export.quantisation.channels import Channels
+from iblip.export.quantisation.blockwise import BlockwiseMatrix, floats_from_array
+from iblip.export.quantisation.channelwise import ChannelwiseMatrix
 from iblip.export.quantisation.formats import FORMATS, Format
+from iblip.export.quantisation.matmuls import MatMul
 from iblip.export.quantisation.options import Quantisation
-from iblip.export.quantisation.products import Product
 
 ROWS = 1024
-"""Inputs of a product that are looked at, spread over all samples."""
+"""Rows of activations that a matmul is measured on, spread over all samples."""
 
 STEPS = np.linspace(0.3, 1.0, 36)
-"""Shares of the greatest magnitude that are tried as the end of a static range."""
+"""Fractions of the greatest magnitude that are tried as the end of a static range."""
 
 
 @dataclass
 class Measurements:
-    """What was found of a component's products, by the name of their weight.
+    """What was measured of a component's matmuls, by the name of their weight.
 
     Attributes:
-        quantisation: what was measured.
-        samples: images that it was measured on; 0 where only weights were looked at.
-        errors: of each product.
-        scales: of each product's input, for static activations.
+        quantisation: that was measured.
+        samples: number of images; 0 if only weights were measured.
+        errors: of each matmul.
+        scales: of each matmul's activations, if they are static.
     """
 
     quantisation: Quantisation
@@ -45,8 +45,11 @@ class Measurements:
     errors: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
 
-    def observe(self, product: Product, inputs: Sequence[npt.NDArray[Any]]) -> None:
-        """Measures a product; one whose weight is in two graphs counts with its greater error."""
+    def observe(self, matmul: MatMul, inputs: Sequence[npt.NDArray[Any]]) -> None:
+        """Measures a matmul on its activations.
+
+        If its weight is in two graphs, the greater error counts.
+        """
         flat = [floats_from_array(x).reshape(-1, x.shape[-1]) for x in inputs]
         most = max(1, ROWS // len(flat))
         rows = [x[:: math.ceil(len(x) / most)] for x in flat if len(x)]
@@ -54,30 +57,29 @@ class Measurements:
             return
         if self.quantisation.activations == "static":
             scale = static_scale(torch.cat(rows), FORMATS[self.quantisation.format])
-            self.scales[product.name] = max(scale, self.scales.get(product.name, 0.0))
-        error = product_error(product, rows, self.quantisation, self.scales.get(product.name))
-        self.errors[product.name] = max(error, self.errors.get(product.name, 0.0))
+            self.scales[matmul.name] = max(scale, self.scales.get(matmul.name, 0.0))
+        error = matmul_error(matmul, rows, self.quantisation, self.scales.get(matmul.name))
+        self.errors[matmul.name] = max(error, self.errors.get(matmul.name, 0.0))
 
-    def look_at(self, product: Product) -> None:
-        """Measures a product's weights alone."""
-        rows = [torch.eye(1)]
-        self.errors[product.name] = product_error(product, rows, self.quantisation)
+    def observe_weights(self, matmul: MatMul) -> None:
+        """Measures a matmul's weights alone."""
+        self.errors[matmul.name] = matmul_error(matmul, None, self.quantisation)
 
     @property
     def sensitive(self) -> tuple[str, ...]:
-        """The products that stay more precise, the worst first."""
+        """Names of the matmuls that stay more precise, the one with the largest error first."""
         count = math.ceil(self.quantisation.sensitive * len(self.errors))
         return tuple(sorted(self.errors, key=lambda name: -self.errors[name])[:count])
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready: what stays more precise, and the worst of the others."""
-        made = self.quantisation.to_json()
+        """Returns what stays more precise, and the largest error of the others, JSON-ready."""
+        quantisation = self.quantisation.to_json()
         if not self.errors:
-            return {**made, "sensitive": 0.0}  # none is
+            return {**quantisation, "sensitive": 0.0}  # none is
         worst = self.sensitive
         others = [error for name, error in self.errors.items() if name not in worst]
         return {
-            **made,
+            **quantisation,
             "measured_on": f"{self.samples} images" if self.samples else "weights alone",
             "products": len(self.errors),
             "more_precise": {name: round(self.errors[name], 5) for name in worst},
@@ -85,52 +87,51 @@ class Measurements:
         }
 
 
-def product_error(
-    product: Product,
-    inputs: Sequence[torch.Tensor],
+def matmul_error(
+    matmul: MatMul,
+    inputs: Sequence[torch.Tensor] | None,
     quantisation: Quantisation,
     scale: float | None = None,
 ) -> float:
-    """See the module.
+    """Returns the error of a matmul, as the module defines it.
 
     Args:
-        product: of which nothing has been changed yet.
-        inputs: `[rows, in]` each; one of 1 x 1 stands for weights alone.
+        matmul: of the graph before it is quantised.
+        inputs: its activations, float32 `[rows, in]` each; `None` measures the weights alone.
         quantisation: of its component.
-        scale: of its input, for static activations.
+        scale: of its activations, if they are static.
     """
-    weights_alone = inputs[0].shape == (1, 1)
-    exact = torch.cat(list(inputs))
-    rounded = exact
-    if scale is not None:
-        rounded = FORMATS[quantisation.format].rounded(exact, scale) * scale
-    elif quantisation.activations == "dynamic" and not weights_alone:
-        rounded = torch.cat([_rounded(x) for x in inputs])
-    wrong = right = 0.0
-    for rows, found in _quantised(product, quantisation):
-        wanted = rows if weights_alone else exact @ rows.T
-        made = found if weights_alone else rounded @ found.T
-        wrong += float(torch.square(made - wanted).sum())
-        right += float(torch.square(wanted).sum())
-    return math.sqrt(wrong / right) if right else 0.0
+    exact = None if inputs is None else torch.cat(list(inputs))
+    quantised = exact
+    if exact is not None and scale is not None:
+        quantised = FORMATS[quantisation.format].quantise(exact, scale) * scale
+    elif inputs is not None and quantisation.activations == "dynamic":
+        quantised = torch.cat([_quantise_dynamically(x) for x in inputs])
+    difference = size = 0.0
+    for rows, quantised_rows in _rows_round_trip(matmul, quantisation):
+        expected = rows if exact is None else exact @ rows.T
+        actual = quantised_rows if quantised is None else quantised @ quantised_rows.T
+        difference += float(torch.square(actual - expected).sum())
+        size += float(torch.square(expected).sum())
+    return math.sqrt(difference / size) if size else 0.0
 
 
-def _quantised(
-    product: Product, quantisation: Quantisation
+def _rows_round_trip(
+    matmul: MatMul, quantisation: Quantisation
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of the matrix, and what they are once they are quantised."""
+    """Yields rows of the matrix, before and after they are quantised."""
     if quantisation.activations == "float":
-        yield from blocks_of(product.recipe.source, quantisation).compared()
+        yield from BlockwiseMatrix.from_weight(matmul.recipe.source, quantisation).round_trip()
         return
-    channels = Channels(
-        source=product.recipe.source, format=quantisation.format, dtype=product.recipe.dtype
+    matrix = ChannelwiseMatrix(
+        source=matmul.recipe.source, format=quantisation.format, dtype=matmul.recipe.dtype
     )
-    for rows, numbers, scales in channels.rows():
+    for rows, numbers, scales in matrix.rows():
         yield rows, numbers * scales[:, None]
 
 
-def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """As `DynamicQuantizeLinear` does: uint8 over the range of the tensor, which has 0 in it."""
+def _quantise_dynamically(values: torch.Tensor) -> torch.Tensor:
+    """Rounds as `DynamicQuantizeLinear` does: to uint8 over the tensor's range, including 0."""
     lowest, highest = values.amin().clamp(max=0), values.amax().clamp(min=0)
     scale = (highest - lowest) / 255
     if scale == 0:
@@ -139,14 +140,14 @@ def _rounded(values: torch.Tensor) -> torch.Tensor:
     return ((values / scale + zero).round().clamp(0, 255) - zero) * scale
 
 
-def static_scale(values: torch.Tensor, numbers: Format) -> float:
-    """The scale of such numbers that moves these values least, in the mean of squares."""
-    most = float(values.abs().max())
-    if most == 0:
+def static_scale(values: torch.Tensor, format_: Format) -> float:
+    """Returns the scale that quantises `values` with the smallest mean squared error."""
+    largest = float(values.abs().max())
+    if largest == 0:
         return 1.0
     errors = {}
-    for share in STEPS:
-        scale = most * float(share) / numbers.most
-        rounded = numbers.rounded(values, scale) * scale
+    for step in STEPS:
+        scale = largest * float(step) / format_.largest
+        rounded = format_.quantise(values, scale) * scale
         errors[scale] = float(torch.square(rounded - values).sum())
     return min(errors, key=lambda scale: errors[scale])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from iblip.export.checkpoint.checkpoint import MARK
 from iblip.export.models.model import Model
-from iblip.export.originals.configs import parsed, whole_config
+from iblip.export.originals.configs import parse_config, whole_config
 
 if TYPE_CHECKING:
     import torch
@@ -68,12 +68,12 @@ def shapes(model: Model) -> Shapes:
 
 
 def _parameters(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
-    import torch
     import transformers
-    from transformers.initialization import no_init_weights
 
-    config = parsed(model, config_json(model, dtype="float32", seed=0))
-    with torch.device("meta"), no_init_weights():
+    from iblip.export.components.without_memory import without_memory
+
+    config = parse_config(model, config_json(model, dtype="float32", seed=0))
+    with without_memory():
         if model.family.processor is None:
             yield from _of_parts(model, config)
         else:

@@ -1,19 +1,20 @@
-"""Files that are written whole or not at all, and what is in them."""
+"""Files that are written whole or not at all, linked or copied, and hashed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when the block ends without an error.
+    """Yields a file to write, which replaces `path` when the block ends without an error.
 
     Raises:
         OSError: it cannot be written.
@@ -33,7 +34,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a small file, which readers see either as it was or as it will be.
+    """Writes a small file atomically: readers see either the old content or the new.
 
     Raises:
         OSError: it cannot be written.
@@ -42,8 +43,32 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def link_or_copy(source: Path, target: Path, others: Sequence[Path] = ()) -> None:
+    """Makes `target` a hard link to `source`, or else a copy of it; whole or not at all.
+
+    Args:
+        source: a file.
+        target: replaced if it exists; its directory must exist.
+        others: files with the same content, which may be on a file system that `source` is not on;
+            they are tried as the link's source after `source`.
+
+    Raises:
+        OSError: the file can be neither linked nor copied.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        draft = Path(scratch) / target.name
+        for file in (source, *others):
+            # Another disk, a file system without links, or another owner's file.
+            with contextlib.suppress(OSError):
+                draft.hardlink_to(file)
+                break
+        else:
+            shutil.copyfile(source, draft)
+        draft.replace(target)
+
+
 def sha256(path: Path) -> str:
-    """Of a whole file, in hexadecimal.
+    """Returns the sha256 of a whole file, in hexadecimal.
 
     Raises:
         OSError: it cannot be read.

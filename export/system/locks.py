@@ -1,12 +1,10 @@
-"""Files that several processes share: locks, and links or copies."""
+"""Locks between processes, each on a file."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,18 +13,18 @@ from pathlib import Path
 def locked(
     path: Path, waiting: Callable[[], object] | None, *, shared: bool = False
 ) -> Iterator[bool]:
-    """Holds the lock of the file `path`, which is made where it is missing; a kill releases it.
+    """Holds a lock on the file `path`, which is created if missing. A killed process releases it.
 
     Args:
-        path: of the lock; whoever holds it alone may remove it.
-        waiting: called before waiting for another process that has it; `None` does not wait.
-        shared: whether others may hold it too, as long as all of them share it.
+        path: the lock's file; whoever holds the lock alone may remove it.
+        waiting: called before waiting for another process that holds it; `None` does not wait.
+        shared: whether other processes may share the lock.
 
     Yields:
-        Whether the lock is held: `False` only without waiting.
+        Whether the lock is held; `False` only if `waiting` is `None`.
 
     Raises:
-        OSError: the file cannot be made, or its file system has no locks.
+        OSError: the file cannot be created, or its file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -57,22 +55,3 @@ def _is(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`, or else a copy; whole or not at all.
-
-    Args:
-        source: a file.
-        target: replaced if it is there; its directory exists.
-
-    Raises:
-        OSError: neither is possible.
-    """
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        made = Path(scratch) / target.name
-        try:
-            made.hardlink_to(source)
-        except OSError:  # another disk, a file system without links, or another owner's file
-            shutil.copyfile(source, made)
-        made.replace(target)

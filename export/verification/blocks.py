@@ -1,10 +1,10 @@
-"""A build's graphs against the reference, block by block, and the block at which an error begins.
+"""Compares a build's graphs with the reference block by block, and finds where an error begins.
 
-Two errors are taken of each block, both relative: the norm of the difference over the norm of what
-the reference has there, the worst of all recorded examples.
+A block is a layer of a transformer. Two relative errors are computed for each: the norm of the
+difference over the norm of the reference's result, the largest of all recorded examples.
 
-- Its *own*: the block reads the reference's own stream, so that nothing adds up.
-- The *stream*'s: the graph runs as it is, and errors of earlier blocks are in it.
+- Its *own*: the block reads the reference's own stream, so that errors do not accumulate.
+- The *stream*'s: the graph runs as it is, with the errors of earlier blocks.
 
 The band of a block's own error is one number per precision. That of the stream grows with the
 square root of the depth: roundings of independent blocks add as their squares do. The first block
@@ -27,7 +27,7 @@ from iblip.export.components.block_marks import OUTPUT
 from iblip.export.progress import Advance
 from iblip.export.verification.feeds import CROSS, feed_of
 from iblip.export.verification.recording import Recording
-from iblip.export.verification.sessions import Taps, with_blocks_apart, with_taps
+from iblip.export.verification.sessions import Taps, with_separate_blocks, with_taps
 from iblip.export.verification.thresholds import Band
 
 Array = npt.NDArray[Any]
@@ -35,12 +35,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockError:
-    """How far one block is from the reference. True where it keeps its bands.
+    """How far one block is from the reference. True if it keeps its bands.
 
     Attributes:
-        path: of the block, as the checkpoint names it, or the graph's output behind the last.
+        path: of the block, as the checkpoint names it; or the graph's output, after the last one.
         depth: in its stack, from 1; the output's is one more than the last block's.
-        own: relative error where the block reads the reference's stream.
+        own: relative error if the block reads the reference's stream.
         stream: relative error of the stream after it.
         max_abs: largest absolute difference of the stream.
         cosine: of the stream, flattened: the smallest.
@@ -64,7 +64,7 @@ class BlockError:
         return f"{self.path}: {own}, of the stream {self.stream:.2e} (band {self.stream_limit:.1e})"
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, JSON-ready."""
+        """Returns every field, JSON-ready."""
         return {**asdict(self), "passed": bool(self)}
 
 
@@ -80,16 +80,16 @@ def block_errors(
     Args:
         graph: any but `embed_tokens`.
         recordings: of the reference.
-        pixels: each recording's picture as the client makes it, uint8 `[height, width, 3]`.
+        pixels: each recording's image as the client prepares it, uint8 `[height, width, 3]`.
         band: of the graph's precision.
-        advance: told of each recording, twice.
+        advance: called with 1 for each recording, twice.
     """
     examples = list(zip(recordings, pixels, strict=True))
     taps = with_taps(graph.path)
     types = taps.types
     streams = _differences(graph, taps, examples, advance)
     del taps  # a large graph is in memory once
-    own = _differences(graph, with_blocks_apart(graph.path, types), examples, advance)
+    own = _differences(graph, with_separate_blocks(graph.path, types), examples, advance)
     return [
         _error(name, depth, streams[name], own[name], band)
         for depth, name in enumerate(streams, start=1)
@@ -97,46 +97,52 @@ def block_errors(
 
 
 def first_out(errors: Sequence[BlockError]) -> BlockError | None:
-    """The first block that leaves its band; `None` where all keep theirs."""
+    """Returns the first block that leaves its band; `None` if all keep theirs."""
     return next((error for error in errors if not error), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of two arrays: relative by norms, the largest of an element, and the cosine."""
+    """The difference of two arrays.
+
+    Attributes:
+        relative: norm of the difference over the norm of the expected array.
+        max_abs: largest absolute difference of an element.
+        cosine: between the two, flattened.
+    """
 
     relative: float
     max_abs: float
     cosine: float
 
 
-def difference(found: Array, wanted: Array) -> Difference:
-    """Of arrays of one shape. What is not finite is infinitely far, at cosine 0."""
-    a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+def difference(actual: Array, expected: Array) -> Difference:
+    """Compares arrays of one shape. A value that is not finite gives infinity and cosine 0."""
+    a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Difference(relative=math.inf, max_abs=math.inf, cosine=0.0)
-    apart, size = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    distance, size = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
     scale = float(np.linalg.norm(a)) * size
     return Difference(
-        relative=apart / size if size else (math.inf if apart else 0.0),
+        relative=distance / size if size else (math.inf if distance else 0.0),
         max_abs=float(np.abs(a - b).max(initial=0.0)),
-        cosine=float(a @ b) / scale if scale else float(not apart),
+        cosine=float(a @ b) / scale if scale else float(not distance),
     )
 
 
 def _differences(
     graph: OnnxGraph, taps: Taps, examples: Sequence[tuple[Recording, Array]], advance: Advance
 ) -> dict[str, list[Difference]]:
-    """Of every block and of the output, in this order, over all examples."""
-    found: dict[str, list[Difference]] = {name: [] for name in (*taps.blocks, _output(graph))}
+    """Returns the differences of every block and of the output, in this order, by example."""
+    differences: dict[str, list[Difference]] = {n: [] for n in (*taps.blocks, _output(graph))}
     for recording, pixels in examples:
         feed = feed_of(graph, recording, pixels)
-        made = taps.run({**feed, **taps.given(recording.blocks)})
-        wanted = {**recording.blocks, **recording.tensors}
-        for name, differences in found.items():
-            differences.append(difference(_joined(name, made), _joined(name, wanted)))
+        actual = taps.run({**feed, **taps.block_inputs(recording.blocks)})
+        expected = {**recording.blocks, **recording.tensors}
+        for name, of_examples in differences.items():
+            of_examples.append(difference(_tensor(name, actual), _tensor(name, expected)))
         advance(1)
-    return found
+    return differences
 
 
 def _output(graph: OnnxGraph) -> str:
@@ -145,7 +151,7 @@ def _output(graph: OnnxGraph) -> str:
     return CROSS if first.startswith(CROSS) else first
 
 
-def _joined(name: str, tensors: Mapping[str, Array]) -> Array:
+def _tensor(name: str, tensors: Mapping[str, Array]) -> Array:
     if name == CROSS:
         return np.stack([tensors[key] for key in tensors if key.startswith(CROSS)])
     array = tensors[name]
@@ -159,10 +165,10 @@ def _error(
     return BlockError(
         path=name.removesuffix(OUTPUT),
         depth=depth,
-        own=max(found.relative for found in own),
-        stream=max(found.relative for found in stream),
-        max_abs=max(found.max_abs for found in stream),
-        cosine=min(found.cosine for found in stream),
+        own=max(difference.relative for difference in own),
+        stream=max(difference.relative for difference in stream),
+        max_abs=max(difference.max_abs for difference in stream),
+        cosine=min(difference.cosine for difference in stream),
         own_limit=band.own,
         stream_limit=band.own * math.sqrt(depth),
     )

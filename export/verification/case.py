@@ -1,4 +1,4 @@
-"""`Case`: one input of one graph, and what is wanted of it."""
+"""`Case`: one input of one graph, and the outputs expected of it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Case:
 
     Attributes:
         graph: `component/graph`.
-        name: tells the case from others of this graph.
+        name: of the case, unique within the graph.
         feed: the inputs; float tensors are float32, whatever the graph's precision.
-        wanted: the reference's outputs.
-        real: by output, a mask that broadcasts against it, true at positions that are not padding.
+        expected: the reference's outputs, float32.
+        real: by output, a mask that broadcasts to its shape, true at positions that are no padding.
     """
 
     graph: str
     name: str
     feed: Arrays
-    wanted: Arrays
+    expected: Arrays
     real: Arrays

@@ -1,6 +1,6 @@
-"""Inputs for every graph, and what transformers' own modules make of them in float32.
+"""Inputs for every graph, and what transformers' own modules compute from them in float32.
 
-Each graph is fed the reference's own intermediate tensors, so that an error shows where it is made.
+Each graph is fed the reference's own intermediate tensors, so that an error shows where it arises.
 Rows are ragged: shorter ones are padded on the right, and only real positions are compared.
 """
 
@@ -23,19 +23,19 @@ from iblip.export.verification.reference import Reference
 from iblip.export.verification.slots import slot_cases
 
 BATCHES = (1, 2, 5)
-"""Batch sizes that every graph is tried with."""
+"""Batch sizes that every graph is run with."""
 
 DECODE_STEPS = 2
-"""Steps behind the prefill: each takes the present of the one before as its past."""
+"""Steps after the prefill: each takes the present of the one before as its past."""
 
 
 @torch.no_grad()
 def cases(checkpoint: Checkpoint, reference: Reference, *, seed: int = 0) -> Iterator[Case]:
-    """Every case of every graph, in the order of the graphs.
+    """Yields every case of every graph, in the order of the graphs.
 
     Args:
         checkpoint: what was exported.
-        reference: its own.
+        reference: transformers' model of it.
         seed: of the random pixels and token ids.
     """
     random = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def cases(checkpoint: Checkpoint, reference: Reference, *, seed: int = 0) -> Ite
             graph="vision_encoder/model",
             name=name,
             feed={"pixels": pixels},
-            wanted={"image_embeds": image_embeds},
+            expected={"image_embeds": image_embeds},
             real={},
         )
         if text:
@@ -60,7 +60,7 @@ def cases(checkpoint: Checkpoint, reference: Reference, *, seed: int = 0) -> Ite
             graph="qformer/model",
             name=name,
             feed={"image_embeds": image_embeds, **{key: _array(text[key]) for key in text}},
-            wanted={"visual_prompt": _array(visual_prompt)},
+            expected={"visual_prompt": _array(visual_prompt)},
             real={},
         )
         yield from language(checkpoint, reference.language_model, random, visual_prompt)
@@ -79,7 +79,7 @@ def _pixels(
 def _instructions(
     checkpoint: Checkpoint, random: np.random.Generator, batch: int
 ) -> dict[str, torch.Tensor]:
-    """None where the Q-Former reads none."""
+    """Returns random instructions; empty if the Q-Former reads none."""
     if checkpoint.projector != "instruction_qformer":
         return {}
     lengths = _lengths(random, batch, longest=12)
@@ -174,7 +174,7 @@ def _embed_case(model: Any, ids: torch.Tensor) -> Case:
         graph="language_model/embed_tokens",
         name=f"batch {ids.shape[0]}",
         feed={"input_ids": _array(ids)},
-        wanted={"inputs_embeds": _array(model.get_input_embeddings()(ids))},
+        expected={"inputs_embeds": _array(model.get_input_embeddings()(ids))},
         real={},
     )
 
@@ -182,14 +182,14 @@ def _embed_case(model: Any, ids: torch.Tensor) -> Case:
 def _encoder_case(
     embeds: torch.Tensor, mask: npt.NDArray[np.int64], cross: list[npt.NDArray[Any]]
 ) -> Case:
-    wanted = _named("cross_key_values", cross)
+    expected = _named("cross_key_values", cross)
     real = mask[:, None, :, None] != 0
     return Case(
         graph="language_model/encoder",
         name=f"batch {len(mask)}, {_ragged(mask)}",
         feed={"inputs_embeds": _array(embeds), "attention_mask": mask},
-        wanted=wanted,
-        real=dict.fromkeys(wanted, real),
+        expected=expected,
+        real=dict.fromkeys(expected, real),
     )
 
 
@@ -213,7 +213,7 @@ def _decoder_case(
         graph="language_model/decoder",
         name=f"batch {len(mask)}, past {past[0].shape[2]}, {_ragged(mask)}",
         feed=feed,
-        wanted={"logits": _array(logits), **present},
+        expected={"logits": _array(logits), **present},
         real={"logits": mask[:, -embeds.shape[1] :, None] != 0, **real},
     )
 

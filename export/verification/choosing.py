@@ -1,4 +1,4 @@
-"""Whether transformers' model is loaded whole, or streamed a layer at a time."""
+"""Chooses whether transformers' model is loaded whole, or streamed a layer at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from iblip.export.errors import OptionError
 ReferenceKind = Literal["auto", "whole", "streamed"]
 
 SHARE = 0.7
-"""Of the memory that is free: what the weights may take. The graphs that they are compared with,
-and activations, take the rest."""
+"""Share of the free memory that the weights may take. Activations, and the graphs that the model is
+compared with, take the rest."""
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may have (cgroup v2, `memory.max` and `memory.current`)."""
+"""Directory with the memory limits of a container (cgroup v2: `memory.max`, `memory.current`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class ReferenceChoice:
     """How the reference runs.
 
     Attributes:
-        streamed: a layer at a time.
-        reason: why, for people.
+        streamed: whether it runs a layer at a time.
+        reason: of the choice, in words.
     """
 
     streamed: bool
@@ -36,19 +36,19 @@ class ReferenceChoice:
 def choose_reference(
     checkpoint: Checkpoint, asked: str = "auto", available: int | None = None
 ) -> ReferenceChoice:
-    """`auto` streams where float32 weights do not fit into the memory that is free.
+    """Chooses how the reference runs; `auto` streams if float32 weights do not fit into memory.
 
     Args:
-        checkpoint: what is run.
+        checkpoint: that is run.
         asked: one of `ReferenceKind`.
-        available: bytes of memory that are free; `None` asks the system.
+        available: bytes of free memory; `None` asks the system.
 
     Raises:
-        OptionError: another word.
+        OptionError: `asked` is another word.
     """
     if asked not in get_args(ReferenceKind):
         known = ", ".join(get_args(ReferenceKind))
-        raise OptionError(f"--reference is {asked!r}; wanted one of {known}")
+        raise OptionError(f"--reference is {asked!r}; expected one of {known}")
     if asked != "auto":
         return ReferenceChoice(streamed=asked == "streamed", reason=f"--reference {asked}")
     needed = 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
@@ -58,7 +58,7 @@ def choose_reference(
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its container."""
+    """Returns the bytes of memory that are free on the machine, or in its container."""
     import psutil
 
     free = int(psutil.virtual_memory().available)

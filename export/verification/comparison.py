@@ -1,4 +1,4 @@
-"""Numbers that say how far two sets of tensors are apart, and the limits they must keep."""
+"""Compares tensors with the reference's, and checks the limits of their precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a graph's outputs must keep against the float32 reference.
+    """Limits on the difference of a graph's outputs from the float32 reference.
 
     Attributes:
         max_abs: the largest absolute difference of any element; `None` sets no limit.
@@ -43,11 +43,11 @@ class Comparison:
     """One output of one case against its reference. True where the limits are kept.
 
     Attributes:
-        case: which input (`batch 2, ragged`).
+        case: name of the input (`batch 2, ragged`).
         output: the tensor's name.
         max_abs: largest absolute difference, in the tensor's own unit.
         cosine: between the two, flattened; 1 is equal up to scale.
-        limits: what was asked.
+        limits: that the two must keep.
     """
 
     case: str
@@ -66,15 +66,15 @@ class Comparison:
 
 
 def compare(
-    found: npt.NDArray[Any],
-    wanted: npt.NDArray[Any],
+    actual: npt.NDArray[Any],
+    expected: npt.NDArray[Any],
     *,
     case: str,
     output: str,
     limits: Limits,
 ) -> Comparison:
     """Compares two arrays of one shape. A value that is not finite gives infinity and cosine 0."""
-    a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Comparison(case=case, output=output, max_abs=np.inf, cosine=0.0, limits=limits)
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -88,7 +88,7 @@ def compare(
 
 
 def figures(comparisons: list[Comparison]) -> dict[str, Any]:
-    """The worst of `comparisons`, JSON-ready."""
+    """Returns the largest difference and smallest cosine of all, JSON-ready."""
     return {
         "passed": all(comparisons),
         "cases": len({comparison.case for comparison in comparisons}),

@@ -1,4 +1,4 @@
-"""The inputs of every graph, of one row, as the reference had them: made of a `Recording`."""
+"""Builds the inputs of every graph, for one row, from a `Recording` of the reference."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CROSS = "cross_key_values"
 def feed_of(
     graph: OnnxGraph, recording: Recording, pixels: Array | None = None
 ) -> dict[str, Array]:
-    """The feed of `graph` for a recorded example: of a decoder, of its whole prompt, nothing past.
+    """Returns the feed of `graph` for a recorded example. A decoder gets the whole prompt, no past.
 
     Args:
         graph: any but `embed_tokens`.
-        recording: what the reference had.
+        recording: of the reference.
         pixels: uint8 `[height, width, 3]`, for the vision encoder.
 
     Returns:
@@ -46,12 +46,12 @@ DECODERS = ("decoder", "batched_decoder")
 def _input(spec: TensorSpec, sources: Mapping[str, Array]) -> Array:
     if spec.name.startswith(PAST):
         return _past(spec, sources["inputs_embeds"].shape[1])
-    made = MADE[spec.name](sources) if spec.name in MADE else sources[spec.name]
-    return np.ascontiguousarray(made.astype(spec.numpy_dtype))
+    array = DERIVED[spec.name](sources) if spec.name in DERIVED else sources[spec.name]
+    return np.ascontiguousarray(array.astype(spec.numpy_dtype))
 
 
 def _past(spec: TensorSpec, length: int) -> Array:
-    """Nothing yet: no position of a cache, or an empty slot with room for the prompt."""
+    """Returns an empty cache, or an empty slot with room for the prompt."""
     sizes: dict[int | str, int] = {"batch": 1, "past": 0, "capacity": length}
     shape = [sizes.get(axis, axis) for axis in spec.axes]
     return np.zeros([int(size) for size in shape], spec.numpy_dtype)
@@ -65,11 +65,11 @@ def _source(sources: Mapping[str, Array]) -> Array:
     return np.ones(sources["source"].shape[:2])
 
 
-MADE: Mapping[str, Callable[[Mapping[str, Array]], Array]] = {
+DERIVED: Mapping[str, Callable[[Mapping[str, Array]], Array]] = {
     "attention_mask": lambda sources: np.ones(sources["inputs_embeds"].shape[:2]),
     "encoder_attention_mask": _source,
     "position_ids": _positions,
     "key_positions": lambda sources: _positions(sources)[0],
     "source_lengths": lambda sources: _source(sources).sum(axis=1),
 }
-"""Inputs that say where tokens are."""
+"""Masks and positions, by input; they are derived from the shapes of others."""

@@ -1,4 +1,4 @@
-"""Graphs to verified graphs."""
+"""Verifies graphs: compares them with transformers on every case."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def compare_graphs(
     Args:
         graphs: of one build.
         checkpoint: what it was built from.
-        progress: told that it goes on.
+        progress: reports the stage.
         reference: of the checkpoint; `None` loads it.
 
     Returns:
-        By `component/graph`, every output of every case.
+        The comparison of every output of every case, by `component/graph`.
     """
     sessions = {f"{graph.component}/{graph.name}": open_graph(graph.path) for graph in graphs}
     by_title = {f"{graph.component}/{graph.name}": graph for graph in graphs}
-    found: dict[str, list[Comparison]] = {title: [] for title in by_title}
+    comparisons: dict[str, list[Comparison]] = {title: [] for title in by_title}
     with progress.stage("compare graphs with transformers"):
         for case in cases(checkpoint, reference or reference_of(checkpoint)):
             graph = by_title[case.graph]
-            found[case.graph] += _compare(graph, sessions[case.graph], case)
-    return found
+            comparisons[case.graph] += _compare(graph, sessions[case.graph], case)
+    return comparisons
 
 
 def verify_graphs(
     graphs: Sequence[OnnxGraph], checkpoint: Checkpoint, progress: Progress
 ) -> tuple[VerifiedGraph, ...]:
-    """Graphs to verified graphs, by `compare_graphs`.
+    """Turns graphs into verified graphs, by `compare_graphs`.
 
     Raises:
-        VerificationError: an output leaves the limits of its precision. Says which, and by how
-            much; the worst ten are listed.
+        VerificationError: outputs leave the limits of their precision. The message lists the ten
+            worst, and by how much.
     """
-    found = compare_graphs(graphs, checkpoint, progress)
-    failed = [(title, c) for title, made in found.items() for c in made if not c]
+    comparisons = compare_graphs(graphs, checkpoint, progress)
+    failed = [(title, c) for title, results in comparisons.items() for c in results if not c]
     if failed:
         failed.sort(key=lambda item: item[1].cosine)
         lines = "\n  ".join(f"{title}: {comparison}" for title, comparison in failed[:10])
@@ -67,7 +67,7 @@ def verify_graphs(
             f" ({_limits(failed)}):\n  {lines}"
         )
     return tuple(
-        VerifiedGraph(graph=graph, figures=figures(found[f"{graph.component}/{graph.name}"]))
+        VerifiedGraph(graph=graph, figures=figures(comparisons[f"{graph.component}/{graph.name}"]))
         for graph in graphs
     )
 
@@ -86,12 +86,12 @@ def _compare(graph: OnnxGraph, session: Any, case: Case) -> list[Comparison]:
     return [
         compare(
             _real(outputs[name], case.real.get(name)),
-            _real(wanted, case.real.get(name)),
+            _real(expected, case.real.get(name)),
             case=case.name,
             output=name,
             limits=LIMITS[graph.precision],
         )
-        for name, wanted in case.wanted.items()
+        for name, expected in case.expected.items()
     ]
 
 

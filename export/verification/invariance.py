@@ -1,8 +1,8 @@
-"""Whether a row's numbers depend on what it is computed beside.
+"""Checks whether a row's results depend on the rest of its batch, or on padding.
 
 Batch: the same row alone, and as the last of a batch. Padding: the same row at its own length, with
-masked positions behind it, and beside a row that is as long as that. A decoder over slots is padded
-by room behind its text, which holds junk; what it adds is one token, as it decodes any batch.
+masked positions behind it, and beside a row of that length. A decoder over slots is padded with
+spare positions behind its text, which hold junk; it runs one decoding step, in any batch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 
 BATCHES = (2, 5, 8)
-"""Batch sizes that a row is put into."""
+"""Batch sizes in which a row is computed."""
 
 PADDING = (1, 7, 24)
-"""Positions behind a row, as far as there is room."""
+"""Numbers of positions of padding, as far as there is room."""
 
 PADDED_AXES: Mapping[str, tuple[str, ...]] = {
     "qformer/model": ("instruction",),
@@ -35,19 +35,19 @@ PADDED_AXES: Mapping[str, tuple[str, ...]] = {
     "language_model/decoder": ("sequence", "total", "source"),
     "language_model/batched_decoder": ("capacity", "source_capacity"),
 }
-"""By graph: the axes that padding makes longer."""
+"""The axes that padding extends, by graph."""
 
 SLOTS = "batched_decoder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variation:
-    """What changed of one row. True where it is no more than the limit.
+    """How much one row changed. True if it is within the limit.
 
     Attributes:
         graph: `component/graph`.
-        beside: what it was computed beside, for people.
-        difference: the largest of any output, over that output's largest magnitude.
+        beside: the circumstances, in words.
+        difference: the largest of any output, relative to that output's largest magnitude.
         limit: of the difference.
     """
 
@@ -60,7 +60,7 @@ class Variation:
         return self.difference <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, JSON-ready."""
+        """Returns every field, JSON-ready."""
         return {**asdict(self), "passed": bool(self)}
 
 
@@ -68,9 +68,9 @@ class Row:
     """One row of one graph, computed alone.
 
     Args:
-        graph: what computes it.
+        graph: that computes it.
         session: of the graph.
-        feed: of the row, a batch of 1; of a decoder over slots, of its prompt.
+        feed: of the row, with a batch of 1; for a decoder over slots, of its prompt.
     """
 
     def __init__(self, graph: OnnxGraph, session: Any, feed: Feed) -> None:
@@ -84,27 +84,32 @@ class Row:
         return f"{self._graph.component}/{self._graph.name}"
 
     def in_batches(self, limit: float) -> Iterator[Variation]:
-        """The row as the last of each of `BATCHES`."""
+        """Yields the variation of the row as the last of each of `BATCHES`."""
         for batch in BATCHES:
-            found = self._run(self._among(batch))
-            yield self._variation(f"in a batch of {batch}", _last(found), limit)
+            outputs = self._run(self._among(batch))
+            yield self._variation(f"in a batch of {batch}", _last_row(outputs), limit)
 
     def padded(self, limit: float, room: int) -> Iterator[Variation]:
-        """The row with padding behind it, and beside a longer one; at most `room` positions."""
+        """Yields the variation of the row with padding, and beside a longer one.
+
+        Args:
+            limit: of the variation.
+            room: largest number of positions of padding.
+        """
         for extra in PADDING:
             if extra <= room and self.title in PADDED_AXES:
-                longer = self._padded(self._feed, extra)
-                found = self._cut(self._run(longer))
-                yield self._variation(f"with {extra} positions of padding", found, limit)
-                found = self._cut(self._run(self._beside(longer, extra)))
-                yield self._variation(f"beside a row {extra} positions longer", found, limit)
+                longer = self._pad(self._feed, extra)
+                outputs = self._cut(self._run(longer))
+                yield self._variation(f"with {extra} positions of padding", outputs, limit)
+                outputs = self._cut(self._run(self._beside(longer, extra)))
+                yield self._variation(f"beside a row {extra} positions longer", outputs, limit)
 
     def _run(self, feed: Feed) -> dict[str, Array]:
         names = [spec.name for spec in self._graph.contract.outputs]
         return run(self._session, names, feed)
 
     def _step(self, feed: Feed) -> Feed:
-        """What follows the prompt of `feed`: one token in every slot, which has room for it."""
+        """Returns the feed of the step after the prompt of `feed`: one token in every slot."""
         length = feed["inputs_embeds"].shape[1]
         roomy = {
             name: np.pad(array, ((0, 0), (0, 0), (0, 1), (0, 0)))
@@ -121,14 +126,14 @@ class Row:
         return step
 
     def _among(self, batch: int) -> Feed:
-        """The row behind `batch - 1` others of the same shape and other content."""
+        """Returns the row behind `batch - 1` others of the same shape and other content."""
         feed = dict(self._feed)
         for spec in self._with_batch():
             row = feed[spec.name]
             feed[spec.name] = np.concatenate([*(_other(row, i) for i in range(1, batch)), row])
         return feed
 
-    def _padded(self, feed: Feed, extra: int) -> dict[str, Array]:
+    def _pad(self, feed: Feed, extra: int) -> dict[str, Array]:
         longer = dict(feed)
         axes = PADDED_AXES[self.title]
         for spec in self._graph.contract.inputs:
@@ -138,7 +143,7 @@ class Row:
         return longer
 
     def _beside(self, longer: dict[str, Array], extra: int) -> Feed:
-        """The padded row, and behind it one that has text where the first has padding."""
+        """Returns the padded row, and behind it one with text where the first has padding."""
         feed = dict(longer)
         for spec in self._with_batch():
             row = longer[spec.name]
@@ -153,30 +158,30 @@ class Row:
     def _with_batch(self) -> list[TensorSpec]:
         return [spec for spec in self._graph.contract.inputs if spec.axes[0] == "batch"]
 
-    def _cut(self, found: Mapping[str, Array]) -> dict[str, Array]:
-        """The first row, without padding."""
+    def _cut(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns the first row, without padding."""
         return {
-            name: found[name][tuple(slice(size) for size in alone.shape)]
+            name: outputs[name][tuple(slice(size) for size in alone.shape)]
             for name, alone in self._alone.items()
         }
 
-    def _variation(self, beside: str, found: Mapping[str, Array], limit: float) -> Variation:
-        apart = [_apart(found[name], alone) for name, alone in self._alone.items()]
-        return Variation(graph=self.title, beside=beside, difference=max(apart), limit=limit)
+    def _variation(self, beside: str, outputs: Mapping[str, Array], limit: float) -> Variation:
+        largest = max(_difference(outputs[name], alone) for name, alone in self._alone.items())
+        return Variation(graph=self.title, beside=beside, difference=largest, limit=limit)
 
 
 def _other(row: Array, index: int) -> Array:
-    """Other content of the same shape and range; numbers that say where things are stay."""
+    """Returns other content of the same shape and range; masks and positions do not change."""
     moved: Array = row if row.ndim < 3 else np.roll(row, index, axis=-2)
     return moved
 
 
-def _last(found: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: array[-1:] for name, array in found.items()}
+def _last_row(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array[-1:] for name, array in outputs.items()}
 
 
-def _apart(found: Array, alone: Array) -> float:
-    a, b = found.astype(np.float64), alone.astype(np.float64)
+def _difference(actual: Array, alone: Array) -> float:
+    a, b = actual.astype(np.float64), alone.astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
     largest = float(np.abs(b).max(initial=0.0))

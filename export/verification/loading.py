@@ -1,4 +1,4 @@
-"""transformers' modules with a checkpoint's weights in them, in float32."""
+"""Loads a checkpoint's weights into transformers' modules, in float32."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from iblip.export.errors import CheckpointError
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """transformers' own model of `checkpoint`, in float32.
+    """Returns transformers' own model of `checkpoint`, in float32.
 
-    Read by transformers where the checkpoint is in its form, and else filled from the tensors.
+    transformers reads a checkpoint in its own form; other models are filled from the tensors.
     """
     import transformers
 
@@ -24,20 +24,20 @@ def load_model(checkpoint: Checkpoint) -> Any:
     config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
     if checkpoint.family.architecture not in config.get("architectures", ()):
         # Only a part of it lies there: an original's language model.
-        return filled(kind(fresh(checkpoint.config)), checkpoint.tensors, "")
+        return fill(kind(copy_config(checkpoint.config)), checkpoint.tensors, "")
     model: Any = kind.from_pretrained(
         checkpoint.directory, dtype=torch.float32, local_files_only=True
     )
     return model.eval()
 
 
-def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
-    """`module` in float32, with the tensors whose names begin with `prefix`.
+def fill(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
+    """Fills `module`, as float32, with the tensors whose names begin with `prefix`; returns it.
 
-    Tied weights stay tied where only one of the two is there.
+    Tied weights stay tied if the checkpoint has only one of the two.
 
     Raises:
-        CheckpointError: the module has a weight that is not there.
+        CheckpointError: the checkpoint lacks a weight of the module.
     """
     state = {
         name.removeprefix(prefix): tensor_from_weight(tensor)
@@ -56,13 +56,13 @@ def filled(module: Any, tensors: Mapping[str, Any], prefix: str) -> Any:
     return module
 
 
-def fresh(config: Any) -> Any:
-    """A copy with nothing of what the exporter sets in a config: its own attention."""
+def copy_config(config: Any) -> Any:
+    """Returns a copy of `config` without the exporter's own attention, which tracing sets."""
     return type(config).from_dict(config.to_dict())
 
 
 def tied_names(module: Any) -> dict[str, str]:
-    """For each weight that the config ties to another, that other's name."""
+    """Returns the name of the other weight for each one that the config ties to another."""
     if not hasattr(module, "get_expanded_tied_weights_keys"):
         return {}
     tied: dict[str, str] = module.get_expanded_tied_weights_keys(all_submodels=True)
@@ -70,6 +70,6 @@ def tied_names(module: Any) -> dict[str, str]:
 
 
 def tensor_from_weight(tensor: Any) -> torch.Tensor:
-    """A tensor of a checkpoint in float32, in memory of its own."""
+    """Returns a tensor of a checkpoint in float32, in memory of its own."""
     values = np.asarray(tensor.read()).astype(np.float32)
     return torch.from_numpy(values).clone()

@@ -1,7 +1,7 @@
-"""The client's pixels against transformers' own image processor, bit by bit.
+"""Compares the client's pixels with those of transformers' own image processor, bit by bit.
 
-The processor is Pillow's: transformers picks the one by torchvision where that is installed, whose
-resize differs by 1 on some pixels, and which the originals did not have.
+The processor is the one by Pillow: if torchvision is installed, transformers takes the one by
+torchvision, whose resize differs by 1 on some pixels, and which the originals did not have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from iblip.export.images import pixels_from_image
 Array = npt.NDArray[np.uint8]
 
 
-def _see_through(image: Image.Image) -> Image.Image:
+def _transparent(image: Image.Image) -> Image.Image:
     clear = image.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(image.size))
     return clear
@@ -32,7 +32,7 @@ VARIANTS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda image: image.convert("L"),
     "black and white": lambda image: image.convert("1"),
     "palette": lambda image: image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE),
-    "transparent": _see_through,
+    "transparent": _transparent,
     "CMYK": lambda image: image.convert("CMYK"),
     "one pixel": lambda image: image.resize((1, 1)),
     "a line, 1 x 37": lambda image: image.resize((1, 37)),
@@ -40,19 +40,19 @@ VARIANTS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "tall, 13 x 211": lambda image: image.resize((13, 211)),
     "large, 1024 x 768": lambda image: image.resize((1024, 768)),
 }
-"""What a picture is turned into before both read it: the modes and sizes that files have."""
+"""Conversions of an image before both read it: the modes and sizes that files have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelDifference:
-    """One variant over all pictures. True where every value is the same.
+    """The difference of one variant over all images. True if every value is the same.
 
     Attributes:
         variant: a key of `VARIANTS`.
-        pictures: how many were read.
-        values: how many values there were (a pixel has three).
-        different: how many of them differ.
-        largest: difference, of 255.
+        pictures: number of images.
+        values: number of values (a pixel has three).
+        different: number of values that differ.
+        largest: largest difference, of 255.
     """
 
     variant: str
@@ -65,18 +65,18 @@ class PixelDifference:
         return self.different == 0
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, JSON-ready."""
+        """Returns every field, JSON-ready."""
         return {**asdict(self), "passed": bool(self)}
 
 
 def pixel_differences(
     checkpoint: Checkpoint, preprocessing: Preprocessing, images: Sequence[Image.Image]
 ) -> list[PixelDifference]:
-    """Reads every image in every variant by both.
+    """Prepares every image in every variant both ways, and compares the pixels.
 
     Args:
-        checkpoint: whose image processor it is.
-        preprocessing: of a build's manifest, by which a client goes.
+        checkpoint: of the image processor.
+        preprocessing: of a build's manifest, which a client follows.
         images: of any size.
     """
     processor = by_pillow(checkpoint.processor.image_processor)
@@ -84,7 +84,7 @@ def pixel_differences(
 
 
 def by_pillow(processor: Any) -> Any:
-    """transformers' image processor with these settings that works with Pillow alone."""
+    """Returns transformers' image processor by Pillow with these settings."""
     import transformers
 
     name = type(processor).__name__
@@ -97,13 +97,13 @@ def by_pillow(processor: Any) -> Any:
 def _difference(
     variant: str, processor: Any, preprocessing: Preprocessing, images: Sequence[Image.Image]
 ) -> PixelDifference:
-    apart = []
+    differences = []
     for image in images:
-        picture = VARIANTS[variant](image)
-        found = pixels_from_image(picture, preprocessing)
-        wanted = _resized(processor, picture)
-        apart.append(np.abs(found.astype(np.int16) - wanted.astype(np.int16)))
-    values = np.concatenate([array.ravel() for array in apart])
+        converted = VARIANTS[variant](image)
+        actual = pixels_from_image(converted, preprocessing)
+        expected = _resize(processor, converted)
+        differences.append(np.abs(actual.astype(np.int16) - expected.astype(np.int16)))
+    values = np.concatenate([array.ravel() for array in differences])
     return PixelDifference(
         variant=variant,
         pictures=len(images),
@@ -113,8 +113,8 @@ def _difference(
     )
 
 
-def _resized(processor: Any, image: Image.Image) -> Array:
-    """What the processor has before it rescales and normalises, `[height, width, 3]`."""
-    made = processor([image], do_rescale=False, do_normalize=False, return_tensors="np")
-    pixels: Array = np.moveaxis(np.asarray(made["pixel_values"][0]), 0, -1)
+def _resize(processor: Any, image: Image.Image) -> Array:
+    """Returns the processor's pixels before it rescales and normalises, `[height, width, 3]`."""
+    features = processor([image], do_rescale=False, do_normalize=False, return_tensors="np")
+    pixels: Array = np.moveaxis(np.asarray(features["pixel_values"][0]), 0, -1)
     return pixels

@@ -1,12 +1,11 @@
-"""What the reference computes of a few examples, block by block: what builds are held against.
+"""Records what the reference computes for a few examples, block by block.
 
-One pass of `generate` for one token goes through the whole chain, from the picture to the first
-token's logits. Hooks on transformers' own modules keep what passes by.
+One call of `generate` for one token runs the whole chain, from the image to the first token's
+logits. Hooks on transformers' own modules keep the tensors that pass.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,20 +26,20 @@ from iblip.export.verification.reference import Reference, batches
 Array = npt.NDArray[Any]
 
 PROMPT = "What is in the image?"
-"""Asked of made-up pictures, where a checkpoint has no examples."""
+"""The question about random images, if a checkpoint has no examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What the reference made of one example. Every array has a batch of 1 as its first axis.
+    """The reference's tensors for one example. Every array has a batch of 1 as its first axis.
 
     Attributes:
         name: of the example.
-        image: the picture.
-        prompt: what is asked of it.
+        image: of the example.
+        prompt: question about the image.
         tensors: by the names of the contracts: `image_embeds`, `visual_prompt`, `inputs_embeds`
             (of LLaMA and OPT the prompt's, of T5 the encoder's), `logits` `[1, vocab]` of the first
-            token; `qformer_input_ids` and `qformer_attention_mask` where an instruction is read;
+            token; `qformer_input_ids` and `qformer_attention_mask` if an instruction is read;
             of T5 `decoder_embeds` `[1, 1, hidden]` and `cross_key_values.*`.
         blocks: the residual stream after each block, `[1, positions, width]`, by the block's path
             and `.output`, in the order in which they ran.
@@ -53,15 +52,15 @@ class Recording:
     blocks: Mapping[str, Array]
 
 
-def pictures(
+def choose_images(
     examples: Sequence[Example], side: int, count: int
 ) -> list[tuple[str, Image.Image, str]]:
-    """Names, images and prompts to record: of examples spread over all, or made up without any.
+    """Returns names, images and prompts to record: of examples spread over all, or random ones.
 
     Args:
-        examples: to choose from; may be empty.
-        side: of a made-up picture, in pixels.
-        count: how many, at most.
+        examples: to choose from; images are random if there are none.
+        side: of a random image, in pixels.
+        count: largest number to return.
     """
     if not examples:
         random = np.random.default_rng(0)
@@ -69,35 +68,36 @@ def pictures(
         return [(f"noise-{i}", Image.fromarray(noise[i]), PROMPT) for i in range(count)]
     at = np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)
     chosen = [examples[index] for index in at]
-    return [(e.name, _opened(e.image), e.prompt) for e in chosen]
+    return [(e.name, _open_image(e.image), e.prompt) for e in chosen]
 
 
-def _opened(path: Path) -> Image.Image:
+def _open_image(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
 
 
 def record(
-    reference: Reference, asked: Sequence[tuple[str, Image.Image, str]], advance: Advance
+    reference: Reference, examples: Sequence[tuple[str, Image.Image, str]], advance: Advance
 ) -> list[Recording]:
-    """Runs the reference on each picture and prompt, those of equal lengths in one batch.
+    """Runs the reference on each image and prompt, those of equal lengths in one batch.
 
     Args:
-        reference: what is run.
-        asked: as from `pictures`.
-        advance: told of each.
+        reference: that is run.
+        examples: names, images and prompts, as from `choose_images`.
+        advance: called with 1 for each.
     """
-    made: dict[int, Recording] = {}
-    for batch in batches(reference, [prompt for _, _, prompt in asked]):
-        with _kept(reference) as kept:
-            images = [asked[index][1] for index in batch]
-            logits = reference.first_logits(images, [asked[index][2] for index in batch])
+    recordings: dict[int, Recording] = {}
+    for batch in batches(reference, [prompt for _, _, prompt in examples]):
+        with _kept_tensors(reference) as kept:
+            images = [examples[index][1] for index in batch]
+            logits = reference.first_logits(images, [examples[index][2] for index in batch])
         kept["logits"] = logits
         for row, index in enumerate(batch):
-            made[index] = _recording(*asked[index], {k: _row(v, row) for k, v in kept.items()})
+            tensors = {name: _row(tensor, row) for name, tensor in kept.items()}
+            recordings[index] = _recording(*examples[index], tensors)
             advance(1)
-    return [made[index] for index in range(len(asked))]
+    return [recordings[index] for index in range(len(examples))]
 
 
 def _recording(name: str, image: Image.Image, prompt: str, kept: dict[str, Array]) -> Recording:
@@ -116,8 +116,8 @@ def _row(tensor: torch.Tensor, row: int) -> Array:
 
 
 @contextmanager
-def _kept(reference: Reference) -> Iterator[dict[str, torch.Tensor]]:
-    """What passes through the reference while this is open: each name's first tensor."""
+def _kept_tensors(reference: Reference) -> Iterator[dict[str, torch.Tensor]]:
+    """Yields a dictionary that collects the first tensor of each name inside the reference."""
     kept: dict[str, torch.Tensor] = {}
     parts, language = reference.parts, reference.language_model
     with ExitStack() as hooks:
@@ -167,11 +167,3 @@ def _cross(out: Any, **_: Any) -> Mapping[str, torch.Tensor]:
     tensors = tensors_from_cache(out.past_key_values.cross_attention_cache)
     kinds = ("key", "value")
     return {f"cross_key_values.{i // 2}.{kinds[i % 2]}": t for i, t in enumerate(tensors)}
-
-
-def by_stack(blocks: Sequence[str]) -> dict[str, list[str]]:
-    """Names of blocks' outputs by the path of their stack, in order."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in blocks:
-        found[name.removesuffix(OUTPUT).rpartition(".")[0]].append(name)
-    return dict(found)

@@ -1,8 +1,8 @@
-"""`Reference`: a checkpoint as transformers runs it, in float32. What every build is held against.
+"""`Reference`: a checkpoint as transformers runs it in float32, with which builds are compared.
 
-Where transformers has the model it is read by transformers itself, so that nothing of this project
-stands between the files and the answers. The parts of a model that it does not have, and the
-weights of originals' files, are filled from the checkpoint's tensors.
+If transformers has the model, it reads the files itself, so that no code of this project stands
+between files and answers. Models that it has only the parts of, and the weights of originals'
+files, are filled from the checkpoint's tensors.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ PLAIN: Mapping[str, Any] = {
     "no_repeat_ngram_size": 0,
     "early_stopping": False,
 }
-"""What is asked for unless the caller says otherwise, whatever a generation config has."""
+"""Options of `generate` unless the caller overrides them; a generation config does not."""
 
 BATCH = 32
-"""Examples of one length that are answered at once."""
+"""Largest number of examples in a batch."""
 
 FIRST: Mapping[str, Any] = {"max_new_tokens": 1, "output_logits": True}
-"""Asks `generate` for the scores of the first token, before anything is done to them."""
+"""Options of `generate` for the raw scores of the first token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceAnswer:
-    """One answer.
+    """An answer of the reference.
 
     Attributes:
-        text: before any stop string.
-        token_ids: without the token that ended it.
-        score: of a beam search whose scores were asked for.
+        text: up to the first stop string.
+        token_ids: without the token that ended the answer.
+        score: of a beam search, if scores were asked for.
     """
 
     text: str
@@ -59,52 +59,60 @@ class Reference(Protocol):
     parts: Mapping[str, Any]
 
     def features(self, pixels: torch.Tensor, **text: torch.Tensor) -> tuple[Any, Any]:
-        """`image_embeds` and `visual_prompt` of `pixels`, float32 `[batch, 3, height, width]`.
+        """Returns `image_embeds` and `visual_prompt`.
 
-        `text` is `qformer_input_ids` and `qformer_attention_mask`, where the Q-Former reads them.
+        Args:
+            pixels: float32 `[batch, 3, height, width]`.
+            text: `qformer_input_ids` and `qformer_attention_mask`, if the Q-Former reads them.
         """
         ...
 
     def lengths(self, prompt: str) -> tuple[int, ...]:
-        """How many tokens `prompt` has, by tokenizer and piece. Prompts of one batch have the same:
-        padding, which transformers would put on the left, changes its answers."""
+        """Returns the number of tokens of `prompt`, by tokenizer and piece.
+
+        Prompts of one batch must have the same: transformers pads on the left, which changes its
+        answers.
+        """
         ...
 
     def generate(
         self, images: Sequence[Any], prompts: Sequence[str], **options: Any
     ) -> list[ReferenceAnswer]:
-        """Answers of one batch, an image (Pillow's) a prompt.
+        """Returns the answers of one batch.
 
-        `options` are those of transformers' `generate`; `PLAIN` holds where they are silent.
+        Args:
+            images: Pillow's, one for each prompt.
+            prompts: questions.
+            options: of transformers' `generate`, added to `PLAIN`.
         """
         ...
 
     def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
-        """Float32 `[batch, vocab]` of the first token of each answer, as of one batch."""
+        """Returns the scores of the first token of each answer, float32 `[batch, vocab]`."""
         ...
 
 
 def answers(
     reference: Reference, images: Sequence[Any], prompts: Sequence[str], **options: Any
 ) -> Iterator[tuple[list[int], list[ReferenceAnswer]]]:
-    """Answers to prompts of any lengths, batch by batch, each with its indices.
+    """Yields the indices and answers of each batch, for prompts of any lengths.
 
     Args:
-        reference: what is asked.
-        images: files, one a prompt.
-        prompts: what is asked of it.
+        reference: that answers.
+        images: files, one for each prompt.
+        prompts: questions.
         options: as in `Reference.generate`.
     """
     from PIL import Image
 
     for batch in batches(reference, prompts):
         opened = [Image.open(images[index]) for index in batch]
-        asked = [prompts[index] for index in batch]
-        yield batch, reference.generate(opened, asked, **options)
+        questions = [prompts[index] for index in batch]
+        yield batch, reference.generate(opened, questions, **options)
 
 
 def batches(reference: Reference, prompts: Sequence[str]) -> Iterator[list[int]]:
-    """Indices of prompts that may be one batch: of the same lengths, and at most `BATCH`."""
+    """Yields the indices of prompts that can be one batch: of equal lengths, at most `BATCH`."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         groups[reference.lengths(prompt)].append(index)

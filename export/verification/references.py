@@ -1,4 +1,4 @@
-"""The two kinds of `Reference`: a model that transformers has whole, and one of its parts."""
+"""The two kinds of `Reference`: a model of transformers, and one assembled from its modules."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import language_model_facts
-from iblip.export.verification.loading import filled, fresh, load_model, tensor_from_weight
+from iblip.export.verification.loading import copy_config, fill, load_model, tensor_from_weight
 from iblip.export.verification.reference import FIRST, PLAIN, Reference, ReferenceAnswer
 
 
 def reference_of(
     checkpoint: Checkpoint, positions: int | None = None, *, streamed: bool = False
 ) -> Reference:
-    """transformers' own model of `checkpoint`, or what its modules make.
+    """Returns transformers' own model of `checkpoint`, or one assembled from its modules.
 
     Args:
         checkpoint: of any family.
-        positions: that prompt and answer may have together, of an encoder-decoder the answer
-            alone; `None` is what the model has. transformers itself would go beyond them.
-        streamed: weights are read as they are wanted; see `export.verification.streamed`.
+        positions: largest length of prompt and answer together, or of an encoder-decoder's answer
+            alone; `None` is the model's own. transformers itself would exceed it.
+        streamed: whether weights are read when they are used (`export.verification.streamed`).
     """
     if not streamed:
         kind = AssembledReference if checkpoint.family.processor is None else WholeReference
@@ -36,7 +36,7 @@ def reference_of(
 
 
 Make = Callable[[Callable[[], Any], Mapping[str, Any], str], Any]
-"""Makes a module with the tensors whose names begin with a prefix."""
+"""Constructs a module, and fills it with the tensors whose names begin with a prefix."""
 
 
 class WholeReference:
@@ -59,10 +59,10 @@ class WholeReference:
     @torch.no_grad()
     def features(self, pixels: torch.Tensor, **text: torch.Tensor) -> tuple[Any, Any]:
         """See `Reference`."""
-        found = self.model.get_image_features(
+        features = self.model.get_image_features(
             pixel_values=pixels, interpolate_pos_encoding=True, **text
         )
-        return found.vision_outputs.last_hidden_state, found.pooler_output
+        return features.vision_outputs.last_hidden_state, features.pooler_output
 
     def lengths(self, prompt: str) -> tuple[int, ...]:
         """See `Reference`."""
@@ -74,34 +74,34 @@ class WholeReference:
         self, images: Sequence[Any], prompts: Sequence[str], **options: Any
     ) -> list[ReferenceAnswer]:
         """See `Reference`."""
-        made, used = self._generated(images, prompts, options)
-        return self._ends.answers(made, before=used or 1)
+        output, used = self._generate(images, prompts, options)
+        return self._ends.answers(output, before=used or 1)
 
     @torch.no_grad()
     def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
         """See `Reference`."""
-        return _first_logits(self._generated(images, prompts, FIRST)[0])
+        return _first_logits(self._generate(images, prompts, FIRST)[0])
 
-    def _generated(
+    def _generate(
         self, images: Sequence[Any], prompts: Sequence[str], options: Mapping[str, Any]
     ) -> tuple[Any, int]:
-        """What `generate` returns, and the positions before the answer; 0 of T5's."""
+        """Returns transformers' output, and the number of positions before the answer (T5: 0)."""
         inputs = self._processor(images=list(images), text=list(prompts), return_tensors="pt")
         decoder_only = not self.language_model.config.is_encoder_decoder
         used = inputs["input_ids"].shape[1] if decoder_only else 0
-        made = self.model.generate(
+        output = self.model.generate(
             **inputs, interpolate_pos_encoding=True, **self._ends.options(options, used)
         )
-        return made, used
+        return output, used
 
 
 class AssembledReference:
-    """A model that transformers has the modules of: ViT, Q-Former, language model. See `Reference`.
+    """A model assembled from transformers' ViT, Q-Former and language model. See `Reference`.
 
     Args:
         checkpoint: of a family without a processor.
         positions: as in `reference_of`.
-        make: gives a module its weights.
+        make: constructs modules with their weights; `None` fills them from the checkpoint.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class AssembledReference:
 
         config, tensors = checkpoint.config, checkpoint.tensors
         language: Any = AutoModelForCausalLM
-        text, vision = fresh(config.text_config), fresh(config.vision_config)
+        text, vision = copy_config(config.text_config), copy_config(config.vision_config)
         make = make or _fill
         self.language_model = make(lambda: language.from_config(text), tensors, "language_model.")
         self._vision = make(lambda: Blip2VisionModel(vision), tensors, "vision_model.")
@@ -121,7 +121,7 @@ class AssembledReference:
         )
         self._qformer: Any = None
         if config.qformer_config is not None:
-            qformer = fresh(config.qformer_config)
+            qformer = copy_config(config.qformer_config)
             self._qformer = make(lambda: Blip2QFormerModel(qformer), tensors, "qformer.")
             self._queries = tensor_from_weight(tensors["query_tokens"])
         parts = {
@@ -161,17 +161,17 @@ class AssembledReference:
         self, images: Sequence[Any], prompts: Sequence[str], **options: Any
     ) -> list[ReferenceAnswer]:
         """See `Reference`."""
-        return self._ends.answers(self._generated(images, prompts, options), before=0)
+        return self._ends.answers(self._generate(images, prompts, options), before=0)
 
     @torch.no_grad()
     def first_logits(self, images: Sequence[Any], prompts: Sequence[str]) -> torch.Tensor:
         """See `Reference`."""
-        return _first_logits(self._generated(images, prompts, FIRST))
+        return _first_logits(self._generate(images, prompts, FIRST))
 
-    def _generated(
+    def _generate(
         self, images: Sequence[Any], prompts: Sequence[str], options: Mapping[str, Any]
     ) -> Any:
-        """What `generate` returns."""
+        """Returns transformers' output."""
         pixels = self._processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
         _, visual_prompt = self.features(pixels)
         rows = [self._pieces(prompt) for prompt in prompts]
@@ -187,7 +187,7 @@ class AssembledReference:
         )
 
     def _pieces(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Ids before and behind the image. The first that is not empty has the special tokens."""
+        """Returns the ids before and behind the image; the first non-empty has special tokens."""
         tokenizer = self._processor.tokenizer
         before, behind = (
             piece.replace("{prompt}", prompt) for piece in self._template.split("{image}")
@@ -197,7 +197,7 @@ class AssembledReference:
 
 
 class _Ends:
-    """What ends an answer of `checkpoint`, before `generate` and behind it."""
+    """Ends answers of `checkpoint`: by options of `generate`, and by cutting its output."""
 
     def __init__(self, checkpoint: Checkpoint, positions: int | None) -> None:
         facts = language_model_facts(checkpoint)
@@ -207,25 +207,25 @@ class _Ends:
         self._tokenizer: Any = checkpoint.processor.tokenizer
 
     def options(self, options: Mapping[str, Any], used: int) -> dict[str, Any]:
-        """For transformers' `generate`, behind a prompt of `used` positions."""
+        """Returns the options of transformers' `generate` after a prompt of `used` positions."""
         limit = options.get("max_new_tokens") or self._limit
-        made = {
+        defaults = {
             **PLAIN,
             "eos_token_id": list(self._ids),
-            "pad_token_id": self._ids[0],  # behind an answer that a stop string ended, too
+            "pad_token_id": self._ids[0],  # also after an answer that a stop string ended
             "return_dict_in_generate": True,
         }
         if self._start is not None:  # T5's, which a config may leave to the generation config
-            made["decoder_start_token_id"] = self._start
+            defaults["decoder_start_token_id"] = self._start
         if self._stop:
-            made |= {"stop_strings": list(self._stop), "tokenizer": self._tokenizer}
-        return {**made, **options, "max_new_tokens": min(limit, self._positions - used)}
+            defaults |= {"stop_strings": list(self._stop), "tokenizer": self._tokenizer}
+        return {**defaults, **options, "max_new_tokens": min(limit, self._positions - used)}
 
-    def answers(self, made: Any, *, before: int) -> list[ReferenceAnswer]:
-        """What `generate` returned; answers begin at position `before`."""
-        rows = made.sequences[:, before:].tolist()
-        found = getattr(made, "sequences_scores", None)
-        scores = [None] * len(rows) if found is None else found.tolist()
+    def answers(self, output: Any, *, before: int) -> list[ReferenceAnswer]:
+        """Returns the answers in transformers' `output`, which begin at position `before`."""
+        rows = output.sequences[:, before:].tolist()
+        sequences_scores = getattr(output, "sequences_scores", None)
+        scores = [None] * len(rows) if sequences_scores is None else sequences_scores.tolist()
         return [self._answer(row, score) for row, score in zip(rows, scores, strict=True)]
 
     def _answer(self, row: list[int], score: float | None) -> ReferenceAnswer:
@@ -236,10 +236,10 @@ class _Ends:
         return ReferenceAnswer(text=text[: min(ends, default=None)], token_ids=ids, score=score)
 
 
-def _first_logits(made: Any) -> torch.Tensor:
-    logits: torch.Tensor = made.logits[0]
+def _first_logits(output: Any) -> torch.Tensor:
+    logits: torch.Tensor = output.logits[0]
     return logits.to(torch.float32)
 
 
 def _fill(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
-    return filled(make(), tensors, prefix)
+    return fill(make(), tensors, prefix)

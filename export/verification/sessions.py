@@ -1,7 +1,7 @@
-"""Graphs on ONNX Runtime, and copies of them that can be looked into block by block.
+"""Opens graphs on ONNX Runtime, as they are or as copies that show the result of every block.
 
-Every graph that is verified is opened here. A copy is made in memory: its weights are read from
-where the graph's own lie, and nothing is written.
+Every graph that is verified is opened here. A copy exists in memory alone, and reads the weights of
+the graph's own files.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from iblip.export.graph.onnxruntime_values import FOLDER, run, session_from_onnx
 CPU = ("CPUExecutionProvider",)
 
 GIVEN = ".given"
-"""What follows a block's path in the name of what is given in its result's place."""
+"""Suffix, after a block's path, of the input that takes the place of the block's result."""
 
 ELEMENTS: Mapping[str, int] = {
     "tensor(float)": onnx.TensorProto.FLOAT,
     "tensor(float16)": onnx.TensorProto.FLOAT16,
     "tensor(bfloat16)": onnx.TensorProto.BFLOAT16,
 }
-"""ONNX Runtime's word for a type that a block may return, to ONNX's own number."""
+"""ONNX's numbers of the types that a block may return, by ONNX Runtime's names."""
 
 Array = npt.NDArray[Any]
 
 Types = Mapping[str, tuple[str, Sequence[Any]]]
-"""By a block's result: ONNX Runtime's word for its type, and its shape."""
+"""ONNX Runtime's name of the type, and the shape, of every block's result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Taps:
     """A graph that also returns the result of every block.
 
     Attributes:
-        session: runs it.
-        blocks: names of the results, in order.
+        session: of the graph.
+        blocks: names of the blocks' results, in order.
         outputs: names of the graph's own outputs.
     """
 
@@ -51,42 +51,46 @@ class Taps:
     outputs: tuple[str, ...]
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Every block's result and every output, by name."""
+        """Returns every block's result and every output, by name."""
         return run(self.session, [*self.blocks, *self.outputs], feed)
 
     @property
     def types(self) -> Types:
-        """Of every block's result."""
+        """Type and shape of every block's result."""
         values = {value.name: value for value in self.session.get_outputs()}
         return {name: (values[name].type, values[name].shape) for name in self.blocks}
 
-    def given(self, streams: Mapping[str, Array]) -> dict[str, Array]:
-        """What stands for blocks' results in a graph `with_blocks_apart`, cast as it wants them."""
+    def block_inputs(self, streams: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns the inputs of a graph `with_separate_blocks`, cast to their types.
+
+        Args:
+            streams: the blocks' results in the reference, by name.
+        """
         types = {value.name: value.type for value in self.session.get_inputs()}
-        wanted = {name: types[given_name(name)] for name in streams if given_name(name) in types}
+        kinds = {name: types[given_name(name)] for name in streams if given_name(name) in types}
         return {
             given_name(name): streams[name].astype(
                 onnx.helper.tensor_dtype_to_np_dtype(ELEMENTS[kind])
             )
-            for name, kind in wanted.items()
+            for name, kind in kinds.items()
         }
 
 
 def open_graph(path: Path) -> Any:
-    """An `onnxruntime.InferenceSession` of the graph at `path`, on the CPU."""
+    """Returns an `onnxruntime.InferenceSession` of the graph at `path`, on the CPU."""
     return session_from_onnx(path, _options(), CPU)
 
 
 def with_taps(path: Path) -> Taps:
-    """The graph at `path`, returning every block's result too."""
+    """Opens the graph at `path` with the results of all blocks as further outputs."""
     return _taps(_proto(path), path)
 
 
-def with_blocks_apart(path: Path, types: Types) -> Taps:
-    """The same where no block reads what another made.
+def with_separate_blocks(path: Path, types: Types) -> Taps:
+    """Opens the same graph with blocks that do not read one another's results.
 
-    What follows a block reads an input of the block's path and `.given` instead: each block gets
-    the reference's own stream, and its error is its own.
+    Whatever follows a block reads an input instead, which is called after the block's path with
+    `.given`. So each block is given the reference's own stream, and its error is its own.
 
     Args:
         path: of the graph.
@@ -104,20 +108,20 @@ def with_blocks_apart(path: Path, types: Types) -> Taps:
 
 
 def given_name(output: str) -> str:
-    """The input that stands for the block's result `output`."""
+    """Returns the name of the input that takes the place of the block's result `output`."""
     return output.removesuffix(OUTPUT) + GIVEN
 
 
 def _taps(proto: onnx.ModelProto, path: Path) -> Taps:
     outputs = tuple(value.name for value in proto.graph.output)
-    made = (name for node in proto.graph.node for name in node.output)
-    blocks = tuple(n for n in made if n.endswith(OUTPUT) and n not in outputs)
+    values = (name for node in proto.graph.node for name in node.output)
+    blocks = tuple(name for name in values if name.endswith(OUTPUT) and name not in outputs)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blocks)
     return Taps(session=_session(proto, path), blocks=blocks, outputs=outputs)
 
 
 def _proto(path: Path) -> onnx.ModelProto:
-    """Of a graph in bfloat16, the one that a CPU runs."""
+    """Reads the graph; one in bfloat16 is changed so that a CPU can run it."""
     casts = with_casts(path)
     if casts is None:
         return onnx.load(path, load_external_data=False)

@@ -1,7 +1,7 @@
-"""Cases of `batched_decoder`, made of those of `decoder`: the same numbers, in slots.
+"""Cases of `batched_decoder`, derived from those of `decoder`: the same numbers, in slots.
 
-A padded row of a `decoder` case becomes a slot that holds the row's real positions from its start.
-Beyond them a slot has room, which the graph must not read.
+A padded row of a `decoder` case becomes a slot that begins with the row's real positions. The rest
+of the slot is spare, and the graph must not read it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Array = npt.NDArray[Any]
 Lengths = npt.NDArray[np.int64]
 
 SPARE = 3
-"""Positions of room behind the longest row."""
+"""Spare positions behind the longest row."""
 
 JUNK = 7.0
-"""What the room is filled with."""
+"""Value of the spare positions."""
 
 
 def slot_cases(case: Case) -> Iterator[Case]:
-    """The same step in slots: decoding all rows at once, a prompt row by row and in two chunks."""
+    """Yields the same step in slots: decoding for all rows, a prefill row by row, in chunks too."""
     mask, sequence = case.feed["attention_mask"], case.feed["inputs_embeds"].shape[1]
     if sequence == 1:
         yield _case(case, range(len(mask)), mask.sum(axis=1) - 1)
@@ -37,7 +37,7 @@ def slot_cases(case: Case) -> Iterator[Case]:
 
 
 def _case(case: Case, rows: Sequence[int], starts: Lengths) -> Case:
-    """Rows of `case`, their tokens from `starts` on; those before are in their slots."""
+    """Returns some rows of `case` from `starts` on; earlier positions are in their slots."""
     mask, embeds = case.feed["attention_mask"], case.feed["inputs_embeds"]
     ends = mask[rows].sum(axis=1)
     real = [np.flatnonzero(mask[row]) for row in rows]  # where each row's positions lie in `case`
@@ -56,8 +56,8 @@ def _case(case: Case, rows: Sequence[int], starts: Lengths) -> Case:
             filled[slot, :, :length] = array[row][:, real[slot][:length]]
         return filled
 
-    present = {name: array for name, array in case.wanted.items() if name != "logits"}
-    shown = np.arange(int(ends.max()) + SPARE) < ends[:, None]
+    present = {name: array for name, array in case.expected.items() if name != "logits"}
+    visible = np.arange(int(ends.max()) + SPARE) < ends[:, None]
     positions = starts[:, None] + np.arange(int((ends - starts)[0]))
     feed = {"inputs_embeds": tokens(embeds), "position_ids": positions}
     for name, array in present.items():
@@ -68,11 +68,11 @@ def _case(case: Case, rows: Sequence[int], starts: Lengths) -> Case:
         graph=case.graph.replace("decoder", "batched_decoder"),
         name=f"slots of {ends.tolist()}, {positions.shape[1]} new",
         feed=feed,
-        wanted={
-            "logits": tokens(case.wanted["logits"]),
+        expected={
+            "logits": tokens(case.expected["logits"]),
             **{name: slots(array, ends) for name, array in present.items()},
         },
-        real=dict.fromkeys(present, shown[:, None, :, None]),
+        real=dict.fromkeys(present, visible[:, None, :, None]),
     )
 
 
@@ -80,6 +80,6 @@ def _cross(case: Case, rows: Sequence[int]) -> Arrays:
     feed = {"source_lengths": case.feed["encoder_attention_mask"][rows].sum(axis=1)}
     for name, array in case.feed.items():
         if name.startswith("cross_key_values"):
-            room = ((0, 0), (0, 0), (0, SPARE), (0, 0))
-            feed[name] = np.pad(array[rows], room, constant_values=JUNK)
+            padding = ((0, 0), (0, 0), (0, SPARE), (0, 0))
+            feed[name] = np.pad(array[rows], padding, constant_values=JUNK)
     return feed

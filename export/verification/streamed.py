@@ -1,9 +1,9 @@
-"""transformers' model of a checkpoint that does not fit into memory: a layer at a time.
+"""Runs transformers' model of a checkpoint that does not fit into memory, a layer at a time.
 
-The modules are transformers' own. Their parameters are on torch's meta device, without memory; just
-before a module runs, its parameters are read from the checkpoint in float32, and just after it has
-run they are let go. So memory is that of the largest module (a matrix, or an embedding) and of the
-activations, and every pass reads the whole checkpoint: time is that of reading it, once a token.
+The modules are transformers' own. Their parameters are on torch's meta device, without memory; a
+module's parameters are read from the checkpoint in float32 just before it runs, and released just
+after. So memory is that of the largest module (a matrix, or an embedding) and of the activations,
+and every pass reads the whole checkpoint: that takes most of the time, once for each token.
 """
 
 from __future__ import annotations
@@ -14,48 +14,53 @@ from typing import Any
 import torch
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.components.without_memory import without_memory
 from iblip.export.errors import CheckpointError
-from iblip.export.graph.tracing import parameters_made_by
-from iblip.export.verification.loading import fresh, tensor_from_weight, tied_names
+from iblip.export.verification.loading import copy_config, tensor_from_weight, tied_names
 
 CPU = torch.device("cpu")
 
 
 def streamed_model(checkpoint: Checkpoint) -> Any:
-    """transformers' own model of `checkpoint`, in float32, which reads its weights as it runs.
+    """Returns transformers' model of `checkpoint` in float32, which reads weights as it runs.
 
     Raises:
-        CheckpointError: the model has a weight that is not there.
+        CheckpointError: the checkpoint lacks a weight of the model.
     """
     import transformers
 
     kind = getattr(transformers, checkpoint.family.architecture)
-    config = fresh(checkpoint.config)
+    config = copy_config(checkpoint.config)
     return streamed_part(lambda: kind(config), checkpoint.tensors, "")
 
 
 def streamed_part(make: Callable[[], Any], tensors: Mapping[str, Any], prefix: str) -> Any:
-    """A module of the same kind, in float32, whose tensors' names begin with `prefix`.
+    """Returns a module in float32 that reads weights as it runs.
+
+    Args:
+        make: constructs the module.
+        tensors: the checkpoint's.
+        prefix: of the names of the module's weights there.
 
     Raises:
-        CheckpointError: as `streamed_model` does.
+        CheckpointError: as `streamed_model`.
     """
-    with parameters_made_by(_without_memory):
+    with without_memory():
         module = make().float().eval()
     stream(module, tensors, prefix)
     return module
 
 
 def stream(module: Any, tensors: Mapping[str, Any], prefix: str = "") -> None:
-    """Has every module below `module` read its parameters when it runs.
+    """Makes every module below `module` read its parameters when it runs.
 
     Args:
-        module: of transformers, its parameters on the meta device.
+        module: of transformers, with its parameters on the meta device.
         tensors: the checkpoint's.
-        prefix: of the module's parameters' names there.
+        prefix: of the names of the module's parameters there.
 
     Raises:
-        CheckpointError: a parameter is not there.
+        CheckpointError: the checkpoint lacks a parameter.
     """
     tied = tied_names(module)
     for path, child in module.named_modules():
@@ -74,7 +79,7 @@ def stream(module: Any, tensors: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def _source(name: str, tensors: Mapping[str, Any], prefix: str, tied: Mapping[str, str]) -> Any:
-    """The checkpoint's tensor of that name, or of the one that the config ties it to."""
+    """Returns the checkpoint's tensor of that name, or of the one that the config ties it to."""
     for candidate in (name, tied.get(name, name)):
         if prefix + candidate in tensors:
             return tensors[prefix + candidate]
@@ -101,12 +106,8 @@ def _fill(module: torch.nn.Module, sources: Mapping[str, Any]) -> None:
 
 
 def _on_cpu(module: Any) -> None:
-    """transformers asks a model where its first parameter is, and puts inputs there."""
+    """Sets the device of modules: transformers puts inputs where a model's first parameter is."""
     for child in module.modules():
         if isinstance(getattr(type(child), "device", None), property):
             kind = type(child)
             child.__class__ = type(kind.__name__, (kind,), {"device": CPU})
-
-
-def _without_memory(param: torch.nn.Parameter) -> torch.nn.Parameter:
-    return torch.nn.Parameter(param.to("meta"))

@@ -1,4 +1,4 @@
-"""What a build must keep, stage by stage: one row a precision."""
+"""The limits of the parity report, stage by stage: one row for each precision."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """Of blocks: see `export.verification.blocks`.
+    """The limits of blocks' errors (`export.verification.blocks`).
 
     Attributes:
-        own: the largest relative error that a block may make by itself. The stream after block d
-            may have the square root of d times that.
+        own: largest relative error that a block may cause by itself. The stream after block d may
+            have the square root of d times that.
     """
 
     own: float
@@ -20,7 +20,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Each is the largest that may be, but for `top1`.
+    """Limits of one precision; each is the largest allowed value, except for `top1`.
 
     Attributes:
         block: a block's own relative error, as `Band.own`.
@@ -42,7 +42,7 @@ class Thresholds:
 
     @property
     def band(self) -> Band:
-        """Of blocks."""
+        """Limits of blocks' errors."""
         return Band(own=self.block)
 
 
@@ -81,7 +81,7 @@ numbers becomes either."""
 
 
 def thresholds_of(precisions: Iterable[str]) -> Thresholds:
-    """What a chain of components of these precisions must keep: of each number the laxest."""
+    """Returns the limits of a chain of components: the laxest of their precisions' for each."""
     rows = [THRESHOLDS[precision] for precision in precisions]
     laxest = {
         field.name: (min if field.name == "top1" else max)(getattr(row, field.name) for row in rows)

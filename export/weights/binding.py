@@ -1,12 +1,10 @@
-"""Finds the tensor of the checkpoint that each weight of a graph is made of."""
+"""Finds the tensor of the checkpoint that each weight of a graph is made from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from iblip.export.artifact.contract import DTYPES
-from iblip.export.errors import CheckpointError
-from iblip.export.messages import listed, nearest
+from iblip.export.weights.fit import check_fit
 from iblip.export.weights.recipe import Recipe
 from iblip.export.weights.weight import Weight
 
@@ -16,36 +14,17 @@ def bind(
     tensors: Mapping[str, Weight],
     tied: Mapping[str, str],
 ) -> dict[str, Recipe]:
-    """Finds the source of every weight that a graph wants.
+    """Finds the source of every weight that a graph needs.
 
     Args:
         wanted: initializer name to its shape and dtype.
         tensors: the checkpoint's, by name.
-        tied: where a weight is to be found that the checkpoint does not have under its own name.
+        tied: the other name of a weight that the checkpoint may not have under its own.
 
     Raises:
-        CheckpointError: listing every tensor that is missing, with the nearest that is there, and
-            every tensor of another shape.
+        CheckpointError: as `export.weights.fit.check_fit`, but tensors that are not used are
+            allowed.
     """
-    if faults := misfits(wanted, tensors, tied):
-        raise CheckpointError(f"the checkpoint does not fit its own config:\n  {listed(faults)}")
+    check_fit({name: shape for name, (shape, _) in wanted.items()}, tensors, tied, known=tensors)
     sources = {name: tensors.get(name) or tensors[tied[name]] for name in wanted}
     return {name: Recipe(source=sources[name], dtype=dtype) for name, (_, dtype) in wanted.items()}
-
-
-def misfits(
-    wanted: Mapping[str, tuple[tuple[int, ...], str]],
-    tensors: Mapping[str, Weight],
-    tied: Mapping[str, str],
-) -> list[str]:
-    """What `bind` would not find, a line each: missing, of another shape, or of no usable dtype."""
-    faults, spare = [], [name for name in tensors if name not in wanted] or list(tensors)
-    for name, (shape, _) in wanted.items():
-        source = tensors.get(name) or tensors.get(tied.get(name, ""))
-        if source is None:
-            faults.append(f"{name} is missing{nearest(name, spare)}")
-        elif source.shape != shape:
-            faults.append(f"{name} has shape {list(source.shape)}, wanted {list(shape)}")
-        elif source.dtype not in DTYPES:
-            faults.append(f"{name} has dtype {source.dtype}; supported: {', '.join(DTYPES)}")
-    return faults

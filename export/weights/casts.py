@@ -1,4 +1,4 @@
-"""Arrays from one dtype to another, by torch: its casts are several times as quick as numpy's."""
+"""Casts arrays from one dtype to another with torch, which is several times as fast as numpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tensor_from_array(values: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor over the array's memory, for reading."""
+    """Returns a tensor over the array's memory. It must not be written to."""
     import torch
 
     values = np.ascontiguousarray(values)
@@ -27,20 +27,20 @@ def tensor_from_array(values: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def array_from_tensor(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The inverse of `tensor_from_array`."""
+    """Returns an array over the tensor's memory; the inverse of `tensor_from_array`."""
     import torch
 
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
-    made: npt.NDArray[Any] = tensor.numpy()
-    return made
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array
 
 
 def cast(values: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], bool]:
-    """The values in `dtype`, a key of `artifact.contract.DTYPES`, and whether all are finite."""
+    """Returns the values in `dtype`, a key of `artifact.contract.DTYPES`, and if all are finite."""
     import torch
 
-    made = tensor_from_array(values).to(getattr(torch, dtype))
-    # The greatest magnitude is not a number where any value is none.
-    finite = not made.is_floating_point() or not made.numel() or made.abs().amax().isfinite()
-    return array_from_tensor(made).reshape(values.shape), bool(finite)
+    result = tensor_from_array(values).to(getattr(torch, dtype))
+    # The greatest magnitude is NaN if any value is.
+    finite = not result.is_floating_point() or not result.numel() or result.abs().amax().isfinite()
+    return array_from_tensor(result).reshape(values.shape), bool(finite)

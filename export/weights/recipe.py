@@ -13,7 +13,7 @@ import numpy.typing as npt
 from iblip.export.artifact.contract import DTYPES
 from iblip.export.errors import ExportError
 from iblip.export.weights.casts import cast
-from iblip.export.weights.weight import SourceTensor, Weight, pieces_of
+from iblip.export.weights.weight import SourceTensor, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class Recipe:
     """How an initializer comes from the checkpoint: which tensor, cast to which dtype.
 
     Attributes:
-        source: what is read.
-        dtype: what the graph wants, a key of `export.artifact.contract.DTYPES`.
+        source: the tensor that is read.
+        dtype: the initializer's dtype, a key of `export.artifact.contract.DTYPES`.
     """
 
     source: Weight
@@ -30,53 +30,57 @@ class Recipe:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the result, in elements."""
+        """Shape of the initializer, in elements."""
         return self.source.shape
 
     @property
     def in_place(self) -> SourceTensor | None:
-        """Where the checkpoint's bytes are already what the graph wants; `None` where none are."""
+        """The tensor whose bytes in the checkpoint's file are the initializer's, or `None`."""
         source = self.source
         return source if isinstance(source, SourceTensor) and source.dtype == self.dtype else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the result."""
+        """Size of the initializer in bytes."""
         return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def pieces(self) -> Iterator[npt.NDArray[Any]]:
-        """The result along its first axis, some at a time: no tensor need be whole in memory.
+        """Yields the initializer in slices along its first axis; it is never whole in memory.
 
         Raises:
-            ExportError: a finite weight leaves the range of the wanted dtype.
+            ExportError: a finite weight leaves the range of `dtype`.
         """
-        for values in pieces_of(self.source):
+        for values in self.source.pieces():
             yield values if self.source.dtype == self.dtype else self._cast(values)
 
     def evaluate(self) -> npt.NDArray[Any]:
-        """The whole result, a view of the file where that has it; raises what `pieces` does."""
-        if lies := self.in_place:
-            return lies.read()
+        """Returns the whole initializer, as a view of the file if `in_place`.
+
+        Raises:
+            ExportError: as `pieces`.
+        """
+        if self.in_place:
+            return self.in_place.read()
         pieces = [np.atleast_1d(piece) for piece in self.pieces()]
-        made: npt.NDArray[Any] = np.concatenate(pieces).reshape(self.shape)
-        return made
+        values: npt.NDArray[Any] = np.concatenate(pieces).reshape(self.shape)
+        return values
 
     def _cast(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        made, finite = cast(values, self.dtype)
+        converted, finite = cast(values, self.dtype)
         if not finite:
-            self._refuse_lost()
-        return made
+            self._check_range()
+        return converted
 
-    def _refuse_lost(self) -> None:
-        """Raises ExportError unless what is not finite was so in the checkpoint."""
+    def _check_range(self) -> None:
+        """Raises ExportError if a weight that is finite in the checkpoint is not after the cast."""
         lost, largest = 0, 0.0
-        for values in pieces_of(self.source):
+        for values in self.source.pieces():
             floats = np.abs(values.astype(np.float32))
             with np.errstate(over="ignore"):
                 cast = floats.astype(DTYPES[self.dtype]).astype(np.float32)
-            gone = np.isfinite(floats) & ~np.isfinite(cast)
-            lost += int(np.count_nonzero(gone))
-            largest = max(largest, float(np.max(floats, where=gone, initial=0)))
+            overflown = np.isfinite(floats) & ~np.isfinite(cast)
+            lost += int(np.count_nonzero(overflown))
+            largest = max(largest, float(np.max(floats, where=overflown, initial=0)))
         if lost:
             raise ExportError(
                 f"{self.source.name}: {lost} of {math.prod(self.shape)} weights leave the range of"

@@ -1,7 +1,8 @@
-"""Where a checkpoint's tensors lie, byte for byte, and the recipes that graphs bind them with.
+"""`Weight`: a tensor of a checkpoint under transformers' name for it, and its kinds.
 
-A `Weight` is a tensor of a checkpoint under transformers' name for it: bytes in a file, or a small
-recipe over such. A `Recipe` is what a graph makes of one.
+A weight is a range of bytes in a file, or is made of such ranges when it is read: joined, viewed
+with other strides, filled with a constant. What a graph makes of one is a `Recipe`
+(`export.weights.recipe`).
 
 The safetensors format: eight bytes of little-endian header length, a JSON header with each tensor's
 dtype, shape and byte range, then the bytes (https://github.com/huggingface/safetensors, "Format").
@@ -29,7 +30,7 @@ class Weight(Protocol):
 
     @property
     def name(self) -> str:
-        """By which transformers knows it, or the file where the reader has not mapped it yet."""
+        """transformers' name of the tensor, or the file's where the reader has not mapped it."""
         ...
 
     @property
@@ -39,22 +40,30 @@ class Weight(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In elements."""
+        """Shape in elements."""
         ...
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """Every tensor of a file that it is made of."""
+        """The tensors of files that it is made of."""
         ...
 
     def read(self) -> npt.NDArray[Any]:
-        """Its values, in `dtype`."""
+        """Returns the values, of `shape` and `dtype`."""
+        ...
+
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the values in consecutive slices along the first axis.
+
+        What lies in a file as it is comes at most `PIECE` bytes or one row at a time; what is
+        computed comes whole.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTensor:
-    """One tensor of a checkpoint, where it lies: a `Weight`.
+    """A `Weight` that lies in a file as it is.
 
     Attributes:
         name: in the checkpoint.
@@ -75,18 +84,18 @@ class SourceTensor:
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """Itself."""
+        """The tensor itself."""
         return (self,)
 
     def read(self) -> npt.NDArray[Any]:
-        """The tensor as a read-only view of the file: no memory until it is touched."""
+        """Returns a read-only view of the file, which takes no memory until it is touched."""
         flat = np.memmap(self.file, np.uint8, "r", offset=self.offset, shape=(self.length,))
         return flat.view(DTYPES[self.dtype]).reshape(self.shape)
 
     def pieces(self) -> Iterator[npt.NDArray[Any]]:
-        """The tensor along its first axis, at most `PIECE` bytes or one row at a time.
+        """Yields slices along the first axis, each of at most `PIECE` bytes or one row.
 
-        It is read and not mapped: the pages of a mapped file count as the process's own memory.
+        They are read and not mapped: the pages of a mapped file count as the process's own memory.
 
         Raises:
             CheckpointError: the file has become shorter since it was opened.
@@ -106,7 +115,7 @@ class SourceTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Strided:
-    """A view of another tensor's bytes that is not contiguous: a `Weight`.
+    """A `Weight` that is a view of another tensor's bytes and is not contiguous.
 
     Attributes:
         source: the whole storage, in one dimension.
@@ -122,29 +131,33 @@ class Strided:
 
     @property
     def name(self) -> str:
-        """Of its source."""
+        """Name of the source tensor."""
         return self.source.name
 
     @property
     def dtype(self) -> str:
-        """Of its source."""
+        """Dtype of the source tensor."""
         return self.source.dtype
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """See `Weight`."""
+        """The source tensor."""
         return (self.source,)
 
     def read(self) -> npt.NDArray[Any]:
-        """A read-only view of the file."""
+        """Returns a read-only view of the file."""
         flat = self.source.read()[self.start :]
         strides = [step * flat.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
 
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the whole view: its rows need not follow one another in the file."""
+        yield self.read()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Zeros:
-    """A tensor that no file has, because it is 0 throughout: a `Weight`."""
+    """A `Weight` of zeros, which no file holds."""
 
     name: str
     dtype: str
@@ -152,60 +165,55 @@ class Zeros:
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """None."""
+        """Empty: no file is read."""
         return ()
 
     def read(self) -> npt.NDArray[Any]:
-        """So many zeros."""
+        """Returns an array of zeros."""
         return np.zeros(self.shape, DTYPES[self.dtype])
+
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the whole array."""
+        yield self.read()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ones(Zeros):
-    """The same of a tensor that is 1 throughout."""
+    """A `Weight` of ones, which no file holds."""
 
     def read(self) -> npt.NDArray[Any]:
-        """So many ones."""
+        """Returns an array of ones."""
         return np.ones(self.shape, DTYPES[self.dtype])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concatenated:
-    """Tensors of one dtype, one behind the other along their first axis: a `Weight`."""
+    """A `Weight` of several of one dtype, concatenated along their first axis."""
 
     name: str
     parts: tuple[Weight, ...]
 
     @property
     def dtype(self) -> str:
-        """Of every part."""
+        """Dtype of every part."""
         return self.parts[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See `Weight`."""
+        """Shape of a part, with the sum of all first axes."""
         first = sum(part.shape[0] for part in self.parts)
         return (first, *self.parts[0].shape[1:])
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
-        """See `Weight`."""
+        """The sources of every part, in order."""
         return tuple(source for part in self.parts for source in part.sources)
 
     def read(self) -> npt.NDArray[Any]:
-        """The parts, joined in memory."""
+        """Returns the parts concatenated in memory."""
         return np.concatenate([part.read() for part in self.parts])
 
-
-def pieces_of(weight: Weight) -> Iterator[npt.NDArray[Any]]:
-    """The values of a weight, some along its first axis at a time.
-
-    Of a tensor that lies in a file as it is, see `SourceTensor.pieces`; others come whole.
-    """
-    if isinstance(weight, Concatenated):
-        for part in weight.parts:
-            yield from pieces_of(part)
-    elif isinstance(weight, SourceTensor):
-        yield from weight.pieces()
-    else:
-        yield weight.read()
+    def pieces(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the pieces of each part in turn."""
+        for part in self.parts:
+            yield from part.pieces()

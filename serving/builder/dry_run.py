@@ -17,7 +17,7 @@ from iblip.serving.server.memory import DECODER, ServingMemory, bytes_a_position
 
 if TYPE_CHECKING:
     from iblip.export.checkpoint.checkpoint import Checkpoint
-    from iblip.export.estimate import ComponentPlan
+    from iblip.export.estimate import ComponentEstimate
 
 READ_RATE, WRITE_RATE, TRACING_S = 750e6, 150e6, 40.0
 """Bytes a second that are read (and their digests taken) and made and written, and seconds of
@@ -43,7 +43,7 @@ class Plan:
     directory: Path
     name: str
     synthetic: bool
-    components: tuple[ComponentPlan, ...]
+    components: tuple[ComponentEstimate, ...]
     copied: int
     free: int
     memory: ServingMemory | None
@@ -126,13 +126,13 @@ def plan(options: BuildOptions) -> Plan:
     Raises:
         OptionError, CheckpointError: as `build` does before it begins.
     """
-    from iblip.export.estimate import plan_components
+    from iblip.export.estimate import estimate_components
 
     destination = options.destination.absolute()
     options, checkpoint, engine = prepared(options, Silent())
     place = next(parent for parent in destination.parents if parent.exists())
     ours = engine.kind == "onnxruntime" and options.vllm is None
-    components = plan_components(checkpoint, options.components, options.quantisations)
+    components = estimate_components(checkpoint, options.components, options.quantisations)
     return Plan(
         directory=destination,
         name=checkpoint.name,
@@ -146,7 +146,7 @@ def plan(options: BuildOptions) -> Plan:
 
 
 def _copied(
-    checkpoint: Checkpoint, components: tuple[ComponentPlan, ...], destination: Path
+    checkpoint: Checkpoint, components: tuple[ComponentEstimate, ...], destination: Path
 ) -> int:
     """Bytes of files that lie on another disk than the build, and of which weights are used."""
     if not any(component.linked for component in components):
@@ -160,7 +160,7 @@ def _disk(path: Path) -> int:
 
 
 def _memory(
-    options: BuildOptions, checkpoint: Checkpoint, components: tuple[ComponentPlan, ...]
+    options: BuildOptions, checkpoint: Checkpoint, components: tuple[ComponentEstimate, ...]
 ) -> ServingMemory:
     from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
     from iblip.serving.builder.settling import limits_from_options

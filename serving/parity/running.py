@@ -7,7 +7,6 @@ import importlib.metadata
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import repeat
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.examples import EXAMPLES, Example, read_examples
 from iblip.export.graph.digest import check_digests
+from iblip.export.messages import did_you_mean
 from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.precision import DTYPES, of_language_model, parse_precision
 from iblip.export.progress import Progress
@@ -56,10 +56,8 @@ class ParityOptions:
             raise OptionError(f"--limit is {self.limit}; wanted 1 or more")
         for name in self.stages:
             if name not in STAGES:
-                near = get_close_matches(name, STAGES, n=1)
-                hint = f". Did you mean {near[0]!r}?" if near else ""
-                known = ", ".join(STAGES)
-                raise OptionError(f"--stage {name}: there is no such stage; known: {known}{hint}")
+                hint, known = did_you_mean(name, STAGES), ", ".join(STAGES)
+                raise OptionError(f"--stage {name}: there is no such stage.{hint} Stages: {known}")
 
 
 def parity_report(

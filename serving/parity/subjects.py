@@ -78,12 +78,12 @@ class Original:
 
     def recordings(self, positions: int) -> list[Recording]:
         """What the reference computes of some examples, block by block."""
-        from iblip.export.verification.recording import pictures, record
+        from iblip.export.verification.recording import choose_images, record
 
         if not self._recordings:
             side = self.checkpoint.config.vision_config.image_size
             count = STREAMED_EXAMPLES if self.choice.streamed else RECORDED
-            asked = pictures(self.examples, side, min(count, self.limit or count))
+            asked = choose_images(self.examples, side, min(count, self.limit or count))
             reference = self.reference(positions)
             with self.progress.stage("record transformers", len(asked), "examples") as advance:
                 self._recordings = record(reference, asked, advance)

@@ -74,7 +74,7 @@ def test_a_projection_of_the_wrong_width_is_told(tiny_copy, traces, tmp_path):
     tensors["language_projection.weight"] = tensors["language_projection.weight"][:, :-32].clone()
     save_file(tensors, weights)
     checkpoint = checkpoint_from_directory(weights.parent)
-    message = r"language_projection\.weight has shape \[32, 96\], wanted \[32, 128\]"
+    message = r"language_projection\.weight has shape \[32, 96\], expected \[32, 128\]"
     with pytest.raises(CheckpointError, match=message):
         graphs_from_checkpoint(
             checkpoint, parse_precision("fp32"), tmp_path, Silent(), traces=traces

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
+from iblip.export.messages import did_you_mean
 from iblip.serving.lint.external_data import external_faults, onnx_files, onnx_installed
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import (
@@ -87,9 +87,8 @@ def _policy(model: Model, repository: Repository) -> Iterator[Fault]:
 def _platform(model: Model, repository: Repository) -> Iterator[Fault]:
     config = model.config
     if config.platform and not config.backend and config.platform not in PLATFORMS:
-        near = get_close_matches(config.platform, PLATFORMS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PLATFORMS)}"
-        yield Fault(f"there is no platform {config.platform!r}; {hint}", model.line("platform"))
+        hint = did_you_mean(config.platform, PLATFORMS) or f" Known: {', '.join(PLATFORMS)}"
+        yield Fault(f"there is no platform {config.platform!r}.{hint}", model.line("platform"))
 
 
 def _backend(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -124,9 +123,9 @@ def _wanted_file(model: Model) -> Iterator[Fault]:
     for folder in model.versions if wanted else ():
         if not (folder / str(wanted)).exists():
             has = sorted(one.name for one in folder.iterdir())
-            near = get_close_matches(str(wanted), has, n=1, cutoff=0.5)
-            hint = f"; is {near[0]} it?" if near else f"; there is {', '.join(has) or 'nothing'}"
-            yield Fault(f"there is no {wanted}{hint}", path=folder)
+            near = did_you_mean(str(wanted), has, cutoff=0.5)
+            hint = near or f" There is {', '.join(has) or 'nothing'}"
+            yield Fault(f"there is no {wanted}.{hint}", path=folder)
 
 
 def _environment(model: Model, repository: Repository) -> Iterator[Fault]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
+from iblip.export.messages import closest
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import Model, Repository, value_name
 from iblip.serving.lint.rule import Rule, Severity, Verdict
@@ -79,7 +79,7 @@ def _backend(model: Model, repository: Repository) -> Iterator[Fault]:
 def _spelling(model: Model, repository: Repository) -> Iterator[Fault]:
     near = "" if model.ensemble else _misspelt(model.backend)
     if near:
-        message = f"there is no backend {model.backend!r}; did you mean {near!r}?"
+        message = f"there is no backend {model.backend!r}. Did you mean {near!r}?"
         yield Fault(message, model.line("backend"))
 
 
@@ -92,7 +92,7 @@ def _misspelt(backend: str) -> str:
         return ""
     if backend in PLATFORMS:
         return PLATFORMS[backend]
-    return next(iter(get_close_matches(backend.lower(), BACKENDS, n=1, cutoff=0.85)), "")
+    return closest(backend.lower(), BACKENDS, cutoff=0.85) or ""
 
 
 def _groups(model: Model) -> Iterator[tuple[int, str, Any]]:

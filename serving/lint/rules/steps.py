@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from iblip.export.messages import did_you_mean
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import Model, Repository, value_name
 from iblip.serving.lint.rule import Rule, Severity, Verdict
@@ -32,10 +32,9 @@ def _known(model: Model, repository: Repository) -> Iterator[tuple[int, Any, Mod
 def _model(model: Model, repository: Repository) -> Iterator[Fault]:
     for index, step in steps_of(model):
         if step.model_name not in repository.models:
-            near = get_close_matches(step.model_name, repository.models, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(step.model_name, repository.models)
             line = model.line(SCHEDULING, "step", index, "model_name")
-            yield Fault(f"there is no model {step.model_name!r}{hint}", line)
+            yield Fault(f"there is no model {step.model_name!r}.{hint}", line)
 
 
 def _version(model: Model, repository: Repository) -> Iterator[Fault]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
+from iblip.export.messages import did_you_mean
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import CONFIG, Model, Repository
 from iblip.serving.lint.rule import Rule, Severity, Verdict
@@ -56,9 +56,8 @@ def _fields(model: Model, repository: Repository) -> Iterator[Fault]:
     for name, node, message in _described(model.tree, _descriptor()):
         word = name.isidentifier() or name.isdigit()  # what is neither, the parser complains of
         if word and name not in message.fields_by_name:
-            near = get_close_matches(name, message.fields_by_name, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            yield Fault(f"{message.name} has no field {name!r}{hint}", line=node.line)
+            hint = did_you_mean(name, message.fields_by_name)
+            yield Fault(f"{message.name} has no field {name!r}.{hint}", line=node.line)
 
 
 def _values(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -69,9 +68,8 @@ def _values(model: Model, repository: Repository) -> Iterator[Fault]:
         known = [value.name for value in field.enum_type.values]
         numbers = map(str, field.enum_type.values_by_number)
         if node.text not in (*known, *numbers):
-            near = get_close_matches(node.text, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            yield Fault(f"{name} has no value {node.text}; {hint}", line=node.line)
+            hint = did_you_mean(node.text, known) or f" Known: {', '.join(known)}"
+            yield Fault(f"{name} has no value {node.text}.{hint}", line=node.line)
 
 
 def _schedulers(model: Model, repository: Repository) -> Iterator[Fault]:

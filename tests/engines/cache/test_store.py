@@ -238,7 +238,7 @@ def test_a_few_digits_stand_for_a_key(cache: EngineCache, keep: Keep) -> None:
     with pytest.raises(OptionError, match=rf"plans begin with {first}: .* Give more digits"):
         find(cache, first)
     wrong = keys[0][:11] + ("0" if keys[0][11] != "0" else "1")
-    with pytest.raises(OptionError, match=rf"no plan '{wrong}'. Near: .*{keys[0][:12]}"):
+    with pytest.raises(OptionError, match=rf"no plan '{wrong}'. Did you mean '{keys[0][:12]}"):
         find(cache, wrong)
     with pytest.raises(OptionError, match="has no plan ''"):
         find(cache, "")

@@ -126,7 +126,7 @@ def test_containers_are_found_by_tag_or_image():
     assert find_container("mirror.example:5000/nvidia/tritonserver:26.07-py3") is DEPLOYED
     with pytest.raises(OptionError, match=r"'example/x:26\.07-py3' is not known"):
         find_container("example/x:26.07-py3")
-    with pytest.raises(OptionError, match=r"'26.06-py3' is not known.*Did you mean 26.07-py3.*"):
+    with pytest.raises(OptionError, match=r"'26.06-py3' is not known.*Did you mean '26.07-py3'.*"):
         find_container("26.06-py3")
 
 

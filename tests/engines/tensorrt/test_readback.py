@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from iblip.engines.tensorrt.builder import parse_graph
+from iblip.engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.job import Job
 from iblip.engines.tensorrt.libraries import find_library
 from iblip.engines.tensorrt.readback import Layer, matrix_layers, precision_fault
 from iblip.export.artifact.manifest import Manifest
@@ -34,8 +35,9 @@ def graph_of(random_build: Callable[..., Path]) -> Read:
     return read
 
 
+@no_collection()
 def _layers(graph: OnnxGraph) -> list[Layer]:
-    return parse_graph(graph, find_library("tensorrt-rtx"))
+    return Job(library=find_library("tensorrt-rtx"), graph=graph).parse()
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])

@@ -84,7 +84,7 @@ def test_the_class_tokens_position_stays(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("size", [100, 11, 1])
 def test_a_size_that_is_no_number_of_patches(size: int, checkpoint: Checkpoint) -> None:
-    with pytest.raises(OptionError, match=f"--image-size is {size}; wanted a multiple of 12"):
+    with pytest.raises(OptionError, match=f"--image-size is {size}; expected a multiple of 12"):
         at_image_size(checkpoint, size)
 
 

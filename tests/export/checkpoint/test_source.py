@@ -86,9 +86,9 @@ def test_options_that_do_not_go_together(source: ModelSource, message: str) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["vit"], "--part vit: wanted NAME=PATH"),
-        (["=a.pth"], "wanted NAME=PATH"),
-        (["vit="], "wanted NAME=PATH"),
+        (["vit"], "--part vit: expected NAME=PATH"),
+        (["=a.pth"], "expected NAME=PATH"),
+        (["vit="], "expected NAME=PATH"),
         (["vit=a.pth", "vit=b.pth"], "--part vit is given twice: a.pth and b.pth"),
     ],
 )

@@ -129,4 +129,4 @@ def test_a_file_that_was_packed_again(file: Path) -> None:
 def test_a_missing_file_and_one_without_tensors(file: Path) -> None:
     assert "No such file" in refused(file)
     torch.save(torch.ones(2), file)
-    assert "wanted tensors by name" in refused(file)
+    assert "expected tensors by name" in refused(file)

@@ -56,7 +56,7 @@ def test_a_stamped_graph_is_the_traced_one(
     component = next(one for one in components if one.title == title)
     stamped, whole = trace_blocks(component), trace_blocks(component, whole=True)
     assert serialised(stamped.model) == serialised(whole.model)
-    assert stamped.wanted == whole.wanted
+    assert stamped.weights == whole.weights
     assert stamped.parameters == whole.parameters
 
 
@@ -122,7 +122,7 @@ def test_equal_blocks_are_not_traced_one_by_one() -> None:
 
     found = trace_blocks(component(lambda: [Counted(index, odd=0) for index in range(40)]))
     assert set(ran) == set(range(UNITS))
-    assert {f"layers.{index}.linear.weight" for index in range(40)} <= found.wanted.keys()
+    assert {f"layers.{index}.linear.weight" for index in range(40)} <= found.weights.keys()
     made = [value.name for node in found.model.graph for value in node.outputs]
     assert [f"layers.{index}.output" for index in range(39)] == [
         name for name in made if (name or "").endswith(".output")

@@ -96,25 +96,25 @@ def traced(tiny):
 
 def test_a_damaged_trace_is_told_and_not_taken(traced, tmp_path, caplog):
     cache = TraceCache(tmp_path / "traces")
-    assert cache.take(KEY, traced.component) is None
+    assert cache.load(KEY, traced.component) is None
     cache.keep(KEY, traced)
     (path,) = cache.directory.iterdir()
     whole = path.read_bytes()
     for damaged in (b"", whole[:20], whole[:-1], whole + b"0", bytes(40) + whole[40:]):
         path.write_bytes(damaged)
-        assert cache.take(KEY, traced.component) is None
+        assert cache.load(KEY, traced.component) is None
         assert "is damaged; language_model/embed_tokens is traced anew" in caplog.text
         caplog.clear()
     cache.keep(KEY, traced)
-    found = cache.take(KEY, traced.component)
-    assert (found.wanted, found.parameters) == (traced.wanted, traced.parameters)
+    found = cache.load(KEY, traced.component)
+    assert (found.weights, found.parameters) == (traced.weights, traced.parameters)
 
 
 def test_a_cache_that_cannot_be_written_fails_no_build(traced, tmp_path):
     (tmp_path / "file").touch()
     cache = TraceCache(tmp_path / "file" / "traces")
     cache.keep(KEY, traced)
-    assert cache.take(KEY, traced.component) is None
+    assert cache.load(KEY, traced.component) is None
 
 
 def test_what_was_not_used_for_longest_makes_room(traced, tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_what_was_not_used_for_longest_makes_room(traced, tmp_path, monkeypatch)
     for age, key in enumerate("abc"):
         cache.keep(key * 64, traced)
         os.utime(cache.directory / f"{key * 64}.trace", (1e9 - age, 1e9 - age))
-    assert cache.take("c" * 64, traced.component) is not None
+    assert cache.load("c" * 64, traced.component) is not None
     monkeypatch.setattr("iblip.export.graph.trace_cache.KEPT", 3)
     cache.keep("d" * 64, traced)
     assert {path.stem[0] for path in cache.directory.iterdir()} == set("acd")

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from iblip.export.artifact.contract import DTYPES, Contract
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.components.component import Component
-from iblip.export.graph.writing import Bound, write_graphs
+from iblip.export.graph.writing import BoundGraph, write_graphs
 from iblip.export.weights.recipe import Recipe
 
 COMPONENT = Component(
@@ -49,10 +49,10 @@ def recipes(tmp_path: Path) -> dict[str, Recipe]:
     return made
 
 
-def two_of(recipes: dict[str, Recipe]) -> list[Bound]:
+def two_of(recipes: dict[str, Recipe]) -> list[BoundGraph]:
     """Two graphs of one folder with the same weights."""
     other = replace(COMPONENT, graph="other")
-    return [Bound(component=c, model=model(), recipes=recipes) for c in (COMPONENT, other)]
+    return [BoundGraph(component=c, model=model(), recipes=recipes) for c in (COMPONENT, other)]
 
 
 def read(path: Path) -> dict[str, list[float]]:

@@ -200,7 +200,7 @@ def test_a_missing_tensor_has_the_files_own_name_and_the_nearest(opt_parts):
     wanted = "checkpoint: Qformer.bert.encoder.layer.0.attention.self.query.weight"
     found = wanted.replace("query.weight", "qeury.weight")
     assert f"{wanted} is missing (nearest: {found})" in message
-    assert f"{found} is not known (nearest: {wanted})" in message
+    assert f"{found} is read by no graph (nearest that is: {wanted})" in message
 
 
 def test_a_bias_of_the_vit_that_is_missing_is_told(opt_parts):
@@ -213,7 +213,7 @@ def test_a_bias_of_the_vit_that_is_missing_is_told(opt_parts):
 
 def test_a_tensor_of_another_shape_is_told(opt_parts):
     edit(opt_parts["checkpoint"], lambda t: t.update({"ln_vision.bias": torch.zeros(7)}))
-    message = r"checkpoint: ln_vision\.bias has shape \[7\], wanted \[32\]"
+    message = r"checkpoint: ln_vision\.bias has shape \[7\], expected \[32\]"
     with pytest.raises(CheckpointError, match=message):
         lavis(opt_parts)
 

@@ -48,7 +48,7 @@ def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced,
         {"pixels": pixels_from_image(sample.image, preprocessing(checkpoint))[None]}
         for sample in samples_from(checkpoint, None)[:2]
     ]
-    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     seen = []
     made = run_in_pieces(traced.model, recipes, samples, lambda p, x: seen.append((p.name, x)))
     graph = onnx_from_component(vision, checkpoint, tmp_path, Silent())
@@ -65,7 +65,7 @@ def test_what_comes_before_may_be_bfloat16(checkpoint):
     policy = parse_precision("vision_encoder=bf16")
     component = components_from_checkpoint(checkpoint, policy)[0]
     found = trace(component)
-    recipes = bind(found.wanted, checkpoint.tensors, found.tied)
+    recipes = bind(found.weights, checkpoint.tensors, found.tied)
     path = samples_from(checkpoint, None)[0].image
     pixels = pixels_from_image(path, preprocessing(checkpoint))[None]
     (made,) = run_in_pieces(found.model, recipes, [{"pixels": pixels}], lambda p, x: None)
@@ -79,7 +79,7 @@ def test_the_worst_products_stay_in_float32(checkpoint, traced):
     assert set(found.scales) == set(found.errors)
     assert 0 < min(found.errors.values()) < max(found.errors.values()) < 0.05
     assert found.sensitive[0] == max(found.errors, key=lambda name: found.errors[name])
-    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     made = quantise(traced.model, recipes, found)
     assert set(found.sensitive) == set(made) & set(found.errors)
     kinds = [node.op_type for node in traced.model.graph]
@@ -97,7 +97,7 @@ def test_what_is_computed_in_halves_is_measured_in_floats(checkpoint):
     given = quantisations(policy, QuantisationOptions())
     found = measure([traced], checkpoint, given, Silent())["vision_encoder"]
     assert all(0.005 < error < 0.05 for error in found.errors.values())
-    recipes = bind(traced.wanted, checkpoint.tensors, traced.tied)
+    recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     made = quantise(traced.model, recipes, found)
     for name in found.errors.keys() - set(found.sensitive):
         scale = traced.model.graph.initializers[f"{name}.input_scale"].const_value.numpy()

@@ -15,8 +15,14 @@ from iblip.export.artifact.contract import DTYPES
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.errors import OptionError
 from iblip.export.precision import parse_precision
-from iblip.export.quantisation import blocks, channels
-from iblip.export.quantisation.blocks import METHODS, Blocks, Numbers, Scales, ZeroPoints
+from iblip.export.quantisation import blockwise, channelwise
+from iblip.export.quantisation.blockwise import (
+    METHODS,
+    BlockwiseMatrix,
+    Integers,
+    Scales,
+    ZeroPoints,
+)
 from iblip.export.quantisation.formats import FORMATS
 from iblip.export.quantisation.graph import quantise
 from iblip.export.quantisation.measuring import Measurements
@@ -39,7 +45,7 @@ def source(tmp_path):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Matrices are worked on in several parts, as large ones are."""
-    monkeypatch.setattr(blocks, "PIECE", 100 * IN)
+    monkeypatch.setattr(blockwise, "PIECE", 100 * IN)
 
 
 def unpacked(numbers, bits):
@@ -51,20 +57,20 @@ def unpacked(numbers, bits):
 
 def floats_from(how, tensor):
     """The matrix that the recipes stand for."""
-    kinds = {"uint8": Numbers, "float32": Scales}
+    kinds = {"uint8": Integers, "float32": Scales}
     numbers, scales = (
-        kind(source=tensor, dtype=d, blocks=how).evaluate() for d, kind in kinds.items()
+        kind(source=tensor, dtype=d, matrix=how).evaluate() for d, kind in kinds.items()
     )
     zeros = np.full(scales.shape, 2 ** (how.bits - 1), np.float32)
     if not how.symmetric:
-        packed = ZeroPoints(source=tensor, dtype="uint8", blocks=how).evaluate()
-        zeros = unpacked(packed, how.bits)[:, : how.count]
+        packed = ZeroPoints(source=tensor, dtype="uint8", matrix=how).evaluate()
+        zeros = unpacked(packed, how.bits)[:, : how.blocks]
     found = (unpacked(numbers, how.bits) - zeros[..., None]) * scales[..., None]
     return found.reshape(len(found), -1)[:, : tensor.shape[1]]
 
 
-def blocks_of(tensor, **given):
-    return Blocks(
+def blockwise_matrix(tensor, **given):
+    return BlockwiseMatrix(
         source=tensor, **{"bits": 4, "block_size": 32, "symmetric": True, "method": "rtn", **given}
     )
 
@@ -73,8 +79,8 @@ def blocks_of(tensor, **given):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rounding_moves_no_weight_by_more_than_a_scale(source, bits, symmetric):
     matrix, tensor = source
-    how = blocks_of(tensor, bits=bits, symmetric=symmetric)
-    scales = Scales(source=tensor, dtype="float32", blocks=how).evaluate()
+    how = blockwise_matrix(tensor, bits=bits, symmetric=symmetric)
+    scales = Scales(source=tensor, dtype="float32", matrix=how).evaluate()
     error = np.abs(floats_from(how, tensor) - matrix)
     allowed = np.repeat(np.abs(scales), 32, axis=1)[:, :IN]
     assert (error <= allowed * 1.0001).all()
@@ -88,11 +94,11 @@ def test_four_bits_are_those_of_onnxruntime(source):
     unused = np.zeros((OUT, 2), np.uint8)
     turned = np.ascontiguousarray(padded.T)
     quantize_matmul_4bits(packed, turned, scales, unused, 32, OUT, 96, True)
-    how = blocks_of(tensor)
-    found = Numbers(source=tensor, dtype="uint8", blocks=how).evaluate()
+    how = blockwise_matrix(tensor)
+    found = Integers(source=tensor, dtype="uint8", matrix=how).evaluate()
     same = np.delete(np.arange(OUT), 3)  # of a row of zeros, each has its own idea
     assert np.mean(found[same] == packed[same]) > 0.9999
-    made = Scales(source=tensor, dtype="float32", blocks=how).evaluate()
+    made = Scales(source=tensor, dtype="float32", matrix=how).evaluate()
     np.testing.assert_allclose(made, scales, rtol=1e-6)
 
 
@@ -113,10 +119,10 @@ def test_a_matrix_is_read_once_for_all_that_is_made_of_it(source, monkeypatch):
     reads = []
     read = type(tensor).pieces
     monkeypatch.setattr(type(tensor), "pieces", lambda self: reads.append(self.name) or read(self))
-    how = blocks_of(tensor, symmetric=False)
+    how = blockwise_matrix(tensor, symmetric=False)
     made = [
-        kind(source=tensor, dtype=dtype, blocks=how)
-        for kind, dtype in ((Numbers, "uint8"), (Scales, "float32"), (ZeroPoints, "uint8"))
+        kind(source=tensor, dtype=dtype, matrix=how)
+        for kind, dtype in ((Integers, "uint8"), (Scales, "float32"), (ZeroPoints, "uint8"))
     ]
     for recipe in made:
         values = np.concatenate(list(recipe.pieces()))
@@ -135,7 +141,7 @@ def test_pieces_give_what_the_whole_does_whatever_the_source(tmp_path, dtype, ki
 
     save_file(tensors, tmp_path / "model.safetensors")
     tensor = tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
-    numbers, scale_recipe = channels.recipes_of(tensor, kind, "float32")
+    numbers, scale_recipe = channelwise.weights_and_scales(tensor, kind, "float32")
     scales = scale_recipe.evaluate()
     wanted = np.abs(matrix.astype(np.float32)).max(axis=1) / most
     np.testing.assert_allclose(scales, wanted, rtol=1e-6)
@@ -154,11 +160,11 @@ def test_scales_are_rounded_up_so_that_no_number_is_cut_off(tmp_path, kind, dtyp
     rows[0] = 0
     safetensors.numpy.save_file({"weight": rows}, tmp_path / "model.safetensors")
     tensor = tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
-    numbers, scale_recipe = channels.recipes_of(tensor, kind, dtype)
+    numbers, scale_recipe = channelwise.weights_and_scales(tensor, kind, dtype)
     found, scales = numbers.evaluate().astype(np.float32).T, scale_recipe.evaluate()
     assert scales.dtype == DTYPES[dtype]
-    assert np.abs(found).max() <= FORMATS[kind].most
-    exact = np.abs(rows[1:]).max(axis=1) / FORMATS[kind].most
+    assert np.abs(found).max() <= FORMATS[kind].largest
+    exact = np.abs(rows[1:]).max(axis=1) / FORMATS[kind].largest
     assert (scales[1:].astype(np.float32) >= exact).all()
     assert scales[0] == 1
     error = np.linalg.norm(found * scales.astype(np.float32)[:, None] - rows, axis=1)
@@ -215,15 +221,15 @@ def test_the_product_is_that_of_the_rounded_weights(source, bits, symmetric, met
     for node in model.graph:
         node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
     x = np.random.default_rng(2).standard_normal((4, IN)).astype(np.float32)
-    wanted = x @ floats_from(blocks_of(tensor, **how), tensor).T
+    wanted = x @ floats_from(blockwise_matrix(tensor, **how), tensor).T
     for found in run(model, made, x):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", channels.FORMS)
-def test_a_product_of_whole_numbers_is_close_to_that_of_floats(source, monkeypatch, form):
+@pytest.mark.parametrize("builder", channelwise.BUILDERS)
+def test_a_product_of_whole_numbers_is_close_to_that_of_floats(source, monkeypatch, builder):
     matrix, tensor = source
-    monkeypatch.setattr(channels, "FORM", form)
+    monkeypatch.setattr(channelwise, "BUILDER", builder)
     model, recipes = graph_of(tensor)
     made = quantise(model, recipes, Measurements(quantisation=DYNAMIC))
     assert set(made) == {"weight.int8", "weight.int8_scales"}

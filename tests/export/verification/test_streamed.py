@@ -103,7 +103,9 @@ def test_what_does_not_fit_is_streamed(tiny):
     assert "GiB in float32" in choose(available=needed).reason
     assert choose("streamed").streamed
     assert not choose("whole", available=0).streamed
-    with pytest.raises(OptionError, match="--reference is 'half'; wanted one of auto, whole, str"):
+    with pytest.raises(
+        OptionError, match="--reference is 'half'; expected one of auto, whole, str"
+    ):
         choose("half")
     assert available_memory() > 0
     assert choose_reference(replace(checkpoint, tensors={}), available=1).streamed is False

@@ -16,18 +16,18 @@ from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions
 
 WANTED = {
-    f"language_model.model.layers.{layer}.self_attn.{part}_proj.weight": ((4, 4), "float32")
+    f"language_model.model.layers.{layer}.self_attn.{part}_proj.weight": (4, 4)
     for layer in range(30)
     for part in "qkvo"
-} | {"language_model.model.embed_tokens.weight": ((9, 4), "float32")}
+} | {"language_model.model.embed_tokens.weight": (9, 4)}
 TIED = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 UNSEEN = {"qformer.encoder.layer.11.intermediate.dense.weight"}
 
 
 def check(*left_out: str, **added: tuple[int, ...]) -> None:
-    shapes = {name: shape for name, (shape, _) in WANTED.items() if name not in left_out} | added
+    shapes = {name: shape for name, shape in WANTED.items() if name not in left_out} | added
     tensors = {n: Zeros(name=n, dtype="float32", shape=shape) for n, shape in shapes.items()}
-    check_fit(WANTED, UNSEEN, tensors, TIED)
+    check_fit(WANTED, tensors, TIED, known=UNSEEN)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_of_many_faults_twenty_are_listed_and_all_are_counted() -> None:
     with pytest.raises(CheckpointError) as caught:
         check(embed, **{embed: (8, 4)}, **more)
     lines = str(caught.value).splitlines()
-    assert lines[1] == f"  {embed} has shape [8, 4], wanted [9, 4]"
+    assert lines[1] == f"  {embed} has shape [8, 4], expected [9, 4]"
     assert len(lines) == 1 + 20 + 2
     assert lines[21] == "  and 6 more"
 

@@ -56,7 +56,7 @@ def test_binding_lists_every_fault_with_the_nearest_name(file):
         bind(wanted, tensors, {})
     message = str(caught.value)
     assert "layer.0.weights is missing (nearest: layer.0.weight)" in message
-    assert "layer.0.bias has shape [2], wanted [3]" in message
+    assert "layer.0.bias has shape [2], expected [3]" in message
 
 
 def test_a_tied_weight_is_found_under_its_other_name(file):

@@ -188,7 +188,7 @@ def test_a_plan_that_the_container_does_not_load_is_named(make_build):
     assert told("26.07-vllm-python-py3", **found) == {"backend-not-offered"}
     result = call(directory, "--container", "26.07-py33")
     assert result.exit_code == 2
-    assert "Did you mean 26.07-py3?" in result.stderr
+    assert "Did you mean '26.07-py3'?" in result.stderr
 
 
 def test_a_plan_of_tensorrt_rtx_in_the_native_backend_is_named(make_build):

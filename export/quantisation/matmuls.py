@@ -1,4 +1,4 @@
-"""The products of a graph that a weight matrix takes part in, and their replacement."""
+"""Finds the multiplications by a weight matrix in a graph, and replaces them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from iblip.export.weights.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
-    """`x @ weight.T`, and its bias where it has one.
+class MatMul:
+    """`x @ weight.T`, with its bias if it has one.
 
     Attributes:
-        node: `MatMul` of a transposed weight, or `Gemm`.
-        weight: the initializer `[out, in]`.
-        recipe: the weight's.
+        node: a `MatMul` by a transposed weight, or a `Gemm`.
+        weight: the initializer, `[out, in]`.
+        recipe: how the weight is made.
         bias: `[out]`, or `None`.
-        last: the node that gives the result: the `Add` of a `MatMul`'s bias, or `node`.
+        last: the node that gives the result: the `Add` of the bias, or `node`.
     """
 
     node: ir.Node
@@ -31,78 +31,78 @@ class Product:
 
     @property
     def name(self) -> str:
-        """Of the weight, in the graph and in the checkpoint."""
+        """Name of the weight, in the graph and in the checkpoint."""
         assert self.weight.name is not None
         return self.weight.name
 
     @property
     def input(self) -> ir.Value:
-        """The other factor, `[…, in]`."""
+        """The activations `x`, `[…, in]`."""
         value = self.node.inputs[0]
         assert value is not None
         return value
 
 
-def products(model: ir.Model, recipes: Mapping[str, Recipe]) -> Iterator[Product]:
-    """Every product with a matrix that has a recipe, in the graph's order."""
+def find_matmuls(model: ir.Model, recipes: Mapping[str, Recipe]) -> Iterator[MatMul]:
+    """Yields every multiplication by a matrix that has a recipe, in the graph's order."""
     for node in list(model.graph):
-        weight = _weight(node)
+        weight = _find_weight(node)
         if weight is not None and weight.name is not None and weight.name in recipes:
             recipe = recipes[weight.name]
-            bias, last = _bias(node, recipe.source.shape[0])
-            yield Product(node=node, weight=weight, recipe=recipe, bias=bias, last=last)
+            bias, last = _find_bias(node, recipe.source.shape[0])
+            yield MatMul(node=node, weight=weight, recipe=recipe, bias=bias, last=last)
 
 
 def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> ir.Value:
-    """The initializer of this name, made with the recipe's shape where it is not there yet."""
+    """Returns the initializer of this name; adds one of the recipe's shape if there is none."""
     if name not in model.graph.initializers:
         value = ir.Value(name=name, shape=ir.Shape(recipe.shape), type=ir.TensorType(dtype))
         model.graph.initializers[name] = value
     return model.graph.initializers[name]
 
 
-def replace(model: ir.Model, product: Product, nodes: Sequence[ir.Node]) -> None:
-    """Puts these nodes in the place of a product; the last one's output takes over its name.
+def replace(model: ir.Model, matmul: MatMul, nodes: Sequence[ir.Node]) -> None:
+    """Replaces a matmul with these nodes; the last one's output takes over its name.
 
-    Where it has a name, they are named by the product's module, as all nodes are
-    (`export.graph.value_names`).
+    They are named after the matmul's module, as all nodes are (`export.graph.value_names`), if it
+    has one.
     """
-    path = (product.node.name or "").rpartition("/")[0]
+    path = (matmul.node.name or "").rpartition("/")[0]
     for index, node in enumerate(nodes if path else ()):
         node.name = f"{path}/{node.op_type}_{index}" if index else f"{path}/{node.op_type}"
-    old, new = product.last.outputs[0], nodes[-1].outputs[0]
+    old, new = matmul.last.outputs[0], nodes[-1].outputs[0]
     new.name, new.shape, new.type = old.name, old.shape, old.type
     ir.convenience.replace_nodes_and_values(
-        model.graph, product.last, list({product.last, product.node}), nodes, [old], [new]
+        model.graph, matmul.last, list({matmul.last, matmul.node}), nodes, [old], [new]
     )
 
 
 def remove_unused(model: ir.Model, recipes: dict[str, Recipe]) -> None:
-    """Drops what nothing is made of any more, from the graph and from `recipes`."""
+    """Drops nodes and initializers that nothing reads any more, and their `recipes`."""
     passes.RemoveUnusedNodesPass()(model)
     for name in list(recipes):
         if name not in model.graph.initializers:
             del recipes[name]
 
 
-def _bias(node: ir.Node, width: int) -> tuple[ir.Value | None, ir.Node]:
-    """`Product.bias` and `Product.last`; torch adds the bias of a linear layer over three axes."""
+def _find_bias(node: ir.Node, width: int) -> tuple[ir.Value | None, ir.Node]:
+    """`MatMul.bias` and `MatMul.last`; torch adds the bias of a linear layer over three axes."""
     if node.op_type == "Gemm":
         return (node.inputs[2] if len(node.inputs) > 2 else None), node
     users = list(node.outputs[0].uses())
     if len(users) == 1 and users[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
         add = users[0].node
         other = add.inputs[1 - users[0].idx]
-        if other is not None and other.is_initializer() and _sizes(other) == (width,):
+        if other is not None and other.is_initializer() and _shape_of(other) == (width,):
             return other, add
     return None, node
 
 
-def _sizes(value: ir.Value) -> tuple[int | str | None, ...] | None:
+def _shape_of(value: ir.Value) -> tuple[int | str | None, ...] | None:
     return None if value.shape is None else tuple(value.shape.numpy())
 
 
-def _weight(node: ir.Node) -> ir.Value | None:
+def _find_weight(node: ir.Node) -> ir.Value | None:
     """The matrix `[out, in]` whose transpose this node multiplies by, if it is such a node.
 
     torch makes a `Gemm` of a linear layer over two axes, as OPT has them.
