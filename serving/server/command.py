@@ -19,6 +19,7 @@ from iblip.engines.language_model.vllm.environment import DIRECTORY, VARIABLE
 from iblip.export.errors import ServingError
 from iblip.export.system.cache_directory import VARIABLE as CACHE_VARIABLE
 from iblip.serving.server.installation import Installation, find_triton
+from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions
@@ -80,7 +81,7 @@ def server_command(
             stays.
 
     Raises:
-        ServingError: there is no repository, or no Triton.
+        ServingError: there is no repository, one that older code made, or no Triton.
     """
     check_repository(repository)
     installation = find_triton(options.triton)
@@ -141,7 +142,13 @@ def triton_environment(installation: Installation, options: ServerOptions) -> di
 
 
 def check_repository(repository: Path) -> None:
-    """Raises `ServingError` where there is no folder of models."""
+    """Raises `ServingError` where there is no folder of models, or older code wrote its models."""
     if not repository.is_dir():
         message = f"there is no model repository {repository}."
         raise ServingError(f"{message} Build one with `python -m export build`.")
+    if models := outdated_models(repository):
+        raise ServingError(
+            f"{repository} was made by a version from before this project was one package: the "
+            f"model.py of {', '.join(models)} imports `serving`, which is `iblip.serving` now. "
+            f"{how_to_rebuild(repository)}"
+        )
