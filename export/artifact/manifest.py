@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.rebuild_command import rebuild_command
 from iblip.export.errors import BuildDirectoryError
 
 FORMAT = 4
@@ -359,8 +360,9 @@ class Manifest:
             raise BuildDirectoryError(f"{path} is not valid JSON ({error}). {hint}") from error
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
-            message = f"{path} has format {found!r}; this version reads {FORMAT}. Build it again."
-            raise BuildDirectoryError(message)
+            message = f"{path} has format {found!r}; this version reads {FORMAT}."
+            again = f"Build it again, with its other options: `{rebuild_command(directory, data)}`."
+            raise BuildDirectoryError(f"{message} {again}")
         try:
             return cls.from_json(data)
         except (AttributeError, KeyError, TypeError) as error:

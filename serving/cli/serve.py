@@ -116,7 +116,15 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
             )
     shown = server_command(repository, options, ports)
     if json_:
-        click.echo(json.dumps({"command": shown.arguments, "environment": shown.changes}))
+        click.echo(
+            json.dumps(
+                {
+                    "command": shown.arguments,
+                    "environment": shown.changes,
+                    "directory": str(shown.directory),
+                }
+            )
+        )
     else:
         click.echo(str(shown))
 

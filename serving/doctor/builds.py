@@ -19,6 +19,7 @@ from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
 from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
 from iblip.serving.server.memory import gib, memory_of_build
+from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 
 BATCH = 8
 """Rows of one run of a component, unless the build says otherwise (`--max-batch`)."""
@@ -59,7 +60,7 @@ def findings_of_build(
         backends = triton_backends(directory, manifest)
     except (IblipError, OSError) as error:
         return BuildFindings(directory=directory, name=None, here=(_no_build(error),))
-    files = tuple(_files(directory, manifest))
+    files = (*_files(directory, manifest), *_models(directory))
     here = (*_components(manifest, backends, place_here(machine)), *_vllm(manifest, machine))
     here += (*_memory(directory, manifest, machine), *_shared_memory(manifest, machine))
     there: tuple[Finding, ...] = ()
@@ -140,6 +141,19 @@ def _files(directory: Path, manifest: Manifest) -> Iterator[Finding]:
         )
     else:
         yield Finding(title="files", verdict="ok", found=f"all {len(files)} are there")
+
+
+def _models(directory: Path) -> Iterator[Finding]:
+    """Whether the Python models import this project by its name of today."""
+    if models := outdated_models(directory / REPOSITORY):
+        yield Finding(
+            title="Python models",
+            verdict="problem",
+            found=f"the model.py of {', '.join(models)} imports `serving`: the build was made "
+            "before this project was one package",
+            wanted="models that import `iblip.serving`",
+            remedy=how_to_rebuild(directory / REPOSITORY),
+        )
 
 
 def _components(manifest: Manifest, backends: Mapping[str, str], place: Place) -> Iterator[Finding]:

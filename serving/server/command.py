@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import iblip
 from iblip.engines.language_model.vllm.environment import DIRECTORY, VARIABLE
 from iblip.export.errors import ServingError
+from iblip.export.system.cache_directory import VARIABLE as CACHE_VARIABLE
 from iblip.serving.server.installation import Installation, find_triton
+from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions
 
 MIB = 2**20
+
+PATHS = (VARIABLE, CACHE_VARIABLE, "PYTHONPATH")
+"""Variables that hold paths, which the server would read from another working directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +37,12 @@ class ServerCommand:
     Attributes:
         arguments: the program, and what it is given.
         environment: every variable.
+        directory: the working directory.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    directory: Path
 
     @property
     def changes(self) -> dict[str, str]:
@@ -44,38 +52,47 @@ class ServerCommand:
     def __str__(self) -> str:
         """As a shell takes it."""
         changes = [f"{name}={value}" for name, value in self.changes.items()]
-        return shlex.join([*(["env", *changes] if changes else []), *self.arguments])
+        return shlex.join(["env", f"--chdir={self.directory}", *changes, *self.arguments])
 
     def become(self) -> NoReturn:
         """Replaces this process by the server."""
         program, *_ = self.arguments
+        os.chdir(self.directory)
         os.execve(program, list(self.arguments), dict(self.environment))
 
 
 def server_command(
-    repository: Path, options: ServerOptions, ports: Mapping[str, int]
+    repository: Path,
+    options: ServerOptions,
+    ports: Mapping[str, int],
+    scratch: Path | None = None,
 ) -> ServerCommand:
-    """What starts a server that nobody watches over: it logs to its own stderr.
+    """What starts a server, which logs to its own stderr.
 
-    Of the server that `nvidia-pytriton` carries, a folder of links is made in the temporary
-    directory, where the server finds its backend; it stays.
+    The server's working directory is a folder of links, one of them to this package. Python models
+    look there first for what they import, in any Triton: `PYTHONPATH` is not read by the stub that
+    `nvidia-pytriton` carries.
 
     Args:
         repository: the folder of models.
         options: all but its log and the times that somebody waits.
         ports: of `http`, `grpc` and `metrics`.
+        scratch: an empty folder for the links; `None` makes one among the temporary files, which
+            stays.
 
     Raises:
-        ServingError: there is no repository, or no Triton.
+        ServingError: there is no repository, one that older code made, or no Triton.
     """
     check_repository(repository)
     installation = find_triton(options.triton)
-    scratch = Path(tempfile.gettempdir())
-    if installation.python_stub is not None:
+    if scratch is None:
         scratch = Path(tempfile.mkdtemp(prefix="iblip-triton-"))
+    package = Path(iblip.__file__).parent
+    (scratch / package.name).symlink_to(package)
     return ServerCommand(
         arguments=tuple(triton_arguments(repository, options, ports, installation, scratch)),
         environment=triton_environment(installation, options),
+        directory=scratch,
     )
 
 
@@ -116,12 +133,22 @@ def triton_environment(installation: Installation, options: ServerOptions) -> di
     """Every variable of the server's process."""
     environment = {**os.environ, **options.environment}
     if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
-        environment.setdefault(VARIABLE, str(DIRECTORY.absolute()))
+        environment.setdefault(VARIABLE, str(DIRECTORY))
+    for name in PATHS:
+        if environment.get(name):
+            paths = environment[name].split(os.pathsep)
+            environment[name] = os.pathsep.join(map(os.path.abspath, paths))
     return installation.environment(environment)
 
 
 def check_repository(repository: Path) -> None:
-    """Raises `ServingError` where there is no folder of models."""
+    """Raises `ServingError` where there is no folder of models, or older code wrote its models."""
     if not repository.is_dir():
         message = f"there is no model repository {repository}."
         raise ServingError(f"{message} Build one with `python -m export build`.")
+    if models := outdated_models(repository):
+        raise ServingError(
+            f"{repository} was made by a version from before this project was one package: the "
+            f"model.py of {', '.join(models)} imports `serving`, which is `iblip.serving` now. "
+            f"{how_to_rebuild(repository)}"
+        )

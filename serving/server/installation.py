@@ -62,14 +62,13 @@ class Installation:
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """`base` with what the server and the interpreters of its Python models need.
 
-        This interpreter's own folder comes first on `PATH`, and this package's on `PYTHONPATH`:
-        Python models then import what it imports.
+        This interpreter's own folder comes first on `PATH`: Python models then run in its
+        environment.
         """
         environment = dict(base)
         libraries = [str(path) for path in self.libraries]
         _prepend(environment, "LD_LIBRARY_PATH", libraries)
         _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
-        _prepend(environment, "PYTHONPATH", [str(Path(__file__).parents[3])])
         return environment
 
     def _backend_directory(self, scratch: Path) -> Path:
@@ -123,7 +122,7 @@ def _container() -> Installation | None:
     found = shutil.which("tritonserver", path=f"{CONTAINER / 'bin'}{os.pathsep}{path}")
     if found is None:
         return None
-    return Installation(binary=Path(found), origin=f"installed: {found}")
+    return Installation(binary=Path(found).absolute(), origin=f"installed: {found}")
 
 
 def _wheel() -> Installation | None:

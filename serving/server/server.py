@@ -26,8 +26,7 @@ from types import TracebackType
 from typing import Self
 
 from iblip.export.errors import ServingError
-from iblip.serving.server.command import check_repository, triton_arguments, triton_environment
-from iblip.serving.server.installation import find_triton
+from iblip.serving.server.command import server_command
 from iblip.serving.server.log import ready_models, why
 from iblip.serving.server.options import LOOPBACK, ServerOptions
 
@@ -153,22 +152,15 @@ class TritonServer:
         return LOOPBACK if self.options.host == "0.0.0.0" else self.options.host
 
     def _start(self) -> None:
-        check_repository(self.repository)
-        installation = find_triton(self.options.triton)
         self._ports = choose_ports(self.options)
-        command = [
-            *(sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())),
-            *triton_arguments(
-                self.repository, self.options, self._ports, installation, self._scratch_path
-            ),
-            self._shared_memory(),
-        ]
-        logger.debug("starting %s", " ".join(command))
+        command = server_command(self.repository, self.options, self._ports, self._scratch_path)
+        logger.debug("starting %s", command)
+        launch = (sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()))
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command,
-                env=triton_environment(installation, self.options),
-                cwd=self._scratch_path,
+                [*launch, *command.arguments, self._shared_memory()],
+                env=command.environment,
+                cwd=command.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

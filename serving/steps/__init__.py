@@ -1,1 +1,4 @@
-"""What the Python models of the repository do, without Triton: their `model.py` only translate."""
+"""What the Python models of the repository do: their `model.py` only translate.
+
+Only `component_model` knows Triton's own module.
+"""

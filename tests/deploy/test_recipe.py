@@ -78,6 +78,8 @@ def test_what_is_copied_exists_and_is_not_ignored(commands):
         for source in command.value[:-1]
     ]
     assert {"serving", "engines", "export", "model_repository", "constraints.txt"} <= set(sources)
+    links = {path.name for path in (REPOSITORY / "iblip").iterdir() if path.is_symlink()}
+    assert {"iblip", *links} <= set(sources)  # a link is copied as one, and leads to its sibling
     lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"

@@ -1,42 +1,5 @@
-"""Triton's Python model of a component that runs on ONNX Runtime: requests to tensors and back."""
+"""Triton's Python model of the vision encoder, where a runner of this project carries it."""
 
-import triton_python_backend_utils as pb_utils
+from iblip.serving.steps.component_model import ComponentModel
 
-from iblip.engines.runners import open_runner
-from iblip.serving.steps.arguments import StepArguments
-from iblip.serving.steps.batches import run_joined
-from iblip.serving.wire import text_from_error
-
-
-class TritonPythonModel:
-    """Runs the component that the config's parameter `component` names."""
-
-    def initialize(self, args):
-        """Loads the engine."""
-        step = StepArguments.from_triton(args)
-        component = step.parameters["component"]
-        runner = open_runner(
-            step.directory, step.manifest, component, threads=step.threads, device=step.device
-        )
-        self.runner = runner.__enter__()
-
-    def execute(self, requests):
-        """Runs the requests that the dynamic batcher joined as one batch."""
-        feeds = [
-            {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            for request in requests
-        ]
-        return [response(result) for result in run_joined(feeds, self.runner.infer)]
-
-    def finalize(self):
-        """Frees the engine."""
-        self.runner.__exit__(None, None, None)
-
-
-def response(result):
-    """One request's outputs, or its error, as Triton's response."""
-    if isinstance(result, Exception):
-        error = pb_utils.TritonError(text_from_error(result))
-        return pb_utils.InferenceResponse(output_tensors=[], error=error)
-    tensors = [pb_utils.Tensor(name, array) for name, array in result.items()]
-    return pb_utils.InferenceResponse(output_tensors=tensors)
+TritonPythonModel = ComponentModel

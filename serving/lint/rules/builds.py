@@ -9,13 +9,14 @@ from typing import Any
 from iblip.export.artifact.contract import TensorSpec
 from iblip.export.artifact.manifest import MANIFEST, TextFacts
 from iblip.serving.lint.fault import Fault
-from iblip.serving.lint.reading import Model, Repository, parameters_of, value_name
+from iblip.serving.lint.reading import FILES, Model, Repository, parameters_of, value_name
 from iblip.serving.lint.rule import Rule, Severity, Verdict
 from iblip.serving.lint.tensor_shapes import fits
 from iblip.serving.lint.text_format import Entry
 from iblip.serving.repository.assembling import COMPONENTS
 from iblip.serving.repository.files import faults, files_of_component
 from iblip.serving.repository.model_config import DATA_TYPES
+from iblip.serving.server.outdated import is_outdated
 from iblip.serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY
 
 GRAPH = "model"
@@ -131,6 +132,13 @@ def _files(model: Model, repository: Repository) -> Iterator[Fault]:
         yield Fault(f"{path} of the build: {fault}", line=1)
 
 
+def _outdated(model: Model, repository: Repository) -> Iterator[Fault]:
+    for folder in model.versions:
+        if is_outdated(folder / FILES["python"]):
+            message = "it imports `serving`, which is `iblip.serving` now"
+            yield Fault(message, path=folder / FILES["python"])
+
+
 def limits_of(model: Model) -> dict[str, Any] | None:
     """What clients are told, by the ensemble; `None` where it is damaged."""
     try:
@@ -194,5 +202,15 @@ RULES = (
         mend='Write "../..", the way from a model\'s folder to the build.',
         server=Verdict.REFUSES,
         check=_place,
+    ),
+    Rule(
+        id="model-outdated",
+        severity=Severity.ERROR,
+        title="In a build, Python models import this project as the one package `iblip`.",
+        why="Until it was one, their `model.py` imported `serving` and `engines`: the model is not "
+        "loaded. `iblip serve` refuses the build before it starts a server.",
+        mend="Build it again: `iblip doctor BUILD` has the command.",
+        server=Verdict.REFUSES,
+        check=_outdated,
     ),
 )

@@ -337,7 +337,7 @@ def opening(*arguments, **options):
 @pytest.mark.parametrize("name", ["vision_encoder", "qformer"])
 def test_a_component_is_opened_on_its_instances_gpu(make_build, monkeypatch, name):
     module = model_of(name, monkeypatch)
-    monkeypatch.setattr(module, "open_runner", opening)
+    monkeypatch.setattr("iblip.serving.steps.component_model.open_runner", opening)
     directory, manifest = make_build(kind="onnxruntime-cuda")
     written = {"build": "../..", "component": name, "threads": "2"}
     with pytest.raises(OpenedError) as found:

@@ -1,0 +1,40 @@
+"""Python models that were written before this project was one package: they import what is gone.
+
+A build keeps the `model.py` of each Triton model as it was when the build was made. Until then they
+imported `serving` and `engines`, which have become `iblip.serving` and `iblip.engines`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from iblip.export.artifact.manifest import MANIFEST
+from iblip.export.artifact.rebuild_command import rebuild_command
+
+_OLD_IMPORT = re.compile(r"^from serving\.(steps|wire)\b", re.MULTILINE)
+
+
+def is_outdated(model: Path) -> bool:
+    """Whether a `model.py` imports this project under its old names; not if it cannot be read."""
+    try:
+        return _OLD_IMPORT.search(model.read_text(encoding="utf-8", errors="replace")) is not None
+    except OSError:
+        return False
+
+
+def outdated_models(repository: Path) -> tuple[str, ...]:
+    """The models of a repository that have such a file, by name."""
+    files = repository.glob("*/*/model.py")
+    return tuple(sorted({path.parts[-3] for path in files if is_outdated(path)}))
+
+
+def how_to_rebuild(repository: Path) -> str:
+    """A sentence with the command that makes the build of a repository again."""
+    directory = repository.absolute().parent
+    try:
+        data = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "Make the build again that it belongs to."
+    return f"Build it again, with its other options: `{rebuild_command(directory, data)}`."

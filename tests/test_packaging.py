@@ -1,0 +1,239 @@
+"""What an installation has: one package, whole, which nothing in a user's folder disturbs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+import iblip
+from iblip.export import errors
+from iblip.serving.client import errors as client_errors
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOMS = ("export", "engines", "serving", "model_repository")
+SETUPTOOLS = "77"
+"""What `pyproject.toml` builds with, or a later one."""
+
+BUILD = """\
+import sys
+from setuptools import build_meta
+
+kind, target = sys.argv[1:]
+print(getattr(build_meta, f"build_{kind}")(target))
+"""
+
+
+def python(*arguments, cwd=REPOSITORY, executable=sys.executable, **variables):
+    """What a Python prints that imports this project from where it is."""
+    done = subprocess.run(
+        [executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def copy_sources(target):
+    """A checkout, as far as the package goes, with links as links and none of Python's caches."""
+    target.mkdir(parents=True)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("iblip", *ROOMS):
+        shutil.copytree(REPOSITORY / name, target / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, target)
+    return target
+
+
+def make(kind, tree, target):
+    """Builds an sdist, a wheel, or an editable wheel, as pip has them built."""
+    target.mkdir(exist_ok=True)
+    return target / python("-c", BUILD, kind, target, cwd=tree).split()[-1]
+
+
+def digests(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def setuptools():
+    """Installed, and new enough for the packages to be built by it here."""
+    try:
+        version = metadata.version("setuptools")
+    except metadata.PackageNotFoundError:
+        pytest.skip("setuptools is not installed, which builds packages")
+    if Version(version) < Version(SETUPTOOLS):
+        pytest.skip(f"setuptools {version} is installed; building wants {SETUPTOOLS}")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Every file that a wheel must have, by its path in the package, from a clean copy."""
+    tree = copy_sources(tmp_path_factory.mktemp("sources") / "tree")
+    files = digests(tree / "iblip")
+    for name in ROOMS:
+        files |= {f"{name}/{path}": data for path, data in digests(tree / name).items()}
+    return files
+
+
+@pytest.fixture(scope="module")
+def checkout(setuptools, tmp_path_factory):
+    """A checkout that has been worked in: Python's caches are in it."""
+    tree = copy_sources(tmp_path_factory.mktemp("first") / "tree")
+    cache = tree / "model_repository" / "qformer" / "1" / "__pycache__"
+    cache.mkdir()
+    (cache / "model.cpython-311.pyc").write_bytes(b"compiled")
+    return tree
+
+
+def test_a_wheel_has_one_package_and_all_of_it(checkout, sources, tmp_path):
+    wheel = make("wheel", checkout, tmp_path / "wheel")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (info,) = {name.split("/")[0] for name in names} - {"iblip"}
+        assert archive.read(f"{info}/top_level.txt").split() == [b"iblip"]
+        got = {
+            name.removeprefix("iblip/"): archive.read(name)
+            for name in names
+            if name.startswith("iblip/")
+        }
+    assert len(names) == len(set(names))
+    assert info == f"iblip-{metadata.version('iblip')}.dist-info"
+    assert got.keys() == sources.keys()
+    assert got == sources
+    assert {
+        "py.typed",
+        "serving/parity/page.css",
+        "engines/language_model/vllm/constraints.txt",
+        "model_repository/instructblip/config.pbtxt",
+        "model_repository/qformer/1/model.py",
+    } <= got.keys()
+
+
+def test_an_sdist_has_the_same_files_and_no_links(checkout, sources, tmp_path):
+    sdist = make("sdist", checkout, tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        assert not any(member.issym() or member.islnk() for member in archive)
+        archive.extractall(tmp_path, filter="data")
+    tree = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert digests(tree / "iblip") == sources
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= digests(tree).keys()
+
+
+PLACES = """\
+import sys
+import iblip.engines.hardware.findings, iblip.export.errors, iblip.model_repository
+import iblip.serving.server.log
+for name, module in sys.modules.items():
+    if name.partition(".")[0] == "iblip":
+        print(module.__file__)
+"""
+
+
+def test_a_second_worktree_is_not_mixed_with_what_is_installed(checkout, tmp_path):
+    """An editable installation of one, and Python run in the other."""
+    second = copy_sources(tmp_path / "second")
+    venv.create(tmp_path / "env", with_pip=False)
+    site = next(tmp_path.glob("env/lib/python*/site-packages"))
+    with zipfile.ZipFile(make("editable", checkout, tmp_path / "editable")) as archive:
+        archive.extractall(site)
+    (tmp_path / "user").mkdir()
+
+    for cwd, tree in ((tmp_path / "user", checkout), (second, second)):
+        executable = tmp_path / "env" / "bin" / "python"
+        places = python("-c", PLACES, cwd=cwd, executable=executable, PYTHONPATH="").splitlines()
+        assert len(places) > 8
+        assert all(Path(path).is_relative_to(tree / "iblip") for path in places), places
+
+
+class TestFace:
+    def test_it_names_the_clients_and_every_error(self):
+        classes = {
+            name
+            for module in (errors, client_errors)
+            for name, value in inspect.getmembers(module, inspect.isclass)
+            if issubclass(value, errors.IblipError)
+        }
+        assert iblip.__all__ == sorted({"Client", "AsyncClient", *classes})
+
+    def test_every_name_is_there_for_programs_and_for_type_checkers(self):
+        for name in iblip.__all__:
+            assert getattr(iblip, name).__name__ == name
+        assert set(iblip.__all__) <= set(dir(iblip))
+        tree = ast.parse(Path(iblip.__file__).read_text())
+        (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+        assert sorted(alias.name for node in block.body for alias in node.names) == iblip.__all__
+        assert (Path(iblip.__file__).parent / "py.typed").is_file()
+        with pytest.raises(AttributeError, match="has no attribute 'Clint'"):
+            _ = iblip.Clint
+
+    def test_importing_it_loads_nothing_else(self):
+        show = "import sys, iblip; {}print(*(name.partition('.')[0] for name in sys.modules))"
+        empty = set(python("-c", show.replace(", iblip", "").format("")).split())
+        alone = set(python("-c", show.format("")).split())
+        assert "iblip" in alone
+        assert not {name for name in alone - empty if name not in sys.stdlib_module_names} - {
+            "iblip"
+        }
+        client = set(python("-c", show.format("iblip.Client; ")).split())
+        assert "grpc" in client
+        assert not client & {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir"}
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """A user's folder, whose modules have the names of this project's rooms and end the program."""
+    for name in ("serving", "engines", "model_repository"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('the user has {name}')")
+    (tmp_path / "export.py").write_text("raise SystemExit('the user has export.py')")
+    return tmp_path
+
+
+class TestInAUsersFolder:
+    """`python -m` and `python -c` look into it before they look anywhere else."""
+
+    def test_the_commands_are_there(self, own_folder):
+        told = python("-m", "iblip", "--help", cwd=own_folder, PYTHONPATH=str(REPOSITORY))
+        assert told.startswith("Usage: iblip")
+
+    def test_the_client_is_imported(self, own_folder):
+        code = "from iblip import Client; print(Client.__module__)"
+        told = python("-c", code, cwd=own_folder, PYTHONPATH=str(REPOSITORY))
+        assert told.strip() == "iblip.serving.client.sync"
+
+    def test_a_build_begins(self, own_folder):
+        """And ends before it loads torch: what it is to build is not there."""
+        done = subprocess.run(
+            [sys.executable, "-m", "iblip", "export", "build", "--model", "nothing"],
+            cwd=own_folder,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: there is no checkpoint directory nothing.")
+
+
+def test_export_is_a_command_of_a_checkout():
+    assert python("-m", "export", "build", "--help").startswith("Usage: export build")
