@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.export.errors import OptionError
 
 AUTO = "auto"
@@ -63,7 +63,7 @@ def _onnxruntime_obstacle() -> str | None:
 def _tensorrt_obstacle() -> str | None:
     if not _installed("tensorrt"):
         return "TensorRT is not installed. Run `pip install 'iblip[gpu]'` on a machine with a GPU."
-    if not nvidia_driver():
+    if not has_nvidia_gpu():
         return (
             "no NVIDIA driver was found, and TensorRT builds on the GPU that the plan is for. "
             "Use --engine onnxruntime here, or build on that machine."
@@ -78,7 +78,7 @@ def _tensorrt_rtx_obstacle() -> str | None:
 
 
 def _plan_obstacle(kind: str) -> str | None:
-    return KINDS[kind].obstacle() or (None if nvidia_driver() else "no NVIDIA driver was found.")
+    return KINDS[kind].obstacle() or (None if has_nvidia_gpu() else "no NVIDIA driver was found.")
 
 
 def _provider_obstacle(kind: str) -> str | None:
@@ -221,7 +221,7 @@ def _automatic() -> EngineChoice:
     if found is None:
         why = " ".join(obstacle for obstacle in obstacles.values() if obstacle)
         raise OptionError(f"--engine auto finds nothing that runs here: {why}")
-    if not nvidia_driver():
+    if not has_nvidia_gpu():
         why = "This machine has no NVIDIA driver, so the components run on ONNX Runtime's CPU code."
         return EngineChoice(kind=found, reason=why)
     others = [kind for kind, row in KINDS.items() if not row.proven and not row.running_obstacle()]

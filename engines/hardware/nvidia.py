@@ -145,7 +145,7 @@ def _load(name: str) -> Any:
         return None
 
 
-def nvidia_driver() -> bool:
+def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver is installed and names at least one GPU."""
     driver = find_driver()
     return driver is not None and bool(driver.gpus)

@@ -39,9 +39,9 @@ def provider_obstacle(kind: str) -> str | None:
     else:
         fault = _library_fault(ort, provider)
     if fault is None and provider.name != CPU_PROVIDER:
-        from iblip.engines.hardware.nvidia import nvidia_driver
+        from iblip.engines.hardware.nvidia import has_nvidia_gpu
 
-        fault = None if nvidia_driver() else "no NVIDIA driver with a GPU was found."
+        fault = None if has_nvidia_gpu() else "no NVIDIA driver with a GPU was found."
     return fault
 
 

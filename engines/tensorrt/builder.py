@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.tensorrt.collection import no_collection
 from iblip.engines.tensorrt.inspection import check_engine, engine_information
 from iblip.engines.tensorrt.job import Job
@@ -99,7 +99,7 @@ def plan_from_onnx(
         "peak_memory_bytes": _peak_memory(),
         "graph": graph.digest,
     }
-    if nvidia_driver() and not options.targets and "strip-plan" not in options.flags:
+    if has_nvidia_gpu() and not options.targets and "strip-plan" not in options.flags:
         information = engine_information(output, options.flags, library)
         details["engine_layers"] = check_engine(information, graph)
     if verified.skipped is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.tensorrt.options import FLAGS, PlanOptions
 from iblip.export.errors import EngineError, OptionError
 
@@ -108,7 +108,7 @@ class Library:
                 there is neither a target nor a GPU.
         """
         found = tuple(dict.fromkeys(target.lower() for target in targets))
-        if not found and not nvidia_driver():
+        if not found and not has_nvidia_gpu():
             remedy = f"Name one with --target: {', '.join(self.targets)}."
             if not self.targets:
                 remedy = "Build on the machine whose GPU the plan is for."
@@ -151,7 +151,7 @@ class Library:
         members = getattr(getattr(self.module, flag.kind, None), "__members__", {})
         if flag.member not in members:
             return f"it has no {flag.kind}.{flag.member}"
-        if self.kind in flag.wants_gpu and not nvidia_driver():
+        if self.kind in flag.wants_gpu and not has_nvidia_gpu():
             return flag.wants_gpu[self.kind]
         return None
 

@@ -301,12 +301,12 @@ def _plans(build: Path) -> dict[str, dict[str, Any]]:
 
 def _inspected(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
     """What the library's own inspector says of a plan; without a GPU, why it says nothing."""
-    from iblip.engines.hardware.nvidia import nvidia_driver
+    from iblip.engines.hardware.nvidia import has_nvidia_gpu
     from iblip.engines.tensorrt.inspection import engine_information
     from iblip.engines.tensorrt.libraries import find_library
     from iblip.export.errors import EngineError
 
-    if not nvidia_driver():
+    if not has_nvidia_gpu():
         return {"inspector": "no NVIDIA GPU here to load the plan on"}
     try:
         library = find_library(details["library"])

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 
 from iblip.engines import selection
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.selection import KINDS, choose_engine, language_model_kind
 from iblip.export.errors import OptionError
 
 
 def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(selection, "has_nvidia_gpu", lambda: False)
     choice = choose_engine("auto")
     assert choice.kind == "onnxruntime"
     assert "no NVIDIA driver" in choice.reason
@@ -24,7 +24,7 @@ def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
 def test_auto_takes_what_is_proven_and_names_what_else_would_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(selection, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(selection, "has_nvidia_gpu", lambda: True)
     runs = replace(KINDS["onnxruntime-cuda"], running_obstacle=lambda: None)
     monkeypatch.setattr(selection, "KINDS", {**KINDS, "onnxruntime-cuda": runs})
     choice = choose_engine()
@@ -35,7 +35,7 @@ def test_auto_takes_what_is_proven_and_names_what_else_would_run(
     assert choose_engine().kind == "onnxruntime-cuda"
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what is said without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what is said without a GPU")
 @pytest.mark.parametrize(
     "kind", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]
 )
@@ -79,7 +79,7 @@ def test_an_engine_that_is_not_installed_names_the_remedy(monkeypatch: pytest.Mo
 
 def test_tensorrt_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_installed", lambda module: True)
-    monkeypatch.setattr(selection, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(selection, "has_nvidia_gpu", lambda: False)
     with pytest.raises(OptionError, match="no NVIDIA driver"):
         choose_engine("tensorrt")
 

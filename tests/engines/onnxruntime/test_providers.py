@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.onnxruntime.compiled import provider_cache
 from iblip.engines.onnxruntime.probing import provider_obstacle
 from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
@@ -21,7 +21,7 @@ from iblip.export.errors import EngineError
 Write = Callable[..., OnnxGraph]
 ON_A_GPU = sorted(set(PROVIDERS) - {"onnxruntime"})
 
-pytestmark = pytest.mark.skipif(nvidia_driver(), reason="what is lacking without a GPU")
+pytestmark = pytest.mark.skipif(has_nvidia_gpu(), reason="what is lacking without a GPU")
 
 
 def test_every_provider_is_an_engine() -> None:

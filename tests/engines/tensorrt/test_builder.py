@@ -169,7 +169,7 @@ def test_a_target_that_is_not_offered_is_refused_with_those_that_are(
 def test_without_a_gpu_a_target_is_wanted(
     vision_graph: Write, proven: Prove, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: False)
     with pytest.raises(OptionError, match=r"no NVIDIA GPU .* --target: sm75, "):
         _build(proven(vision_graph()), library, targets=())
 
@@ -270,7 +270,7 @@ def test_a_library_without_targets_refuses_them(monkeypatch: pytest.MonkeyPatch)
     plain = Library(kind="tensorrt", module=object(), version="11.4")
     with pytest.raises(OptionError, match=r"no NVIDIA GPU .* Build on the machine whose GPU"):
         plain.check_targets(())
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: True)
     assert plain.targets == plain.check_targets(()) == ()
     with pytest.raises(OptionError, match="this machine's GPU only"):
         plain.check_targets(["sm89"])

@@ -64,7 +64,7 @@ def test_what_tensorrt_rtx_cannot_do_here_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, word: str, reason: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: False)
     with pytest.raises(OptionError, match=f"--builder-flag {word}: .*{reason}") as caught:
         find_library("tensorrt-rtx").check(PlanOptions(targets=("sm89",), flags=(word,)))
     offered = str(caught.value).rpartition("It offers ")[2]
@@ -73,14 +73,14 @@ def test_what_tensorrt_rtx_cannot_do_here_is_refused_by_name(
 
 def test_a_gpu_gives_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: True)
     find_library("tensorrt-rtx").check(PlanOptions(flags=("refit", "strip-plan")))
 
 
 def test_what_the_enumeration_of_a_version_lacks_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: True)
     level = PlanOptions(flags=("hardware-compatible=same-compute-capability",))
     both = ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
     _library("11.4.0", *BUILDER_FLAGS, levels=both).check(level)

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
 from iblip.engines.tensorrt.builder import plan_from_onnx
 from iblip.engines.tensorrt.libraries import find_library
@@ -283,7 +283,7 @@ def test_a_plan_that_is_missing_or_broken_or_another_is_named(vision: Callable[.
         runner_of(bench).__enter__()
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what the real libraries say without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what the real libraries say without a GPU")
 def test_the_real_libraries_refuse_a_real_plan_without_a_gpu(
     vision_graph: Write, tmp_path: Path
 ) -> None:

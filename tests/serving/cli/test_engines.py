@@ -275,7 +275,7 @@ def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_pat
 def test_a_call_that_cannot_work_is_refused(
     built: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: False)
     result = call_build(built, "--no-engine-cache", *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.output
