@@ -14,7 +14,7 @@ from iblip.engines.tensorrt.builder import Plan
 from iblip.engines.tensorrt.libraries import Library
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile import Profile
-from iblip.engines.tensorrt.sizes import ProfileOptions, decoder_profiles
+from iblip.engines.tensorrt.profile_sizes import ProfileOptions, decoder_profiles
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph, proofs_of_build
 from iblip.export.errors import EngineError, OptionError

@@ -16,7 +16,7 @@ from iblip.export.errors import EngineError
 logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
-"""The least, the usual and the largest shape of each input, by name."""
+"""The min, opt and max shape of each input, by name, as `Profile.all_shapes` gives them."""
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -119,7 +119,7 @@ def _tensorrt_rtx(placement: Placement) -> dict[str, str]:
 
 
 def _profile(option: str, shapes: Shapes) -> dict[str, str]:
-    """`name:1x24,other:1x3` for each of the three bounds."""
+    """`name:1x24,other:1x3` for each of min, opt and max."""
     if not shapes:
         return {}
     return {

@@ -37,7 +37,7 @@ class Plan:
         path: of the `.plan` file.
         details: for `EngineRecord.details`: `library`, `version`, `targets`, `flags` (keys of
             `FLAGS`), `workspace` (in MiB, where it was given), `profiles` (of each,
-            `{axis: [least, usual, most]}`), `layers` (matrix layers by dtype), `all_layers` (all
+            `{axis: [min, opt, max]}`), `layers` (matrix layers by dtype), `all_layers` (all
             that compute with real numbers, by dtype), `seconds`, `bytes`,
             `engine_layers` (of the built engine, by dtype, where this machine has its GPU),
             `peak_memory_bytes` (of the whole process so far), `graph` (the digest of what it was

@@ -134,9 +134,9 @@ class Execution:
         """Bytes of every tensor at the largest shapes of all profiles."""
         sizes: dict[str, int] = {}
         for found in self._ranges:
-            outputs = self._contexts[found.index].set_shapes(found.most)
+            outputs = self._contexts[found.index].set_shapes(found.max)
             for spec in (*self._contract.inputs, *self._contract.outputs):
-                shape = found.most.get(spec.name) or outputs[spec.name]
+                shape = found.max.get(spec.name) or outputs[spec.name]
                 sizes[spec.name] = max(sizes.get(spec.name, 0), _bytes(spec, shape))
         return sizes
 

@@ -71,8 +71,8 @@ class BuildOptions:
             is `serving.builder.sizes.INSTRUCTION`, and never more than the model's own.
         usual_batch, usual_instruction: the sizes that profiles are tuned for; `None` is a quarter
             of the largest.
-        profiles: each as `engines.tensorrt.sizes.profile_from_word` reads it; none is one of all
-            sizes.
+        profiles: each as `engines.tensorrt.profile_sizes.profile_from_word` reads it; empty is one
+            of all sizes.
         slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says.
         max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
         queue: requests that may wait for slots.

@@ -31,7 +31,7 @@ OPTIONS = PlanOptions(targets=("sm89", "sm86"), flags=("strict-nans", "tf32"))
 
 
 def batches(most: int) -> Profile:
-    return Profile(axes={"batch": Span(least=1, usual=1, most=most)})
+    return Profile(axes={"batch": Span(min=1, opt=1, max=most)})
 
 
 def recipe(**changes) -> Recipe:

@@ -103,8 +103,8 @@ def test_flags_reach_the_library(
         graph.path.with_suffix(".plan"),
         library=find_library("tensorrt-rtx"),
         profiles=[
-            Profile(axes={"batch": Span(least=1, usual=1, most=1)}),
-            Profile(axes={"batch": Span(least=1, usual=4, most=8)}),
+            Profile(axes={"batch": Span(min=1, opt=1, max=1)}),
+            Profile(axes={"batch": Span(min=1, opt=4, max=8)}),
         ],
         options=PlanOptions(targets=("sm89", "sm120"), flags=flags, workspace=512),
     )

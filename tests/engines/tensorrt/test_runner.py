@@ -18,8 +18,8 @@ from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
 from iblip.engines.tensorrt.builder import plan_from_onnx
 from iblip.engines.tensorrt.libraries import find_library
 from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile_sizes import ProfileOptions
 from iblip.engines.tensorrt.runner import TensorRTRunner
-from iblip.engines.tensorrt.sizes import ProfileOptions
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import EngineRecord
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
@@ -157,7 +157,7 @@ def test_a_run_outside_the_profiles_is_refused_with_limits_and_the_option(
         with pytest.raises(InputError) as caught:
             runner.infer({"pixels": pixels(9)})
         assert str(caught.value) == (
-            "a run of batch 9 is not within what the plan was built for: batch 1 to 1; or "
+            "a run of batch 9 is outside what the plan was built for: batch 1 to 1; or "
             "batch 2 to 8. Build it with a larger --max-batch."
         )
         with pytest.raises(ContractError, match="'pixels' is float32, wanted uint8"):
@@ -295,7 +295,7 @@ def test_the_real_libraries_refuse_a_real_plan_without_a_gpu(
         VerifiedGraph(graph=graph, figures={}),
         path,
         library=library,
-        profiles=[ProfileOptions(most={"batch": 8}).of_contract(graph.contract)[0]],
+        profiles=[ProfileOptions(max={"batch": 8}).of_contract(graph.contract)[0]],
         options=PlanOptions(targets=("sm89",)),
     )
     record = EngineRecord(kind="tensorrt-rtx", files={"model": path.name}, details=plan.details)

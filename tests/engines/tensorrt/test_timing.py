@@ -160,7 +160,7 @@ def test_the_real_calls_are_there_and_tensorrt_rtx_times_nothing(
             VerifiedGraph(graph=graph),
             path.parents[1] / f"{name}.plan",
             library=library,
-            profiles=[Profile(axes={"batch": Span(least=1, usual=2, most=8)})],
+            profiles=[Profile(axes={"batch": Span(min=1, opt=2, max=8)})],
             options=PlanOptions(targets=("sm89",)),
             timing=path,
         )

@@ -67,8 +67,8 @@ def taken(vicuna_build: Path, built: Path, directory: Path, tmp_path_factory) ->
         profiles = [
             Profile(
                 axes={
-                    axis: Span(least=least, usual=usual, most=most)
-                    for axis, (least, usual, most) in axes.items()
+                    axis: Span(min=smallest, opt=opt, max=largest)
+                    for axis, (smallest, opt, largest) in axes.items()
                 }
             )
             for axes in engine.details["profiles"]
@@ -267,7 +267,7 @@ def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_pat
         (["--target", "sm90"], "--target sm90: tensorrt-rtx"),
         (["--target", "sm89", "--builder-flag", "refit"], "--builder-flag refit: tensorrt-rtx"),
         (["--target", "sm89", "--graph", "decoder"], "--graph decoder: the build has no such"),
-        (["--target", "sm89", "--usual-batch", "9"], "--usual-batch is 9; wanted 1 to 8"),
+        (["--target", "sm89", "--usual-batch", "9"], "--usual-batch is 9; expected 1 to 8"),
         (["--target", "sm89", "--max-instruction", "9999"], "--max-instruction is 9999; this bu"),
         (["--target", "sm89", "--profile", "batch=1:1:4"], "no --profile that holds every request"),
     ],
