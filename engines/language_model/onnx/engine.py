@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
-from iblip.engines.language_model.answering import CompletionBuilder, plan_answer
+from iblip.engines.language_model.answering import CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
@@ -141,18 +141,18 @@ class OnnxEngine:
         prompt = self._prompts(request.prompt, len(request.visual_prompt))
         options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
         self._check_fit(options)
-        plan = plan_answer(prompt, options, facts, self._stop_strings)
+        limits = settle_limits(prompt, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
-            return CompletionBuilder(options, plan, facts, tokenizer, self._special)
+            return CompletionBuilder(options, limits, facts, tokenizer, self._special)
 
         banned = words_from_text(tokenizer, options.banned_words)
-        stops = StopTokens(tokenizer, plan.stop)
-        candidates = self._candidates(options, plan.limit)
-        decoding = decoding_for(options, plan, facts, builder, banned, candidates, stops)
+        stops = StopTokens(tokenizer, limits.stop)
+        candidates = self._tokenise_candidates(options, limits.max_tokens)
+        decoding = decoding_for(options, limits, facts, builder, banned, candidates, stops)
         return Ticket(with_own_copy(request), prompt, decoding, self._totals)
 
-    def _candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
+    def _tokenise_candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
         """The token ids of each candidate; refuses those that the model could not say."""
         closed = self._facts.is_encoder_decoder
         found = answers_from_text(self._prompts.tokenizer, options.candidates, closed=closed)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from iblip.engines.language_model.answering import AnswerPlan, CompletionBuilder, plan_answer
+from iblip.engines.language_model.answering import AnswerLimits, CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
@@ -66,13 +66,13 @@ class _Request(Pending):
         self,
         request: GenerationRequest,
         prompt: PromptIds,
-        plan: AnswerPlan,
+        limits: AnswerLimits,
         sequences: Sequences,
         banned: Words,
         totals: Totals,
     ) -> None:
         super().__init__(request, sequences.answer, totals)
-        self.prompt, self.plan, self.banned = prompt, plan, banned
+        self.prompt, self.limits, self.banned = prompt, limits, banned
         self.sequences = sequences
 
 
@@ -204,15 +204,15 @@ class VllmEngine:
                 f"and each answer is one. Lower it; {how_to_raise('slots')}."
             )
         prompt = self._prompts(request.prompt, len(request.visual_prompt))
-        plan = plan_answer(prompt, options, facts, self._stop_strings)
+        limits = settle_limits(prompt, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
-            return CompletionBuilder(options, plan, facts, tokenizer, self._special)
+            return CompletionBuilder(options, limits, facts, tokenizer, self._special)
 
         banned = words_from_text(tokenizer, options.banned_words)
-        sequences = Sequences(options, plan, builder)
+        sequences = Sequences(options, limits, builder)
         own = with_own_copy(request)
-        return _Request(own, prompt, plan, sequences, banned, self._totals)
+        return _Request(own, prompt, limits, sequences, banned, self._totals)
 
     def _cancel(self, ticket: _Request) -> None:
         ticket.cancelled = True
@@ -278,7 +278,7 @@ class VllmEngine:
         ticket, sequences = running.ticket, running.ticket.sequences
         if not sequences.begun:
             ticket.prefilled()
-            self._totals.prompt_tokens += ticket.plan.prompt_tokens
+            self._totals.prompt_tokens += ticket.limits.prompt_tokens
         self._totals.generated_tokens += len(message["tokens"])
         complete = sequences.accept(running.index, message)
         for delta in sequences.take_deltas():
@@ -324,7 +324,7 @@ class VllmEngine:
             self._running[number] = _Running(ticket, index)
             params = params_from_options(
                 options,
-                ticket.plan,
+                ticket.limits,
                 self._facts,
                 banned=ticket.banned,
                 seed=sequences.seed,
