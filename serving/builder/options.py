@@ -53,7 +53,7 @@ class BuildOptions:
             another size than the checkpoint's.
         precision: one word or a policy, as `export.precision.parse_precision` reads it.
         quantisation: how int8 and int4 weights are made.
-        engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
+        engine: `auto` or a key of `engines.kinds.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
         triton_backend: one of `serving.repository.native.CHOICES`: what of Triton carries vision
             encoder and Q-Former.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from iblip.engines.selection import KINDS
+from iblip.engines.kinds import KINDS
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError

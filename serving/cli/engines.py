@@ -253,11 +253,11 @@ def _cache(directory: Path | None) -> EngineCache:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    recipe = entry.recipe
+    inputs = entry.inputs
     return (
         entry.key[:12],
-        f"{entry.graph} {recipe['precision']}",
-        f"{recipe['library']} {recipe['version']}",
+        f"{entry.graph} {inputs['precision']}",
+        f"{inputs['library']} {inputs['version']}",
         entry.target,
         _bytes(entry.size),
         _age(entry.created),
@@ -275,7 +275,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 def _plans(build: Path) -> dict[str, dict[str, Any]]:
     """What the manifest of a build says of its plans, by component and graph."""
-    from iblip.engines.selection import KINDS
+    from iblip.engines.kinds import KINDS
     from iblip.export.artifact.manifest import Manifest
     from iblip.export.errors import BuildDirectoryError
 

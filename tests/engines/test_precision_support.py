@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.engines.kinds import KINDS
 from iblip.engines.precision_support import REFUSALS, REMARKS, check_precision
-from iblip.engines.selection import KINDS
 from iblip.export.errors import OptionError
 from iblip.export.precision import parse_precision
 from iblip.export.quantisation.options import QuantisationOptions, quantisations

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
+from iblip.engines.kinds import KINDS
 from iblip.engines.onnxruntime.compiled import provider_cache
 from iblip.engines.onnxruntime.probing import provider_obstacle
 from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
 from iblip.engines.onnxruntime.session import offer
-from iblip.engines.selection import KINDS
 from iblip.engines.tensorrt.profile import profile_from_json
 from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.errors import EngineError

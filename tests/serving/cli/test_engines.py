@@ -200,8 +200,8 @@ def test_what_onnx_runtime_compiled_is_listed_and_pruned_too(tmp_path: Path) -> 
     [
         (["inspect", "abcdef"], 2, "has no plan 'abcdef'. `iblip engines list` shows what it has."),
         (["prune"], 2, "nothing says what to remove. Give --older-than, --max-size or --all"),
-        (["prune", "--max-size", "lots"], 2, "--max-size 'lots': wanted a number and a unit"),
-        (["prune", "--older-than", "3"], 2, "--older-than '3': wanted a number and a unit"),
+        (["prune", "--max-size", "lots"], 2, "--max-size 'lots': expected a number and a unit"),
+        (["prune", "--older-than", "3"], 2, "--older-than '3': expected a number and a unit"),
         (["inspect", "/"], 1, "is not a build: it has no manifest.json"),
     ],
 )
