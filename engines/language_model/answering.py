@@ -133,7 +133,7 @@ def _find_context(
     if options.penalty_scope == "answer":
         return ()
     image = facts.image_token_id
-    return prompt.ids if image is None else tuple(prompt.filled(image))
+    return prompt.ids if image is None else tuple(prompt.fill(image))
 
 
 def _find_echo(
@@ -150,7 +150,7 @@ def _find_echo(
     image = facts.image_token_id
     if image is None:
         return prompt.ids
-    return tuple(prompt.filled(*[image] * facts.num_query_tokens))
+    return tuple(prompt.fill(*[image] * facts.num_query_tokens))
 
 
 class CompletionBuilder:

@@ -123,4 +123,4 @@ def prompt_positions(prompt: PromptIds, facts: LanguageModelFacts) -> tuple[list
     placeholder = image if known and image is not None else prompt.ids[0]
     queries = facts.num_query_tokens
     starts = [place + queries * index for index, place in enumerate(prompt.places)]
-    return prompt.filled(*[placeholder] * queries), starts
+    return prompt.fill(*[placeholder] * queries), starts

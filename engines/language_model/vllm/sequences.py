@@ -1,4 +1,4 @@
-"""The answers to one request, from the tokens that vLLM chooses. Knows nothing of processes."""
+"""The answers to one request, built from vLLM's tokens. Knows nothing of processes."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iblip.engines.cuda.device import CudaDevice
-from iblip.engines.cuda.errors import REMEDIES, CudaError, checked
+from iblip.engines.cuda.errors import REMEDIES, CudaError, call_checked
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.export.errors import EngineError
 
@@ -88,7 +88,7 @@ def test_an_error_says_what_was_asked_and_what_to_do(runtime: Any) -> None:
         cudaMalloc=lambda size: (runtime.cudaError_t.cudaErrorMemoryAllocation, None),
     )
     with pytest.raises(EngineError) as caught:
-        checked(full, "cudaMalloc", 10**12, asked="1,000,000,000,000 bytes")
+        call_checked(full, "cudaMalloc", 10**12, asked="1,000,000,000,000 bytes")
     assert str(caught.value) == (
         "cudaMalloc of 1,000,000,000,000 bytes failed with cudaErrorMemoryAllocation (out of "
         f"memory). {REMEDIES['cudaErrorMemoryAllocation']}"

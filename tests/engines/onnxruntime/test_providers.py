@@ -107,7 +107,7 @@ def test_the_cpu_has_no_options() -> None:
 
 
 def test_a_placement_that_there_is_not_is_refused() -> None:
-    with pytest.raises(EngineError, match="'onnxruntime-rocm' is none of onnxruntime, "):
+    with pytest.raises(EngineError, match="'onnxruntime-rocm'; expected one of onnxruntime, "):
         Placement(kind="onnxruntime-rocm")
     with pytest.raises(EngineError, match="device -1 is below 0"):
         Placement(device=-1)

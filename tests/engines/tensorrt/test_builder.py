@@ -220,7 +220,7 @@ def test_a_graph_in_another_precision_than_asked_is_refused(
     vision_graph: Write, proven: Prove, library: Library
 ) -> None:
     graph = replace(vision_graph("float32"), precision="fp16")
-    fault = r"asked for in fp16, but 6 of its \d+ layers compute in another dtype: \S+ \(FLOAT, wa"
+    fault = r"asked for in fp16, but 6 of its \d+ layers compute in another dtype: \S+ \(FLOAT, ex"
     with pytest.raises(EngineError, match=fault):
         _build(proven(graph), library)
 

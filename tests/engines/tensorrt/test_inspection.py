@@ -52,7 +52,7 @@ def test_its_json_is_read(
     engine = SimpleNamespace(create_engine_inspector=lambda: said)
     monkeypatch.setattr(inspection, "open_plan", lambda *_: SimpleNamespace(engine=engine))
     if found is None:
-        with pytest.raises(EngineError, match=r"gives no JSON of .*: 'Layer 1'"):
+        with pytest.raises(EngineError, match=r"returned no JSON for .*: 'Layer 1'"):
             engine_information(tmp_path / "model.plan", (), library)
     else:
         assert engine_information(tmp_path / "model.plan", (), library) == found

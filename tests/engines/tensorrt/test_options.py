@@ -39,9 +39,9 @@ def _library(version: str, *flags: str, levels: tuple[str, ...] = ("NONE",)) -> 
 def test_an_unknown_flag_is_refused_and_the_nearest_offered() -> None:
     with pytest.raises(OptionError, match="Did you mean 'strip-plan'"):
         PlanOptions(flags=("stripplan",))
-    with pytest.raises(OptionError, match="a plan has one of them"):
+    with pytest.raises(OptionError, match="a plan can have only one of them"):
         PlanOptions(flags=tuple(word for word in FLAGS if word.startswith("hardware")))
-    with pytest.raises(OptionError, match="--workspace is 0; wanted 1 MiB or more"):
+    with pytest.raises(OptionError, match="--workspace is 0; expected 1 MiB or more"):
         PlanOptions(workspace=0)
 
 
@@ -56,8 +56,8 @@ def test_the_order_of_words_says_nothing() -> None:
     [
         ("version-compatible", "libnvinfer_lean"),
         ("hardware-compatible=ampere-plus", "name every GPU family with --target"),
-        ("refit", "for which it wants a GPU"),
-        ("strip-plan", "for which it wants a GPU"),
+        ("refit", "which needs a GPU"),
+        ("strip-plan", "which needs a GPU"),
     ],
 )
 def test_what_tensorrt_rtx_cannot_do_here_is_refused_by_name(

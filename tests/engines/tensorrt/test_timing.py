@@ -167,4 +167,4 @@ def test_the_real_calls_are_there_and_tensorrt_rtx_times_nothing(
     assert 0 < path.stat().st_size < 1000
     config = library.module.Builder(library.module.Logger()).create_builder_config()
     assert config.create_timing_cache(path.read_bytes()).queryKeys() == []
-    assert "takes no timing cache" not in caplog.text
+    assert "accepts no timing cache" not in caplog.text
