@@ -42,12 +42,12 @@ class Device(Protocol):
         """Frees what `allocate` returned."""
         ...
 
-    def pinned(self, size: int) -> Array:
+    def allocate_pinned(self, size: int) -> Array:
         """Allocates pinned host memory, uint8 `[size]`, which the GPU reads and writes directly."""
         ...
 
-    def unpin(self, array: Array) -> None:
-        """Frees what `pinned` returned; the array must not be used afterwards."""
+    def free_pinned(self, array: Array) -> None:
+        """Frees what `allocate_pinned` returned; the array must not be used afterwards."""
         ...
 
     def open_stream(self) -> int:
@@ -133,14 +133,14 @@ class CudaDevice:
         """As `Device.free`."""
         self._call("cudaFree", address)
 
-    def pinned(self, size: int) -> Array:
-        """As `Device.pinned`."""
+    def allocate_pinned(self, size: int) -> Array:
+        """As `Device.allocate_pinned`."""
         flags = self._runtime.cudaHostAllocDefault
         address = int(self._call("cudaHostAlloc", size, flags, asked=f"{size:,} bytes"))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
-    def unpin(self, array: Array) -> None:
-        """As `Device.unpin`."""
+    def free_pinned(self, array: Array) -> None:
+        """As `Device.free_pinned`."""
         self._call("cudaFreeHost", array.ctypes.data)
 
     def open_stream(self) -> int:

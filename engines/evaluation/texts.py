@@ -51,7 +51,7 @@ class TextReport:
     Attributes:
         examples: the number of examples.
         same: how many texts equal the reference's exactly.
-        wanted: the smallest share of texts that must.
+        required: the smallest share of texts that must.
         right, reference_right: how many texts equal the example's answer, apart from white space at
             the ends; `None` if the examples have no answers.
         different: `{"example", "prompt", "text", "reference"}` of the first ten that differ.
@@ -59,13 +59,13 @@ class TextReport:
 
     examples: int
     same: int
-    wanted: float
+    required: float
     right: int | None
     reference_right: int | None
     different: tuple[Mapping[str, str], ...]
 
     def __bool__(self) -> bool:
-        return self.same >= self.wanted * self.examples
+        return self.same >= self.required * self.examples
 
     def to_json(self) -> dict[str, Any]:
         """Counts and shares, JSON-ready."""
@@ -74,7 +74,7 @@ class TextReport:
             "examples": self.examples,
             "same_text": self.same,
             "agreement": self.same / self.examples,
-            "wanted_agreement": self.wanted,
+            "wanted_agreement": self.required,
         }
         if self.right is not None and self.reference_right is not None:
             report["exact_match"] = self.right / self.examples
@@ -164,14 +164,14 @@ def text_report(
     has_answers = all(example.answer is not None for example in examples)
     return TextReport(
         examples=len(examples),
-        same=sum(text == wanted for _, text, wanted in pairs),
-        wanted=min(AGREEMENT[record.precision] for record in manifest.components.values()),
+        same=sum(text == expected for _, text, expected in pairs),
+        required=min(AGREEMENT[record.precision] for record in manifest.components.values()),
         right=sum(e.is_right(text) for e, text, _ in pairs) if has_answers else None,
         reference_right=sum(e.is_right(text) for e, _, text in pairs) if has_answers else None,
         different=tuple(
-            {"example": e.name, "prompt": e.prompt, "text": text, "reference": wanted}
-            for e, text, wanted in pairs
-            if text != wanted
+            {"example": e.name, "prompt": e.prompt, "text": text, "reference": expected}
+            for e, text, expected in pairs
+            if text != expected
         )[:10],
     )
 

@@ -33,8 +33,8 @@ class Buffers:
             self.scratch = _allocate(stack, device, scratch), scratch
             self._host: dict[str, Array] = {}
             for name, size in sizes.items():
-                self._host[name] = device.pinned(max(size, 1))
-                stack.callback(device.unpin, self._host[name])
+                self._host[name] = device.allocate_pinned(max(size, 1))
+                stack.callback(device.free_pinned, self._host[name])
             self._stack = stack.pop_all()
 
     def host(self, spec: TensorSpec, shape: Shape) -> Array:

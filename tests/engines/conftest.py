@@ -265,14 +265,14 @@ class HostDevice:
         self._called("free")
         del self.memory[address]
 
-    def pinned(self, size: int) -> Array:
-        self._called("pinned")
+    def allocate_pinned(self, size: int) -> Array:
+        self._called("allocate_pinned")
         array = np.full(size, JUNK, np.uint8)
         self.memory[array.ctypes.data] = array
         return array
 
-    def unpin(self, array: Array) -> None:
-        self._called("unpin")
+    def free_pinned(self, array: Array) -> None:
+        self._called("free_pinned")
         del self.memory[array.ctypes.data]
 
     def open_stream(self) -> int:

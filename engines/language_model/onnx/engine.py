@@ -205,6 +205,7 @@ class OnnxEngine:
             while self._waiting and self._scheduler.fits(self._waiting[0]):
                 self._scheduler.add(self._waiting[0])
                 self._waiting.popleft()  # only now: if `add` fails, the request is still queued
-            self._scheduler.wanted = self._waiting[0].decoding.width if self._waiting else 0
+            next_width = self._waiting[0].decoding.width if self._waiting else 0
+            self._scheduler.slots_awaited = next_width
             self._running = self._scheduler.running
             return not self._stop_reason

@@ -49,14 +49,14 @@ class Scheduler:
         totals: where tokens are counted.
 
     Attributes:
-        wanted: slots that the next request in the queue is waiting for.
+        slots_awaited: slots that the next request in the queue is waiting for.
     """
 
     def __init__(self, model: BatchModel, totals: Totals) -> None:
         self._model = model
         self._totals = totals
         self._jobs: list[_Job] = []
-        self.wanted = 0
+        self.slots_awaited = 0
 
     @property
     def running(self) -> list[Ticket]:
@@ -119,7 +119,7 @@ class Scheduler:
             self._remove(job)
             return
         chosen = job.reserved  # one token per row; the first step chooses all rows' tokens
-        branches = ticket.decoding.accept(logits, lambda: self._count_free() - self.wanted)
+        branches = ticket.decoding.accept(logits, lambda: self._count_free() - self.slots_awaited)
         self._totals.generated_tokens += chosen
         delta = ticket.decoding.take_delta()
         if delta is not None:

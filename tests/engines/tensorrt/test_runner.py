@@ -224,7 +224,7 @@ def test_a_runner_that_is_not_open_says_so(vision: Callable[..., Any]) -> None:
         runner.infer({"pixels": pixels(1)})
 
 
-@pytest.mark.parametrize("call", ["allocate", "pinned"])
+@pytest.mark.parametrize("call", ["allocate", "allocate_pinned"])
 def test_too_little_memory_gives_back_what_was_taken(vision: Callable[..., Any], call: str) -> None:
     bench = vision({"batch": [1, 4, 8]})
     bench.device.fails = call
