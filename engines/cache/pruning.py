@@ -52,7 +52,7 @@ def _parse_amount(text: str, units: Mapping[str, int], *, option: str, example: 
     return float(match[1]) * factor
 
 
-class Kept(Protocol):
+class CacheItem(Protocol):
     """Something in the cache that was last used at some time and takes disk space."""
 
     @property
@@ -66,7 +66,7 @@ class Kept(Protocol):
         ...
 
 
-KeptT = TypeVar("KeptT", bound=Kept)
+ItemT = TypeVar("ItemT", bound=CacheItem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,13 @@ class Policy:
         if self.older_than is None and self.max_size is None and not self.everything:
             raise OptionError("nothing says what to remove. Give --older-than, --max-size or --all")
 
-    def choose(self, kept: Sequence[KeptT]) -> list[KeptT]:
+    def choose(self, items: Sequence[ItemT]) -> list[ItemT]:
         """The items that are to be removed."""
         if self.everything:
-            return list(kept)
+            return list(items)
         oldest = -math.inf if self.older_than is None else time.time() - self.older_than
         room, chosen = math.inf if self.max_size is None else self.max_size, []
-        for item in sorted(kept, key=lambda item: item.used, reverse=True):
+        for item in sorted(items, key=lambda item: item.used, reverse=True):
             used = datetime.datetime.fromisoformat(item.used).timestamp()
             if used < oldest or item.size > room:
                 chosen.append(item)

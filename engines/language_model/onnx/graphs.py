@@ -95,9 +95,9 @@ class Rows:
         sequence: number of new positions in each row.
 
     Attributes:
-        embeds: `[count, sequence, hidden]`, in the decoder's dtype: input of the next run.
+        embeds: `[count, sequence, hidden]`, in the contract's dtype: input of the next run.
         positions: int64 `[count, sequence]`: the position in its row of each new one.
-        logits: `[count, sequence, vocab]`, in the decoder's dtype: output of the last run.
+        logits: `[count, sequence, vocab]`, in the contract's dtype: output of the last run.
         binding: runs the decoder.
     """
 
