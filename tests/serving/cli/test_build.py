@@ -98,7 +98,7 @@ def last_line(result):
         (
             ["build", "--llm-engine", "vllm", "--model", T5],
             2,
-            "a language model of type 't5'; vLLM takes visual prompts for llama, opt alone",
+            "a language model of type 't5'; vLLM takes visual prompts only for llama, opt",
         ),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_build_without_its_files_is_told(facts: Facts, tmp_path: Path) -> None
     )
     with pytest.raises(BuildDirectoryError, match=r"lacks engines/language_model/config\.json"):
         open_engine(tmp_path, manifest)  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match=r"given GPU 1, and vLLM takes .* CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(EngineError, match=r"given GPU 1, but vLLM takes .* CUDA_VISIBLE_DEVICES"):
         open_engine(tmp_path, manifest, device=1)  # type: ignore[arg-type]
 
 
