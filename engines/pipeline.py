@@ -1,7 +1,7 @@
 """The whole model in this process: an image and a prompt in, an answer out.
 
-What verification and benchmarks use, and the shortest way to see a build work. Under Triton the
-same components run as models of their own.
+Verification and benchmarks use it, and it is the shortest way to see a build work. Under Triton
+each component runs as a model of its own.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Array = npt.NDArray[Any]
 PLAIN = GenerationOptions()
 
 CACHED_IMAGES = 16
-"""How many of the last images' embeddings are kept: many questions about one image encode once."""
+"""How many images' embeddings are kept, so that several questions about an image encode it once."""
 
 
 class Pipeline:
-    """A build, opened in this process. A context manager: leaving frees it.
+    """A build that runs in this process. A context manager: leaving frees it.
 
     Args:
         directory: of the build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
-        manifest: instead of the build's own, to run it on other engines.
+        manifest: replaces the build's own, to run it on other engines.
 
     Attributes:
         manifest: of the build.
@@ -80,10 +80,10 @@ class Pipeline:
     def encode_image(self, pixels: Array) -> Array:
         """`image_embeds` `[batch, patches, d_vision]` of `pixels`, uint8 `[batch, h, w, 3]`.
 
-        They stay where the engine put them until numpy looks at them.
+        They stay where the engine put them until numpy reads them.
 
         Raises:
-            ContractError: the pixels are of another dtype or size.
+            ContractError: the pixels have another dtype or size than the contract's.
         """
         return self._vision.infer({"pixels": pixels}, keep=["image_embeds"])["image_embeds"]
 
@@ -93,16 +93,16 @@ class Pipeline:
         prompts: Sequence[str],
         options: GenerationOptions = PLAIN,
     ) -> Array:
-        """`visual_prompt` `[batch, queries, d_llm]`: each image as its prompt asks for it.
+        """`visual_prompt` `[batch, queries, d_llm]`: each image's features for its prompt.
 
         Args:
             image_embeds: `[batch, patches, d_vision]`, as `encode_image` returns it.
-            prompts: one an image.
-            options: say what becomes of an instruction that is too long.
+            prompts: one per image.
+            options: say what happens to an instruction that is too long.
 
         Raises:
-            InputError: a prompt is empty or too long, or there is not one an image.
-            OptionError: instructions are to be cut, and the model reads none.
+            InputError: a prompt is empty or too long, or there is not one for each image.
+            OptionError: instructions are to be truncated, and the model reads none.
         """
         if len(prompts) != len(image_embeds):
             raise InputError(f"there are {len(image_embeds)} images and {len(prompts)} prompts")
@@ -122,14 +122,14 @@ class Pipeline:
         *,
         deadline: float | None = None,
     ) -> Generation:
-        """Asks one question about one image or several; the answer comes as a stream of events.
+        """Asks one question about one image or several; returns the answer as a stream of events.
 
         Args:
             pixels: uint8 `[h, w, 3]` or `[images, h, w, 3]`, of the size in
                 `manifest.preprocessing`.
             prompt: the question.
             options: how to generate.
-            deadline: `time.monotonic()` seconds after which the answer is given up.
+            deadline: `time.monotonic()` seconds after which the request is given up.
 
         Raises:
             InputError, ContractError: the prompt or an image cannot be used, or there are too many.
@@ -139,10 +139,11 @@ class Pipeline:
         options = options or PLAIN
         images = pixels[None] if pixels.ndim == 3 else pixels
         check_images(len(images), self.manifest.limits.images)
-        embeds = [self._remembered(image) for image in images]
+        embeds = [self._encode_cached(image) for image in images]
         # One image's features stay where the vision encoder left them.
-        together = embeds[0] if len(embeds) == 1 else np.concatenate(embeds)
-        visual_prompt = self.visual_prompt(together, [prompt] * len(images), options)
+        image_embeds = embeds[0] if len(embeds) == 1 else np.concatenate(embeds)
+        # visual_prompt: [images, queries, d_llm]
+        visual_prompt = self.visual_prompt(image_embeds, [prompt] * len(images), options)
         return self._engine.submit(
             GenerationRequest(
                 prompt=prompt,
@@ -156,11 +157,11 @@ class Pipeline:
     def answer(
         self, pixels: Array, prompt: str, options: GenerationOptions | None = None
     ) -> Answer:
-        """Asks one question and waits for the answer. Arguments and errors as of `submit`."""
+        """Asks one question and waits for the answer. Arguments and errors as in `submit`."""
         return self.submit(pixels, prompt, options).result()
 
-    def _remembered(self, pixels: Array) -> Array:
-        """`encode_image` of one image, from the last few where it is among them."""
+    def _encode_cached(self, pixels: Array) -> Array:
+        """`encode_image` of one image `[h, w, 3]`, from the cache of recent ones if it is there."""
         pixels = np.ascontiguousarray(pixels)
         key = hashlib.sha256(repr((pixels.shape, pixels.dtype)).encode() + pixels.tobytes())
         digest = key.digest()

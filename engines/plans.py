@@ -1,4 +1,4 @@
-"""Plans of the graphs of a build that exists: each is built, or has the reason why it cannot be."""
+"""Builds plans of an existing build's graphs: each is built, or the reason why not is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iblip.engines.tensorrt.builder import Plan
 from iblip.engines.tensorrt.libraries import Library
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile import Profile
-from iblip.engines.tensorrt.sizes import ProfileOptions, decoder_profiles
+from iblip.engines.tensorrt.profile_sizes import ProfileOptions, decoder_profiles
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph, proofs_of_build
 from iblip.export.errors import EngineError, OptionError
@@ -21,17 +21,17 @@ from iblip.export.messages import did_you_mean
 from iblip.export.progress import Progress
 
 NOT_FOR_TENSORRT = "language_model/batched_decoder"
-"""The graph of ONNX Runtime's own operators: left out unless it is asked for by name."""
+"""The graph of ONNX Runtime's own operators: left out unless it is requested by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one graph.
+    """The outcome for one graph.
 
     Attributes:
-        graph: that was to be a plan.
-        plan: what was built; `None` where it could not be.
-        reason: why not; `None` where it was.
+        graph: the graph.
+        plan: its plan; `None` if it could not be built.
+        reason: why it could not be built; `None` if it was.
     """
 
     graph: OnnxGraph
@@ -45,10 +45,10 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: `graph`, `precision`, then `path` and `details`, or `reason`."""
-        found: dict[str, Any] = {"graph": self.title, "precision": self.graph.precision}
+        outcome: dict[str, Any] = {"graph": self.title, "precision": self.graph.precision}
         if self.plan is None:
-            return {**found, "reason": self.reason}
-        return {**found, "path": str(self.plan.path), "details": dict(self.plan.details)}
+            return {**outcome, "reason": self.reason}
+        return {**outcome, "path": str(self.plan.path), "details": dict(self.plan.details)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class PlanBuild:
     """How the plans of a build are made.
 
     Attributes:
-        library: that builds them.
+        library: the library that builds them.
         options: targets, flags and workspace.
-        sizes: of vision encoder and Q-Former. The language model's are those of the manifest.
-        cache: of plans; `None` builds all of them.
+        sizes: of vision encoder and Q-Former. The language model's sizes are the manifest's.
+        cache: where plans are taken from and kept; `None` builds all of them.
     """
 
     library: Library
@@ -68,7 +68,7 @@ class PlanBuild:
     cache: EngineCache | None = None
 
     def profiles(self, graph: OnnxGraph, manifest: Manifest) -> Sequence[Profile]:
-        """Of one graph of the build that this manifest is of."""
+        """The optimisation profiles of one graph of the manifest's build."""
         if graph.component != "language_model":
             return self.sizes.of_contract(graph.contract)
         limits = manifest.limits
@@ -83,21 +83,22 @@ def plans_of_build(
     progress: Progress,
     graphs: Sequence[str] = (),
 ) -> Iterator[Outcome]:
-    """Builds `output/<component>/<graph>.plan` of the graphs of a build, one after the other.
+    """Builds `output/<component>/<graph>.plan` for the graphs of a build, one after another.
 
     Args:
         directory: of the build.
         manifest: of the same build.
-        output: made where it is missing.
+        output: created if it does not exist.
         how: library, options, sizes, cache.
-        progress: has a stage for each.
-        graphs: `component/graph` of each that is wanted; none is all that TensorRT is meant for.
+        progress: gets a stage for each graph.
+        graphs: `component/graph` of each graph to build; empty is every graph meant for TensorRT.
 
     Raises:
-        OptionError: there is no such graph, or the library cannot build so (before any is built).
+        OptionError: the build has no such graph, or the library does not support the options. This
+            is checked before anything is built.
     """
     how.library.check(how.options)
-    for proof in _chosen(proofs_of_build(directory, manifest), graphs):
+    for proof in _choose(proofs_of_build(directory, manifest), graphs):
         graph = proof.graph
         path = output / graph.component / f"{graph.name}.plan"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +119,13 @@ def plans_of_build(
             yield Outcome(graph=graph, plan=plan)
 
 
-def _chosen(proofs: Sequence[VerifiedGraph], wanted: Sequence[str]) -> list[VerifiedGraph]:
+def _choose(proofs: Sequence[VerifiedGraph], requested: Sequence[str]) -> list[VerifiedGraph]:
     by_title = {f"{proof.graph.component}/{proof.graph.name}": proof for proof in proofs}
-    for title in wanted:
+    for title in requested:
         if title not in by_title:
             hint = did_you_mean(title, by_title)
             raise OptionError(
                 f"--graph {title}: the build has no such graph.{hint} Graphs: {', '.join(by_title)}"
             )
-    titles = wanted or [title for title in by_title if title != NOT_FOR_TENSORRT]
+    titles = requested or [title for title in by_title if title != NOT_FOR_TENSORRT]
     return [by_title[title] for title in titles]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iblip.engines.hardware.nvidia import find_driver
-from iblip.engines.selection import KINDS
+from iblip.engines.kinds import KINDS
 from iblip.export.errors import OptionError
 from iblip.export.quantisation.options import Quantisation
 
@@ -96,7 +96,7 @@ def check_precision(
     """Refuses what an engine cannot run; returns what there is to say of what it can.
 
     Args:
-        engine: a key of `engines.selection.KINDS`, or `vllm`.
+        engine: a key of `engines.kinds.KINDS`, or `vllm`.
         component: what it would run.
         word: the component's precision.
         quantisation: the component's, if any.

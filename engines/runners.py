@@ -1,4 +1,4 @@
-"""Opens what runs a component, by the engine that its build was made for."""
+"""Opens the runner of a component for the engine that the build was made for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from iblip.export.errors import BuildDirectoryError, EngineError
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in this machine a runner runs.
+    """Where on this machine a runner runs.
 
     Attributes:
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
-        device: the GPU's number, from 0, where the engine runs on one.
+        device: the GPU's number, from 0, if the engine runs on one.
     """
 
     threads: int | None = None
@@ -44,13 +44,13 @@ def open_runner(
         component: `vision_encoder`, `qformer` or `language_model`.
         graph: its name within the component.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
-        device: the GPU's number, from 0, where the engine runs on one.
+        device: the GPU's number, from 0, if the engine runs on one.
 
     Raises:
         BuildDirectoryError: the build has no such component or graph.
         EngineError: the engine that it was built for cannot run in this process.
     """
-    record = _record(manifest, component, graph)
+    record = _find_record(manifest, component, graph)
     opener = OPENERS.get(record.engine.kind)
     if opener is None:
         raise EngineError(
@@ -62,7 +62,7 @@ def open_runner(
     return opener(path, record.engine, record.graphs[graph], place)
 
 
-def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
+def _find_record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
     record = manifest.components.get(component)
     if record is None:
         has = ", ".join(manifest.components)
@@ -73,7 +73,7 @@ def _record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
     return record
 
 
-def _onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
+def _open_onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
     from iblip.engines.onnxruntime.compiled import provider_cache
     from iblip.engines.onnxruntime.providers import Placement
     from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
@@ -90,18 +90,18 @@ def _onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Pl
     return OnnxRuntimeRunner(path, graph.contract, threads=place.threads, placement=placement)
 
 
-def _plan(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
+def _open_plan(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
     from iblip.engines.tensorrt.runner import TensorRTRunner
 
     return TensorRTRunner(path, graph.contract, engine, device=place.device)
 
 
 OPENERS: Mapping[str, Opener] = {
-    "onnxruntime": _onnxruntime,
-    "onnxruntime-cuda": _onnxruntime,
-    "onnxruntime-tensorrt": _onnxruntime,
-    "onnxruntime-tensorrt-rtx": _onnxruntime,
-    "tensorrt": _plan,
-    "tensorrt-rtx": _plan,
+    "onnxruntime": _open_onnxruntime,
+    "onnxruntime-cuda": _open_onnxruntime,
+    "onnxruntime-tensorrt": _open_onnxruntime,
+    "onnxruntime-tensorrt-rtx": _open_onnxruntime,
+    "tensorrt": _open_plan,
+    "tensorrt-rtx": _open_plan,
 }
-"""Engine kind to what opens it."""
+"""Engine kind to the function that opens its runner."""

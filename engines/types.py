@@ -1,4 +1,4 @@
-"""The types that engines are made of and speak in. Knows numpy only."""
+"""Types that all engines share: feeds, tokenised prompts, runners. Knows numpy only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from iblip.export.artifact.contract import Contract
 
 Feed = Mapping[str, npt.NDArray[Any]]
-"""Tensors by name."""
+"""Input tensors by name."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class PromptIds:
     """A prompt as the language model reads it: text, and the places of its images.
 
     Attributes:
-        ids: of the text, special tokens included.
-        places: of each image, in order: how many of the ids come before it.
+        ids: token ids of the text, special tokens included.
+        places: for each image, in order, how many of the ids come before it.
     """
 
     ids: tuple[int, ...]
@@ -30,21 +30,21 @@ class PromptIds:
 
     @property
     def pieces(self) -> list[slice]:
-        """The ids before the first image, between each two, and after the last."""
+        """Slices of the ids before the first image, between each two, and after the last."""
         borders = [0, *self.places, len(self.ids)]
         return [slice(*pair) for pair in pairwise(borders)]
 
     def positions(self, queries: int) -> int:
-        """Its length, where an image takes so many positions."""
+        """The prompt's length in positions if each image takes `queries` of them."""
         return len(self.ids) + queries * len(self.places)
 
-    def filled(self, *placeholders: int) -> list[int]:
-        """The ids, with these in the place of each image."""
+    def fill(self, *placeholders: int) -> list[int]:
+        """The ids, with the placeholders inserted at the place of each image."""
         first, *others = self.pieces
-        made = list(self.ids[first])
+        ids = list(self.ids[first])
         for piece in others:
-            made += [*placeholders, *self.ids[piece]]
-        return made
+            ids += [*placeholders, *self.ids[piece]]
+        return ids
 
 
 class Runner(Protocol):
@@ -72,6 +72,6 @@ class Runner(Protocol):
         """Every output by name, for these inputs: numpy arrays.
 
         Those named in `keep` may instead stay where the engine put them: they have a dtype and a
-        shape, are copied when numpy looks at them, and can be fed to a runner as they are.
+        shape, are copied when numpy reads them, and can be fed to a runner as they are.
         """
         ...

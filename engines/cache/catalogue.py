@@ -1,4 +1,4 @@
-"""What the engine cache has, and the entry that a few digits stand for."""
+"""The contents of the engine cache, and how an entry is found by the first digits of its key."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from iblip.export.messages import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a cache has.
+    """The contents of a cache.
 
     Attributes:
-        entries: that can be used, the last used first.
-        damaged: keys of others, each with what is wrong. Plans are not read for that.
+        entries: entries that can be used, the last used first.
+        damaged: keys of damaged entries, each with what is wrong. Plans are not read to find this.
         providers: what ONNX Runtime's providers keep beside the cache, the last used first.
     """
 
@@ -28,10 +28,10 @@ class Scan:
 
 
 def scan(cache: EngineCache) -> Scan:
-    """What the cache has.
+    """Reads the records of every entry in the cache.
 
     Raises:
-        EngineError: it cannot be read.
+        EngineError: the cache cannot be read.
     """
     entries, damaged = [], {}
     for key in cache.all_keys():
@@ -55,22 +55,22 @@ def find(cache: EngineCache, word: str) -> Entry:
     """The entry whose key begins with `word`.
 
     Raises:
-        OptionError: none does, or several do, with the nearest.
+        OptionError: no key does, or several do; the message names the nearest.
         EngineError: the cache cannot be read, or the entry is damaged.
     """
     keys = cache.all_keys()
-    found = [key for key in keys if key.startswith(word.lower())] if word else []
-    if len(found) == 1:
+    matches = [key for key in keys if key.startswith(word.lower())] if word else []
+    if len(matches) == 1:
         try:
-            return Entry.read(cache.plans / found[0])
+            return Entry.read(cache.plans / matches[0])
         except (DamagedEntryError, OSError) as error:
             raise EngineError(
-                f"{word} of the engine cache is damaged: {error}. The next build that wants it "
-                "builds it anew."
+                f"{word} of the engine cache is damaged: {error}. The next build that needs it "
+                "rebuilds it."
             ) from error
-    if found:
-        some = ", ".join(key[: len(word) + 4] for key in found[:4])
-        raise OptionError(f"{len(found)} plans begin with {word}: {some}. Give more digits.")
+    if matches:
+        some = ", ".join(key[: len(word) + 4] for key in matches[:4])
+        raise OptionError(f"{len(matches)} plans begin with {word}: {some}. Give more digits.")
     short = {key[: max(len(word), SHORT)]: key for key in keys}
     hint = did_you_mean(word.lower(), short, cutoff=0.5)
     raise OptionError(

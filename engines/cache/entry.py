@@ -1,9 +1,9 @@
-"""One plan of the engine cache, and what is known of it.
+"""One plan of the engine cache, and its record.
 
 CACHE/plans/<key>/
 ├── plan            the library's own file
-├── record.json     what it is, written once
-└── usage.json      how often and when it was taken last
+├── record.json     what the plan is, written once
+└── usage.json      how often the plan was taken, and when last
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Self
 from iblip.export.system.files import sha256, write_whole
 
 FORMAT = 1
-"""Of `record.json`."""
+"""Version of the format of `record.json`."""
 
 PLAN, RECORD, USAGE = "plan", "record.json", "usage.json"
 
@@ -28,7 +28,7 @@ class DamagedEntryError(Exception):
 
 
 def now() -> str:
-    """This moment, as records have it."""
+    """The current time in UTC as records have it: ISO 8601, in seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -37,11 +37,12 @@ class Entry:
     """A plan of the cache.
 
     Attributes:
-        key: sha256 of its recipe, in hexadecimal.
-        directory: where it lies.
-        recipe: as `engines.cache.key.Recipe.to_json` has it.
+        key: sha256 of its inputs, in hexadecimal.
+        directory: the entry's directory.
+        inputs: as `engines.cache.key.PlanInputs.to_json` returns them. In JSON the field is called
+            `recipe`.
         graph: component and graph that it was first built for: `vision_encoder/model`.
-        details: as `engines.tensorrt.builder.Plan.details` had them.
+        details: `engines.tensorrt.builder.Plan.details` when it was built.
         sha256: of the plan, in hexadecimal.
         size: of the plan, in bytes.
         created: when it was built, in ISO 8601.
@@ -52,7 +53,7 @@ class Entry:
 
     key: str
     directory: Path
-    recipe: Mapping[str, Any]
+    inputs: Mapping[str, Any]
     graph: str
     details: Mapping[str, Any]
     sha256: str
@@ -69,7 +70,7 @@ class Entry:
 
     @property
     def shared(self) -> bool:
-        """Whether builds have the same file, so that removing it here frees nothing."""
+        """Whether a build links to the same file, so that removing it here frees nothing."""
         try:
             return self.plan.stat().st_nlink > 1
         except FileNotFoundError:  # removed meanwhile
@@ -77,14 +78,14 @@ class Entry:
 
     @property
     def target(self) -> str:
-        """The GPUs that it is for, in words."""
-        device = self.recipe["device"]
+        """The GPUs that the plan is for, in words."""
+        device = self.inputs["device"]
         if device:
             return f"{device['name']} ({device['capability']})"
-        return ",".join(self.recipe["targets"])
+        return ",".join(self.inputs["targets"])
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The record, and what is known of its use, JSON-ready."""
         return {
             **self._record(),
             "path": str(self.plan),
@@ -97,7 +98,7 @@ class Entry:
         return {
             "key": self.key,
             "graph": self.graph,
-            "recipe": dict(self.recipe),
+            "recipe": dict(self.inputs),
             "details": dict(self.details),
             "sha256": self.sha256,
             "bytes": self.size,
@@ -127,20 +128,20 @@ class Entry:
         """Reads the plan and compares it with the record.
 
         Raises:
-            DamagedEntryError: it is another.
+            DamagedEntryError: the plan differs from the record.
         """
         try:
-            size, found = self.plan.stat().st_size, sha256(self.plan)
+            size, digest = self.plan.stat().st_size, sha256(self.plan)
         except OSError as error:
             raise DamagedEntryError(f"its plan cannot be read: {error}") from error
         if size != self.size:
-            raise DamagedEntryError(f"its plan has {size} bytes, wanted {self.size}")
-        if found != self.sha256:
-            raise DamagedEntryError(f"its plan has sha256 {found}, wanted {self.sha256}")
+            raise DamagedEntryError(f"its plan has {size} bytes, expected {self.size}")
+        if digest != self.sha256:
+            raise DamagedEntryError(f"its plan has sha256 {digest}, expected {self.sha256}")
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """The entry in `directory`. Its plan is not read, only its size compared.
+        """The entry in `directory`. The plan is not read; only its size is compared.
 
         Raises:
             FileNotFoundError: there is no such directory.
@@ -154,12 +155,12 @@ class Entry:
                 raise DamagedEntryError(f"its record is of {data['format']} and {data['key']}")
             size = (directory / PLAN).stat().st_size
             if size != data["bytes"]:
-                raise DamagedEntryError(f"its plan has {size} bytes, wanted {data['bytes']}")
-            hits, used = _usage(directory)
+                raise DamagedEntryError(f"its plan has {size} bytes, expected {data['bytes']}")
+            hits, used = _read_usage(directory)
             return cls(
                 key=data["key"],
                 directory=directory,
-                recipe=data["recipe"],
+                inputs=data["recipe"],
                 graph=data["graph"],
                 details=data["details"],
                 sha256=data["sha256"],
@@ -176,8 +177,8 @@ class Entry:
             raise DamagedEntryError(f"its record cannot be read: {error!r}") from error
 
 
-def _usage(directory: Path) -> tuple[int, str]:
-    """Hits and last use; nothing where that was never or cannot be told."""
+def _read_usage(directory: Path) -> tuple[int, str]:
+    """Hits and last use; `(0, "")` if they were never written or cannot be read."""
     try:
         data = json.loads((directory / USAGE).read_bytes())
         return int(data["hits"]), str(data["used"])

@@ -1,4 +1,4 @@
-"""What decides a plan, and the key that follows from it."""
+"""The inputs that decide a plan, and the cache key that follows from them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.errors import EngineError, OptionError
 
 BUILDER = 2
-"""The number of what `engines.tensorrt.builder` makes of the same recipe. Raise it with every
-change there that gives another plan, or that refuses one which it has given before."""
+"""The version of what `engines.tensorrt.builder` makes of the same inputs. Raise it with every
+change there that results in another plan, or that refuses a plan that was built before."""
 
 KEY_LENGTH = 64
 """Hexadecimal digits of a key."""
@@ -33,27 +33,28 @@ def _machine() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides a plan. Equal recipes give plans that can stand for each other.
+class PlanInputs:
+    """Everything that decides a plan. Equal inputs result in interchangeable plans.
 
-    Not in it: where graph and plan lie, what the component is called, and whether the graph was
-    verified. They do not change what is built.
+    It leaves out where graph and plan lie, what the component is called, and whether the graph was
+    verified: none of these changes what is built. Its fields are the record's on disk, and the key
+    is their digest.
 
     Attributes:
         graph: the digest of the graph, its weights included
             (`export.graph.digest.graph_digest`).
-        precision: that the plan is checked for, a key of `export.precision.DTYPES`.
+        precision: the precision that the plan is checked for, a key of `export.precision.DTYPES`.
         library: a key of `engines.tensorrt.libraries.SOURCES`.
         version: of that library.
         targets: GPU families such as `sm89`, in alphabetical order; empty is this machine's GPU.
-        device: the GPU of this machine where it has no targets: `name`, `memory` in bytes,
-            `capability` and `cuda` (that the driver runs); else `None`.
-        settings: what else the builder is told, JSON-ready: profiles, flags, workspace.
+        device: the GPU of this machine if there are no targets: `name`, `memory` in bytes,
+            `capability` and `cuda` (the version that the driver runs); else `None`.
+        settings: the other settings of the builder, JSON-ready: profiles, flags, workspace.
         machine: operating system and processor, which a plan is bound to as well.
-        builder: `BUILDER` when it was made.
+        builder: `BUILDER` at the time of the build.
 
     Raises:
-        OptionError: the digest is none, or there are both targets and a device, or neither.
+        OptionError: the digest is not a sha256, or there are both targets and a device, or neither.
     """
 
     graph: str
@@ -69,12 +70,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.graph):
             raise OptionError(
-                f"a graph of digest {self.graph!r} cannot be told from others; wanted a sha256"
+                f"a graph of digest {self.graph!r} cannot be told from others; expected a sha256"
             )
         if bool(self.targets) == (self.device is not None):
             raise OptionError(
-                f"a plan for targets {list(self.targets)} and device {self.device}; wanted one of "
-                "the two"
+                f"a plan for targets {list(self.targets)} and device {self.device}; expected "
+                "exactly one of the two"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -83,28 +84,28 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """sha256 of the recipe, in hexadecimal."""
+        """sha256 of the inputs, in hexadecimal."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def recipe_from_graph(
+def plan_inputs_from_graph(
     graph: OnnxGraph, library: Library, options: PlanOptions, profiles: Sequence[Profile]
-) -> Recipe:
-    """The recipe of a graph's plan.
+) -> PlanInputs:
+    """The inputs of a graph's plan.
 
     Args:
-        graph: what the plan is of.
-        library: that builds it. Its module is not touched.
+        graph: the graph that the plan is built from.
+        library: the library that builds it. Its module is not called.
         options: targets, flags, workspace.
-        profiles: in the order in which the plan has them.
+        profiles: in the plan's order.
 
     Raises:
         EngineError: there are no targets, and no GPU here.
     """
     settings = options.to_json()
     targets = tuple(sorted(settings.pop("targets")))
-    return Recipe(
+    return PlanInputs(
         graph=graph.digest,
         precision=graph.precision,
         library=library.kind,
@@ -116,7 +117,11 @@ def recipe_from_graph(
 
 
 def this_gpu() -> dict[str, Any]:
-    """The first GPU of this machine, which is the one that TensorRT builds on."""
+    """The first GPU of this machine, which is the one that TensorRT builds on.
+
+    Raises:
+        EngineError: this machine has no NVIDIA GPU.
+    """
     driver = find_driver()
     if driver is None or not driver.gpus:
         raise EngineError("there is no NVIDIA GPU to build for here. Name one with --target.")

@@ -1,4 +1,4 @@
-"""Removing plans from the engine cache and what is beside it, by age, by size, or all."""
+"""Removes plans from the engine cache, and what is kept beside it, by age, by size, or all."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def seconds_from_words(text: str) -> float:
     """Seconds of an age such as `30d`: a number and one of `SECONDS`.
 
     Raises:
-        OptionError: it is none.
+        OptionError: the text is not such an age.
     """
-    return _amount(text, SECONDS, option="--older-than", example="30d or 12h")
+    return _parse_amount(text, SECONDS, option="--older-than", example="30d or 12h")
 
 
 def bytes_from_words(text: str) -> float:
     """Bytes of a size such as `20GB` or `512MiB`: a number and one of `BYTES`, in either case.
 
     Raises:
-        OptionError: it is none.
+        OptionError: the text is not such a size.
     """
-    return _amount(text, BYTES, option="--max-size", example="20GB or 512MiB")
+    return _parse_amount(text, BYTES, option="--max-size", example="20GB or 512MiB")
 
 
-def _amount(text: str, units: Mapping[str, int], *, option: str, example: str) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+def _parse_amount(text: str, units: Mapping[str, int], *, option: str, example: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     factors = {name.upper(): factor for name, factor in units.items()}
-    factor = factors.get(found[2].upper()) if found else None
-    if found is None or factor is None:
+    factor = factors.get(match[2].upper()) if match else None
+    if match is None or factor is None:
         known = ", ".join(name for name in units if name)
         raise OptionError(
-            f"{option} {text!r}: wanted a number and a unit, as in {example}. Units: {known}"
+            f"{option} {text!r}: expected a number and a unit, as in {example}. Units: {known}"
         )
-    return float(found[1]) * factor
+    return float(match[1]) * factor
 
 
-class Kept(Protocol):
-    """Something that was used and takes room."""
+class CacheItem(Protocol):
+    """Something in the cache that was last used at some time and takes disk space."""
 
     @property
     def used(self) -> str:
@@ -62,26 +62,26 @@ class Kept(Protocol):
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Disk space that it takes, in bytes."""
         ...
 
 
-KeptT = TypeVar("KeptT", bound=Kept)
+ItemT = TypeVar("ItemT", bound=CacheItem)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What shall go.
+    """What is to be removed.
 
     Attributes:
-        older_than: plans that were last used so many seconds ago, and timing caches that were last
-            written then; `None` is no reason.
-        max_size: those used longest ago, until the rest has at most so many bytes; `None` is no
-            limit.
-        everything: all.
+        older_than: removes plans last used this many seconds ago or earlier, and timing caches
+            last written then; `None` removes nothing by age.
+        max_size: removes those used longest ago until the rest takes at most this many bytes;
+            `None` is no limit.
+        everything: removes all.
 
     Raises:
-        OptionError: nothing is asked for.
+        OptionError: the policy removes nothing.
     """
 
     older_than: float | None = None
@@ -92,19 +92,19 @@ class Policy:
         if self.older_than is None and self.max_size is None and not self.everything:
             raise OptionError("nothing says what to remove. Give --older-than, --max-size or --all")
 
-    def chosen(self, kept: Sequence[KeptT]) -> list[KeptT]:
-        """Those that go."""
+    def choose(self, items: Sequence[ItemT]) -> list[ItemT]:
+        """The items that are to be removed."""
         if self.everything:
-            return list(kept)
+            return list(items)
         oldest = -math.inf if self.older_than is None else time.time() - self.older_than
-        left, gone = math.inf if self.max_size is None else self.max_size, []
-        for one in sorted(kept, key=lambda one: one.used, reverse=True):
-            used = datetime.datetime.fromisoformat(one.used).timestamp()
-            if used < oldest or one.size > left:
-                gone.append(one)
+        room, chosen = math.inf if self.max_size is None else self.max_size, []
+        for item in sorted(items, key=lambda item: item.used, reverse=True):
+            used = datetime.datetime.fromisoformat(item.used).timestamp()
+            if used < oldest or item.size > room:
+                chosen.append(item)
             else:
-                left -= one.size
-        return gone
+                room -= item.size
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +115,10 @@ class Pruned:
         removed: keys of plans, damaged ones among them.
         timing: names of timing caches.
         providers: names of folders of ONNX Runtime's providers, as `ProviderFolder.name`.
-        busy: keys of plans and names of folders that another process is using, which stay.
-        freed: bytes that the disk gets back.
-        held: bytes of plans that builds still have, and that the disk gets back with these.
+        busy: keys of plans and names of folders that stay because another process is using them.
+        freed: bytes of disk space that are free again.
+        held: bytes of removed plans that builds still link to, and that are free once these builds
+            are removed.
         kept: bytes of plans and folders that stay.
     """
 
@@ -131,25 +132,25 @@ class Pruned:
 
 
 def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Pruned:
-    """Removes what the policy says; builds keep the plans that they have.
+    """Removes what the policy names; builds keep the plans that they link to.
 
-    Plans and what ONNX Runtime's providers have compiled count alike, together for `max_size`.
-    Damaged entries, and what killed processes have left, go in any case.
+    Plans and what ONNX Runtime's providers compiled are treated alike and share `max_size`. Damaged
+    entries, and what killed processes left behind, are removed in any case.
 
     Args:
         cache: to remove from.
-        policy: what goes.
-        dry_run: only say what would go.
+        policy: what is to be removed.
+        dry_run: only report what would be removed.
 
     Raises:
         EngineError: the cache cannot be read, or something in it cannot be removed.
     """
-    found = scan(cache)
-    going: list[Entry | ProviderFolder] = policy.chosen([*found.entries, *found.providers])
-    chosen = {one.key: one for one in going if isinstance(one, Entry)}
+    contents = scan(cache)
+    chosen: list[Entry | ProviderFolder] = policy.choose([*contents.entries, *contents.providers])
+    entries = {item.key: item for item in chosen if isinstance(item, Entry)}
     removed, busy, freed, held = [], [], 0, 0
-    for key in (*chosen, *found.damaged):
-        entry = chosen.get(key)  # of a damaged one nothing is known
+    for key in (*entries, *contents.damaged):
+        entry = entries.get(key)  # nothing is known of a damaged one
         size, shared = (entry.size, entry.shared) if entry else (0, False)
         if not dry_run and not cache.discard(key):
             busy.append(key)
@@ -157,13 +158,13 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
         removed.append(key)
         freed, held = (freed, held + size) if shared else (freed + size, held)
     providers = []
-    for folder in (one for one in going if isinstance(one, ProviderFolder)):
+    for folder in (item for item in chosen if isinstance(item, ProviderFolder)):
         if not folder.discard(dry_run=dry_run):
             busy.append(folder.name)
             continue
         providers.append(folder)
         freed += folder.size
-    timing = _timing(cache, policy)
+    timing = _choose_timing_caches(cache, policy)
     freed += sum(path.stat().st_size for path in timing)
     if not dry_run:
         for path in timing:
@@ -177,13 +178,13 @@ def prune(cache: EngineCache, policy: Policy, *, dry_run: bool = False) -> Prune
         freed=freed,
         held=held,
         providers=tuple(folder.name for folder in providers),
-        kept=sum(entry.size for entry in found.entries if entry.key not in removed)
-        + sum(folder.size for folder in found.providers if folder not in providers),
+        kept=sum(entry.size for entry in contents.entries if entry.key not in removed)
+        + sum(folder.size for folder in contents.providers if folder not in providers),
     )
 
 
-def _timing(cache: EngineCache, policy: Policy) -> list[Path]:
-    """Timing caches that go."""
+def _choose_timing_caches(cache: EngineCache, policy: Policy) -> list[Path]:
+    """The timing caches that are to be removed."""
     if policy.everything:
         return cache.timing_caches()
     if policy.older_than is None:

@@ -1,13 +1,13 @@
-"""The engine cache: a directory of plans by the sha256 of what they are made of.
+"""The engine cache: a directory of plans, each named by the sha256 of its inputs.
 
     CACHE/
-    ├── plans/<key>/        whole entries alone (`engines.cache.entry`)
+    ├── plans/<key>/        complete entries only (`engines.cache.entry`)
     ├── making/<key>.…/     entries that are being written; moved into `plans` in one system call
-    ├── locks/<key>         held by who makes, takes or removes that entry
+    ├── locks/<key>         held by the process that makes, takes or removes that entry
     └── timing/             timing caches of TensorRT (`engines.tensorrt.timing`)
 
-A cache that is damaged, full or not writable never fails a build: it is said, and the build goes on
-without.
+A cache that is damaged, full or not writable never fails a build: a warning is logged, and the
+build goes on without the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from iblip.engines.cache.entry import PLAN, DamagedEntryError, Entry, now
-from iblip.engines.cache.key import KEY_LENGTH, Recipe
+from iblip.engines.cache.key import KEY_LENGTH, PlanInputs
 from iblip.engines.tensorrt.libraries import SOURCES
 from iblip.export.errors import EngineError
 from iblip.export.system.cache_directory import VARIABLE
@@ -34,7 +34,7 @@ from iblip.export.system.locks import locked
 logger = logging.getLogger(__name__)
 
 SHORT = 12
-"""Digits of a key that are shown to people."""
+"""How many digits of a key messages show."""
 
 
 @dataclass(frozen=True)
@@ -42,53 +42,54 @@ class EngineCache:
     """Plans that builds share. Several processes may use one directory at once.
 
     Args:
-        directory: made when something is first kept.
+        directory: created when something is first kept.
     """
 
     directory: Path
 
     @property
     def plans(self) -> Path:
-        """Of whole entries, each named by its key."""
+        """The directory of complete entries, each named by its key."""
         return self.directory / "plans"
 
     @property
     def timing(self) -> Path:
-        """Of timing caches."""
+        """The directory of timing caches."""
         return self.directory / "timing"
 
     @property
     def locks(self) -> Path:
-        """Of locks, each named by its entry's key."""
+        """The directory of locks, each named by its entry's key."""
         return self.directory / "locks"
 
     @property
     def making(self) -> Path:
-        """Of entries that are being written, or that a killed process has left."""
+        """The directory of entries that are being written, or that a killed process left behind."""
         return self.directory / "making"
 
     @contextlib.contextmanager
     def claim(self, key: str, waiting: Callable[[], object] | None) -> Iterator[bool]:
         """Keeps other processes from making, taking or removing one entry.
 
-        What killed processes left of it is removed. Where there can be no lock, as in a directory
-        that is not writable, the block runs without: entries are whole all the same, and of two
-        equal ones that are made the second is dropped.
+        What killed processes left of the entry is removed. If no lock can be taken, as in a
+        directory that is not writable, the block runs without one: entries are complete all the
+        same, and if two processes build an equal one, the second is dropped.
 
         Args:
             key: of the entry.
             waiting: called before waiting for another process; `None` does not wait.
 
         Yields:
-            Whether nobody else has it: `False` only without waiting.
+            Whether the entry is claimed; `False` only if another process has it and `waiting` is
+            `None`.
         """
         with contextlib.ExitStack() as stack:
             held = True
             try:
                 self.locks.mkdir(parents=True, exist_ok=True)
                 held = stack.enter_context(locked(self.locks / key, waiting))
-                for left in self.making.glob(f"{key}.*") if held else ():
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in self.making.glob(f"{key}.*") if held else ():
+                    shutil.rmtree(leftover, ignore_errors=True)
             except OSError as error:
                 logger.info("no lock for %s in the engine cache: %s", key[:SHORT], error)
             yield held
@@ -98,14 +99,14 @@ class EngineCache:
         return (self.plans / key).is_dir()
 
     def take(self, key: str, output: Path) -> Entry | None:
-        """Puts the plan of an entry at `output`; `None` where there is no good one.
+        """Puts the plan of an entry at `output`; `None` if there is no good one.
 
-        The plan is read and compared with its record. A damaged entry is removed, and told as a
-        warning. To be called with the entry claimed.
+        The plan is read and compared with its record. A damaged entry is removed with a warning.
+        The caller has claimed the entry.
 
         Args:
             key: of the entry.
-            output: of the plan, a link to the cache's file or a copy; its directory exists.
+            output: becomes a link to the cache's file, or a copy; its directory exists.
         """
         try:
             entry = Entry.read(self.plans / key)
@@ -128,7 +129,7 @@ class EngineCache:
         return entry
 
     def _discard(self, key: str, reason: DamagedEntryError) -> None:
-        outcome = "It is removed, and built anew."
+        outcome = "It is removed and will be rebuilt."
         try:
             self.remove(key)
         except OSError as error:
@@ -136,20 +137,20 @@ class EngineCache:
         logger.warning("%s of the engine cache is damaged: %s. %s", key[:SHORT], reason, outcome)
 
     def keep(
-        self, recipe: Recipe, plan: Path, *, graph: str, details: Mapping[str, Any], build: str
+        self, inputs: PlanInputs, plan: Path, *, graph: str, details: Mapping[str, Any], build: str
     ) -> None:
-        """Adds a plan that was built; a fault is told as a warning. To be called with it claimed.
+        """Adds a plan that was built; a failure is logged as a warning. The caller has claimed it.
 
         Args:
-            recipe: that it was built by.
-            plan: its file, which the cache links or copies. It is made read-only, as links to it
-                share it.
+            inputs: what it was built from.
+            plan: its file, which the cache links or copies. It is made read-only, because every
+                link shares it.
             graph: component and graph.
-            details: as the builder gave them.
-            build: for which it was built.
+            details: `Plan.details`.
+            build: the build that it was built for.
         """
         try:
-            self._keep(recipe, plan, graph=graph, details=details, build=build)
+            self._keep(inputs, plan, graph=graph, details=details, build=build)
         except OSError as error:
             logger.warning(
                 "%s was built, but the engine cache %s cannot keep it: %s",
@@ -158,35 +159,35 @@ class EngineCache:
                 error,
             )
 
-    def _keep(self, recipe: Recipe, plan: Path, **known: Any) -> None:
-        key = recipe.key
+    def _keep(self, inputs: PlanInputs, plan: Path, **record: Any) -> None:
+        key = inputs.key
         self.plans.mkdir(parents=True, exist_ok=True)
         self.making.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f"{key}.", dir=self.making, ignore_cleanup_errors=True
         ) as scratch:
-            made = Path(scratch)
-            made.chmod(0o755)
-            link_or_copy(plan, made / PLAN)
-            (made / PLAN).chmod(0o444)
+            directory = Path(scratch)
+            directory.chmod(0o755)
+            link_or_copy(plan, directory / PLAN)
+            (directory / PLAN).chmod(0o444)
             entry = Entry(
                 key=key,
-                directory=made,
-                recipe=recipe.to_json(),
-                sha256=sha256(made / PLAN),
-                size=(made / PLAN).stat().st_size,
+                directory=directory,
+                inputs=inputs.to_json(),
+                sha256=sha256(directory / PLAN),
+                size=(directory / PLAN).stat().st_size,
                 created=now(),
-                **known,
+                **record,
             )
             entry.write_record()
             try:
-                made.rename(self.plans / key)
+                directory.rename(self.plans / key)
             except OSError as error:  # another process, without locks, was first
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
 
     def remove(self, key: str) -> None:
-        """Removes an entry, in one step. To be called with it claimed.
+        """Removes an entry, in one step. The caller has claimed it.
 
         Raises:
             OSError: it cannot be removed.
@@ -196,7 +197,7 @@ class EngineCache:
             (self.plans / key).rename(Path(scratch) / key)
 
     def discard(self, key: str) -> bool:
-        """Removes an entry and its lock; `False` where another process is using it.
+        """Removes an entry and its lock; `False` if another process is using it.
 
         Raises:
             EngineError: it cannot be removed.
@@ -214,51 +215,52 @@ class EngineCache:
             ) from error
 
     def sweep(self) -> None:
-        """Removes what killed and failed builds have left, and that no process is using."""
-        left = {path.name.partition(".")[0] for path in _names(self.making)}
-        left |= {path.name for path in _names(self.locks)} - set(self.all_keys())
-        for key in left:
+        """Removes what killed and failed builds left behind and no process is using."""
+        leftovers = {path.name.partition(".")[0] for path in _list(self.making)}
+        leftovers |= {path.name for path in _list(self.locks)} - set(self.all_keys())
+        for key in leftovers:
             with self.claim(key, waiting=None) as free, contextlib.suppress(OSError):
                 if free:
                     (self.locks / key).unlink(missing_ok=True)
 
-    def timing_cache(self, recipe: Recipe) -> Path | None:
-        """Where the timings lie that a plan of that recipe is built with; `None` if with none.
+    def timing_cache(self, inputs: PlanInputs) -> Path | None:
+        """The timing cache that a plan of these inputs is built with; `None` if it uses none.
 
-        They are of one version of a library and one GPU: of plans for this machine alone.
+        A timing cache is for one version of a library and one GPU, so only plans for this machine
+        use one.
         """
-        if recipe.device is None or not SOURCES[recipe.library].times_kernels:
+        if inputs.device is None or not SOURCES[inputs.library].times_kernels:
             return None
-        words = (recipe.library, recipe.version, *map(str, recipe.device.values()))
+        words = (inputs.library, inputs.version, *map(str, inputs.device.values()))
         name = re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())
         return self.timing / f"{name}.cache"
 
     def timing_caches(self) -> list[Path]:
-        """Files of timing caches."""
-        return [path for path in _names(self.timing) if path.suffix == ".cache"]
+        """The files of timing caches."""
+        return [path for path in _list(self.timing) if path.suffix == ".cache"]
 
     def all_keys(self) -> list[str]:
-        """Of its entries, good or damaged, in order.
+        """The keys of its entries, good or damaged, in order.
 
         Raises:
-            EngineError: it cannot be read.
+            EngineError: the directory cannot be read.
         """
         try:
-            names = [path.name for path in _names(self.plans)]
+            names = [path.name for path in _list(self.plans)]
         except OSError as error:
             raise self.unreadable(error) from error
         return [name for name in names if len(name) == KEY_LENGTH]
 
     def unreadable(self, error: OSError) -> EngineError:
-        """What to raise where reading it fails."""
+        """The error to raise if reading the cache fails."""
         return EngineError(
             f"the engine cache {self.directory} cannot be read: {error}. Give another directory "
             f"with --engine-cache, or with the variable {VARIABLE}."
         )
 
 
-def _names(directory: Path) -> list[Path]:
-    """What is in a directory, in order; nothing where there is none."""
+def _list(directory: Path) -> list[Path]:
+    """The paths in a directory, in order; empty if there is no such directory."""
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """One GPU as a runner sees it: addresses, copies, a stream, captured graphs.
 
-`Device` is all that engines know of CUDA; `CudaDevice` is it on `cuda.bindings.runtime`, NVIDIA's
-own bindings (decision 0017). Everything is an integer: an address, a stream, a captured graph.
+`Device` is all that engines know of CUDA; `CudaDevice` implements it on `cuda.bindings.runtime`,
+NVIDIA's own bindings (decision 0017). An address, a stream and a captured graph are integers.
 Importing this module does not load CUDA.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from iblip.engines.cuda.errors import checked
+from iblip.engines.cuda.errors import call_checked
 from iblip.export.errors import EngineError
 
 Array = npt.NDArray[Any]
@@ -27,39 +27,39 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The device's name, for messages."""
         ...
 
     def use(self) -> None:
-        """Makes it the GPU of the calling thread; every thread does so before other calls."""
+        """Makes it the GPU of the calling thread. Every thread calls this before anything else."""
         ...
 
     def allocate(self, size: int) -> int:
-        """The address of so many bytes of the GPU's memory, aligned to 256."""
+        """Allocates `size` bytes of the GPU's memory; returns the address, aligned to 256 bytes."""
         ...
 
     def free(self, address: int) -> None:
-        """Gives back what `allocate` gave."""
+        """Frees what `allocate` returned."""
         ...
 
-    def pinned(self, size: int) -> Array:
-        """uint8 `[size]` of the host's memory that the GPU copies from and to by itself."""
+    def allocate_pinned(self, size: int) -> Array:
+        """Allocates pinned host memory, uint8 `[size]`, which the GPU reads and writes directly."""
         ...
 
-    def unpin(self, array: Array) -> None:
-        """Gives back what `pinned` gave; nobody may look at it any more."""
+    def free_pinned(self, array: Array) -> None:
+        """Frees what `allocate_pinned` returned; the array must not be used afterwards."""
         ...
 
     def open_stream(self) -> int:
-        """A queue of work."""
+        """Creates a stream: a queue of work."""
         ...
 
     def close_stream(self, stream: int) -> None:
-        """Ends a queue, once its work is done."""
+        """Destroys a stream once its work is done."""
         ...
 
     def upload(self, address: int, array: Array, stream: int) -> None:
-        """Copies a contiguous array to the GPU. The array must stay as it is until then."""
+        """Copies a contiguous array to the GPU. It must not change before the copy has run."""
         ...
 
     def download(self, array: Array, address: int, stream: int) -> None:
@@ -69,7 +69,7 @@ class Device(Protocol):
     def copy_rows(
         self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
     ) -> None:
-        """Copies within the GPU: `rows` pieces of `width` bytes, `pitch` bytes from one another."""
+        """Copies within the GPU: `rows` pieces of `width` bytes, `pitch` bytes apart."""
         ...
 
     def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
@@ -77,15 +77,15 @@ class Device(Protocol):
         ...
 
     def clear(self, address: int, size: int, stream: int) -> None:
-        """Makes so many bytes zero."""
+        """Sets `size` bytes to zero."""
         ...
 
     def synchronize(self, stream: int) -> None:
-        """Waits until all that is queued is done."""
+        """Waits until all queued work is done."""
         ...
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
-        """What `work` queues on the stream, as a graph that can be launched again. Runs nothing."""
+        """Captures what `work` queues on the stream as a graph to launch later. Runs nothing."""
         ...
 
     def launch(self, graph: int, stream: int) -> None:
@@ -113,12 +113,12 @@ class CudaDevice:
         self._runtime = runtime or _runtime()
         self._number = number
         self.use()
-        found = self._call("cudaGetDeviceProperties", number, asked=f"device {number}")
-        self._name = found.name.decode(errors="replace")
+        properties = self._call("cudaGetDeviceProperties", number, asked=f"device {number}")
+        self._name = properties.name.decode(errors="replace")
 
     @property
     def name(self) -> str:
-        """The product's."""
+        """The product's name and the device number."""
         return f"{self._name} (device {self._number})"
 
     def use(self) -> None:
@@ -133,14 +133,14 @@ class CudaDevice:
         """As `Device.free`."""
         self._call("cudaFree", address)
 
-    def pinned(self, size: int) -> Array:
-        """As `Device.pinned`."""
+    def allocate_pinned(self, size: int) -> Array:
+        """As `Device.allocate_pinned`."""
         flags = self._runtime.cudaHostAllocDefault
         address = int(self._call("cudaHostAlloc", size, flags, asked=f"{size:,} bytes"))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
-    def unpin(self, array: Array) -> None:
-        """As `Device.unpin`."""
+    def free_pinned(self, array: Array) -> None:
+        """As `Device.free_pinned`."""
         self._call("cudaFreeHost", array.ctypes.data)
 
     def open_stream(self) -> int:
@@ -195,7 +195,7 @@ class CudaDevice:
         try:
             work()
         except BaseException:
-            # The stream is of no use until its capture is ended, however that turns out.
+            # The stream cannot be used until its capture is ended, whether that succeeds or not.
             self._runtime.cudaStreamEndCapture(stream)
             raise
         captured = self._call("cudaStreamEndCapture", stream)
@@ -217,7 +217,7 @@ class CudaDevice:
             self._call("cudaMemcpyAsync", target, source, size, kind, stream)
 
     def _call(self, name: str, *arguments: Any, asked: str = "") -> Any:
-        return checked(self._runtime, name, *arguments, asked=asked)
+        return call_checked(self._runtime, name, *arguments, asked=asked)
 
 
 def _runtime() -> Any:

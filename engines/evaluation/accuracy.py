@@ -1,4 +1,4 @@
-"""How many answers are right, how sure that is, and whether a build loses any."""
+"""The share of right answers with its confidence interval, and whether a build loses any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Z = 1.959963984540054
-"""Of a two-sided confidence of 95 %."""
+"""Standard normal quantile of a two-sided confidence of 95 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +16,12 @@ class Accuracy:
     """Right answers of a build and of the reference, on the same examples.
 
     Attributes:
-        examples: how many were asked.
-        right, reference_right: how many were answered right, by the build and by the reference.
-        lost: right in the reference and wrong in the build.
-        won: the other way round.
-        allowed_loss: share of right answers that the build may have fewer. One example may go
-            either way wherever this is not 0: a few examples cannot show less.
+        examples: the number of examples.
+        right, reference_right: how many the build and the reference answered right.
+        lost: how many are right in the reference and wrong in the build.
+        won: how many are wrong in the reference and right in the build.
+        allowed_loss: the share of right answers that the build may lose. Unless it is 0, one
+            example may always be lost: few examples cannot show a smaller share.
     """
 
     examples: int
@@ -33,7 +33,7 @@ class Accuracy:
 
     @property
     def most_lost(self) -> float:
-        """The share that may be lost of these examples."""
+        """The share of these examples that may be lost."""
         return max(self.allowed_loss, 1 / self.examples) if self.allowed_loss else 0.0
 
     def __bool__(self) -> bool:
@@ -60,7 +60,7 @@ class Accuracy:
 def accuracy(
     right: Sequence[bool], reference_right: Sequence[bool], allowed_loss: float
 ) -> Accuracy:
-    """Of each example, whether the build and the reference answered right."""
+    """Compares, for each example, whether the build and the reference answered right."""
     pairs = list(zip(right, reference_right, strict=True))
     return Accuracy(
         examples=len(pairs),

@@ -1,4 +1,4 @@
-"""A build's logits of the first token, by the road that a request takes, and the reference's."""
+"""A build's logits of the first token, computed as for a request, compared with the reference's."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class FirstToken:
 
     Attributes:
         name: of the example.
-        divergence: Kullback-Leibler, of the build's distribution from the reference's, in nats.
+        divergence: Kullback-Leibler divergence of the build's distribution from the reference's, in
+            nats.
         same: whether the likeliest token is the same.
-        max_abs: largest difference of a logit.
+        max_abs: the largest absolute difference of a logit.
     """
 
     name: str
@@ -48,13 +49,13 @@ def first_logits(
     asked: Sequence[tuple[Image.Image, str]],
     advance: Advance,
 ) -> Array:
-    """Float32 `[len(asked), vocab]`: decode, resize, tokenise, all components, and no more.
+    """The build's logits of each first token, float32 `[len(asked), vocab]`.
 
     Args:
         directory: of the build.
         manifest: of the same build, on ONNX Runtime.
-        asked: pictures and prompts.
-        advance: told of each.
+        asked: images and their prompts.
+        advance: called after each.
     """
     rows = []
     with ExitStack() as stack:
@@ -69,48 +70,48 @@ def first_logits(
         for image, prompt in asked:
             pixels = pixels_from_image(image, manifest.preprocessing)
             embeds = vision.infer({"pixels": pixels[None]})["image_embeds"]
-            visual_prompt = _visual_prompt(qformer, instructions, embeds, prompt)
+            visual_prompt = _run_qformer(qformer, instructions, embeds, prompt)
             read = model.read(visual_prompt, prompts(prompt))
-            rows.append(_first(model, read))
+            rows.append(_read_first_logits(model, read))
             advance(1)
     return np.stack(rows)
 
 
-def compare_first_tokens(names: Sequence[str], found: Array, wanted: Array) -> list[FirstToken]:
-    """Row by row.
+def compare_first_tokens(names: Sequence[str], logits: Array, reference: Array) -> list[FirstToken]:
+    """Compares the logits of the build and of the reference, one `FirstToken` per example.
 
     Args:
         names: of the examples.
-        found, wanted: logits `[len(names), vocab]` of the build and of the reference.
+        logits, reference: `[len(names), vocab]`, of the build and of the reference.
     """
-    p, q = _log_softmax(wanted), _log_softmax(found)
+    p, q = _log_softmax(reference), _log_softmax(logits)  # [len(names), vocab]
     divergences = (np.exp(p) * (p - q)).sum(axis=1)
     return [
         FirstToken(
             name=name,
-            divergence=max(float(divergence), 0.0),  # roundings may leave it just below
+            divergence=max(float(divergence), 0.0),  # rounding may leave it just below 0
             same=bool(a.argmax() == b.argmax()),
             max_abs=float(np.abs(a - b).max()),
         )
-        for name, divergence, a, b in zip(names, divergences, found, wanted, strict=True)
+        for name, divergence, a, b in zip(names, divergences, logits, reference, strict=True)
     ]
 
 
-def _visual_prompt(
+def _run_qformer(
     qformer: Runner, instructions: InstructionTokenizer | None, embeds: Array, prompt: str
 ) -> Array:
     text = {} if instructions is None else instructions(prompt)
     return qformer.infer({"image_embeds": embeds, **text})["visual_prompt"]
 
 
-def _first(model: BatchModel, prompt: Any) -> Array:
-    """Reads a prompt into a slot of its own, and leaves the slot."""
+def _read_first_logits(model: BatchModel, prompt: Any) -> Array:
+    """Reads a prompt into a slot, then frees the slot; returns the logits `[vocab]`, float32."""
     slot = model.acquire()
     logits = model.prefill(slot, prompt, prompt.positions)
     if logits is None:  # T5 has only encoded
         assert model.start_token is not None
         logits = model.step({slot: model.start_token})[0]
-    copy: Array = np.array(logits, np.float32)
+    copy: Array = np.array(logits, np.float32)  # [vocab]
     model.release(slot)
     return copy
 

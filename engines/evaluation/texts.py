@@ -1,7 +1,8 @@
-"""Text of a build against `transformers.generate`, over a set of examples: greedy, and by beams.
+"""Compares a build's texts with `transformers.generate`, greedy and by beam search.
 
-The build runs whole, on ONNX Runtime in this process: decode, resize, components, generation loop,
-detokenisation. The reference runs whole too, by transformers from the checkpoint in float32.
+The build runs end to end on ONNX Runtime in this process: decoding, resizing, components,
+generation loop, detokenisation. The reference runs end to end in transformers, from the checkpoint
+in float32.
 """
 
 from __future__ import annotations
@@ -32,38 +33,39 @@ AGREEMENT: Mapping[str, float] = {
     "int8-fp16": 0.98,
     "fp8": 0.98,
 }
-"""By precision: the smallest share of examples whose text must equal transformers'."""
+"""Precision to the smallest share of examples whose text must equal transformers'."""
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "text": {},
     "beams": {"num_beams": 5, "length_penalty": 1.0},
 }
-"""By the report's name: options, as the build and transformers both call them. The first is greedy;
-the second as InstructBLIP's original answers (LAVIS, blip2_vicuna_instruct.py, `generate`)."""
+"""Name in the report to the options, which the build and transformers name alike. The first is
+greedy; the second is how InstructBLIP's original answers (LAVIS, blip2_vicuna_instruct.py,
+`generate`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextReport:
-    """What the comparison found. True where enough texts agree.
+    """The result of a comparison of texts. True if enough of them agree.
 
     Attributes:
-        examples: how many were asked.
-        same: how many texts equal the reference's, to the character.
-        wanted: the smallest share that must.
-        right, reference_right: how many equal the example's answer, white space at the ends aside;
-            `None` where examples have none.
-        different: `{"example", "prompt", "text", "reference"}` of the first few that differ.
+        examples: the number of examples.
+        same: how many texts equal the reference's exactly.
+        required: the smallest share of texts that must.
+        right, reference_right: how many texts equal the example's answer, apart from white space at
+            the ends; `None` if the examples have no answers.
+        different: `{"example", "prompt", "text", "reference"}` of the first ten that differ.
     """
 
     examples: int
     same: int
-    wanted: float
+    required: float
     right: int | None
     reference_right: int | None
     different: tuple[Mapping[str, str], ...]
 
     def __bool__(self) -> bool:
-        return self.same >= self.wanted * self.examples
+        return self.same >= self.required * self.examples
 
     def to_json(self) -> dict[str, Any]:
         """Counts and shares, JSON-ready."""
@@ -72,7 +74,7 @@ class TextReport:
             "examples": self.examples,
             "same_text": self.same,
             "agreement": self.same / self.examples,
-            "wanted_agreement": self.wanted,
+            "wanted_agreement": self.required,
         }
         if self.right is not None and self.reference_right is not None:
             report["exact_match"] = self.right / self.examples
@@ -92,21 +94,21 @@ def verify_texts(
     Args:
         directory: of the build. Its ONNX graphs are run, whatever engine it was built for.
         checkpoint: what it was built from.
-        examples: what is asked.
-        progress: told of each answer.
+        examples: the questions.
+        progress: gets a stage for each way, advanced with each answer.
         ways: keys of `WAYS`.
 
     Returns:
-        By way.
+        A report for each way.
     """
     from iblip.export.verification.references import reference_of
 
     manifest = Manifest.read(directory)
-    made = build_texts(directory, manifest, examples, progress, ways)
+    texts = build_texts(directory, manifest, examples, progress, ways)
     reference = reference_of(checkpoint, manifest.limits.max_length)
     return {
         way: text_report(
-            manifest, examples, made[way], reference_texts(reference, examples, progress, way)
+            manifest, examples, texts[way], reference_texts(reference, examples, progress, way)
         )
         for way in ways
     }
@@ -120,14 +122,16 @@ def build_texts(
     ways: Sequence[str],
     **options: Any,
 ) -> dict[str, list[str]]:
-    """What the build answers to each example, by way. Arguments as of `verify_texts`; `options`
-    are added to those of each way."""
-    made = {}
+    """The build's answer to each example, by way. Arguments as in `verify_texts`; `options` are
+    added to those of each way."""
+    texts = {}
     with Pipeline(directory, manifest=on_onnxruntime(manifest)) as pipeline:
         for way in ways:
-            with progress.stage(f"ask the build{_how(way)}", len(examples), "questions") as advance:
-                made[way] = _build_texts(pipeline, examples, {**WAYS[way], **options}, advance)
-    return made
+            with progress.stage(
+                f"ask the build{_describe_beams(way)}", len(examples), "questions"
+            ) as advance:
+                texts[way] = _ask_build(pipeline, examples, {**WAYS[way], **options}, advance)
+    return texts
 
 
 def reference_texts(
@@ -137,12 +141,14 @@ def reference_texts(
     way: str,
     **options: Any,
 ) -> list[str]:
-    """What transformers answers to each example. `options` are added to those of the way."""
-    with progress.stage(f"ask transformers{_how(way)}", len(examples), "questions") as advance:
-        return _reference_texts(reference, examples, {**WAYS[way], **options}, advance)
+    """transformers' answer to each example. `options` are added to those of the way."""
+    with progress.stage(
+        f"ask transformers{_describe_beams(way)}", len(examples), "questions"
+    ) as advance:
+        return _ask_reference(reference, examples, {**WAYS[way], **options}, advance)
 
 
-def _how(way: str) -> str:
+def _describe_beams(way: str) -> str:
     beams = WAYS[way].get("num_beams")
     return f" with {beams} beams" if beams else ""
 
@@ -153,19 +159,19 @@ def text_report(
     texts: Sequence[str],
     reference: Sequence[str],
 ) -> TextReport:
-    """Compares the answers of a build with those of transformers, an example each."""
+    """Compares the answers of a build with those of transformers, example by example."""
     pairs = list(zip(examples, texts, reference, strict=True))
     has_answers = all(example.answer is not None for example in examples)
     return TextReport(
         examples=len(examples),
-        same=sum(text == wanted for _, text, wanted in pairs),
-        wanted=min(AGREEMENT[record.precision] for record in manifest.components.values()),
+        same=sum(text == expected for _, text, expected in pairs),
+        required=min(AGREEMENT[record.precision] for record in manifest.components.values()),
         right=sum(e.is_right(text) for e, text, _ in pairs) if has_answers else None,
         reference_right=sum(e.is_right(text) for e, _, text in pairs) if has_answers else None,
         different=tuple(
-            {"example": e.name, "prompt": e.prompt, "text": text, "reference": wanted}
-            for e, text, wanted in pairs
-            if text != wanted
+            {"example": e.name, "prompt": e.prompt, "text": text, "reference": expected}
+            for e, text, expected in pairs
+            if text != expected
         )[:10],
     )
 
@@ -184,7 +190,7 @@ def on_onnxruntime(manifest: Manifest) -> Manifest:
     return replace(manifest, components=components)
 
 
-def _build_texts(
+def _ask_build(
     pipeline: Pipeline, examples: Sequence[Example], way: Mapping[str, Any], advance: Advance
 ) -> list[str]:
     options = GenerationOptions(**way)
@@ -196,15 +202,15 @@ def _build_texts(
     return texts
 
 
-def _reference_texts(
+def _ask_reference(
     reference: Reference, examples: Sequence[Example], way: Mapping[str, Any], advance: Advance
 ) -> list[str]:
     from iblip.export.verification.reference import answers
 
     images, prompts = [e.image for e in examples], [e.prompt for e in examples]
     texts: dict[int, str] = {}
-    for batch, found in answers(reference, images, prompts, **way):
-        texts.update(zip(batch, (answer.text for answer in found), strict=True))
+    for batch, results in answers(reference, images, prompts, **way):
+        texts.update(zip(batch, (answer.text for answer in results), strict=True))
         advance(len(batch))
     return [texts[index] for index in range(len(examples))]
 
@@ -218,17 +224,17 @@ def text_reports(
     limit: int | None,
     ways: Sequence[str] = ("text",),
 ) -> dict[str, dict[str, Any]]:
-    """Answers against transformers', JSON-ready; `{"text": {"skipped": why}}` without examples.
+    """Reports of `verify_texts`, JSON-ready; `{"text": {"skipped": reason}}` without examples.
 
     Args:
         directory: of the build.
         checkpoint: what it was built from.
-        progress: told of each answer.
+        progress: gets a stage for each way, advanced with each answer.
         examples, limit: as in `verify_build`.
         ways: keys of `engines.evaluation.texts.WAYS`: `text` is greedy.
 
     Raises:
-        InputError: `examples` holds none.
+        InputError: `examples` contains no example.
     """
 
     source = examples or checkpoint.directory / "examples"
@@ -236,7 +242,7 @@ def text_reports(
         reason = f"the checkpoint has no examples/{EXAMPLES}, and --examples names none"
         progress.note(f"answers are not compared: {reason}")
         return {"text": {"skipped": reason}}
-    found = verify_texts(directory, checkpoint, read_examples(source, limit), progress, ways)
-    for report in found.values():
+    reports = verify_texts(directory, checkpoint, read_examples(source, limit), progress, ways)
+    for report in reports.values():
         progress.note(f"same text as transformers on {report.same} of {report.examples} examples")
-    return {way: report.to_json() for way, report in found.items()}
+    return {way: report.to_json() for way, report in reports.items()}

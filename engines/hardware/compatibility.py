@@ -1,7 +1,7 @@
 """Whether an engine that was built somewhere loads somewhere else, and why not.
 
-Works on records: of the engine (`EngineRecord`), and of the place (`Place`), which is this machine
-or one of NVIDIA's containers. Nothing is loaded here; what a machine has is asked elsewhere.
+It compares two records: of the engine (`EngineRecord`), and of the place (`Place`), which is this
+machine or one of NVIDIA's containers. Nothing is loaded here, and no machine is probed.
 
 TensorRT's rules are those of its documentation (11.1, "Engine Compatibility"; 11.4, "Support
 Matrix"): a plan loads in the version that built it; a version-compatible one also in later versions
@@ -19,16 +19,16 @@ from iblip.engines.hardware.findings import Finding
 from iblip.export.artifact.manifest import EngineRecord
 
 VERSION_COMPATIBLE = "version-compatible"
-"""The flag of a plan that later versions of TensorRT load (`EngineRecord.details["flags"]`)."""
+"""Flag of a plan that later versions of TensorRT also load (`EngineRecord.details["flags"]`)."""
 
 AMPERE_PLUS = "hardware-compatible=ampere-plus"
-"""The flag of a plan that runs on any GPU from Ampere (`sm80`) on."""
+"""Flag of a plan that runs on any GPU from Ampere (`sm80`) on."""
 
 TRITON_FLAG = "--backend-config=tensorrt,version-compatible=true"
-"""What Triton is started with, to load plans that are version-compatible."""
+"""The option of Triton that lets it load version-compatible plans."""
 
 ACROSS = frozenset({(8, 10), (10, 11)})
-"""Major versions of a version-compatible plan and of a later TensorRT that loads it."""
+"""Pairs of major versions: of a version-compatible plan, and of a later TensorRT that loads it."""
 
 PROVIDER_TENSORRT = 10
 """The major version of TensorRT that the TensorRT provider of `onnxruntime-gpu` 1.31 links to
@@ -51,17 +51,17 @@ class Place:
     """Where an engine would be loaded.
 
     Attributes:
-        name: for people.
-        gpus: compute capability of each, `sm89`; empty where there is none.
-        backends: of its Triton; empty where it has no Triton.
-        tensorrt: version of its TensorRT libraries; `None` where it has none.
-        tensorrt_rtx: the same of TensorRT-RTX.
-        python: whether the engine runs in a Python model, or in this process; a backend of Triton's
-            own brings its own libraries.
-        container: whether this is a container, which gets its GPUs from the machine it is run on,
-            and its Python packages from a Dockerfile.
-        obstacle: engine kind to what keeps its Python from running it, and what to do; `None` if
-            nothing does. Of a container nothing is asked.
+        name: for messages.
+        gpus: compute capability of each GPU, `sm89`; empty if there is none.
+        backends: of its Triton; empty if it has no Triton.
+        tensorrt: version of its TensorRT libraries; `None` if it has none.
+        tensorrt_rtx: version of its TensorRT-RTX libraries; `None` if it has none.
+        python: whether the engine runs in a Python model or in this process. Otherwise it runs in a
+            backend of Triton, which brings its own libraries.
+        container: whether this is a container. It gets its GPUs from the machine that runs it, and
+            its Python packages from a Dockerfile.
+        obstacle: takes an engine kind; returns what keeps this Python from running it, and what to
+            do, or `None` if nothing does. It is not called for a container.
     """
 
     name: str
@@ -81,33 +81,33 @@ class _Fault:
 
 
 def fit(title: str, engine: EngineRecord, place: Place) -> Finding:
-    """Whether a place can load a component's engine.
+    """Checks whether a place can load a component's engine.
 
     Args:
         title: of the finding.
-        engine: as the build's manifest has it.
-        place: see `Place`.
+        engine: the record in the build's manifest.
+        place: where the engine would be loaded.
 
     Returns:
-        `ok`, `note` where it depends on what a record cannot tell, or `problem`.
+        `ok`; `note` if it depends on what a record cannot tell; or `problem`.
     """
-    found = describe(engine)
+    description = describe(engine)
     for rule in RULES.get(engine.kind, ()):
         fault = rule(engine, place)
         if fault is not None:
             return Finding(
                 title=title,
                 verdict="problem",
-                found=found,
+                found=description,
                 wanted=fault.wanted,
                 remedy=fault.remedy,
             )
-    note = _note(engine, place)
-    return Finding(title=title, verdict="note" if note else "ok", found=found, remedy=note)
+    note = _write_note(engine, place)
+    return Finding(title=title, verdict="note" if note else "ok", found=description, remedy=note)
 
 
 def describe(engine: EngineRecord) -> str:
-    """An engine in words: its library, its version, and the GPUs that it was built for."""
+    """Describes an engine in words: its library, version, and the GPUs that it was built for."""
     details = engine.details
     if "version" not in details:
         return engine.kind
@@ -123,36 +123,36 @@ def loads_version(plan: str, library: str, flags: tuple[str, ...] = ()) -> bool:
     """Whether a TensorRT of one version loads a plan of another.
 
     Args:
-        plan: version that built it (`11.1.0.106`); as far as it goes, it must be the library's.
+        plan: version that built it (`11.1.0.106`); `11.1` stands for every 11.1.
         library: version that would load it.
-        flags: that it was built with.
+        flags: the flags that it was built with.
     """
-    built, has = numbers(plan), numbers(library)
-    if all(a == b for a, b in zip(built, has, strict=False)):
+    built, installed = numbers(plan), numbers(library)
+    if all(a == b for a, b in zip(built, installed, strict=False)):
         return True
     if VERSION_COMPATIBLE not in flags:
         return False
-    return (built[0], has[0]) in ACROSS or (built[0] == has[0] and built < has)
+    return (built[0], installed[0]) in ACROSS or (built[0] == installed[0] and built < installed)
 
 
 def numbers(version: str) -> tuple[int, ...]:
     """The numbers that a version begins with: `2.13.0+cpu` is `(2, 13, 0)`."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found.group().split("."))) if found else (0,)
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match.group().split("."))) if match else (0,)
 
 
 def _flags(engine: EngineRecord) -> tuple[str, ...]:
     return tuple(engine.details.get("flags", ()))
 
 
-def _runs_in_python(engine: EngineRecord, place: Place) -> _Fault | None:
+def _check_python(engine: EngineRecord, place: Place) -> _Fault | None:
     obstacle = place.obstacle(engine.kind) if place.python and not place.container else None
     if obstacle is None:
         return None
     return _Fault(wanted=f"what runs {engine.kind}", remedy=obstacle)
 
 
-def _own_libraries(engine: EngineRecord, place: Place) -> _Fault | None:
+def _check_container_libraries(engine: EngineRecord, place: Place) -> _Fault | None:
     if not place.container:
         return None
     packages = {
@@ -167,7 +167,7 @@ def _own_libraries(engine: EngineRecord, place: Place) -> _Fault | None:
     )
 
 
-def _tensorrt_version(engine: EngineRecord, place: Place) -> _Fault | None:
+def _check_tensorrt_version(engine: EngineRecord, place: Place) -> _Fault | None:
     if place.tensorrt is None:
         return _Fault(
             wanted="TensorRT",
@@ -189,7 +189,7 @@ def _tensorrt_version(engine: EngineRecord, place: Place) -> _Fault | None:
     )
 
 
-def _rtx_version(engine: EngineRecord, place: Place) -> _Fault | None:
+def _check_rtx_version(engine: EngineRecord, place: Place) -> _Fault | None:
     plan = str(engine.details.get("version", "0"))
     if place.container or place.tensorrt_rtx is None or loads_version(plan, place.tensorrt_rtx):
         return None
@@ -199,7 +199,7 @@ def _rtx_version(engine: EngineRecord, place: Place) -> _Fault | None:
     )
 
 
-def _provider_tensorrt(engine: EngineRecord, place: Place) -> _Fault | None:
+def _check_provider_tensorrt(engine: EngineRecord, place: Place) -> _Fault | None:
     if not (place.container and place.python):
         return None
     if place.tensorrt is not None and numbers(place.tensorrt)[0] == PROVIDER_TENSORRT:
@@ -212,7 +212,7 @@ def _provider_tensorrt(engine: EngineRecord, place: Place) -> _Fault | None:
     )
 
 
-def _gpu(engine: EngineRecord, place: Place) -> _Fault | None:
+def _check_gpu(engine: EngineRecord, place: Place) -> _Fault | None:
     targets = tuple(engine.details.get("targets", ()))
     if not place.gpus:
         if place.container:
@@ -237,8 +237,8 @@ def _runs_on(engine: EngineRecord, gpu: str) -> bool:
     return not targets or gpu in targets
 
 
-def _note(engine: EngineRecord, place: Place) -> str | None:
-    """What is worth knowing of an engine that can be loaded."""
+def _write_note(engine: EngineRecord, place: Place) -> str | None:
+    """What a user should know of an engine that can be loaded."""
     notes = []
     if VERSION_COMPATIBLE in _flags(engine) and engine.kind == "tensorrt":
         notes.append(f"Triton needs {TRITON_FLAG}; `iblip serve` gives it.")
@@ -254,12 +254,12 @@ def _note(engine: EngineRecord, place: Place) -> str | None:
 Rule = Callable[[EngineRecord, Place], _Fault | None]
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
-    "onnxruntime": (_runs_in_python,),
-    "onnxruntime-cuda": (_gpu, _runs_in_python),
-    "onnxruntime-tensorrt": (_gpu, _provider_tensorrt, _runs_in_python),
-    "onnxruntime-tensorrt-rtx": (_gpu, _own_libraries, _runs_in_python),
-    "tensorrt": (_gpu, _tensorrt_version),
-    "tensorrt-rtx": (_gpu, _own_libraries, _rtx_version, _runs_in_python),
+    "onnxruntime": (_check_python,),
+    "onnxruntime-cuda": (_check_gpu, _check_python),
+    "onnxruntime-tensorrt": (_check_gpu, _check_provider_tensorrt, _check_python),
+    "onnxruntime-tensorrt-rtx": (_check_gpu, _check_container_libraries, _check_python),
+    "tensorrt": (_check_gpu, _check_tensorrt_version),
+    "tensorrt-rtx": (_check_gpu, _check_container_libraries, _check_rtx_version, _check_python),
     "vllm": (),
 }
-"""Engine kind to what must hold, in the order in which it is asked."""
+"""Engine kind to the rules that must hold, in the order in which they are checked."""

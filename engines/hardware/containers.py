@@ -1,4 +1,4 @@
-"""NVIDIA's Triton containers: what is in each, as far as NVIDIA says so.
+"""The contents of NVIDIA's Triton containers, as far as NVIDIA publishes them.
 
 Sources, read in November 2026:
 
@@ -6,14 +6,15 @@ Sources, read in November 2026:
   server, at 0f963c9): Python, TensorRT, vLLM, CUDA and driver of the `trtllm` and `vllm` images,
   ONNX Runtime of every release.
 - NVIDIA's Triton release notes 26.07: CUDA of `26.07-py3`. They no longer name a driver; CUDA's
-  compatibility guide has the least one of each major version (`LEAST_DRIVERS`).
+  compatibility guide names the oldest for each major version (`LEAST_DRIVERS`).
 - TensorRT of `26.07-py3` is that of NVIDIA's TensorRT container of the same release, which
   NVIDIA/TensorRT-Model-Connect pins as 11.1.0.106: Triton's image has the same (its maintainers,
   issue 5812; users found 11.1.0.106 in it).
 - Backends: `py3` has ONNX Runtime and TensorRT; `trtllm` and `vllm` have their own and Python's
   (maintainers, issue 7346).
 
-A container that is not here is not guessed at. Knows nothing of this machine.
+Nothing is guessed about a container that is not in the table. This module knows nothing of this
+machine.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ IMAGE = "nvcr.io/nvidia/tritonserver"
 """The image that the tags are of."""
 
 LEAST_DRIVERS: Mapping[int, int] = {12: 525, 13: 580}
-"""CUDA's major version to the oldest driver on which all its releases run, if with less than all
-their features (NVIDIA, CUDA Compatibility, "Minor Version Compatibility")."""
+"""CUDA's major version to the oldest driver that runs all its releases, though not all their
+features (NVIDIA, CUDA Compatibility, "Minor Version Compatibility")."""
 
 LEAST_CAPABILITY = (7, 5)
 """The oldest GPUs that the containers below support (release notes 25.03 to 26.10): Turing."""
@@ -42,12 +43,12 @@ class Container:
 
     Attributes:
         tag: of `IMAGE`.
-        triton, python, cuda: what it has.
-        driver: that CUDA release came with; `None` where NVIDIA does not say.
-        backends: of Triton's, those that this project's models can use.
-        tensorrt: its libraries; `None` where NVIDIA names none.
-        onnxruntime: of Triton's `onnxruntime` backend; `None` where it has no such backend.
-        vllm: of the image's own Python.
+        triton, python, cuda: versions in the image.
+        driver: the driver that this CUDA release came with; `None` if NVIDIA does not say.
+        backends: Triton's backends that this project's models can use.
+        tensorrt: version of its libraries; `None` if NVIDIA names none.
+        onnxruntime: version in Triton's `onnxruntime` backend; `None` if there is no such backend.
+        vllm: version in the image's own Python.
     """
 
     tag: str
@@ -62,7 +63,7 @@ class Container:
 
     @property
     def image(self) -> str:
-        """What `docker pull` and `FROM` take."""
+        """The image's name for `docker pull` and `FROM`."""
         return f"{IMAGE}:{self.tag}"
 
     @property
@@ -107,23 +108,23 @@ _ROWS = (
 )
 
 CONTAINERS: Mapping[str, Container] = {row.tag: row for row in _ROWS}
-"""By tag."""
+"""Containers by tag."""
 
 DEPLOYED = CONTAINERS["26.07-py3"]
-"""What `deploy/Dockerfile` is built from."""
+"""The container that `deploy/Dockerfile` is built from."""
 
 WHEELS: Mapping[str, str] = {"0.7.0": "2.51.0"}
-"""Version of `nvidia-pytriton` to that of the Triton in it."""
+"""Version of `nvidia-pytriton` to the version of Triton in it."""
 
 
 def find_container(name: str) -> Container:
     """The container of a tag, with or without the image's name before it.
 
-    The image may be another registry's copy, if it is called `tritonserver` there. What is in an
-    image of another name, whatever its tag, only its maker knows.
+    The image may be another registry's copy if it is called `tritonserver` there. The contents of
+    an image of another name, whatever its tag, are not known.
 
     Raises:
-        OptionError: it is none of the table's; the message lists them.
+        OptionError: the table has no such container; the message lists those that it has.
     """
     image, _, tag = name.rpartition(":")
     if tag in CONTAINERS and image.rpartition("/")[2] in ("", IMAGE.rpartition("/")[2]):

@@ -1,4 +1,4 @@
-"""What a check found: in words for people, in fields for programs."""
+"""The result of a check, in words for people and in fields for programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Verdict = Literal["ok", "note", "warning", "problem"]
-"""`note`: as it is, and worth knowing. `warning`: it may fail. `problem`: it does not work."""
+"""`ok`; `note`: works, and worth knowing; `warning`: may fail; `problem`: does not work."""
 
 VERDICTS: tuple[Verdict, ...] = ("ok", "note", "warning", "problem")
-"""From good to bad."""
+"""Every verdict, from best to worst."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,14 @@ class Finding:
     """One line of a report.
 
     Attributes:
-        title: of what was looked at.
+        title: what was checked.
         verdict: see `Verdict`.
-        found: what is there.
-        wanted: what should be; `None` where nothing is amiss.
-        remedy: what to do, with the command where there is one.
+        found: what was found.
+        wanted: what was expected; `None` if nothing is wrong.
+        remedy: what to do, with the command if there is one.
 
     Raises:
-        ValueError: a warning or a problem that does not say what was wanted and what to do.
+        ValueError: a warning or a problem lacks `wanted` or `remedy`.
     """
 
     title: str
@@ -44,5 +44,5 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:
-    """The worst verdict among them; `ok` of none."""
-    return max((one.verdict for one in findings), key=VERDICTS.index, default="ok")
+    """The worst verdict of some findings; `ok` if there are none."""
+    return max((finding.verdict for finding in findings), key=VERDICTS.index, default="ok")

@@ -1,7 +1,7 @@
-"""The NVIDIA driver, its GPUs, and the CUDA runtime, asked through their own libraries.
+"""The NVIDIA driver, its GPUs, and the CUDA runtime, queried through their own libraries.
 
-`libcuda` is what every CUDA program loads, so what it says is what an engine would see. Only NVML
-knows the driver's own version; it comes with the same driver.
+Every CUDA program loads `libcuda`, so its answers are what an engine would see. Only NVML, which
+comes with the same driver, knows the driver's own version.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: as the driver says it.
+        name: the product's name, from the driver.
         memory: in bytes.
         capability: `sm89` of compute capability 8.9.
     """
@@ -47,10 +47,10 @@ class Driver:
     """The NVIDIA driver.
 
     Attributes:
-        version: such as `580.95.05`; `None` where NVML does not say.
-        cuda: the newest CUDA that it runs, such as `13.0`.
-        gpus: in the driver's order, less those that `CUDA_VISIBLE_DEVICES` hides.
-        fault: why there are none; `None` where there are, or simply none.
+        version: such as `580.95.05`; `None` if NVML does not tell.
+        cuda: the newest CUDA version that it runs, such as `13.0`.
+        gpus: in the driver's order, without those that `CUDA_VISIBLE_DEVICES` hides.
+        fault: why the GPUs cannot be listed; `None` if they can be, even if there are none.
     """
 
     version: str | None
@@ -60,7 +60,7 @@ class Driver:
 
 
 def find_driver() -> Driver | None:
-    """The driver; `None` where its library is not installed."""
+    """The driver; `None` if its library is not installed."""
     cuda = _load(CUDA)
     if cuda is None:
         return None
@@ -68,20 +68,20 @@ def find_driver() -> Driver | None:
     cuda.cuDriverGetVersion(ctypes.byref(version))
     status = cuda.cuInit(0)
     return Driver(
-        version=_driver_version(),
+        version=_read_driver_version(),
         cuda=cuda_version(version.value),
-        gpus=() if status else tuple(_gpus(cuda)),
-        fault=f"cuInit says {_error(cuda, status)}" if status else None,
+        gpus=() if status else tuple(_list_gpus(cuda)),
+        fault=f"cuInit says {_error_name(cuda, status)}" if status else None,
     )
 
 
 def find_runtime() -> str | None:
-    """Version of the CUDA runtime that a program here finds, such as `13.0`; `None` of none.
+    """Version of the CUDA runtime that programs find here, such as `13.0`; `None` if none is.
 
-    Looked for where the linker looks, and in NVIDIA's Python packages.
+    It is looked for where the linker looks, and in NVIDIA's Python packages.
     """
     for name in RUNTIMES:
-        for path in (name, *_packaged(name)):
+        for path in (name, *_find_packaged(name)):
             library = _load(path)
             version = ctypes.c_int()
             if library is not None and not library.cudaRuntimeGetVersion(ctypes.byref(version)):
@@ -90,11 +90,11 @@ def find_runtime() -> str | None:
 
 
 def cuda_version(number: int) -> str:
-    """CUDA's own number as people write it: 13010 is `13.1`."""
+    """CUDA's version number in the usual form: 13010 is `13.1`."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _gpus(cuda: Any) -> Iterator[Gpu]:
+def _list_gpus(cuda: Any) -> Iterator[Gpu]:
     count = ctypes.c_int()
     if cuda.cuDeviceGetCount(ctypes.byref(count)):
         return
@@ -107,23 +107,23 @@ def _gpus(cuda: Any) -> Iterator[Gpu]:
         cuda.cuDeviceGet(ctypes.byref(device), index)
         cuda.cuDeviceGetName(name, NAME_BYTES, device)
         cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        capability = "".join(str(_attribute(cuda, which, device)) for which in (MAJOR, MINOR))
+        capability = "".join(str(_read_attribute(cuda, which, device)) for which in (MAJOR, MINOR))
         yield Gpu(name=name.value.decode(), memory=memory.value, capability=f"sm{capability}")
 
 
-def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
+def _read_attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:
     value = ctypes.c_int()
     cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
     return value.value
 
 
-def _error(cuda: Any, status: int) -> str:
+def _error_name(cuda: Any, status: int) -> str:
     text = ctypes.c_char_p()
     cuda.cuGetErrorName(status, ctypes.byref(text))
     return text.value.decode() if text.value else f"error {status}"
 
 
-def _driver_version() -> str | None:
+def _read_driver_version() -> str | None:
     nvml = _load(NVML)
     text = ctypes.create_string_buffer(VERSION_BYTES)
     if nvml is None or nvml.nvmlInit_v2():
@@ -133,7 +133,7 @@ def _driver_version() -> str | None:
     return None if status else text.value.decode()
 
 
-def _packaged(name: str) -> list[str]:
+def _find_packaged(name: str) -> list[str]:
     folder = Path(sysconfig.get_path("purelib")) / "nvidia"
     return [str(path) for path in sorted(folder.glob(f"*/lib/{name}"))]
 
@@ -145,7 +145,7 @@ def _load(name: str) -> Any:
         return None
 
 
-def nvidia_driver() -> bool:
+def has_nvidia_gpu() -> bool:
     """Whether the NVIDIA driver is installed and names at least one GPU."""
     driver = find_driver()
     return driver is not None and bool(driver.gpus)

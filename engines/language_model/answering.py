@@ -1,7 +1,7 @@
-"""One answer in the making: tokens in, text out, until there is a reason to stop.
+"""One answer as it is generated: tokens in, text out, until there is a reason to stop.
 
-Knows nothing of the model, of time, or of other requests, so the same code serves an engine that
-runs one request at a time and one that runs many.
+This module knows nothing of the model, of time, or of other requests, so the same code serves an
+engine that runs one request at a time and one that runs many.
 """
 
 from __future__ import annotations
@@ -31,52 +31,52 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerPlan:
-    """What an answer may be, given its prompt.
+class AnswerLimits:
+    """The limits of one answer, settled from its options, its prompt and the model's length.
 
     Attributes:
-        prompt_tokens: visual prompt and text, in positions.
-        limit: most tokens of answer; of a candidate, where there are any to choose from.
-        context: ids that count as said already, for the repetition penalty and its like.
+        prompt_tokens: length of visual prompt and text together, in positions.
+        max_tokens: the most tokens of the answer, or of each candidate in a ranking.
+        context: ids that count as generated already, for the repetition penalty and its like.
         stop: strings that end an answer.
-        least: tokens of answer before which it cannot end.
+        min_tokens: the answer cannot end before this many tokens.
         echo: ids that the answer begins with, before the first that is generated.
     """
 
     prompt_tokens: int
-    limit: int
+    max_tokens: int
     context: tuple[int, ...]
     stop: tuple[str, ...] = ()
-    least: int = 0
+    min_tokens: int = 0
     echo: tuple[int, ...] = ()
 
 
-def plan_answer(
+def settle_limits(
     prompt: PromptIds,
     options: GenerationOptions,
     facts: LanguageModelFacts,
     stop: Sequence[str] = (),
-) -> AnswerPlan:
+) -> AnswerLimits:
     """Fits an answer into the model's length.
 
     An answer ends with `length` at `max_new_tokens` (or `max_length`) or where the model's
-    positions end, whichever is first. An encoder-decoder's answer has the positions for itself. A
-    candidate may have all of the model's positions.
+    positions end, whichever comes first. An encoder-decoder's answer has all positions for itself.
+    A candidate may fill all of the model's positions.
 
     As in transformers, the repetition penalty of a decoder-only model counts the image
-    placeholders and the prompt as said, unless its scope is the answer, and that of an
-    encoder-decoder the start token alone.
+    placeholders and the prompt as generated, unless its scope is the answer; that of an
+    encoder-decoder counts only the start token.
 
     Args:
-        prompt: as the model reads it.
+        prompt: the tokenised prompt.
         options: how to generate.
         facts: of the model.
         stop: strings that end any answer of this model.
 
     Raises:
         InputError: the prompt leaves no room for an answer.
-        OptionError: `max_length` leaves none; `min_new_tokens` or `min_length` is more than can be
-            generated; or `echo` is asked of an encoder-decoder.
+        OptionError: `max_length` leaves no room either; `min_new_tokens` or `min_length` is more
+            than can be generated; or `echo` is set for an encoder-decoder.
     """
     used = prompt.positions(facts.num_query_tokens)
     room = facts.max_length - (0 if facts.is_encoder_decoder else used)
@@ -86,20 +86,20 @@ def plan_answer(
             f" positions; this model holds {facts.max_length}, answer included. Shorten the prompt."
         )
     counted = 1 if facts.is_encoder_decoder else used  # of max_length, before the answer begins
-    wanted = _wanted(options, counted, facts)
-    limit = room if options.candidates else min(wanted, room)
-    return AnswerPlan(
+    asked = _find_max_tokens(options, counted, facts)
+    max_tokens = room if options.candidates else min(asked, room)
+    return AnswerLimits(
         prompt_tokens=used,
-        limit=limit,
-        context=_context(prompt, options, facts),
+        max_tokens=max_tokens,
+        context=_find_context(prompt, options, facts),
         stop=(*options.stop, *stop),
-        least=_least(options, counted, limit),
-        echo=_echo(prompt, options, facts),
+        min_tokens=_find_min_tokens(options, counted, max_tokens),
+        echo=_find_echo(prompt, options, facts),
     )
 
 
-def _wanted(options: GenerationOptions, counted: int, facts: LanguageModelFacts) -> int:
-    """Most tokens of answer that the options ask for."""
+def _find_max_tokens(options: GenerationOptions, counted: int, facts: LanguageModelFacts) -> int:
+    """The most tokens of answer that the options allow, after `counted` ones of `max_length`."""
     if options.max_length is None:
         return options.max_new_tokens or facts.default_max_new_tokens
     if options.max_length <= counted:
@@ -111,20 +111,20 @@ def _wanted(options: GenerationOptions, counted: int, facts: LanguageModelFacts)
     return options.max_length - counted
 
 
-def _least(options: GenerationOptions, counted: int, limit: int) -> int:
-    """Least tokens of answer."""
-    least = max(options.min_new_tokens, options.min_length - counted)
-    if least > limit:
+def _find_min_tokens(options: GenerationOptions, counted: int, max_tokens: int) -> int:
+    """The fewest tokens of answer that the options allow."""
+    min_tokens = max(options.min_new_tokens, options.min_length - counted)
+    if min_tokens > max_tokens:
         name = "min_length" if options.min_length else "min_new_tokens"
-        asked = f", which is {least} tokens of answer" if options.min_length else ""
+        note = f", which is {min_tokens} tokens of answer" if options.min_length else ""
         raise OptionError(
-            f"{name} is {getattr(options, name)}{asked}; at most {limit} tokens can be generated "
-            "for this prompt. Lower it, or raise max_new_tokens (or max_length)."
+            f"{name} is {getattr(options, name)}{note}; at most {max_tokens} tokens can be "
+            "generated for this prompt. Lower it, or raise max_new_tokens (or max_length)."
         )
-    return least
+    return min_tokens
 
 
-def _context(
+def _find_context(
     prompt: PromptIds, options: GenerationOptions, facts: LanguageModelFacts
 ) -> tuple[int, ...]:
     if facts.is_encoder_decoder:
@@ -133,10 +133,10 @@ def _context(
     if options.penalty_scope == "answer":
         return ()
     image = facts.image_token_id
-    return prompt.ids if image is None else tuple(prompt.filled(image))
+    return prompt.ids if image is None else tuple(prompt.fill(image))
 
 
-def _echo(
+def _find_echo(
     prompt: PromptIds, options: GenerationOptions, facts: LanguageModelFacts
 ) -> tuple[int, ...]:
     """The prompt as `generate` of transformers has it, a placeholder for every image position."""
@@ -145,20 +145,20 @@ def _echo(
     if facts.is_encoder_decoder:
         raise OptionError(
             "echo is true; this model is an encoder-decoder, whose answer is a sequence of its "
-            "own, without the prompt (in transformers, too). Leave it out."
+            "own, without the prompt (as in transformers). Leave it out."
         )
     image = facts.image_token_id
     if image is None:
         return prompt.ids
-    return tuple(prompt.filled(*[image] * facts.num_query_tokens))
+    return tuple(prompt.fill(*[image] * facts.num_query_tokens))
 
 
 class CompletionBuilder:
     """One completion: tokens in, text out.
 
     Args:
-        options: what ends it.
-        plan: what it may be.
+        options: say what ends it.
+        limits: of the answer.
         facts: of the model.
         tokenizer: the language model's.
         special: its `detokenise.special_tokens`, where the caller has them.
@@ -170,27 +170,27 @@ class CompletionBuilder:
     def __init__(
         self,
         options: GenerationOptions,
-        plan: AnswerPlan,
+        limits: AnswerLimits,
         facts: LanguageModelFacts,
         tokenizer: Tokenizer,
         special: frozenset[str] | None = None,
     ) -> None:
         self.finish_reason: FinishReason | None = None
-        self._limit = plan.limit
+        self._max_tokens = limits.max_tokens
         self._ends: dict[int, FinishReason] = dict.fromkeys(options.stop_token_ids, "stop")
         self._ends |= dict.fromkeys(facts.eos_token_ids, "eos")
-        self._stops = StopStrings(plan.stop)
+        self._stops = StopStrings(limits.stop)
         self._detokeniser = Detokeniser(tokenizer, special)
-        self._echoed = len(plan.echo)
-        self._ids = list(plan.echo)
+        self._echoed = len(limits.echo)
+        self._ids = list(limits.echo)
         self._closed = 0  # tokens that end: 0 or 1
         self._unsent = self._echoed  # tokens since the last delta
         self._texts: list[str] = []
         # One text, as transformers decodes it; no stop string is looked for in the prompt.
-        self._prompt = "".join(self._detokeniser.feed(token) for token in plan.echo)
+        self._prompt = "".join(self._detokeniser.feed(token) for token in limits.echo)
 
     def add(self, token: int) -> TextDelta | None:
-        """Takes the next token; what can be shown of it, if anything."""
+        """Takes the next token; returns the text that can now be shown, if any."""
         if token in self._ends:
             self._closed = 1
             return self._finish(self._ends[token])
@@ -199,14 +199,14 @@ class CompletionBuilder:
         text = self._stops.feed(self._detokeniser.feed(token))
         if self._stops.stopped:
             self.finish_reason = "stop"
-        elif len(self._ids) - self._echoed >= self._limit:
+        elif len(self._ids) - self._echoed >= self._max_tokens:
             return self._finish("length", text)
         return self._delta(text)
 
     def completion(
         self, logprobs: Sequence[TokenLogprob] | None = None, score: float | None = None
     ) -> Completion:
-        """The completion as far as it is; `cancelled` where it was not complete."""
+        """The completion so far; its finish reason is `cancelled` if it is not complete."""
         return Completion(
             text="".join(self._texts),
             token_ids=tuple(self._ids),
@@ -233,16 +233,16 @@ class CompletionBuilder:
 
 def answer_from_completions(
     completions: Sequence[Completion],
-    plan: AnswerPlan,
+    limits: AnswerLimits,
     timing: Timing,
     seed: int | None,
     ranking: Sequence[RankedCandidate] = (),
 ) -> Answer:
-    """The answer whose completions these are, the best first."""
+    """The answer made of these completions, which are given best first."""
     first, *others = completions
     return Answer(
         **vars(first),
-        prompt_tokens=plan.prompt_tokens,
+        prompt_tokens=limits.prompt_tokens,
         seed=seed,
         timing=timing,
         others=tuple(others),

@@ -1,4 +1,4 @@
-"""What every engine asks of a request before it is queued."""
+"""The checks that every engine makes of a request before it is queued."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _FLOATS = tuple(np.dtype(d) for d in (np.float32, np.float16, ml_dtypes.bfloat16
 
 
 def check_visual_prompt(visual_prompt: npt.NDArray[Any], facts: LanguageModelFacts) -> None:
-    """Refuses a visual prompt that is not this model's.
+    """Refuses a visual prompt of a wrong dtype or shape.
 
     Raises:
-        InputError: not float `[images, queries, hidden]`, of one image or more.
+        InputError: it is not float `[images, queries, hidden]`, of one image or more.
     """
-    wanted = (facts.num_query_tokens, facts.hidden_size)
-    fits = visual_prompt.ndim == 3 and visual_prompt.shape[1:] == wanted and len(visual_prompt)
+    queries, hidden = facts.num_query_tokens, facts.hidden_size
+    fits = visual_prompt.ndim == 3 and visual_prompt.shape[1:] == (queries, hidden)
+    fits = fits and len(visual_prompt) > 0
     if not fits or visual_prompt.dtype not in _FLOATS:
         raise InputError(
             f"the visual prompt is {visual_prompt.dtype} {list(visual_prompt.shape)}; "
-            f"wanted float16 or float32 [images, {wanted[0]}, {wanted[1]}], the qformer's output"
+            f"expected float16 or float32 [images, {queries}, {hidden}], the qformer's output"
         )
 
 
@@ -36,7 +37,7 @@ def check_tokens(options: GenerationOptions, facts: LanguageModelFacts) -> None:
     """Refuses token ids that the model does not have.
 
     Raises:
-        OptionError: naming the option and the ids that there are.
+        OptionError: the message names the option and the range of valid ids.
     """
     for name in ("stop_token_ids", "logit_bias"):
         for token in getattr(options, name):
@@ -46,16 +47,16 @@ def check_tokens(options: GenerationOptions, facts: LanguageModelFacts) -> None:
                 )
 
 
-def with_own_copy(request: GenerationRequest) -> GenerationRequest:
-    """The request with a visual prompt of its own.
+def copy_visual_prompt(request: GenerationRequest) -> GenerationRequest:
+    """The request with a copy of its visual prompt.
 
-    The caller's array may be a buffer that is used again before the request's turn comes.
+    The caller's array may be a buffer that is reused before the request's turn comes.
     """
     return replace(request, visual_prompt=np.array(request.visual_prompt))
 
 
 def queue_full_error(waiting: int) -> QueueFullError:
-    """Of an engine in which so many requests wait."""
+    """The error of an engine in which `waiting` requests wait, as many as it takes."""
     return QueueFullError(
         f"{waiting} requests are waiting, as many as this engine takes. "
         f"Try again later; {how_to_raise('queue')}."
@@ -63,5 +64,5 @@ def queue_full_error(waiting: int) -> QueueFullError:
 
 
 def closed_error() -> EngineError:
-    """The error of a request to an engine that is closed, or of one that its closing ended."""
+    """The error of a request to a closed engine, or of a request that was ended by closing it."""
     return EngineError("the language-model engine is closed")

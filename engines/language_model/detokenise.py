@@ -1,9 +1,9 @@
-"""Token ids to text, as they come: whole characters, and in the end exactly the one-shot decoding.
+"""Turns token ids into text as they arrive, in whole characters; joined, exactly the one-shot text.
 
-Decoders are not local. A LLaMA tokenizer turns a run of byte tokens into text as a whole, and all
-of the run into replacement characters when any byte of it does not fit; it strips the first space
-of a text, as T5's does. So a few tokens that are already shown are decoded again in front of the
-new ones, and nothing is shown before its last token can no longer change it.
+Decoders are not local. A LLaMA tokenizer decodes a run of byte tokens as a whole, and turns all of
+it into replacement characters if any byte does not fit; like T5's, it strips the first space of a
+text. So a few tokens that are already shown are decoded again in front of the new ones, and nothing
+is shown while a later token could still change it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What decoders write for bytes that are no character, or not yet one."""
+"""What decoders write for bytes that are not, or not yet, a character."""
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def special_tokens(tokenizer: Tokenizer) -> frozenset[str]:
-    """The tokens that decoding skips: worth finding once a tokenizer, not once an answer."""
+    """The tokens that decoding skips. Finding them is slow: do it once per tokenizer."""
     added = tokenizer.get_added_tokens_decoder()
     return frozenset(token.content for token in added.values() if token.special)
 
@@ -34,7 +34,7 @@ class Detokeniser:
 
     Args:
         tokenizer: the language model's.
-        special: its `special_tokens`, where the caller has them.
+        special: its `special_tokens`, if the caller has them.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: frozenset[str] | None = None) -> None:
@@ -47,7 +47,7 @@ class Detokeniser:
         self._length = 0  # of all text returned, in characters
 
     def feed(self, token_id: int) -> str:
-        """The text that this token makes certain; empty while a character is incomplete."""
+        """Returns the text that this token completes; empty while a character is incomplete."""
         token = self._tokenizer.id_to_token(token_id)
         if token is None or token in self._special:
             return ""
@@ -63,13 +63,13 @@ class Detokeniser:
         else:  # a lone space, stripped as the first of a text: no context to lean on
             self._before = window
         self._shown = len(self._ids)
-        return self._show(window[len(before) :])
+        return self._count(window[len(before) :])
 
     def flush(self) -> str:
-        """The rest: what was held back, as the one-shot decoding has it."""
-        return self._show(self._decode(0)[self._length :])
+        """Returns the text that was held back, as the one-shot decoding has it."""
+        return self._count(self._decode(0)[self._length :])
 
-    def _show(self, text: str) -> str:
+    def _count(self, text: str) -> str:
         self._length += len(text)
         return text
 

@@ -1,4 +1,4 @@
-"""A submitted request: the engine writes its events at one end, the caller reads at the other."""
+"""A submitted request: the engine writes events at one end, the caller reads them at the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from iblip.engines.types import PromptIds
 from iblip.export.errors import DeadlineError, IblipError
 
 End = Answer | IblipError
-"""The last thing that happens to a request."""
+"""The last event of a request: its answer, or the error that ended it."""
 
 
 class Pending:
@@ -30,12 +30,12 @@ class Pending:
 
     Args:
         request: as submitted.
-        answer: gives its answer as far as it is.
+        answer: returns its answer so far.
         totals: where its end is counted.
 
     Attributes:
         request: as submitted.
-        cancelled: the caller wants no more of it.
+        cancelled: whether the caller has cancelled it.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Pending:
         deadline = self.request.deadline
         return deadline is not None and time.monotonic() >= deadline
 
-    def start(self) -> None:
-        """Notes that it waits no longer."""
+    def note_start(self) -> None:
+        """Notes that it no longer waits."""
         self._started = time.monotonic()
 
-    def prefilled(self) -> None:
+    def note_prefill(self) -> None:
         """Notes that the prompt has been read."""
         self._prefilled = time.monotonic()
 
@@ -81,19 +81,19 @@ class Pending:
                 self.events.put(delta)
 
     def end(self, end: End | None = None) -> None:
-        """Writes the last event, `None` being the answer as far as it is. Only the first counts."""
+        """Writes the last event; `None` is the answer so far. Only the first call counts."""
         with self._lock:
             if self._ended:
                 return
-            timing = self._timing()
-            # Made before it has ended: if this fails, the failure can still be its end.
+            timing = self._measure()
+            # Before `_ended` is set: if this fails, the failure can still be its end.
             last = self._answer(timing) if end is None else end
             self._ended = True
-            self._totals.ended(_outcome(last), timing)
+            self._totals.count_ended(_find_outcome(last), timing)
             self.events.put(last)
 
-    def given_up(self) -> bool:
-        """Ends the request if it is cancelled or late; whether it has ended."""
+    def end_if_given_up(self) -> bool:
+        """Ends the request if it is cancelled or late; returns whether it has ended."""
         if self.late:
             self.end(late_error())
         elif self.cancelled:
@@ -101,10 +101,10 @@ class Pending:
         return self._ended
 
     def abandon(self) -> None:
-        """Marks the request as wanted by nobody. Takes no lock: garbage collection calls it."""
+        """Cancels the request. Takes no lock, because garbage collection calls it."""
         self.cancelled = True
 
-    def _timing(self) -> Timing:
+    def _measure(self) -> Timing:
         now = time.monotonic()
         started = self._started or now
         prefilled = self._prefilled or now
@@ -120,8 +120,8 @@ class Ticket(Pending):
     """A request that is decoded in this process.
 
     Attributes:
-        prompt: as the model reads it.
-        decoding: makes its answer.
+        prompt: the tokenised prompt.
+        decoding: generates its answer.
     """
 
     def __init__(
@@ -148,11 +148,11 @@ class QueuedGeneration:
         self._ticket = ticket
         self._cancel = cancel
         self._end: End | None = None
-        # The engine holds the ticket alone, so a caller that is gone is noticed here.
+        # The engine holds only the ticket, so this notices that the caller has dropped the request.
         weakref.finalize(self, ticket.abandon).atexit = False
 
     def __iter__(self) -> Iterator[Event]:
-        """Waits for the events in turn. After the end, the end again.
+        """Waits for the events in order. Iterating again after the end yields the end again.
 
         Raises:
             DeadlineError: the request's deadline passed before the end.
@@ -174,7 +174,7 @@ class QueuedGeneration:
         self._cancel()
 
     def result(self) -> Answer:
-        """Waits for the end and returns the answer. Raises as iterating does."""
+        """Waits for the end and returns the answer. Raises what iterating raises."""
         for event in self:
             if isinstance(event, Answer):
                 return event
@@ -187,17 +187,17 @@ class QueuedGeneration:
         try:
             return self._ticket.events.get(timeout=max(0.0, deadline - time.monotonic()))
         except Empty:
-            # The engine may be busy with another request, and tell us too late.
+            # The engine may be busy with another request and report the deadline too late.
             self._ticket.abandon()
             return late_error()
 
 
-def _outcome(end: End) -> Outcome:
+def _find_outcome(end: End) -> Outcome:
     if isinstance(end, Answer):
         return end.finish_reason
     return "late" if isinstance(end, DeadlineError) else "failed"
 
 
 def late_error() -> DeadlineError:
-    """The error of a request whose deadline passed."""
+    """The error of a request whose deadline has passed."""
     return DeadlineError("the answer was not finished by its deadline. Allow it more time.")

@@ -14,15 +14,16 @@ from iblip.export.errors import BuildDirectoryError, EngineError, OptionError
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """How much an engine takes on. `None` is what the build says.
+    """How much an engine takes on. `None` is the build's own limit.
 
     Attributes:
-        slots: sequences at once: a request's every answer or beam is one.
-        positions: of a sequence, visual prompt, prompt and answer together; at most the model's.
+        slots: sequences that run at once; every answer or beam of a request is one.
+        positions: length of a sequence: visual prompt, prompt and answer together; at most the
+            model's.
         queue: requests that may wait.
 
     Raises:
-        OptionError: one is below 1.
+        OptionError: a limit is below 1.
     """
 
     slots: int | None = None
@@ -32,7 +33,7 @@ class EngineLimits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}; wanted 1 or more")
+                raise OptionError(f"{name} is {value}; expected 1 or more")
 
 
 Opener = Callable[[Path, Manifest, Place, ServingLimits], LanguageModelEngine]
@@ -52,14 +53,14 @@ def open_engine(
         directory: of the build.
         manifest: of the same build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
-        device: the GPU's number, from 0, where the engine runs on one.
-        limits: how much it takes on, where that is not what the build says.
+        device: the GPU's number, from 0, if the engine runs on one.
+        limits: how much it takes on, if that differs from the build's limits.
 
     Raises:
         OptionError: a sequence would have more positions than the model.
         BuildDirectoryError: the build has no language model, or not all of it.
-        EngineError: it cannot be loaded, was built for an engine that this version lacks, or for
-            one that chooses its GPUs itself and is given another than the first.
+        EngineError: the engine cannot be loaded, this version does not have it, or it chooses its
+            GPUs itself and `device` is not 0.
     """
     record = manifest.components.get("language_model")
     if record is None:
@@ -71,15 +72,17 @@ def open_engine(
             f"this version runs {', '.join(ENGINES)}. Build it again."
         )
     place = Place(threads=threads, device=device)
-    return opener(directory, manifest, place, _whole(limits or EngineLimits(), manifest))
+    return opener(directory, manifest, place, _fill_limits(limits or EngineLimits(), manifest))
 
 
-def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
-    """The limits, with the build's own where they say nothing."""
-    built, most = manifest.limits, manifest.language_model.max_length
+def _fill_limits(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
+    """The limits, with the build's own in the place of `None`."""
+    built, longest = manifest.limits, manifest.language_model.max_length
     positions = limits.positions or built.max_length
-    if positions > most:
-        raise OptionError(f"max_length is {positions}; this model has {most} positions: lower it")
+    if positions > longest:
+        raise OptionError(
+            f"max_length is {positions}; this model has {longest} positions: lower it"
+        )
     return ServingLimits(
         slots=limits.slots or built.slots,
         max_length=positions,
@@ -88,7 +91,7 @@ def _whole(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
     )
 
 
-def _onnxruntime(
+def _open_onnxruntime(
     directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
     from iblip.engines.language_model.onnx.engine import OnnxEngine
@@ -113,22 +116,22 @@ def _onnxruntime(
     )
 
 
-def _vllm(
+def _open_vllm(
     directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
     from iblip.engines.language_model.vllm.opening import open_vllm
 
     if place.device:
         raise EngineError(
-            f"the language model was given GPU {place.device}, and vLLM takes the first ones that "
-            "it finds. Name others with CUDA_VISIBLE_DEVICES, and leave it GPU 0 of these."
+            f"the language model was given GPU {place.device}, but vLLM takes the first ones that "
+            "it finds. Choose them with CUDA_VISIBLE_DEVICES, and give the language model GPU 0."
         )
     return open_vllm(directory, manifest, limits, threads=place.threads)
 
 
 ENGINES: Mapping[str, Opener] = {
-    "onnxruntime": _onnxruntime,
-    "onnxruntime-cuda": _onnxruntime,
-    "vllm": _vllm,
+    "onnxruntime": _open_onnxruntime,
+    "onnxruntime-cuda": _open_onnxruntime,
+    "vllm": _open_vllm,
 }
-"""Engine kind to what opens it."""
+"""Engine kind to the function that opens it."""

@@ -1,4 +1,4 @@
-"""Stop strings over a stream of text: found across any borders, and held back while partial."""
+"""Stop strings in a stream of text: found across deltas, and held back while incomplete."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class StopStrings:
-    """Watches the text of one answer.
+    """Ends the text of one answer at a stop string.
 
-    The text ends at the stop string that is complete first, counted in characters (of two that
-    end at the same character, the longer), so where it ends does not depend on how the text was
-    cut into deltas.
+    The text ends at the stop string that is completed first, counted in characters (of two that
+    end at the same character, the longer), so the end does not depend on how the text was cut into
+    deltas.
 
     Attributes:
         stops: none of them empty.
@@ -28,9 +28,9 @@ class StopStrings:
     _held: str = ""
 
     def feed(self, delta: str) -> str:
-        """Takes more text and returns what can be shown: before any stop string, whole or begun.
+        """Takes more text; returns the text before any complete or begun stop string.
 
-        After a stop string nothing more is returned.
+        After a stop string it returns nothing more.
         """
         if self.stopped:
             return ""
@@ -39,16 +39,16 @@ class StopStrings:
         if ends:
             self.stopped, self._held = True, ""
             return text[: min(ends)[1]]
-        keep = len(text) - self._begun(text)
+        keep = len(text) - self._count_begun(text)
         self._held = text[keep:]
         return text[:keep]
 
     def flush(self) -> str:
-        """What is still held back: the answer ended, so no stop string will be completed."""
+        """Returns the text held back: the answer ended, so no stop string will be completed."""
         held, self._held = self._held, ""
         return held
 
-    def _begun(self, text: str) -> int:
+    def _count_begun(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
         longest = max((len(stop) - 1 for stop in self.stops), default=0)
         for size in range(min(longest, len(text)), 0, -1):
@@ -59,9 +59,9 @@ class StopStrings:
 
 
 class StopTokens:
-    """Whether the last of some tokens completes a stop string, for sequences that are not streamed.
+    """Tells whether the last token completes a stop string, for sequences that are not streamed.
 
-    As transformers' `StopStringCriteria`; it is asked at every token, so no string is complete
+    As transformers' `StopStringCriteria`. It is called for every token, so no string was complete
     before the last one.
 
     Args:
@@ -75,7 +75,7 @@ class StopTokens:
         self._reach = 1 + max((len(stop.encode()) for stop in stops), default=0)
 
     def __call__(self, tokens: Sequence[int]) -> bool:
-        """Whether it does."""
+        """Whether the last of these tokens completes a stop string."""
         if not self._stops:
             return False
         text = self._tokenizer.decode(list(tokens[-self._reach :]))

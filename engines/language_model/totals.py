@@ -1,4 +1,4 @@
-"""What an engine has done since it was opened: counts that only grow."""
+"""Counts of what an engine has done since it was opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Totals:
     """Counts for an `EngineStatus`. A request is counted once, when it ends or is refused.
 
     Attributes:
-        generated_tokens, prompt_tokens: of the sequences. One thread alone adds to them, so that a
+        generated_tokens, prompt_tokens: of all sequences. Only one thread adds to them, so that a
             step takes no lock.
     """
 
@@ -23,13 +23,13 @@ class Totals:
         self._queue_s = self._prefill_s = self._decode_s = 0.0
         self._lock = Lock()
 
-    def refused(self) -> None:
-        """Counts a request that met a full queue."""
+    def count_refused(self) -> None:
+        """Counts a request that was refused by a full queue."""
         with self._lock:
             self._requests["refused"] += 1
 
-    def ended(self, outcome: Outcome, timing: Timing) -> None:
-        """Counts a request at its end, and its time."""
+    def count_ended(self, outcome: Outcome, timing: Timing) -> None:
+        """Counts a request that has ended, and adds up its times."""
         with self._lock:
             self._requests[outcome] += 1
             self._queue_s += timing.queue_s
@@ -37,7 +37,7 @@ class Totals:
             self._decode_s += timing.decode_s
 
     def status(self, *, slots: int, slots_used: int, running: int, waiting: int) -> EngineStatus:
-        """What an engine is doing, with what it has done."""
+        """The engine's status: the given current figures, and the totals."""
         with self._lock:
             return EngineStatus(
                 slots=slots,

@@ -1,8 +1,8 @@
-"""What goes into a language-model engine, and what comes out: requests, events, answers.
+"""Requests, events and answers: what goes into a language-model engine and what comes out.
 
-The interface says nothing of how many requests run at once, of how a sequence is decoded, or in
-which process: an engine that runs one request at a time, one that batches continuously, and one
-that forwards to another server all stand behind `LanguageModelEngine`. Knows numpy only.
+The interface does not say how many requests run at once, how a sequence is decoded, or in which
+process. An engine that runs one request at a time, one that batches continuously, and one that
+forwards to another server are all a `LanguageModelEngine`. Knows numpy only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from iblip.engines.language_model.options import GenerationOptions
 
 FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
-"""Why an answer ended: an end-of-sequence token, a stop string or stop token, `max_new_tokens` (or
-the model's length), being the likeliest of some candidates, or the caller."""
+"""Why an answer ended: an end-of-sequence token; a stop string or stop token; `max_new_tokens` or
+the model's length; it was ranked first among candidates; or the caller cancelled it."""
 
 Outcome = Literal["eos", "stop", "length", "ranked", "cancelled", "late", "failed", "refused"]
-"""How a request ended: with an answer, after its deadline, by a failure, or at a full queue."""
+"""How a request ended: with an answer, late, by a failure, or refused by a full queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class GenerationRequest:
         visual_prompt: float32 or float16 `[images, queries, d_llm]`.
         options: how to generate.
         deadline: `time.monotonic()` seconds after which the request is given up with
-            `DeadlineError`; `None` waits for ever.
+            `DeadlineError`; `None` is no deadline.
         vision_s: seconds that the visual prompt took, for the answer's `Timing`.
     """
 
@@ -45,7 +45,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """Some more of the answer. All deltas of an answer, joined, are exactly `Answer.text`.
+    """The next part of an answer. All deltas of an answer, joined, are exactly `Answer.text`.
 
     Attributes:
         text: whole characters, never empty.
@@ -58,14 +58,14 @@ class TextDelta:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where an answer's time went, in seconds: one after another, in this order.
+    """Where an answer's time went, in seconds. The phases follow one another in this order.
 
     Attributes:
-        vision_s: until the visual prompt was there: the image's encoding, or finding it encoded,
-            the Q-Former, the prompt's tokens, and all waiting for these.
-        queue_s: until there were slots for it.
-        prefill_s: until the prompt was read, the turns of others between its pieces included.
-        decode_s: until the end.
+        vision_s: until the visual prompt was ready: encoding the image or finding it encoded, the
+            Q-Former, tokenising the prompt, and all waiting for these.
+        queue_s: waiting for slots.
+        prefill_s: reading the prompt, including other requests' steps between its pieces.
+        decode_s: generating, until the end.
     """
 
     vision_s: float
@@ -81,7 +81,7 @@ class TokenLogprob:
     Attributes:
         token_id: the token.
         logprob: its log-probability, in nats.
-        top: the likeliest tokens there and their log-probabilities, the likeliest first.
+        top: the likeliest tokens at this place and their log-probabilities, likeliest first.
     """
 
     token_id: int
@@ -91,15 +91,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class RankedCandidate:
-    """One of the answers to choose from, with how likely it is.
+    """One candidate of a ranking, with its log-probability.
 
     Attributes:
-        index: its place among the candidates as they were given.
-        text: as it was given.
-        token_ids: those that count. An encoder-decoder's has its closing end-of-sequence token, a
-            decoder-only model's has none, as in LAVIS.
+        index: its index among the candidates of the request.
+        text: as in the request.
+        token_ids: the tokens that are scored. An encoder-decoder's include the closing
+            end-of-sequence token, a decoder-only model's do not, as in LAVIS.
         logprob: the sum of their log-probabilities, in nats.
-        score: what they are ranked by: `logprob / len(token_ids) ** length_penalty`.
+        score: what candidates are ranked by: `logprob / len(token_ids) ** length_penalty`.
     """
 
     index: int
@@ -118,9 +118,8 @@ class Completion:
         token_ids: as generated, without the closing end-of-sequence or stop token.
         finish_reason: see `FinishReason`.
         completion_tokens: generated tokens, a closing one included.
-        logprobs: of every generated token, a closing one included; `None` where not asked for.
-        score: of a beam search or a ranking, the sum of log-probabilities with the penalty of
-            length.
+        logprobs: of every generated token, a closing one included; `None` if not requested.
+        score: in a beam search or a ranking, the sum of log-probabilities with the length penalty.
     """
 
     text: str
@@ -136,11 +135,11 @@ class Answer(Completion):
     """A finished answer: itself the first completion.
 
     Attributes:
-        prompt_tokens: visual prompt and text, in positions.
-        seed: the one that was used; `None` for greedy.
+        prompt_tokens: length of visual prompt and text together, in positions.
+        seed: the seed that was used; `None` for greedy.
         timing: where the time went.
-        others: the other completions, where several were asked for (`n`).
-        ranking: every candidate, the likeliest first, where there were any to choose from.
+        others: the other completions, if several were requested (`n`).
+        ranking: every candidate of a ranking, likeliest first.
     """
 
     prompt_tokens: int
@@ -159,7 +158,7 @@ class Generation(Protocol):
 
     Iterating raises what made the request fail: `DeadlineError` (its deadline passed),
     `EngineError` (the engine failed, or was closed). One thread iterates; `cancel` may be called
-    from any. A request whose `Generation` is dropped unfinished is cancelled.
+    from any thread. A request whose `Generation` is dropped unfinished is cancelled.
     """
 
     def __iter__(self) -> Iterator[Event]: ...
@@ -173,18 +172,18 @@ class Generation(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStatus:
-    """What an engine is doing now, and what it has done since it was opened.
+    """What an engine is doing now, and its totals since it was opened.
 
     Attributes:
         slots: sequences that it can run at once.
-        slots_used: of those, taken by a sequence.
+        slots_used: slots that a sequence occupies.
         running: requests that have slots.
         waiting: requests in the queue.
-        requests: that have ended, by how; every `Outcome` is there. A request that was refused as
-            faulty is in none.
-        generated_tokens: of every answer and beam, the tokens of cancelled answers included.
+        requests: number of ended requests by `Outcome`; every outcome is a key. A request that was
+            refused as faulty is not counted.
+        generated_tokens: tokens of every answer and beam, including cancelled answers.
         prompt_tokens: positions that were read, visual prompts included.
-        queue_s, prefill_s, decode_s: seconds of the requests that have ended, as in their `Timing`.
+        queue_s, prefill_s, decode_s: total seconds of the ended requests, as in their `Timing`.
             Requests that run together are each counted in full.
     """
 
@@ -201,7 +200,7 @@ class EngineStatus:
 
 
 class LanguageModelEngine(Protocol):
-    """Answers requests, in the order and as many at once as it can. Thread-safe."""
+    """Answers requests in order, as many at once as it can. Thread-safe."""
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queues the request and returns at once.
@@ -209,12 +208,12 @@ class LanguageModelEngine(Protocol):
         Raises:
             OptionError, InputError: the request does not fit this model (prompt too long, wrong
                 visual prompt).
-            QueueFullError: as many requests are waiting as the engine takes.
+            QueueFullError: the queue is full.
             EngineError: the engine is closed.
         """
 
     def status(self) -> EngineStatus:
-        """What the engine is doing, and has done. Cheap; also when it is closed."""
+        """What the engine is doing, and its totals. Cheap; works on a closed engine too."""
         ...
 
     def close(self) -> None:

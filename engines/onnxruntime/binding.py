@@ -1,4 +1,4 @@
-"""Runs a session on memory that stays where it is: inputs read and outputs written in place."""
+"""Runs a session on bound memory: inputs are read and outputs are written in place."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceArray:
-    """A contiguous array in a GPU's memory, which somebody else keeps alive.
+    """A contiguous array in a GPU's memory. Its owner keeps it alive.
 
     Attributes:
-        address: of its first element.
+        address: of the first element.
         shape: in elements.
         dtype: numpy's, or ml_dtypes' bfloat16.
         memory: ONNX Runtime's name of the memory: `cuda`.
@@ -38,7 +38,7 @@ class Binding:
     """Arrays bound to a session's inputs and outputs, of the host or of a GPU.
 
     What is bound stays bound: to run again on other values, write them into the same arrays. An
-    array may be bound as an input and as an output, where the graph's kernels can work in place.
+    array may be bound as both an input and an output if the graph's kernels can work in place.
 
     Args:
         session: an `onnxruntime.InferenceSession`.
@@ -56,13 +56,13 @@ class Binding:
         self._outputs: dict[str, Array | DeviceArray] = {}
 
     def input(self, name: str, array: Array | DeviceArray) -> None:
-        """Binds an input, in place of what was bound to it before."""
+        """Binds an input, replacing what was bound to it before."""
         self._inputs[name] = array
-        if not self._copied(array):
+        if not self._is_copied(array):
             _bind(self._binding.bind_input, name, array)
 
     def output(self, name: str, array: Array | DeviceArray) -> None:
-        """Binds an output; the array has its shape."""
+        """Binds an output to an array of its shape."""
         self._outputs[name] = array
         _bind(self._binding.bind_output, name, array)
 
@@ -70,7 +70,7 @@ class Binding:
         """Runs the session once. Raises `EngineError` where ONNX Runtime fails."""
         try:
             for name, array in self._inputs.items():
-                if self._copied(array):
+                if self._is_copied(array):
                     _bind(self._binding.bind_input, name, array)
             self._session.run_with_iobinding(self._binding)
             if self._memory != "cpu":
@@ -78,9 +78,9 @@ class Binding:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._title} ({error})") from error
 
-    def _copied(self, array: Array | DeviceArray) -> bool:
-        """Whether ONNX Runtime copies an input to the session's memory, which it does as it binds:
-        such an input is bound anew for every run."""
+    def _is_copied(self, array: Array | DeviceArray) -> bool:
+        """Whether ONNX Runtime copies an input to the session's memory. It does so when binding,
+        so such an input is bound again for every run."""
         return self._memory != "cpu" and not isinstance(array, DeviceArray)
 
 

@@ -1,14 +1,14 @@
-"""What ONNX Runtime's TensorRT providers compile and keep, a folder a graph, beside the plans.
+"""What ONNX Runtime's TensorRT providers compile and keep: one folder per graph, beside the plans.
 
     PROVIDERS/<engine kind>/
-    ├── <graph's digest>/           the provider's own files, which nobody else reads
-    ├── <graph's digest>.lock       shared by the sessions that use the folder, as long as they do
-    └── <graph's digest>.opening    held by a session while it is opened
+    ├── <graph's digest>/           the provider's own files, which nothing else reads
+    ├── <graph's digest>.lock       shared by the sessions that use the folder, while they do
+    └── <graph's digest>.opening    held by a session while it is being opened
 
-A provider builds its plans while a session is opened, and writes them as it goes. So of several
-sessions on one graph, such as a server's instances on several GPUs, one is opened after another,
-and finds what those before it have built. Where there can be no locks, as in a directory that is
-not writable, sessions are opened without.
+A provider builds its plans while a session is opened, and writes them as it goes. So several
+sessions on one graph, such as a server's instances on several GPUs, are opened one after another,
+and each finds what those before it built. If no lock can be taken, as in a directory that is not
+writable, sessions are opened without one.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 LOCK, OPENING = ".lock", ".opening"
 
 DIGITS = 64
-"""Of a graph's digest, in hexadecimal."""
+"""Hexadecimal digits of a graph's digest."""
 
 
 def providers_beside(engines: Path) -> Path:
-    """The directory of what providers keep, given that of the engine cache."""
+    """The directory of what providers keep, given the directory of the engine cache."""
     return engines.parent / "providers"
 
 
 def folder_of_graph(engines: Path, kind: str, digest: str) -> Path:
-    """The folder of one graph; it need not be there.
+    """The folder of one graph, which need not exist.
 
-    A graph has its own: a provider tells graphs apart by their names, not by their weights.
+    Every graph has its own, because a provider tells graphs apart by name and not by weights.
 
     Args:
         engines: the directory of the engine cache.
@@ -54,11 +54,11 @@ def folder_of_graph(engines: Path, kind: str, digest: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ProviderFolder:
-    """What a provider has compiled of one graph.
+    """What a provider has compiled for one graph.
 
     Attributes:
         path: of the folder.
-        size: of its files, in bytes.
+        size: total size of its files, in bytes.
         used: when a session last opened it, in ISO 8601.
     """
 
@@ -82,17 +82,17 @@ class ProviderFolder:
         }
 
     def discard(self, *, dry_run: bool = False) -> bool:
-        """Removes it; `False` where a session is using it.
+        """Removes the folder; `False` if a session is using it.
 
         Args:
-            dry_run: only say whether it could be removed.
+            dry_run: only report whether it could be removed.
 
         Raises:
             EngineError: it cannot be removed.
         """
         with contextlib.ExitStack() as stack:
             free = True
-            with contextlib.suppress(OSError):  # where there can be no locks, nobody has one
+            with contextlib.suppress(OSError):  # no lock can be taken here, so nobody holds one
                 free = stack.enter_context(locked(_beside(self.path, LOCK), waiting=None))
             if free and not dry_run:
                 try:
@@ -106,7 +106,7 @@ class ProviderFolder:
 
 
 def provider_folders(engines: Path) -> list[ProviderFolder]:
-    """What providers have compiled, the last used first; only folders that are of this kind.
+    """The folders of what providers have compiled, the last used first.
 
     Args:
         engines: the directory of the engine cache.
@@ -114,13 +114,14 @@ def provider_folders(engines: Path) -> list[ProviderFolder]:
     Raises:
         OSError: they cannot be read.
     """
-    found = []
+    folders = []
     for kind in PROVIDERS:
         for path in (providers_beside(engines) / kind).glob("?" * DIGITS):
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 if path.is_dir():
-                    found.append(ProviderFolder(path=path, size=_size(path), used=_used(path)))
-    return sorted(found, key=lambda folder: folder.used, reverse=True)
+                    size, used = _measure(path), _read_last_use(path)
+                    folders.append(ProviderFolder(path=path, size=size, used=used))
+    return sorted(folders, key=lambda folder: folder.used, reverse=True)
 
 
 @contextlib.contextmanager
@@ -128,7 +129,7 @@ def in_use(folder: Path | None) -> Iterator[None]:
     """Keeps a folder from being removed, and notes that it is used now.
 
     Args:
-        folder: made if it is not there; `None` is none.
+        folder: created if it does not exist; `None` does nothing.
     """
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -145,14 +146,14 @@ def in_use(folder: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opening(folder: Path | None) -> Iterator[None]:
-    """Lets one session at a time be opened on a folder. To be called with the folder in use.
+    """Lets only one session at a time be opened on a folder. The caller has it `in_use`.
 
     Args:
-        folder: of the session's provider; `None` is none.
+        folder: of the session's provider; `None` does nothing.
     """
 
     def waiting() -> None:
-        logger.warning("waiting for another process that opens the graph of %s", folder)
+        logger.warning("waiting for another process that is opening the graph of %s", folder)
 
     with contextlib.ExitStack() as stack:
         if folder is not None:
@@ -167,7 +168,7 @@ def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(folder.name + suffix)
 
 
-def _size(folder: Path) -> int:
+def _measure(folder: Path) -> int:
     size = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # replaced by its session
@@ -175,16 +176,16 @@ def _size(folder: Path) -> int:
     return size
 
 
-def _used(folder: Path) -> str:
+def _read_last_use(folder: Path) -> str:
     moment = datetime.datetime.fromtimestamp(folder.stat().st_mtime, datetime.UTC)
     return moment.isoformat(timespec="seconds")
 
 
 def provider_cache(kind: str, digest: str) -> Path | None:
-    """This user's directory for what a provider compiles of a graph; `None` where there is none.
+    """This user's directory for what a provider compiles of a graph; `None` if it cannot be made.
 
-    It is beside the engine cache, in `$IBLIP_CACHE` or the user's caches; `iblip engines` lists and
-    prunes it (`engines.onnxruntime.compiled`).
+    It lies beside the engine cache, in `$IBLIP_CACHE` or the user's caches; `iblip engines` lists
+    and prunes it.
 
     Args:
         kind: a key of `PROVIDERS`.

@@ -1,7 +1,8 @@
 """What keeps an execution provider of ONNX Runtime from running on this machine.
 
-ONNX Runtime leaves out a provider that it cannot load and goes on without it, on the CPU, with a
-line on the standard error. So what a provider needs is looked for before a session is made.
+ONNX Runtime leaves out a provider that it cannot load and goes on without it, on the CPU, with only
+a line on standard error. So the libraries that a provider needs are looked for before a session is
+opened.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from iblip.export.errors import EngineError
 
 
 def provider_obstacle(kind: str) -> str | None:
-    """What keeps a kind's provider from running here, and what to do; `None` if nothing.
+    """What keeps a kind's provider from running here, and what to do; `None` if nothing does.
 
-    Loads ONNX Runtime, and the libraries that the provider is made of.
+    Loads ONNX Runtime and the provider's libraries.
 
     Args:
         kind: a key of `PROVIDERS`.
@@ -39,14 +40,14 @@ def provider_obstacle(kind: str) -> str | None:
     else:
         fault = _library_fault(ort, provider)
     if fault is None and provider.name != CPU_PROVIDER:
-        from iblip.engines.hardware.nvidia import nvidia_driver
+        from iblip.engines.hardware.nvidia import has_nvidia_gpu
 
-        fault = None if nvidia_driver() else "no NVIDIA driver with a GPU was found."
+        fault = None if has_nvidia_gpu() else "no NVIDIA driver with a GPU was found."
     return fault
 
 
 def register(ort: Any, provider: Provider) -> None:
-    """Makes a provider that comes as a plug-in known to ONNX Runtime, once a process.
+    """Registers a provider that comes as a plug-in with ONNX Runtime, once per process.
 
     Raises:
         EngineError: its package is not installed, or its library does not load.
@@ -75,13 +76,13 @@ def _plugin_fault(ort: Any, provider: Provider) -> str | None:
 
 
 def _preload(directory: Path) -> None:
-    """Loads the CUDA runtime that a plug-in carries: its library asks for it by its short name."""
+    """Loads the CUDA runtime that a plug-in carries: its library looks it up by its short name."""
     for path in sorted(directory.glob("libcudart.so.*")):
         ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
 
 
 def _library_fault(ort: Any, provider: Provider) -> str | None:
-    """What the provider's library says when it is loaded as ONNX Runtime will load it."""
+    """The error from loading the provider's library as ONNX Runtime will load it, if any."""
     if provider.library is None:
         return None
     preload_cuda(ort)
@@ -90,26 +91,26 @@ def _library_fault(ort: Any, provider: Provider) -> str | None:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / provider.library))
     except OSError as error:
-        return f"{provider.name} cannot be loaded ({error}). {_remedy(str(error))}"
+        return f"{provider.name} cannot be loaded ({error}). {_find_remedy(str(error))}"
     return None
 
 
 def preload_cuda(ort: Any) -> None:
-    """Loads CUDA's and cuDNN's libraries from NVIDIA's Python packages, where there are such."""
+    """Loads CUDA's and cuDNN's libraries from NVIDIA's Python packages, if they are installed."""
     if hasattr(ort, "preload_dlls"):
         with redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
 
 
 REMEDIES: Mapping[str, str] = {
-    "libcuda.so": "It is the NVIDIA driver's: this machine has none.",
-    "libnvinfer": "It is TensorRT's: install the version that is named.",
-    "libnvonnxparser": "It is TensorRT's: install the version that is named.",
+    "libcuda.so": "It belongs to the NVIDIA driver, which this machine does not have.",
+    "libnvinfer": "It belongs to TensorRT: install the version in its name.",
+    "libnvonnxparser": "It belongs to TensorRT: install the version in its name.",
     "libcudnn": "Run `pip install 'onnxruntime-gpu[cuda,cudnn]'`.",
     "lib": "Run `pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas`.",
 }
-"""The beginning of a missing library's name, and what to do; the first that fits."""
+"""Beginning of a missing library's name to what to do; the first row that matches applies."""
 
 
-def _remedy(error: str) -> str:
+def _find_remedy(error: str) -> str:
     return next((text for start, text in REMEDIES.items() if error.startswith(start)), "")

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: which there are, and what each is told.
+"""The table of ONNX Runtime's execution providers, and the options that each is given.
 
 Importing this module loads nothing of ONNX Runtime.
 """
@@ -16,19 +16,19 @@ from iblip.export.errors import EngineError
 logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
-"""The least, the usual and the largest shape of each input, by name."""
+"""The min, opt and max shape of each input, by name, as `Profile.all_shapes` gives them."""
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a session runs, and what it may keep.
+    """Where a session runs, and where it may keep what it compiles.
 
     Attributes:
         kind: a key of `PROVIDERS`.
         device: the GPU's number, from 0.
-        shapes: of the graph's inputs; TensorRT wants them for its profile.
+        shapes: of the graph's inputs; TensorRT needs them for its profile.
         cache: a directory for engines and kernels that a provider compiles; `None` keeps none.
 
     Raises:
@@ -42,13 +42,15 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.kind not in PROVIDERS:
-            raise EngineError(f"{self.kind!r} is none of {', '.join(PROVIDERS)}")
+            raise EngineError(
+                f"the provider is {self.kind!r}; expected one of {', '.join(PROVIDERS)}"
+            )
         if self.device < 0:
             raise EngineError(f"device {self.device} is below 0; GPUs are counted from 0")
 
     @property
     def provider(self) -> Provider:
-        """Of its kind."""
+        """The row of `PROVIDERS` of its kind."""
         return PROVIDERS[self.kind]
 
     @property
@@ -65,8 +67,8 @@ class Provider:
         name: as ONNX Runtime spells it.
         memory: ONNX Runtime's name of the memory in which tensors may stay between runs; `cpu`
             where they come back to the host.
-        options: what it is told, for a placement.
-        behind: kinds whose providers take what this one does not, before the CPU.
+        options: returns the provider's options for a placement.
+        behind: kinds whose providers run what this one cannot, before the CPU does.
         library: the file of `onnxruntime/capi` that it is in; `None` where it is always there.
         plugin: a module that brings it as a library to register; `None` where ONNX Runtime has it.
         install: what to do where ONNX Runtime or the module lacks it.
@@ -81,45 +83,45 @@ class Provider:
     install: str = ""
 
 
-def _none(placement: Placement) -> dict[str, str]:
+def _no_options(placement: Placement) -> dict[str, str]:
     return {}
 
 
-def _cuda(placement: Placement) -> dict[str, str]:
+def _cuda_options(placement: Placement) -> dict[str, str]:
     return {
         "device_id": str(placement.device),
-        # What is asked for, not the next power of two: other sessions share the card.
+        # Allocates what is requested, not the next power of two: other sessions share the card.
         "arena_extend_strategy": "kSameAsRequested",
-        # The other way to choose, EXHAUSTIVE, times every algorithm anew for every shape.
+        # The alternative, EXHAUSTIVE, times every algorithm again for every shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.
         "use_tf32": "0",
     }
 
 
-def _tensorrt(placement: Placement) -> dict[str, str]:
+def _tensorrt_options(placement: Placement) -> dict[str, str]:
     # With the flag off the network is strongly typed: the graph's own dtypes are the plan's.
-    told = {"device_id": str(placement.device), "trt_fp16_enable": "0"}
-    told |= _profile("trt_profile_{}_shapes", placement.shapes)
+    options = {"device_id": str(placement.device), "trt_fp16_enable": "0"}
+    options |= _profile_options("trt_profile_{}_shapes", placement.shapes)
     if placement.cache is not None:
-        told |= {
+        options |= {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(placement.cache),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(placement.cache),
         }
-    return told
+    return options
 
 
-def _tensorrt_rtx(placement: Placement) -> dict[str, str]:
-    told = _profile("nv_profile_{}_shapes", placement.shapes)
+def _tensorrt_rtx_options(placement: Placement) -> dict[str, str]:
+    options = _profile_options("nv_profile_{}_shapes", placement.shapes)
     if placement.cache is not None:
-        told["nv_runtime_cache_path"] = str(placement.cache)
-    return told
+        options["nv_runtime_cache_path"] = str(placement.cache)
+    return options
 
 
-def _profile(option: str, shapes: Shapes) -> dict[str, str]:
-    """`name:1x24,other:1x3` for each of the three bounds."""
+def _profile_options(option: str, shapes: Shapes) -> dict[str, str]:
+    """`name:1x24,other:1x3` for each of min, opt and max."""
     if not shapes:
         return {}
     return {
@@ -136,18 +138,18 @@ _GPU_PACKAGE = (
 )
 
 PROVIDERS: Mapping[str, Provider] = {
-    "onnxruntime": Provider(name=CPU_PROVIDER, memory="cpu", options=_none),
+    "onnxruntime": Provider(name=CPU_PROVIDER, memory="cpu", options=_no_options),
     "onnxruntime-cuda": Provider(
         name="CUDAExecutionProvider",
         memory="cuda",
-        options=_cuda,
+        options=_cuda_options,
         library="libonnxruntime_providers_cuda.so",
         install=_GPU_PACKAGE,
     ),
     "onnxruntime-tensorrt": Provider(
         name="TensorrtExecutionProvider",
         memory="cuda",
-        options=_tensorrt,
+        options=_tensorrt_options,
         behind=("onnxruntime-cuda",),
         library="libonnxruntime_providers_tensorrt.so",
         install=_GPU_PACKAGE,
@@ -155,12 +157,12 @@ PROVIDERS: Mapping[str, Provider] = {
     "onnxruntime-tensorrt-rtx": Provider(
         name="NvTensorRTRTXExecutionProvider",
         memory="cpu",  # a plug-in's memory has no name to bind by
-        options=_tensorrt_rtx,
+        options=_tensorrt_rtx_options,
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
         install="Run `pip install 'iblip[onnxruntime-tensorrt-rtx]'`.",
     ),
 }
-"""Engine kind to what of ONNX Runtime runs it."""
+"""Engine kind to the execution provider that runs it."""
 
 CPU = Placement()
-"""On this process's cores."""
+"""Runs on the cores that this process may use."""

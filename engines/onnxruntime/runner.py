@@ -13,7 +13,7 @@ import numpy as np
 from iblip.engines.onnxruntime.compiled import in_use, opening
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
-from iblip.engines.onnxruntime.values import Kept, value_of
+from iblip.engines.onnxruntime.values import KeptTensor, value_of
 from iblip.engines.types import Feed
 from iblip.export.artifact.contract import Contract
 from iblip.export.errors import EngineError
@@ -51,7 +51,7 @@ class OnnxRuntimeRunner:
         return self._contract
 
     def __enter__(self) -> Self:
-        # Runs are far apart here, so idle threads sleep rather than take cores from others.
+        # Runs are far apart here, so idle threads sleep instead of occupying cores.
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._placement.cache))
             with opening(self._placement.cache):
@@ -77,7 +77,7 @@ class OnnxRuntimeRunner:
     def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, Any]:
         """Every output by name, as numpy arrays of the contract's dtypes.
 
-        Those named in `keep` are `Kept` in the memory of the provider.
+        Those named in `keep` are `KeptTensor`s in the provider's memory.
 
         Raises:
             ContractError: the feed does not fit the contract.
@@ -106,5 +106,5 @@ class OnnxRuntimeRunner:
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         pairs = zip(self._contract.outputs, binding.get_outputs(), strict=True)
-        found = {spec.name: Kept(value, spec.numpy_dtype) for spec, value in pairs}
-        return {name: kept if name in keep else np.asarray(kept) for name, kept in found.items()}
+        outputs = {spec.name: KeptTensor(value, spec.numpy_dtype) for spec, value in pairs}
+        return {name: kept if name in keep else np.asarray(kept) for name, kept in outputs.items()}

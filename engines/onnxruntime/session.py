@@ -36,19 +36,20 @@ def open_session(
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose inputs and outputs are those of the contract.
 
-    ONNX Runtime maps the weights in files beside the graph into memory. Those that it does not
-    rearrange for its kernels (on a CPU it rearranges matrices) stay so, shared between processes.
+    ONNX Runtime maps the weights in files beside the graph into memory. Weights that it does not
+    rearrange for its kernels stay mapped, shared between processes. On a CPU it rearranges
+    matrices.
 
     Args:
         path: of the `.onnx` file.
-        contract: what the graph must take and return.
+        contract: the inputs and outputs that the graph must have.
         threads: for one operator; `None` takes one per core this process may use.
         placement: the execution provider, its device and its options.
         spin: whether idle threads wait busily for the next call: quicker steps, one core each.
 
     Raises:
         EngineError: the file is missing or broken, the provider cannot run here (with the reason,
-            and what to do), or the graph is not what the contract says.
+            and what to do), or the graph's inputs and outputs are not the contract's.
     """
     ort = load_onnxruntime()
     check_placement(placement)
@@ -60,7 +61,7 @@ def open_session(
     options.log_severity_level = 3  # errors; its warnings are about its own optimisations
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
-        session = session_from_onnx(path, options, offer(ort, options, placement))
+        session = session_from_onnx(path, options, offer_providers(ort, options, placement))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         message = f"ONNX Runtime cannot load {path} ({error}). Build it again."
         raise EngineError(message) from error
@@ -82,50 +83,53 @@ def load_onnxruntime() -> Any:
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def check_placement(placement: Placement) -> None:
-    """Raises `EngineError` where a provider cannot run here, with the reason and what to do."""
+    """Raises `EngineError` if the provider cannot run here, with the reason and what to do."""
     obstacle = provider_obstacle(placement.kind)
     if obstacle is not None:
         name = placement.provider.name
         raise EngineError(
             f"{name} cannot run here: {obstacle} A build for {placement.kind} runs on a machine "
-            "that has what it wants; on this one, build with --engine onnxruntime."
+            "that has what it needs; on this one, build with --engine onnxruntime."
         )
 
 
-def offer(ort: Any, options: Any, placement: Placement) -> list[tuple[str, dict[str, str]]]:
-    """The providers of a new session, the preferred first, each with what it is told.
+def offer_providers(
+    ort: Any, options: Any, placement: Placement
+) -> list[tuple[str, dict[str, str]]]:
+    """The providers of a new session and their options, the preferred provider first.
 
-    One that comes as a plug-in is put into the session's options instead.
+    A provider that comes as a plug-in is added to the session's options instead.
     """
     kinds = [placement.kind, *placement.provider.behind]
     chain = [] if placement.kind == CPU.kind else [PROVIDERS[kind] for kind in kinds]
     listed = []
     for provider in chain:
-        told = provider.options(placement)
+        settings = provider.options(placement)
         if provider.plugin is None:
-            listed.append((provider.name, told))
+            listed.append((provider.name, settings))
         else:
             devices = [d for d in ort.get_ep_devices() if d.ep_name == provider.name]
-            options.add_provider_for_devices(devices[placement.device : placement.device + 1], told)
+            chosen = devices[placement.device : placement.device + 1]
+            options.add_provider_for_devices(chosen, settings)
     if len(listed) < len(chain):
-        return []  # ONNX Runtime takes plug-ins or a list
+        return []  # ONNX Runtime takes either plug-ins or a list
     return [*listed, (CPU.provider.name, {})]
 
 
 def _check_providers(path: Path, session: Any, placement: Placement) -> None:
-    """ONNX Runtime drops a provider that fails to start, and goes on with the next."""
+    """Refuses a session whose provider ONNX Runtime dropped because it failed to start."""
     has = session.get_providers()
     if placement.provider.name not in has:
         raise EngineError(
             f"ONNX Runtime opened {path} without {placement.provider.name}, on {', '.join(has)}: "
-            "the provider did not start. What it said is above, on the standard error."
+            "the provider did not start. Its message is above, on standard error."
         )
 
 
@@ -134,11 +138,11 @@ def _check_signature(path: Path, session: Any, contract: Contract) -> None:
         ("inputs", session.get_inputs(), contract.inputs),
         ("outputs", session.get_outputs(), contract.outputs),
     )
-    for side, found, specs in sides:
-        has = {tensor.name: (tensor.type, len(tensor.shape)) for tensor in found}
-        wants = {spec.name: _signature(spec) for spec in specs}
-        if has != wants:
-            odd = sorted(has.items() ^ wants.items())
+    for side, tensors, specs in sides:
+        actual = {tensor.name: (tensor.type, len(tensor.shape)) for tensor in tensors}
+        expected = {spec.name: _signature(spec) for spec in specs}
+        if actual != expected:
+            odd = sorted(actual.items() ^ expected.items())
             raise EngineError(
                 f"the {side} of {path} are not those of its contract; they differ in "
                 f"{', '.join(sorted({name for name, _ in odd}))}. Build it again."

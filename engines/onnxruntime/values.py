@@ -1,4 +1,4 @@
-"""Outputs of ONNX Runtime that stay in the memory that it put them in."""
+"""Outputs of ONNX Runtime that stay in the memory where it put them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from iblip.export.graph.onnxruntime_values import array_from_value, value_from_a
 Array = npt.NDArray[Any]
 
 
-class Kept:
-    """A tensor where ONNX Runtime left it, such as a GPU's memory.
+class KeptTensor:
+    """A tensor in the memory where ONNX Runtime left it, such as a GPU's.
 
-    It is an array to whoever looks: numpy gets a copy in the host's memory. Given to another
-    session it stays where it is.
+    numpy can read it like an array and gets a copy in the host's memory. Fed to another session, it
+    stays where it is.
 
     Args:
         value: an `onnxruntime.OrtValue`.
@@ -36,15 +36,15 @@ class Kept:
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return _on_host(self.value).astype(dtype or self.dtype, copy=False)
+        return _copy_to_host(self.value).astype(dtype or self.dtype, copy=False)
 
 
-def value_of(array: Array | Kept) -> Any:
-    """The `OrtValue` of a tensor that is kept, or one over an array's own memory."""
-    return array.value if isinstance(array, Kept) else value_from_array(array)
+def value_of(array: Array | KeptTensor) -> Any:
+    """The `OrtValue` of a kept tensor, or a new one over an array's own memory."""
+    return array.value if isinstance(array, KeptTensor) else value_from_array(array)
 
 
-def _on_host(value: Any) -> Array:
+def _copy_to_host(value: Any) -> Array:
     import onnxruntime
 
     if value.device_name() == "cpu":

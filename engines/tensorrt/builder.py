@@ -1,8 +1,8 @@
 """A plan from a verified graph, by TensorRT or TensorRT-RTX.
 
-The precision of a plan is the graph's own: networks are strongly typed, and no flag lowers it. So
-what the parser made of the graph is read back, and a plan that would not be in the dtypes that
-were asked for is refused rather than written. Knows nothing of what the graph computes.
+A plan has the precision of its graph: networks are strongly typed, and no flag lowers it. So the
+parsed network is read back, and a plan that would not be in the requested dtypes is refused. This
+module knows nothing of what the graph computes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.tensorrt.collection import no_collection
 from iblip.engines.tensorrt.inspection import check_engine, engine_information
 from iblip.engines.tensorrt.job import Job
@@ -36,12 +36,12 @@ class Plan:
     Attributes:
         path: of the `.plan` file.
         details: for `EngineRecord.details`: `library`, `version`, `targets`, `flags` (keys of
-            `FLAGS`), `workspace` (in MiB, where it was given), `profiles` (of each,
-            `{axis: [least, usual, most]}`), `layers` (matrix layers by dtype), `all_layers` (all
-            that compute with real numbers, by dtype), `seconds`, `bytes`,
-            `engine_layers` (of the built engine, by dtype, where this machine has its GPU),
-            `peak_memory_bytes` (of the whole process so far), `graph` (the digest of what it was
-            built from) and, where the graph was not verified, `unverified` (the reason).
+            `FLAGS`), `workspace` (in MiB, if it was set), `profiles` (each
+            `{axis: [min, opt, max]}`), `layers` (number of matrix layers by dtype), `all_layers`
+            (the same of all layers that compute with real numbers), `seconds`, `bytes`,
+            `engine_layers` (the same of the built engine, if this machine has its GPU),
+            `peak_memory_bytes` (of the whole process so far), `graph` (the digest of the graph)
+            and, if the graph was not verified, `unverified` (the reason).
     """
 
     path: Path
@@ -62,18 +62,18 @@ def plan_from_onnx(
 
     Args:
         verified: the graph; its weights may lie in files beside it.
-        output: of the plan; its directory exists.
+        output: the plan's file; its directory exists.
         library: as `find_library` returns it.
         profiles: one or several; each has a span for every dynamic axis of the graph's inputs.
         options: targets, flags and workspace; `None` is for this machine's GPU, with no flags.
-        timing: of the timings of this library's version and this GPU, which the build uses and adds
-            to; `None` times everything anew.
+        timing: the timing cache of this version of the library and this GPU, which the build uses
+            and adds to; `None` measures everything.
 
     Raises:
-        OptionError: the library does not offer a target or a flag, there is no target and no GPU
-            either, or a profile lacks an axis.
-        EngineError: the graph cannot be parsed (with the names of the nodes) or built, its dtypes
-            are not those of the contract, or the file cannot be written.
+        OptionError: the library does not offer a target or a flag, there is neither a target nor a
+            GPU, or a profile lacks an axis.
+        EngineError: the graph cannot be parsed (the message names the nodes) or built, its dtypes
+            are not the contract's, or the file cannot be written.
     """
     options = options or PlanOptions()
     library.check(options)
@@ -96,10 +96,10 @@ def plan_from_onnx(
         "all_layers": dict(Counter(layer.dtype for layer in layers)),
         "seconds": round(time.monotonic() - started, 3),
         "bytes": output.stat().st_size,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": _measure_peak_memory(),
         "graph": graph.digest,
     }
-    if nvidia_driver() and not options.targets and "strip-plan" not in options.flags:
+    if has_nvidia_gpu() and not options.targets and "strip-plan" not in options.flags:
         information = engine_information(output, options.flags, library)
         details["engine_layers"] = check_engine(information, graph)
     if verified.skipped is not None:
@@ -107,7 +107,7 @@ def plan_from_onnx(
     return Plan(path=output, details=details)
 
 
-def _peak_memory() -> int | None:
+def _measure_peak_memory() -> int | None:
     if sys.platform == "win32":
         return None
     import resource

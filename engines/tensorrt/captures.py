@@ -1,8 +1,8 @@
-"""Runs captured as CUDA graphs, by shape: a launch in the place of hundreds.
+"""Runs captured as CUDA graphs, by shape: one launch replaces hundreds.
 
-A graph holds the state of the execution context that it was captured from, so that each has a
-context of its own, which nothing else touches (NVIDIA's TensorRT documentation, "CUDA Graphs").
-Knows nothing of CUDA or TensorRT.
+A graph depends on the state of the execution context that it was captured from, so each has a
+context of its own that nothing else uses (NVIDIA's TensorRT documentation, "CUDA Graphs"). This
+module knows nothing of CUDA or TensorRT.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Key = tuple[int, tuple[Shape, ...]]
 Context = TypeVar("Context")
 
 REMEMBERED = 8
-"""For each graph that may be kept, how many shapes are remembered that were asked for once."""
+"""How many shapes that ran once are remembered, per graph that may be kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captured(Generic[Context]):
+class CapturedRun(Generic[Context]):
     """One captured run.
 
     Attributes:
         graph: as `Device.capture` returns it.
-        context: that it was captured from, kept alive.
+        context: the context that it was captured from, kept alive.
         outputs: shapes of the outputs, by name.
     """
 
@@ -39,7 +39,7 @@ class Captured(Generic[Context]):
 
 
 class Captures(Generic[Context]):
-    """The captured runs of one plan: those that were asked for last.
+    """The captured runs of one plan, of the shapes that were used last.
 
     Args:
         limit: how many are kept; 0 captures none.
@@ -48,21 +48,21 @@ class Captures(Generic[Context]):
 
     def __init__(self, limit: int, forget: Callable[[int], None]) -> None:
         self._limit, self._forget = limit, forget
-        self._kept: OrderedDict[Key, Captured[Context]] = OrderedDict()
+        self._kept: OrderedDict[Key, CapturedRun[Context]] = OrderedDict()
         self._seen: OrderedDict[Key, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: Key) -> Captured[Context] | None:
-        """The captured run of these shapes, if there is one."""
+    def get(self, key: Key) -> CapturedRun[Context] | None:
+        """The captured run of these shapes; `None` if there is none."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def earned(self, key: Key) -> bool:
-        """Whether shapes that have just run are to be captured: those that came before, too."""
+    def should_capture(self, key: Key) -> bool:
+        """Whether shapes that have just run are to be captured: only if they also ran before."""
         if not self._limit:
             return False
         before = key in self._seen
@@ -72,15 +72,15 @@ class Captures(Generic[Context]):
             self._seen.popitem(last=False)
         return before
 
-    def add(self, key: Key, captured: Captured[Context]) -> None:
-        """Keeps a captured run; where there are too many, the one goes that waited longest."""
+    def add(self, key: Key, captured: CapturedRun[Context]) -> None:
+        """Keeps a captured run; if there are too many, the least recently used is freed."""
         self._kept[key] = captured
         while len(self._kept) > self._limit:
             _, oldest = self._kept.popitem(last=False)
             self._forget(oldest.graph)
 
     def stop(self) -> None:
-        """Captures no more, and frees those that there are."""
+        """Stops capturing, and frees all captured runs."""
         self._limit = 0
         while self._kept:
             _, captured = self._kept.popitem()

@@ -1,8 +1,8 @@
-"""No garbage is collected while the library is called.
+"""Suspends garbage collection while the library is called.
 
-TensorRT holds a lock of its own while it logs. A logger in Python allocates, so a collection may
-begin there, and find an object of the library: of a build that failed, say, which its exception's
-traceback has kept. Freeing that object wants the same lock, and the process stands still for ever.
+TensorRT holds a lock while it logs. A logger in Python allocates, so a collection may begin there
+and find an object of the library, such as one of a failed build that its exception's traceback kept
+alive. Freeing that object takes the same lock, and the process deadlocks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _resume = False
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Around calls of the library that may log, in any number of threads; also a decorator."""
+    """Used around calls of the library that may log, in any number of threads; also a decorator."""
     _enter()
     try:
         yield

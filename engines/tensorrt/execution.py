@@ -1,4 +1,4 @@
-"""A loaded plan with its memory, its contexts and its captured graphs: what runs it."""
+"""Runs a loaded plan: its memory, its execution contexts and its captured graphs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from iblip.engines.cuda.device import Device
 from iblip.engines.tensorrt.buffers import Buffers
-from iblip.engines.tensorrt.captures import Captured, Captures, Key
+from iblip.engines.tensorrt.captures import CapturedRun, Captures, Key
 from iblip.engines.tensorrt.collection import no_collection
 from iblip.engines.tensorrt.contexts import Context
 from iblip.engines.tensorrt.loading import LoadedPlan
@@ -23,19 +23,19 @@ from iblip.export.errors import EngineError
 logger = logging.getLogger(__name__)
 
 CAPTURED = ("tensorrt",)
-"""Kinds of library whose runs are captured here; TensorRT-RTX captures its own."""
+"""Kinds of library whose runs are captured here; TensorRT-RTX captures graphs by itself."""
 
 
 class Execution:
     """Runs a plan, one run at a time. Not thread-safe.
 
-    Inputs are copied into pinned memory, from there to the GPU, and outputs the same way back, all
-    on one stream. A shape that comes again is captured as a CUDA graph, copies and all.
+    Inputs are copied into pinned memory and from there to the GPU, and outputs back the same way,
+    all on one stream. A shape that recurs is captured as a CUDA graph, including the copies.
 
     Args:
-        plan: to run.
+        plan: the plan to run.
         contract: the graph's inputs and outputs.
-        device: where; it is the calling thread's GPU.
+        device: the GPU, which is the calling thread's.
         graphs: how many shapes are kept as CUDA graphs; 0 captures none.
 
     Raises:
@@ -52,10 +52,10 @@ class Execution:
             self._stream = device.open_stream()
             stack.callback(device.close_stream, self._stream)
             self._contexts = {
-                found.index: Context(plan, contract, found.index, self._stream)
-                for found in self._ranges
+                profile.index: Context(plan, contract, profile.index, self._stream)
+                for profile in self._ranges
             }
-            self._buffers = Buffers(device, self._sizes(), plan.engine.device_memory_size_v2)
+            self._buffers = Buffers(device, self._find_sizes(), plan.engine.device_memory_size_v2)
             stack.callback(self._buffers.close)
             for context in self._contexts.values():
                 context.attach(self._buffers)
@@ -78,14 +78,14 @@ class Execution:
             EngineError, CudaError: the library or the GPU fails.
         """
         shapes = {spec.name: feed[spec.name].shape for spec in self._contract.inputs}
-        found = choose_range(self._ranges, shapes, self._contract)
-        key = found.index, tuple(shapes.values())
+        profile = choose_range(self._ranges, shapes, self._contract)
+        key = profile.index, tuple(shapes.values())
         for spec in self._contract.inputs:
             self._buffers.host(spec, shapes[spec.name])[...] = feed[spec.name]
         captured = self._captures.get(key)
         if captured is None:
-            outputs: Mapping[str, Shape] = self._contexts[found.index].set_shapes(shapes)
-            self._queue(self._contexts[found.index], shapes, outputs)
+            outputs: Mapping[str, Shape] = self._contexts[profile.index].set_shapes(shapes)
+            self._queue(self._contexts[profile.index], shapes, outputs)
         else:
             outputs = captured.outputs
             self._device.launch(captured.graph, self._stream)
@@ -94,7 +94,7 @@ class Execution:
             spec.name: self._buffers.host(spec, outputs[spec.name]).copy()
             for spec in self._contract.outputs
         }
-        if captured is None and self._captures.earned(key):
+        if captured is None and self._captures.should_capture(key):
             self._capture(key, shapes)
         return answer
 
@@ -114,12 +114,12 @@ class Execution:
             self._device.download(host, addresses[spec.name], self._stream)
 
     def _capture(self, key: Key, shapes: Shapes) -> None:
-        """Captures a run of these shapes. What cannot be captured goes on as it is."""
+        """Captures a run of these shapes. If that fails, runs go on without captured graphs."""
         try:
             context = Context(self._plan, self._contract, key[0], self._stream)
             context.attach(self._buffers)
             outputs = context.set_shapes(shapes)
-            context.enqueue()  # what a new shape wants done first must not be in the graph
+            context.enqueue()  # setup that a new shape needs must not be part of the graph
             self._device.synchronize(self._stream)
             graph = self._device.capture(
                 self._stream, lambda: self._queue(context, shapes, outputs)
@@ -128,18 +128,18 @@ class Execution:
             logger.warning("runs are no longer captured as CUDA graphs: %s", error)
             self._captures.stop()
             return
-        self._captures.add(key, Captured(graph=graph, context=context, outputs=outputs))
+        self._captures.add(key, CapturedRun(graph=graph, context=context, outputs=outputs))
 
-    def _sizes(self) -> dict[str, int]:
-        """Bytes of every tensor at the largest shapes of all profiles."""
+    def _find_sizes(self) -> dict[str, int]:
+        """Size in bytes of every tensor, at the largest shapes of all profiles."""
         sizes: dict[str, int] = {}
-        for found in self._ranges:
-            outputs = self._contexts[found.index].set_shapes(found.most)
+        for profile in self._ranges:
+            outputs = self._contexts[profile.index].set_shapes(profile.max)
             for spec in (*self._contract.inputs, *self._contract.outputs):
-                shape = found.most.get(spec.name) or outputs[spec.name]
-                sizes[spec.name] = max(sizes.get(spec.name, 0), _bytes(spec, shape))
+                shape = profile.max.get(spec.name) or outputs[spec.name]
+                sizes[spec.name] = max(sizes.get(spec.name, 0), _count_bytes(spec, shape))
         return sizes
 
 
-def _bytes(spec: TensorSpec, shape: Shape) -> int:
+def _count_bytes(spec: TensorSpec, shape: Shape) -> int:
     return math.prod(shape) * spec.numpy_dtype.itemsize

@@ -1,4 +1,4 @@
-"""What TensorRT's own inspector says of a plan: its layers, as they were fused and chosen."""
+"""Reads a plan's layers, as they were fused and chosen, from TensorRT's engine inspector."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WORDS: Mapping[str, str] = {
     "INT8": r"Int8",
     "FP8": r"FP8",
 }
-"""A dtype to how `Format/Datatype` of the inspector's JSON spells it: a word (`Half`), or one in a
-sentence (`Row major linear FP16 format`). Source: NVIDIA's documentation, "Engine Inspector"."""
+"""A dtype to how `Format/Datatype` in the inspector's JSON spells it: a word (`Half`), or a word in
+a phrase (`Row major linear FP16 format`). Source: NVIDIA's documentation, "Engine Inspector"."""
 
 
 @no_collection()
@@ -33,11 +33,11 @@ def engine_information(path: Path, flags: Collection[str], library: Library) -> 
 
     Args:
         path: of the plan.
-        flags: that it was built with, keys of `engines.tensorrt.options.FLAGS`.
-        library: of its kind, on a machine with a GPU of its own.
+        flags: the flags that it was built with, keys of `engines.tensorrt.options.FLAGS`.
+        library: of the plan's kind, on a machine with its GPU.
 
     Raises:
-        EngineError: the plan is missing, or does not load here, or its information is no JSON.
+        EngineError: the plan is missing or does not load here, or its information is not JSON.
     """
     plan = open_plan(path, flags, library)
     inspector = plan.engine.create_engine_inspector()
@@ -46,46 +46,46 @@ def engine_information(path: Path, flags: Collection[str], library: Library) -> 
         return json.loads(text)
     except ValueError as error:
         raise EngineError(
-            f"{library.kind}'s inspector gives no JSON of {path}: {text[:200]!r}"
+            f"{library.kind}'s inspector returned no JSON for {path}: {text[:200]!r}"
         ) from error
 
 
 def layers_of_engine(information: Any) -> list[tuple[str, frozenset[str]]]:
-    """Name and dtypes of every layer of an engine, of its inputs and outputs that have one.
+    """Name of every layer of an engine, with the dtypes of its inputs and outputs.
 
     Args:
-        information: as from `engine_information`, of an engine that was built to be inspected.
+        information: from `engine_information`, of an engine built with detailed verbosity.
     """
     return [
-        (str(layer.get("Name", "")), frozenset(_dtypes(layer)))
+        (str(layer.get("Name", "")), frozenset(_find_dtypes(layer)))
         for layer in information.get("Layers", ())
-        if isinstance(layer, dict)  # else it has nothing but a name
+        if isinstance(layer, dict)  # a layer without details is only a name
     ]
 
 
-def _dtypes(layer: Mapping[str, Any]) -> list[str]:
+def _find_dtypes(layer: Mapping[str, Any]) -> list[str]:
     tensors = (*layer.get("Inputs", ()), *layer.get("Outputs", ()))
-    told = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in tensors)
-    return [dtype for dtype, words in WORDS.items() if re.search(rf"\b({words})\b", told, re.I)]
+    formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in tensors)
+    return [dtype for dtype, words in WORDS.items() if re.search(rf"\b({words})\b", formats, re.I)]
 
 
 def check_engine(information: Any, graph: OnnxGraph) -> dict[str, int]:
-    """How many layers of a built engine have which dtype.
+    """The number of layers of a built engine by dtype.
 
-    Layers are fused by then and have lost the rules of `readback`; that some compute in what was
-    asked for is still to be seen.
+    Fused layers cannot be held to the rules of `readback`; but some must still compute in the dtype
+    that was asked for.
 
     Raises:
-        EngineError: none does, with the names of those that there are.
+        EngineError: no layer does; the message names some layers.
     """
     layers = layers_of_engine(information)
     counts = Counter(dtype for _, dtypes in layers for dtype in dtypes)
     rule = PRECISIONS[graph.precision]
-    wanted = rule.quantised or rule.matrices
-    if counts and not counts[wanted]:
+    dtype = rule.quantised or rule.matrices
+    if counts and not counts[dtype]:
         names = ", ".join(name for name, dtypes in layers[:SHOWN] if dtypes)
         raise EngineError(
             f"the engine of {graph.path} was asked for in {graph.precision}, but none of its "
-            f"{len(layers)} layers has {wanted}: {names}"
+            f"{len(layers)} layers has {dtype}: {names}"
         )
     return dict(counts)

@@ -1,7 +1,7 @@
 """One build with TensorRT's own objects: read a graph, configure, build.
 
-A thin layer over the library, in its own order of making things; what is wanted of it is decided
-in `engines.tensorrt.builder`.
+A thin layer over the library, in the order in which it creates objects; `engines.tensorrt.builder`
+decides what to build.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Job:
     """The objects of one build.
 
     Attributes:
-        library: that builds.
-        graph: that is built.
-        messages: what the library called an error so far.
+        library: the library that builds.
+        graph: the graph to build.
+        messages: the library's error messages so far.
     """
 
     library: Library
@@ -54,9 +54,8 @@ class Job:
             raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
         if not self.parser.parse_from_file(str(path)):
             errors = [self.parser.get_error(i) for i in range(self.parser.num_errors)]
-            raise EngineError(
-                f"{self.library.kind} cannot read {path}: {'; '.join(map(_parser_error, errors))}"
-            )
+            reasons = "; ".join(map(_format_parser_error, errors))
+            raise EngineError(f"{self.library.kind} cannot read {path}: {reasons}")
         self._check_tensors()
         layers = layers_of_network(self.network)
         fault = precision_fault(layers, self.graph)
@@ -77,7 +76,7 @@ class Job:
         for index, target in enumerate(options.targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
         config.clear_flag(trt.BuilderFlag.TF32)
-        # Else the inspector says nothing but names.
+        # Otherwise the inspector only reports names.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         for flag in map(FLAGS.__getitem__, options.flags):
             member = getattr(getattr(trt, flag.kind), flag.member)
@@ -90,11 +89,11 @@ class Job:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
 
     def build(self, file: BinaryIO) -> None:
-        """Builds the plan into a file, piece by piece where the library can.
+        """Builds the plan into a file, piece by piece if the library can.
 
         Raises:
-            EngineError: it cannot be built, with the library's reasons.
-            OSError: it cannot be written.
+            EngineError: the plan cannot be built; the message has the library's reasons.
+            OSError: the file cannot be written.
         """
         build = getattr(self.builder, "build_serialized_network_to_stream", None)
         if build is None:
@@ -103,7 +102,7 @@ class Job:
             if done:
                 file.write(plan)
         else:
-            writer = _writer(self.library.module, file)
+            writer = _make_writer(self.library.module, file)
             done = build(self.network, self.config, writer)
             if writer.fault is not None:
                 raise writer.fault
@@ -115,7 +114,7 @@ class Job:
 
     def _check_tensors(self) -> None:
         network, contract = self.network, self.graph.contract
-        found = {
+        actual = {
             t.name: t.dtype.name
             for t in (
                 *(network.get_input(i) for i in range(network.num_inputs)),
@@ -123,16 +122,16 @@ class Job:
             )
         }
         specs: tuple[TensorSpec, ...] = (*contract.inputs, *contract.outputs)
-        wanted = {spec.name: DTYPES[spec.dtype] for spec in specs}
-        if found != wanted:
+        expected = {spec.name: DTYPES[spec.dtype] for spec in specs}
+        if actual != expected:
             raise EngineError(
-                f"{self.library.kind} reads {self.graph.path} with the tensors {found}; "
-                f"its contract is {wanted}. Build the graph again."
+                f"{self.library.kind} reads {self.graph.path} with the tensors {actual}; "
+                f"its contract is {expected}. Build the graph again."
             )
 
 
-def _writer(trt: Any, file: BinaryIO) -> Any:
-    """Writes a plan as the library hands it out; what goes wrong is kept in `fault`."""
+def _make_writer(trt: Any, file: BinaryIO) -> Any:
+    """The library's stream writer for a plan, writing to `file`; it keeps an error in `fault`."""
 
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -142,13 +141,13 @@ def _writer(trt: Any, file: BinaryIO) -> Any:
         def write(self, data: bytes) -> int:
             try:
                 return file.write(data)
-            except OSError as error:  # must not pass through the library's own code
+            except OSError as error:  # must not propagate through the library's own code
                 self.fault = error
                 return 0
 
     return Writer()
 
 
-def _parser_error(error: Any) -> str:
+def _format_parser_error(error: Any) -> str:
     where = f"node {error.node_name() or error.node()} ({error.node_operator() or 'no operator'})"
     return f"{where}: {error.desc()}"

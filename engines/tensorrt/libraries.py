@@ -1,7 +1,7 @@
-"""TensorRT 10 and 11, and TensorRT-RTX: finding them, and the few ways in which they differ.
+"""Finds TensorRT 10 or 11, or TensorRT-RTX, and knows the few ways in which they differ.
 
-All three have one Python interface. What differs is here, so that the builder need not know which
-it has. Importing this module loads none of them.
+All three have the same Python interface. Their differences are handled here, so that the builder
+need not know which library it has. Importing this module loads none of them.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.tensorrt.options import FLAGS, PlanOptions
 from iblip.export.errors import EngineError, OptionError
 
 NEEDS_DEVICE = ("NONE", "CURRENT")
-"""Names in the library's list of targets that stand for the GPU of the machine that builds."""
+"""Names in the library's list of targets that mean the GPU of the building machine."""
 
 
 UNKNOWN_VERSION = "of unknown version"
-"""Of a library that does not say its own, and that no package manager installed."""
+"""The version of a library that does not tell its own and that no package manager installed."""
 
 DTYPES = {
     "uint8": "UINT8",
@@ -39,10 +39,10 @@ class Source:
     """Where a kind of engine finds its library.
 
     Attributes:
-        modules: to try, in order: Python modules with TensorRT's interface.
-        distributions: that may have brought it, to read the version from.
-        install: what to do when there is none.
-        times_kernels: whether its builder measures kernels on the GPU, so that it is quicker with
+        modules: Python modules with TensorRT's interface, in the order in which to try them.
+        distributions: packages that may have installed it, to read the version from.
+        install: what to do if none is found.
+        times_kernels: whether its builder measures kernels on the GPU, so that it is faster with
             the timings of other builds (`engines.tensorrt.timing`).
     """
 
@@ -67,7 +67,7 @@ SOURCES: Mapping[str, Source] = {
         times_kernels=False,
     ),
 }
-"""Engine kind to its library."""
+"""Engine kind to where its library is found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Library:
 
     Attributes:
         kind: a key of `SOURCES`.
-        module: with TensorRT's interface.
+        module: the Python module, with TensorRT's interface.
         version: of the installed package, or `UNKNOWN_VERSION`.
     """
 
@@ -86,34 +86,34 @@ class Library:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """GPU families that it can build for without having one: `sm89`. Empty where it cannot."""
+        """GPU families that it can build for without such a GPU, as `sm89`; empty if it cannot."""
         capability = getattr(self.module, "ComputeCapability", None)
         names = capability.__members__ if capability else ()
         return tuple(name.lower() for name in names if name not in NEEDS_DEVICE)
 
     @property
     def network_flags(self) -> int:
-        """For `create_network`: every network keeps the graph's own dtypes.
+        """Flags for `create_network`, so that a network keeps the graph's own dtypes.
 
-        TensorRT 10 and TensorRT-RTX have to be told so; in 11 there is nothing else.
+        TensorRT 10 and TensorRT-RTX need a flag for this; 11 has no other mode.
         """
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)
 
     def check_targets(self, targets: Iterable[str]) -> tuple[str, ...]:
-        """The targets, once each, as this library spells them; none is this machine's GPU.
+        """The targets without repeats, as this library spells them; empty is this machine's GPU.
 
         Raises:
-            OptionError: it does not offer one of them (the offered are listed), or offers none, or
-                there is neither a target nor a GPU.
+            OptionError: the library does not offer one of them (the message lists those that it
+                offers), or there is neither a target nor a GPU.
         """
-        found = tuple(dict.fromkeys(target.lower() for target in targets))
-        if not found and not nvidia_driver():
+        names = tuple(dict.fromkeys(target.lower() for target in targets))
+        if not names and not has_nvidia_gpu():
             remedy = f"Name one with --target: {', '.join(self.targets)}."
             if not self.targets:
                 remedy = "Build on the machine whose GPU the plan is for."
             raise OptionError(f"there is no NVIDIA GPU to build for here. {remedy}")
-        for target in found:
+        for target in names:
             if not self.targets:
                 raise OptionError(
                     f"--target {target}: {self.kind} builds for this machine's GPU only. "
@@ -124,35 +124,35 @@ class Library:
                     f"--target {target}: {self.kind} {self.version} builds for "
                     f"{', '.join(self.targets)}. Choose among these."
                 )
-        return found
+        return names
 
     def check(self, options: PlanOptions) -> None:
-        """Refuses what this library, on this machine, cannot build.
+        """Refuses options that this library cannot build with on this machine.
 
         Raises:
-            OptionError: a target (see `check_targets`) or a flag, with the reason, and what is
-                offered instead.
+            OptionError: it does not support a target (see `check_targets`) or a flag; the message
+                has the reason and what it offers instead.
         """
         self.check_targets(options.targets)
         for word in options.flags:
-            reason = self._lacks(word)
+            reason = self._find_obstacle(word)
             if reason:
-                offered = [name for name in FLAGS if not self._lacks(name)]
+                offered = [name for name in FLAGS if not self._find_obstacle(name)]
                 raise OptionError(
                     f"--builder-flag {word}: {self.kind} {self.version} cannot do that here: "
                     f"{reason}. It offers {', '.join(offered)}."
                 )
 
-    def _lacks(self, word: str) -> str | None:
-        """Why it does not have a flag of `FLAGS`."""
+    def _find_obstacle(self, word: str) -> str | None:
+        """Why it does not support a flag of `FLAGS`; `None` if it does."""
         flag = FLAGS[word]
         if self.kind in flag.refused:
             return flag.refused[self.kind]
         members = getattr(getattr(self.module, flag.kind, None), "__members__", {})
         if flag.member not in members:
             return f"it has no {flag.kind}.{flag.member}"
-        if self.kind in flag.wants_gpu and not nvidia_driver():
-            return flag.wants_gpu[self.kind]
+        if self.kind in flag.needs_gpu and not has_nvidia_gpu():
+            return flag.needs_gpu[self.kind]
         return None
 
 
@@ -163,7 +163,8 @@ def find_library(kind: str) -> Library:
         kind: a key of `SOURCES`.
 
     Raises:
-        EngineError: it is not installed, or does not load on this machine, with what to do.
+        EngineError: it is not installed, or does not load on this machine; the message says what
+            to do.
     """
     source = SOURCES[kind]
     faults = []
@@ -173,11 +174,11 @@ def find_library(kind: str) -> Library:
         except (ImportError, OSError, RuntimeError) as error:
             faults.append(f"{name}: {error}")
             continue
-        return Library(kind=kind, module=module, version=_version(module, source))
+        return Library(kind=kind, module=module, version=_find_version(module, source))
     raise EngineError(f"{kind} cannot be loaded ({'; '.join(faults)}). {source.install}")
 
 
-def _version(module: Any, source: Source) -> str:
+def _find_version(module: Any, source: Source) -> str:
     version = getattr(module, "__version__", None)
     if version is not None:
         return str(version)

@@ -1,4 +1,4 @@
-"""A plan, read back into the library that built it, and held to its record and its contract."""
+"""Loads a plan into the library that built it, and checks it against its record and contract."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STRIPPED = "strip-plan"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPlan:
-    """A plan that is ready to be given contexts.
+    """A plan loaded into the library, ready for execution contexts.
 
     Attributes:
         path: of the file.
-        library: that it is loaded in.
-        runtime: the library's, which must outlive the engine.
+        library: the library that loaded it.
+        runtime: the library's `IRuntime`, which must outlive the engine.
         engine: the library's `ICudaEngine`.
-        messages: the library's errors since then, newest last.
+        messages: the library's error messages since it was loaded, newest last.
     """
 
     path: Path
@@ -38,14 +38,14 @@ class LoadedPlan:
     messages: list[str]
 
     def fault(self, what: str) -> EngineError:
-        """An error that says what failed, and what the library said of it; forgets the latter."""
-        said = "; ".join(self.messages) or "it gave no reason"
+        """An error for `what` failed, with the library's error messages, which are then cleared."""
+        reasons = "; ".join(self.messages) or "it gave no reason"
         self.messages.clear()
-        return EngineError(f"{self.library.kind} {what} of {self.path}: {said}")
+        return EngineError(f"{self.library.kind} {what} of {self.path}: {reasons}")
 
 
 def check_record(path: Path, record: EngineRecord, library: Library) -> None:
-    """Refuses a plan that the installed library does not load, before it is tried.
+    """Refuses a plan that the installed library cannot load, before loading it.
 
     Args:
         path: of the plan, for messages.
@@ -63,13 +63,13 @@ def check_record(path: Path, record: EngineRecord, library: Library) -> None:
         )
     if not loads_version(built, library.version, flags):
         raise EngineError(
-            f"{path} was built by {record.kind} {built}, and {library.version} is installed, which "
-            f"does not load it. Install that version, or build again with --engine {record.kind}."
+            f"{path} was built by {record.kind} {built}; {library.version} is installed, which "
+            f"cannot load it. Install that version, or build again with --engine {record.kind}."
         )
     if STRIPPED in flags:
         raise EngineError(
-            f"{path} was built without its weights (--builder-flag {STRIPPED}), and they are not "
-            "put in here. Build it without that flag."
+            f"{path} was built without its weights (--builder-flag {STRIPPED}), and this runner "
+            "does not add them. Build it without that flag."
         )
 
 
@@ -78,13 +78,13 @@ def load_plan(path: Path, record: EngineRecord, contract: Contract, library: Lib
 
     Args:
         path: of the plan.
-        record: of the engine, which `check_record` has seen.
+        record: of the engine; `check_record` has passed it.
         contract: the graph's inputs and outputs.
         library: as `find_library` returns it.
 
     Raises:
-        EngineError: the file is missing, the library cannot read it (with what it says), or its
-            tensors are not those of the contract.
+        EngineError: the file is missing, the library cannot read it (the message has its reasons),
+            or its tensors are not the contract's.
     """
     plan = open_plan(path, record.details.get("flags", ()), library)
     _check_tensors(plan, contract)
@@ -93,22 +93,22 @@ def load_plan(path: Path, record: EngineRecord, contract: Contract, library: Lib
 
 @no_collection()
 def open_plan(path: Path, flags: Collection[str], library: Library) -> LoadedPlan:
-    """Reads any plan into the library, whatever it is of.
+    """Reads any plan into the library, without a contract.
 
     Args:
         path: of the plan.
-        flags: that it was built with, keys of `engines.tensorrt.options.FLAGS`.
+        flags: the flags that it was built with, keys of `engines.tensorrt.options.FLAGS`.
         library: as `find_library` returns it.
 
     Raises:
-        EngineError: the file is missing, or the library cannot read it, with what it says.
+        EngineError: the file is missing, or the library cannot read it (with its reasons).
     """
     if not path.is_file():
         raise EngineError(f"there is no plan {path}. The build is incomplete: build it again.")
     messages: list[str] = []
     runtime = library.module.Runtime(library_log(library.module, messages))
     if VERSION_COMPATIBLE in flags:
-        runtime.engine_host_code_allowed = True  # such a plan brings the runtime that it wants
+        runtime.engine_host_code_allowed = True  # such a plan contains the runtime that it needs
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     plan = LoadedPlan(path=path, library=library, runtime=runtime, engine=engine, messages=messages)
     if engine is None:
@@ -119,18 +119,20 @@ def open_plan(path: Path, flags: Collection[str], library: Library) -> LoadedPla
 def _check_tensors(plan: LoadedPlan, contract: Contract) -> None:
     engine, modes = plan.engine, plan.library.module.TensorIOMode
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = {name: (engine.get_tensor_mode(name).name, *_signature(engine, name)) for name in names}
-    wanted = {
+    actual = {
+        name: (engine.get_tensor_mode(name).name, *_signature(engine, name)) for name in names
+    }
+    expected = {
         spec.name: (mode.name, DTYPES[spec.dtype], len(spec.axes))
         for mode, specs in ((modes.INPUT, contract.inputs), (modes.OUTPUT, contract.outputs))
         for spec in specs
     }
-    odd = sorted({name for name, _ in found.items() ^ wanted.items()})
+    odd = sorted({name for name, _ in actual.items() ^ expected.items()})
     if odd:
         raise EngineError(
             f"the tensors of {plan.path} are not those of its contract; they differ in "
-            f"{', '.join(odd)}: {[found.get(name) for name in odd]}, wanted "
-            f"{[wanted.get(name) for name in odd]}. Build it again."
+            f"{', '.join(odd)}: {[actual.get(name) for name in odd]}, expected "
+            f"{[expected.get(name) for name in odd]}. Build it again."
         )
 
 

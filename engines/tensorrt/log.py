@@ -1,4 +1,4 @@
-"""What TensorRT says, passed on to `logging`; its errors are kept for the exception's message."""
+"""Passes TensorRT's log to `logging`; its errors are kept for the exception's message."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 REMARKS = ("Make sure input", "Thread context has not been set", "HardwareCompatibilityLevel() is")
-"""What it remarks on with nothing being wrong: int64 inputs, which contracts have checked, and
-things of its own."""
+"""Beginnings of its warnings about things that are not wrong: int64 inputs, which contracts have
+checked, and internals of its own."""
 
 
 def library_log(trt: Any, messages: list[str]) -> Any:
-    """An `ILogger` of the library; its errors go to `messages`, to be raised rather than logged.
+    """An `ILogger` of the library; its errors go to `messages`, to be raised instead of logged.
 
     Args:
         trt: a module with TensorRT's interface.
-        messages: of errors, in the order in which they come.
+        messages: receives the error messages, in order.
     """
     levels = {
         trt.ILogger.INTERNAL_ERROR: logging.ERROR,

@@ -1,7 +1,7 @@
-"""What a plan is built with besides its graph: targets, flags, workspace.
+"""The options of a plan: targets, flags, workspace.
 
-One table says what each flag is in each library, and why one of them does not have it.
-Importing this module loads none of them.
+One table says what each flag is in the libraries, and why one of them does not have it. Importing
+this module loads none of them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
 
 NO_LEAN_RUNTIME = (
-    "its builder wants libnvinfer_lean, which TensorRT-RTX does not come with: its engines are for "
+    "its builder needs libnvinfer_lean, which TensorRT-RTX does not include: its engines are for "
     "the version that built them"
 )
 NO_LEVELS = (
-    "it knows no levels of compatibility: name every GPU family with --target (sm80,sm86,sm89)"
+    "it has no levels of compatibility: name every GPU family with --target (sm80,sm86,sm89)"
 )
-WITHOUT_GPU = "it compiles the weights apart from the engine, for which it wants a GPU"
+WITHOUT_GPU = "it compiles the weights separately from the engine, which needs a GPU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +28,19 @@ class Flag:
     """One row of `FLAGS`.
 
     Attributes:
-        member: of the library's enumeration.
-        effect: for help and documentation.
+        member: its name in the library's enumeration.
+        effect: its effect, for help and documentation.
         kind: the enumeration: `BuilderFlag`, of which any number may be set, or
-            `HardwareCompatibilityLevel`, of which one is.
-        refused: kind of library to the reason why it does not have it.
-        wants_gpu: kind of library to the reason why it has it only where there is a GPU.
+            `HardwareCompatibilityLevel`, of which one is set.
+        refused: kind of library to the reason why it does not have the flag.
+        needs_gpu: kind of library to the reason why it has the flag only on a machine with a GPU.
     """
 
     member: str
     effect: str
     kind: str = "BuilderFlag"
     refused: Mapping[str, str] = field(default_factory=dict)
-    wants_gpu: Mapping[str, str] = field(default_factory=dict)
+    needs_gpu: Mapping[str, str] = field(default_factory=dict)
 
 
 FLAGS: Mapping[str, Flag] = {
@@ -65,12 +65,12 @@ FLAGS: Mapping[str, Flag] = {
     "refit": Flag(
         member="REFIT",
         effect="weights can be exchanged in the plan",
-        wants_gpu={"tensorrt-rtx": WITHOUT_GPU},
+        needs_gpu={"tensorrt-rtx": WITHOUT_GPU},
     ),
     "strip-plan": Flag(
         member="STRIP_PLAN",
-        effect="the plan has no weights: they are put in from the graph when it is loaded",
-        wants_gpu={"tensorrt-rtx": WITHOUT_GPU},
+        effect="the plan has no weights: they are added from the graph when it is loaded",
+        needs_gpu={"tensorrt-rtx": WITHOUT_GPU},
     ),
     "weight-streaming": Flag(
         member="WEIGHT_STREAMING",
@@ -78,35 +78,34 @@ FLAGS: Mapping[str, Flag] = {
     ),
     "tf32": Flag(
         member="TF32",
-        effect="products of float32 keep ten bits of their factors' mantissas, as Ampere's fast "
-        "units do; left out, float32 is float32",
+        effect="float32 MatMuls keep ten bits of their factors' mantissas, for the fast units of "
+        "Ampere; without this flag, float32 is float32",
     ),
     "sparse-weights": Flag(
         member="SPARSE_WEIGHTS",
-        effect="weights of which two in four are zero use the GPU's sparse units",
+        effect="weights with two zeros in every four values use the GPU's sparse units",
     ),
-    "strict-nans": Flag(
-        member="STRICT_NANS", effect="no simplification that would change what comes of NaN"
-    ),
+    "strict-nans": Flag(member="STRICT_NANS", effect="keep NaN semantics exactly"),
 }
-"""The words of `--builder-flag`. What is not in a library's enumeration is refused as well.
+"""The values of `--builder-flag`. A flag that is not in a library's enumeration is refused as well.
 
-TensorRT sets TF32 unless it is told otherwise, which would make float32 graphs less precise than
-what was verified: so it is a word here, and cleared without it (decision 0015)."""
+TensorRT sets TF32 by default, which would make float32 graphs less precise than what was verified.
+So it is a flag here, and is cleared without it (decision 0015)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What the caller says of how plans are built.
+    """How plans are built.
 
     Attributes:
         targets: GPU families to build for, such as `sm89`; empty is this machine's GPU.
-        flags: keys of `FLAGS`, in any order; kept in the table's.
-        workspace: most GPU memory, in MiB, that one layer may take beside its tensors; `None` is
-            the library's own limit.
+        flags: keys of `FLAGS`, in any order; stored in the table's order.
+        workspace: the most GPU memory, in MiB, that one layer may take besides its tensors; `None`
+            is the library's own limit.
 
     Raises:
-        OptionError: an unknown flag, two levels of hardware compatibility, or no workspace.
+        OptionError: a flag is unknown, there are two levels of hardware compatibility, or the
+            workspace is below 1 MiB.
     """
 
     targets: tuple[str, ...] = ()
@@ -122,14 +121,16 @@ class PlanOptions:
                 )
         levels = [word for word in self.flags if FLAGS[word].kind != "BuilderFlag"]
         if len(set(levels)) > 1:
-            raise OptionError(f"--builder-flag {' and '.join(levels)}: a plan has one of them")
+            raise OptionError(
+                f"--builder-flag {' and '.join(levels)}: a plan can have only one of them"
+            )
         if self.workspace is not None and self.workspace < 1:
-            raise OptionError(f"--workspace is {self.workspace}; wanted 1 MiB or more")
+            raise OptionError(f"--workspace is {self.workspace}; expected 1 MiB or more")
         targets = tuple(dict.fromkeys(target.lower() for target in self.targets))
         object.__setattr__(self, "targets", targets)
         object.__setattr__(self, "flags", tuple(word for word in FLAGS if word in self.flags))
 
     def to_json(self) -> dict[str, Any]:
-        """For `EngineRecord.details`: `targets`, `flags`, and `workspace` where there is one."""
-        found: dict[str, Any] = {"targets": list(self.targets), "flags": list(self.flags)}
-        return found if self.workspace is None else {**found, "workspace": self.workspace}
+        """For `EngineRecord.details`: `targets`, `flags`, and `workspace` if it is set."""
+        details: dict[str, Any] = {"targets": list(self.targets), "flags": list(self.flags)}
+        return details if self.workspace is None else {**details, "workspace": self.workspace}

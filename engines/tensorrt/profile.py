@@ -15,39 +15,39 @@ class Span:
     """The sizes of one dynamic axis, in elements.
 
     Attributes:
-        least: the smallest that will be asked for; 0 only of `past`, which a prefill has none of.
-        usual: what the plan is tuned for.
-        most: the largest that will be asked for.
+        min: the smallest size that a run may have; 0 for `past` only, which is empty in a prefill.
+        opt: the size that the plan is tuned for.
+        max: the largest size that a run may have.
 
     Raises:
-        OptionError: they are not in that order, or negative.
+        OptionError: the sizes are negative or not in ascending order.
     """
 
-    least: int
-    usual: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= self.usual <= self.most:
+        if not 0 <= self.min <= self.opt <= self.max:
             raise OptionError(
-                f"a profile of {self.least}, {self.usual}, {self.most} is not in order; "
-                "wanted 0 <= least <= usual <= most"
+                f"a profile of {self.min}, {self.opt}, {self.max} is not in order; "
+                "expected 0 <= min <= opt <= max"
             )
 
     @classmethod
     def from_word(cls, word: str) -> Self:
-        """Reads `1:4:8` (least, usual, most), or `4`: that size alone.
+        """Reads `1:4:8` (min, opt, max), or `4`: that size alone.
 
         Raises:
-            OptionError: it is neither, or not in order.
+            OptionError: the word is neither, or its sizes are not in order.
         """
         parts = word.split(":")
         if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
             raise OptionError(
-                f"{word!r} is no range of sizes; wanted least:usual:most, or one size"
+                f"{word!r} is not a range of sizes; expected min:opt:max, or one size"
             )
-        least, usual, most = map(int, parts * (4 - len(parts)) if len(parts) == 1 else parts)
-        return cls(least=least, usual=usual, most=most)
+        smallest, opt, largest = map(int, parts * 3 if len(parts) == 1 else parts)
+        return cls(min=smallest, opt=opt, max=largest)
 
 
 Shape = tuple[int, ...]
@@ -60,16 +60,16 @@ class Profile:
     axes: Mapping[str, Span]
 
     def shapes(self, spec: TensorSpec) -> tuple[Shape, Shape, Shape]:
-        """The least, the usual and the largest shape of one input.
+        """The min, opt and max shape of one input.
 
         Raises:
             OptionError: the profile has no span for one of its dynamic axes.
         """
         spans = [self._span(axis, spec) for axis in spec.axes]
         return (
-            tuple(span.least for span in spans),
-            tuple(span.usual for span in spans),
-            tuple(span.most for span in spans),
+            tuple(span.min for span in spans),
+            tuple(span.opt for span in spans),
+            tuple(span.max for span in spans),
         )
 
     def all_shapes(self, contract: Contract) -> dict[str, tuple[Shape, Shape, Shape]]:
@@ -78,15 +78,15 @@ class Profile:
 
     def _span(self, axis: int | str, spec: TensorSpec) -> Span:
         if isinstance(axis, int):
-            return Span(least=axis, usual=axis, most=axis)
+            return Span(min=axis, opt=axis, max=axis)
         if axis not in self.axes:
             has = ", ".join(self.axes) or "none"
             raise OptionError(f"the profile has no sizes for axis {axis!r} of {spec}; it has {has}")
         return self.axes[axis]
 
     def to_json(self) -> dict[str, list[int]]:
-        """`{axis: [least, usual, most]}`."""
-        return {name: [span.least, span.usual, span.most] for name, span in self.axes.items()}
+        """`{axis: [min, opt, max]}`."""
+        return {name: [span.min, span.opt, span.max] for name, span in self.axes.items()}
 
 
 def profile_from_json(data: Mapping[str, Sequence[int]]) -> Profile:
@@ -96,7 +96,7 @@ def profile_from_json(data: Mapping[str, Sequence[int]]) -> Profile:
         OptionError: sizes are not in order.
     """
     axes = {
-        name: Span(least=least, usual=usual, most=most)
-        for name, (least, usual, most) in data.items()
+        name: Span(min=smallest, opt=opt, max=largest)
+        for name, (smallest, opt, largest) in data.items()
     }
     return Profile(axes=axes)

@@ -1,4 +1,4 @@
-"""The shapes that a plan takes, profile by profile, and which profile a run is given to."""
+"""The shapes that each profile of a plan accepts, and the profile that a run is given to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iblip.export.artifact.contract import Contract
 from iblip.export.errors import InputError
 
 Shapes = Mapping[str, Shape]
-"""Of a run's inputs, by name."""
+"""Shapes of a run's inputs, by name."""
 
 FLAGS: Mapping[str, str] = {
     "batch": "--max-batch",
@@ -30,44 +30,44 @@ class Range:
     """One optimisation profile of a plan, as the plan has it.
 
     Attributes:
-        index: of the profile.
-        least, most: the smallest and the largest shape of every input.
+        index: the profile's index in the plan.
+        min, max: the smallest and the largest shape of every input.
     """
 
     index: int
-    least: Shapes
-    most: Shapes
+    min: Shapes
+    max: Shapes
 
     def holds(self, shapes: Shapes) -> bool:
-        """Whether every input's every axis lies within its limits."""
+        """Whether every axis of every input lies within the profile's limits."""
         return all(
             low <= size <= high
             for name, shape in shapes.items()
-            for low, size, high in zip(self.least[name], shape, self.most[name], strict=True)
+            for low, size, high in zip(self.min[name], shape, self.max[name], strict=True)
         )
 
     @property
     def volume(self) -> int:
-        """Elements of its largest inputs together: the smaller, the better it is tuned for few."""
-        return sum(math.prod(shape) for shape in self.most.values())
+        """Elements of its largest inputs together. Less volume is tuned for smaller runs."""
+        return sum(math.prod(shape) for shape in self.max.values())
 
 
 def ranges_of_engine(engine: Any, contract: Contract) -> tuple[Range, ...]:
     """Every profile of an `ICudaEngine`, for the inputs of its contract."""
-    found = []
+    ranges = []
     for index in range(engine.num_optimization_profiles):
         shapes = {
             spec.name: [tuple(shape) for shape in engine.get_tensor_profile_shape(spec.name, index)]
             for spec in contract.inputs
         }
-        found.append(
+        ranges.append(
             Range(
                 index=index,
-                least={name: least for name, (least, _, _) in shapes.items()},
-                most={name: most for name, (_, _, most) in shapes.items()},
+                min={name: smallest for name, (smallest, _, _) in shapes.items()},
+                max={name: largest for name, (_, _, largest) in shapes.items()},
             )
         )
-    return tuple(found)
+    return tuple(ranges)
 
 
 def choose_range(ranges: Sequence[Range], shapes: Shapes, contract: Contract) -> Range:
@@ -81,17 +81,17 @@ def choose_range(ranges: Sequence[Range], shapes: Shapes, contract: Contract) ->
     Raises:
         InputError: no profile holds them, with the limits and the options that raise them.
     """
-    fitting = [found for found in ranges if found.holds(shapes)]
+    fitting = [candidate for candidate in ranges if candidate.holds(shapes)]
     if fitting:
-        return min(fitting, key=lambda found: found.volume)
-    asked = {axis: size for axis, size in _axes(contract, shapes).items() if isinstance(axis, str)}
-    limits = [_limits(found, contract) for found in ranges]
-    above = [axis for axis, size in asked.items() if all(size > limit[axis][1] for limit in limits)]
+        return min(fitting, key=lambda candidate: candidate.volume)
+    sizes = {axis: size for axis, size in _axes(contract, shapes).items() if isinstance(axis, str)}
+    limits = [_limits(each, contract) for each in ranges]
+    above = [axis for axis, size in sizes.items() if all(size > limit[axis][1] for limit in limits)]
     flags = dict.fromkeys(FLAGS[axis] for axis in above if axis in FLAGS)
     remedy = f" Build it with a larger {' and '.join(flags)}." if flags else ""
     raise InputError(
-        f"a run of {_words(asked)} is not within what the plan was built for: "
-        f"{'; or '.join(_spans(limit) for limit in limits)}.{remedy}"
+        f"a run of {_format_sizes(sizes)} is outside what the plan was built for: "
+        f"{'; or '.join(_format_limits(limit) for limit in limits)}.{remedy}"
     )
 
 
@@ -103,14 +103,14 @@ def _axes(contract: Contract, shapes: Shapes) -> dict[int | str, int]:
     }
 
 
-def _limits(found: Range, contract: Contract) -> dict[int | str, tuple[int, int]]:
-    least, most = _axes(contract, found.least), _axes(contract, found.most)
-    return {axis: (low, most[axis]) for axis, low in least.items() if isinstance(axis, str)}
+def _limits(profile: Range, contract: Contract) -> dict[int | str, tuple[int, int]]:
+    smallest, largest = _axes(contract, profile.min), _axes(contract, profile.max)
+    return {axis: (low, largest[axis]) for axis, low in smallest.items() if isinstance(axis, str)}
 
 
-def _words(sizes: Mapping[str, int]) -> str:
+def _format_sizes(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{axis} {size}" for axis, size in sizes.items())
 
 
-def _spans(limits: Mapping[int | str, tuple[int, int]]) -> str:
+def _format_limits(limits: Mapping[int | str, tuple[int, int]]) -> str:
     return ", ".join(f"{axis} {low} to {high}" for axis, (low, high) in limits.items())

@@ -1,17 +1,18 @@
-"""What dtype every layer of a parsed network computes in, held against the precision asked for.
+"""Checks the dtype that every layer of a parsed network computes in against the precision.
 
 A network is strongly typed: its layers compute in the dtypes of their inputs, and no flag changes
-that. So a graph that was exported in another precision than its name says builds without a word,
-and runs slowly; here its layers are named instead.
+that. So a graph that was exported in another precision than its name says would build without a
+warning and run slowly; here its layers are reported instead.
 
 What is allowed follows from the precision's own rules (`export.precision`), not from a count:
 
 - matrix layers compute in the precision's dtype, those of `stays_in_float32` in float32;
-- of a quantised graph, products with weights are fed by `DequantizeLinear` of the quantised dtype
-  on both sides, but for those that calibration left more precise (`more_precise` in the manifest);
+- in a quantised graph, MatMuls with weights are fed by `DequantizeLinear` of the quantised dtype on
+  both sides, except those that calibration left more precise (`more_precise` in the manifest);
 - softmax and normalisation stay in float32;
-- everything else computes in one of these dtypes: islands are joined to the rest by single layers.
-  Where nothing at all computes in the precision's dtype, nothing of this holds.
+- everything else computes in one of these dtypes: single layers join float32 islands to the rest.
+
+If no layer at all computes in the precision's dtype, every layer is reported.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FLOATS = frozenset({"FLOAT", "HALF", "BF16", "FP8", "INT8", "INT4", "FP4"})
 """TensorRT's dtypes that stand for real numbers; integers are shapes, ids and masks."""
 
 SHOWN = 8
-"""Layers that an error names; it counts the others."""
+"""How many layers an error names; the others are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,9 @@ class Rule:
     """What the layers of a graph of one precision compute in, in TensorRT's words.
 
     Attributes:
-        matrices: the dtype of matrix layers, and of what stands between them.
-        quantised: the dtype that products with weights are dequantised from; `None` where they are
-            not quantised.
+        matrices: the dtype of matrix layers, and of the layers between them.
+        quantised: the dtype that the factors of MatMuls with weights are dequantised from; `None`
+            if they are not quantised.
     """
 
     matrices: str
@@ -62,7 +63,7 @@ PRECISIONS: Mapping[str, Rule] = {
     "int8": Rule(matrices="FLOAT", quantised="INT8"),
     "int8-fp16": Rule(matrices="HALF", quantised="INT8"),
     "fp8": Rule(matrices="HALF", quantised="FP8"),
-    # Its products are ONNX Runtime's own operators; of the rest some graphs can be read.
+    # Its MatMuls are ONNX Runtime's own operators; only graphs without them can be parsed.
     "int4": Rule(matrices="FLOAT"),
 }
 """A key of `export.precision.DTYPES` to its rule."""
@@ -74,10 +75,10 @@ class Layer:
 
     Attributes:
         name: the ONNX node's, `<module path>/<operator>`.
-        kind: TensorRT's word for its type.
-        dtype: that it computes in, TensorRT's word; of a product of two dequantised factors, the
-            quantised one.
-        weighted: whether one of its factors is a constant.
+        kind: TensorRT's name of its type.
+        dtype: TensorRT's name of the dtype that it computes in; the quantised dtype for a MatMul of
+            two dequantised factors.
+        weighted: whether it is a MatMul with a constant.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Layer:
 
     @property
     def path(self) -> str:
-        """The path of the module that it is of."""
+        """The path of the module that it belongs to."""
         return self.name.rpartition("/")[0]
 
 
@@ -97,13 +98,13 @@ def layers_of_network(network: Any) -> list[Layer]:
     Args:
         network: TensorRT's `INetworkDefinition`.
     """
-    found = [network.get_layer(index) for index in range(network.num_layers)]
+    every = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {
-        layer.get_output(index).name: layer for layer in found for index in range(layer.num_outputs)
+        layer.get_output(index).name: layer for layer in every for index in range(layer.num_outputs)
     }
     return [
         _layer(layer, makers)
-        for layer in found
+        for layer in every
         if layer.type.name not in PASSING and layer.get_output(0).dtype.name in FLOATS
     ]
 
@@ -113,8 +114,8 @@ def _layer(layer: Any, makers: Mapping[str, Any]) -> Layer:
     if kind not in MATRIX:
         return Layer(name=layer.name, kind=kind, dtype=dtype)
     inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
-    origins = [list(_origins(tensor, makers)) for tensor in inputs if tensor is not None]
-    quantised = {_dequantised(origin) for origin in origins}
+    origins = [list(_trace_origins(tensor, makers)) for tensor in inputs if tensor is not None]
+    quantised = {_find_quantised_dtype(origin) for origin in origins}
     (narrow,) = quantised if len(quantised) == 1 else (None,)
     # A convolution's kernel is its own, unless it is quantised.
     constant = any(origin and origin[-1].type.name == "CONSTANT" for origin in origins)
@@ -126,8 +127,8 @@ def _layer(layer: Any, makers: Mapping[str, Any]) -> Layer:
     )
 
 
-def _origins(tensor: Any, makers: Mapping[str, Any]) -> Iterator[Any]:
-    """The layers behind a tensor that compute nothing, and the first that does not."""
+def _trace_origins(tensor: Any, makers: Mapping[str, Any]) -> Iterator[Any]:
+    """The layers before a tensor that compute nothing, back to the first that does."""
     while tensor is not None and tensor.name in makers:
         maker = makers[tensor.name]
         yield maker
@@ -136,8 +137,8 @@ def _origins(tensor: Any, makers: Mapping[str, Any]) -> Iterator[Any]:
         tensor = maker.get_input(0)
 
 
-def _dequantised(origin: Sequence[Any]) -> str | None:
-    """The dtype that a factor is dequantised from."""
+def _find_quantised_dtype(origin: Sequence[Any]) -> str | None:
+    """The dtype that a factor is dequantised from; `None` if it is not."""
     for layer in origin:
         if layer.type.name == "DEQUANTIZE":
             return str(layer.get_input(0).dtype.name)
@@ -145,24 +146,24 @@ def _dequantised(origin: Sequence[Any]) -> str | None:
 
 
 def matrix_layers(layers: Sequence[Layer]) -> dict[str, int]:
-    """How many matrix layers compute in which dtype."""
+    """The number of matrix layers by the dtype that they compute in."""
     return dict(Counter(layer.dtype for layer in layers if layer.kind in MATRIX))
 
 
 def precision_fault(layers: Sequence[Layer], graph: OnnxGraph) -> str | None:
-    """What is wrong with the dtypes of a network that was parsed from this graph: its layers.
+    """Describes the layers of a parsed network that compute in a wrong dtype; `None` if none does.
 
     Args:
         layers: of the network.
-        graph: what it was parsed from; its precision and quantisation say what is wanted.
+        graph: the graph that it was parsed from, whose precision and quantisation are expected.
     """
-    wrong = [(layer, other) for layer in layers if (other := _other(layer, graph))]
+    wrong = [(layer, other) for layer in layers if (other := _find_expected(layer, graph))]
     rule = PRECISIONS[graph.precision]
     if not wrong and all(layer.dtype not in (rule.matrices, rule.quantised) for layer in layers):
         wrong = [(layer, rule.matrices) for layer in layers]
     if not wrong:
         return None
-    named = [f"{layer.name} ({layer.dtype}, wanted {other})" for layer, other in wrong[:SHOWN]]
+    named = [f"{layer.name} ({layer.dtype}, expected {other})" for layer, other in wrong[:SHOWN]]
     more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
     return (
         f"{graph.path} was asked for in {graph.precision}, but {len(wrong)} of its {len(layers)} "
@@ -171,20 +172,20 @@ def precision_fault(layers: Sequence[Layer], graph: OnnxGraph) -> str | None:
     )
 
 
-def _other(layer: Layer, graph: OnnxGraph) -> str | None:
-    """The dtype that a layer would have to compute in; `None` where it does."""
+def _find_expected(layer: Layer, graph: OnnxGraph) -> str | None:
+    """The dtypes that a layer should compute in; `None` if it does."""
     rule = PRECISIONS[graph.precision]
-    wanted: tuple[str, ...] = (rule.matrices, "FLOAT")
+    expected: tuple[str, ...] = (rule.matrices, "FLOAT")
     if layer.kind in ISLANDS or (layer.kind in MATRIX and stays_in_float32(layer.path)):
-        wanted = ("FLOAT",)
+        expected = ("FLOAT",)
     elif rule.quantised and layer.weighted and layer.path not in _more_precise(graph):
-        wanted = (rule.quantised,)
+        expected = (rule.quantised,)
     elif layer.kind in MATRIX:
-        wanted = (rule.matrices,)
-    return None if layer.dtype in wanted else " or ".join(dict.fromkeys(wanted))
+        expected = (rule.matrices,)
+    return None if layer.dtype in expected else " or ".join(dict.fromkeys(expected))
 
 
 def _more_precise(graph: OnnxGraph) -> frozenset[str]:
-    """Paths of the modules whose weights calibration left as they were."""
+    """Paths of the modules whose weights calibration left unquantised."""
     kept = graph.quantisation.get("more_precise", {})
     return frozenset(name.removesuffix(".weight") for name in kept)

@@ -31,8 +31,8 @@ class TensorRTRunner:
         record: of the engine, from the manifest.
         device: the GPU's number, from 0.
         graphs: how many shapes are kept as CUDA graphs; 0 captures none.
-        library: in the place of the installed one of the record's kind.
-        open_device: what opens the GPU of a number.
+        library: replaces the installed one of the record's kind.
+        open_device: opens the GPU of a number.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class TensorRTRunner:
         return self._contract
 
     def __enter__(self) -> Self:
-        """Loads the plan, and takes the memory of its largest shapes.
+        """Loads the plan, and allocates the memory of its largest shapes.
 
         Raises:
             EngineError: the library is not installed, is not of the plan's version, or cannot load
-                it; there is no GPU, or too little memory; the plan is not the contract's.
+                it; there is no GPU, or too little memory; the plan does not fit the contract.
         """
         library = self._library or find_library(self._record.kind)
         check_record(self._path, self._record, library)
@@ -84,11 +84,11 @@ class TensorRTRunner:
             self._execution = None
 
     def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, Any]:
-        """Every output by name, as numpy arrays of the contract's dtypes; none is kept elsewhere.
+        """Every output by name, as numpy arrays of the contract's dtypes; `keep` is ignored.
 
         Raises:
             ContractError: the feed does not fit the contract.
-            InputError: it is larger or smaller than the plan was built for.
+            InputError: the feed is larger or smaller than the plan was built for.
             EngineError: the runner is not open, or TensorRT or CUDA failed.
         """
         self._contract.check_feed(feed)

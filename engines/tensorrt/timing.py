@@ -1,8 +1,8 @@
-"""Timing caches: what TensorRT measured of its kernels, so that the next build need not measure it.
+"""Timing caches: TensorRT's measurements of its kernels, kept so that the next build is faster.
 
 TensorRT 10 and 11 choose among kernels by running them, which is most of a build's time.
-TensorRT-RTX times nothing when it builds: there the same calls exist and do nothing, deprecated
-since its 1.2 (`engines.tensorrt.libraries.SOURCES` says which library uses them).
+TensorRT-RTX measures nothing when it builds: the same calls exist there, do nothing, and are
+deprecated since its 1.2 (`engines.tensorrt.libraries.SOURCES` says which library uses them).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def timings(config: Any, path: Path | None) -> Iterator[None]:
-    """Gives a build the timings in the file `path`, and adds those that it makes to that file.
+    """Gives a build the timings in the file `path`, and adds the build's own timings to the file.
 
-    The file is replaced whole, with what other builds added to it meanwhile. A file that is
-    damaged, of another GPU or not writable costs the timings, never the build.
+    The file is replaced whole and keeps what other builds added to it meanwhile. If it is damaged,
+    of another GPU or not writable, timings are lost but the build goes on.
 
     Args:
-        config: an `IBuilderConfig`, as yet without a timing cache.
-        path: of the timings; of one library's version and one GPU. `None` does nothing.
+        config: an `IBuilderConfig` without a timing cache.
+        path: of the timings, for one version of a library and one GPU. `None` does nothing.
     """
     if path is None:
         yield
         return
-    # In a name, as TensorRT wants it to live until the build is over.
-    cache = _attached(config, _content(path)) or _attached(config, b"")
+    # Kept in a variable: TensorRT needs it until the build is done.
+    cache = _attach(config, _read(path)) or _attach(config, b"")
     yield
     if cache is None:
-        logger.warning("TensorRT takes no timing cache here; nothing is added to %s", path)
+        logger.warning("TensorRT accepts no timing cache here; nothing is added to %s", path)
         return
     try:
         _add(config, cache, path)
@@ -45,24 +45,24 @@ def timings(config: Any, path: Path | None) -> Iterator[None]:
         logger.warning("timings cannot be kept in %s: %s", path, error)
 
 
-def _attached(config: Any, content: bytes) -> Any:
-    """A timing cache of that content, which the build will use; `None` where it does not fit."""
+def _attach(config: Any, content: bytes) -> Any:
+    """A timing cache of that content, attached to the build; `None` if the build rejects it."""
     cache = config.create_timing_cache(content)
-    taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache if taken else None
+    accepted = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache if accepted else None
 
 
 def _add(config: Any, cache: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock"), waiting=lambda: None):
-        merged = config.create_timing_cache(_content(path))
+        merged = config.create_timing_cache(_read(path))
         if merged is None or not merged.combine(cache, ignore_mismatch=False):
             merged = cache
         write_whole(path, bytes(memoryview(merged.serialize())))
 
 
-def _content(path: Path) -> bytes:
-    """Of the file; nothing where there is none, of which TensorRT makes a new cache."""
+def _read(path: Path) -> bytes:
+    """The file's content; empty if it does not exist, from which TensorRT makes a new cache."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A user's prompt to the Q-Former's instruction."""
+"""Tokenises a user's prompt as the Q-Former's instruction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 SHORTEN = "Shorten it, or let truncation cut it."
 
 INSTRUCTION_LENGTHS = (16, 32, 64, 128, 256, 512)
-"""Instructions are padded up to one of these, in tokens: few shapes for the engine to prepare."""
+"""Lengths in tokens that instructions are padded to, so that the engine prepares few shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionTokenizer:
-    """A user's prompt to the Q-Former's instruction.
+    """Tokenises a user's prompt as the Q-Former's instruction.
 
     Attributes:
         tokenizer: the Q-Former's.
@@ -41,7 +41,7 @@ class InstructionTokenizer:
 
     @classmethod
     def from_build(cls, directory: Path, manifest: Manifest) -> Self | None:
-        """The instruction tokenizer of a build; `None` where its Q-Former takes no instruction.
+        """The instruction tokenizer of a build; `None` if its Q-Former takes no instruction.
 
         Raises:
             BuildDirectoryError: the tokenizer's file is missing or broken.
@@ -52,7 +52,7 @@ class InstructionTokenizer:
         limit, advice = manifest.max_instruction, SHORTEN
         if limit < text.max_instruction:
             advice = (
-                f"The engine is built for so many, of the model's {text.max_instruction}; "
+                f"The engine is built for {limit} of the model's {text.max_instruction}; "
                 f"{how_to_raise('max_instruction')}. {SHORTEN}"
             )
         return cls(
@@ -67,50 +67,51 @@ class InstructionTokenizer:
     ) -> dict[str, npt.NDArray[Any]]:
         """`qformer_input_ids` and `qformer_attention_mask`, int64 `[len(prompts), instruction]`.
 
-        `instruction` is the least of `INSTRUCTION_LENGTHS` that holds the longest prompt, and at
-        most the limit. Padding is on the right and masked, so it changes no number.
+        `instruction` is the smallest of `INSTRUCTION_LENGTHS` that holds the longest prompt, and at
+        most the limit. Padding is on the right and masked, so it changes no result.
 
         Args:
             prompts: as users wrote them.
-            truncation: the end, `"left"` or `"right"`, that is cut off a prompt that is too long,
-                as a tokenizer's `truncation_side`; empty refuses one.
-            max_instruction: tokens that are left of it; `None`, and more than the limit, is the
-                limit.
+            truncation: the end at which a prompt that is too long is cut, `"left"` or `"right"`,
+                as a tokenizer's `truncation_side`; empty refuses such a prompt.
+            max_instruction: the length that it is cut to, in tokens; `None`, and anything above
+                the limit, is the limit.
 
         Raises:
-            InputError: a prompt is empty, is not text, or is longer than the limit and not to be
-                cut: the Hugging Face processor does not cut unless it is asked to.
+            InputError: a prompt is empty, is not text, or is longer than the limit while
+                `truncation` is empty. (The Hugging Face processor does not cut by default either.)
             OptionError: `max_instruction` leaves nothing but special tokens.
         """
         if not prompts:
             raise InputError("there is no prompt")
-        rows = [self._row(prompt, truncation, max_instruction) for prompt in prompts]
+        rows = [self._encode(prompt, truncation, max_instruction) for prompt in prompts]
         width = padded_length(max(map(len, rows)), self.limit)
-        ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
+        ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)  # [prompts, width]
         mask = np.zeros((len(rows), width), dtype=np.int64)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
         return {"qformer_input_ids": ids, "qformer_attention_mask": mask}
 
-    def _row(self, prompt: str, truncation: str, most: int | None) -> list[int]:
+    def _encode(self, prompt: str, truncation: str, max_instruction: int | None) -> list[int]:
         check_prompt(prompt)
         if truncation:
-            return self._cut(prompt, truncation, min(most or self.limit, self.limit))
+            limit = min(max_instruction or self.limit, self.limit)
+            return self._truncate(prompt, truncation, limit)
         row = encode(self.tokenizer, prompt, "instruction")
         check_length("instruction", len(row), self.limit, self.advice)
         return row
 
-    def _cut(self, prompt: str, side: str, most: int) -> list[int]:
-        """Its ids, at most so many: text is cut off at that side, special tokens stay."""
+    def _truncate(self, prompt: str, side: str, limit: int) -> list[int]:
+        """At most `limit` ids of the prompt: text is cut at `side`, special tokens stay."""
         special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
-        if most <= special:
+        if limit <= special:
             raise OptionError(
-                f"max_instruction is {most}; the tokenizer adds {special} special tokens to any "
-                f"instruction: wanted {special + 1} or more"
+                f"max_instruction is {limit}; the tokenizer adds {special} special tokens to any "
+                f"instruction: expected {special + 1} or more"
             )
         text = encoding_of(self.tokenizer, prompt, "instruction", special=False)
-        text.truncate(most - special, direction=side)
+        text.truncate(limit - special, direction=side)
         return list(self.tokenizer.post_process(text).ids)
 
 
@@ -120,11 +121,11 @@ def instruction_tensors(
     truncation: str = "",
     max_instruction: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """What the Q-Former reads of some prompts, cut as the options say; nothing where it reads none.
+    """The Q-Former's text inputs for some prompts; empty if it reads no instruction.
 
     Raises:
         InputError: see `InstructionTokenizer`.
-        OptionError: see `InstructionTokenizer`; or `truncation` is given, and no instruction read.
+        OptionError: see `InstructionTokenizer`; or `truncation` is set and no instruction is read.
     """
     if tokenizer is not None:
         return tokenizer(*prompts, truncation=truncation, max_instruction=max_instruction)
@@ -137,6 +138,6 @@ def instruction_tensors(
 
 
 def padded_length(length: int, limit: int) -> int:
-    """The least of `INSTRUCTION_LENGTHS` that holds `length` tokens, and at most `limit`."""
+    """The smallest of `INSTRUCTION_LENGTHS` that holds `length` tokens, and at most `limit`."""
     fitting = (size for size in INSTRUCTION_LENGTHS if size >= length)
     return min(next(fitting, limit), limit)

@@ -1,4 +1,4 @@
-"""A user's prompt to the language model's token ids, and the places of its images."""
+"""Tokenises a user's prompt for the language model, and finds the places of its images."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ if TYPE_CHECKING:
 
 
 MARK = "<ImageHere>"
-"""Stands for an image in a prompt to a model that takes images at any place. Source: this and what
-further images do to a prompt: Vision-CAIR/MiniGPT-4, `minigpt4/conversation/conversation.py`."""
+"""Marks the place of an image in a prompt to a model that takes images at any place. Source, also
+for what further images add to a prompt: Vision-CAIR/MiniGPT-4,
+`minigpt4/conversation/conversation.py`."""
 
 _PLACE = re.compile(r"\{image\}")
 
 _OWN_PLACE = re.compile(r"(?:<Img>)?\{image\}(?:</Img>)? ?")
-"""The template's own place for an image, which a prompt that marks its own does without."""
+"""The template's own place for an image, which is removed if the prompt marks its own."""
 
 _TURN = re.compile(r"(?:###Human: |(?:<s>)?\[INST\] )?(?:<Img>)?\{image\}(?:</Img>)?")
-"""What one more image adds to a template: there, to upload one is a turn of the conversation."""
+"""What each further image adds to a template: in MiniGPT-4 every upload is a turn of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTokenizer:
-    """A user's prompt to the language model's ids, and the places of its images.
+    """Tokenises a user's prompt for the language model, and finds the places of its images.
 
     Attributes:
         tokenizer: the language model's.
-        limit: most positions that a prompt may have, its images and special tokens included.
+        limit: the most positions that a prompt may have, its images and special tokens included.
         queries: positions that each image takes of those.
-        advice: what to do about a longer one.
-        template: what stands around `{prompt}`, and where the `{image}` is.
+        advice: what to do about a longer prompt, for its error.
+        template: the text around `{prompt}` and `{image}`.
         images: where further images go.
-        most_images: of a prompt.
-        image_token_id: the placeholder that transformers puts where the image goes. A prompt that
+        most_images: the most images that a prompt may have.
+        image_token_id: the placeholder that transformers puts in the image's place. A prompt that
             spells it would claim a place in the visual prompt, so it is refused.
-        may_be_empty: the model captions an image of which nothing is asked.
+        may_be_empty: whether the prompt may be empty, for a model that then captions the image.
     """
 
     tokenizer: Tokenizer
@@ -65,13 +66,13 @@ class PromptTokenizer:
         """The prompt tokenizer of a build.
 
         The limit leaves room for one token of answer within `max_length`. T5 has no limit of its
-        own; the same bound keeps its memory in hand. A prompt may be empty where the Q-Former reads
-        no instruction: BLIP-2 captions so.
+        own; the same bound limits its memory. A prompt may be empty if the Q-Former reads no
+        instruction: BLIP-2 then captions the image.
 
         Args:
             directory: of the build.
             manifest: of the same build.
-            max_length: positions of a sequence; `None` is what the build says.
+            max_length: positions of a sequence; `None` is the build's own.
 
         Raises:
             BuildDirectoryError: the tokenizer's file is missing or broken.
@@ -97,25 +98,25 @@ class PromptTokenizer:
         """The templated prompt, special tokens included (BOS first, or EOS last).
 
         A special token that the prompt spells out (`</s>`) is that token, as in transformers. Each
-        piece of text between images is tokenised on its own, and the special tokens go with the
-        first: so the text after an image in front of it has them, as in transformers, and in
-        MiniGPT-4 what stands before the image.
+        piece of text between images is tokenised by itself, and the first that is not empty gets
+        the special tokens: the text after a leading image, as in transformers, or in MiniGPT-4 the
+        text before the image.
 
         Args:
             prompt: as the user wrote it.
-            images: how many it is about.
+            images: the number of images that it is about.
 
         Raises:
             InputError: the prompt is empty and may not be, is not text, contains the image token,
-                marks other than so many places, or is longer than the limit; or there are no
-                images, or too many.
+                marks another number of places than there are images, or is longer than the limit;
+                or there are no images, or too many.
         """
         check_images(images, self.most_images)
         check_prompt(prompt, may_be_empty=self.may_be_empty)
         ids: list[int] = []
         places = []
         special = True
-        texts = _texts(self.template, prompt, images, self.images)
+        texts = _split_at_images(self.template, prompt, images, self.images)
         for index, text in enumerate(texts):
             if index:
                 places.append(len(ids))
@@ -137,26 +138,26 @@ class PromptTokenizer:
         check_length("prompt", len(ids), room, advice)
 
 
-def _texts(template: str, prompt: str, images: int, places: Images) -> list[str]:
+def _split_at_images(template: str, prompt: str, images: int, places: Images) -> list[str]:
     """The texts before the first image, between each two, and after the last.
 
     Raises:
-        InputError: the prompt marks other than so many places.
+        InputError: the prompt marks another number of places than there are images.
     """
     if places == "places" and MARK in prompt:
         before, after = _OWN_PLACE.sub("", template).split("{prompt}")
         marked = prompt.split(MARK)
         if len(marked) != images + 1:
             raise InputError(
-                f"the prompt has {MARK} {_times(len(marked) - 1)}, and the request"
-                f" {images} image{'s' if images > 1 else ''}. Write it once an image, or not at all"
-                " to have the images before the text."
+                f"the prompt has {MARK} {_format_times(len(marked) - 1)}, and the request"
+                f" {images} image{'s' if images > 1 else ''}. Write it once per image, or not at"
+                " all to have the images before the text."
             )
         return [before + marked[0], *marked[1:-1], marked[-1] + after]
     unit = _TURN if places == "places" else _PLACE
-    pieces = unit.sub(lambda found: found[0] * images, template).split("{image}")
+    pieces = unit.sub(lambda match: match[0] * images, template).split("{image}")
     return [piece.replace("{prompt}", prompt) for piece in pieces]
 
 
-def _times(count: int) -> str:
+def _format_times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"

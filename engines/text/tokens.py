@@ -1,4 +1,4 @@
-"""Texts to token ids, with the tokenizer files of a build."""
+"""Reads a build's tokenizer files, and turns texts into token ids with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str, *, special: bool = True) -> list[int]:
-    """The token ids of `text`; `what` it is, and errors, as in `encoding_of`."""
+    """The token ids of `text`. Arguments and errors as in `encoding_of`."""
     return list(encoding_of(tokenizer, text, what, special=special).ids)
 
 
@@ -39,7 +39,7 @@ def encoding_of(tokenizer: Tokenizer, text: str, what: str, *, special: bool) ->
     """The `tokenizers.Encoding` of `text`, with special tokens or without.
 
     Raises:
-        InputError: it cannot be written as UTF-8; the message calls it `what`.
+        InputError: the text cannot be written as UTF-8; the message calls it `what`.
     """
     encode: Callable[..., Any] = tokenizer.encode
     try:
@@ -48,28 +48,28 @@ def encoding_of(tokenizer: Tokenizer, text: str, what: str, *, special: bool) ->
         raise InputError(f"the {what} is not valid Unicode text ({error})") from error
 
 
-def check_length(what: str, found: int, limit: int, advice: str) -> None:
+def check_length(what: str, length: int, limit: int, advice: str) -> None:
     """Refuses a text of more than `limit` tokens.
 
     Raises:
-        InputError: with both numbers, and `advice`.
+        InputError: the message has both numbers, and `advice`.
     """
-    if found > limit:
-        raise InputError(f"the {what} has {found} tokens; at most {limit} fit. {advice}")
+    if length > limit:
+        raise InputError(f"the {what} has {length} tokens; at most {limit} fit. {advice}")
 
 
 def answers_from_text(
     tokenizer: Tokenizer, texts: Sequence[str], *, closed: bool
 ) -> list[tuple[int, ...]]:
-    """The token ids of each text as an answer, which begins as a word after a space does.
+    """The token ids of each text as an answer, which begins like a word after a space.
 
-    LLaMA's and T5's tokenizers mark the beginning of any text so. For those that do not, as OPT's,
-    the space is put before it.
+    LLaMA's and T5's tokenizers mark the beginning of any text this way. For others, such as OPT's,
+    a space is put before the text.
 
     Args:
         tokenizer: the language model's.
         texts: as the user wrote them.
-        closed: with the special tokens that the tokenizer puts round a text: T5's closing one.
+        closed: whether to add the tokenizer's special tokens, such as T5's closing one.
     """
     marked = tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("▁")
     spelt = (text if marked or text[0].isspace() else f" {text}" for text in texts)
@@ -77,7 +77,7 @@ def answers_from_text(
 
 
 def words_from_text(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[int, ...]]:
-    """The token ids of each word, at the beginning of a text and after a space, without repeats."""
+    """The token ids of each word at the beginning of a text and after a space, without repeats."""
     spelt = (text for word in words for text in (word, f" {word}"))
     ids = (tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in spelt)
-    return [found for found in dict.fromkeys(ids) if found]
+    return [word_ids for word_ids in dict.fromkeys(ids) if word_ids]

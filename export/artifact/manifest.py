@@ -91,7 +91,7 @@ class EngineRecord:
     """What runs a component.
 
     Attributes:
-        kind: a key of `engines.selection.KINDS` (`onnxruntime`, with a provider behind it, or
+        kind: a key of `engines.kinds.KINDS` (`onnxruntime`, with a provider behind it, or
             `tensorrt` or `tensorrt-rtx`); of a language model, one of
             `engines.language_model.opening.ENGINES`.
         files: graph name to engine file, relative to the build directory. For ONNX Runtime these

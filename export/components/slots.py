@@ -98,7 +98,7 @@ def attention(
     """
     layer: Any = module
     heads, width = query.shape[1], query.shape[3]
-    queries = _merge_heads(query)
+    queries = _merge_heads(query)  # [batch, sequence, heads * head_dim]
     if layer.is_causal:
         keys, values = _merge_heads(key), _merge_heads(value)
         mixed = attend(layer.layer_idx, queries, keys, values, heads, scaling, slots)
@@ -129,11 +129,12 @@ def attend(
     Returns:
         `[batch, sequence, heads * head_dim]`.
     """
-    past = slots.past[2 * layer : 2 * layer + 2]
+    past = slots.past[2 * layer : 2 * layer + 2]  # each [batch, kv_heads, capacity, head_dim]
     inputs: list[torch.Tensor | None] = [query, key, value, *past, *_lengths(slots.last)]
     inputs += [table.to(query.dtype) for table in slots.rotary]
     if slots.bias is not None:
         inputs += [None, None, None, slots.bias.to(query.dtype)]
+    # mixed: [batch, sequence, heads * head_dim]; present: as past
     mixed, *present = _group_query_attention(
         inputs, heads, scaling, past, do_rotary=int(bool(slots.rotary))
     )
@@ -149,7 +150,7 @@ def _attend_across(
     slots: Slots,
 ) -> torch.Tensor:
     """Computes attention to an encoder's keys and values, which are complete."""
-    nothing = query[:, :0]
+    nothing = query[:, :0]  # [batch, 0, heads * head_dim]
     inputs = [query, nothing, nothing, *cross, *_lengths(slots.cross_last)]
     (mixed,) = _group_query_attention(inputs, heads, scaling, cross, causal=0)
     return mixed
@@ -192,7 +193,7 @@ def _merge_heads(states: torch.Tensor) -> torch.Tensor:
 def _lengths(last: torch.Tensor | None) -> list[torch.Tensor]:
     """Returns what the operator reads: every row's last position, and the largest length."""
     assert last is not None
-    return [last, last.max() + 1]
+    return [last, last.max() + 1]  # [batch], []
 
 
 AttentionInterface.register(NAME, attention)

@@ -30,7 +30,8 @@ def engine_records(
     progress: Progress,
 ) -> dict[str, EngineRecord]:
     """By component. The language model runs on ONNX Runtime, or on vLLM."""
-    from iblip.engines.selection import KINDS, language_model_kind
+    from iblip.engines.kinds import KINDS
+    from iblip.engines.selection import language_model_kind
 
     records: dict[str, EngineRecord] = {}
     for component in options.components:

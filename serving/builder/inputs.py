@@ -150,7 +150,7 @@ def _plain(value: Any) -> Any:
 
 def _library(options: BuildOptions, engine: EngineChoice) -> dict[str, Any]:
     """Of plans: what builds them, and the GPU that they are for where no target is named."""
-    from iblip.engines.selection import KINDS
+    from iblip.engines.kinds import KINDS
 
     if not KINDS[engine.kind].plans:
         return {}

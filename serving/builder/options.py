@@ -53,7 +53,7 @@ class BuildOptions:
             another size than the checkpoint's.
         precision: one word or a policy, as `export.precision.parse_precision` reads it.
         quantisation: how int8 and int4 weights are made.
-        engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
+        engine: `auto` or a key of `engines.kinds.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
         triton_backend: one of `serving.repository.native.CHOICES`: what of Triton carries vision
             encoder and Q-Former.
@@ -71,8 +71,8 @@ class BuildOptions:
             is `serving.builder.sizes.INSTRUCTION`, and never more than the model's own.
         usual_batch, usual_instruction: the sizes that profiles are tuned for; `None` is a quarter
             of the largest.
-        profiles: each as `engines.tensorrt.sizes.profile_from_word` reads it; none is one of all
-            sizes.
+        profiles: each as `engines.tensorrt.profile_sizes.profile_from_word` reads it; empty is one
+            of all sizes.
         slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says.
         max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
         queue: requests that may wait for slots.

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from iblip.engines.selection import KINDS
+from iblip.engines.kinds import KINDS
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 
 if TYPE_CHECKING:
     from iblip.engines.tensorrt.libraries import Library
-    from iblip.engines.tensorrt.sizes import ProfileOptions
+    from iblip.engines.tensorrt.profile_sizes import ProfileOptions
     from iblip.serving.builder.options import BuildOptions
 
 INSTRUCTION = 128
@@ -70,15 +70,15 @@ def sizes_from_options(options: BuildOptions) -> ProfileOptions:
     """What profiles are made of, from options whose limits are settled.
 
     Raises:
-        OptionError: see `engines.tensorrt.sizes.ProfileOptions`.
+        OptionError: see `engines.tensorrt.profile_sizes.ProfileOptions`.
     """
-    from iblip.engines.tensorrt.sizes import ProfileOptions, profile_from_word
+    from iblip.engines.tensorrt.profile_sizes import ProfileOptions, profile_from_word
 
     usual = {"batch": options.usual_batch, "instruction": options.usual_instruction}
     most = {"batch": options.max_batch, "instruction": options.max_instruction}
     return ProfileOptions(
-        most=_given(most),
-        usual=_given(usual),
+        max=_given(most),
+        opt=_given(usual),
         profiles=tuple(map(profile_from_word, options.profiles)),
     )
 
@@ -95,10 +95,10 @@ def sizes_of_build(
     """What profiles of a build's graphs are made of: its own limits, unless the caller says others.
 
     Raises:
-        OptionError: see `engines.tensorrt.sizes.ProfileOptions`; or an instruction's length, and
-            the model reads none.
+        OptionError: see `engines.tensorrt.profile_sizes.ProfileOptions`; or an instruction's
+            length, and the model reads none.
     """
-    from iblip.engines.tensorrt.sizes import ProfileOptions, profile_from_word
+    from iblip.engines.tensorrt.profile_sizes import ProfileOptions, profile_from_word
 
     own = manifest.max_instruction
     if max_instruction and max_instruction > own:
@@ -108,8 +108,8 @@ def sizes_of_build(
     longest = max_instruction or min(own, INSTRUCTION) or None
     most = {"batch": max_batch or manifest.limits.max_batch, "instruction": longest}
     return ProfileOptions(
-        most=_given(most),
-        usual=_given({"batch": usual_batch, "instruction": usual_instruction}),
+        max=_given(most),
+        opt=_given({"batch": usual_batch, "instruction": usual_instruction}),
         profiles=tuple(map(profile_from_word, profiles)),
     )
 

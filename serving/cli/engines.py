@@ -253,11 +253,11 @@ def _cache(directory: Path | None) -> EngineCache:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    recipe = entry.recipe
+    inputs = entry.inputs
     return (
         entry.key[:12],
-        f"{entry.graph} {recipe['precision']}",
-        f"{recipe['library']} {recipe['version']}",
+        f"{entry.graph} {inputs['precision']}",
+        f"{inputs['library']} {inputs['version']}",
         entry.target,
         _bytes(entry.size),
         _age(entry.created),
@@ -275,7 +275,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 def _plans(build: Path) -> dict[str, dict[str, Any]]:
     """What the manifest of a build says of its plans, by component and graph."""
-    from iblip.engines.selection import KINDS
+    from iblip.engines.kinds import KINDS
     from iblip.export.artifact.manifest import Manifest
     from iblip.export.errors import BuildDirectoryError
 
@@ -301,12 +301,12 @@ def _plans(build: Path) -> dict[str, dict[str, Any]]:
 
 def _inspected(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
     """What the library's own inspector says of a plan; without a GPU, why it says nothing."""
-    from iblip.engines.hardware.nvidia import nvidia_driver
+    from iblip.engines.hardware.nvidia import has_nvidia_gpu
     from iblip.engines.tensorrt.inspection import engine_information
     from iblip.engines.tensorrt.libraries import find_library
     from iblip.export.errors import EngineError
 
-    if not nvidia_driver():
+    if not has_nvidia_gpu():
         return {"inspector": "no NVIDIA GPU here to load the plan on"}
     try:
         library = find_library(details["library"])

@@ -227,13 +227,13 @@ SIZES: tuple[tuple[str, str], ...] = (
 
 
 def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `engines.tensorrt.sizes.ProfileOptions` is made of; `None` where not given."""
+    """Adds the options of `engines.tensorrt.profile_sizes.ProfileOptions`; `None` if not given."""
     function = click.option(
         "--profile",
         "profiles",
         multiple=True,
         metavar="AXIS=SIZES[,…]",
-        help="Plans: sizes to tune for, least:usual:most, such as batch=1:1:1 or "
+        help="Plans: sizes to tune for, min:opt:max, such as batch=1:1:1 or "
         "batch=1:4:8,instruction=1:32:128. Repeatable; one must hold every request.",
     )(function)
     for name, text in reversed(SIZES):

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from iblip.engines.hardware.containers import WHEELS
-from iblip.engines.selection import KINDS
+from iblip.engines.kinds import KINDS
 from iblip.engines.tensorrt.libraries import SOURCES, find_library
 from iblip.export.errors import EngineError, ServingError
 from iblip.serving.server.installation import find_triton

@@ -161,7 +161,7 @@ def _answers(way: str) -> Callable[[Subject], StageReport]:
         wanted = original.texts(way, subject.positions)
         report = text_report(subject.manifest, original.examples, subject.answers(way), wanted)
         share = report.same / report.examples
-        check = Check(name="same text", value=share, limit=report.wanted, sense="least")
+        check = Check(name="same text", value=share, limit=report.required, sense="least")
         return StageReport(checks=(check,), details=report.to_json())
 
     return run

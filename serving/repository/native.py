@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iblip.engines.hardware.compatibility import TRITON_FLAG, VERSION_COMPATIBLE
+from iblip.engines.kinds import runs_on_gpu
 from iblip.engines.onnxruntime.providers import PROVIDERS, Placement
-from iblip.engines.selection import runs_on_gpu
 from iblip.engines.tensorrt.profile import profile_from_json
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import EngineRecord, Manifest

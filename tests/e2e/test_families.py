@@ -74,7 +74,7 @@ def test_several_images_go_where_its_family_has_them(demo):
     one = demo.client.ask(first, prompt, options=SHORT)
     if demo.manifest.text.images == "one":
         assert most == 1
-        with pytest.raises(InputError, match=r"the request has 2 images; wanted 1\."):
+        with pytest.raises(InputError, match=r"the request has 2 images; expected 1\."):
             demo.client.ask([first, second], prompt)
         return
     asked = [prompt]
@@ -88,5 +88,7 @@ def test_several_images_go_where_its_family_has_them(demo):
             assert found.prompt_tokens == wanted.prompt_tokens
         more = demo.manifest.language_model.num_query_tokens
         assert wanted.prompt_tokens >= one.prompt_tokens + more
-    with pytest.raises(InputError, match=rf"the request has {most + 1} images; wanted 1 to {most}"):
+    with pytest.raises(
+        InputError, match=rf"the request has {most + 1} images; expected 1 to {most}"
+    ):
         demo.client.ask([first] * (most + 1), prompt)

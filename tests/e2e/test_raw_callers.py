@@ -110,8 +110,8 @@ def test_bad_options_are_named(served, pixels, parameters, message):
     [
         (lambda pixels: pixels[:, :-1], "unexpected shape for input 'pixels'"),
         (lambda pixels: pixels[0], "unexpected shape for input 'pixels'"),
-        (lambda pixels: pixels.repeat(9, axis=0), "the request has 9 images; wanted 1 to 4"),
-        (lambda pixels: pixels[:0], "the request has 0 images; wanted 1 to 4"),
+        (lambda pixels: pixels.repeat(9, axis=0), "the request has 9 images; expected 1 to 4"),
+        (lambda pixels: pixels[:0], "the request has 0 images; expected 1 to 4"),
         (lambda pixels: pixels.astype(np.float32), "data-type is 'FP32', but model"),
     ],
     ids=["size", "rank", "many", "none", "dtype"],

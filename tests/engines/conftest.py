@@ -1,11 +1,11 @@
-"""What the tests of engines share: small graphs, small builds, the facts of a small model."""
+"""What the tests of engines share: small graphs and builds, a small model's facts, a plan cache."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from iblip.engines.cache.key import PlanInputs
+from iblip.engines.cache.store import EngineCache
 from iblip.engines.cuda.device import Array
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import (
@@ -216,7 +218,7 @@ def random_build(
     Made once, so a test must leave it as it is.
     """
 
-    @cache
+    @functools.cache
     def make(kind: str, precision: str = "fp32", *parts: str) -> Path:
         directory = tmp_path_factory.mktemp(f"build-{kind}-{precision}") / "build"
         _build(random_checkpoint(kind), directory, precision, parts or COMPONENTS, traces)
@@ -263,14 +265,14 @@ class HostDevice:
         self._called("free")
         del self.memory[address]
 
-    def pinned(self, size: int) -> Array:
-        self._called("pinned")
+    def allocate_pinned(self, size: int) -> Array:
+        self._called("allocate_pinned")
         array = np.full(size, JUNK, np.uint8)
         self.memory[array.ctypes.data] = array
         return array
 
-    def unpin(self, array: Array) -> None:
-        self._called("unpin")
+    def free_pinned(self, array: Array) -> None:
+        self._called("free_pinned")
         del self.memory[array.ctypes.data]
 
     def open_stream(self) -> int:
@@ -367,3 +369,43 @@ class HostDevice:
 def host_device() -> HostDevice:
     """Where no GPU is."""
     return HostDevice()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+def inputs_of(number: int) -> PlanInputs:
+    """The inputs of a plan, equal to those of no other number."""
+    return PlanInputs(
+        graph=f"{number:064x}",
+        precision="fp16",
+        library="tensorrt-rtx",
+        version="1.7.1",
+        targets=("sm89",),
+        device=None,
+        settings={"flags": [], "profiles": []},
+    )
+
+
+@pytest.fixture
+def keep(cache: EngineCache, tmp_path: Path) -> Callable[..., str]:
+    """`keep(3, b"…")`: keeps a plan of that content as a build does; returns its key."""
+
+    def make(number: int, content: bytes = b"a plan") -> str:
+        inputs, plan = inputs_of(number), tmp_path / f"built-{number}.plan"
+        plan.write_bytes(content)
+        with cache.claim(inputs.key, waiting=None) as free:
+            assert free
+            cache.keep(
+                inputs,
+                plan,
+                graph="vision_encoder/model",
+                details={"bytes": len(content), "seconds": 1.5},
+                build="/builds/demo",
+            )
+        plan.unlink()
+        return inputs.key
+
+    return make

@@ -83,9 +83,9 @@ def test_answers_about_a_video_are_those_of_transformers(
 @pytest.mark.parametrize(("kind", "most"), [("llama", "1 to 4"), ("opt", "1")])
 def test_too_many_images_are_refused(kind: str, most: str, random_build: Build) -> None:
     with Pipeline(random_build(kind), threads=1) as pipeline:
-        with pytest.raises(InputError, match=rf"the request has 5 images; wanted {most}\."):
+        with pytest.raises(InputError, match=rf"the request has 5 images; expected {most}\."):
             pipeline.answer(frames(5), "What?")
-        with pytest.raises(InputError, match=rf"the request has 0 images; wanted {most}\."):
+        with pytest.raises(InputError, match=rf"the request has 0 images; expected {most}\."):
             pipeline.answer(frames(5)[:0], "What?")
 
 

@@ -11,7 +11,7 @@ from iblip.engines.cache.store import EngineCache
 from iblip.engines.plans import Outcome, PlanBuild, plans_of_build
 from iblip.engines.tensorrt.libraries import find_library
 from iblip.engines.tensorrt.options import PlanOptions
-from iblip.engines.tensorrt.sizes import ProfileOptions
+from iblip.engines.tensorrt.profile_sizes import ProfileOptions
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
 from iblip.export.progress import Silent
@@ -29,7 +29,7 @@ def _plans(build: Path, output: Path, *graphs: str, cache: Path | None = None) -
     how = PlanBuild(
         library=find_library("tensorrt-rtx"),
         options=PlanOptions(targets=("sm89",)),
-        sizes=ProfileOptions(most={"batch": 8, "instruction": 40}, usual={"batch": 1}),
+        sizes=ProfileOptions(max={"batch": 8, "instruction": 40}, opt={"batch": 1}),
         cache=None if cache is None else EngineCache(cache),
     )
     return list(plans_of_build(build, Manifest.read(build), output, how, Silent(), graphs))

@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.engines.kinds import KINDS
 from iblip.engines.precision_support import REFUSALS, REMARKS, check_precision
-from iblip.engines.selection import KINDS
 from iblip.export.errors import OptionError
 from iblip.export.precision import parse_precision
 from iblip.export.quantisation.options import QuantisationOptions, quantisations
@@ -107,7 +107,7 @@ def test_a_build_is_refused_before_anything_is_read():
 def test_a_build_for_a_gpu_here_is_refused_before_anything_is_read(monkeypatch):
     pytest.importorskip("tensorrt_rtx_bindings")
     machine(monkeypatch, "sm86")
-    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: True)
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: True)
     arguments = ["build", "--model", "nowhere", "--precision", "fp8", "--engine", "tensorrt-rtx"]
     result = CliRunner().invoke(export, arguments, prog_name="export")
     assert result.exit_code == 2

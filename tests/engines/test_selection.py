@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from iblip.engines import selection
-from iblip.engines.hardware.nvidia import nvidia_driver
-from iblip.engines.selection import KINDS, choose_engine, language_model_kind
+from iblip.engines import kinds, selection
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
+from iblip.engines.kinds import KINDS
+from iblip.engines.selection import choose_engine, language_model_kind
 from iblip.export.errors import OptionError
 
 
 def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(selection, "has_nvidia_gpu", lambda: False)
     choice = choose_engine("auto")
     assert choice.kind == "onnxruntime"
     assert "no NVIDIA driver" in choice.reason
@@ -24,7 +25,7 @@ def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
 def test_auto_takes_what_is_proven_and_names_what_else_would_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(selection, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(selection, "has_nvidia_gpu", lambda: True)
     runs = replace(KINDS["onnxruntime-cuda"], running_obstacle=lambda: None)
     monkeypatch.setattr(selection, "KINDS", {**KINDS, "onnxruntime-cuda": runs})
     choice = choose_engine()
@@ -35,7 +36,7 @@ def test_auto_takes_what_is_proven_and_names_what_else_would_run(
     assert choose_engine().kind == "onnxruntime-cuda"
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what is said without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what is said without a GPU")
 @pytest.mark.parametrize(
     "kind", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]
 )
@@ -71,15 +72,15 @@ def test_an_unknown_engine_is_refused_and_the_nearest_offered() -> None:
 
 
 def test_an_engine_that_is_not_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_installed", lambda module: False)
+    monkeypatch.setattr(kinds, "_is_installed", lambda module: False)
     for kind in ("auto", *KINDS):
         with pytest.raises(OptionError, match="pip install 'iblip"):
             choose_engine(kind)
 
 
 def test_tensorrt_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_installed", lambda module: True)
-    monkeypatch.setattr(selection, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(kinds, "_is_installed", lambda module: True)
+    monkeypatch.setattr(kinds, "has_nvidia_gpu", lambda: False)
     with pytest.raises(OptionError, match="no NVIDIA driver"):
         choose_engine("tensorrt")
 
@@ -87,10 +88,10 @@ def test_tensorrt_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_the_package_loads_no_engine() -> None:
     heavy = "torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings"
     modules = (
-        "selection, runners, text, pipeline, types, language_model.opening, "
-        "language_model.onnx_engine, onnxruntime.runner, tensorrt.builder, tensorrt.libraries"
+        "kinds, selection, runners, text, pipeline, types, language_model.opening, "
+        "language_model.onnx.engine, onnxruntime.runner, tensorrt.builder, tensorrt.libraries"
     )
-    names = [f"engines.{name.strip()}" for name in modules.split(",")]
+    names = [f"iblip.engines.{name.strip()}" for name in modules.split(",")]
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"

@@ -67,7 +67,7 @@ def test_a_prompt_has_the_ids_that_the_processor_gives_it(blip2_build, manifest,
         picture = Image.new("RGB", (24, 24))
         ids = processor(images=picture, text=prompt)["input_ids"][0]
         image = [manifest.language_model.image_token_id] * manifest.language_model.num_query_tokens
-        assert prompts(prompt).filled(*image) == ids
+        assert prompts(prompt).fill(*image) == ids
 
 
 def test_an_answer_ends_with_a_line_break(blip2_build, manifest, random_checkpoint, example):

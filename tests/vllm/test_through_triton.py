@@ -173,7 +173,7 @@ def test_a_killed_process_is_told_and_the_next_answers_right(
     stream = client.stream(examples[0].image, "Describe the image.", options=LONG)
     first = next(stream)
     os.kill(worker if victim == "worker" else core, signal.SIGKILL)
-    with pytest.raises(EngineError, match="the vLLM process ended while it wrote this answer"):
+    with pytest.raises(EngineError, match="the vLLM process ended while it generated this answer"):
         list(stream)
     assert stream.text.startswith(first)
     with ThreadPoolExecutor(AT_ONCE) as pool:  # these wait for it to be back

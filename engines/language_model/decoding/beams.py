@@ -1,9 +1,10 @@
 """Beam search, as transformers' `generate` does it: several answers grow, the best one stays.
 
-All scores are float32, and ties fall as they do there. Knows nothing of graphs or text.
+All scores are float32, and ties are broken as transformers breaks them. This module knows nothing
+of graphs or text.
 
-Source: transformers' `GenerationMixin._beam_search`, whose result this reproduces; the penalty of
-length is that of Wu et al. 2016, section 7, without its constants.
+Source: transformers' `GenerationMixin._beam_search`, whose result this reproduces; the length
+penalty is that of Wu et al. 2016, section 7, without its constants.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Beam:
 
     Attributes:
         tokens: chosen so far.
-        score: the sum of their log-probabilities; once finished, with the penalty of length.
+        score: the sum of their log-probabilities; once finished, with the length penalty.
     """
 
     tokens: tuple[int, ...]
@@ -60,7 +61,7 @@ class BeamSearch:
             below 0 short ones; 0 leaves the sums.
         early_stopping: `True` stops at `width` finished beams; `False` when the running ones are
             unlikely to become better; `"never"` when they cannot.
-        restrain: changes log-probabilities `[vocab]` in place, given a beam's tokens.
+        process_logits: changes log-probabilities `[vocab]` in place, given a beam's tokens.
         stopped: whether the last of a beam's tokens ends it, besides those that always do.
 
     Attributes:
@@ -77,52 +78,56 @@ class BeamSearch:
         ends: Sequence[int],
         length_penalty: float,
         early_stopping: EarlyStopping,
-        restrain: Callable[[Scores, tuple[int, ...]], None],
+        process_logits: Callable[[Scores, tuple[int, ...]], None],
         stopped: Callable[[tuple[int, ...]], bool] = lambda tokens: False,
     ) -> None:
         self._width, self._limit, self._ends = width, limit, frozenset(ends)
         self._kept = width * max(2, 1 + len(ends))
-        self._penalty, self._early, self._restrain = length_penalty, early_stopping, restrain
-        self._stopped = stopped
+        self._penalty, self._early = length_penalty, early_stopping
+        self._process_logits, self._stopped = process_logits, stopped
         self.running: list[Beam] = [Beam((), np.float32(0))]
         self.finished: list[Beam] = []
         self.done = False
 
     def accept(self, logits: npt.NDArray[np.generic]) -> list[int]:
-        """Takes the logits `[running, vocab]`; says of each new beam which old one it continues.
+        """Takes the logits `[running, vocab]`; returns for each new beam the index of its parent.
 
         Raises:
             EngineError: the logits are not numbers.
-            OptionError: the restraints forbid every token.
+            OptionError: the logits processors forbid every token.
         """
-        scores = np.stack(
-            [self._scores(row, beam) for row, beam in zip(logits, self.running, strict=True)]
+        scores = np.stack(  # [running, vocab]
+            [self._score(row, beam) for row, beam in zip(logits, self.running, strict=True)]
         )
-        made = []
-        for index in _greatest(scores.reshape(-1), self._kept):
+        continuations = []
+        for index in _find_greatest(scores.reshape(-1), self._kept):
             parent, token = divmod(int(index), scores.shape[1])
             tokens = (*self.running[parent].tokens, token)
             closed = token in self._ends or self._stopped(tokens)
-            made.append(Continuation(parent, Beam(tokens, scores[parent, token]), closed))
-        return self._settle(made)
+            continuations.append(Continuation(parent, Beam(tokens, scores[parent, token]), closed))
+        return self._select(continuations)
 
-    def _settle(self, made: Sequence[Continuation]) -> list[int]:
-        """Keeps the beams that have ended and those that go on, of some, best first; parents."""
-        full = len(made[0].beam.tokens) >= self._limit
-        self._finish([one.beam for one in made[: self._width] if one.closed or full])
-        going = [] if full else [one for one in made if not one.closed][: self._width]
-        self.running = [one.beam for one in going]
+    def _select(self, continuations: Sequence[Continuation]) -> list[int]:
+        """Keeps the beams that have ended and those that go on; returns the parents of the latter.
+
+        Args:
+            continuations: the best ones, best first.
+        """
+        full = len(continuations[0].beam.tokens) >= self._limit
+        self._finish([c.beam for c in continuations[: self._width] if c.closed or full])
+        going = [] if full else [c for c in continuations if not c.closed][: self._width]
+        self.running = [c.beam for c in going]
         self.done = self._is_done()
-        return [one.parent for one in going]
+        return [c.parent for c in going]
 
-    def _scores(self, logits: npt.NDArray[np.generic], beam: Beam) -> Scores:
+    def _score(self, logits: npt.NDArray[np.generic], beam: Beam) -> Scores:
         values = log_probabilities(scores_from_logits(logits))
-        self._restrain(values, beam.tokens)
+        self._process_logits(values, beam.tokens)
         values += beam.score
         return values
 
     def _finish(self, ended: Sequence[Beam], *, extra: int = 0) -> None:
-        """Keeps the best of these, too, at a length of so many tokens more."""
+        """Adds beams to the finished ones and keeps the best; their lengths grow by `extra`."""
         penalised = [
             Beam(beam.tokens, beam.score / np.float32((len(beam.tokens) + extra) ** self._penalty))
             for beam in ended
@@ -144,7 +149,7 @@ class BeamSearch:
         return bool(possible <= self.finished[-1].score)
 
 
-def _greatest(values: Scores, count: int) -> npt.NDArray[np.intp]:
+def _find_greatest(values: Scores, count: int) -> npt.NDArray[np.intp]:
     """Indices of the `count` greatest values above -inf, the greatest first."""
     count = min(count, values.size)
     chosen = np.argpartition(values, values.size - count)[values.size - count :]

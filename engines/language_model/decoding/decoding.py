@@ -1,8 +1,8 @@
 """How a request's sequences go on: logits of its rows in, the rows of its next step out.
 
-A scheduler knows of a request only this: how many rows it may take, and which rows its next step
-has. A row that goes on in two ways is forked, one that goes on in none is freed. Knows nothing of
-the model, of time, or of other requests.
+All that a scheduler knows of a request is how many rows it may take, and which rows its next step
+has. A row that goes on in two ways is forked; a row that goes on in none is freed. This module
+knows nothing of the model, of time, or of other requests.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from iblip.engines.language_model.answering import (
-    AnswerPlan,
+    AnswerLimits,
     CompletionBuilder,
     answer_from_completions,
 )
 from iblip.engines.language_model.decoding.beams import Beam, BeamSearch
-from iblip.engines.language_model.decoding.logits_processors import Restraints, Words
-from iblip.engines.language_model.decoding.old_beams import OldBeamSearch
+from iblip.engines.language_model.decoding.logits_processors import LogitsProcessors, Words
 from iblip.engines.language_model.decoding.ranking import CandidateTree
-from iblip.engines.language_model.decoding.sampling import Sampler, seed_for
+from iblip.engines.language_model.decoding.sampling import Sampler, choose_seed
+from iblip.engines.language_model.decoding.transformers4_beams import Transformers4BeamSearch
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
@@ -50,8 +50,8 @@ class Branch:
 
 
 Spare = Callable[[], int]
-"""How many more rows there are than anybody wants; below 0, so many are wanted by the next in
-line. Whoever can do with fewer rows than it has is expected to, then."""
+"""How many rows are free and not wanted by any request. Below 0, the next request in line lacks
+that many; a request that can do with fewer rows is then expected to give some up."""
 
 
 class Decoding(Protocol):
@@ -59,14 +59,14 @@ class Decoding(Protocol):
 
     @property
     def width(self) -> int:
-        """The rows that must be there for it from now on."""
+        """How many rows must be reserved for it from now on."""
         ...
 
     def accept(self, logits: npt.NDArray[Any], spare: Spare) -> Sequence[Branch]:
         """Takes the logits `[rows, vocab]` of its rows, one row for the first token.
 
-        Returns the rows of the next step; none where the answer is complete. They are at most
-        `width`, or as many as it has and those that are `spare`.
+        Returns the rows of the next step; none once the answer is complete. They are at most
+        `width`, or as many as it has now plus those that are `spare`.
 
         Raises:
             EngineError: the logits are not numbers.
@@ -74,39 +74,39 @@ class Decoding(Protocol):
         ...
 
     def take_delta(self) -> TextDelta | None:
-        """What can be shown since the last call, if anything."""
+        """The text that can be shown since the last call, if any."""
         ...
 
     def answer(self, timing: Timing) -> Answer:
-        """The answer as far as it is."""
+        """The answer so far."""
         ...
 
 
 class Samples:
-    """Greedy search, or one or more draws: a row each.
+    """Greedy search, or one or more sampled answers: a row each.
 
     Args:
         options: how to choose; `n` is how many.
-        plan: what the answer may be.
-        restraints: from the same options.
+        limits: of the answer.
+        processors: the logits processors of the same options.
         builder: makes an empty completion.
     """
 
     def __init__(
         self,
         options: GenerationOptions,
-        plan: AnswerPlan,
-        restraints: Restraints,
+        limits: AnswerLimits,
+        processors: LogitsProcessors,
         builder: Callable[[], CompletionBuilder],
     ) -> None:
         self.width = options.n
-        self._plan = plan
-        self._seed = seed_for(options)
+        self._limits = limits
+        self._seed = choose_seed(options)
         self._rows = [
-            (Sampler(options, restraints, seed=self._seed, index=index), builder())
+            (Sampler(options, processors, seed=self._seed, index=index), builder())
             for index in range(options.n)
         ]
-        self._live = [0] * options.n  # by completion: its row of the last step
+        self._live = [0] * options.n  # each completion's row in the last step
         self._reports = options.logprobs is not None
         self._delta: TextDelta | None = None
 
@@ -126,7 +126,7 @@ class Samples:
         return branches
 
     def take_delta(self) -> TextDelta | None:
-        """What is new of the first completion."""
+        """The new text of the first completion, if any."""
         delta, self._delta = self._delta, None
         return delta
 
@@ -136,20 +136,20 @@ class Samples:
             builder.completion(sampler.logprobs if self._reports else None)
             for sampler, builder in self._rows
         ]
-        return answer_from_completions(completions, self._plan, timing, self._seed)
+        return answer_from_completions(completions, self._limits, timing, self._seed)
 
 
-SEARCHES: Mapping[str, type[BeamSearch]] = {"v5": BeamSearch, "v4": OldBeamSearch}
-"""By `beam_scorer`."""
+SEARCHES: Mapping[str, type[BeamSearch]] = {"v5": BeamSearch, "v4": Transformers4BeamSearch}
+"""By `GenerationOptions.beam_scorer`."""
 
 
 class Beams:
-    """Beam search: a row a beam. All of the text is shown at the end.
+    """Beam search: a row a beam. The text is shown at the end.
 
     Args:
         options: how to search; `n` is how many of the best are wanted.
-        plan: what the answer may be.
-        restraints: from the same options.
+        limits: of the answer.
+        processors: the logits processors of the same options.
         builder: makes an empty completion.
         ends: tokens that end a beam.
         stopped: whether a beam's last token completes a stop string.
@@ -158,21 +158,21 @@ class Beams:
     def __init__(
         self,
         options: GenerationOptions,
-        plan: AnswerPlan,
-        restraints: Restraints,
+        limits: AnswerLimits,
+        processors: LogitsProcessors,
         builder: Callable[[], CompletionBuilder],
         ends: Sequence[int],
         stopped: Callable[[tuple[int, ...]], bool],
     ) -> None:
         self.width = options.num_beams
-        self._wanted, self._plan, self._builder = options.n, plan, builder
+        self._count, self._limits, self._builder = options.n, limits, builder
         self._search = SEARCHES[options.beam_scorer](
             width=options.num_beams,
-            limit=plan.limit,
+            limit=limits.max_tokens,
             ends=ends,
             length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
             early_stopping=options.early_stopping,
-            restrain=restraints,
+            process_logits=processors,
             stopped=stopped,
         )
         self._delta: TextDelta | None = None
@@ -181,7 +181,7 @@ class Beams:
         """See `Decoding`."""
         parents = self._search.accept(logits)
         if self._search.done:
-            text, ids = self._completions()[0].text, self._completions()[0].token_ids
+            text, ids = self._build_completions()[0].text, self._build_completions()[0].token_ids
             self._delta = TextDelta(text=text, token_ids=ids) if text else None
             return ()
         running = self._search.running
@@ -195,15 +195,15 @@ class Beams:
         return delta
 
     def answer(self, timing: Timing) -> Answer:
-        """The best that has finished; before the search is done, nothing."""
-        return answer_from_completions(self._completions(), self._plan, timing, None)
+        """The best finished beams; an empty answer before the search is done."""
+        return answer_from_completions(self._build_completions(), self._limits, timing, None)
 
-    def _completions(self) -> list[Completion]:
+    def _build_completions(self) -> list[Completion]:
         if not self._search.done:
             return [self._builder().completion()]
-        return [self._completion(beam) for beam in self._search.finished[: self._wanted]]
+        return [self._build_completion(beam) for beam in self._search.finished[: self._count]]
 
-    def _completion(self, beam: Beam) -> Completion:
+    def _build_completion(self, beam: Beam) -> Completion:
         builder = self._builder()
         for token in beam.tokens:
             builder.add(token)
@@ -213,11 +213,11 @@ class Beams:
 
 
 class Ranking:
-    """Scores candidates: one row, and as many more as nobody else wants. All is shown at the end.
+    """Scores candidates: in one row, and in any others that are spare. Text is shown at the end.
 
     Args:
-        options: the candidates, and the penalty of length.
-        plan: what the answer may be.
+        options: the candidates, and the length penalty.
+        limits: of the answer.
         facts: of the model.
         candidates: token ids of each candidate, with those that close it.
     """
@@ -225,13 +225,13 @@ class Ranking:
     def __init__(
         self,
         options: GenerationOptions,
-        plan: AnswerPlan,
+        limits: AnswerLimits,
         facts: LanguageModelFacts,
         candidates: Words,
     ) -> None:
         self.width = 1
         self._texts, self._penalty = options.candidates, options.length_penalty or 0.0
-        self._plan, self._ids = plan, [tuple(tokens) for tokens in candidates]
+        self._limits, self._ids = limits, [tuple(tokens) for tokens in candidates]
         self._ends = frozenset(facts.eos_token_ids)
         self._tree = CandidateTree(self._ids)
         self._rows = 1
@@ -243,7 +243,7 @@ class Ranking:
         moves = self._tree.accept(logits, max(1, self._rows + spare()))
         self._rows = len(moves)
         if not moves:
-            self._ranking = self._ranked()
+            self._ranking = self._rank()
             best = self._best()
             self._delta = TextDelta(text=best.text, token_ids=best.token_ids)
         return [Branch(parent, token, back) for parent, back, token in moves]
@@ -254,11 +254,11 @@ class Ranking:
         return delta
 
     def answer(self, timing: Timing) -> Answer:
-        """The likeliest candidate; before all are scored, nothing."""
-        return answer_from_completions([self._best()], self._plan, timing, None, self._ranking)
+        """The likeliest candidate; an empty answer before all are scored."""
+        return answer_from_completions([self._best()], self._limits, timing, None, self._ranking)
 
-    def _ranked(self) -> tuple[RankedCandidate, ...]:
-        made = [
+    def _rank(self) -> tuple[RankedCandidate, ...]:
+        candidates = [
             RankedCandidate(
                 index=index,
                 text=text,
@@ -270,7 +270,7 @@ class Ranking:
                 zip(self._texts, self._ids, self._tree.logprobs, strict=True)
             )
         ]
-        return tuple(sorted(made, key=lambda candidate: -candidate.score))
+        return tuple(sorted(candidates, key=lambda candidate: -candidate.score))
 
     def _best(self) -> Completion:
         if not self._ranking:
@@ -288,18 +288,18 @@ class Ranking:
 
 def decoding_for(
     options: GenerationOptions,
-    plan: AnswerPlan,
+    limits: AnswerLimits,
     facts: LanguageModelFacts,
     builder: Callable[[], CompletionBuilder],
     banned: Words = (),
     candidates: Words = (),
     stopped: Callable[[tuple[int, ...]], bool] = lambda tokens: False,
 ) -> Decoding:
-    """What these options ask for.
+    """The way of generating that these options ask for.
 
     Args:
         options: how to generate.
-        plan: what the answer may be.
+        limits: of the answer.
         facts: of the model.
         builder: makes an empty completion.
         banned: token ids of every banned word.
@@ -307,11 +307,15 @@ def decoding_for(
         stopped: whether the last of some tokens completes a stop string.
     """
     if candidates:
-        return Ranking(options, plan, facts, candidates)
+        return Ranking(options, limits, facts, candidates)
     ends = tuple(dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids)))
-    restraints = Restraints(
-        options, ends=ends, context=plan.context, banned=banned, least=plan.least
+    processors = LogitsProcessors(
+        options,
+        ends=ends,
+        context=limits.context,
+        banned=banned,
+        min_tokens=limits.min_tokens,
     )
     if options.num_beams > 1:
-        return Beams(options, plan, restraints, builder, ends, stopped)
-    return Samples(options, plan, restraints, builder)
+        return Beams(options, limits, processors, builder, ends, stopped)
+    return Samples(options, limits, processors, builder)

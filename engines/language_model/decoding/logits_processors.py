@@ -1,7 +1,7 @@
-"""What a request forbids or disfavours, as changes to the scores of the next token.
+"""Logits processors: a request's biases, penalties and bans, applied to the next token's scores.
 
-The order is that of transformers' logits processors: bias, repetition penalty, repeated n-grams,
-banned words, minimum length. Knows nothing of how a token is then chosen.
+They are applied in transformers' order: bias, repetition penalty, repeated n-grams, banned words,
+minimum length. This module knows nothing of how a token is then chosen.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ Scores = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 Words = Sequence[Sequence[int]]
+"""The token ids of each of several words."""
 
 
-class Restraints:
-    """What one request's options do to the scores of every next token.
+class LogitsProcessors:
+    """The logits processors that one request's options ask for.
 
     Args:
-        options: the request's.
-        ends: tokens that end an answer: forbidden before its least length.
-        context: ids that count as said before the first token, as `penalty_scope` has it: the image
-            placeholders and the prompt of a decoder-only model, the start token of an
-            encoder-decoder. Ids outside the vocabulary are allowed and without effect.
+        options: the request's options.
+        ends: tokens that end an answer; they are forbidden before its minimum length.
+        context: ids that count as generated before the first token, as `penalty_scope` defines: the
+            image placeholders and the prompt of a decoder-only model, the start token of an
+            encoder-decoder. Ids outside the vocabulary are allowed and have no effect.
         banned: token ids of each banned word, none of them empty.
-        least: tokens of answer before which it cannot end; `None` is `min_new_tokens`.
+        min_tokens: the answer cannot end before this many tokens; `None` is `min_new_tokens`.
     """
 
     def __init__(
@@ -42,10 +43,10 @@ class Restraints:
         ends: Sequence[int],
         context: Sequence[int] = (),
         banned: Words = (),
-        least: int | None = None,
+        min_tokens: int | None = None,
     ) -> None:
         self._options = options
-        self._least = options.min_new_tokens if least is None else least
+        self._min_tokens = options.min_new_tokens if min_tokens is None else min_tokens
         self._ends = np.array(ends, dtype=np.int64)
         self._context = list(context)
         self._banned = banned
@@ -59,16 +60,16 @@ class Restraints:
             OptionError: the options together forbid every token.
         """
         options = self._options
-        said = [*self._context, *tokens]
+        previous = [*self._context, *tokens]
         if self._biased.size:
             scores[self._biased] += self._bias
         if options.repetition_penalty != 1.0:
-            penalise(scores, np.array(said, np.int64), options.repetition_penalty)
+            penalise(scores, np.array(previous, np.int64), options.repetition_penalty)
         if options.no_repeat_ngram_size:
-            forbid(scores, repeats(said, options.no_repeat_ngram_size))
+            forbid(scores, find_ngram_repeats(previous, options.no_repeat_ngram_size))
         if self._banned:
-            forbid(scores, completions(said, self._banned))
-        if len(tokens) < self._least:
+            forbid(scores, find_word_ends(previous, self._banned))
+        if len(tokens) < self._min_tokens:
             scores[self._ends] = -np.inf
         if scores.max() == -np.inf:
             raise OptionError(
@@ -78,37 +79,37 @@ class Restraints:
             )
 
 
-def penalise(scores: Scores, said: Ids, penalty: float) -> None:
-    """Divides the positive scores of `said` by `penalty`, multiplies the negative, in place.
+def penalise(scores: Scores, previous: Ids, penalty: float) -> None:
+    """Divides the positive scores of `previous` by `penalty`, multiplies the negative, in place.
 
-    Each id once, however often it was said. Ids outside the vocabulary are passed over.
+    Each id is penalised once, however often it occurs. Ids outside the vocabulary are ignored.
 
     Source: Keskar et al. 2019, CTRL, section 4.1; transformers' RepetitionPenaltyLogitsProcessor.
     """
-    ids = said[(said >= 0) & (said < scores.size)]
-    found = scores[ids]
+    ids = previous[(previous >= 0) & (previous < scores.size)]
+    before = scores[ids]  # [len(ids)]
     scale = np.float32(penalty)
-    scores[ids] = np.where(found < 0, found * scale, found / scale)
+    scores[ids] = np.where(before < 0, before * scale, before / scale)
 
 
 def forbid(scores: Scores, ids: Sequence[int]) -> None:
-    """Makes these ids impossible. Ids outside the vocabulary are passed over."""
+    """Sets the scores of these ids to -inf. Ids outside the vocabulary are ignored."""
     scores[[i for i in ids if 0 <= i < scores.size]] = -np.inf
 
 
-def repeats(said: Sequence[int], size: int) -> list[int]:
-    """Ids that would complete a run of `size` ids which `said` has already."""
-    last = list(said[len(said) - size + 1 :])
+def find_ngram_repeats(previous: Sequence[int], size: int) -> list[int]:
+    """Ids that would complete an n-gram of `size` ids that `previous` already contains."""
+    last = list(previous[len(previous) - size + 1 :])
     if len(last) < size - 1:
         return []
-    starts = range(len(said) - size + 1)
-    return [said[at + size - 1] for at in starts if list(said[at : at + size - 1]) == last]
+    starts = range(len(previous) - size + 1)
+    return [previous[at + size - 1] for at in starts if list(previous[at : at + size - 1]) == last]
 
 
-def completions(said: Sequence[int], words: Words) -> list[int]:
-    """Last ids of the words whose other ids `said` ends with."""
+def find_word_ends(previous: Sequence[int], words: Words) -> list[int]:
+    """Last ids of the words whose other ids `previous` ends with."""
     return [
         word[-1]
         for word in words
-        if len(word) == 1 or tuple(said[1 - len(word) :]) == tuple(word[:-1])
+        if len(word) == 1 or tuple(previous[1 - len(word) :]) == tuple(word[:-1])
     ]

@@ -1,11 +1,11 @@
 """How likely each of some answers is: their tokens as a tree, walked by several rows at once.
 
 Answers that begin alike share that beginning, and the first step scores the first token of all. A
-row walks down from a node to its first child, and keeps the others to do; it comes back to them by
-taking tokens back, which costs nothing, because the keys and values of everything above are still
-in its slot. A row that has nothing left takes over what another has to do, nearest the root: there
-most is left, and least differs between the two. So any number of rows will do, one as well as many,
-and their number may change at every step. Knows nothing of graphs, text or requests.
+row walks down from a node to one of its children and puts the others on its to-do list. It returns
+to them by taking tokens back, which costs nothing, because the keys and values of everything above
+are still in its slot. A row whose list is empty takes over the node of another row's list that is
+nearest the root: there the most work is left, and the two rows differ least. So any number of rows
+works, and it may change at every step. This module knows nothing of graphs, text or requests.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class _Node:
     """The beginning of an answer, or a whole one, or both.
 
     Attributes:
-        token: its last one.
-        depth: how many tokens it has.
+        token: the last token of that beginning.
+        depth: the number of its tokens.
         logprob: the sum of their log-probabilities.
         children: by token.
     """
@@ -42,7 +42,12 @@ class _Node:
 
 @dataclass(eq=False)
 class _Row:
-    """Attributes: node: what it has read. todo: children of what is above, the deepest last."""
+    """One row of the batch.
+
+    Attributes:
+        node: the beginning that the row has read.
+        todo: children of the nodes above that are still to be visited, the deepest last.
+    """
 
     node: _Node
     todo: list[_Node] = field(default_factory=list)
@@ -57,21 +62,21 @@ class CandidateTree:
 
     def __init__(self, candidates: Sequence[Sequence[int]]) -> None:
         root = _Node(token=-1, depth=0)
-        self._ends = [_grown(root, tokens) for tokens in candidates]
+        self._ends = [_add_path(root, tokens) for tokens in candidates]
         self._rows = [_Row(root)]
 
     @property
     def logprobs(self) -> list[float]:
-        """The sum of the log-probabilities of each candidate's tokens, once there is no row."""
+        """The sum of the log-probabilities of each candidate's tokens, once no row is left."""
         return [end.logprob for end in self._ends]
 
     def accept(self, logits: npt.NDArray[np.generic], most: int) -> list[Move]:
-        """Takes the logits `[rows, vocab]`; the rows of the next step, none where all is known.
+        """Takes the logits `[rows, vocab]`; returns the rows of the next step, none at the end.
 
         Args:
             logits: of the rows, one at first.
-            most: rows at the next step. Those that still have something to do of their own go on
-                even where they are more.
+            most: how many rows the next step may have. Rows that still have work of their own go
+                on even if they are more.
 
         Raises:
             EngineError: the logits are not numbers.
@@ -80,25 +85,25 @@ class CandidateTree:
         for row, values in zip(rows, logits, strict=True):
             _score(row, values)
         own = [(index, row.todo.pop()) for index, row in enumerate(rows) if row.todo]
-        taken: list[tuple[int, _Node]] = []
-        while len(own) + len(taken) < most:
+        handed_over: list[tuple[int, _Node]] = []
+        while len(own) + len(handed_over) < most:
             others = [index for index, row in enumerate(rows) if row.todo]
             if not others:
                 break
             source = min(others, key=lambda index: rows[index].todo[0].depth)
-            taken.append((source, rows[source].todo.pop(0)))
+            handed_over.append((source, rows[source].todo.pop(0)))
         self._rows = [
             *(_Row(node, rows[index].todo) for index, node in own),
-            *(_Row(node) for _, node in taken),
+            *(_Row(node) for _, node in handed_over),
         ]
         return [
             (index, rows[index].node.depth - node.depth + 1, node.token)
-            for index, node in (*own, *taken)
+            for index, node in (*own, *handed_over)
         ]
 
 
-def _grown(root: _Node, tokens: Sequence[int]) -> _Node:
-    """The node of these tokens, which are added where they are missing."""
+def _add_path(root: _Node, tokens: Sequence[int]) -> _Node:
+    """The node of these tokens; nodes that are missing on the way are added."""
     node = root
     for token in tokens:
         if token not in node.children:
@@ -108,9 +113,9 @@ def _grown(root: _Node, tokens: Sequence[int]) -> _Node:
 
 
 def _score(row: _Row, logits: npt.NDArray[np.generic]) -> None:
-    """Scores the children of a row's node, and puts down those that have children of their own."""
-    found = log_probabilities(scores_from_logits(logits))
+    """Scores the children of a row's node; those that have children go on its to-do list."""
+    logprobs = log_probabilities(scores_from_logits(logits))
     for child in row.node.children.values():
-        child.logprob = row.node.logprob + float(found[child.token])
+        child.logprob = row.node.logprob + float(logprobs[child.token])
         if child.children:
             row.todo.append(child)

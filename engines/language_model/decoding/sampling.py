@@ -1,7 +1,7 @@
 """Logits to the next token, as transformers' `generate` does it with one sequence.
 
-The order is that of transformers' logits processors: restraints, temperature, top-k, top-p, min-p,
-draw. All arithmetic is float32. Knows nothing of graphs or text.
+The order is that of transformers: logits processors, temperature, top-k, top-p, min-p, sampling.
+All arithmetic is float32. This module knows nothing of graphs or text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-from iblip.engines.language_model.decoding.logits_processors import Restraints
+from iblip.engines.language_model.decoding.logits_processors import LogitsProcessors
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import TokenLogprob
 from iblip.export.errors import EngineError
@@ -20,6 +20,7 @@ Logits = npt.NDArray[np.float32]
 """`[vocab]`"""
 
 Ids = npt.NDArray[np.int64]
+"""Token ids, `[count]`"""
 
 
 class Sampler:
@@ -27,10 +28,10 @@ class Sampler:
 
     Args:
         options: how to choose.
-        restraints: made from the same options.
-        seed: of the draw, from `seed_for`; `None` for greedy.
-        index: tells this answer from others to the same request. The first draws what it would
-            draw alone.
+        processors: the logits processors of the same options.
+        seed: of the random generator, from `choose_seed`; `None` for greedy.
+        index: tells this answer from others to the same request. The first samples what it would
+            sample alone.
 
     Attributes:
         tokens: chosen so far.
@@ -40,13 +41,13 @@ class Sampler:
     def __init__(
         self,
         options: GenerationOptions,
-        restraints: Restraints,
+        processors: LogitsProcessors,
         *,
         seed: int | None = None,
         index: int = 0,
     ) -> None:
         self._options = options
-        self._restraints = restraints
+        self._processors = processors
         entropy = seed if not index or seed is None else [seed, index]
         self._random = None if seed is None else np.random.default_rng(entropy)
         self.tokens: list[int] = []
@@ -70,16 +71,16 @@ class Sampler:
 
     def _choose(self, scores: Logits) -> int:
         options = self._options
-        self._restraints(scores, self.tokens)
+        self._processors(scores, self.tokens)
         if self._random is None:
             return int(scores.argmax())
         scores /= np.float32(options.temperature)
-        ids = likeliest(scores, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
-        return draw(scores, ids, self._random)
+        ids = filter_likely(scores, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+        return sample(scores, ids, self._random)
 
 
-def seed_for(options: GenerationOptions) -> int | None:
-    """The seed that these options ask for, a fresh one where they name none; `None` for greedy."""
+def choose_seed(options: GenerationOptions) -> int | None:
+    """The seed that these options name, or a fresh one if they name none; `None` for greedy."""
     if options.temperature == 0:
         return None
     return secrets.randbits(63) if options.seed is None else options.seed
@@ -102,7 +103,7 @@ def scores_from_logits(logits: npt.NDArray[np.generic]) -> Logits:
 
 
 def log_probabilities(scores: Logits) -> Logits:
-    """Their logarithmic softmax, a new array."""
+    """The logarithmic softmax of `scores`, `[vocab]`, as a new array."""
     shifted: Logits = scores - scores.max()
     shifted -= np.log(np.exp(shifted).sum(dtype=np.float32))
     return shifted
@@ -120,8 +121,8 @@ def token_logprob(logprobs: Logits, token: int, top: int) -> TokenLogprob:
     )
 
 
-def likeliest(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Ids:
-    """Ids that a draw may choose, in ascending order.
+def filter_likely(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Ids:
+    """Ids that may be sampled, in ascending order.
 
     Args:
         scores: `[vocab]`; -inf is never chosen.
@@ -131,12 +132,12 @@ def likeliest(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: floa
         min_p: then keep those with at least this share of the likeliest's probability; 0 keeps all.
     """
     if 0 < top_k < scores.size:
-        least = np.partition(scores, scores.size - top_k)[scores.size - top_k]
-        ids = np.flatnonzero(scores >= least)
+        kth_greatest = np.partition(scores, scores.size - top_k)[scores.size - top_k]
+        ids = np.flatnonzero(scores >= kth_greatest)
     else:
         ids = np.arange(scores.size)
     if top_p < 1.0:
-        order = ids[np.argsort(scores[ids], kind="stable")]  # the likeliest last
+        order = ids[np.argsort(scores[ids], kind="stable")]  # [len(ids)], the likeliest last
         less_likely = np.cumsum(_softmax(scores[order]), dtype=np.float64)
         keep = less_likely > 1 - top_p
         keep[-1] = True
@@ -147,12 +148,12 @@ def likeliest(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: floa
     return ids[scores[ids] > -np.inf]
 
 
-def draw(scores: Logits, ids: Ids, random: np.random.Generator) -> int:
-    """One of `ids`, with the probabilities that their scores give."""
-    ladder = np.cumsum(_softmax(scores[ids]), dtype=np.float64)
+def sample(scores: Logits, ids: Ids, random: np.random.Generator) -> int:
+    """Samples one of `ids`, with the probabilities that their scores give."""
+    cumulative = np.cumsum(_softmax(scores[ids]), dtype=np.float64)  # [len(ids)]
     # Scaled by the sum, which rounding leaves a little off 1.
-    step = np.searchsorted(ladder, random.random() * ladder[-1], side="right")
-    return int(ids[min(int(step), ids.size - 1)])
+    index = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+    return int(ids[min(int(index), ids.size - 1)])
 
 
 def _softmax(scores: Logits) -> Logits:

@@ -1,7 +1,7 @@
-"""A language-model engine in this process: a queue, and a worker thread that runs a batch.
+"""A language-model engine in this process: a queue, and a worker thread that runs the batch.
 
-Requests are taken in the order in which they came, as soon as there are slots for them. The worker
-owns the model; callers meet it only through tickets.
+Requests are taken in order of arrival, as soon as there are slots for them. The worker owns the
+model; callers reach it only through tickets.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
-from iblip.engines.language_model.answering import CompletionBuilder, plan_answer
+from iblip.engines.language_model.answering import CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
     closed_error,
+    copy_visual_prompt,
     queue_full_error,
-    with_own_copy,
 )
 from iblip.engines.language_model.decoding.decoding import decoding_for
 from iblip.engines.language_model.detokenise import special_tokens
@@ -42,10 +42,10 @@ class OnnxEngine:
     """A `LanguageModelEngine` over a `BatchModel`. A context manager: leaving closes it.
 
     Args:
-        model: what continues sequences; the engine owns it and closes it.
-        prompts: the language model's tokenizer.
+        model: continues sequences; the engine owns it and closes it.
+        prompts: tokenises prompts for the language model.
         facts: of the model.
-        queue_limit: how many requests may wait, those that run not counted.
+        queue_limit: how many requests may wait, not counting those that run.
         stop: strings that end any answer of this model.
     """
 
@@ -67,7 +67,7 @@ class OnnxEngine:
         self._special = special_tokens(prompts.tokenizer)
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []  # for `close`, which another thread calls
-        self._over = ""  # why it takes no more requests
+        self._stop_reason = ""  # why it takes no more requests; empty while it does
         self._freed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="language-model", daemon=True)
@@ -91,15 +91,15 @@ class OnnxEngine:
                 slots; an option names a token that the model does not have; or a candidate is too
                 long.
             QueueFullError: too many requests are waiting.
-            EngineError: the engine is closed, or has stopped by a fault of its own.
+            EngineError: the engine is closed, or has failed.
         """
-        ticket = self._ticket(request)
+        ticket = self._make_ticket(request)
         with self._changed:
-            if self._over:
-                raise EngineError(self._over)
-            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            if self._stop_reason:
+                raise EngineError(self._stop_reason)
+            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
             if len(self._waiting) >= self._queue_limit:
-                self._totals.refused()
+                self._totals.count_refused()
                 raise queue_full_error(len(self._waiting))
             self._waiting.append(ticket)
             self._changed.notify()
@@ -116,7 +116,7 @@ class OnnxEngine:
             )
 
     def close(self) -> None:
-        """Ends every request with `EngineError`, then frees the model. Harmless when repeated."""
+        """Ends every request with `EngineError`, then frees the model. May be called repeatedly."""
         self._stop(str(closed_error()))
         atexit.unregister(self.close)
         if threading.current_thread() is not self._worker:
@@ -127,36 +127,36 @@ class OnnxEngine:
             self._model.close()
 
     def _stop(self, reason: str) -> None:
-        """Takes no more requests, and ends those that there are."""
+        """Accepts no more requests, and ends those that it has."""
         with self._changed:
-            self._over = self._over or reason
+            self._stop_reason = self._stop_reason or reason
             unfinished = [*self._waiting, *self._running]
             self._waiting.clear()
             self._changed.notify()
         for ticket in unfinished:
             ticket.end(EngineError(reason))
 
-    def _ticket(self, request: GenerationRequest) -> Ticket:
+    def _make_ticket(self, request: GenerationRequest) -> Ticket:
         check_visual_prompt(request.visual_prompt, self._facts)
         prompt = self._prompts(request.prompt, len(request.visual_prompt))
         options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
         self._check_fit(options)
-        plan = plan_answer(prompt, options, facts, self._stop_strings)
+        limits = settle_limits(prompt, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
-            return CompletionBuilder(options, plan, facts, tokenizer, self._special)
+            return CompletionBuilder(options, limits, facts, tokenizer, self._special)
 
         banned = words_from_text(tokenizer, options.banned_words)
-        stops = StopTokens(tokenizer, plan.stop)
-        candidates = self._candidates(options, plan.limit)
-        decoding = decoding_for(options, plan, facts, builder, banned, candidates, stops)
-        return Ticket(with_own_copy(request), prompt, decoding, self._totals)
+        stops = StopTokens(tokenizer, limits.stop)
+        candidates = self._tokenise_candidates(options, limits.max_tokens)
+        decoding = decoding_for(options, limits, facts, builder, banned, candidates, stops)
+        return Ticket(copy_visual_prompt(request), prompt, decoding, self._totals)
 
-    def _candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
-        """The token ids of each candidate; refuses those that the model could not say."""
+    def _tokenise_candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
+        """The token ids of each candidate; refuses those that the model cannot generate."""
         closed = self._facts.is_encoder_decoder
-        found = answers_from_text(self._prompts.tokenizer, options.candidates, closed=closed)
-        for text, ids in zip(options.candidates, found, strict=True):
+        token_ids = answers_from_text(self._prompts.tokenizer, options.candidates, closed=closed)
+        for text, ids in zip(options.candidates, token_ids, strict=True):
             shown = repr(text if len(text) <= 40 else f"{text[:40]}…")
             if len(ids) > limit:
                 raise OptionError(
@@ -164,8 +164,8 @@ class OnnxEngine:
                     "behind this prompt. Shorten it or leave it out."
                 )
             if len(ids) <= closed or max(ids) >= self._facts.vocab_size:
-                raise OptionError(f"candidates has {shown}, which this model's tokens cannot say")
-        return found
+                raise OptionError(f"candidates has {shown}, which this model's tokens cannot spell")
+        return token_ids
 
     def _check_fit(self, options: GenerationOptions) -> None:
         """Refuses token ids that the model does not have, and more rows than it has slots."""
@@ -192,19 +192,20 @@ class OnnxEngine:
                 self._scheduler.turn()
                 self._scheduler.drop()
             self._scheduler.drop()
-        except Exception as error:  # nobody may wait for a worker that is no more
+        except Exception as error:  # no caller may wait for a worker that has ended
             logger.exception("the language-model engine stopped")
             self._stop(f"the language-model engine stopped ({error!r}). Start it again.")
 
     def _admit(self) -> bool:
-        """Takes in what fits, in order, waiting while there is nothing to do; false at the end."""
+        """Admits requests that fit, in order; waits if there are none. `False` at the end."""
         with self._changed:
             self._running = self._scheduler.running
-            self._changed.wait_for(lambda: self._waiting or self._running or self._over)
-            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            self._changed.wait_for(lambda: self._waiting or self._running or self._stop_reason)
+            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
             while self._waiting and self._scheduler.fits(self._waiting[0]):
                 self._scheduler.add(self._waiting[0])
-                self._waiting.popleft()  # not before: if that fails, it is still somewhere
-            self._scheduler.wanted = self._waiting[0].decoding.width if self._waiting else 0
+                self._waiting.popleft()  # only now: if `add` fails, the request is still queued
+            next_width = self._waiting[0].decoding.width if self._waiting else 0
+            self._scheduler.slots_awaited = next_width
             self._running = self._scheduler.running
-            return not self._over
+            return not self._stop_reason

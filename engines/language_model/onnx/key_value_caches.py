@@ -1,6 +1,6 @@
 """The keys and values of every slot, in the host's memory or in a GPU's.
 
-A cache is `[slots, heads, positions, head_dim]`. Knows nothing of what a slot holds.
+A cache is `[slots, heads, positions, head_dim]`. This module knows nothing of what a slot holds.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from iblip.export.artifact.contract import TensorSpec
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int, int]
+"""Slots, heads, positions, head_dim."""
 
 
 class Caches(Protocol):
-    """The caches of one model, by the names of the decoder's inputs."""
+    """The caches of one model, named as the decoder's inputs."""
 
     @property
     def names(self) -> Iterable[str]:
-        """Of all of them."""
+        """The names of all caches."""
         ...
 
     def rows(self, name: str, first: int, count: int) -> Array | DeviceArray:
-        """`[count, heads, positions, head_dim]`: some slots of a cache, in place."""
+        """Consecutive slots of a cache, in place: `[count, heads, positions, head_dim]`."""
         ...
 
     def copy(self, names: Iterable[str], source: int, target: int, place: slice) -> None:
-        """Copies positions of a slot to the same positions of another."""
+        """Copies the positions `place` of one slot to the same positions of another."""
         ...
 
     def write(self, arrays: Mapping[str, Array], row: int) -> None:
-        """Puts `[heads, positions, head_dim]` each at the beginning of a slot."""
+        """Writes arrays `[heads, positions, head_dim]` to the beginning of a slot."""
         ...
 
     def close(self) -> None:
@@ -46,14 +47,14 @@ class Caches(Protocol):
 
 
 class HostCaches:
-    """`Caches` in the host's memory. What no sequence has reached is not taken from the system.
+    """`Caches` in the host's memory. Positions that no sequence has reached take no memory yet.
 
     Args:
-        specs: of the decoder's inputs that are caches.
+        specs: the decoder's inputs that are caches.
         shape: of each.
 
     Attributes:
-        buffers: the caches.
+        buffers: the caches by name, each `[slots, heads, positions, head_dim]`.
     """
 
     def __init__(self, specs: Iterable[TensorSpec], shape: Shape) -> None:
@@ -61,7 +62,7 @@ class HostCaches:
 
     @property
     def names(self) -> Iterable[str]:
-        """Of all of them."""
+        """The names of all caches."""
         return self.buffers
 
     def rows(self, name: str, first: int, count: int) -> Array:
@@ -85,14 +86,14 @@ class HostCaches:
 
 
 class DeviceCaches:
-    """`Caches` in a GPU's memory, all of it taken at once.
+    """`Caches` in a GPU's memory, all of it allocated at once.
 
     Args:
-        specs: of the decoder's inputs that are caches.
+        specs: the decoder's inputs that are caches.
         shape: of each.
-        device: whose memory it is.
-        number: of the GPU, from 0.
-        memory: ONNX Runtime's name of it.
+        device: the GPU.
+        number: the GPU's number, from 0.
+        memory: ONNX Runtime's name of its memory.
 
     Raises:
         CudaError: the GPU has too little memory.
@@ -125,13 +126,13 @@ class DeviceCaches:
 
     @property
     def names(self) -> Iterable[str]:
-        """Of all of them."""
+        """The names of all caches."""
         return self._dtypes
 
     def rows(self, name: str, first: int, count: int) -> DeviceArray:
         """As `Caches.rows`."""
         return DeviceArray(
-            address=self._at(name, first, 0),
+            address=self._address(name, first, 0),
             shape=(count, *self._shape[1:]),
             dtype=self._dtypes[name],
             memory=self._memory,
@@ -144,8 +145,8 @@ class DeviceCaches:
         self._device.use()
         for name in names:
             self._device.copy_rows(
-                self._at(name, target, start),
-                self._at(name, source, start),
+                self._address(name, target, start),
+                self._address(name, source, start),
                 pitch=self._bytes(name, self._shape[2]),
                 width=self._bytes(name, stop - start),
                 rows=self._shape[1],
@@ -159,7 +160,7 @@ class DeviceCaches:
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         for name, array in whole.items():
             self._device.upload_rows(
-                self._at(name, row, 0),
+                self._address(name, row, 0),
                 array,
                 pitch=self._bytes(name, self._shape[2]),
                 stream=self._stream,
@@ -174,8 +175,8 @@ class DeviceCaches:
             self._device.free(address)
         self._device.close_stream(self._stream)
 
-    def _at(self, name: str, row: int, position: int) -> int:
-        """The address of a slot's position, in its first head."""
+    def _address(self, name: str, row: int, position: int) -> int:
+        """The address of one position of a slot, in its first head."""
         _, heads, positions, _ = self._shape
         return self._addresses[name] + self._bytes(name, row * heads * positions + position)
 

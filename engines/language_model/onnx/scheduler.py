@@ -1,7 +1,7 @@
-"""Which sequences a batch consists of, step by step: requests join and leave at every one.
+"""Continuous batching: which sequences each step runs. Requests join and leave at every step.
 
-A turn takes in what waits and fits, reads a piece of a prompt, and runs one step of every sequence
-that is past its prompt, so that a long prompt holds nobody up. Knows nothing of threads or queues.
+A turn reads a piece of one prompt, and runs one step of every sequence that is past its prompt, so
+that a long prompt delays no other request. This module knows nothing of threads or queues.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from iblip.export.errors import EngineError, IblipError
 logger = logging.getLogger(__name__)
 
 PIECE = 64
-"""Positions of a prompt that are read at once. Always the same, whoever else is there: a sum in
-another order can be another number."""
+"""Positions of a prompt that are read at once. It does not depend on the other requests, because a
+sum in another order can give another result."""
 
 
 class _Job:
-    """A running request: its slots, and what each of them is to read next."""
+    """A running request: its slots, and the token that each of them reads next."""
 
     def __init__(self, ticket: Ticket, first: Slot) -> None:
         self.ticket = ticket
         self.slots = [first]
-        self.tokens: list[int] = []  # one a slot, once the prompt is read
+        self.tokens: list[int] = []  # one per slot, once the prompt is read
         self.prompt: Prompt | None = None
 
     @property
     def reserved(self) -> int:
-        """The slots that are its own, or will be."""
+        """How many slots it has or may still need."""
         return max(len(self.slots), self.ticket.decoding.width)
 
 
@@ -49,14 +49,14 @@ class Scheduler:
         totals: where tokens are counted.
 
     Attributes:
-        wanted: slots that the next in line is waiting for.
+        slots_awaited: slots that the next request in the queue is waiting for.
     """
 
     def __init__(self, model: BatchModel, totals: Totals) -> None:
         self._model = model
         self._totals = totals
         self._jobs: list[_Job] = []
-        self.wanted = 0
+        self.slots_awaited = 0
 
     @property
     def running(self) -> list[Ticket]:
@@ -64,19 +64,19 @@ class Scheduler:
         return [job.ticket for job in self._jobs]
 
     def fits(self, ticket: Ticket) -> bool:
-        """Whether there are slots for all the rows that this request may need."""
-        return ticket.decoding.width <= self._free()
+        """Whether there are slots for all rows that this request may need."""
+        return ticket.decoding.width <= self._count_free()
 
     def add(self, ticket: Ticket) -> None:
         """Gives a request its slot; it must fit."""
-        ticket.start()
+        ticket.note_start()
         self._jobs.append(_Job(ticket, self._model.acquire()))
 
     def drop(self) -> None:
         """Frees the slots of requests that are cancelled, late, or ended from outside."""
         for job in list(self._jobs):
-            if job.ticket.given_up():
-                self._leave(job)
+            if job.ticket.end_if_given_up():
+                self._remove(job)
 
     def turn(self) -> None:
         """Reads a piece of a prompt, and runs one step."""
@@ -92,13 +92,13 @@ class Scheduler:
         if job.prompt is None:
             job.prompt = self._model.read(ticket.request.visual_prompt, ticket.prompt)
         before = job.prompt.done
-        logits = self._model.prefill(job.slots[0], job.prompt, PIECE)
+        logits = self._model.prefill(job.slots[0], job.prompt, PIECE)  # [vocab], after the last
         self._totals.prompt_tokens += job.prompt.done - before
         if logits is not None:
-            ticket.prefilled()
-            self._accept(job, logits[None])
+            ticket.note_prefill()
+            self._accept(job, logits[None])  # [1, vocab]
         elif job.prompt.done == job.prompt.positions:
-            ticket.prefilled()
+            ticket.note_prefill()
             assert self._model.start_token is not None
             job.tokens = [self._model.start_token]
 
@@ -106,61 +106,62 @@ class Scheduler:
         tokens = {
             slot: token for job in jobs for slot, token in zip(job.slots, job.tokens, strict=True)
         }
-        logits, start = self._model.step(tokens), 0
+        logits, start = self._model.step(tokens), 0  # [slots of all jobs, vocab]
         for job in jobs:
-            mine = logits[start : start + len(job.slots)]
+            rows = logits[start : start + len(job.slots)]  # [slots of this job, vocab]
             start += len(job.slots)
-            self._guard([job], partial(self._accept, job, mine))
+            self._guard([job], partial(self._accept, job, rows))
 
     def _accept(self, job: _Job, logits: npt.NDArray[Any]) -> None:
+        """Continues a job by the logits `[its slots, vocab]` of a step."""
         ticket = job.ticket
-        if ticket.given_up():
-            self._leave(job)
+        if ticket.end_if_given_up():
+            self._remove(job)
             return
-        chosen = job.reserved  # one a row, or all of the first ones
-        branches = ticket.decoding.accept(logits, lambda: self._free() - self.wanted)
+        chosen = job.reserved  # one token per row; the first step chooses all rows' tokens
+        branches = ticket.decoding.accept(logits, lambda: self._count_free() - self.slots_awaited)
         self._totals.generated_tokens += chosen
         delta = ticket.decoding.take_delta()
         if delta is not None:
             ticket.put(delta)
         if branches:
-            job.slots = self._branched(job.slots, branches)
+            job.slots = self._assign_slots(job.slots, branches)
             job.tokens = [branch.token for branch in branches]
         else:
             ticket.end()
-            self._leave(job)
+            self._remove(job)
 
-    def _branched(self, slots: Sequence[Slot], branches: Sequence[Branch]) -> list[Slot]:
-        """The slots of the branches. A parent's first branch stays where the parent is."""
-        chosen: dict[int, Slot] = {}  # by branch
-        stay: set[Slot] = set()
+    def _assign_slots(self, slots: Sequence[Slot], branches: Sequence[Branch]) -> list[Slot]:
+        """The slot of each branch. A parent's first branch stays in the parent's slot."""
+        assigned: dict[int, Slot] = {}  # by index of the branch
+        continued: set[Slot] = set()
         for index, branch in enumerate(branches):
-            if slots[branch.parent] not in stay:
-                chosen[index] = slots[branch.parent]
-                stay.add(slots[branch.parent])
-        spare = [slot for slot in slots if slot not in stay]
+            if slots[branch.parent] not in continued:
+                assigned[index] = slots[branch.parent]
+                continued.add(slots[branch.parent])
+        spare = [slot for slot in slots if slot not in continued]
         for index, branch in enumerate(branches):
-            if index not in chosen:
-                chosen[index] = spare.pop() if spare else self._model.acquire()
-                self._model.fork(slots[branch.parent], chosen[index])
+            if index not in assigned:
+                assigned[index] = spare.pop() if spare else self._model.acquire()
+                self._model.fork(slots[branch.parent], assigned[index])
         for slot in spare:
             self._model.release(slot)
         for index, branch in enumerate(branches):
-            if branch.back:  # only now: a fork starts from what its parent was
-                chosen[index].take_back(branch.back)
-        return [chosen[index] for index in range(len(branches))]
+            if branch.back:  # only now: a fork copies its parent as it was
+                assigned[index].take_back(branch.back)
+        return [assigned[index] for index in range(len(branches))]
 
-    def _free(self) -> int:
-        """The slots that are nobody's."""
+    def _count_free(self) -> int:
+        """How many slots no request has or has reserved."""
         return self._model.capacity - sum(job.reserved for job in self._jobs)
 
-    def _leave(self, job: _Job) -> None:
+    def _remove(self, job: _Job) -> None:
         self._jobs.remove(job)
         for slot in job.slots:
             self._model.release(slot)
 
     def _guard(self, jobs: Sequence[_Job], work: Callable[[], None]) -> None:
-        """Does some work; where it fails, these requests end with the error."""
+        """Runs `work`; if it fails, the requests of these jobs end with the error."""
         try:
             work()
         except IblipError as error:
@@ -175,4 +176,4 @@ class Scheduler:
         for job in jobs:
             job.ticket.end(error)
             if job in self._jobs:
-                self._leave(job)
+                self._remove(job)

@@ -1,6 +1,6 @@
-"""What a batching engine wants of a language model, and the slots that its sequences live in.
+"""The interface of a batched language model, and the slots that hold its sequences.
 
-Knows nothing of graphs, text, options or requests.
+This module knows nothing of graphs, text, options or requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(eq=False)
 class Prompt:
-    """A prompt on its way into a slot.
+    """A prompt that is being read into a slot, a piece at a time.
 
     Attributes:
         embeds: `[1, positions, hidden]`, of visual prompt and text.
@@ -30,7 +30,7 @@ class Prompt:
 
     @property
     def positions(self) -> int:
-        """Its length."""
+        """Its length in positions."""
         return int(self.embeds.shape[1])
 
 
@@ -39,11 +39,11 @@ class Slot:
     """One sequence within a model.
 
     Attributes:
-        row: its row of the model's caches. It changes as other sequences leave.
+        row: its row in the model's caches. It changes as other sequences leave.
         length: positions of the decoder's cache that it fills.
-        prompt: what it began with; the forks of a sequence share it.
-        source_length: positions of an encoder's output that it sees.
-        tokens: read after the prompt; their keys and values are in the cache.
+        prompt: the prompt that it began with; the forks of a sequence share it.
+        source_length: positions of the encoder's output that it attends to.
+        tokens: the tokens read after the prompt; their keys and values are in the cache.
     """
 
     row: int
@@ -53,22 +53,22 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
 
     def take_back(self, count: int) -> None:
-        """Forgets its last tokens. Their keys and values stay, unread, until others come there."""
+        """Drops its last tokens. Their keys and values stay, unread, until they are overwritten."""
         del self.tokens[len(self.tokens) - count :]
         self.length -= count
 
 
 class BatchModel(Protocol):
-    """A language model that continues many sequences at once, each in its slot. Not thread-safe."""
+    """A language model that continues many sequences at once, each in a slot. Not thread-safe."""
 
     @property
     def capacity(self) -> int:
-        """How many sequences it holds."""
+        """How many sequences it can hold."""
         ...
 
     @property
     def used(self) -> int:
-        """How many of them are taken. May be asked from any thread."""
+        """How many slots are taken. May be called from any thread."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class BatchModel(Protocol):
 
     @property
     def start_token(self) -> int | None:
-        """What an answer begins with, where the prompt's last position does not give its first."""
+        """The token that an answer starts from; `None` if the prompt gives its first logits."""
         ...
 
     def acquire(self) -> Slot:
@@ -86,27 +86,27 @@ class BatchModel(Protocol):
         ...
 
     def release(self, slot: Slot) -> None:
-        """Frees a slot. Another may move into its row."""
+        """Frees a slot. Another slot may move into its row."""
         ...
 
     def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
-        """Puts a visual prompt `[images, queries, hidden]`, of any float dtype, into a prompt."""
+        """Embeds a prompt and its visual prompt `[images, queries, hidden]`, of any float dtype."""
         ...
 
     def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Array | None:
         """Reads at most `limit` more positions of the prompt into the slot (an encoder reads all).
 
-        Returns the logits `[vocab]` of the answer's first token, once the whole is read; none
-        where the answer has a `start_token`.
+        Returns the logits `[vocab]` of the answer's first token once all positions are read; always
+        `None` if there is a `start_token`.
         """
         ...
 
     def step(self, tokens: Mapping[Slot, int]) -> Array:
-        """Adds a token to each of these; the logits `[len(tokens), vocab]` of the next."""
+        """Adds one token to each slot; returns the logits `[len(tokens), vocab]` of the next."""
         ...
 
     def fork(self, source: Slot, target: Slot) -> None:
-        """Makes `target` what `source` is, copying no more than where they differ."""
+        """Makes `target` equal to `source`, copying only the positions where they differ."""
         ...
 
     def close(self) -> None:
@@ -114,8 +114,8 @@ class BatchModel(Protocol):
         ...
 
 
-def shared_positions(source: Slot, target: Slot) -> int:
-    """How many positions of two slots hold the same, from the first on."""
+def count_shared_positions(source: Slot, target: Slot) -> int:
+    """The number of leading positions that two slots have in common."""
     if source.prompt is None or source.prompt is not target.prompt:
         return 0
     shared = source.length - len(source.tokens)  # of the prompt

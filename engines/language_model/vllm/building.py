@@ -1,4 +1,4 @@
-"""What a build holds for vLLM: a plain Hugging Face directory, and how it is to be run."""
+"""The part of a build that is for vLLM: a Hugging Face directory, and the settings to run it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from iblip.export.checkpoint.checkpoint import Checkpoint
 
 MODEL = "engines/language_model"
-"""The directory that vLLM reads, in a build."""
+"""The directory in a build that vLLM reads."""
 
 
 def check_vllm(checkpoint: Checkpoint, precision: str, settings: VllmSettings) -> None:
     """Refuses what vLLM cannot run, before anything is exported.
 
     Args:
-        checkpoint: to be built.
+        checkpoint: the checkpoint to build.
         precision: of its language model.
-        settings: how it is to be spread.
+        settings: how the model is spread over devices.
 
     Raises:
-        OptionError: naming what does not fit, and what does.
+        OptionError: the message names what vLLM cannot run, and what it can.
     """
     from iblip.export.checkpoint.language_model_directory import CAUSAL_MODELS
 
@@ -35,8 +35,8 @@ def check_vllm(checkpoint: Checkpoint, precision: str, settings: VllmSettings) -
     if config.model_type not in CAUSAL_MODELS:
         raise OptionError(
             f"--llm-engine vllm: {checkpoint.name} has a language model of type "
-            f"{config.model_type!r}; vLLM takes visual prompts for {', '.join(CAUSAL_MODELS)} "
-            f"alone. {instead}"
+            f"{config.model_type!r}; vLLM takes visual prompts only for "
+            f"{', '.join(CAUSAL_MODELS)}. {instead}"
         )
     if precision not in DTYPES:
         raise OptionError(
@@ -54,7 +54,7 @@ def vllm_from_checkpoint(
     settings: VllmSettings,
     progress: Progress,
 ) -> EngineRecord:
-    """Writes the language model into the build in the making `work`, and records it.
+    """Writes the language model into the unfinished build `work`; returns its record.
 
     Raises:
         CheckpointError, ExportError: as

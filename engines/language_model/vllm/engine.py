@@ -1,8 +1,8 @@
-"""A language-model engine that is another process: vLLM's.
+"""A language-model engine in another process: vLLM's.
 
-Requests wait here, in the order in which they came, until vLLM has room for their sequences; so a
-full queue, a deadline and a cancellation mean what they mean on every engine. One thread sees to
-all of it: it sends requests, takes tokens, and starts the process again where it has died.
+Requests wait here, in order of arrival, until vLLM has room for their sequences; so a full queue, a
+deadline and a cancellation mean the same as on every engine. One thread sends requests, receives
+tokens, and restarts the process if it dies.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from iblip.engines.language_model.answering import AnswerPlan, CompletionBuilder, plan_answer
+from iblip.engines.language_model.answering import AnswerLimits, CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
     check_tokens,
     check_visual_prompt,
     closed_error,
+    copy_visual_prompt,
     queue_full_error,
-    with_own_copy,
 )
 from iblip.engines.language_model.decoding.logits_processors import Words
 from iblip.engines.language_model.detokenise import special_tokens
@@ -51,34 +51,34 @@ from iblip.export.errors import EngineError, OptionError
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
-"""How often requests are asked whether anybody still waits for them, in seconds."""
+"""The interval, in seconds, at which requests are checked for cancellation and deadline."""
 
 Receive = Callable[[WorkerProcess, Message | None], None]
 
 Start = Callable[[Receive], WorkerProcess]
-"""Starts a process that reports to what it is given."""
+"""Starts a process that passes its messages to the given function."""
 
 
 class _Request(Pending):
-    """One request, and what vLLM must be told of it."""
+    """One request, and what vLLM needs to know of it."""
 
     def __init__(
         self,
         request: GenerationRequest,
         prompt: PromptIds,
-        plan: AnswerPlan,
+        limits: AnswerLimits,
         sequences: Sequences,
         banned: Words,
         totals: Totals,
     ) -> None:
         super().__init__(request, sequences.answer, totals)
-        self.prompt, self.plan, self.banned = prompt, plan, banned
+        self.prompt, self.limits, self.banned = prompt, limits, banned
         self.sequences = sequences
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A sequence that vLLM works on: whose it is, and which."""
+    """A sequence that vLLM is generating: its request, and its index there."""
 
     ticket: _Request
     index: int
@@ -87,16 +87,16 @@ class _Running:
 class VllmEngine:
     """A `LanguageModelEngine` over vLLM. A context manager: leaving closes it.
 
-    Making one returns when vLLM is ready.
+    The constructor returns when vLLM is ready.
 
     Args:
         start: starts the process.
-        prompts: the language model's tokenizer.
+        prompts: tokenises prompts for the language model.
         facts: of the model.
-        sequences: how many vLLM runs at once.
-        queue_limit: how many requests may wait, those that run not counted.
-        positions: how many a sequence may have; `None` is the model's own length.
-        restarts: when a process that died is started again.
+        sequences: how many sequences vLLM runs at once.
+        queue_limit: how many requests may wait, not counting those that run.
+        positions: how many positions a sequence may have; `None` is the model's own length.
+        restarts: when a process that died is restarted.
         stop: strings that end any answer of this model.
 
     Raises:
@@ -132,17 +132,17 @@ class VllmEngine:
         self._ready_at: float | None = None
         self._start_at: float | None = None
         self._reason = ""
-        self._looked = 0.0
-        self._gone: EngineError | None = None
+        self._polled_at = 0.0
+        self._failure: EngineError | None = None
         self._closed = False
-        self._settled = threading.Event()  # it is ready for the first time, or never will be
+        self._settled = threading.Event()  # set once it was ready, or never will be
         self._thread = threading.Thread(target=self._work, name="language-model", daemon=True)
         self._thread.start()
         atexit.register(self.close)
         self._settled.wait()
-        if self._gone is not None:
+        if self._failure is not None:
             self.close()
-            raise self._gone
+            raise self._failure
 
     def __enter__(self) -> VllmEngine:
         return self
@@ -156,36 +156,36 @@ class VllmEngine:
         Raises:
             InputError: the prompt is empty, too long, or has the image token in it; the visual
                 prompt is not float `[images, queries, hidden]`; or there are too many images.
-            OptionError: an option that vLLM does not have, or that does not fit this model.
+            OptionError: vLLM does not have an option, or it does not fit this model.
             QueueFullError: too many requests are waiting.
             EngineError: the engine is closed, or vLLM has died too often.
         """
-        ticket = self._ticket(request)
+        ticket = self._make_ticket(request)
         with self._lock:
             if self._closed:
                 raise closed_error()
-            if self._gone is not None:
-                raise self._gone
-            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            if self._failure is not None:
+                raise self._failure
+            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
             if len(self._waiting) >= self._queue_limit:
-                self._totals.refused()
+                self._totals.count_refused()
                 raise queue_full_error(len(self._waiting))
             self._waiting.append(ticket)
         self._events.put(None)
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
     def status(self) -> EngineStatus:
-        """See `LanguageModelEngine`. A slot is a sequence that vLLM works on."""
+        """See `LanguageModelEngine`. A slot is a sequence that vLLM is generating."""
         running = list(self._running.values())
         return self._totals.status(
             slots=self._capacity,
             slots_used=len(running),
-            running=len({one.ticket for one in running}),
+            running=len({sequence.ticket for sequence in running}),
             waiting=len(self._waiting),
         )
 
     def close(self) -> None:
-        """Ends every request with `EngineError`, then the process. Harmless when repeated."""
+        """Ends every request with `EngineError`, then the process. May be called repeatedly."""
         with self._lock:
             self._closed = True
         atexit.unregister(self.close)
@@ -193,7 +193,7 @@ class VllmEngine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _ticket(self, request: GenerationRequest) -> _Request:
+    def _make_ticket(self, request: GenerationRequest) -> _Request:
         options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
         check_visual_prompt(request.visual_prompt, facts)
         check_options(options)
@@ -204,21 +204,22 @@ class VllmEngine:
                 f"and each answer is one. Lower it; {how_to_raise('slots')}."
             )
         prompt = self._prompts(request.prompt, len(request.visual_prompt))
-        plan = plan_answer(prompt, options, facts, self._stop_strings)
+        limits = settle_limits(prompt, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
-            return CompletionBuilder(options, plan, facts, tokenizer, self._special)
+            return CompletionBuilder(options, limits, facts, tokenizer, self._special)
 
         banned = words_from_text(tokenizer, options.banned_words)
-        sequences = Sequences(options, plan, builder)
-        own = with_own_copy(request)
-        return _Request(own, prompt, plan, sequences, banned, self._totals)
+        sequences = Sequences(options, limits, builder)
+        return _Request(
+            copy_visual_prompt(request), prompt, limits, sequences, banned, self._totals
+        )
 
     def _cancel(self, ticket: _Request) -> None:
         ticket.cancelled = True
         self._events.put(None)
 
-    # From here on all runs on the engine's own thread.
+    # Everything from here on runs on the engine's own thread.
 
     def _work(self) -> None:
         try:
@@ -226,20 +227,20 @@ class VllmEngine:
             while not self._closed:
                 event = self._next_event()
                 if event is not None:
-                    self._take(*event)
-                if event is None or time.monotonic() - self._looked >= POLL_S:
+                    self._handle(*event)
+                if event is None or time.monotonic() - self._polled_at >= POLL_S:
                     self._drop()
                 self._admit()
-        except Exception as error:  # whatever it is, nobody must wait for ever
+        except Exception as error:  # whatever it is, no caller may wait for ever
             logger.exception("the engine's thread failed")
             self._give_up(f"the language-model engine failed ({error!r})")
-        self._end_all(self._gone or closed_error())
+        self._end_all(self._failure or closed_error())
         if self._process is not None:
             self._process.stop()
         self._settled.set()
 
     def _next_event(self) -> tuple[WorkerProcess, Message | None] | None:
-        """The next message, or nothing where it is time to look around."""
+        """The next message; `None` when it is time to check requests or to start the process."""
         busy = bool(self._running or self._waiting)
         left = None if self._start_at is None else max(0.0, self._start_at - time.monotonic())
         waits = [seconds for seconds in (POLL_S if busy else None, left) if seconds is not None]
@@ -257,28 +258,28 @@ class VllmEngine:
         except OSError as error:
             self._give_up(f"vLLM cannot be started ({error})")
 
-    def _take(self, process: WorkerProcess, message: Message | None) -> None:
+    def _handle(self, process: WorkerProcess, message: Message | None) -> None:
         if message is None:
-            self._died(process)
+            self._handle_death(process)
         elif message["kind"] == "ready":
             logger.info("vLLM %s is ready", message["vllm"])
             self._ready_at = time.monotonic()
             self._settled.set()
         elif message["kind"] == "tokens":
-            self._grow(message)
+            self._add_tokens(message)
         elif message["id"] is None:
             self._reason = message["error"]
         elif (running := self._running.get(message["id"])) is not None:
-            self._leave(running.ticket, EngineError(f"vLLM failed: {message['error']}"))
+            self._remove(running.ticket, EngineError(f"vLLM failed: {message['error']}"))
 
-    def _grow(self, message: Message) -> None:
+    def _add_tokens(self, message: Message) -> None:
         running = self._running.get(message["id"])
-        if running is None:  # cancelled, while these were on their way
+        if running is None:  # cancelled while these tokens were on their way
             return
         ticket, sequences = running.ticket, running.ticket.sequences
         if not sequences.begun:
-            ticket.prefilled()
-            self._totals.prompt_tokens += ticket.plan.prompt_tokens
+            ticket.note_prefill()
+            self._totals.prompt_tokens += ticket.limits.prompt_tokens
         self._totals.generated_tokens += len(message["tokens"])
         complete = sequences.accept(running.index, message)
         for delta in sequences.take_deltas():
@@ -289,34 +290,35 @@ class VllmEngine:
                 self._send({"kind": "abort", "id": message["id"]})
         elif message["finished"]:
             error = EngineError("vLLM ended an answer before its end. Ask again.")
-            self._leave(ticket, error)
+            self._remove(ticket, error)
         if sequences.done:
             ticket.end()
 
     def _drop(self) -> None:
-        """Frees what is cancelled or late."""
-        self._looked = time.monotonic()
+        """Removes requests that are cancelled or late."""
+        self._polled_at = time.monotonic()
         for ticket in {running.ticket for running in self._running.values()}:
-            if ticket.given_up():
-                self._leave(ticket)
+            if ticket.end_if_given_up():
+                self._remove(ticket)
         with self._lock:
-            self._waiting = deque(t for t in self._waiting if not t.given_up())
+            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
 
     def _admit(self) -> None:
-        """Sends what has room, in order; starts the process, where it is time."""
+        """Sends requests that fit, in order; starts the process when it is time."""
         if self._start_at is not None and time.monotonic() >= self._start_at:
             self._launch()
         while self._ready_at is not None:
             with self._lock:
-                taken = len(self._running)
-                if not self._waiting or taken + self._waiting[0].sequences.width > self._capacity:
+                used = len(self._running)
+                if not self._waiting or used + self._waiting[0].sequences.width > self._capacity:
                     return
                 ticket = self._waiting.popleft()
             self._generate(ticket)
 
     def _generate(self, ticket: _Request) -> None:
-        ticket.start()
+        ticket.note_start()
         options, sequences = ticket.request.options, ticket.sequences
+        # visual: [images, queries, hidden]
         visual = np.ascontiguousarray(ticket.request.visual_prompt, dtype=np.float32)
         token_ids, starts = prompt_positions(ticket.prompt, self._facts)
         for index in range(sequences.width):
@@ -324,7 +326,7 @@ class VllmEngine:
             self._running[number] = _Running(ticket, index)
             params = params_from_options(
                 options,
-                ticket.plan,
+                ticket.limits,
                 self._facts,
                 banned=ticket.banned,
                 seed=sequences.seed,
@@ -340,8 +342,8 @@ class VllmEngine:
             }
             self._send(header, visual.tobytes())
 
-    def _leave(self, ticket: _Request, error: EngineError | None = None) -> None:
-        """Takes a request from vLLM; where there is an error, it ends with that."""
+    def _remove(self, ticket: _Request, error: EngineError | None = None) -> None:
+        """Aborts a request in vLLM; if there is an error, the request ends with it."""
         if error is not None:
             ticket.end(error)
         for number in [n for n, running in self._running.items() if running.ticket is ticket]:
@@ -352,8 +354,8 @@ class VllmEngine:
         if self._process is not None:
             self._process.send(header, body)
 
-    def _died(self, process: WorkerProcess) -> None:
-        """Ends what ran in it, and decides whether another is started."""
+    def _handle_death(self, process: WorkerProcess) -> None:
+        """Ends the requests that ran in the process, and decides whether it is restarted."""
         ran_s = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
         how = "; ".join(filter(None, [self._reason, process.epitaph()]))
         first = not self._settled.is_set()
@@ -361,26 +363,26 @@ class VllmEngine:
         if first:
             self._give_up(f"vLLM did not start: {how}")
             return
-        wait_s = self._restarts.ended(ran_s)
+        wait_s = self._restarts.note_end(ran_s)
         if wait_s is None:
             ends = self._restarts.ends
             self._give_up(
-                f"the vLLM process ended {ends} times in a row, and is not started again. "
-                f"The last time: {how}\nRestart the server once the cause is mended."
+                f"the vLLM process ended {ends} times in a row, and is not restarted. "
+                f"The last time: {how}\nRestart the server once the cause is fixed."
             )
             return
-        logger.error("the vLLM process ended, and is started again in %g s: %s", wait_s, how)
+        logger.error("the vLLM process ended, and is restarted in %g s: %s", wait_s, how)
         self._end_running(
             EngineError(
-                "the vLLM process ended while it wrote this answer, and is being started again "
+                "the vLLM process ended while it generated this answer, and is being restarted "
                 f"({process.epitaph().partition(';')[0]}). Ask again."
             )
         )
         self._start_at = time.monotonic() + wait_s
 
     def _give_up(self, message: str) -> None:
-        self._gone = EngineError(message)
-        self._end_all(self._gone)
+        self._failure = EngineError(message)
+        self._end_all(self._failure)
         self._settled.set()
 
     def _end_running(self, error: EngineError) -> None:

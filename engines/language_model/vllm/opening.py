@@ -1,4 +1,4 @@
-"""Opens the vLLM engine of a build."""
+"""Opens a build's language model on vLLM."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from iblip.export.artifact.manifest import EngineRecord, LanguageModelFacts, Man
 from iblip.export.errors import BuildDirectoryError
 
 CPU_CACHE_BYTES = 4 * 2**30
-"""Most memory for keys and values on a CPU, unless one sequence takes more. What has no room waits
-in vLLM. VLLM_CPU_KVCACHE_SPACE, in GiB, overrides it."""
+"""The most memory for keys and values on a CPU, unless one sequence takes more. Sequences that do
+not fit wait in vLLM. VLLM_CPU_KVCACHE_SPACE, in GiB, overrides it."""
 
 BLOCK = 128
-"""Positions that vLLM's CPU cache is divided into."""
+"""Positions in each block of vLLM's CPU cache."""
 
 
 def open_vllm(
@@ -35,11 +35,11 @@ def open_vllm(
         directory: of the build.
         manifest: of the same build.
         limits: how much it takes on; a slot is a sequence that vLLM runs.
-        threads: of each of vLLM's processes on a CPU; `None` shares out the cores among them.
+        threads: of each of vLLM's processes on a CPU; `None` shares the cores among them.
 
     Raises:
         BuildDirectoryError: the build lacks the directory that vLLM reads.
-        EngineError: there is no environment of vLLM, or vLLM does not start.
+        EngineError: there is no environment with vLLM, or vLLM does not start.
     """
     record, facts = manifest.components["language_model"].engine, manifest.language_model
     missing = [path for path in record.files.values() if not (directory / path).is_file()]
@@ -75,10 +75,10 @@ def engine_arguments(
     sequences: int,
     positions: int,
 ) -> dict[str, Any]:
-    """What the worker makes vLLM's `AsyncEngineArgs` of, JSON-ready.
+    """The fields of vLLM's `AsyncEngineArgs` for the worker, JSON-ready.
 
-    Text stays on this side: vLLM loads no tokenizer, and every end of an answer is given with its
-    request.
+    Text is handled on this side: vLLM loads no tokenizer, and each request names the tokens that
+    end its answer.
     """
     dtype = record.details["dtype"]
     return {
@@ -92,12 +92,12 @@ def engine_arguments(
         "max_num_seqs": sequences,
         "max_logprobs": min(MOST_LOGPROBS, facts.vocab_size),
         "disable_log_stats": True,
-        "cpu_kv_cache_bytes": _cpu_cache_bytes(facts, dtype, sequences, positions),
+        "cpu_kv_cache_bytes": _size_cpu_cache(facts, dtype, sequences, positions),
     }
 
 
-def _cpu_cache_bytes(facts: LanguageModelFacts, dtype: str, sequences: int, positions: int) -> int:
+def _size_cpu_cache(facts: LanguageModelFacts, dtype: str, sequences: int, positions: int) -> int:
     elements = 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim
     blocks = -(-positions // BLOCK) + 1
-    one = blocks * BLOCK * elements * np.dtype(dtype).itemsize
-    return max(one, min(one * sequences, CPU_CACHE_BYTES))
+    per_sequence = blocks * BLOCK * elements * np.dtype(dtype).itemsize
+    return max(per_sequence, min(per_sequence * sequences, CPU_CACHE_BYTES))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from iblip.engines.language_model.answering import AnswerPlan
+from iblip.engines.language_model.answering import AnswerLimits
 from iblip.engines.language_model.decoding.logits_processors import Words
 from iblip.engines.language_model.option_table import MAX_SEED, OPTIONS, VLLM
 from iblip.engines.language_model.options import GenerationOptions
@@ -46,7 +46,7 @@ def check_options(options: GenerationOptions) -> None:
 
 def params_from_options(
     options: GenerationOptions,
-    plan: AnswerPlan,
+    limits: AnswerLimits,
     facts: LanguageModelFacts,
     *,
     banned: Words = (),
@@ -60,7 +60,7 @@ def params_from_options(
 
     Args:
         options: that `check_options` lets pass.
-        plan: what the answer may be.
+        limits: of the answer.
         facts: of the model.
         banned: token ids of every banned word.
         seed: of the random generator; `None` for greedy.
@@ -68,8 +68,8 @@ def params_from_options(
     """
     ends = dict.fromkeys((*facts.eos_token_ids, *options.stop_token_ids))
     params: dict[str, Any] = {
-        "max_tokens": plan.limit,
-        "min_tokens": plan.least,
+        "max_tokens": limits.max_tokens,
+        "min_tokens": limits.min_tokens,
         "temperature": options.temperature,
         "repetition_penalty": options.repetition_penalty,
         "stop_token_ids": list(ends),
@@ -100,4 +100,4 @@ def prompt_positions(prompt: PromptIds, facts: LanguageModelFacts) -> tuple[list
     placeholder = image if known and image is not None else prompt.ids[0]
     queries = facts.num_query_tokens
     starts = [place + queries * index for index, place in enumerate(prompt.places)]
-    return prompt.filled(*[placeholder] * queries), starts
+    return prompt.fill(*[placeholder] * queries), starts

@@ -1,6 +1,6 @@
-"""The process that vLLM runs in, from this end of the pipe.
+"""The process that vLLM runs in, seen from this end of the pipe.
 
-`worker.py` is the other end, and says what messages there are. Knows nothing of requests.
+`worker.py` is the other end and documents the messages. This module knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ Message = Mapping[str, Any]
 WORKER = Path(__file__).with_name("worker.py")
 
 STOP_S = 12.0
-"""How long the process may take to end by itself, in seconds, before it is killed. It gives itself
-less, so this is for one that is stuck."""
+"""How long the process may take to end by itself, in seconds, before it is killed. Its own limit is
+lower, so this only concerns a process that is stuck."""
 
 ASK_S = 10.0
-"""How long what a dead process leaves behind may take to end by itself, in seconds. vLLM's own
-processes take five."""
+"""How long the rest of the group may take to end after SIGTERM, in seconds. vLLM's own processes
+take five."""
 
 LAST_LINES = 15
-"""How much of what it wrote is told where it ended by itself."""
+"""How many of the log's last lines `epitaph` repeats."""
 
 
 class WorkerProcess:
-    """One process, started at once. It leads a process group, so that nothing of it stays behind.
+    """One process, started at once. It leads a process group, so that all of it can be ended.
 
     Args:
-        command: the interpreter and the script, or what stands for them.
-        environment: variables of the process, all of them.
+        command: the interpreter and the script, or a replacement for them.
+        environment: all environment variables of the process.
         arguments: of vLLM's engine.
-        receive: given each message, on a thread of its own; `None` last, once the process and all
-            that it started have ended.
+        receive: called with each message on a thread of its own, and last with `None`, once the
+            process and all that it started have ended.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class WorkerProcess:
         self._receive = receive
         self._lock = threading.Lock()
         self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        # vLLM's sockets, of which a killed process leaves the files behind.
+        # Holds vLLM's sockets, whose files a killed process leaves behind.
         self._scratch = tempfile.TemporaryDirectory(prefix="iblip-vllm-")
         self._process = subprocess.Popen(
             command,
@@ -68,7 +68,7 @@ class WorkerProcess:
             process_group=0,
         )
         self._log = threading.Thread(target=self._follow_log, name="vllm-log", daemon=True)
-        self._watch = threading.Thread(target=self._bury, name="vllm-end", daemon=True)
+        self._watch = threading.Thread(target=self._end_with_process, name="vllm-end", daemon=True)
         self._reader = threading.Thread(target=self._read, name="vllm-messages", daemon=True)
         for thread in (self._log, self._watch, self._reader):
             thread.start()
@@ -76,18 +76,18 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process, and of its group."""
+        """Id of the process and of its group."""
         return self._process.pid
 
     def send(self, header: Message, body: bytes = b"") -> None:
-        """Sends one message; to a process that has ended, in vain: `receive` is told of that."""
+        """Sends one message. It is lost if the process has ended; `receive` is then called."""
         assert self._process.stdin is not None
         # `ValueError`: the pipe was closed on this side.
         with self._lock, contextlib.suppress(OSError, ValueError):
             write_message(self._process.stdin, header, body)
 
     def stop(self) -> None:
-        """Ends the process, and returns once all of it has ended. Harmless when repeated."""
+        """Ends the process and returns once its whole group has ended. May be called repeatedly."""
         assert self._process.stdin is not None
         with self._lock, contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -103,7 +103,7 @@ class WorkerProcess:
         if status is not None:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
         last = "\n  ".join(self._lines)
-        return f"{how}; the last that it wrote:\n  {last}" if last else how
+        return f"{how}; the last lines of its log:\n  {last}" if last else how
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -124,13 +124,13 @@ class WorkerProcess:
             sys.stderr.write(text)
             sys.stderr.flush()
 
-    def _bury(self) -> None:
-        """What the process started goes with it, and with that the last writer of its pipes."""
+    def _end_with_process(self) -> None:
+        """Ends the group once the process has ended, so that its pipes have no writer left."""
         self._process.wait()
         self._kill()
 
     def _kill(self) -> None:
-        """Ends the group. Asked first, vLLM's processes free the memory that they share."""
+        """Ends the group, by SIGTERM first: vLLM's processes then free their shared memory."""
         end = time.monotonic() + ASK_S
         signals = [signal.SIGTERM]
         while self._signal(signals.pop() if signals else 0) and time.monotonic() < end:
@@ -139,7 +139,7 @@ class WorkerProcess:
         self._process.wait()
 
     def _signal(self, number: int) -> bool:
-        """Sends a signal to the group, 0 being none; whether there is still any of it."""
+        """Sends a signal to the group (0 sends none); returns whether the group still exists."""
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""When a process that ended is started again: at once at first, then later and later."""
+"""When a process that ended is restarted: after a short wait first, then after longer ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Restarts:
-    """Counts the ends of one process after another.
+    """Counts how often a process has ended in a row.
 
     Attributes:
-        limit: ends without a steady run between them, after which no more is started.
-        first_s: the first wait, in seconds; each is twice the one before it.
-        longest_s: no wait is longer.
-        steady_s: a process that was ready for so long was well: the count begins anew.
+        limit: after this many ends without a steady run in between, it is not restarted.
+        first_s: the first wait, in seconds; each further wait is twice the one before.
+        longest_s: the longest wait, in seconds.
+        steady_s: a process that was ready for this many seconds ran steadily: the count restarts.
+        ends: how often it has ended since the last steady run.
     """
 
     limit: int = 5
@@ -22,14 +23,14 @@ class Restarts:
     steady_s: float = 300.0
     ends: int = 0
 
-    def ended(self, ran_s: float) -> float | None:
-        """Notes an end.
+    def note_end(self, ran_s: float) -> float | None:
+        """Notes that the process has ended.
 
         Args:
             ran_s: how long the process had been ready, in seconds; 0 if it never was.
 
         Returns:
-            How long to wait before the next start, in seconds; `None` where there is none.
+            How long to wait before the restart, in seconds; `None` if it is not restarted.
         """
         self.ends = 1 if ran_s >= self.steady_s else self.ends + 1
         if self.ends > self.limit:

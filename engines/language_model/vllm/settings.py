@@ -1,4 +1,4 @@
-"""How a model is spread over devices: what a build decides, and its manifest keeps."""
+"""How vLLM spreads a model over devices: decided by a build, and kept in its manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXECUTORS: Mapping[str, str] = {
     "mp": "processes of one machine",
     "ray": "a Ray cluster, of one machine or several",
 }
-"""What starts vLLM's shares of a model."""
+"""Executor to what it spreads vLLM's shares of a model over."""
 
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precision word to the dtype that vLLM keeps weights in and computes in."""
@@ -29,7 +29,7 @@ class VllmSettings:
         gpu_memory_utilization: the share of a GPU's memory that vLLM may take.
 
     Raises:
-        OptionError: naming the option of `export build`, what was given and what was wanted.
+        OptionError: the message names the option of `export build`, its value and its range.
     """
 
     tensor_parallel: int = 1
@@ -40,14 +40,14 @@ class VllmSettings:
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "pipeline_parallel"):
             if getattr(self, name) < 1:
-                raise OptionError(f"{_flag(name)} is {getattr(self, name)}; wanted 1 or more")
+                raise OptionError(f"{_flag(name)} is {getattr(self, name)}; expected 1 or more")
         if self.executor not in EXECUTORS:
             known = ", ".join(f"{name} ({what})" for name, what in EXECUTORS.items())
-            raise OptionError(f"--executor is {self.executor!r}; wanted one of {known}")
+            raise OptionError(f"--executor is {self.executor!r}; expected one of {known}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise OptionError(
                 f"--gpu-memory-utilization is {self.gpu_memory_utilization}; "
-                "wanted above 0, at most 1"
+                "expected above 0, at most 1"
             )
 
     @classmethod
@@ -63,7 +63,7 @@ class VllmSettings:
         """Refuses sizes that do not divide the model.
 
         Raises:
-            OptionError: naming the option and the sizes that do.
+            OptionError: the message names the option and the sizes that do.
         """
         if heads % self.tensor_parallel:
             fitting = [str(size) for size in range(1, heads + 1) if heads % size == 0]

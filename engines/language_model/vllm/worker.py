@@ -1,24 +1,24 @@
-"""vLLM's end of the pipe: a script that runs under vLLM's own Python and serves one engine.
+"""The vLLM end of the pipe: a script that runs under vLLM's own Python and serves one engine.
 
-It imports nothing of this project, which that Python does not have: vLLM, torch and the standard
-library only, and nothing but the latter before `main` runs. The engine's end is `process.py`, which
-takes the framing from here.
+It imports nothing of this project, which that Python does not have: only vLLM, torch and the
+standard library, and only the latter before `main` runs. The engine's end is `process.py`, which
+imports the framing from here.
 
-A message is a JSON object with a body of raw bytes, empty in most. Into the worker:
+A message is a JSON object with a body of raw bytes, empty in most messages. Into the worker:
 
     {"kind": "open", "engine": {…}}                  first; the arguments of vLLM's engine
     {"kind": "generate", "id", "token_ids", "visual": [images, rows, hidden],
      "starts": [position, …], "params": {…}}         body: the visual prompt, float32
-    {"kind": "abort", "id"}                          no more of it is wanted
+    {"kind": "abort", "id"}                          ends this request
 
 Out of the worker:
 
     {"kind": "ready", "vllm": version}
     {"kind": "tokens", "id", "tokens", "logprobs", "finished"}
-    {"kind": "failed", "id", "error"}                `id` null: nothing can go on
+    {"kind": "failed", "id", "error"}                `id` null: the worker cannot go on
 
-The worker ends when its input does, and takes its process group with it: vLLM's engine is a process
-of its own, and each of its shares of a model another.
+The worker ends when its input does, and ends its process group: vLLM's engine is a process of its
+own, and so is each of its shares of a model.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 SIZES = struct.Struct(">II")
-"""What a message begins with: the bytes of its header, and of its body."""
+"""The start of a message: the sizes in bytes of its header and of its body."""
 
 SHUTDOWN_S = 8.0
-"""How long vLLM may take to end in good order, in seconds, before it is killed."""
+"""How long vLLM may take to shut down by itself, in seconds, before it is killed."""
 
 HEALTH_S = 0.5
-"""How often vLLM is asked whether it still runs, in seconds, while nobody else would notice."""
+"""The interval, in seconds, at which vLLM is asked whether it still runs."""
 
 
 def write_message(stream: IO[bytes], header: Mapping[str, Any], body: bytes = b"") -> None:
-    """Writes one message. Raises `OSError` where nobody reads any more."""
+    """Writes one message. Raises `OSError` if the other end is closed."""
     text = json.dumps(header).encode()
     stream.write(SIZES.pack(len(text), len(body)) + text + body)
     stream.flush()
 
 
 def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """The next message; `None` at the end, also where it is in the middle of one."""
+    """Reads the next message; `None` at the end of the stream, even within a message."""
     start = stream.read(SIZES.size)
     if len(start) < SIZES.size:
         return None
@@ -77,10 +77,10 @@ class Worker:
         self._llm: Any = None
 
     async def run(self) -> None:
-        """From the first message to the end of the input.
+        """Serves from the first message to the end of the input.
 
         Raises:
-            Exception: vLLM cannot be started, or has died; it has been reported.
+            Exception: vLLM could not be started, or has died; it has been reported.
         """
         opening = read_message(self._source)
         if opening is None:
@@ -89,7 +89,7 @@ class Worker:
             self._llm = self._open(opening[0]["engine"])
             await self._serve()
         except Exception as error:
-            self._send({"kind": "failed", "id": None, "error": _told(error)})
+            self._send({"kind": "failed", "id": None, "error": _describe(error)})
             raise
         finally:
             if self._llm is not None:
@@ -118,7 +118,7 @@ class Worker:
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         while (message := read_message(self._source)) is not None:
             loop.call_soon_threadsafe(self._take, *message)
-        # Whatever holds up the loop, this process and what it started must not outlive its parent.
+        # Even if the loop is stuck, this process and what it started must not outlive its parent.
         killer = threading.Timer(SHUTDOWN_S, _kill_group)
         killer.daemon = True
         killer.start()
@@ -136,24 +136,24 @@ class Worker:
     async def _generate(self, header: Mapping[str, Any], body: bytes) -> None:
         number = header["id"]
         try:
-            prompt, params = _prompt(header, body), _params(header["params"])
+            prompt, params = _build_prompt(header, body), _build_params(header["params"])
             async for output in self._llm.generate(prompt, params, str(number)):
-                self._send(_report(number, output))
+                self._send(_build_report(number, output))
         except Exception as error:
-            if not self._llm.errored:  # else it is not this request's fault, and `_serve` says so
-                self._send({"kind": "failed", "id": number, "error": _told(error)})
+            if not self._llm.errored:  # otherwise vLLM itself failed, which `_serve` reports
+                self._send({"kind": "failed", "id": number, "error": _describe(error)})
 
     def _send(self, header: Mapping[str, Any]) -> None:
         write_message(self._target, header)
 
 
 def _for_device(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's arguments as this device takes them, and for a CPU its environment.
+    """The engine's arguments for this device. On a CPU it also sets environment variables.
 
-    On a GPU vLLM finds by itself how much memory is left for keys and values; on a CPU, where it
-    would take nearly all there is, it gets what was worked out for it. There it also compiles
-    small functions when a request first needs them, for a minute, in which all others wait; and it
-    wants whole NUMA nodes, where a machine may have one for two shares of a model.
+    On a GPU vLLM itself finds how much memory is left for keys and values. On a CPU it would take
+    nearly all memory, so it gets a computed size. There it would also compile small functions when
+    a request first needs them, which blocks all others for a minute; and it expects a NUMA node for
+    each share of a model, of which a machine may have too few.
     """
     from vllm.platforms import current_platform
 
@@ -169,18 +169,20 @@ def _for_device(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _prompt(header: Mapping[str, Any], body: bytes) -> Any:
-    """Each image as embeddings, at its place among the text's ids, which vLLM embeds itself.
+def _build_prompt(header: Mapping[str, Any], body: bytes) -> Any:
+    """vLLM's prompt: embeddings for each image, and token ids for the text, which vLLM embeds.
 
-    So the ids are known where a penalty counts them. In the place of an image they are what the
-    caller put there.
+    This way a penalty can count the text's ids. At the place of an image the ids are the caller's
+    placeholders.
     """
     import torch
     from vllm.inputs import embeds_input
 
     images, rows, hidden = header["visual"]
     token_ids = header["token_ids"]
-    embeds, is_token = torch.zeros(len(token_ids), hidden), [True] * len(token_ids)
+    embeds = torch.zeros(len(token_ids), hidden)  # [positions, hidden]
+    is_token = [True] * len(token_ids)
+    # visual: [images, rows, hidden]
     visual = torch.frombuffer(bytearray(body), dtype=torch.float32).view(images, rows, hidden)
     for image, start in zip(visual, header["starts"], strict=True):
         embeds[start : start + rows] = image
@@ -188,13 +190,13 @@ def _prompt(header: Mapping[str, Any], body: bytes) -> Any:
     return embeds_input(prompt_embeds=embeds, prompt_token_ids=token_ids, is_token_ids=is_token)
 
 
-def _params(fields: Mapping[str, Any]) -> Any:
+def _build_params(fields: Mapping[str, Any]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     fields = dict(fields)
-    # JSON has strings for keys. Banned words come as token ids, for which vLLM has a private field:
-    # the public one takes text, and would want a tokenizer here.
+    # JSON's keys are strings. Banned words come as token ids, for which vLLM has a private field:
+    # the public one takes text and would need a tokenizer here.
     bias = {int(token): value for token, value in fields.pop("logit_bias").items()}
     banned = fields.pop("banned_token_ids")
     return SamplingParams(
@@ -206,12 +208,12 @@ def _params(fields: Mapping[str, Any]) -> Any:
     )
 
 
-def _report(number: int, output: Any) -> dict[str, Any]:
+def _build_report(number: int, output: Any) -> dict[str, Any]:
     (completion,) = output.outputs
     logprobs = None
     if completion.logprobs is not None:
         pairs = zip(completion.token_ids, completion.logprobs, strict=True)
-        logprobs = [_logprob(token, found) for token, found in pairs]
+        logprobs = [_build_logprob(token, ranked) for token, ranked in pairs]
     return {
         "kind": "tokens",
         "id": number,
@@ -221,27 +223,27 @@ def _report(number: int, output: Any) -> dict[str, Any]:
     }
 
 
-def _logprob(token: int, found: Mapping[int, Any]) -> list[Any]:
-    """`[logprob of the token, [[id, logprob], …]]`, all that vLLM reports, the likeliest first."""
-    ranked = sorted(found.items(), key=lambda item: (-item[1].logprob, item[0]))
-    return [found[token].logprob, [[key, value.logprob] for key, value in ranked]]
+def _build_logprob(token: int, logprobs: Mapping[int, Any]) -> list[Any]:
+    """`[logprob of the token, [[id, logprob], …]]`: all that vLLM reports, likeliest first."""
+    ranked = sorted(logprobs.items(), key=lambda item: (-item[1].logprob, item[0]))
+    return [logprobs[token].logprob, [[key, value.logprob] for key, value in ranked]]
 
 
-def _told(error: BaseException) -> str:
-    """The error, and what it says itself to be caused by."""
+def _describe(error: BaseException) -> str:
+    """The text of an error, and of its cause if it has one."""
     cause = error.__cause__
     text = str(error) or type(error).__name__
     return text if cause is None else f"{text} ({cause})"
 
 
 def _kill_group() -> None:
-    if os.getpgrp() == os.getpid():  # ours, and not that of who started us by hand
+    if os.getpgrp() == os.getpid():  # our own group, not that of a shell that started the script
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 
-def _own_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output, out of the reach of vLLM, which prints and has children."""
+def _take_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output, moved out of reach of vLLM, which prints and has children."""
     source, target = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -255,10 +257,10 @@ async def _serve(streams: Callable[[], tuple[IO[bytes], IO[bytes]]]) -> None:
 
 
 def main() -> int:
-    """Serves until the input ends; 1 where vLLM failed, which the other end has been told."""
+    """Serves until the input ends; returns 1 if vLLM failed, which has been reported."""
     try:
-        asyncio.run(_serve(_own_streams))
-    except Exception:  # what vLLM itself wrote of it is to stay the end of the log
+        asyncio.run(_serve(_take_streams))
+    except Exception:  # vLLM's own message is to stay the end of the log
         return 1
     return 0
 
@@ -266,4 +268,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # what is left of vLLM's threads has nothing more to do
+    os._exit(status)  # remaining threads of vLLM need not finish

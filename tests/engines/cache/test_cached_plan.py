@@ -28,7 +28,7 @@ from iblip.export.progress import Silent
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
-BATCHES = Profile(axes={"batch": Span(least=1, usual=2, most=8)})
+BATCHES = Profile(axes={"batch": Span(min=1, opt=2, max=8)})
 Write = Callable[..., OnnxGraph]
 
 
@@ -119,7 +119,7 @@ def test_a_changed_weight_misses_it(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"profiles": [Profile(axes={"batch": Span(least=1, usual=2, most=4)})]},
+        {"profiles": [Profile(axes={"batch": Span(min=1, opt=2, max=4)})]},
         {"options": PlanOptions(targets=("sm86",))},
         {"options": PlanOptions(targets=("sm89",), flags=("strict-nans",))},
     ],
@@ -202,7 +202,7 @@ graph = OnnxGraph(
 plan = cached_plan(
     VerifiedGraph(graph=graph), Path(given["output"]), cache=EngineCache(Path(given["cache"])),
     library=find_library("tensorrt-rtx"),
-    profiles=[Profile(axes={"batch": Span(least=1, usual=2, most=8)})],
+    profiles=[Profile(axes={"batch": Span(min=1, opt=2, max=8)})],
     options=PlanOptions(targets=("sm89",)), build="/builds/other", progress=Told(),
 )
 print(json.dumps(plan.details["cached"]), flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iblip.engines.cache import key
-from iblip.engines.cache.key import Recipe, recipe_from_graph
+from iblip.engines.cache.key import PlanInputs, plan_inputs_from_graph
 from iblip.engines.hardware.nvidia import Driver, Gpu
 from iblip.engines.tensorrt.libraries import Library
 from iblip.engines.tensorrt.options import PlanOptions
@@ -31,12 +31,12 @@ OPTIONS = PlanOptions(targets=("sm89", "sm86"), flags=("strict-nans", "tf32"))
 
 
 def batches(most: int) -> Profile:
-    return Profile(axes={"batch": Span(least=1, usual=1, most=most)})
+    return Profile(axes={"batch": Span(min=1, opt=1, max=most)})
 
 
-def recipe(**changes) -> Recipe:
+def inputs_of(**changes) -> PlanInputs:
     given = {"graph": GRAPH, "library": LIBRARY, "options": OPTIONS, "profiles": [batches(8)]}
-    return recipe_from_graph(**{**given, **changes})
+    return plan_inputs_from_graph(**{**given, **changes})
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def recipe(**changes) -> Recipe:
     ],
 )
 def test_what_decides_a_plan_changes_its_key(changes: dict) -> None:
-    assert recipe(**changes).key != recipe().key
+    assert inputs_of(**changes).key != inputs_of().key
 
 
 def test_a_newer_builder_misses_what_an_older_one_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = recipe().key
-    assert replace(recipe(), builder=key.BUILDER + 1).key != before
-    assert replace(recipe(), machine="linux-aarch64").key != before
+    before = inputs_of().key
+    assert replace(inputs_of(), builder=key.BUILDER + 1).key != before
+    assert replace(inputs_of(), machine="linux-aarch64").key != before
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_newer_builder_misses_what_an_older_one_kept(monkeypatch: pytest.Monke
     ],
 )
 def test_where_it_lies_and_how_it_is_spelt_do_not(changes: dict) -> None:
-    assert recipe(**changes).key == recipe().key
+    assert inputs_of(**changes).key == inputs_of().key
 
 
 def test_a_plan_for_this_machine_is_bound_to_its_gpu_and_driver(
@@ -87,9 +87,9 @@ def test_a_plan_for_this_machine_is_bound_to_its_gpu_and_driver(
         replace(driver, cuda="13.1"),
     ):
         monkeypatch.setattr(key, "find_driver", lambda found=found: found)
-        keys.add(recipe(options=PlanOptions()).key)
+        keys.add(inputs_of(options=PlanOptions()).key)
     assert len(keys) == 4
-    assert recipe().key not in keys
+    assert inputs_of().key not in keys
 
 
 @pytest.mark.parametrize("found", [None, Driver(version=None, cuda="13.0", gpus=())])
@@ -98,13 +98,13 @@ def test_a_plan_for_no_gpu_at_all_has_no_recipe(
 ) -> None:
     monkeypatch.setattr(key, "find_driver", lambda: found)
     with pytest.raises(EngineError, match="no NVIDIA GPU to build for here"):
-        recipe(options=PlanOptions())
+        inputs_of(options=PlanOptions())
 
 
 def test_nonsense_has_no_recipe() -> None:
     with pytest.raises(OptionError, match="digest 'abc' cannot be told from others"):
-        recipe(graph=replace(GRAPH, digest="abc"))
-    with pytest.raises(OptionError, match="wanted one of the two"):
-        replace(recipe(), device={"name": "NVIDIA L4"})
-    with pytest.raises(OptionError, match="wanted one of the two"):
-        replace(recipe(), targets=())
+        inputs_of(graph=replace(GRAPH, digest="abc"))
+    with pytest.raises(OptionError, match="expected exactly one of the two"):
+        replace(inputs_of(), device={"name": "NVIDIA L4"})
+    with pytest.raises(OptionError, match="expected exactly one of the two"):
+        replace(inputs_of(), targets=())

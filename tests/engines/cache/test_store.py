@@ -101,13 +101,13 @@ def change_record(**changes: object) -> Callable[[Path], None]:
     ("spoil", "reason"),
     [
         (spoil_content, "its plan has sha256"),
-        (cut_plan, "its plan has 3 bytes, wanted 6"),
+        (cut_plan, "its plan has 3 bytes, expected 6"),
         (lambda directory: (directory / "plan").unlink(), "it has no plan"),
         (cut_record, "its record cannot be read"),
         (lambda directory: (directory / "record.json").unlink(), "it has no record.json"),
         (change_record(format=99), "its record is of 99"),
         (change_record(key="0" * 64), "its record is of 1 and 0000"),
-        (change_record(recipe=None, bytes="6"), "its plan has 6 bytes, wanted 6"),
+        (change_record(recipe=None, bytes="6"), "its plan has 6 bytes, expected 6"),
     ],
 )
 def test_a_damaged_entry_is_told_removed_and_made_anew(
@@ -122,7 +122,7 @@ def test_a_damaged_entry_is_told_removed_and_made_anew(
     spoil(cache.plans / key)
     assert cache.take(key, tmp_path / "model.plan") is None
     assert f"{key[:12]} of the engine cache is damaged: {reason}" in caplog.text
-    assert "It is removed, and built anew." in caplog.text
+    assert "It is removed and will be rebuilt." in caplog.text
     assert not (tmp_path / "model.plan").exists()
     assert list(cache.plans.iterdir()) == []
     assert keep(1) == key

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from iblip.engines.cuda.device import CudaDevice
-from iblip.engines.cuda.errors import REMEDIES, CudaError, checked
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.cuda.errors import REMEDIES, CudaError, call_checked
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.export.errors import EngineError
 
 ARRAY = np.zeros(8, np.uint8)
@@ -20,8 +20,8 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "cudaSetDevice": lambda device: device.use(),
     "cudaMalloc": lambda device: device.allocate(64),
     "cudaFree": lambda device: device.free(256),
-    "cudaHostAlloc": lambda device: device.pinned(64),
-    "cudaFreeHost": lambda device: device.unpin(ARRAY),
+    "cudaHostAlloc": lambda device: device.allocate_pinned(64),
+    "cudaFreeHost": lambda device: device.free_pinned(ARRAY),
     "cudaStreamCreateWithFlags": lambda device: device.open_stream(),
     "cudaStreamDestroy": lambda device: device.close_stream(8),
     "cudaStreamSynchronize": lambda device: device.synchronize(8),
@@ -48,7 +48,7 @@ def unopened(runtime: Any) -> CudaDevice:
     return device
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what the real bindings say without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what the real bindings say without a GPU")
 @pytest.mark.parametrize("call", CALLS)
 def test_the_real_bindings_take_every_call_and_name_the_missing_driver(
     unopened: CudaDevice, call: str
@@ -60,7 +60,7 @@ def test_the_real_bindings_take_every_call_and_name_the_missing_driver(
     assert "There is no NVIDIA driver here" in str(caught.value)
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what the real bindings say without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what the real bindings say without a GPU")
 def test_copies_both_ways_are_taken_too(unopened: CudaDevice) -> None:
     with pytest.raises(CudaError, match="cudaMemcpy2DAsync"):
         unopened.upload_rows(256, ARRAY.reshape(2, 4), pitch=16, stream=8)
@@ -71,7 +71,7 @@ def test_copies_both_ways_are_taken_too(unopened: CudaDevice) -> None:
         copy(*[ARRAY[:0] if argument is ARRAY else argument for argument in arguments])  # type: ignore[operator]
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what the real bindings say without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what the real bindings say without a GPU")
 def test_a_device_is_not_opened_without_a_driver(runtime: Any) -> None:
     with pytest.raises(CudaError, match="cudaSetDevice of device 0 failed with cudaErrorInsuffic"):
         CudaDevice()
@@ -88,7 +88,7 @@ def test_an_error_says_what_was_asked_and_what_to_do(runtime: Any) -> None:
         cudaMalloc=lambda size: (runtime.cudaError_t.cudaErrorMemoryAllocation, None),
     )
     with pytest.raises(EngineError) as caught:
-        checked(full, "cudaMalloc", 10**12, asked="1,000,000,000,000 bytes")
+        call_checked(full, "cudaMalloc", 10**12, asked="1,000,000,000,000 bytes")
     assert str(caught.value) == (
         "cudaMalloc of 1,000,000,000,000 bytes failed with cudaErrorMemoryAllocation (out of "
         f"memory). {REMEDIES['cudaErrorMemoryAllocation']}"

@@ -10,7 +10,7 @@ import pytest
 from iblip.engines.hardware.compatibility import RULES, TRITON_FLAG, Place, fit, loads_version
 from iblip.engines.hardware.containers import CONTAINERS, DEPLOYED, find_container
 from iblip.engines.hardware.findings import Finding
-from iblip.engines.selection import KINDS
+from iblip.engines.kinds import KINDS
 from iblip.export.artifact.manifest import EngineRecord
 from iblip.export.errors import OptionError
 

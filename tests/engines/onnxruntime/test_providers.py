@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
+from iblip.engines.kinds import KINDS
 from iblip.engines.onnxruntime.compiled import provider_cache
 from iblip.engines.onnxruntime.probing import provider_obstacle
 from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
-from iblip.engines.onnxruntime.session import offer
-from iblip.engines.selection import KINDS
+from iblip.engines.onnxruntime.session import offer_providers
 from iblip.engines.tensorrt.profile import profile_from_json
 from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.errors import EngineError
@@ -21,7 +21,7 @@ from iblip.export.errors import EngineError
 Write = Callable[..., OnnxGraph]
 ON_A_GPU = sorted(set(PROVIDERS) - {"onnxruntime"})
 
-pytestmark = pytest.mark.skipif(nvidia_driver(), reason="what is lacking without a GPU")
+pytestmark = pytest.mark.skipif(has_nvidia_gpu(), reason="what is lacking without a GPU")
 
 
 def test_every_provider_is_an_engine() -> None:
@@ -65,7 +65,7 @@ def test_tensorrt_is_told_the_sizes_and_keeps_the_graphs_dtypes(
         shapes=profile.all_shapes(vision_graph().contract),
         cache=tmp_path,
     )
-    (name, told), (behind, cuda), (last, nothing) = offer(None, None, placement)
+    (name, told), (behind, cuda), (last, nothing) = offer_providers(None, None, placement)
     assert (name, behind, last) == (
         "TensorrtExecutionProvider",
         "CUDAExecutionProvider",
@@ -103,11 +103,11 @@ def test_without_a_home_what_a_provider_compiles_is_not_kept(
 
 
 def test_the_cpu_has_no_options() -> None:
-    assert offer(None, None, CPU) == [("CPUExecutionProvider", {})]
+    assert offer_providers(None, None, CPU) == [("CPUExecutionProvider", {})]
 
 
 def test_a_placement_that_there_is_not_is_refused() -> None:
-    with pytest.raises(EngineError, match="'onnxruntime-rocm' is none of onnxruntime, "):
+    with pytest.raises(EngineError, match="'onnxruntime-rocm'; expected one of onnxruntime, "):
         Placement(kind="onnxruntime-rocm")
     with pytest.raises(EngineError, match="device -1 is below 0"):
         Placement(device=-1)

@@ -13,7 +13,7 @@ import pytest
 from onnx import parser
 
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
-from iblip.engines.onnxruntime.values import Kept
+from iblip.engines.onnxruntime.values import KeptTensor
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.errors import ContractError, EngineError
@@ -162,12 +162,12 @@ def test_what_is_kept_goes_from_session_to_session(tmp_path: Path) -> None:
         x = np.arange(6).reshape(3, 2).astype(spec.numpy_dtype)
         with OnnxRuntimeRunner(tmp_path / "g.onnx", contract) as runner:
             kept = runner.infer({"x": x}, keep=["y"])
-            assert isinstance(kept["y"], Kept)
+            assert isinstance(kept["y"], KeptTensor)
             assert isinstance(kept["z"], np.ndarray)
             again = runner.infer({"x": kept["y"]})
             both = np.concatenate([kept["y"], kept["y"]])
             with pytest.raises(ContractError, match=f"'x' is int32, wanted {dtype}"):
-                runner.infer({"x": Kept(kept["y"].value, np.dtype(np.int32))})
+                runner.infer({"x": KeptTensor(kept["y"].value, np.dtype(np.int32))})
         assert again["y"].dtype == both.dtype == spec.numpy_dtype
         assert (again["y"] == x).all()
         assert (both == np.concatenate([x, x])).all()

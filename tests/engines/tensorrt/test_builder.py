@@ -17,7 +17,7 @@ from iblip.engines.tensorrt.job import Job
 from iblip.engines.tensorrt.libraries import Library, find_library
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile import Profile, Span
-from iblip.engines.tensorrt.sizes import ProfileOptions
+from iblip.engines.tensorrt.profile_sizes import ProfileOptions
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
@@ -34,8 +34,8 @@ pytest.importorskip("tensorrt_rtx_bindings")
 
 ADA = PlanOptions(targets=("sm89",))
 FOR_ADA_AND_AMPERE = PlanOptions(targets=("SM89", "sm86"))
-SIZES = ProfileOptions(most={"batch": 8, "instruction": 40})
-BATCHES = Profile(axes={"batch": Span(least=1, usual=2, most=8)})
+SIZES = ProfileOptions(max={"batch": 8, "instruction": 40})
+BATCHES = Profile(axes={"batch": Span(min=1, opt=2, max=8)})
 Write = Callable[..., OnnxGraph]
 Prove = Callable[[OnnxGraph], VerifiedGraph]
 
@@ -169,7 +169,7 @@ def test_a_target_that_is_not_offered_is_refused_with_those_that_are(
 def test_without_a_gpu_a_target_is_wanted(
     vision_graph: Write, proven: Prove, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: False)
     with pytest.raises(OptionError, match=r"no NVIDIA GPU .* --target: sm75, "):
         _build(proven(vision_graph()), library, targets=())
 
@@ -177,7 +177,7 @@ def test_without_a_gpu_a_target_is_wanted(
 def test_a_profile_without_an_axis_is_refused(
     vision_graph: Write, proven: Prove, library: Library
 ) -> None:
-    other = Profile(axes={"instruction": Span(least=1, usual=1, most=1)})
+    other = Profile(axes={"instruction": Span(min=1, opt=1, max=1)})
     with pytest.raises(OptionError, match=r"no sizes for axis 'batch' .*; it has instruction"):
         _build(proven(vision_graph()), library, profile=other)
 
@@ -220,7 +220,7 @@ def test_a_graph_in_another_precision_than_asked_is_refused(
     vision_graph: Write, proven: Prove, library: Library
 ) -> None:
     graph = replace(vision_graph("float32"), precision="fp16")
-    fault = r"asked for in fp16, but 6 of its \d+ layers compute in another dtype: \S+ \(FLOAT, wa"
+    fault = r"asked for in fp16, but 6 of its \d+ layers compute in another dtype: \S+ \(FLOAT, ex"
     with pytest.raises(EngineError, match=fault):
         _build(proven(graph), library)
 
@@ -270,7 +270,7 @@ def test_a_library_without_targets_refuses_them(monkeypatch: pytest.MonkeyPatch)
     plain = Library(kind="tensorrt", module=object(), version="11.4")
     with pytest.raises(OptionError, match=r"no NVIDIA GPU .* Build on the machine whose GPU"):
         plain.check_targets(())
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: True)
     assert plain.targets == plain.check_targets(()) == ()
     with pytest.raises(OptionError, match="this machine's GPU only"):
         plain.check_targets(["sm89"])

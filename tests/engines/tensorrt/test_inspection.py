@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.tensorrt import inspection
 from iblip.engines.tensorrt.inspection import check_engine, engine_information, layers_of_engine
 from iblip.engines.tensorrt.libraries import Library, find_library
@@ -29,7 +29,7 @@ def test_the_real_library_has_the_calls(library: Library) -> None:
     assert "JSON" in library.module.LayerInformationFormat.__members__
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="there is a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="there is a GPU")
 def test_without_a_gpu_the_library_says_why(library: Library, tmp_path: Path) -> None:
     plan = tmp_path / "model.plan"
     with pytest.raises(EngineError, match="there is no plan"):
@@ -52,7 +52,7 @@ def test_its_json_is_read(
     engine = SimpleNamespace(create_engine_inspector=lambda: said)
     monkeypatch.setattr(inspection, "open_plan", lambda *_: SimpleNamespace(engine=engine))
     if found is None:
-        with pytest.raises(EngineError, match=r"gives no JSON of .*: 'Layer 1'"):
+        with pytest.raises(EngineError, match=r"returned no JSON for .*: 'Layer 1'"):
             engine_information(tmp_path / "model.plan", (), library)
     else:
         assert engine_information(tmp_path / "model.plan", (), library) == found

@@ -39,9 +39,9 @@ def _library(version: str, *flags: str, levels: tuple[str, ...] = ("NONE",)) -> 
 def test_an_unknown_flag_is_refused_and_the_nearest_offered() -> None:
     with pytest.raises(OptionError, match="Did you mean 'strip-plan'"):
         PlanOptions(flags=("stripplan",))
-    with pytest.raises(OptionError, match="a plan has one of them"):
+    with pytest.raises(OptionError, match="a plan can have only one of them"):
         PlanOptions(flags=tuple(word for word in FLAGS if word.startswith("hardware")))
-    with pytest.raises(OptionError, match="--workspace is 0; wanted 1 MiB or more"):
+    with pytest.raises(OptionError, match="--workspace is 0; expected 1 MiB or more"):
         PlanOptions(workspace=0)
 
 
@@ -56,15 +56,15 @@ def test_the_order_of_words_says_nothing() -> None:
     [
         ("version-compatible", "libnvinfer_lean"),
         ("hardware-compatible=ampere-plus", "name every GPU family with --target"),
-        ("refit", "for which it wants a GPU"),
-        ("strip-plan", "for which it wants a GPU"),
+        ("refit", "which needs a GPU"),
+        ("strip-plan", "which needs a GPU"),
     ],
 )
 def test_what_tensorrt_rtx_cannot_do_here_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, word: str, reason: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: False)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: False)
     with pytest.raises(OptionError, match=f"--builder-flag {word}: .*{reason}") as caught:
         find_library("tensorrt-rtx").check(PlanOptions(targets=("sm89",), flags=(word,)))
     offered = str(caught.value).rpartition("It offers ")[2]
@@ -73,14 +73,14 @@ def test_what_tensorrt_rtx_cannot_do_here_is_refused_by_name(
 
 def test_a_gpu_gives_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: True)
     find_library("tensorrt-rtx").check(PlanOptions(flags=("refit", "strip-plan")))
 
 
 def test_what_the_enumeration_of_a_version_lacks_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(libraries, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(libraries, "has_nvidia_gpu", lambda: True)
     level = PlanOptions(flags=("hardware-compatible=same-compute-capability",))
     both = ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
     _library("11.4.0", *BUILDER_FLAGS, levels=both).check(level)
@@ -103,8 +103,8 @@ def test_flags_reach_the_library(
         graph.path.with_suffix(".plan"),
         library=find_library("tensorrt-rtx"),
         profiles=[
-            Profile(axes={"batch": Span(least=1, usual=1, most=1)}),
-            Profile(axes={"batch": Span(least=1, usual=4, most=8)}),
+            Profile(axes={"batch": Span(min=1, opt=1, max=1)}),
+            Profile(axes={"batch": Span(min=1, opt=4, max=8)}),
         ],
         options=PlanOptions(targets=("sm89", "sm120"), flags=flags, workspace=512),
     )

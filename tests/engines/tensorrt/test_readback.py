@@ -62,7 +62,7 @@ def test_a_graph_in_float32_that_was_asked_for_as_fp16_is_refused_with_its_layer
         _layers(replace(graph, precision="fp16"))
     message = str(caught.value)
     first = {"t5": "SelfAttention.q/MatMul", "llama": "q_proj/MatMul", "opt": "q_proj/MatMul"}[kind]
-    assert ("/Gather" if name == "embed_tokens" else first) + " (FLOAT, wanted HALF)" in message
+    assert ("/Gather" if name == "embed_tokens" else first) + " (FLOAT, expected HALF)" in message
     assert "wo/MatMul" not in message
 
 
@@ -80,4 +80,4 @@ def test_an_island_in_16_bits_is_refused(graph_of: Read, layer: Layer, wanted: s
     assert precision_fault([right], graph) is None
     fault = precision_fault([right, layer], graph)
     assert fault is not None
-    assert f"{layer.name} ({layer.dtype}, wanted {wanted})" in fault
+    assert f"{layer.name} ({layer.dtype}, expected {wanted})" in fault

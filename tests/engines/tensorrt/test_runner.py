@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import parser
 
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
 from iblip.engines.tensorrt.builder import plan_from_onnx
 from iblip.engines.tensorrt.libraries import find_library
 from iblip.engines.tensorrt.options import PlanOptions
+from iblip.engines.tensorrt.profile_sizes import ProfileOptions
 from iblip.engines.tensorrt.runner import TensorRTRunner
-from iblip.engines.tensorrt.sizes import ProfileOptions
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import EngineRecord
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
@@ -157,7 +157,7 @@ def test_a_run_outside_the_profiles_is_refused_with_limits_and_the_option(
         with pytest.raises(InputError) as caught:
             runner.infer({"pixels": pixels(9)})
         assert str(caught.value) == (
-            "a run of batch 9 is not within what the plan was built for: batch 1 to 1; or "
+            "a run of batch 9 is outside what the plan was built for: batch 1 to 1; or "
             "batch 2 to 8. Build it with a larger --max-batch."
         )
         with pytest.raises(ContractError, match="'pixels' is float32, wanted uint8"):
@@ -224,7 +224,7 @@ def test_a_runner_that_is_not_open_says_so(vision: Callable[..., Any]) -> None:
         runner.infer({"pixels": pixels(1)})
 
 
-@pytest.mark.parametrize("call", ["allocate", "pinned"])
+@pytest.mark.parametrize("call", ["allocate", "allocate_pinned"])
 def test_too_little_memory_gives_back_what_was_taken(vision: Callable[..., Any], call: str) -> None:
     bench = vision({"batch": [1, 4, 8]})
     bench.device.fails = call
@@ -249,7 +249,7 @@ def test_a_run_that_fails_leaves_the_next_one_as_it_was(vision: Callable[..., An
 @pytest.mark.parametrize(
     ("details", "message"),
     [
-        ({"version": "11.3.0"}, r"built by tensorrt 11\.3\.0, and 11\.4\.0 is installed"),
+        ({"version": "11.3.0"}, r"built by tensorrt 11\.3\.0; 11\.4\.0 is installed"),
         ({"version": ""}, "does not say which tensorrt built"),
         ({"flags": ["strip-plan"]}, "built without its weights"),
     ],
@@ -273,7 +273,7 @@ def test_a_plan_that_is_missing_or_broken_or_another_is_named(vision: Callable[.
     bench = vision({"batch": [1, 4, 8]})
     output = replace(bench.contract.outputs[0], dtype="float16")
     other = replace(bench, contract=Contract(inputs=bench.contract.inputs, outputs=(output,)))
-    with pytest.raises(EngineError, match=r"differ in image_embeds: .*FLOAT.* wanted .*HALF"):
+    with pytest.raises(EngineError, match=r"differ in image_embeds: .*FLOAT.* expected .*HALF"):
         runner_of(other).__enter__()
     bench.path.write_bytes(b"not a plan")
     with pytest.raises(EngineError, match=r"cannot load the plan of .*: the plan has no header"):
@@ -283,7 +283,7 @@ def test_a_plan_that_is_missing_or_broken_or_another_is_named(vision: Callable[.
         runner_of(bench).__enter__()
 
 
-@pytest.mark.skipif(nvidia_driver(), reason="what the real libraries say without a GPU")
+@pytest.mark.skipif(has_nvidia_gpu(), reason="what the real libraries say without a GPU")
 def test_the_real_libraries_refuse_a_real_plan_without_a_gpu(
     vision_graph: Write, tmp_path: Path
 ) -> None:
@@ -295,7 +295,7 @@ def test_the_real_libraries_refuse_a_real_plan_without_a_gpu(
         VerifiedGraph(graph=graph, figures={}),
         path,
         library=library,
-        profiles=[ProfileOptions(most={"batch": 8}).of_contract(graph.contract)[0]],
+        profiles=[ProfileOptions(max={"batch": 8}).of_contract(graph.contract)[0]],
         options=PlanOptions(targets=("sm89",)),
     )
     record = EngineRecord(kind="tensorrt-rtx", files={"model": path.name}, details=plan.details)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from iblip.engines.cache.key import Recipe
+from iblip.engines.cache.key import PlanInputs
 from iblip.engines.cache.store import EngineCache
 from iblip.engines.tensorrt.builder import plan_from_onnx
 from iblip.engines.tensorrt.libraries import find_library
@@ -132,7 +132,7 @@ def test_without_a_path_the_config_is_left_alone() -> None:
 
 def test_they_are_of_one_version_and_one_gpu_and_of_libraries_that_time(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    recipe = Recipe(
+    inputs = PlanInputs(
         graph="0" * 64,
         precision="fp16",
         library="tensorrt",
@@ -141,11 +141,11 @@ def test_they_are_of_one_version_and_one_gpu_and_of_libraries_that_time(tmp_path
         device={"name": "NVIDIA L4", "memory": 2**34, "capability": "sm89", "cuda": "13.0"},
         settings={},
     )
-    assert cache.timing_cache(recipe) == (
+    assert cache.timing_cache(inputs) == (
         tmp_path / "timing" / "tensorrt-10.13.2-nvidia-l4-17179869184-sm89-13.0.cache"
     )
-    assert cache.timing_cache(replace(recipe, library="tensorrt-rtx")) is None
-    assert cache.timing_cache(replace(recipe, targets=("sm89",), device=None)) is None
+    assert cache.timing_cache(replace(inputs, library="tensorrt-rtx")) is None
+    assert cache.timing_cache(replace(inputs, targets=("sm89",), device=None)) is None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -160,11 +160,11 @@ def test_the_real_calls_are_there_and_tensorrt_rtx_times_nothing(
             VerifiedGraph(graph=graph),
             path.parents[1] / f"{name}.plan",
             library=library,
-            profiles=[Profile(axes={"batch": Span(least=1, usual=2, most=8)})],
+            profiles=[Profile(axes={"batch": Span(min=1, opt=2, max=8)})],
             options=PlanOptions(targets=("sm89",)),
             timing=path,
         )
     assert 0 < path.stat().st_size < 1000
     config = library.module.Builder(library.module.Logger()).create_builder_config()
     assert config.create_timing_cache(path.read_bytes()).queryKeys() == []
-    assert "takes no timing cache" not in caplog.text
+    assert "accepts no timing cache" not in caplog.text

@@ -89,9 +89,9 @@ def test_the_text_around_images_is_tokenised_piece_by_piece(
 @pytest.mark.parametrize(
     ("prompt", "images", "message"),
     [
-        ("<ImageHere> and?", 2, "<ImageHere> once, and the request 2 images. Write it once an"),
+        ("<ImageHere> and?", 2, "<ImageHere> once, and the request 2 images. Write it once per"),
         ("<ImageHere> <ImageHere>?", 1, "<ImageHere> 2 times, and the request 1 image. Write"),
-        ("What?", 3, "the request has 3 images; wanted 1 to 2"),
+        ("What?", 3, "the request has 3 images; expected 1 to 2"),
     ],
 )
 def test_marks_that_are_not_the_images_are_refused(

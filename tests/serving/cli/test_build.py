@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from checkpoints import DEMOS
-from iblip.engines.hardware.nvidia import nvidia_driver
+from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.pipeline import Pipeline
 from iblip.engines.runners import open_runner
 from iblip.engines.text.instructions import InstructionTokenizer
@@ -98,7 +98,7 @@ def last_line(result):
         (
             ["build", "--llm-engine", "vllm", "--model", T5],
             2,
-            "a language model of type 't5'; vLLM takes visual prompts for llama, opt alone",
+            "a language model of type 't5'; vLLM takes visual prompts only for llama, opt",
         ),
     ],
 )
@@ -183,7 +183,7 @@ def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     assert engines["qformer"].details["profiles"][0]["instruction"] == [1, 8, 32]
     assert engines["language_model"].kind == "onnxruntime"  # CUDA runs no float32 attention
     assert "the language model stays on the CPU" in result.output
-    if not nvidia_driver():
+    if not has_nvidia_gpu():
         assert "It is built here, but cannot run here: " in result.output
         with pytest.raises(EngineError, match="TensorrtExecutionProvider cannot run here"):
             open_runner(tmp_path / "build", manifest, "qformer").__enter__()

@@ -67,8 +67,8 @@ def taken(vicuna_build: Path, built: Path, directory: Path, tmp_path_factory) ->
         profiles = [
             Profile(
                 axes={
-                    axis: Span(least=least, usual=usual, most=most)
-                    for axis, (least, usual, most) in axes.items()
+                    axis: Span(min=smallest, opt=opt, max=largest)
+                    for axis, (smallest, opt, largest) in axes.items()
                 }
             )
             for axes in engine.details["profiles"]
@@ -200,8 +200,8 @@ def test_what_onnx_runtime_compiled_is_listed_and_pruned_too(tmp_path: Path) -> 
     [
         (["inspect", "abcdef"], 2, "has no plan 'abcdef'. `iblip engines list` shows what it has."),
         (["prune"], 2, "nothing says what to remove. Give --older-than, --max-size or --all"),
-        (["prune", "--max-size", "lots"], 2, "--max-size 'lots': wanted a number and a unit"),
-        (["prune", "--older-than", "3"], 2, "--older-than '3': wanted a number and a unit"),
+        (["prune", "--max-size", "lots"], 2, "--max-size 'lots': expected a number and a unit"),
+        (["prune", "--older-than", "3"], 2, "--older-than '3': expected a number and a unit"),
         (["inspect", "/"], 1, "is not a build: it has no manifest.json"),
     ],
 )
@@ -267,7 +267,7 @@ def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_pat
         (["--target", "sm90"], "--target sm90: tensorrt-rtx"),
         (["--target", "sm89", "--builder-flag", "refit"], "--builder-flag refit: tensorrt-rtx"),
         (["--target", "sm89", "--graph", "decoder"], "--graph decoder: the build has no such"),
-        (["--target", "sm89", "--usual-batch", "9"], "--usual-batch is 9; wanted 1 to 8"),
+        (["--target", "sm89", "--usual-batch", "9"], "--usual-batch is 9; expected 1 to 8"),
         (["--target", "sm89", "--max-instruction", "9999"], "--max-instruction is 9999; this bu"),
         (["--target", "sm89", "--profile", "batch=1:1:4"], "no --profile that holds every request"),
     ],
@@ -275,7 +275,7 @@ def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_pat
 def test_a_call_that_cannot_work_is_refused(
     built: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("iblip.engines.tensorrt.libraries.nvidia_driver", lambda: False)
+    monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: False)
     result = call_build(built, "--no-engine-cache", *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.output

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import model_repository
-from iblip.engines.selection import KINDS
+from iblip.engines.kinds import KINDS
 from iblip.export.artifact.manifest import ComponentRecord, EngineRecord
 from iblip.export.errors import ServingError
 from iblip.serving.repository.assembling import repository_from_engines

@@ -427,8 +427,8 @@ def test_every_image_is_read_with_the_same_instruction():
         (b" ", 1, {}, "the prompt is empty"),
         (b"\xff", 2, {}, "not UTF-8"),
         (b"long " * 40, 1, {}, "the instruction has 40 tokens; at most 30 fit"),
-        (b"What?", 0, {}, "the request has 0 images; wanted 1 to 3"),
-        (b"What?", 4, {}, "the request has 4 images; wanted 1 to 3"),
+        (b"What?", 0, {}, "the request has 0 images; expected 1 to 3"),
+        (b"What?", 4, {}, "the request has 4 images; expected 1 to 3"),
         (b"What?", 1, {"truncation": "up"}, "truncation is 'up'; expected '', 'left' or 'right'"),
     ],
 )

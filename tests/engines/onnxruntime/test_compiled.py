@@ -95,7 +95,7 @@ def test_what_a_session_has_open_stays(cache: EngineCache, fill: Fill, vision_gr
     graph = vision_graph()
     used, free = fill(1, days_ago=40), fill(2, days_ago=40)
     with OnnxRuntimeRunner(graph.path, graph.contract, placement=Placement(cache=used)):
-        assert Policy(older_than=30 * DAY).chosen(provider_folders(cache.directory)) == [
+        assert Policy(older_than=30 * DAY).choose(provider_folders(cache.directory)) == [
             one for one in provider_folders(cache.directory) if one.path == free
         ]
         done = prune(cache, Policy(everything=True))
