@@ -32,7 +32,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import AsyncClient, CancelledError
-from iblip.serving.client.messages import KeepAlive, channel_options, question
+from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
 from iblip.serving.wire import ENSEMBLE
 
 REQUESTS = 2000
@@ -222,7 +222,7 @@ class Soak:
         asked = self._chance.choice(self._questions)
         name = self._chance.choice(list(MALFORMED))
         change, wanted = MALFORMED[name]
-        request = question(
+        request = infer_request(
             asked.pixels,
             asked.prompt,
             GenerationOptions(),
