@@ -203,9 +203,7 @@ class Client:
 
     def _forget(self, request_id: str) -> None:
         message = iter([cancel_request(request_id)])
-        with contextlib.suppress(
-            grpc.RpcError, ValueError
-        ):  # a server that is gone forgets
+        with contextlib.suppress(grpc.RpcError, ValueError):  # a server that is gone forgets
             for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
                 pass
 
