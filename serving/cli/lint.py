@@ -12,9 +12,9 @@ from iblip.serving.cli.options import as_json
 
 def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        from iblip.serving.lint.page import page
+        from iblip.serving.lint.page import rules_page
 
-        click.echo(page(), nl=False)
+        click.echo(rules_page(), nl=False)
         ctx.exit()
 
 
