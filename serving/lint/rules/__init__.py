@@ -1,8 +1,8 @@
 """The rules of `iblip lint`, in one table: `RULES`, by id.
 
 A rule is a small function, `_check_` and its id, and a row that says what must hold, why, what to
-do and what the real server does. Each module here has the rules of one topic. A rule takes a model and
-its repository as `serving.lint.reading` has read them, and yields `Fault`s; it reads no config
+do and what the real server does. Each module here has the rules of one topic. A rule takes a model
+and its repository as `serving.lint.reading` has read them, and yields `Fault`s; it reads no config
 itself and starts nothing.
 """
 

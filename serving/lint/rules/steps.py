@@ -89,7 +89,7 @@ class _End:
     line: int
 
     def same_shape(self, other: _End) -> bool:
-        """Whether the shapes fit as Triton compares them: both with a batch axis, or both without."""
+        """Whether the shapes fit as Triton compares them: with a batch axis, or both without."""
         own, others = (with_batch(end.dims, batching=end.batching) for end in (self, other))
         return fits(self.dims, other.dims) or fits(own, others)
 

@@ -113,7 +113,7 @@ def test_instances_may_use_every_profile_and_graphs_are_recorded_at_warmed_shape
 
 
 def test_a_batch_beyond_the_profiles_is_refused(make_build):
-    with pytest.raises(ServingError, match="takes batches up to 8, and 9 are wanted"):
+    with pytest.raises(ServingError, match="takes batches up to 8, but the build asks for 9"):
         assembled(make_build, "tensorrt", max_batch=9)
 
 
@@ -171,7 +171,7 @@ def test_what_carries_an_engine():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--triton-backend", "natve"], f"'natve'; wanted one of {', '.join(CHOICES)}"),
+        (["--triton-backend", "natve"], f"'natve'; expected one of {', '.join(CHOICES)}"),
         (["--engine", "tensorrt-rtx", "--target", "sm89"], "no backend of its own"),
         (["--precision", "bf16"], "ONNX Runtime reads no bf16 graph as it is"),
     ],
