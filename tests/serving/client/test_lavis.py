@@ -204,7 +204,8 @@ def test_predict_class_ranks_each_images_candidates():
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda c: generate_batch(c, {"prompt": "a"}, {}), InputError, "expected 'image' among them"),
+        (lambda c: generate_batch(c, {"prompt": "a"}, {}), InputError,
+         "expected 'image' among them"),
         (lambda c: generate_batch(c, {"image": []}, {}), InputError, "samples has no image"),
         (lambda c: generate_batch(c, {"image": [IMAGE], "prompt": ["a", "b"]}, {}), InputError,
          "samples has 2 of 'prompt' and 1 images"),
