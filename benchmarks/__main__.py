@@ -22,11 +22,15 @@ MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
-@click.option("--model", "models", multiple=True, default=MODELS, help="Demo checkpoints to take.")
-@click.option("--seconds", default=120.0, show_default=True, help="Of arrivals (load).")
-@click.option("--requests", default=2000, show_default=True, help="How many (soak).")
+@click.option(
+    "--model", "models", multiple=True, default=MODELS, help="Demo checkpoint to use. Repeatable."
+)
+@click.option(
+    "--seconds", default=120.0, show_default=True, help="Duration of the arrivals (load)."
+)
+@click.option("--requests", default=2000, show_default=True, help="Number of requests (soak).")
 def main(names: tuple[str, ...], models: tuple[str, ...], seconds: float, requests: int) -> None:
-    """Run the benchmarks NAMES, or all of them, and keep what the others found before."""
+    """Run the benchmarks NAMES, or all of them; saved figures of the others stay."""
     quiet_libraries()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["machine"] = {

@@ -1,4 +1,4 @@
-"""What the load benchmark asks, and what it gets back."""
+"""The requests of the load benchmark, and their outcomes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from iblip.engines.language_model.options import GenerationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Arrival:
     """One request.
 
     Attributes:
-        at_s: when it arrives, in seconds from the beginning.
-        pixels: of its picture.
-        prompt: about it.
-        options: of its answer.
+        at_s: when it arrives, in seconds from the start.
+        pixels: of its image, uint8 `[height, width, 3]`.
+        prompt: the question.
+        options: how to generate.
     """
 
     at_s: float
@@ -28,16 +28,16 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Got:
-    """What became of one request, in seconds after it was to arrive.
+class Outcome:
+    """The outcome of one request; times are in seconds after it was due.
 
     Attributes:
-        at_s: when it was to arrive, from the beginning.
-        first_s: its first text.
-        last_s: its end.
-        gaps_s: between two pieces of its text.
-        tokens: of its answer.
-        error: why it has none; empty where it has.
+        at_s: when it was due, in seconds from the start.
+        first_s: time of its first text.
+        last_s: time of its end.
+        gaps_s: times between two pieces of its text.
+        tokens: number of tokens in its answer.
+        error: why it has no answer; empty if it has one.
     """
 
     at_s: float

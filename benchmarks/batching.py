@@ -22,7 +22,7 @@ import click
 import numpy as np
 import onnx
 
-from benchmarks.measure import RESULTS, keep, read_bandwidth
+from benchmarks.measure import RESULTS, read_bandwidth, save_figures
 from benchmarks.plots import plot_batching
 from iblip.engines.language_model.onnx.engine import OnnxEngine
 from iblip.engines.language_model.onnx.graphs import DecoderOnly, open_model
@@ -40,10 +40,10 @@ from iblip.serving.cli.quiet import quiet_libraries
 AT_ONCE = (1, 2, 4, 8, 16)
 PRECISIONS = ("fp32", "int4")
 PAST = 64
-"""Positions before the first token that is timed."""
+"""Positions before the first timed token."""
 
 ROUNDS = 3
-"""The best of so many is taken: what the machine can do when nothing else runs."""
+"""Number of rounds, of which the best counts: what the machine does when nothing else runs."""
 
 
 @click.command()
@@ -67,13 +67,13 @@ def main(
     llama_cpp: str | None,
     **shape: int,
 ) -> None:
-    """Print tokens per second by the number of requests at once, and keep them in results.json."""
+    """Print tokens per second by the number of requests at once, and save them in results.json."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
         source = checkpoint or Path(scratch) / "random-llama"
         if not source.exists():
             random_checkpoint(source, **shape)
-        found: dict[str, Any] = {"model": shape}
+        figures: dict[str, Any] = {"model": shape}
         for precision in precisions:
             options = BuildOptions(
                 model=source,
@@ -81,23 +81,23 @@ def main(
                 precision=f"language_model={precision}",
                 verify=False,
             )
-            found[precision] = measure(build(options), tokens)
-            click.echo(f"{precision}: {json.dumps(found[precision])}", err=True)
+            figures[precision] = measure(build(options), tokens)
+            click.echo(f"{precision}: {json.dumps(figures[precision])}", err=True)
         if "fp32" in precisions:
             rate = eager_rate(source, tokens)
-            share = found["fp32"]["at_once"]["1"]["engine"] / rate
-            found["transformers_eager_fp32"] = {"1": round(rate, 2), "engine_over_it": share}
+            share = figures["fp32"]["at_once"]["1"]["engine"] / rate
+            figures["transformers_eager_fp32"] = {"1": round(rate, 2), "engine_over_it": share}
         if genai:
-            found["genai_int4"] = genai_rates(genai, tokens)
+            figures["genai_int4"] = genai_rates(genai, tokens)
         if llama_cpp:
             worker = Path(__file__).with_name("llama_cpp_rates.py")
             command = [llama_cpp, str(worker), str(source), str(Path(scratch) / "model.gguf")]
             text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found["llama_cpp_q4_0"] = json.loads(text.splitlines()[-1])
-        click.echo(json.dumps(found, indent=2))
-        keep("batching", found)
-        plot_batching(RESULTS.with_name("batching.svg"), found)
-        click.echo(f"kept in {RESULTS}, drawn in batching.svg beside it", err=True)
+            figures["llama_cpp_q4_0"] = json.loads(text.splitlines()[-1])
+        click.echo(json.dumps(figures, indent=2))
+        save_figures("batching", figures)
+        plot_batching(RESULTS.with_name("batching.svg"), figures)
+        click.echo(f"saved in {RESULTS}, drawn in batching.svg beside it", err=True)
 
 
 def random_checkpoint(
@@ -216,10 +216,10 @@ def _loop_rate(binding: Binding, count: int, tokens: int) -> float:
 
 
 def _engine_rate(engine: OnnxEngine, manifest: Manifest, count: int, tokens: int) -> float:
-    """From when every request has its first token to when the last one ends."""
+    """Tokens per second between the last request's first token and the end of the last."""
     random = np.random.default_rng(0)
-    # One prompt is read a turn, so each request has one token more than the next when that
-    # begins: with as many more to say, all of them end in the same step.
+    # One prompt is read in each turn, so a request is one token ahead of the next when that begins.
+    # Its answer is one token longer, so all of them end in the same step.
     lengths = [tokens + count - 1 - i for i in range(count)]
     facts = manifest.language_model
     prompt = "What is it? " * 10

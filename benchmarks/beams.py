@@ -24,10 +24,10 @@ WAYS: Sequence[tuple[Mapping[str, Any], int | None]] = (
     ({**LAVIS, "early_stopping": "never"}, 100),
     ({**LAVIS, "early_stopping": "never", "length_penalty": 2.0}, 100),
 )
-"""Options, and how many of the examples are asked so; `None` is all of them."""
+"""Options, and how many examples are asked with them; `None` is all of them."""
 
-MOST_TOKENS = 64
-"""Of an answer: more than any of the demos' right ones has."""
+MAX_TOKENS = 64
+"""Most tokens of an answer: more than any right answer of the demos has."""
 
 
 def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
@@ -48,24 +48,24 @@ def compare(
     examples: Sequence[Example],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Asks both the same.
+    """Asks both the same questions.
 
     Args:
         pipeline: the build.
         reference: the checkpoint it was built from.
-        examples: what is asked.
-        options: of the beam search, by the names that both know them by.
+        examples: the questions.
+        options: of the beam search, by the names they have in both.
     """
-    wanted = reference.token_ids(examples, max_new_tokens=MOST_TOKENS, **options)
-    made = GenerationOptions(max_new_tokens=MOST_TOKENS, **options)
+    expected = reference.token_ids(examples, max_new_tokens=MAX_TOKENS, **options)
+    settings = GenerationOptions(max_new_tokens=MAX_TOKENS, **options)
     preprocessing = pipeline.manifest.preprocessing
     answers = [
-        pipeline.answer(pixels_from_image(example.image, preprocessing), example.prompt, made)
+        pipeline.answer(pixels_from_image(example.image, preprocessing), example.prompt, settings)
         for example in examples
     ]
     pairs = [
         (example, answer, ids, answer.score - score)
-        for example, answer, (ids, score) in zip(examples, answers, wanted, strict=True)
+        for example, answer, (ids, score) in zip(examples, answers, expected, strict=True)
         if answer.score is not None
     ]
     different = [

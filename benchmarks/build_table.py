@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import keep, kept, run
+from benchmarks.measure import load_figures, run, save_figures
 from iblip.serving.cli.quiet import quiet_libraries
 
 MODELS = (
@@ -50,11 +50,13 @@ BLOCK = 2**24
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, default=MODELS, help="Of `iblip models`.")
+@click.option(
+    "--model", "models", multiple=True, default=MODELS, help="A name from `iblip models`."
+)
 @click.option("--case", "cases", multiple=True, default=CASES, help="Source dtype:precision.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Where the files are made.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Directory for temporary files.")
 @click.option("--genai/--no-genai", default=True, help="Also GenAI's builder, on 1.3 B.")
-@click.option("--genai-only", is_flag=True, help="Nothing but that.")
+@click.option("--genai-only", is_flag=True, help="Run only GenAI's comparison.")
 def main(
     models: tuple[str, ...],
     cases: tuple[str, ...],
@@ -62,31 +64,31 @@ def main(
     genai: bool,
     genai_only: bool,
 ) -> None:
-    """Measure builds of true size, and keep the figures beside those that were found before."""
+    """Measure builds of true size, and add the figures to the saved ones."""
     quiet_libraries()
     with TemporaryDirectory(dir=scratch or Path.cwd(), prefix=".benchmarks-") as directory:
         for model in () if genai_only else models:
             for dtype in sorted({case.partition(":")[0] for case in cases}):
                 precisions = [case.partition(":")[2] for case in cases if case.startswith(dtype)]
-                _keep(_measured(model, dtype, precisions, Path(directory)))
+                _save(_measure(model, dtype, precisions, Path(directory)))
         if genai or genai_only:
-            _keep({"llama-1.3b": _beside_genai(Path(directory))})
+            _save({"llama-1.3b": _compare_with_genai(Path(directory))})
 
 
-def _keep(found: dict[str, Any]) -> None:
-    before = kept("build_table")
-    for name, figures in found.items():
-        before[name] = {**before.get(name, {}), **figures}
+def _save(table: dict[str, Any]) -> None:
+    saved = load_figures("build_table")
+    for name, figures in table.items():
+        saved[name] = {**saved.get(name, {}), **figures}
         click.echo(f"{name}: {json.dumps(figures, indent=2)}")
-    keep("build_table", before)
+    save_figures("build_table", saved)
 
 
-def _measured(model: str, dtype: str, precisions: list[str], scratch: Path) -> dict[str, Any]:
+def _measure(model: str, dtype: str, precisions: list[str], scratch: Path) -> dict[str, Any]:
     """Figures by `dtype:precision` of one checkpoint, which is made and deleted here."""
     size = _bytes_of(model, dtype)
     room = shutil.disk_usage(scratch).free
     if room < 1.6 * size:
-        skipped = f"{room / 1e9:.0f} GB are free, {1.6 * size / 1e9:.0f} GB are wanted"
+        skipped = f"{room / 1e9:.0f} GB are free, {1.6 * size / 1e9:.0f} GB are needed"
         return {model: {f"{dtype}:{name}": {"skipped": skipped} for name in precisions}}
     checkpoint = scratch / f"{model}-{dtype}"
     run(["iblip", "export", "synthesize", model, str(checkpoint), "--dtype", dtype])
@@ -103,7 +105,7 @@ def _bytes_of(model: str, dtype: str) -> int:
 
 
 def _build(checkpoint: Path, precision: str) -> dict[str, Any]:
-    """One build, and `cat` of its source and of as many bytes as it wrote."""
+    """One build, and the time to read its source and to write as many bytes as it wrote."""
     output = checkpoint.with_name("build")
     cold = _drop_caches()
     build = ["iblip", "export", "build", "--model", str(checkpoint), "--precision", precision]
@@ -114,7 +116,9 @@ def _build(checkpoint: Path, precision: str) -> dict[str, Any]:
     shutil.rmtree(output)
     _drop_caches()
     source = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-    cat = _cat(sorted(checkpoint.glob("*.safetensors")), checkpoint.with_name("copy"), written)
+    cat = _time_copy(
+        sorted(checkpoint.glob("*.safetensors")), checkpoint.with_name("copy"), written
+    )
     return {
         **process.to_json(),
         "cat_seconds": round(cat, 1),
@@ -127,7 +131,7 @@ def _build(checkpoint: Path, precision: str) -> dict[str, Any]:
 
 
 def _drop_caches() -> bool:
-    """Whether the system let us: it takes root."""
+    """Drops the system's page cache; false where that is not permitted (it takes root)."""
     os.sync()
     try:
         CACHES.write_text("3")
@@ -136,8 +140,8 @@ def _drop_caches() -> bool:
     return True
 
 
-def _cat(files: list[Path], target: Path, size: int) -> float:
-    """Seconds to read the files, then to write so many bytes of them, to the disk itself."""
+def _time_copy(files: list[Path], target: Path, size: int) -> float:
+    """Seconds to read the files and then to write `size` bytes to the disk itself."""
     started, buffer = time.monotonic(), bytearray(BLOCK)
     for file in files:
         with file.open("rb", buffering=0) as stream:
@@ -153,7 +157,7 @@ def _cat(files: list[Path], target: Path, size: int) -> float:
     return seconds
 
 
-def _beside_genai(scratch: Path) -> dict[str, Any]:
+def _compare_with_genai(scratch: Path) -> dict[str, Any]:
     """Both builders to int4: GenAI's on a LLaMA, ours on an InstructBLIP that has it."""
     checkpoint = _small_instructblip(scratch)
     ours = _build(checkpoint, "int4")

@@ -27,7 +27,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "five beams": {"num_beams": 5},
     "ranked": {"candidates": ["red", "a 3", *map(str, range(40))]},
 }
-"""Options by what they are called; what draws also gets a seed."""
+"""Options by name; those that sample also get a seed."""
 
 
 def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
@@ -40,18 +40,18 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
 
 
 def compare(directory: Path, examples: Sequence[Example]) -> dict[str, Any]:
-    """How many requests have the same tokens in every answer, by way.
+    """How many requests have the same tokens in every answer, by kind of options.
 
     Args:
         directory: of the build.
-        examples: what is asked; each in every way, and neighbours in different ones.
+        examples: each is asked with every kind of options; neighbours in the queue differ.
     """
     manifest = Manifest.read(directory)
     names = [name for _ in examples for name in WAYS]
     requests = _requests(directory, examples)
     limits = EngineLimits(slots=AT_ONCE, queue=len(requests))
     with closing(open_engine(directory, manifest, limits=limits)) as engine:
-        alone = [_said(engine.submit(request).result()) for request in requests]
+        alone = [_token_ids(engine.submit(request).result()) for request in requests]
         crowd = _in_a_crowd(engine, requests)
     same = [a == b for a, b in zip(alone, crowd, strict=True)]
     return {
@@ -66,33 +66,33 @@ def compare(directory: Path, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def _requests(directory: Path, examples: Sequence[Example]) -> list[GenerationRequest]:
-    made: list[GenerationRequest] = []
+    requests: list[GenerationRequest] = []
     with Pipeline(directory) as pipeline:
         for example in examples:
             pixels = pixels_from_image(example.image, pipeline.manifest.preprocessing)
             embeds = pipeline.encode_image(pixels[None])
             visual_prompt = pipeline.visual_prompt(embeds, [example.prompt])
             for options in WAYS.values():
-                seed = {"seed": len(made)} if "temperature" in options else {}
-                made.append(
+                seed = {"seed": len(requests)} if "temperature" in options else {}
+                requests.append(
                     GenerationRequest(
                         prompt=example.prompt,
                         visual_prompt=visual_prompt,
                         options=GenerationOptions.from_mapping({**options, **seed}),
                     )
                 )
-    return made
+    return requests
 
 
 def _in_a_crowd(
     engine: LanguageModelEngine, requests: Sequence[GenerationRequest]
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """All wait from the first; their lengths differ, so that they join and leave at many steps."""
-    return [_said(generation.result()) for generation in [engine.submit(r) for r in requests]]
+    """All are queued at once; their lengths differ, so they join and leave at many steps."""
+    return [_token_ids(generation.result()) for generation in [engine.submit(r) for r in requests]]
 
 
-def _said(answer: Answer) -> tuple[tuple[int, ...], ...]:
-    """The tokens of every answer; of a ranking those of every candidate, in its order."""
+def _token_ids(answer: Answer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of every answer, or of every candidate of a ranking in its order."""
     if answer.ranking:
-        return tuple(found.token_ids for found in answer.ranking)
+        return tuple(candidate.token_ids for candidate in answer.ranking)
     return tuple(completion.token_ids for completion in (answer, *answer.others))

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import Process, keep, kept, run
+from benchmarks.measure import Process, load_figures, run, save_figures
 from benchmarks.vision_encoder import vision_checkpoint
 from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.serving.cli.quiet import quiet_libraries
@@ -40,19 +40,19 @@ PARTS = {
 @click.command()
 @click.option("--layers", default=10, show_default=True, help="Of the ViT-g.")
 @click.option("--demo/--no-demo", default=True, help="Also the LLaMA demo.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Where the files are made.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Directory for temporary files.")
 def main(layers: int, demo: bool, scratch: Path | None) -> None:
-    """Measure, and keep the figures in `benchmarks/results.json`."""
+    """Measure, and save the figures in `benchmarks/results.json`."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=scratch or Path.cwd(), prefix=".benchmarks-") as name:
-        found = {DEMO.name: measured(DEMO, Path(name))} if demo else {}
+        figures = {DEMO.name: measure(DEMO, Path(name))} if demo else {}
         checkpoint = vision_checkpoint(Path(name), layers)
-        found[f"ViT-g of {layers} layers"] = measured(checkpoint, Path(name))
-    keep("engine_cache", {**kept("engine_cache"), **found})
-    click.echo(json.dumps(found, indent=2))
+        figures[f"ViT-g of {layers} layers"] = measure(checkpoint, Path(name))
+    save_figures("engine_cache", {**load_figures("engine_cache"), **figures})
+    click.echo(json.dumps(figures, indent=2))
 
 
-def measured(checkpoint: Path, scratch: Path) -> dict[str, Any]:
+def measure(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     """Figures of three builds of a checkpoint, and bytes of the plans."""
     output, cache = scratch / "build", scratch / "cache"
     command = [

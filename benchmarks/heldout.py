@@ -32,7 +32,7 @@ def _compare(directory: Path, examples: list[Example]) -> dict[str, Any]:
     preprocessing = Manifest.read(directory).preprocessing
     with Pipeline(directory) as pipeline:
         started = time.monotonic()
-        wanted = [
+        expected = [
             pipeline.answer(pixels_from_image(e.image, preprocessing), e.prompt).text
             for e in examples
         ]
@@ -42,15 +42,14 @@ def _compare(directory: Path, examples: list[Example]) -> dict[str, Any]:
         ready_s = time.monotonic() - started
         with Client(server.grpc_url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
             started = time.monotonic()
-            asked = pool.map(lambda e: _ask(client, e), examples)
-            found = list(asked)
+            answers = list(pool.map(lambda e: _ask(client, e), examples))
             triton_s = time.monotonic() - started
-    texts = [text for text, _ in found]
+    texts = [text for text, _ in answers]
     return {
         "examples": len(examples),
         "answered": sum(text is not None for text in texts),
-        "identical_to_in_process": sum(a == b for a, b in zip(texts, wanted, strict=True)),
-        "deltas_in_order": sum(joined for _, joined in found),
+        "identical_to_in_process": sum(a == b for a, b in zip(texts, expected, strict=True)),
+        "deltas_in_order": sum(joined for _, joined in answers),
         "right": sum(e.is_right(text) for text, e in zip(texts, examples, strict=True)),
         "start_to_ready_s": round(ready_s, 2),
         "seconds_in_process": round(in_process_s, 1),
@@ -59,7 +58,7 @@ def _compare(directory: Path, examples: list[Example]) -> dict[str, Any]:
 
 
 def _ask(client: Client, example: Example) -> tuple[str, bool]:
-    """The answer, and whether its deltas in the order of their coming are that answer."""
+    """The answer, and whether its deltas, joined in order, are that answer."""
     with client.stream(example.image, example.prompt) as stream:
         deltas = list(stream)
         return stream.answer.text, "".join(deltas) == stream.answer.text

@@ -1,4 +1,4 @@
-"""Processes measured from outside, and times taken in turns."""
+"""Measures processes from outside, and times alternatives in turns."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from iblip.export.system.cache_directory import VARIABLE
 RESULTS = Path(__file__).with_name("results.json")
 
 
-def keep(name: str, figures: Any) -> None:
-    """Puts a benchmark's figures into `results.json`, beside those of the others."""
+def save_figures(name: str, figures: Any) -> None:
+    """Writes a benchmark's figures to `results.json`, beside those of the others."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**results, name: figures}, indent=2) + "\n")
 
 
-def kept(name: str) -> dict[str, Any]:
-    """The figures that `results.json` has of a benchmark, for one that adds to them; or none."""
+def load_figures(name: str) -> dict[str, Any]:
+    """The figures of a benchmark in `results.json`; empty if there are none."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return dict(results.get(name, {}))
 
 
 def read_bandwidth(threads: int, mib: int = 512) -> float:
-    """Bytes a second that so many threads read from memory: of the quickest of some passes."""
+    """Bytes per second that `threads` threads read from memory, in the fastest of four passes."""
     values = np.ones(mib * 2**18, np.float32)
     best = 0.0
     for _ in range(4):
@@ -59,7 +59,7 @@ class Process:
     Attributes:
         seconds: wall time.
         peak_mib: largest resident memory, in MiB.
-        output: what it wrote.
+        output: its stdout and stderr.
     """
 
     seconds: float
@@ -75,12 +75,12 @@ def run(arguments: Sequence[str], cache: Path | None = None) -> Process:
     """Runs `python -m arguments…` to its end.
 
     Args:
-        arguments: a module and what it is given.
-        cache: for `IBLIP_CACHE`; `None` is an empty one of this run alone, so that nothing of the
-            run was made before.
+        arguments: a module and its arguments.
+        cache: for `IBLIP_CACHE`; `None` is an empty directory for this run only, so that nothing is
+            reused.
 
     Raises:
-        RuntimeError: it failed; the message has what it wrote.
+        RuntimeError: it failed; the message has its output.
     """
     if cache is None:
         with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as empty:
@@ -97,28 +97,28 @@ def run(arguments: Sequence[str], cache: Path | None = None) -> Process:
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    said = output.decode(errors="replace")
+    text = output.decode(errors="replace")
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{said}")
-    return Process(seconds=seconds, peak_mib=usage.ru_maxrss / 1024, output=said)
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{text}")
+    return Process(seconds=seconds, peak_mib=usage.ru_maxrss / 1024, output=text)
 
 
 def in_turns(
     ways: Mapping[str, Callable[[int], Any]], rounds: int, *, warm_up: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Calls each way with the number of the round, A B C A B C …, and times every call.
+    """Calls each way in turn with the number of the round, A B C A B C …, and times every call.
 
     Returns:
         By way: `median_ms`, `p95_ms`, and `ratio` of its median to the first way's.
     """
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warm_up, rounds):
         for name, call in ways.items():
             started = time.perf_counter()
             call(turn % rounds)
             if turn >= 0:
-                taken[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in taken.items()}
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     first = next(iter(medians.values()))
     return {
         name: {
@@ -126,5 +126,5 @@ def in_turns(
             "p95_ms": round(statistics.quantiles(values, n=20)[-1] * 1e3, 2),
             "ratio": round(medians[name] / first, 3),
         }
-        for name, values in taken.items()
+        for name, values in seconds.items()
     }

@@ -52,7 +52,7 @@ def _times(
     reference, preprocessing = Reference(checkpoint), Manifest.read(directory).preprocessing
 
     def image(turn: int) -> Path:
-        return examples[1 + turn].image  # another each round: none is cached from before
+        return examples[1 + turn].image  # a new one each round, so none is cached
 
     def transformers(turn: int) -> None:
         for prompt in prompts:
@@ -80,5 +80,5 @@ def _runs(metrics_url: str) -> int:
     with urllib.request.urlopen(metrics_url) as response:
         text = response.read().decode()
     pattern = r'nv_inference_exec_count\{model="vision_encoder"[^}]*\} (\d+)'
-    found = re.search(pattern, text)
-    return int(found[1]) if found else 0
+    match = re.search(pattern, text)
+    return int(match[1]) if match else 0

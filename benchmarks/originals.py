@@ -70,9 +70,9 @@ class Original:
             **GENERATE,
         )
         if not self.is_llama:
-            return self._decoded(ids)
+            return self._decode(ids)
         ids[ids == 0] = 2
-        return self._decoded(ids).strip()
+        return self._decode(ids).strip()
 
     def losses(self, example: Example, candidates: Sequence[str]) -> list[float]:
         """What LAVIS's `predict_class` sorts candidates by."""
@@ -83,7 +83,7 @@ class Original:
         inputs = self._processor(
             images=Image.open(example.image), text=example.prompt, return_tensors="pt"
         )
-        return self._decoded(self._model.generate(**inputs))
+        return self._decode(self._model.generate(**inputs))
 
     @torch.no_grad()
     def prompt(self, example: Example) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Original:
         logits = model(inputs_embeds=whole).logits[0, embeds.shape[1] - 1 : -1]
         return float(torch.nn.functional.cross_entropy(logits, ids[0], reduction="sum"))
 
-    def _decoded(self, ids: torch.Tensor) -> str:
+    def _decode(self, ids: torch.Tensor) -> str:
         (text,) = self._processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return str(text)
 
@@ -145,11 +145,11 @@ def compare(
         ),
         "hf generate": (HF, "generate", original.hf),
     }
-    found = {
+    figures = {
         name: _texts(pipeline, compat, call, examples, reference)
         for name, (compat, call, reference) in calls.items()
     }
-    return {**found, "lavis predict_class": _ranks(pipeline, original, examples)}
+    return {**figures, "lavis predict_class": _ranks(pipeline, original, examples)}
 
 
 def _texts(
@@ -161,15 +161,15 @@ def _texts(
 ) -> dict[str, Any]:
     manifest = pipeline.manifest
     architecture = manifest.language_model.architecture
-    found = preset(compat, family=manifest.family, language_model=architecture, call=call)
-    options = found.with_options({"beam_scorer": "v5"})
+    original_preset = preset(compat, family=manifest.family, language_model=architecture, call=call)
+    options = original_preset.with_options({"beam_scorer": "v5"})
     different = []
     for example in examples:
         pixels = pixels_from_image(example.image, manifest.preprocessing)
-        text = found.finished(pipeline.answer(pixels, example.prompt, options).text)
-        wanted = reference(example)
-        if text != wanted:
-            different.append({"example": example.name, "text": text, "reference": wanted})
+        text = original_preset.finished(pipeline.answer(pixels, example.prompt, options).text)
+        expected = reference(example)
+        if text != expected:
+            different.append({"example": example.name, "text": text, "reference": expected})
     return {
         "examples": len(examples),
         "same_text": len(examples) - len(different),
@@ -180,13 +180,17 @@ def _texts(
 def _ranks(pipeline: Pipeline, original: Original, examples: Sequence[Example]) -> dict[str, Any]:
     manifest = pipeline.manifest
     architecture = manifest.language_model.architecture
-    found = preset(LAVIS, family=manifest.family, language_model=architecture, call=RANKING)
-    options = found.with_options({"candidates": list(CANDIDATES)})
+    original_preset = preset(
+        LAVIS, family=manifest.family, language_model=architecture, call=RANKING
+    )
+    options = original_preset.with_options({"candidates": list(CANDIDATES)})
     same, apart = 0, 0.0
     for example in examples:
         pixels = pixels_from_image(example.image, manifest.preprocessing)
         ranking = pipeline.answer(pixels, example.prompt, options).ranking
         losses = original.losses(example, CANDIDATES)
-        same += [one.index for one in ranking] == np.argsort(losses, kind="stable").tolist()
-        apart = max(apart, *(abs(one.logprob + losses[one.index]) for one in ranking))
+        same += [candidate.index for candidate in ranking] == np.argsort(
+            losses, kind="stable"
+        ).tolist()
+        apart = max(apart, *(abs(each.logprob + losses[each.index]) for each in ranking))
     return {"examples": len(examples), "same_order": same, "largest_difference_of_losses": apart}

@@ -3,7 +3,7 @@
     python -m benchmarks.plan_table                                   every demo, every precision
     python -m benchmarks.plan_table --demo blip2-demo-opt --policy fp16
     python -m benchmarks.plan_table --at-size                         ViT-g and its Q-Former, fp16
-    python -m benchmarks.plan_table --table                           what was found, as Markdown
+    python -m benchmarks.plan_table --table                           the saved figures, as Markdown
 
 Plans are built by TensorRT-RTX for sm89, without a GPU: TensorRT proper also times kernels on one.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks.measure import RESULTS, keep, run
+from benchmarks.measure import load_figures, run, save_figures
 from checkpoints import DEMOS
 from iblip.serving.cli.quiet import quiet_libraries
 
@@ -46,8 +46,8 @@ model one layer is made."""
 @click.option("--demo", "demos", multiple=True, default=DEMOS, help="Of the demo checkpoints.")
 @click.option("--policy", "policies", multiple=True, type=click.Choice(list(POLICIES)))
 @click.option("--at-size", is_flag=True, help="Nothing but vision encoder and Q-Former at size.")
-@click.option("--table", "shown", is_flag=True, help="Measure nothing: print what was found.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Where the files are made.")
+@click.option("--table", "shown", is_flag=True, help="Measure nothing: print the saved figures.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Directory for temporary files.")
 @click.option(
     "--builds", type=click.Path(path_type=Path), help="Builds that exist, as <demo>-<policy>."
 )
@@ -59,9 +59,9 @@ def main(
     scratch: Path | None,
     builds: Path | None,
 ) -> None:
-    """Measure plans, and keep the figures beside those that were found before."""
+    """Measure plans, and add the figures to the saved ones."""
     if shown:
-        click.echo("\n".join(_table(json.loads(RESULTS.read_text())["plan_table"])))
+        click.echo("\n".join(_table(load_figures("plan_table"))))
         return
     quiet_libraries()
     with TemporaryDirectory(dir=scratch or Path.cwd(), prefix=".benchmarks-") as directory:
@@ -70,24 +70,24 @@ def main(
             return
         for demo in demos:
             for policy in policies or POLICIES:
-                found = _of_demo(demo, policy, Path(directory), builds)
-                for graph, row in found.items():
+                rows = _of_demo(demo, policy, Path(directory), builds)
+                for graph, row in rows.items():
                     click.echo(f"{demo} {policy} {graph}: {json.dumps(row)}")
-                _add(demo, {policy: found})
+                _add(demo, {policy: rows})
 
 
 SHOWN = ("fp32", "fp16", "bf16", "lavis", "int8 static")
 """The columns of the table: what was measured of every demo."""
 
 
-def _table(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _table(table: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Seconds and megabytes of every graph of every demo, in Markdown."""
     yield f"| | {' | '.join(SHOWN)} |"
     yield "|---|" + "--:|" * len(SHOWN)
     for demo in DEMOS:
-        graphs = found[demo]["fp16"]
+        graphs = table[demo]["fp16"]
         for graph in graphs:
-            cells = (_cell(found[demo].get(policy, {}).get(graph, {})) for policy in SHOWN)
+            cells = (_cell(table[demo].get(policy, {}).get(graph, {})) for policy in SHOWN)
             yield f"| {demo} `{graph}` | {' | '.join(cells)} |"
 
 
@@ -98,8 +98,8 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _add(name: str, rows: Mapping[str, Any]) -> None:
-    kept = json.loads(RESULTS.read_text()).get("plan_table", {}) if RESULTS.exists() else {}
-    keep("plan_table", {**kept, name: {**kept.get(name, {}), **rows}})
+    table = load_figures("plan_table")
+    save_figures("plan_table", {**table, name: {**table.get(name, {}), **rows}})
 
 
 def _of_demo(demo: str, policy: str, scratch: Path, builds: Path | None) -> dict[str, Any]:
@@ -154,17 +154,17 @@ def _at_size(scratch: Path) -> dict[str, Any]:
     synthesize(Synthesis(model=small, dtype="float16", seed=0), checkpoint)
     words = ("--model", str(checkpoint), "--precision", "fp16", "--no-verify")
     run(["iblip", "export", "build", *words, "--engine", "onnxruntime", "--output", str(build)])
-    found = {}
+    figures = {}
     for graph in ("vision_encoder/model", "qformer/model"):
         output = scratch / "plans"
         plan = ("--engine", "tensorrt-rtx", "--target", TARGET, "--no-engine-cache")
         chosen = ("--graph", graph, "--output", str(output))
         process = run(["iblip", "engines", "build", str(build), *chosen, *plan])
         size = (output / f"{graph}.plan").stat().st_size
-        found[graph] = {**process.to_json(), "bytes": size}
-        click.echo(f"{graph}: {found[graph]}")
+        figures[graph] = {**process.to_json(), "bytes": size}
+        click.echo(f"{graph}: {figures[graph]}")
         shutil.rmtree(output)
-    return found
+    return figures
 
 
 if __name__ == "__main__":

@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from benchmarks.arrivals import Got
+    from benchmarks.arrivals import Outcome
 
 
-def plot_batching(path: Path, found: Mapping[str, Any]) -> None:
-    """Tokens per second by the number of requests at once, by precision and by what ran."""
+def plot_batching(path: Path, rates: Mapping[str, Any]) -> None:
+    """Tokens per second by number of concurrent requests, for each precision and program."""
     plt = _pyplot()
-    precisions = [name for name in ("fp32", "int4") if name in found]
+    precisions = [name for name in ("fp32", "int4") if name in rates]
     figure, panels = plt.subplots(1, len(precisions), figsize=(10, 4), squeeze=False)
     for axes, precision in zip(panels[0], precisions, strict=True):
-        at_once = found[precision]["at_once"]
+        at_once = rates[precision]["at_once"]
         lines = {
             "engine": {count: figures["engine"] for count, figures in at_once.items()},
             "its graph alone": {count: figures["bare_graph"] for count, figures in at_once.items()},
         }
         if precision == "int4":
             lines |= {
-                title: found[name]
+                title: rates[name]
                 for name, title in (
                     ("genai_int4", "GenAI's graph alone"),
                     ("llama_cpp_q4_0", "llama.cpp, Q4_0"),
                 )
-                if name in found
+                if name in rates
             }
         for title, line in lines.items():
             axes.plot([int(count) for count in line], list(line.values()), "o-", label=title)
@@ -41,15 +41,16 @@ def plot_batching(path: Path, found: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
-def plot_load(path: Path, got: Mapping[str, Sequence[Got]]) -> None:
-    """Time to first text by arrival, and how time between texts is distributed, by server."""
+def plot_load(path: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+    """Time to first text by arrival, and the distribution of times between texts, by server."""
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, answers in got.items():
-        at, first = [one.at_s for one in answers], [one.first_s for one in answers]
+    for name, answers in outcomes.items():
+        at = [answer.at_s for answer in answers]
+        first = [answer.first_s for answer in answers]
         left.plot(at, first, ".", ms=3, label=name, rasterized=True)  # thousands of points
         shares = np.linspace(0, 1, 201)
-        gaps = np.quantile([gap * 1e3 for one in answers for gap in one.gaps_s], shares)
+        gaps = np.quantile([gap * 1e3 for answer in answers for gap in answer.gaps_s], shares)
         right.plot(gaps, shares, label=name)
     left.set(xlabel="arrival, s", ylabel="time to first text, s", yscale="log")
     right.set(xlabel="time between two texts, ms", ylabel="share of all", xscale="log")
@@ -60,7 +61,7 @@ def plot_load(path: Path, got: Mapping[str, Sequence[Got]]) -> None:
 
 
 def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
-    """A bar a way: its time as a share of the first one's."""
+    """A bar for each way: its time as a share of the first one's."""
     figure, axes = _pyplot().subplots(figsize=(7, 0.5 + 0.45 * len(ratios)), layout="constrained")
     bars = axes.barh(list(ratios), list(ratios.values()))
     axes.bar_label(bars, fmt="%.2f", padding=3)
@@ -70,7 +71,7 @@ def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
 
 
 def plot_losses(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    """Points of accuracy lost, by policy: a mark a demo checkpoint."""
+    """Percentage points of accuracy lost, by policy, with a mark for each demo checkpoint."""
     figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     for demo, policies in table.items():
         lost = {name: figures["points_lost"] for name, figures in policies.items()}

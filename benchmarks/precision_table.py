@@ -1,8 +1,8 @@
 """`python -m benchmarks.precision_table`: what each precision costs in answers, on the demos.
 
-Every demo checkpoint is built in every precision, and asked held-out examples, greedily. The loss
-is against the same demo in fp32, on the same examples, in points of a hundred. What eight
-bits are calibrated on are held-out examples that are not asked.
+Every demo checkpoint is built in every precision and asked held-out examples greedily. The loss is
+relative to the same demo in fp32, on the same examples, in percentage points. 8-bit precisions are
+calibrated on held-out examples that are not asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import click
 import onnx
 
-from benchmarks.measure import keep, kept, run
+from benchmarks.measure import load_figures, run, save_figures
 from benchmarks.plots import plot_losses
 from checkpoints import DEMOS
 from iblip.engines.pipeline import Pipeline
@@ -43,28 +43,28 @@ POLICIES: Mapping[str, tuple[str, ...]] = {
     "int8-fp16": ("int8-fp16",),
     "fp8": ("fp8",),
 }
-"""By name: what follows `--precision`."""
+"""By name: the arguments after `--precision`."""
 
 MOST_LOST: Mapping[str, float] = {"int8": 1.0, "int4": 2.0, "int8-fp16": 1.0, "fp8": 1.0}
-"""By precision word: points of accuracy that it may lose."""
+"""Percentage points of accuracy that a precision may lose."""
 
 CALIBRATED = ("int8", "int8-fp16", "fp8")
-"""The precision words whose builds look at images."""
+"""Precisions whose builds calibrate on images."""
 
 KEPT_BACK = 100
-"""The last examples: for calibration, never asked."""
+"""Number of examples, from the end, used for calibration only."""
 
 AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Answers:
     """The answers of one build.
 
     Attributes:
-        texts: one an example.
+        texts: one for each example.
         right: whether each is the example's answer.
-        weight_bytes: of all weights that its graphs bind, each file's part once.
+        weight_bytes: of all weights in its graphs, shared ones counted once.
     """
 
     texts: Sequence[str]
@@ -75,19 +75,19 @@ class Asked:
 @click.command()
 @click.option("--demo", "demos", multiple=True, default=DEMOS, type=click.Choice(DEMOS))
 @click.option("--policy", "policies", multiple=True, default=POLICIES, type=click.Choice(POLICIES))
-@click.option("--limit", type=int, help="So many examples; all of them if it is left out.")
+@click.option("--limit", type=int, help="Most examples to ask. Default: all.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the losses as SVG.")
 def main(
     demos: tuple[str, ...], policies: tuple[str, ...], limit: int | None, plot: Path | None
 ) -> None:
     """Measure, and keep the figures in `benchmarks/results.json`."""
     quiet_libraries()
-    table = kept("precision_table")
+    table = load_figures("precision_table")
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
         for demo in demos:
-            found = figures(DEMO.parent / demo, Path(scratch), policies, limit)
-            table[demo] = {**table.get(demo, {}), **found}
-            keep("precision_table", table)
+            rows = figures(DEMO.parent / demo, Path(scratch), policies, limit)
+            table[demo] = {**table.get(demo, {}), **rows}
+            save_figures("precision_table", table)
             click.echo(f"{demo}: {json.dumps(table[demo], indent=2)}")
     if plot is not None:
         plot_losses(plot, table)
@@ -96,18 +96,18 @@ def main(
 def figures(
     checkpoint: Path, scratch: Path, policies: Sequence[str], limit: int | None
 ) -> dict[str, Any]:
-    """By policy, beside fp32's own figures."""
+    """Figures by policy, with those of fp32."""
     examples = read_examples(checkpoint / "examples")
     write_calibration(examples[-KEPT_BACK:], scratch / "calibration")
     examples = examples[:-KEPT_BACK][:limit]
     base = ask(checkpoint, scratch, "fp32", examples)
-    found = {"fp32": _figures(base, base, None)}
+    table = {"fp32": _figures(base, base, None)}
     for policy in policies:
         if policy != "fp32":
             word = POLICIES[policy][0]
-            asked = ask(checkpoint, scratch, policy, examples)
-            found[policy] = _figures(asked, base, MOST_LOST.get(word))
-    return found
+            answers = ask(checkpoint, scratch, policy, examples)
+            table[policy] = _figures(answers, base, MOST_LOST.get(word))
+    return table
 
 
 def write_calibration(examples: Sequence[Example], directory: Path) -> None:
@@ -121,13 +121,13 @@ def write_calibration(examples: Sequence[Example], directory: Path) -> None:
             stream.write(json.dumps({**row, "answer": example.answer}) + "\n")
 
 
-def ask(checkpoint: Path, scratch: Path, policy: str, examples: Sequence[Example]) -> Asked:
-    """Builds, asks, and removes the build."""
+def ask(checkpoint: Path, scratch: Path, policy: str, examples: Sequence[Example]) -> Answers:
+    """Builds, asks the examples, and removes the build."""
     output = scratch / "build"
-    asked_for = ["--precision", *POLICIES[policy], "--output", str(output), "--no-verify"]
+    arguments = ["--precision", *POLICIES[policy], "--output", str(output), "--no-verify"]
     if POLICIES[policy][0] in CALIBRATED:
-        asked_for += ["--calibration", str(scratch / "calibration")]
-    run(["iblip", "export", "build", "--model", str(checkpoint), *asked_for])
+        arguments += ["--calibration", str(scratch / "calibration")]
+    run(["iblip", "export", "build", "--model", str(checkpoint), *arguments])
     preprocessing = Manifest.read(output).preprocessing
     with Pipeline(output) as pipeline, ThreadPoolExecutor(AT_ONCE) as pool:
 
@@ -136,17 +136,17 @@ def ask(checkpoint: Path, scratch: Path, policy: str, examples: Sequence[Example
             return pipeline.answer(pixels, example.prompt).text
 
         texts = list(pool.map(text, examples))
-    asked = Asked(
+    answers = Answers(
         texts=texts,
         right=[e.is_right(text) for e, text in zip(examples, texts, strict=True)],
         weight_bytes=weight_bytes(output),
     )
     shutil.rmtree(output)
-    return asked
+    return answers
 
 
 def weight_bytes(build: Path) -> int:
-    """Bytes of every weight that the graphs bind; of what several graphs share, once."""
+    """Bytes of all weights in the graphs; those that several graphs share count once."""
     places: dict[tuple[Path, int], int] = {}
     for record in Manifest.read(build).components.values():
         for graph in record.graphs.values():
@@ -159,20 +159,20 @@ def weight_bytes(build: Path) -> int:
     return sum(places.values())
 
 
-def _figures(asked: Asked, base: Asked, most_lost: float | None) -> dict[str, Any]:
-    count = len(asked.texts)
-    lost = 100 * (sum(base.right) - sum(asked.right)) / count
-    same = sum(a == b for a, b in zip(asked.texts, base.texts, strict=True))
-    found = {
+def _figures(answers: Answers, base: Answers, most_lost: float | None) -> dict[str, Any]:
+    count = len(answers.texts)
+    lost = 100 * (sum(base.right) - sum(answers.right)) / count
+    same = sum(a == b for a, b in zip(answers.texts, base.texts, strict=True))
+    figures = {
         "examples": count,
-        "accuracy": round(sum(asked.right) / count, 4),
+        "accuracy": round(sum(answers.right) / count, 4),
         "points_lost": round(lost, 2),
         "same_text": round(same / count, 4),
-        "weight_bytes": asked.weight_bytes,
+        "weight_bytes": answers.weight_bytes,
     }
     if most_lost is None:
-        return found
-    return {**found, "most_lost": most_lost, "kept": lost <= most_lost}
+        return figures
+    return {**figures, "most_lost": most_lost, "kept": lost <= most_lost}
 
 
 if __name__ == "__main__":

@@ -33,15 +33,17 @@ class Reference:
     def token_ids(
         self, examples: Sequence[Example], **options: Any
     ) -> list[tuple[tuple[int, ...], float]]:
-        """Of each example's answer by beam search: tokens without the closing one, and the score.
+        """The beam-search answer to each example: its tokens without the closing one, and its score.
 
-        Examples whose prompts are equally long are answered in one batch: transformers pads others,
-        and padding changes answers.
+        Only examples with equally long prompts share a batch: transformers pads others, and padding
+        changes answers.
         """
         images, prompts = [e.image for e in examples], [e.prompt for e in examples]
-        found: dict[int, tuple[tuple[int, ...], float]] = {}
-        for batch, made in answers(self._reference, images, prompts, output_scores=True, **options):
-            for index, answer in zip(batch, made, strict=True):
+        results: dict[int, tuple[tuple[int, ...], float]] = {}
+        for batch, replies in answers(
+            self._reference, images, prompts, output_scores=True, **options
+        ):
+            for index, answer in zip(batch, replies, strict=True):
                 assert answer.score is not None
-                found[index] = answer.token_ids, answer.score
-        return [found[index] for index in range(len(examples))]
+                results[index] = answer.token_ids, answer.score
+        return [results[index] for index in range(len(examples))]

@@ -1,4 +1,4 @@
-"""A build behind a real server, with limits of one's own choice; and what that server tells."""
+"""Serves a build with chosen limits, and reads the server's metrics."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from iblip.serving.server.server import TritonServer
 from iblip.serving.steps.metrics import PERIOD_S
 
 BUSY = ("iblip_slots_used", "iblip_requests_running", "iblip_requests_waiting")
-"""The metrics that are 0 where nothing runs."""
+"""The metrics that are 0 when nothing runs."""
 
 _LINE = re.compile(r'^(iblip_\w+)\{model="language_model"(?:,reason="(\w+)")?\} (\S+)$', re.M)
 
 
 @contextmanager
-def served(directory: Path, **limits: int) -> Iterator[TritonServer]:
-    """Serves a build with these `ServingLimits`, and the build's own where none is given."""
+def serve(directory: Path, **limits: int) -> Iterator[TritonServer]:
+    """Serves a build with these `ServingLimits`; those not given are the build's own."""
     manifest = Manifest.read(directory)
-    chosen = replace(manifest, limits=replace(manifest.limits, **limits))
-    repository_from_engines(directory, chosen)
+    limited = replace(manifest, limits=replace(manifest.limits, **limits))
+    repository_from_engines(directory, limited)
     with TritonServer(directory / REPOSITORY) as server:
         yield server
 
@@ -42,10 +42,10 @@ def engine_metrics(server: TritonServer) -> dict[str, float]:
 
 
 def idle_metrics(server: TritonServer, timeout_s: float = 20.0) -> dict[str, float]:
-    """The metrics once nothing runs, or as they are after that time."""
+    """The metrics once nothing runs, or after `timeout_s` at the latest."""
     end = time.monotonic() + timeout_s
     while True:
         time.sleep(2 * PERIOD_S)
-        found = engine_metrics(server)
-        if time.monotonic() > end or not any(found[name] for name in BUSY):
-            return found
+        metrics = engine_metrics(server)
+        if time.monotonic() > end or not any(metrics[name] for name in BUSY):
+            return metrics

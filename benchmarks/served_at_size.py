@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from benchmarks.batching import weight_bytes
-from benchmarks.measure import keep, read_bandwidth, run
+from benchmarks.measure import read_bandwidth, run, save_figures
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.onnxruntime.session import available_cores
 from iblip.export.artifact.manifest import Manifest
@@ -62,12 +62,12 @@ def main(
             words = ["build", "--model", str(source), "--precision", precision]
             words += ["--no-verify", "--output", str(directory)]
             figures["build"] = run(["iblip", "export", *words]).to_json()
-        figures |= served(directory, tokens, rounds)
+        figures |= serve(directory, tokens, rounds)
     click.echo(json.dumps(figures, indent=2))
-    keep("served_at_size", figures)
+    save_figures("served_at_size", figures)
 
 
-def served(directory: Path, tokens: int, rounds: int) -> dict[str, Any]:
+def serve(directory: Path, tokens: int, rounds: int) -> dict[str, Any]:
     """Figures of a build behind a real server; one request at a time.
 
     Args:
@@ -115,7 +115,7 @@ class Turn:
         vision_s, prefill_s: as the server's own timing has them.
         rate: tokens after the first.
         bandwidth: bytes that the machine reads from memory, measured just before.
-        positions: of the prompt, picture included.
+        positions: of the prompt, image included.
     """
 
     first_s: float
@@ -127,7 +127,7 @@ class Turn:
 
 
 def ask(client: Client, manifest: Manifest, tokens: int, turn: int) -> Turn:
-    """Asks about a picture that the server has not seen, and reads the answer as it comes."""
+    """Asks about an image that the server has not seen, and reads the answer as it comes."""
     bandwidth = read_bandwidth(available_cores())
     sizes = manifest.preprocessing.height, manifest.preprocessing.width, 3
     pixels = np.random.default_rng(turn).integers(0, 256, sizes, dtype=np.uint8)

@@ -24,7 +24,7 @@ import psutil
 from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.builds import build
-from benchmarks.served import idle_metrics, served
+from benchmarks.served import idle_metrics, serve
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer
 from iblip.engines.pipeline import Pipeline
@@ -32,7 +32,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import AsyncClient, CancelledError
-from iblip.serving.client.messages import KeepAlive, channel_options, question
+from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
 from iblip.serving.wire import ENSEMBLE
 
 REQUESTS = 2000
@@ -94,11 +94,11 @@ MALFORMED: Mapping[str, tuple[Callable[[Message], None], str]] = {
     "an empty prompt": (_prompt(b" "), "InputError"),
     "a prompt that is not UTF-8": (_prompt(b"\xff\xfe"), "InputError"),
     "a prompt that is too long": (_prompt(b"digit " * 5000), "InputError"),
-    "a picture of another size": (_fewer_rows, "unexpected shape"),
-    "a picture of another type": (_other_dtype, "data-type"),
+    "an image of another size": (_fewer_rows, "unexpected shape"),
+    "an image of another type": (_other_dtype, "data-type"),
     "a missing input": (_no_prompt, "prompt"),
 }
-"""What is wrong with a request: how it is made so, and what the refusal must say."""
+"""By fault: how to give a request that fault, and what the refusal must say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def main(checkpoint: Path, scratch: Path, *, requests: int = REQUESTS) -> dict[s
     kinds = ["cancelled"] * tenth + ["malformed"] * tenth
     kinds += ["answered"] * (requests - len(kinds))
     chance.shuffle(kinds)
-    with served(directory) as server:
+    with serve(directory) as server:
         soak = Soak(server.grpc_url, questions, chance)
         memory = Memory(server.pid)
         counts, seconds = asyncio.run(soak.run(kinds, memory))
@@ -144,17 +144,17 @@ def main(checkpoint: Path, scratch: Path, *, requests: int = REQUESTS) -> dict[s
 
 def _questions(directory: Path, examples: Sequence[Example]) -> list[Question]:
     """Each answered alone, in this process."""
-    preprocessing, made = Manifest.read(directory).preprocessing, []
+    preprocessing, questions = Manifest.read(directory).preprocessing, []
     with Pipeline(directory) as pipeline:
         for number in range(DIFFERENT):
             example = examples[number % len(examples)]
             options = GenerationOptions(**OPTIONS[number % len(OPTIONS)])
             pixels = pixels_from_image(example.image, preprocessing)
             answer = pipeline.answer(pixels, example.prompt, options)
-            made.append(
+            questions.append(
                 Question(pixels=pixels, prompt=example.prompt, options=options, answer=answer)
             )
-    return made
+    return questions
 
 
 class Soak:
@@ -171,9 +171,9 @@ class Soak:
         self._questions = questions
         self._chance = chance
         self._ways = {
-            "answered": self._answered,
-            "cancelled": self._cancelled,
-            "malformed": self._malformed,
+            "answered": self._ask,
+            "cancelled": self._cancel,
+            "malformed": self._send_malformed,
         }
 
     async def run(self, kinds: Sequence[str], memory: Memory) -> tuple[Counter[str], float]:
@@ -182,29 +182,29 @@ class Soak:
         limit, started = asyncio.Semaphore(AT_ONCE), time.perf_counter()
         async with AsyncClient(self._url) as client:
 
-            async def one(kind: str) -> None:
+            async def send(kind: str) -> None:
                 async with limit:
                     counts[await self._ways[kind](client)] += 1
 
             watching = asyncio.create_task(memory.watch())
-            await asyncio.gather(*(one(kind) for kind in kinds))
+            await asyncio.gather(*(send(kind) for kind in kinds))
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
         return counts, time.perf_counter() - started
 
-    async def _answered(self, client: AsyncClient) -> str:
+    async def _ask(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
         try:
             stream = await client.stream(asked.pixels, asked.prompt, options=asked.options)
             text = "".join([piece async for piece in stream])
             answer = await stream.answer()
-        except Exception as error:  # it is counted
+        except Exception as error:  # counted as lost
             return f"LOST: {type(error).__name__}: {error}"
         right = _same(answer, asked.answer) and text == answer.text
         return "right" if right else f"WRONG: {asked.prompt!r}, {asked.options}"
 
-    async def _cancelled(self, client: AsyncClient) -> str:
+    async def _cancel(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
         options = GenerationOptions(min_new_tokens=LONG, max_new_tokens=LONG, temperature=5.0)
         try:
@@ -218,11 +218,11 @@ class Soak:
             return f"NOT CANCELLED: {type(error).__name__}: {error}"
         return "ended before it was cancelled"
 
-    async def _malformed(self, client: AsyncClient) -> str:
+    async def _send_malformed(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
         name = self._chance.choice(list(MALFORMED))
-        change, wanted = MALFORMED[name]
-        request = question(
+        change, refusal = MALFORMED[name]
+        request = infer_request(
             asked.pixels,
             asked.prompt,
             GenerationOptions(),
@@ -236,14 +236,14 @@ class Soak:
         ) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             call = stub.ModelStreamInfer(iter([request]))
-            told = [response.error_message async for response in call]
-        refused = len(told) == 1 and wanted in told[0]
-        return "refused" if refused else f"NOT REFUSED: {name}: {told[:2]}"
+            messages = [response.error_message async for response in call]
+        refused = len(messages) == 1 and refusal in messages[0]
+        return "refused" if refused else f"NOT REFUSED: {name}: {messages[:2]}"
 
 
-def _same(found: Answer, wanted: Answer) -> bool:
-    """But for the time that it took."""
-    return replace(found, timing=wanted.timing) == wanted
+def _same(answer: Answer, expected: Answer) -> bool:
+    """Whether two answers are equal but for their times."""
+    return replace(answer, timing=expected.timing) == expected
 
 
 class Memory:

@@ -19,7 +19,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import in_turns, keep, run
+from benchmarks.measure import in_turns, run, save_figures
 from benchmarks.plots import plot_shares
 from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
 from iblip.export.artifact.manifest import Manifest
@@ -69,17 +69,17 @@ Way = Callable[[], npt.NDArray[np.float32]]
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the ratios as SVG.")
 def main(layers: int, threads: int, rounds: int, plot: Path | None) -> None:
-    """Measure, and keep the figures in `benchmarks/results.json`."""
+    """Measure, and save the figures in `benchmarks/results.json`."""
     quiet_libraries()
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as name:
-        found = measured(Path(name), layers=layers, threads=threads, rounds=rounds)
-    keep("vision_encoder", found)
-    click.echo(json.dumps(found, indent=2))
+        figures = measure(Path(name), layers=layers, threads=threads, rounds=rounds)
+    save_figures("vision_encoder", figures)
+    click.echo(json.dumps(figures, indent=2))
     if plot is not None:
-        plot_shares(plot, {name: way["ratio"] for name, way in found["ways"].items()})
+        plot_shares(plot, {name: way["ratio"] for name, way in figures["ways"].items()})
 
 
-def measured(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[str, Any]:
+def measure(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[str, Any]:
     """Time, ratio to torch's, and cosine by way; where ours spends its time."""
     checkpoint = vision_checkpoint(scratch, layers)
     for name, options in BUILDS.items():
@@ -197,8 +197,8 @@ def operator_shares(
     return {name: round(spent / total, 3) for name, spent in taken.most_common(6)}
 
 
-def _cosine(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+def _cosine(output: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    a, b = output.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

@@ -2,7 +2,8 @@
 
 Names of models, tensors and parameters; the finish of an answer as JSON; errors as text that
 keeps their kind; what a client must know of a server. `docs/wire.md` is this module for readers.
-Knows numpy only.
+Knows the manifest and the language model's options and answers; nothing of gRPC, of Triton's
+messages or of numpy.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self, TypeVar
 
 from iblip.engines.language_model.option_table import OPTIONS, Option
 from iblip.engines.language_model.options import GenerationOptions
@@ -35,7 +36,7 @@ from iblip.export.errors import (
 )
 
 VERSION = 3
-"""Of this wire; a client refuses a server that speaks another."""
+"""Of this wire format; a client refuses a server that speaks another."""
 
 ENSEMBLE = "instructblip"
 LANGUAGE_MODEL = "language_model"
@@ -54,8 +55,8 @@ STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
 
 CANCEL = "cancel"
-"""A request parameter of `language_model` alone: the id of a request that nobody waits for. Triton
-2.51 tells an ensemble that its caller has gone, and not the step that is running."""
+"""A request parameter of `language_model` only: the id of a request that nobody waits for. Triton
+2.51 tells an ensemble that its caller has gone, but not the step that is running."""
 
 PACKED = "options_json"
 """A request parameter that holds all the others, as one JSON object in a string. The one-answer
@@ -69,8 +70,8 @@ ERROR_KINDS: Mapping[str, type[IblipError]] = {
     "QueueFullError": QueueFullError,
     "EngineError": EngineError,
 }
-"""The kinds of error that a server tells apart, by the name that opens their text. A kind stands
-before the one that it is a case of."""
+"""The kinds of error that a server distinguishes, by the name that opens their text. A subclass
+stands before its base class."""
 
 STATUSES: Mapping[type[Exception], str] = {
     UsageError: "INVALID_ARG",
@@ -78,7 +79,7 @@ STATUSES: Mapping[type[Exception], str] = {
     QueueFullError: "UNAVAILABLE",
     # Triton has no code for a missed deadline, and `CANCELLED` is what a caller asked for.
 }
-"""Triton's error code of each kind; of others `INTERNAL`."""
+"""Triton's error code for each kind; `INTERNAL` for the others."""
 
 _TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
 
@@ -88,13 +89,13 @@ class Limits:
     """What a request to this server may be.
 
     Attributes:
-        max_instruction: tokens of a prompt as the Q-Former reads it; `None` where it reads none.
-        images: most images of one request.
-        max_length: positions for visual prompts, prompt and answer together.
-        num_query_tokens: positions that each image takes of those.
-        default_max_new_tokens: of an answer, where the request names no limit.
+        max_instruction: most tokens of the prompt that the Q-Former reads; `None` if it reads none.
+        images: most images in one request.
+        max_length: positions shared by visual prompts, prompt and answer.
+        num_query_tokens: how many of those each image takes.
+        default_max_new_tokens: most tokens of an answer whose request names no limit.
         slots: most answers (`n`) or beams of one request.
-        queue: requests that may wait.
+        queue: most requests that may wait.
     """
 
     max_instruction: int | None
@@ -107,18 +108,40 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedBuild:
+    """Which build a server serves.
+
+    Attributes:
+        name: of the checkpoint.
+        family: of the model, such as `instructblip`.
+        language_model: its architecture: `llama`, `opt` or `t5`.
+        precision: by component.
+        created: UTC, ISO 8601.
+    """
+
+    name: str
+    family: str
+    language_model: str
+    precision: Mapping[str, str]
+    created: str
+
+
+T = TypeVar("T", Preprocessing, Limits, ServedBuild)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerContract:
     """What a client must know of a server: read from the ensemble's own config.
 
     Attributes:
         preprocessing: what to do to an image.
         limits: what a request may be.
-        build: `{"name", "family", "language_model", "precision", "created"}` of what is served.
+        build: which build is served.
     """
 
     preprocessing: Preprocessing
     limits: Limits
-    build: Mapping[str, Any]
+    build: ServedBuild
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:
@@ -134,13 +157,13 @@ class ServerContract:
             slots=manifest.limits.slots,
             queue=manifest.limits.queue,
         )
-        build = {
-            "name": manifest.name,
-            "family": manifest.family,
-            "language_model": model.architecture,
-            "precision": dict(manifest.precision),
-            "created": manifest.created,
-        }
+        build = ServedBuild(
+            name=manifest.name,
+            family=manifest.family,
+            language_model=model.architecture,
+            precision=dict(manifest.precision),
+            created=manifest.created,
+        )
         return cls(preprocessing=manifest.preprocessing, limits=limits, build=build)
 
     def to_parameters(self) -> dict[str, str]:
@@ -149,7 +172,7 @@ class ServerContract:
             "wire_version": str(VERSION),
             "preprocessing": json.dumps(asdict(self.preprocessing)),
             "limits": json.dumps(asdict(self.limits)),
-            "build": json.dumps(dict(self.build)),
+            "build": json.dumps(asdict(self.build)),
         }
 
     @classmethod
@@ -157,28 +180,39 @@ class ServerContract:
         """The inverse of `to_parameters`.
 
         Raises:
-            ContractError: a parameter is missing or damaged, or the wire's version is another.
+            ContractError: the wire version differs, or a parameter is missing or damaged.
         """
         version = parameters.get("wire_version")
         if version != str(VERSION):
-            found = "none" if version is None else version
-            message = f"the server's wire version is {found}; this client speaks {VERSION}."
-            raise ContractError(f"{message} Install the client that came with the build.")
-        try:
-            return cls(
-                preprocessing=Preprocessing(**json.loads(parameters["preprocessing"])),
-                limits=Limits(**json.loads(parameters["limits"])),
-                build=json.loads(parameters["build"]),
+            raise ContractError(
+                f"the server's wire version is {version or 'none'}; this client speaks {VERSION}. "
+                "Install the client that came with the build."
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ContractError(f"the server's model config is not ours: {error!r}") from error
+        return cls(
+            preprocessing=_read_parameter(Preprocessing, parameters, "preprocessing"),
+            limits=_read_parameter(Limits, parameters, "limits"),
+            build=_read_parameter(ServedBuild, parameters, "build"),
+        )
+
+
+def _read_parameter(kind: type[T], parameters: Mapping[str, str], name: str) -> T:
+    text = parameters.get(name)
+    try:
+        return kind(**json.loads(text or "null"))
+    except (TypeError, ValueError) as error:
+        raise ContractError(
+            f"the parameter {name} of the server's model config is "
+            f"{'missing' if text is None else text[:200]}; expected a JSON object of "
+            f"{', '.join(field.name for field in fields(kind))}. Serve a build made by this "
+            "version, or install the client that came with the build."
+        ) from error
 
 
 def finish_from_answer(answer: Answer) -> str:
     """The `finish` tensor of an answer's last response: JSON, without the text itself."""
-    fields = asdict(answer)
-    del fields["text"]
-    return json.dumps(fields)
+    content = asdict(answer)
+    del content["text"]
+    return json.dumps(content)
 
 
 def answer_from_finish(text: str, finish: str) -> Answer:
@@ -188,26 +222,26 @@ def answer_from_finish(text: str, finish: str) -> Answer:
         ContractError: `finish` is not what `finish_from_answer` writes.
     """
     try:
-        fields = json.loads(finish)
-        fields["timing"] = Timing(**fields["timing"])
-        fields["others"] = tuple(Completion(**_completion(other)) for other in fields["others"])
-        fields["ranking"] = tuple(
-            RankedCandidate(**{**found, "token_ids": tuple(found["token_ids"])})
-            for found in fields["ranking"]
+        content = json.loads(finish)
+        content["timing"] = Timing(**content["timing"])
+        content["others"] = tuple(Completion(**_completion(other)) for other in content["others"])
+        content["ranking"] = tuple(
+            RankedCandidate(**{**candidate, "token_ids": tuple(candidate["token_ids"])})
+            for candidate in content["ranking"]
         )
-        return Answer(text=text, **_completion(fields))
+        return Answer(text=text, **_completion(content))
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the finish of the answer is damaged: {finish[:200]!r}") from error
 
 
-def _completion(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a completion as JSON has them, with lists as the tuples that they were."""
-    logprobs = fields["logprobs"]
+def _completion(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A completion's fields, with JSON's lists turned back into tuples."""
+    logprobs = content["logprobs"]
     if logprobs is not None:
         logprobs = tuple(
             TokenLogprob(**{**token, "top": tuple(map(tuple, token["top"]))}) for token in logprobs
         )
-    return {**fields, "token_ids": tuple(fields["token_ids"]), "logprobs": logprobs}
+    return {**content, "token_ids": tuple(content["token_ids"]), "logprobs": logprobs}
 
 
 def parameters_from_options(options: GenerationOptions) -> dict[str, int | float | str]:

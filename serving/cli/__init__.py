@@ -1,8 +1,10 @@
 """The command line: `iblip`, and `export` for those who know it by that name.
 
-Each command is a module of this package with a click command named `command`. A module is imported
-only when its command is named, and imports what is heavy only when it runs. Every option can be
-given through the environment too: `IBLIP_SERVE_HTTP_PORT`, `IBLIP_EXPORT_BUILD_PRECISION`.
+`main` and `export_main` are the entry points. Each command is a module of this package with a click
+command named `command`; the tables `EXPORT` and `IBLIP` name them. A module is imported only when
+its command is used, and imports what is heavy only when it runs. Options can also be given as
+environment variables: `IBLIP_SERVE_HTTP_PORT`, `IBLIP_EXPORT_BUILD_PRECISION`. Commands parse
+options and print results; the work is done by the other rooms, which never print.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ IBLIP: Mapping[str, str] = {
 
 
 class Commands(click.Group):
-    """A group whose commands are found in a table, and whose errors are ours.
+    """A group whose commands are looked up in a table, and which reports this project's errors.
 
-    An `IblipError` ends the process with its own exit status and one line on stderr; anything else
-    is a fault of this project and keeps its traceback.
+    An `IblipError` ends the process with its own exit status and one line on stderr; any other
+    exception is a bug and keeps its traceback.
     """
 
     def __init__(self, *args: Any, table: Mapping[str, str] | None = None, **kwargs: Any) -> None:
@@ -79,7 +81,7 @@ _verbose = click.option(
     count=True,
     expose_value=False,
     callback=_configure_logging,
-    help="Say more; twice for everything.",
+    help="Log more; twice for everything.",
 )
 
 
@@ -105,5 +107,5 @@ def main() -> None:
 
 
 def export_main() -> None:
-    """The command `export`; a shell's own `export` hides it, so `python -m export` says it too."""
+    """The command `export`; shells have their own `export`, so `python -m export` works too."""
     export(prog_name="export", auto_envvar_prefix="IBLIP_EXPORT")

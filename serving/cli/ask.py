@@ -1,4 +1,4 @@
-"""`iblip ask`: one question about one image, or several."""
+"""`iblip ask`: one question about one image or several."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("images", metavar="IMAGE...", type=click.Path(), nargs=-1, required=True)
 @click.argument("prompt")
-@click.option("--stream", is_flag=True, help="Print the answer as it is written.")
+@click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @as_json
-@click.option("--url", default="127.0.0.1:8001", show_default=True, help="gRPC, as host:port.")
+@click.option(
+    "--url",
+    default="127.0.0.1:8001",
+    show_default=True,
+    help="The server's gRPC address, host:port.",
+)
 @click.option(
     "--compat",
     type=click.Choice(["lavis", "hf", "minigpt4"]),
-    help="Answer as this original does; other options override its own.",
+    help="Answer like this original; options given here override its own.",
 )
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
 @generation_options
@@ -45,12 +50,11 @@ def command(
 ) -> None:
     """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
 
-    Some models take several images at once, such as the frames of a video: `export inspect` shows
-    how many. MiniGPT-4's prompts may say with <ImageHere> where each of them goes.
+    Some models take several images, such as the frames of a video: `export inspect` shows how many.
+    A prompt for MiniGPT-4 may mark with <ImageHere> where each image goes.
 
-    With --stream --json every piece is a line of its own, {"delta": ...}, and the last line is the
-    whole answer. With --candidate every candidate is a line, the likeliest first: its score and its
-    text.
+    With --stream --json each piece is a line, {"delta": ...}, and the last line is the whole
+    answer. With --candidate each candidate is a line with its score and text, most likely first.
     """
     options = given_from_flags(flags) if compat else options_from_flags(flags)
     from iblip.serving.client import Client
@@ -66,8 +70,8 @@ def command(
     if json_:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))
     elif answer.ranking:
-        for found in answer.ranking:
-            click.echo(f"{found.score:10.4f}  {found.text}")
+        for candidate in answer.ranking:
+            click.echo(f"{candidate.score:10.4f}  {candidate.text}")
     elif not stream:
         click.echo(answer.text)
 

@@ -1,10 +1,11 @@
-"""`iblip demo`: everything once, on the small checkpoint that comes with the project."""
+"""`iblip demo`: the whole way once, on the small checkpoint that comes with the project."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ import click
 from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
-    from iblip.serving.cli.demo_questions import Asked
+    from iblip.export.examples import Example
+    from iblip.serving.builder.options import BuildOptions
+    from iblip.serving.cli.demo_questions import Result
 
 
 @click.command()
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Checkpoint directory. Default: the demo checkpoint.",
 )
-@click.option("--precision", default="fp32", show_default=True, help="As of `export build`.")
-@click.option("--output", type=click.Path(path_type=Path), help="As of `export build`.")
-@click.option("--questions", "count", default=8, show_default=True, help="How many to ask.")
-@click.option("--rebuild", is_flag=True, help="Build also where there is a current build.")
+@click.option("--precision", default="fp32", show_default=True, help="As in `export build`.")
+@click.option("--output", type=click.Path(path_type=Path), help="As in `export build`.")
+@click.option("--questions", "count", default=8, show_default=True, help="Number of questions.")
+@click.option("--rebuild", is_flag=True, help="Build even if there is a current build.")
 @triton_option
 @as_json
 def command(
@@ -39,69 +42,85 @@ def command(
 ) -> None:
     """Build the demo checkpoint, serve it with Triton, ask held-out questions, and stop.
 
-    The pictures show handwriting that the model was never trained on. Exit status 1 where fewer
+    The images show handwriting that the model was never trained on. The exit status is 1 if fewer
     answers are right than the checkpoint claims.
     """
     from iblip.export.checkpoint.checkpoint import DEMO
     from iblip.export.examples import read_examples
-    from iblip.serving.builder.build import build
     from iblip.serving.builder.options import BuildOptions
-    from iblip.serving.cli.demo_questions import ask_all, is_current, spread, wanted_right
+    from iblip.serving.cli.demo_questions import choose_questions, least_right
+
+    model = model or DEMO
+    options = BuildOptions(model=model, precision=precision, output=output)
+    questions = choose_questions(read_examples(model / "examples"), count)
+    directory = options.destination.absolute()
+    _build(options, model, rebuild)
+    results = _ask(directory, questions, triton, json_)
+
+    right, least = sum(result.is_right for result in results), least_right(len(results))
+    if json_:
+        summary = {"right": right, "asked": len(results), "wanted": least}
+        answers = [result.to_json() for result in results]
+        click.echo(json.dumps({**summary, "answers": answers}, indent=2))
+    else:
+        click.echo(f"\n{right} of {len(results)} right.")
+    if right < least:
+        click.echo(f"error: the checkpoint claims at least {least} right of these", err=True)
+        sys.exit(1)
+
+
+def _build(options: BuildOptions, model: Path, rebuild: bool) -> None:
+    from iblip.serving.builder.build import build
+    from iblip.serving.cli.demo_questions import is_current
     from iblip.serving.cli.progress import Terminal
     from iblip.serving.cli.quiet import quiet_libraries
+
+    terminal, directory = Terminal(), options.destination.absolute()
+    if not rebuild and is_current(directory, model):
+        terminal.note(f"Using the build {directory}")
+        return
+    started = time.monotonic()
+    terminal.note(f"Building {model.name} ({options.precision}) …")
+    quiet_libraries()
+    build(options, terminal)
+    terminal.note(f"Built in {time.monotonic() - started:.1f} s: {directory}")
+
+
+def _ask(
+    directory: Path, questions: Sequence[Example], triton: Path | None, json_: bool
+) -> list[Result]:
+    """Serves the build and asks the questions; shows each answer unless the output is JSON."""
+    from iblip.serving.cli.demo_questions import ask_all
+    from iblip.serving.cli.progress import Terminal
     from iblip.serving.client import Client
     from iblip.serving.repository.assembling import REPOSITORY
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
 
-    say = Terminal().note
-    model = model or DEMO
-    options = BuildOptions(model=model, precision=precision, output=output)
-    questions = spread(read_examples(model / "examples"), count)
-    directory = options.destination.absolute()
+    note = Terminal().note
+    note("Starting Triton …")
     started = time.monotonic()
-    if rebuild or not is_current(directory, model):
-        say(f"Building {model.name} ({precision}) …")
-        quiet_libraries()
-        build(options, Terminal())
-        say(f"Built in {time.monotonic() - started:.1f} s: {directory}")
-    else:
-        say(f"Using the build {directory}")
-
-    say("Starting Triton …")
-    started = time.monotonic()
-    server_options = ServerOptions(triton=triton)
-    with TritonServer(directory / REPOSITORY, server_options, progress=_ignore) as server:
-        say(f"Ready in {time.monotonic() - started:.1f} s on {server.grpc_url}")
-        asked = []
+    results = []
+    with TritonServer(
+        directory / REPOSITORY, ServerOptions(triton=triton), progress=_ignore
+    ) as server:
+        note(f"Ready in {time.monotonic() - started:.1f} s on {server.grpc_url}")
         with Client(server.grpc_url) as client:
-            for one in ask_all(client, questions):
-                asked.append(one)
+            for result in ask_all(client, questions):
+                results.append(result)
                 if not json_:
-                    click.echo(_shown(one))
-    say("Triton stopped.")
-
-    right, wanted = (
-        sum(one.is_right for one in asked),
-        wanted_right(len(asked)),
-    )
-    if json_:
-        result = {"right": right, "asked": len(asked), "wanted": wanted}
-        click.echo(json.dumps({**result, "answers": [one.to_json() for one in asked]}, indent=2))
-    else:
-        click.echo(f"\n{right} of {len(asked)} right.")
-    if right < wanted:
-        click.echo(f"error: the checkpoint claims at least {wanted} right of these", err=True)
-        sys.exit(1)
+                    click.echo(_text_of(result))
+    note("Triton stopped.")
+    return results
 
 
-def _shown(one: Asked) -> str:
-    verdict = "right" if one.is_right else f"WRONG, expected: {one.question.answer}"
-    times = f"first text {one.first_s * 1000:.0f} ms, whole {one.whole_s * 1000:.0f} ms"
+def _text_of(result: Result) -> str:
+    verdict = "right" if result.is_right else f"WRONG, expected: {result.question.answer}"
+    times = f"first text {result.first_s * 1000:.0f} ms, whole {result.whole_s * 1000:.0f} ms"
     return (
-        f"\n{_relative(one.question.image)}\n"
-        f"  Q: {one.question.prompt}\n"
-        f"  A: {one.text}   [{verdict}]\n"
+        f"\n{_relative(result.question.image)}\n"
+        f"  Q: {result.question.prompt}\n"
+        f"  A: {result.text}   [{verdict}]\n"
         f"     {times}"
     )
 
@@ -112,4 +131,4 @@ def _relative(path: Path) -> Path:
 
 
 def _ignore(message: str) -> None:
-    """The models that load are not told: the demo's own lines are enough."""
+    """Discards the server's messages about loading models: the demo's own lines are enough."""

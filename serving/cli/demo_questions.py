@@ -1,4 +1,4 @@
-"""The demo: held-out questions, asked of a served build, each with its answer and its times."""
+"""The demo's held-out questions, asked of a served build: each answer and how long it took."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from iblip.serving.client import Client
 
 CLAIM = 0.9
-"""The share of right answers that every demo checkpoint claims (see its model card)."""
+"""The share of right answers that each demo checkpoint claims (see its model card)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question, and what came back.
+class Result:
+    """A question, and its answer.
 
     Attributes:
         question: as asked.
         text: the answer.
-        first_s: until its first text, in seconds; the picture's decoding and transfer are in it.
-        whole_s: until its end, in seconds.
+        first_s: seconds until its first text; decoding and sending the image are included.
+        whole_s: seconds until its end.
     """
 
     question: Example
@@ -39,11 +39,11 @@ class Asked:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer is the expected one, to the letter."""
+        """Whether the answer is exactly the expected one."""
         return self.question.is_right(self.text)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready form."""
+        """JSON-ready."""
         return {
             "image": str(self.question.image),
             "kind": self.question.kind,
@@ -56,8 +56,8 @@ class Asked:
         }
 
 
-def spread(questions: Iterable[Example], count: int) -> list[Example]:
-    """`count` questions, of as many kinds as there are, the first of each kind first."""
+def choose_questions(questions: Iterable[Example], count: int) -> list[Example]:
+    """`count` questions of as many kinds as possible, the first of each kind first."""
     turns: dict[int, list[Example]] = {}
     seen: dict[str, int] = {}
     for question in questions:
@@ -66,8 +66,8 @@ def spread(questions: Iterable[Example], count: int) -> list[Example]:
     return [question for turn in sorted(turns) for question in turns[turn]][:count]
 
 
-def ask_all(client: Client, questions: Sequence[Example]) -> Iterator[Asked]:
-    """Asks one after another."""
+def ask_all(client: Client, questions: Sequence[Example]) -> Iterator[Result]:
+    """Asks the questions one after another."""
     for question in questions:
         started = time.monotonic()
         first_s = 0.0
@@ -75,13 +75,13 @@ def ask_all(client: Client, questions: Sequence[Example]) -> Iterator[Asked]:
             for _ in stream:
                 first_s = first_s or time.monotonic() - started
             whole_s = time.monotonic() - started
-            yield Asked(
+            yield Result(
                 question=question, text=stream.text, first_s=first_s or whole_s, whole_s=whole_s
             )
 
 
-def wanted_right(count: int) -> int:
-    """How many of `count` answers must be right for the checkpoints' claim to stand."""
+def least_right(count: int) -> int:
+    """How many of `count` answers must be right for the checkpoint's claim to hold."""
     return math.floor(CLAIM * count)
 
 

@@ -1,4 +1,4 @@
-"""`iblip doctor`: what this machine, a container and a build have for one another."""
+"""`iblip doctor`: whether this machine, or a container on it, can build and serve."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from iblip.serving.cli.options import as_json
 @click.option(
     "--container",
     metavar="TAG",
-    help="An NVIDIA Triton container, such as 26.07-py3: would it load the builds' engines?",
+    help="Check this NVIDIA Triton container, such as 26.07-py3, instead of this machine.",
 )
 @as_json
 def command(builds: tuple[Path, ...], container: str | None, json_: bool) -> None:
-    """Say what works here, what does not, and what to do.
+    """Report what works here, what does not, and what to do about it.
 
-    Looks at drivers, libraries, servers and room; and of each BUILD whether this machine, or the
-    container, can load its engines. Ends with 1 where something is a problem.
+    Checks drivers, libraries, servers, memory and disk, and whether this machine or the container
+    can load the engines of each BUILD. The exit status is 1 if there is a problem.
     """
-    from iblip.serving.doctor.report import examine, text_of
+    from iblip.serving.doctor.report import examine, text_from_report
 
     report = examine(builds, container)
-    click.echo(json.dumps(report.to_json(), indent=2) if json_ else text_of(report))
+    click.echo(json.dumps(report.to_json(), indent=2) if json_ else text_from_report(report))
     if report.verdict == "problem":
         raise SystemExit(1)

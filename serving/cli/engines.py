@@ -1,4 +1,4 @@
-"""`iblip engines`: the TensorRT plans that builds share, and those of a build."""
+"""`iblip engines`: the TensorRT plans in the cache that builds share, and those of a build."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Look after TensorRT plans: those of the engine cache, and those of a build."""
+    """Manage TensorRT plans: those in the engine cache, and those of a build."""
 
 
 @command.command()
 @click.argument("build", type=click.Path(path_type=Path))
-@click.option("--engine", required=True, help="What builds the plans: tensorrt or tensorrt-rtx.")
+@click.option(
+    "--engine", required=True, help="Library that builds the plans: tensorrt or tensorrt-rtx."
+)
 @click.option(
     "--graph",
     "graphs",
     multiple=True,
     metavar="COMPONENT/GRAPH",
-    help="Only this one, such as language_model/decoder. Repeatable. Default: all but "
-    "batched_decoder, which is ONNX Runtime's.",
+    help="Build only this graph, such as language_model/decoder. Repeatable. Default: all but "
+    "batched_decoder, which only ONNX Runtime runs.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory of the plans. Default: <BUILD>-<engine>, beside it.",
+    help="Directory for the plans. Default: <BUILD>-<engine>, beside BUILD.",
 )
 @plan_options
 @size_options
@@ -63,9 +65,9 @@ def build(
     json_: bool,
     **options: Any,
 ) -> None:
-    """Build TensorRT plans of the graphs of BUILD, the language model's too.
+    """Build TensorRT plans of the graphs in BUILD, including the language model's.
 
-    What cannot be built is listed with the library's reason, and the exit status is then 1.
+    A plan that cannot be built is listed with the library's reason; the exit status is then 1.
     """
     from iblip.engines.cache.store import EngineCache
     from iblip.engines.plans import PlanBuild, plans_of_build
@@ -85,17 +87,23 @@ def build(
         cache=None if cache is None else EngineCache(cache),
     )
     target = output or directory.with_name(f"{directory.absolute().name}-{engine}")
-    found = list(plans_of_build(directory, manifest, target, how, Terminal(), graphs))
+    outcomes = list(plans_of_build(directory, manifest, target, how, Terminal(), graphs))
     if json_:
-        report = {"directory": str(target), "plans": [outcome.to_json() for outcome in found]}
+        report = {"directory": str(target), "plans": [outcome.to_json() for outcome in outcomes]}
         click.echo(json.dumps(report, indent=2))
     else:
-        for line in _table([PLAN_COLUMNS, *(_plan_row(one) for one in found if one.plan)]):
-            click.echo(line)
-        for outcome in found:
-            if outcome.reason:
-                click.echo(f"{outcome.title}: {outcome.reason}", err=True)
-    click.get_current_context().exit(1 if any(outcome.reason for outcome in found) else 0)
+        _print_outcomes(outcomes)
+    click.get_current_context().exit(1 if any(outcome.reason for outcome in outcomes) else 0)
+
+
+def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """A table of the plans, and on stderr why others could not be built."""
+    rows = (_plan_row(outcome) for outcome in outcomes if outcome.plan)
+    for line in _table([PLAN_COLUMNS, *rows]):
+        click.echo(line)
+    for outcome in outcomes:
+        if outcome.reason:
+            click.echo(f"{outcome.title}: {outcome.reason}", err=True)
 
 
 PLAN_COLUMNS = ("graph", "precision", "seconds", "size", "matrix layers", "other layers")
@@ -124,34 +132,34 @@ def _dtypes(counts: Mapping[str, int]) -> str:
 @engine_cache_option
 @as_json
 def list_(engine_cache: Path | None, json_: bool) -> None:
-    """List the plans of the engine cache, the last used first, and what ONNX Runtime compiled."""
+    """List the plans in the engine cache, last used first, and what ONNX Runtime compiled."""
     from iblip.engines.cache.catalogue import scan
 
     cache = _cache(engine_cache)
-    found = scan(cache)
+    contents = scan(cache)
     timing = cache.timing_caches()
     if json_:
         report = {
             "directory": str(cache.directory),
-            "plans": [entry.to_json() for entry in found.entries],
-            "damaged": found.damaged,
+            "plans": [entry.to_json() for entry in contents.entries],
+            "damaged": contents.damaged,
             "timing": [{"name": path.name, "bytes": path.stat().st_size} for path in timing],
-            "providers": [folder.to_json() for folder in found.providers],
+            "providers": [folder.to_json() for folder in contents.providers],
         }
         click.echo(json.dumps(report, indent=2))
         return
-    total = sum(entry.size for entry in found.entries)
-    click.echo(f"{cache.directory}: {_count(len(found.entries), 'plan')}, {_bytes(total)}")
-    for line in _table([COLUMNS, *map(_row, found.entries)] if found.entries else []):
+    total = sum(entry.size for entry in contents.entries)
+    click.echo(f"{cache.directory}: {_count(len(contents.entries), 'plan')}, {_bytes(total)}")
+    for line in _table([COLUMNS, *map(_row, contents.entries)] if contents.entries else []):
         click.echo(line)
-    for key, reason in found.damaged.items():
-        click.echo(f"{key[:12]} is damaged: {reason}. The build that wants it builds it anew.")
+    for key, reason in contents.damaged.items():
+        click.echo(f"{key[:12]} is damaged: {reason}. The next build that needs it rebuilds it.")
     for path in timing:
         click.echo(f"timings of {path.stem}: {_bytes(path.stat().st_size)}")
-    if found.providers:
-        room = _bytes(sum(folder.size for folder in found.providers))
-        click.echo(f"compiled by ONNX Runtime: {_count(len(found.providers), 'graph')}, {room}")
-    for folder in found.providers:
+    if contents.providers:
+        size = _bytes(sum(folder.size for folder in contents.providers))
+        click.echo(f"compiled by ONNX Runtime: {_count(len(contents.providers), 'graph')}, {size}")
+    for folder in contents.providers:
         kind, graph = folder.name.split("/")
         click.echo(f"{graph[:12]} by {kind}: {_bytes(folder.size)}, used {_age(folder.used)} ago")
 
@@ -161,37 +169,37 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
 @engine_cache_option
 @as_json
 def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
-    """Show all that is known of a plan of the cache, or of the plans of a build.
+    """Show everything known about one plan in the cache, or about the plans of a build.
 
-    Of a key, as many digits are enough as no other begins with. Where there is a GPU that loads the
-    plan, the library's own inspector says what is in it.
+    A key may be shortened to any prefix that no other key has. Where there is a GPU that loads the
+    plan, the library's own inspector shows what is in it.
     """
     from iblip.engines.cache.catalogue import find
 
     build = Path(key_or_build)
     if build.is_dir():
-        found = _plans(build)
+        plans = _plans(build)
     else:
         entry = find(_cache(engine_cache), key_or_build)
-        found = {entry.key: {**entry.to_json(), **_inspected(entry.plan, entry.details)}}
+        plans = {entry.key: {**entry.to_json(), **_inspect(entry.plan, entry.details)}}
     if json_:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(plans, indent=2))
         return
-    for name, facts in found.items():
+    for name, facts in plans.items():
         click.echo(name)
         for line in _lines(facts, "  "):
             click.echo(line)
 
 
 @command.command()
-@click.option("--older-than", metavar="AGE", help="Plans not used for so long: 30d, 12h.")
+@click.option("--older-than", metavar="AGE", help="Remove plans not used for this long: 30d, 12h.")
 @click.option(
     "--max-size",
     metavar="SIZE",
-    help="Those used longest ago, until the rest is no larger: 20GB, 512MiB.",
+    help="Remove the least recently used, until the rest fits: 20GB, 512MiB.",
 )
-@click.option("--all", "everything", is_flag=True, help="All of them.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@click.option("--all", "everything", is_flag=True, help="Remove all of them.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
 @engine_cache_option
 @as_json
 def prune(
@@ -202,10 +210,10 @@ def prune(
     engine_cache: Path | None,
     json_: bool,
 ) -> None:
-    """Remove plans from the engine cache. Builds keep those that they have.
+    """Remove plans from the engine cache. Builds keep the plans they have.
 
-    What ONNX Runtime's TensorRT providers compiled, beside the engine cache, goes by the same
-    options; what a server is using stays.
+    The same options apply to what ONNX Runtime's TensorRT providers compiled, beside the engine
+    cache. What a server is using stays.
     """
     from iblip.engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
     from iblip.engines.cache.pruning import prune as prune_cache
@@ -216,23 +224,23 @@ def prune(
         everything=everything,
     )
     cache = _cache(engine_cache)
-    found = prune_cache(cache, policy, dry_run=dry_run)
+    pruned = prune_cache(cache, policy, dry_run=dry_run)
     if json_:
-        report = {"directory": str(cache.directory), "dry_run": dry_run, **asdict(found)}
+        report = {"directory": str(cache.directory), "dry_run": dry_run, **asdict(pruned)}
         click.echo(json.dumps(report, indent=2))
         return
     would = "would be " if dry_run else ""
-    what = _count(len(found.removed), "plan")
-    if found.timing:
-        what += f" and {_count(len(found.timing), 'timing cache')}"
-    if found.providers:
-        what += f" and what ONNX Runtime compiled of {_count(len(found.providers), 'graph')}"
-    click.echo(f"{what} {would}removed: {_bytes(found.freed)} {would}freed")
-    if found.held:
-        click.echo(f"{_bytes(found.held)} stay on the disk, as builds have those plans as well")
-    if found.busy:
-        click.echo(f"{_count(len(found.busy), 'plan')} in use by another process, and kept")
-    click.echo(f"{_bytes(found.kept)} are left in {cache.directory}")
+    what = _count(len(pruned.removed), "plan")
+    if pruned.timing:
+        what += f" and {_count(len(pruned.timing), 'timing cache')}"
+    if pruned.providers:
+        what += f" and what ONNX Runtime compiled of {_count(len(pruned.providers), 'graph')}"
+    click.echo(f"{what} {would}removed: {_bytes(pruned.freed)} {would}freed")
+    if pruned.held:
+        click.echo(f"{_bytes(pruned.held)} stay on the disk, because builds share those plans")
+    if pruned.busy:
+        click.echo(f"{_count(len(pruned.busy), 'plan')} in use by another process, and kept")
+    click.echo(f"{_bytes(pruned.kept)} are left in {cache.directory}")
 
 
 COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")
@@ -243,13 +251,13 @@ def _cache(directory: Path | None) -> EngineCache:
     from iblip.export.errors import OptionError
     from iblip.export.system.cache_directory import VARIABLE
 
-    found = cache_from_flags(directory)
-    if found is None:
+    path = cache_from_flags(directory)
+    if path is None:
         raise OptionError(
-            "this user has no home, and so no engine cache. Give one with --engine-cache, or with "
-            f"the variable {VARIABLE}."
+            "there is no engine cache, because this user has no home directory. Name one with "
+            f"--engine-cache, or with the environment variable {VARIABLE}."
         )
-    return EngineCache(found)
+    return EngineCache(path)
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
@@ -267,40 +275,40 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Rows in columns, each as wide as its widest."""
+    """Lines of aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def _plans(build: Path) -> dict[str, dict[str, Any]]:
-    """What the manifest of a build says of its plans, by component and graph."""
+    """What the manifest of a build says about its plans, by component and graph."""
     from iblip.engines.kinds import KINDS
     from iblip.export.artifact.manifest import Manifest
     from iblip.export.errors import BuildDirectoryError
 
     manifest = Manifest.read(build)
-    found = {
+    plans = {
         f"{component}/{graph}": {
             "kind": record.engine.kind,
             "precision": record.precision,
             "path": str(build / file),
             **record.engine.details,
-            **_inspected(build / file, record.engine.details),
+            **_inspect(build / file, record.engine.details),
         }
         for component, record in manifest.components.items()
         if record.engine.kind in KINDS and KINDS[record.engine.kind].plans
         for graph, file in record.engine.files.items()
     }
-    if not found:
+    if not plans:
         raise BuildDirectoryError(
             f"{build} has no TensorRT plans. Build with --engine tensorrt or tensorrt-rtx."
         )
-    return found
+    return plans
 
 
-def _inspected(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
-    """What the library's own inspector says of a plan; without a GPU, why it says nothing."""
+def _inspect(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What the library's own inspector says about a plan; without a GPU, why it says nothing."""
     from iblip.engines.hardware.nvidia import has_nvidia_gpu
     from iblip.engines.tensorrt.inspection import engine_information
     from iblip.engines.tensorrt.libraries import find_library
@@ -340,7 +348,7 @@ def _bytes(count: int) -> str:
 
 
 def _age(moment: str) -> str:
-    """How long ago, in one unit."""
+    """How long ago a moment (ISO 8601) was, in one unit."""
     then = datetime.datetime.fromisoformat(moment)
     seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

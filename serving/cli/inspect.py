@@ -1,4 +1,4 @@
-"""`export inspect`: what a build is."""
+"""`export inspect`: what is in a build."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--digests", is_flag=True, help="Also check every file against the manifest.")
+@click.option(
+    "--digests", is_flag=True, help="Also check every file's digest against the manifest."
+)
 @as_json
 def command(directory: Path, digests: bool, json_: bool) -> None:
-    """Show what the build in DIRECTORY is made of."""
+    """Show what is in the build in DIRECTORY."""
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
 
     manifest = Manifest.read(directory)
@@ -55,7 +57,7 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
         f" (the model's own: {facts.max_length}), {limits.queue} requests may wait,"
         f" {limits.images} image{'s' if limits.images > 1 else ''} a request at most"
     )
-    click.echo(f"verification: {_proof(manifest.verification)}")
+    click.echo(f"verification: {_summary(manifest.verification)}")
 
 
 def _size(directory: Path, entry: GraphRecord) -> str:
@@ -65,11 +67,11 @@ def _size(directory: Path, entry: GraphRecord) -> str:
     return f"{own / 2**20:,.1f} MiB" + (" beside the checkpoint's own file" if linked else "")
 
 
-def _proof(verification: Mapping[str, Any]) -> str:
+def _summary(verification: Mapping[str, Any]) -> str:
     if "skipped" in verification:
         return f"skipped ({verification['skipped']})"
     graphs, text = verification["graphs"], verification.get("text", {})
-    worst = min(found["cosine"] for found in graphs.values())
+    worst = min(figures["cosine"] for figures in graphs.values())
     line = f"{len(graphs)} graphs compared, smallest cosine {worst:.8f}"
     if "same_text" in text:
         line += f"; same text on {text['same_text']} of {text['examples']} examples"

@@ -1,4 +1,4 @@
-"""`iblip lint`: what is wrong with a Triton model repository, before a server meets it."""
+"""`iblip lint`: what is wrong with a Triton model repository, before a server loads it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from iblip.serving.cli.options import as_json
 
 def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        from iblip.serving.lint.page import page
+        from iblip.serving.lint.page import rules_page
 
-        click.echo(page(), nl=False)
+        click.echo(rules_page(), nl=False)
         ctx.exit()
 
 
@@ -23,17 +23,17 @@ def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) ->
 @click.option(
     "--container",
     metavar="TAG",
-    help="NVIDIA's Triton container that will serve it, such as 26.07-py3. Default: the server "
+    help="The NVIDIA Triton container that will serve it, such as 26.07-py3. Default: the server "
     "from PyPI.",
 )
-@click.option("--strict", is_flag=True, help="Fail on warnings, too.")
+@click.option("--strict", is_flag=True, help="Fail on warnings as well.")
 @click.option(
     "--rules",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=_print_rules,
-    help="Print every rule, why it is one and what to do; check nothing.",
+    help="Print every rule with its reason and remedy, and exit.",
 )
 @as_json
 @click.pass_context
@@ -42,8 +42,8 @@ def command(
 ) -> None:
     """Check the Triton model repository in DIRECTORY, or that of a build, without a server.
 
-    Every finding names file and line, why it matters and what to do. Exit status 1: errors were
-    found (with --strict, or warnings).
+    Every finding names file and line, why it matters and what to do. The exit status is 1 if there
+    are errors, or with --strict warnings.
     """
     from iblip.serving.lint.checking import lint
     from iblip.serving.lint.reading import PIP_SERVER, server_of_container

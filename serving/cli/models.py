@@ -1,4 +1,4 @@
-"""`iblip models`: what there is, what it is called, and what proves it."""
+"""`iblip models`: the known models, their names, and what has been verified."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from iblip.export.models.model import Model
 
 IMAGES: Mapping[str, str] = {
-    "one": "one picture before the prompt",
-    "frames": "one picture before the prompt, or the frames of a video",
-    "places": "pictures anywhere in the prompt",
+    "one": "one image before the prompt",
+    "frames": "one image before the prompt, or the frames of a video",
+    "places": "images anywhere in the prompt",
 }
 """`export.families.family.Images` in words."""
 
@@ -32,14 +32,14 @@ TITLES: Mapping[str, str] = {
 """Families and language models, as their papers spell them."""
 
 MORE = """\
---model takes a hub id, a directory in Hugging Face form, or a name of the last column with the
-files that it is made of (docs/checkpoints.md). What exactly has run: docs/evidence.md."""
+--model takes a hub id, a directory in Hugging Face format, or a name from the last column with the
+original's files (docs/checkpoints.md). docs/evidence.md says what exactly has been run."""
 
 
 @click.command()
 @as_json
 def command(json_: bool) -> None:
-    """List the known models: names, parameters, what is supported, what proves it."""
+    """List the known models: names, parameters, what is supported, and what verifies it."""
     from iblip.export.models.table import MODELS
 
     rows = list(MODELS.values())
@@ -54,11 +54,15 @@ def command(json_: bool) -> None:
 
 
 def _block(models: Sequence[Model]) -> str:
-    """Models of one family on one kind of language model, which one demo checkpoint stands for."""
+    """The models of one family and kind of language model, which share a demo checkpoint."""
     first = models[0]
     title = f"{TITLES[first.family.name]} on {TITLES[first.text['model_type']]}"
     title += "" if first.qformer else "-2, without a Q-Former"
-    hub = "Hugging Face: Salesforce/<name>" if first.hub else "Hugging Face: in a form of our own"
+    hub = (
+        "Hugging Face: Salesforce/<name>"
+        if first.hub
+        else "Hugging Face: in a format of this project"
+    )
     engines = " or ".join(first.llm_engines)
     return "\n".join(
         [
@@ -66,7 +70,7 @@ def _block(models: Sequence[Model]) -> str:
             f"  {'name':24} {'parameters':>10} {'pixels':>7}   original, for --model",
             *map(_line, models),
             f"  {hub}; language model on {engines}",
-            f"  proof: the demo checkpoint {first.demo}, of the same modules",
+            f"  verified with: the demo checkpoint {first.demo}, of the same modules",
             f"  {_at_size(models)}",
         ]
     )

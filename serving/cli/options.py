@@ -118,7 +118,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME=PATH",
             help="A file or directory of an original's checkpoint. Repeatable.",
         ),
-        click.option("--revision", help="Branch, tag or commit of a model of the hub."),
+        click.option("--revision", help="Branch, tag or commit of a model from the hub."),
         click.option("--model", help=MODEL),
     ):
         function = option(function)
@@ -131,22 +131,22 @@ def engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "--engine-cache",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="TensorRT plans that builds share. Default: $IBLIP_CACHE/engines, or iblip/engines "
-        "among the user's caches.",
+        help="Cache of TensorRT plans that builds share. Default: $IBLIP_CACHE/engines, or "
+        "iblip/engines in the user's cache directory.",
     )(function)
 
 
 def no_engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--no-engine-cache`; `cache_from_flags` reads it with `--engine-cache`."""
-    text = "Build every TensorRT plan, and keep none for other builds."
+    text = "Build every TensorRT plan anew, and cache none for other builds."
     return click.option("--no-engine-cache", is_flag=True, help=text)(function)
 
 
 def cache_from_flags(engine_cache: Path | None, no_engine_cache: bool = False) -> Path | None:
-    """The directory of the engine cache; `None` where the caller wants none, or has no home.
+    """The directory of the engine cache; `None` with `--no-engine-cache`, or without a home.
 
     Raises:
-        OptionError: a directory is given, and that none is wanted.
+        OptionError: both options are given.
     """
     from iblip.export.errors import OptionError
     from iblip.export.system.cache_directory import default_directory
@@ -157,26 +157,29 @@ def cache_from_flags(engine_cache: Path | None, no_engine_cache: bool = False) -
 
 
 QUANTISATION: Mapping[str, tuple[Any, str]] = {
-    "int8": (str, "int8 vision and Q-Former: activations dynamic or static. Default: dynamic."),
-    "llm_int8": (str, "int8 language model: weights alone, or dynamic. Default: weights."),
+    "int8": (
+        str,
+        "int8 vision encoder and Q-Former: activations dynamic or static. Default: dynamic.",
+    ),
+    "llm_int8": (str, "int8 language model: weights only, or dynamic. Default: weights."),
     "calibration": (
         click.Path(path_type=Path),
-        "Directory of images to measure quantisation on. Default: the checkpoint's examples.",
+        "Directory of images for calibration. Default: the checkpoint's examples.",
     ),
-    "block_size": (int, "Language model: weights a scale, 16 to 256. Default: 32."),
-    "asymmetric": (bool, "Language model: blocks have a zero point."),
+    "block_size": (int, "Language model: weights that share a scale, 16 to 256. Default: 32."),
+    "asymmetric": (bool, "Language model: give each block a zero point."),
     "int4_method": (str, "Rounding to four bits: rtn (to nearest) or k-quant. Default: rtn."),
     "sensitive": (
         float,
-        "Share of products that stay more precise, the worst ones. "
-        "Default: 0.05 with activations of 8 bits, else 0.",
+        "Share of MatMuls, those with the largest error, that keep a higher precision. "
+        "Default: 0.05 with 8-bit activations, else 0.",
     ),
 }
 """Type and help of each field of `export.quantisation.options.QuantisationOptions`."""
 
 
 def quantisation_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of quantisation, each `None` where it is not given."""
+    """Adds the quantisation options, each `None` unless given."""
     for name, (kind, text) in reversed(list(QUANTISATION.items())):
         flag = "--" + name.replace("_", "-")
         given: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
@@ -194,7 +197,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--workspace",
             type=int,
-            help="Plans: most GPU memory of one layer, in MiB. Default: the library's own limit.",
+            help="Plans: most GPU memory for one layer, in MiB. Default: the library's own limit.",
         ),
         click.option(
             "--builder-flag",
@@ -218,23 +221,23 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 SIZES: tuple[tuple[str, str], ...] = (
-    ("max_batch", "Largest batch of vision encoder and Q-Former, in images. Default: 8."),
-    ("usual_batch", "Plans: the batch that most runs have. Default: a quarter of the largest."),
-    ("max_instruction", "Plans: longest instruction of the Q-Former, in tokens. Default: 128."),
-    ("usual_instruction", "Plans: the length of most. Default: a quarter of the longest."),
+    ("max_batch", "Largest batch of the vision encoder and Q-Former, in images. Default: 8."),
+    ("usual_batch", "Plans: the most frequent batch. Default: a quarter of the largest."),
+    ("max_instruction", "Plans: longest instruction for the Q-Former, in tokens. Default: 128."),
+    ("usual_instruction", "Plans: the most frequent length. Default: a quarter of the longest."),
 )
-"""Name and help of each option that says how large something may be, and usually is."""
+"""Name and help of each option for the largest and the most frequent sizes."""
 
 
 def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of `engines.tensorrt.profile_sizes.ProfileOptions`; `None` if not given."""
+    """Adds the options of `engines.tensorrt.profile_sizes.ProfileOptions`; `None` unless given."""
     function = click.option(
         "--profile",
         "profiles",
         multiple=True,
         metavar="AXIS=SIZES[,…]",
-        help="Plans: sizes to tune for, min:opt:max, such as batch=1:1:1 or "
-        "batch=1:4:8,instruction=1:32:128. Repeatable; one must hold every request.",
+        help="Plans: sizes of an optimization profile, min:opt:max, such as batch=1:1:1 or "
+        "batch=1:4:8,instruction=1:32:128. Repeatable; one must cover every request.",
     )(function)
     for name, text in reversed(SIZES):
         flag = "--" + name.replace("_", "-")

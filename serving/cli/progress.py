@@ -1,4 +1,4 @@
-"""What long work looks like: a bar on a terminal, plain lines elsewhere."""
+"""The display of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from iblip.export.progress import Advance
 BYTES = "B"
 
 PERIOD_S = 5.0
-"""Between two lines of one stage, where there is no terminal."""
+"""Seconds between two lines about one stage, where there is no terminal."""
 
 
 class Terminal:
-    """Tells each stage on a stream: with a bar and an estimate where that is a terminal.
+    """Shows each stage on a stream: with a bar and an estimate if the stream is a terminal.
 
-    Elsewhere a stage that knows its total tells every few seconds how far it is, and how long the
-    rest takes at the rate so far.
+    Elsewhere a stage that knows its total reports its progress every few seconds, and how long the
+    rest will take at the rate so far.
 
     Args:
-        stream: stderr by default, so that stdout stays the command's own result.
-        period_s: seconds between such lines.
-        clock: seconds since any moment.
+        stream: stderr by default, so that stdout holds only the command's result.
+        period_s: seconds between those lines.
+        clock: seconds since some fixed moment.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Terminal:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
-        """Tells that the stage began (on a terminal), how far it is, and how long it took."""
+        """Shows that the stage has begun (on a terminal), its progress, and how long it took."""
         started = self._clock()
         if self._stream.isatty():
             if total:
@@ -53,36 +53,36 @@ class Terminal:
                     yield bar.update
             else:
                 click.echo(f"  {title} …", file=self._stream, nl=False)
-                yield _nothing
+                yield _ignore
             click.echo("\r\x1b[2K", file=self._stream, nl=False)
             if total:
                 click.echo("\x1b[1A\x1b[2K", file=self._stream, nl=False)
         else:
-            yield self._lines(title, total, unit, started) if total else _nothing
+            yield self._lines(title, total, unit, started) if total else _ignore
         size = f" ({_amount(total, unit)})" if total else ""
         click.echo(f"  {title}{size}: {self._clock() - started:.1f} s", file=self._stream)
 
     def note(self, message: str) -> None:
-        """One line."""
+        """Prints one line."""
         click.echo(message, file=self._stream)
 
     def _lines(self, title: str, total: int, unit: str, started: float) -> Advance:
-        done, told = 0, started
+        done, shown = 0, started
 
         def advance(amount: int) -> None:
-            nonlocal done, told
+            nonlocal done, shown
             done, now = done + amount, self._clock()
-            if now - told < self._period_s or not 0 < done < total:
+            if now - shown < self._period_s or not 0 < done < total:
                 return
-            told, rest = now, (now - started) * (total - done) / done
+            shown, rest = now, (now - started) * (total - done) / done
             share = f"{done / total:.0%} of {_amount(total, unit)}"
             click.echo(f"  {title}: {share}, {_span(rest)} left", file=self._stream)
 
         return advance
 
 
-def _nothing(amount: int) -> None:
-    """Takes how much more is done, and shows nothing of it."""
+def _ignore(amount: int) -> None:
+    """Takes how much more is done, and shows nothing."""
 
 
 def _amount(total: int, unit: str) -> str:

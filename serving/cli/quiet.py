@@ -1,4 +1,4 @@
-"""Keeps other libraries from writing over our own progress."""
+"""Keeps other libraries from writing over this project's progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Turns off transformers' progress bars and remarks, and the hub client's."""
+    """Turns off the progress bars and warnings of transformers and of the hub client."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,4 +1,4 @@
-"""`iblip serve`: a build as a running Triton server."""
+"""`iblip serve`: runs Triton on a build."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--http-port", default=8000, show_default=True, help="0 takes any free port.")
-@click.option("--grpc-port", default=8001, show_default=True, help="0 takes any free port.")
-@click.option("--metrics-port", default=8002, show_default=True, help="0 takes any free port.")
+@click.option("--http-port", default=8000, show_default=True, help="0 picks any free port.")
+@click.option("--grpc-port", default=8001, show_default=True, help="0 picks any free port.")
+@click.option("--metrics-port", default=8002, show_default=True, help="0 picks any free port.")
 @click.option(
     "--cache-size",
     "cache_mib",
     default=64,
     show_default=True,
-    help="MiB for encoded images, so that many questions about one encode it once. 0: none.",
+    help="MiB for encoded images, so that an image is encoded once for many questions. 0: none.",
 )
 @triton_option
 @click.option(
     "--vllm-python",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="vLLM's environment, or its Python, where the build runs on vLLM. "
+    help="vLLM's environment, or its Python, for a build that runs on vLLM. "
     "Default: $IBLIP_VLLM_PYTHON, then .venv-vllm.",
 )
 @click.option(
     "--exec",
     "exec_",
     is_flag=True,
-    help="Become the server, which logs to this terminal and is stopped like any program: for "
-    "containers.",
+    help="Replace this process with the server, which logs to this terminal: for containers.",
 )
 @click.option(
     "--print-command",
     is_flag=True,
-    help="Print the command that --exec would run, with the variables that it sets, and end.",
+    help="Print the command that --exec would run, with its environment variables, and exit.",
 )
-@click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
-@click.option("--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait for it.")
+@click.option("--log", type=click.Path(path_type=Path), help="Write the server's log to this file.")
+@click.option(
+    "--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait until it is ready."
+)
 @as_json
 def command(
     directory: Path,
@@ -99,7 +100,7 @@ def command(
             _announce(server, manifest, seconds, json_)
             status = server.wait()
             log = server.log_path.read_text(encoding="utf-8", errors="replace")
-            raise ServingError(f"Triton ended by itself with status {status}.\n{why(log)}")
+            raise ServingError(f"Triton exited by itself with status {status}.\n{why(log)}")
     except KeyboardInterrupt:
         say("\nStopped.")
 
@@ -112,7 +113,7 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
     for name, port in ports.items():
         if port == 0:
             raise OptionError(
-                f"--{name}-port is 0, any free one; a command that is printed wants its number."
+                f"--{name}-port is 0, any free port; --print-command needs the number of a port."
             )
     shown = server_command(repository, options, ports)
     if json_:
@@ -136,14 +137,14 @@ def _become(repository: Path, options: ServerOptions) -> NoReturn:
 
     if options.log is not None:
         raise OptionError(
-            f"--log {options.log} is not for --exec: the server logs to this process's stderr. "
-            "Leave it out, and redirect that."
+            f"--log {options.log} does not go with --exec: the server logs to this process's "
+            "stderr. Leave --log out, and redirect stderr."
         )
     server_command(repository, options, choose_ports(options)).become()
 
 
 def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
-    """What tells the server's models where vLLM is: found here, before anything is started."""
+    """The variable that tells the server's models where vLLM is; looked up before any start."""
     record = manifest.components.get("language_model")
     if record is None or record.engine.kind != "vllm":
         if given is None:
@@ -151,8 +152,8 @@ def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
         from iblip.export.errors import OptionError
 
         raise OptionError(
-            f"--vllm-python is {given}, and this build's language model does not run on vLLM. "
-            "Leave it out, or build with --llm-engine vllm."
+            f"--vllm-python is {given}, but this build's language model does not run on vLLM. "
+            "Leave --vllm-python out, or build with --llm-engine vllm."
         )
     from iblip.engines.language_model.vllm.environment import VARIABLE, find_python
 

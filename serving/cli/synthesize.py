@@ -1,4 +1,4 @@
-"""`export synthesize`: a checkpoint of a released model's true size, with random weights."""
+"""`export synthesize`: a checkpoint with a released model's true shapes and random weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from iblip.serving.cli.options import as_json
 @click.command()
 @click.argument("name")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--dtype", default="float32", show_default=True, help="Or float16, or bfloat16.")
-@click.option("--seed", default=0, show_default=True, help="The same one gives the same bytes.")
+@click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
 @as_json
 def command(name: str, out: Path, dtype: str, seed: int, json_: bool) -> None:
-    """Write a checkpoint with the true geometry of the model NAME and random weights to OUT.
+    """Write a checkpoint with the shapes of the model NAME and random weights to OUT.
 
-    For capacity planning before anything is downloaded: names, shapes and files are those of the
-    released model, answers mean nothing. `iblip models` lists the names.
+    For capacity planning without a download: names, shapes and files are those of the released
+    model, but the answers mean nothing. `iblip models` lists the names.
     """
     from iblip.export.artifact.manifest import MEANS_NOTHING
     from iblip.export.errors import OptionError
@@ -33,7 +33,7 @@ def command(name: str, out: Path, dtype: str, seed: int, json_: bool) -> None:
     quiet_libraries()
     if name not in MODELS:
         known = "\n  ".join(MODELS)
-        raise OptionError(f"{name} is not a model of the table; wanted one of\n  {known}")
+        raise OptionError(f"there is no model {name}; expected one of\n  {known}")
     started = time.monotonic()
     size = synthesize(Synthesis(model=MODELS[name], dtype=dtype, seed=seed), out, Terminal())
     seconds = time.monotonic() - started

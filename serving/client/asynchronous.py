@@ -1,4 +1,4 @@
-"""The client for asyncio: as `serving.client.sync`, with `await` and `async for`."""
+"""The asyncio client: `serving.client.sync` with `await` and `async for`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, Self
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
+from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
-from iblip.serving.client.compat import Options, finished, resolved
+from iblip.serving.client.compat import Options, resolve_options, trim_answer
 from iblip.serving.client.errors import CancelledError
-from iblip.serving.client.faults import error_from_status
+from iblip.serving.client.faults import error_from_rpc
 from iblip.serving.client.lavis import AsyncLavis
 from iblip.serving.client.messages import (
     CANCEL_TIMEOUT_S,
@@ -25,19 +26,19 @@ from iblip.serving.client.messages import (
     AnswerReader,
     Deadline,
     KeepAlive,
-    cancellation,
+    cancel_request,
     channel_options,
     config_request,
     contract_from_config,
+    infer_request,
     pixels_of_request,
-    question,
     ranking_options,
 )
 from iblip.serving.wire import ENSEMBLE, ServerContract
 
 
 class AsyncClient:
-    """Asks a server about images, in one event loop; arguments as in `Client`.
+    """Asks a server about images from one event loop; arguments as in `Client`.
 
     ::
 
@@ -77,7 +78,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection, and with it every answer that is still being written."""
+        """Closes the connection, which ends every answer that is still being generated."""
         await self._channel.close()
 
     async def contract(self, *, timeout_s: float | None = None) -> ServerContract:
@@ -88,7 +89,7 @@ class AsyncClient:
                     config_request(self.model), timeout=timeout_s
                 )
             except grpc.RpcError as error:
-                raise _fault(error, self.url) from error
+                raise error_from_rpc(error, self.url) from error
             self._contract = contract_from_config(response)
         return self._contract
 
@@ -102,11 +103,10 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Answer:
         """As `Client.ask`. Cancelling the task cancels the answer."""
-        async with await self._asked(
-            image, prompt, options, compat, timeout_s, stream=False
-        ) as stream:
+        stream, preset = await self._start(image, prompt, options, compat, timeout_s, stream=False)
+        async with stream:
             answer = await stream.answer()
-        return finished(answer, resolved(await self.contract(), options, compat)[1])
+        return trim_answer(answer, preset)
 
     async def stream(
         self,
@@ -117,8 +117,9 @@ class AsyncClient:
         compat: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncAnswerStream:
-        """As `Client.stream`; the image is decoded in a thread of its own."""
-        return await self._asked(image, prompt, options, compat, timeout_s, stream=True)
+        """As `Client.stream`; the image is decoded in another thread."""
+        stream, _ = await self._start(image, prompt, options, compat, timeout_s, stream=True)
+        return stream
 
     async def rank(
         self,
@@ -136,10 +137,10 @@ class AsyncClient:
 
     @property
     def lavis(self) -> AsyncLavis:
-        """LAVIS's calls, with its names and defaults."""
+        """LAVIS's calls, with LAVIS's names and defaults."""
         return AsyncLavis(self)
 
-    async def _asked(
+    async def _start(
         self,
         image: ImageSources,
         prompt: str,
@@ -148,21 +149,23 @@ class AsyncClient:
         timeout_s: float | None,
         *,
         stream: bool,
-    ) -> AsyncAnswerStream:
+    ) -> tuple[AsyncAnswerStream, Preset | None]:
+        """Sends the question; the preset is the one that `compat` names."""
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = await self.contract(timeout_s=deadline.remaining())
         pixels = await asyncio.to_thread(pixels_of_request, image, contract)
-        made, _ = resolved(contract, options, compat)
+        settled, preset = resolve_options(contract, options, compat)
         remaining = deadline.remaining()
-        request = question(
-            pixels, prompt, made, model=self.model, timeout_s=remaining, stream=stream
+        request = infer_request(
+            pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
         )
         call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
-        return AsyncAnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
+        answer = AsyncAnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
+        return answer, preset
 
     async def _forget(self, request_id: str) -> None:
-        message = iter([cancellation(request_id)])
-        with contextlib.suppress(grpc.RpcError):  # gone already, it needs no telling
+        message = iter([cancel_request(request_id)])
+        with contextlib.suppress(grpc.RpcError):  # a server that is gone forgets
             async for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
                 pass
 
@@ -203,33 +206,33 @@ class AsyncAnswerStream:
                     return text
             self._answer = self._reader.answer()
         except grpc.RpcError as error:
-            raise _fault(error, self._reader.url) from error
+            raise error_from_rpc(error, self._reader.url) from error
         except asyncio.CancelledError:
-            # gRPC raises the task's own exception for a cancelled call, too.
+            # gRPC raises the task's own exception for a cancelled call as well.
             if not self._call.cancelled() or _task_is_cancelled():
                 raise
             raise CancelledError("the answer was cancelled") from None
         except IblipError:
-            self._call.cancel()  # nothing more of it is wanted
+            self._call.cancel()  # nobody will read the rest
             raise
         raise StopAsyncIteration
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The text received so far."""
         return self._reader.text
 
     async def answer(self) -> Answer:
-        """The whole answer: iterates to the end where that has not been done."""
+        """The whole answer; reads the stream to its end first."""
         async for _ in self:
             pass
         assert self._answer is not None
         return self._answer
 
     async def cancel(self) -> None:
-        """Stops the answer and returns once its place in the engine is free.
+        """Stops the answer; returns once its slot in the engine is free.
 
-        Iterating on raises `CancelledError`. Harmless after the end.
+        Iterating further raises `CancelledError`. Does nothing after the end.
         """
         if self._call.cancel():
             await self._forget()
@@ -238,7 +241,3 @@ class AsyncAnswerStream:
 def _task_is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _fault(error: Any, url: str) -> IblipError:
-    return error_from_status(error.code().name, error.details() or "", url=url)

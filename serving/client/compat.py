@@ -1,4 +1,4 @@
-"""How a client asks as an original does: the server says which model it is, the preset how."""
+"""Asking as an original does: the server says which model it serves, a preset how to ask it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iblip.engines.language_model.types import Answer
 from iblip.serving.wire import ServerContract
 
 Options = GenerationOptions | Mapping[str, Any]
-"""How to generate. By name where a preset is to be overridden by what is a default here."""
+"""How to generate. A mapping can override a preset even with a value that is a default here."""
 
 
 def preset_of_server(contract: ServerContract, compat: str, call: str | None = None) -> Preset:
@@ -22,16 +22,16 @@ def preset_of_server(contract: ServerContract, compat: str, call: str | None = N
         OptionError: there is no such original, or it has no such model or call.
     """
     build = contract.build
-    return preset(compat, family=build["family"], language_model=build["language_model"], call=call)
+    return preset(compat, family=build.family, language_model=build.language_model, call=call)
 
 
-def resolved(
+def resolve_options(
     contract: ServerContract, options: Options, compat: str | None
 ) -> tuple[GenerationOptions, Preset | None]:
-    """The options that travel, and the preset that they come from, if any.
+    """The options to send, and the preset they come from, if any.
 
     Raises:
-        OptionError: see `preset_of_server`; or the options make no sense together.
+        OptionError: see `preset_of_server`; or the options contradict each other.
     """
     if compat is None:
         if isinstance(options, GenerationOptions):
@@ -40,13 +40,13 @@ def resolved(
     ranks = (
         options.candidates if isinstance(options, GenerationOptions) else "candidates" in options
     )
-    found = preset_of_server(contract, compat, RANKING if ranks else None)
-    return found.with_options(options), found
+    original = preset_of_server(contract, compat, RANKING if ranks else None)
+    return original.with_options(options), original
 
 
-def finished(answer: Answer, found: Preset | None) -> Answer:
+def trim_answer(answer: Answer, original: Preset | None) -> Answer:
     """The answer with its texts as the original's caller gets them; a ranking's stay as given."""
-    if found is None:
+    if original is None:
         return answer
-    others = tuple(replace(other, text=found.finished(other.text)) for other in answer.others)
-    return replace(answer, text=found.finished(answer.text), others=others)
+    others = tuple(replace(other, text=original.finished(other.text)) for other in answer.others)
+    return replace(answer, text=original.finished(answer.text), others=others)

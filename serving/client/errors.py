@@ -2,22 +2,22 @@
 
     IblipError
     ├── UsageError
-    │   ├── OptionError            a generation option is misspelt or out of range
+    │   ├── OptionError            a generation option is unknown or out of range
     │   └── InputError             the image, the prompt or a tensor cannot be used
     ├── DeadlineError              the answer was not finished in time
     ├── EngineError                the server's engine failed
-    │   └── QueueFullError         too many requests are waiting; later may be better
+    │   └── QueueFullError         too many requests are waiting; try again later
     └── ServingError
         └── ClientError
             ├── UnreachableError   there is no server at that address
             ├── NotServedError     a server, but without this model, or not ready
-            ├── DisconnectedError  the server went away before the answer was whole
+            ├── DisconnectedError  the server went away before the answer was complete
             ├── CancelledError     the answer was cancelled, here or by the server
-            └── ProtocolError      the server's words are not this client's
+            └── ProtocolError      the server speaks another protocol than this client
 
-The first half is raised by the engines too: a caller handles an answer from this process and one
-from a server alike. `DisconnectedError`, `DeadlineError` and `CancelledError` come after some text
-may have come: a stream has yielded it, and has it still as `stream.text`.
+The engines raise the first half as well, so a caller handles an answer from this process like one
+from a server. `DisconnectedError`, `DeadlineError` and `CancelledError` may follow after part of
+the text: the stream has yielded that part and still has it as `stream.text`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class ClientError(ServingError):
-    """The client and its server did not get to an answer."""
+    """Client and server did not arrive at an answer."""
 
 
 class UnreachableError(ClientError):
@@ -55,11 +55,11 @@ class UnreachableError(ClientError):
 
 
 class NotServedError(ClientError):
-    """The server is there, but does not serve this model, or is not ready."""
+    """The server is running, but does not serve this model, or is not ready."""
 
 
 class DisconnectedError(ClientError):
-    """The server went away before the answer was whole."""
+    """The server went away before the answer was complete."""
 
 
 class CancelledError(ClientError):
@@ -67,4 +67,4 @@ class CancelledError(ClientError):
 
 
 class ProtocolError(ClientError):
-    """The server answered with something that this client does not know."""
+    """The server sent something that this client does not understand."""

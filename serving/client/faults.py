@@ -1,9 +1,10 @@
-"""From gRPC's failures to the errors of `serving.client.errors`. Knows nothing of I/O."""
+"""gRPC's failures as the errors of `serving.client.errors`. Does no I/O."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from iblip.export.errors import DeadlineError, EngineError, IblipError, InputError
 from iblip.serving.client.errors import (
@@ -20,8 +21,8 @@ Maker = Callable[[str], IblipError]
 
 _ENSEMBLE = re.compile(r"^(?:\[request id: [^\]]*\] )?in ensemble '[^']*', ")
 
-# What Triton itself says, wherever in the pipeline: its codes do not tell these apart.
-_WORDS: tuple[tuple[str, Maker], ...] = (
+# Phrases of Triton's own messages, from any step: its codes do not distinguish these.
+_PHRASES: tuple[tuple[str, Maker], ...] = (
     ("failed to connect", UnreachableError),
     ("DNS resolution failed", UnreachableError),
     ("timeout expired", DeadlineError),
@@ -45,14 +46,24 @@ _CODES: Mapping[str, Maker] = {
 
 _MESSAGES: Mapping[type[IblipError], str] = {
     UnreachableError: "no server answers at {url} ({text}). `iblip serve DIR` starts one.",
-    DisconnectedError: "the server at {url} went away before the answer was whole ({text})",
+    DisconnectedError: "the server at {url} went away before the answer was complete ({text})",
     NotServedError: "the server at {url} does not serve this model: {text}",
     CancelledError: "the answer was cancelled",
     DeadlineError: "the answer was not finished by its deadline",
     ClientError: "the server at {url} failed: {text}",
     EngineError: "the server at {url} failed: {text}",
 }
-"""What people are told; of other kinds, the server's own text."""
+"""The message for users; other kinds keep the server's own text."""
+
+
+def error_from_rpc(error: Any, url: str) -> IblipError:
+    """The error that a failed gRPC call stands for.
+
+    Args:
+        error: `grpc.RpcError`, of a synchronous or an asyncio channel.
+        url: of the server, for the message.
+    """
+    return error_from_status(error.code().name, error.details() or "", url=url)
 
 
 def error_from_status(code: str, details: str, *, url: str) -> IblipError:
@@ -60,17 +71,17 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
 
     Args:
         code: the name of the status (`"INVALID_ARGUMENT"`).
-        details: what came with it; a kind that the server put at its head decides.
+        details: the status's text; an error kind at its head, put there by the server, decides.
         url: of the server, for the message.
     """
-    told = error_from_text(details)
-    if told is not None:
-        return told
+    tagged = error_from_text(details)
+    if tagged is not None:
+        return tagged
     text = _ENSEMBLE.sub("", details).strip()
-    words = (maker for word, maker in _WORDS if word in text)
-    make = next(words, _CODES.get(code, ClientError))
+    makers = (maker for phrase, maker in _PHRASES if phrase in text)
+    make = next(makers, _CODES.get(code, ClientError))
     error = make(text)
     if isinstance(error, UnreachableError):
-        text = text.rsplit(": ", 1)[-1]  # gRPC tells every attempt; the last words say why
+        text = text.rsplit(": ", 1)[-1]  # gRPC lists every attempt; the last part says why
     message = _MESSAGES.get(type(error), "{text}")
     return make(message.format(url=url, text=text or code))

@@ -1,4 +1,4 @@
-"""What LAVIS's calls ask, and what they make of the answers: all but the asking itself.
+"""The questions that LAVIS's calls ask, and the results they make of the answers; does no I/O.
 
 Source: salesforce/LAVIS, `lavis/models/blip2_models/`. docs/compat.md says where this differs.
 """
@@ -19,14 +19,14 @@ from iblip.serving.client.lavis_prompts import caption_prompt, class_prompt, que
 from iblip.serving.wire import ServerContract
 
 Samples = Mapping[str, Any]
-"""`image`: one, or a list of them; `prompt`, `text_input`, `ocr_tokens`, `choices`, `context`,
-`history`, `caption`: as in LAVIS, one an image."""
+"""`image`: one image or a list; `prompt`, `text_input`, `ocr_tokens`, `choices`, `context`,
+`history`, `caption`: as in LAVIS, one for each image."""
 
 
 class GenerateArguments(TypedDict, total=False):
-    """Of `generate`; what is left out is as LAVIS has it for the model.
+    """Arguments of `generate`; those left out are as LAVIS has them for the model.
 
-    `top_p` (0.9) and `temperature` (1) count where `use_nucleus_sampling` is true, as there.
+    As in LAVIS, `top_p` (0.9) and `temperature` (1) apply where `use_nucleus_sampling` is true.
     """
 
     use_nucleus_sampling: bool
@@ -41,7 +41,7 @@ class GenerateArguments(TypedDict, total=False):
 
 
 class PredictArguments(TypedDict, total=False):
-    """Of `predict_answers`; the last three are taken and have no effect, as in LAVIS."""
+    """Arguments of `predict_answers`; as in LAVIS, the last three have no effect."""
 
     num_beams: int
     max_len: int
@@ -54,20 +54,20 @@ class PredictArguments(TypedDict, total=False):
 
 
 class Texts(list[str]):
-    """Texts as LAVIS returns them, `num_captions` an image.
+    """Texts as LAVIS returns them, `num_captions` for each image.
 
     Attributes:
-        answers: one an image, with tokens, scores and times.
+        answers: one for each image, with tokens, scores and times.
     """
 
     answers: tuple[Answer, ...] = ()
 
 
 class Ranks(list[list[int]]):
-    """Of each image, the indices of its candidates, the likeliest first.
+    """For each image, the indices of its candidates, the most likely first.
 
     Attributes:
-        answers: one an image, with every candidate's log-probability.
+        answers: one for each image, with every candidate's log-probability.
     """
 
     answers: tuple[Answer, ...] = ()
@@ -87,7 +87,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(Generic[R]):
-    """The questions of one call, and what makes its result of their answers."""
+    """The questions of one call, and the function from their answers to its result."""
 
     questions: Sequence[Question]
     result: Callable[[Sequence[Answer]], R]
@@ -111,7 +111,7 @@ def answers_batch(
 ) -> Batch[Texts]:
     """The questions of `predict_answers`. Errors as of `generate_batch`."""
     if samples.get("apply_lemmatizer"):
-        raise InputError("apply_lemmatizer is set; lemmas are not made here: leave it out")
+        raise InputError("apply_lemmatizer is set, but the client does not lemmatise: leave it out")
     found = preset_of_server(contract, LAVIS, "predict_answers")
     questions = _each(samples, "text_input")
     template = arguments.get("prompt", "")
@@ -154,7 +154,7 @@ def class_batch(
                 "candidates"
             )
         questions.append(Question(image=image, prompt=prompt, options=options))
-    is_mean = contract.build["language_model"] != "t5"
+    is_mean = contract.build.language_model != "t5"
 
     def result(answers: Sequence[Answer]) -> Ranks:
         longest = max(answer.prompt_tokens for answer in answers)
@@ -172,23 +172,23 @@ def ranks_from_answer(answer: Answer, n_segments: int, before: int | None) -> li
     """Indices of the candidates, in the order of LAVIS's losses.
 
     On T5 a loss is the sum over a candidate's tokens. On Vicuna the sum is divided by the padded
-    length of all that the model read, which is the same for the candidates of one segment, and
-    different between segments whose longest candidates are: the order depends on `n_segments`.
+    length of the input. Candidates of one segment share that length; segments with different
+    longest candidates do not, so the order depends on `n_segments`.
 
     Args:
         answer: of a ranking.
-        n_segments: parts in which LAVIS scores the candidates, one after another.
+        n_segments: number of parts in which LAVIS scores the candidates, one after another.
         before: positions of image and prompt, padded; `None` where losses are sums.
     """
-    found = sorted(answer.ranking, key=lambda candidate: candidate.index)
-    size = len(found) // n_segments
+    candidates = sorted(answer.ranking, key=lambda candidate: candidate.index)
+    size = len(candidates) // n_segments
     losses = []
-    for candidate in found:
-        part = min(candidate.index // size, n_segments - 1)  # the last one has the rest
-        end = len(found) if part == n_segments - 1 else (part + 1) * size
-        longest = max(len(other.token_ids) for other in found[part * size : end])
+    for candidate in candidates:
+        segment = min(candidate.index // size, n_segments - 1)  # the last one takes the rest
+        end = len(candidates) if segment == n_segments - 1 else (segment + 1) * size
+        longest = max(len(other.token_ids) for other in candidates[segment * size : end])
         losses.append(-candidate.logprob / (1 if before is None else before + longest - 1))
-    return sorted(range(len(found)), key=losses.__getitem__)
+    return sorted(range(len(candidates)), key=losses.__getitem__)
 
 
 def _texts_batch(
@@ -263,7 +263,7 @@ def _tokens(found: Preset, length: int) -> int:
 def _class_prompts(samples: Samples) -> list[str]:
     others = [_each(samples, name, "") for name in ("context", "history", "caption")]
     if "prompt" not in samples:
-        raise InputError("samples has no 'prompt'; wanted the instruction")
+        raise InputError("samples has no 'prompt'; expected the instruction")
     texts = _each(samples, "text_input", None)
     return [
         class_prompt(prompt, text, context=context, history=history, caption=caption)
@@ -275,11 +275,13 @@ def _class_prompts(samples: Samples) -> list[str]:
 
 def _images(samples: Samples) -> list[Any]:
     if "image" not in samples:
-        raise InputError(f"samples has {', '.join(samples) or 'nothing'}; wanted 'image' in it")
+        raise InputError(
+            f"samples has {', '.join(samples) or 'nothing'}; expected 'image' among them"
+        )
     image = samples["image"]
     images = list(image) if isinstance(image, list | tuple) else [image]
     if not images:
-        raise InputError("samples has no image; wanted one or more")
+        raise InputError("samples has no image; expected one or more")
     return images
 
 
@@ -287,15 +289,17 @@ _NOTHING = object()
 
 
 def _each(samples: Samples, name: str, default: Any = _NOTHING) -> list[Any]:
-    """One of them an image; a text alone is all images'."""
+    """The values of one name, one for each image; a single text is used for all images."""
     count = len(_images(samples))
     if name not in samples:
         if default is _NOTHING:
-            raise InputError(f"samples has no {name!r}; wanted one an image")
+            raise InputError(f"samples has no {name!r}; expected one for each image")
         return [default] * count
-    found = samples[name]
-    if isinstance(found, str):
-        return [found] * count
-    if len(found) != count:
-        raise InputError(f"samples has {len(found)} of {name!r} and {count} images; wanted as many")
-    return list(found)
+    values = samples[name]
+    if isinstance(values, str):
+        return [values] * count
+    if len(values) != count:
+        raise InputError(
+            f"samples has {len(values)} of {name!r} and {count} images; expected one for each image"
+        )
+    return list(values)

@@ -1,8 +1,8 @@
-"""LAVIS's prompts: a question, OCR tokens, choices and context, put into a template as it does.
+"""LAVIS's prompts: templates filled with a question, OCR tokens, choices and context.
 
 Pure functions of text. Source: salesforce/LAVIS, `lavis/models/blip2_models/`,
 `blip2_vicuna_instruct.py` and `blip2_t5_instruct.py` (the two are alike here): `generate`,
-`predict_answers`, `_predict_class`. A place in a template is `{}`, as Python's `str.format` has it.
+`predict_answers`, `_predict_class`. A placeholder is `{}`, as in Python's `str.format`.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from typing import Any
 
 from iblip.export.errors import InputError
 
-MOST_OCR_TOKENS = 30
+MAX_OCR_TOKENS = 30
 
 
 def ocr_text(tokens: Sequence[str]) -> str:
     """The first 30 OCR tokens: `"stop, main st"`."""
-    return ", ".join(tokens[:MOST_OCR_TOKENS])
+    return ", ".join(tokens[:MAX_OCR_TOKENS])
 
 
 def choices_text(choices: Sequence[str]) -> str:
-    """Options of a multiple choice: `"(a) a cat (b) a dog"`.
+    """Options of a multiple-choice question: `"(a) a cat (b) a dog"`.
 
     Raises:
-        InputError: there are more than letters.
+        InputError: there are more choices than letters.
     """
     if len(choices) > len(ascii_lowercase):
-        raise InputError(f"there are {len(choices)} choices; wanted at most {len(ascii_lowercase)}")
+        raise InputError(
+            f"there are {len(choices)} choices; expected at most {len(ascii_lowercase)}"
+        )
     return " ".join(
         f"({letter}) {text}" for letter, text in zip(ascii_lowercase, choices, strict=False)
     )
 
 
 def caption_prompt(template: str, ocr_tokens: Sequence[str] | None = None) -> str:
-    """The prompt of `generate`: with OCR tokens in its place, where it has one."""
+    """The prompt of `generate`, with OCR tokens in its placeholder if it has one."""
     if ocr_tokens is None or "{}" not in template:
         return template
-    return filled(template, ocr_text(ocr_tokens))
+    return fill_template(template, ocr_text(ocr_tokens))
 
 
 def question_prompt(
@@ -51,26 +53,27 @@ def question_prompt(
     """The prompt of `predict_answers`.
 
     Args:
-        template: empty is the question itself; with one place it takes the question; with two, the
-            OCR tokens and the question, or the question and the choices.
+        template: if empty, the prompt is the question itself. One placeholder takes the question;
+            two take the OCR tokens and the question, or the question and the choices.
         question: as asked.
-        ocr_tokens: read in the image.
-        choices: to choose from.
+        ocr_tokens: text read in the image.
+        choices: answers to choose from.
 
     Raises:
-        InputError: the template has two places, and there is nothing for the second; or it has
-            places that nothing fits.
+        InputError: the template has two placeholders, but neither OCR tokens nor choices are given;
+            or it has placeholders that cannot be filled.
     """
     if not template:
         return question
     if template.count("{}") != 2:
-        return filled(template, question)
+        return fill_template(template, question)
     if ocr_tokens is not None:
-        return filled(template, ocr_text(ocr_tokens), question)
+        return fill_template(template, ocr_text(ocr_tokens), question)
     if choices is not None:
-        return filled(template, question, choices_text(choices))
+        return fill_template(template, question, choices_text(choices))
     raise InputError(
-        f"the prompt {template!r} has two places; wanted ocr_tokens or choices for one of them"
+        f"the prompt {template!r} has two placeholders; expected ocr_tokens or choices for one "
+        "of them"
     )
 
 
@@ -82,22 +85,22 @@ def class_prompt(
     history: str = "",
     caption: str = "",
 ) -> str:
-    """The prompt of `predict_class`: the template filled, then what is known put before it.
+    """The prompt of `predict_class`: the filled template, preceded by what else is known.
 
     Args:
-        template: the instruction, with a place for each text of `text_input`.
-        text_input: what goes into it.
+        template: the instruction, with a placeholder for each text of `text_input`.
+        text_input: the texts that fill it.
         context: of a question (ScienceQA).
         history: of a dialogue (Visual Dialog).
         caption: of the image.
 
     Raises:
-        InputError: the template has places that nothing fits.
+        InputError: the template has placeholders that cannot be filled.
     """
     prompt = template
     if text_input is not None:
         texts = [text_input] if isinstance(text_input, str) else list(text_input)
-        prompt = filled(template, *texts)
+        prompt = fill_template(template, *texts)
     if context:
         prompt = f"context: {context}. {prompt}"
     if history:
@@ -107,16 +110,16 @@ def class_prompt(
     return prompt
 
 
-def filled(template: str, *texts: Any) -> str:
+def fill_template(template: str, *texts: Any) -> str:
     """`template.format(*texts)`.
 
     Raises:
-        InputError: it has more places than there are texts, or braces that are no place.
+        InputError: it has more placeholders than there are texts, or stray braces.
     """
     try:
         return template.format(*texts)
     except (IndexError, KeyError, ValueError, AttributeError) as error:
         raise InputError(
-            f"the prompt {template!r} cannot be filled with {len(texts)} texts ({error!r}); wanted "
-            "'{}' for each, and '{{' and '}}' for braces"
+            f"the prompt {template!r} cannot be filled with {len(texts)} texts ({error!r}); "
+            "expected '{}' for each, and '{{' and '}}' for braces"
         ) from error

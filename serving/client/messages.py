@@ -1,6 +1,6 @@
-"""A question as a gRPC message, and the responses as an answer: all that both clients share.
+"""A question as a gRPC message, and the responses as an answer: what both clients share.
 
-Knows Triton's protobuf messages and nothing of I/O.
+Knows Triton's protobuf messages; does no I/O.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
 
 CANCEL_TIMEOUT_S = 2.0
-"""How long a server may take to hear of a cancellation: longer, and it hears of nothing."""
+"""Seconds that a cancellation may take; a server that is slower is taken to be gone."""
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepAlive:
-    """Pings on a connection, so that a server that vanished is noticed.
+    """Pings on a connection, to detect a server that has vanished.
 
-    A server started by `iblip serve` takes pings every 5 seconds. One with Triton's own default
-    closes the connection after three pings within five minutes of silence: keep them rare.
+    A server started by `iblip serve` accepts a ping every 5 seconds. With Triton's own default, a
+    server closes the connection after three pings within five minutes of silence: ping it rarely.
 
     Attributes:
-        every_s: between pings, while an answer is awaited.
-        timeout_s: without an answer to a ping, the connection counts as lost.
+        every_s: seconds between pings while an answer is awaited.
+        timeout_s: seconds without a reply to a ping after which the connection counts as lost.
     """
 
     every_s: float = 60.0
@@ -61,11 +61,11 @@ class KeepAlive:
 
     def __post_init__(self) -> None:
         if not (self.every_s > 0 and self.timeout_s > 0):
-            raise OptionError(f"{self}: wanted more than 0 seconds")
+            raise OptionError(f"{self}: expected more than 0 seconds")
 
 
 def channel_options(keepalive: KeepAlive) -> list[tuple[str, int]]:
-    """gRPC's options of a channel."""
+    """gRPC's options for a channel."""
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -83,16 +83,16 @@ class Deadline:
         timeout_s: seconds from now; `None` is no limit.
 
     Raises:
-        OptionError: not more than 0.
+        OptionError: `timeout_s` is not more than 0.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
         if timeout_s is not None and not timeout_s > 0:
-            raise OptionError(f"timeout_s is {timeout_s}; wanted more than 0 seconds, or None")
+            raise OptionError(f"timeout_s is {timeout_s}; expected more than 0 seconds, or None")
         self._end = None if timeout_s is None else time.monotonic() + timeout_s
 
     def remaining(self) -> float | None:
-        """Seconds left; `None` where there is no limit. Raises `DeadlineError` at the end."""
+        """Seconds left; `None` where there is no limit. Raises `DeadlineError` once it is over."""
         if self._end is None:
             return None
         left = self._end - time.monotonic()
@@ -102,17 +102,17 @@ class Deadline:
 
 
 def config_request(model: str) -> Message:
-    """Asks for a model's config."""
+    """The request for a model's config."""
     from tritonclient.grpc import service_pb2
 
     return service_pb2.ModelConfigRequest(name=model)
 
 
 def contract_from_config(response: Message) -> ServerContract:
-    """What the server's own config says of it.
+    """The contract in the config that the server sent.
 
     Raises:
-        ProtocolError: it is not a model of this project, or of another version.
+        ProtocolError: the model is not one of this project's, or of another version.
     """
     parameters = response.config.parameters
     strings = {name: parameters[name].string_value for name in parameters}
@@ -126,26 +126,26 @@ def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> 
     """The options that ask for a ranking.
 
     Raises:
-        OptionError: there is no candidate, or they do not fit.
+        OptionError: there is no candidate, or one is not usable.
     """
     options = GenerationOptions(candidates=tuple(candidates), length_penalty=length_penalty)
     if not options.candidates:
-        raise OptionError("candidates is empty; wanted at least one text")
+        raise OptionError("candidates is empty; expected at least one text")
     return options
 
 
 def pixels_of_request(images: ImageSources, contract: ServerContract) -> npt.NDArray[np.uint8]:
-    """The images as the server wants them, uint8 `[images, height, width, 3]`.
+    """The images as the server takes them, uint8 `[images, height, width, 3]`.
 
     Raises:
-        InputError: an image cannot be used, there is none, or there are more than the server takes.
+        InputError: an image cannot be used, or there are none or more than the server takes.
     """
     sources = each_image(images)
     check_images(len(sources), contract.limits.images)
     return np.stack([pixels_from_image(source, contract.preprocessing) for source in sources])
 
 
-def question(
+def infer_request(
     pixels: npt.NDArray[np.uint8],
     prompt: str,
     options: GenerationOptions,
@@ -154,22 +154,22 @@ def question(
     timeout_s: float | None,
     stream: bool,
 ) -> Message:
-    """The request of one question.
+    """The request that asks one question.
 
     Args:
         pixels: uint8 `[images, height, width, 3]` at the server's own size.
         prompt: as the user wrote it.
-        options: travel as request parameters.
-        model: the ensemble.
-        timeout_s: after which the server, too, gives the request up.
-        stream: whether the text is wanted as it is written, not all at once.
+        options: sent as request parameters.
+        model: name of the ensemble.
+        timeout_s: seconds after which the server, too, drops the request; `None` is no limit.
+        stream: whether to send the text as it is generated, not all at once.
 
     Raises:
-        InputError: the prompt is not text that can be written as UTF-8.
+        InputError: the prompt is not text that can be encoded as UTF-8.
     """
     from tritonclient.grpc import service_pb2
 
-    data = _utf8(prompt)
+    data = _encode(prompt)
     request = service_pb2.ModelInferRequest(model_name=model, id=uuid.uuid4().hex)
     request.inputs.add(name=PIXELS, datatype="UINT8", shape=pixels.shape)
     request.inputs.add(name=PROMPT, datatype="BYTES", shape=[1])
@@ -183,8 +183,8 @@ def question(
     return request
 
 
-def cancellation(request_id: str) -> Message:
-    """Tells the language model that nobody waits for that request: Triton itself does not."""
+def cancel_request(request_id: str) -> Message:
+    """The request that cancels another in the language model, which Triton itself does not do."""
     from tritonclient.grpc import service_pb2
 
     request = service_pb2.ModelInferRequest(model_name=LANGUAGE_MODEL)
@@ -192,9 +192,9 @@ def cancellation(request_id: str) -> Message:
     return request
 
 
-def _utf8(prompt: str) -> bytes:
+def _encode(prompt: str) -> bytes:
     if not isinstance(prompt, str):
-        raise InputError(f"the prompt is a {type(prompt).__name__}; wanted text")
+        raise InputError(f"the prompt is a {type(prompt).__name__}; expected text")
     try:
         return prompt.encode()
     except UnicodeEncodeError as error:
@@ -213,11 +213,11 @@ def _set_parameter(parameter: Message, value: int | float | str) -> None:
 
 
 class AnswerReader:
-    """Reads the responses to one question, in their order.
+    """Reads the responses to one question, in order.
 
     Attributes:
         url: of the server, for messages.
-        text: what has come so far.
+        text: received so far.
     """
 
     def __init__(self, url: str) -> None:
@@ -227,19 +227,19 @@ class AnswerReader:
         self._error: IblipError | None = None
 
     def feed(self, response: Message) -> str:
-        """The text of one response of the stream; empty for the finish, and for an error.
+        """The text in one response of the stream; empty for the finish and for an error.
 
-        An error is the last response, and is raised by `answer`: a caller who left between it and
-        the stream's end would meet Triton 2.51 at work, which then never forgets the request.
+        An error is the last response, and `answer` raises it: if the caller left between the error
+        and the end of the stream, Triton 2.51 would never forget the request.
 
         Raises:
-            ProtocolError: the response is not one of this project's models.
+            ProtocolError: the response is not from one of this project's models.
         """
         if response.error_message:
             self._error = error_from_status("INTERNAL", response.error_message, url=self.url)
             return ""
         inner = response.infer_response
-        if not inner.raw_output_contents:  # an empty final response: the answer is in already
+        if not inner.raw_output_contents:  # an empty final response, after the answer
             return ""
         tensors = {
             output.name: _string(data)
@@ -248,8 +248,8 @@ class AnswerReader:
         try:
             text, finish = tensors[TEXT], tensors[FINISH]
         except KeyError as error:
-            found = ", ".join(tensors)
-            raise ProtocolError(f"the server sent {found}; wanted {TEXT}, {FINISH}") from error
+            names = ", ".join(tensors)
+            raise ProtocolError(f"the server sent {names}; expected {TEXT}, {FINISH}") from error
         self.text += text
         self._finish = finish or self._finish
         return text
@@ -258,7 +258,7 @@ class AnswerReader:
         """The answer, once the stream has ended.
 
         Raises:
-            IblipError: the server's own, where it sent one.
+            IblipError: the error that the server sent, if it sent one.
             DisconnectedError: the stream ended before the answer did.
             ProtocolError: the finish is damaged.
         """

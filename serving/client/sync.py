@@ -1,4 +1,4 @@
-"""The client for ordinary code: `ask` for an answer, `stream` for its text as it is written."""
+"""The synchronous client: `ask` returns an answer, `stream` yields its text as it is generated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]
 
+from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
-from iblip.serving.client.compat import Options, finished, resolved
-from iblip.serving.client.faults import error_from_status
+from iblip.serving.client.compat import Options, resolve_options, trim_answer
+from iblip.serving.client.faults import error_from_rpc
 from iblip.serving.client.lavis import Lavis
 from iblip.serving.client.messages import (
     CANCEL_TIMEOUT_S,
@@ -22,35 +23,35 @@ from iblip.serving.client.messages import (
     AnswerReader,
     Deadline,
     KeepAlive,
-    cancellation,
+    cancel_request,
     channel_options,
     config_request,
     contract_from_config,
+    infer_request,
     pixels_of_request,
-    question,
     ranking_options,
 )
 from iblip.serving.wire import ENSEMBLE, ServerContract
 
 
 class Client:
-    """Asks a server about images. Thread-safe, and good for many questions at once.
+    """Asks a server about images. Thread-safe; threads may ask at the same time.
 
         with Client("127.0.0.1:8001") as client:
             print(client.ask("digits.png", "How many digits are there?").text)
             for text in client.stream("digits.png", "Describe the image."):
                 print(text, end="", flush=True)
 
-    An image is a path, encoded bytes, a Pillow image, or uint8 `[height, width, 3]` in RGB. Asked
-    many questions about one image, the server encodes it once. Where the model takes several
-    (`contract().limits.images`), `image` may be a list of them, or uint8
+    An image is a path, encoded bytes, a Pillow image, or uint8 `[height, width, 3]` in RGB. The
+    server encodes an image once, however many questions are asked about it. Where the model takes
+    several images (`contract().limits.images`), `image` may be a list of them, or uint8
     `[frames, height, width, 3]`.
 
     Args:
-        url: `host:port` of the server's gRPC service. Nothing is connected before the first call.
-        timeout_s: of every answer, in seconds, unless a call names its own; `None` waits for ever.
-        model: the Triton ensemble.
-        keepalive: pings that notice a server which vanished.
+        url: `host:port` of the server's gRPC service. The first call connects.
+        timeout_s: seconds for each answer, unless the call gives its own; `None` is no limit.
+        model: name of the Triton ensemble.
+        keepalive: pings that detect a server that has vanished.
     """
 
     def __init__(
@@ -83,23 +84,23 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection, and with it every answer that is still being written."""
+        """Closes the connection, which ends every answer that is still being generated."""
         self._channel.close()
 
     def contract(self, *, timeout_s: float | None = None) -> ServerContract:
-        """What the server says of itself: preprocessing, limits, build. Asked for once.
+        """What the server says about itself: preprocessing, limits, build. Requested once.
 
         Raises:
             UnreachableError: there is no server.
             NotServedError: the server has no such model.
-            ProtocolError: the model is not one of this project.
-            DeadlineError: no answer in time.
+            ProtocolError: the model is not one of this project's, or of another version.
+            DeadlineError: the server did not reply in time.
         """
         if self._contract is None:
             try:
                 response = self._stub.ModelConfig(config_request(self.model), timeout=timeout_s)
             except grpc.RpcError as error:
-                raise _fault(error, self.url) from error
+                raise error_from_rpc(error, self.url) from error
             self._contract = contract_from_config(response)
         return self._contract
 
@@ -118,20 +119,21 @@ class Client:
             image: see the class.
             prompt: the question or instruction.
             options: how to generate; greedy by default. May be a mapping, by name.
-            compat: the original to answer as, `"lavis"`, `"hf"` or `"minigpt4"`: its options, over
-                which `options` go, and its trimming of the text. See `Preset.with_options`.
-            timeout_s: of this answer, in seconds; `None` takes the client's own.
+            compat: the original to answer like, `"lavis"`, `"hf"` or `"minigpt4"`: its options,
+                which `options` override, and its trimming of the text. See `Preset.with_options`.
+            timeout_s: seconds for this answer; `None` takes the client's own.
 
         Raises:
             InputError: an image or the prompt cannot be used, or there are too many images.
-            OptionError: an option does not fit.
+            OptionError: an option is unknown or out of range.
             DeadlineError: the answer was not finished in time.
-            EngineError, QueueFullError: the server's engine failed, or takes no more.
+            EngineError, QueueFullError: the server's engine failed, or its queue is full.
             ClientError: see `serving.client.errors`.
         """
-        with self._asked(image, prompt, options, compat, timeout_s, stream=False) as stream:
+        stream, preset = self._start(image, prompt, options, compat, timeout_s, stream=False)
+        with stream:
             answer = stream.answer
-        return finished(answer, resolved(self.contract(), options, compat)[1])
+        return trim_answer(answer, preset)
 
     def stream(
         self,
@@ -142,12 +144,12 @@ class Client:
         compat: str | None = None,
         timeout_s: float | None = None,
     ) -> AnswerStream:
-        """The answer's text as it is written; arguments and errors as in `ask`.
+        """The answer's text as it is generated; arguments and errors as in `ask`.
 
-        It is not trimmed as `compat` would have it: the pieces are the answer's own text.
-        The request is sent before this returns. Iterating raises what made it fail.
+        The text is not trimmed as `compat` would: the pieces are the model's own text. The request
+        is sent before this returns; iterating raises the error that ended it, if any.
         """
-        return self._asked(image, prompt, options, compat, timeout_s, stream=True)
+        return self._start(image, prompt, options, compat, timeout_s, stream=True)[0]
 
     def rank(
         self,
@@ -158,7 +160,7 @@ class Client:
         length_penalty: float | None = None,
         timeout_s: float | None = None,
     ) -> tuple[RankedCandidate, ...]:
-        """The candidates as answers, the likeliest first; errors as in `ask`.
+        """The candidates as answers, the most likely first; errors as in `ask`.
 
         Args:
             image: see the class.
@@ -166,17 +168,17 @@ class Client:
             candidates: 1 to 1000 texts.
             length_penalty: the sum of a candidate's log-probabilities is divided by its number of
                 tokens to this power; `None` is 0.
-            timeout_s: of this answer, in seconds; `None` takes the client's own.
+            timeout_s: seconds for this answer; `None` takes the client's own.
         """
         options = ranking_options(candidates, length_penalty)
         return self.ask(image, prompt, options=options, timeout_s=timeout_s).ranking
 
     @property
     def lavis(self) -> Lavis:
-        """LAVIS's calls, with its names and defaults."""
+        """LAVIS's calls, with LAVIS's names and defaults."""
         return Lavis(self)
 
-    def _asked(
+    def _start(
         self,
         image: ImageSources,
         prompt: str,
@@ -185,29 +187,31 @@ class Client:
         timeout_s: float | None,
         *,
         stream: bool,
-    ) -> AnswerStream:
+    ) -> tuple[AnswerStream, Preset | None]:
+        """Sends the question; the preset is the one that `compat` names."""
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
         contract = self.contract(timeout_s=deadline.remaining())
         pixels = pixels_of_request(image, contract)
-        made, _ = resolved(contract, options, compat)
+        settled, preset = resolve_options(contract, options, compat)
         remaining = deadline.remaining()
-        request = question(
-            pixels, prompt, made, model=self.model, timeout_s=remaining, stream=stream
+        request = infer_request(
+            pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
         )
         call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
-        return AnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
+        answer = AnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
+        return answer, preset
 
     def _forget(self, request_id: str) -> None:
-        message = iter([cancellation(request_id)])
-        with contextlib.suppress(grpc.RpcError, ValueError):  # gone already, it needs no telling
+        message = iter([cancel_request(request_id)])
+        with contextlib.suppress(grpc.RpcError, ValueError):  # a server that is gone forgets
             for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
                 pass
 
 
 class AnswerStream:
-    """Iterates over the pieces of an answer; the pieces, joined, are `answer.text`.
+    """Iterates over the pieces of an answer; joined, the pieces are `answer.text`.
 
-    A context manager: leaving it early cancels the answer, which frees its place in the engine.
+    A context manager: leaving it early cancels the answer, which frees its slot in the engine.
     """
 
     def __init__(self, call: Any, reader: AnswerReader, forget: Callable[[], None]) -> None:
@@ -240,33 +244,29 @@ class AnswerStream:
                     return text
             self._answer = self._reader.answer()
         except grpc.RpcError as error:
-            raise _fault(error, self._reader.url) from error
+            raise error_from_rpc(error, self._reader.url) from error
         except IblipError:
-            self._call.cancel()  # nothing more of it is wanted
+            self._call.cancel()  # nobody will read the rest
             raise
         raise StopIteration
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The text received so far."""
         return self._reader.text
 
     @property
     def answer(self) -> Answer:
-        """The whole answer: iterates to the end where that has not been done."""
+        """The whole answer; reads the stream to its end first."""
         for _ in self:
             pass
         assert self._answer is not None
         return self._answer
 
     def cancel(self) -> None:
-        """Stops the answer and returns once its place in the engine is free.
+        """Stops the answer; returns once its slot in the engine is free.
 
-        Iterating on raises `CancelledError`. Harmless after the end.
+        Iterating further raises `CancelledError`. Does nothing after the end.
         """
         if self._call.cancel():
             self._forget()
-
-
-def _fault(error: Any, url: str) -> IblipError:
-    return error_from_status(error.code().name, error.details() or "", url=url)

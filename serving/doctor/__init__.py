@@ -1,6 +1,8 @@
-"""What this machine, a container and a build have for one another: `iblip doctor`.
+"""Whether this machine, or a container on it, can build and serve: `iblip doctor`.
 
-Facts are gathered first (`machine.py`, `probes.py`, `nvidia.py`), then judged by tables of small
-functions (`checks.py`, `builds.py`), then told (`report.py`). Needs nothing but the client's own
-dependencies: what is missing for which job is what it tells.
+`report.examine` is the entry point. Facts are gathered first (`machine.py`, `probes.py`,
+`engines.hardware.nvidia`), then judged: those of the machine by the table in `checks.py`, whose
+functions lie in one module for each topic, those of a build by `builds.py`; then `report.py` puts
+the findings into words. Needs only the client's dependencies, because what is missing, and for
+which job, is what it reports. Starts no server and loads no build.
 """

@@ -1,4 +1,4 @@
-"""The table of checks of a build: what loads its engines, here and in a container."""
+"""Checks of a build: whether its files are there, and what loads its engines."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from iblip.serving.server.memory import gib, memory_of_build
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 
 BATCH = 8
-"""Rows of one run of a component, unless the build says otherwise (`--max-batch`)."""
+"""Rows in one run of a component, unless the build gives another number (`--max-batch`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFindings:
-    """What was found of one build.
+    """The findings of one build.
 
     Attributes:
         directory: as it was given.
-        name: of its checkpoint; `None` where it is no build.
-        here: what this machine makes of it.
-        there: what the container makes of it; empty where none was named.
+        name: of its checkpoint; `None` where the directory is not a build.
+        here: findings on this machine.
+        there: findings in the container; empty if there was none.
     """
 
     directory: Path
@@ -45,36 +45,38 @@ class BuildFindings:
 def findings_of_build(
     directory: Path, machine: Machine, container: Container | None = None
 ) -> BuildFindings:
-    """Everything about one build.
+    """Checks one build.
 
-    Where a container is named, it is the container that was asked about: what is missing outside of
-    it is worth a note, and no more.
+    If a container is given, the question is whether the build runs there: what is missing outside
+    of it becomes a note.
 
     Args:
-        directory: of the build; what is not one is a problem, too.
+        directory: of the build; a directory that is not a build is reported as a problem.
         machine: this one.
-        container: where it shall be served, if that is not here.
+        container: where the build will be served, if that is not here.
     """
     try:
         manifest = Manifest.read(directory)
         backends = triton_backends(directory, manifest)
     except (IblipError, OSError) as error:
-        return BuildFindings(directory=directory, name=None, here=(_no_build(error),))
-    files = (*_files(directory, manifest), *_models(directory))
-    here = (*_components(manifest, backends, place_here(machine)), *_vllm(manifest, machine))
-    here += (*_memory(directory, manifest, machine), *_shared_memory(manifest, machine))
+        return BuildFindings(directory=directory, name=None, here=(_not_a_build(error),))
+    files = (*_check_files(directory, manifest), *_check_models(directory))
+    here = (*_check_components(manifest, backends, place_here(machine)),)
+    here += (*_check_vllm(manifest, machine),)
+    here += (*_check_memory(directory, manifest, machine),)
+    here += (*_check_shared_memory(manifest, machine),)
     there: tuple[Finding, ...] = ()
     if container is not None:
-        here = tuple(map(_noted, here))
+        here = tuple(map(_as_note, here))
         there = (
-            *_components(manifest, backends, place_of_container(container, machine)),
-            *_packages(manifest, backends, container),
+            *_check_components(manifest, backends, place_of_container(container, machine)),
+            *_check_packages(manifest, backends, container),
         )
     return BuildFindings(directory=directory, name=manifest.name, here=files + here, there=there)
 
 
 def place_here(machine: Machine) -> Place:
-    """This machine, as a place that engines are loaded in."""
+    """This machine as a place where engines are loaded."""
     versions = {kind: library.version for kind, library in machine.libraries.items()}
     return Place(
         name="this machine",
@@ -87,7 +89,7 @@ def place_here(machine: Machine) -> Place:
 
 
 def place_of_container(container: Container, machine: Machine) -> Place:
-    """A container, run on this machine."""
+    """A container that runs on this machine."""
     return Place(
         name=container.tag,
         gpus=machine.gpus,
@@ -98,7 +100,7 @@ def place_of_container(container: Container, machine: Machine) -> Place:
 
 
 def triton_backends(directory: Path, manifest: Manifest) -> dict[str, str]:
-    """Component to the backend of Triton that its config names.
+    """The backend of Triton that each component's config names.
 
     Raises:
         ServingError: a config cannot be read, or names none.
@@ -108,42 +110,42 @@ def triton_backends(directory: Path, manifest: Manifest) -> dict[str, str]:
         path = directory / REPOSITORY / name / "config.pbtxt"
         backend = backend_of(read_config(path))
         if not backend:
-            raise ServingError(f"{path} names no backend. Build it again.")
+            raise ServingError(f"{path} names no backend. Rebuild with `export build`.")
         backends[name] = backend
     return backends
 
 
-def _no_build(error: Exception) -> Finding:
+def _not_a_build(error: Exception) -> Finding:
     return Finding(
         title="build",
         verdict="problem",
         found=str(error),
-        wanted="a build that `export build` has made",
-        remedy="Name its directory, or build it again.",
+        wanted="the directory of a build made by `export build`",
+        remedy="Give the directory of a build, or rebuild it.",
     )
 
 
-def _noted(finding: Finding) -> Finding:
+def _as_note(finding: Finding) -> Finding:
     return finding if finding.verdict == "ok" else replace(finding, verdict="note")
 
 
-def _files(directory: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Whether every file that serving it opens is there, and as large as it was."""
+def _check_files(directory: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Whether every file that serving opens is there, with the size that was built."""
     files = files_of_build(manifest)
-    odd = [f"{path} ({fault})" for path, fault in faults(directory, files)]
-    if odd:
+    faulty = [f"{path} ({fault})" for path, fault in faults(directory, files)]
+    if faulty:
         yield Finding(
             title="files",
             verdict="problem",
-            found=", ".join(odd),
+            found=", ".join(faulty),
             wanted="every file of the manifest, as it was built",
-            remedy="Copy the build again, whole and with its links, or build it again.",
+            remedy="Copy the whole build again, with its links, or rebuild it.",
         )
     else:
         yield Finding(title="files", verdict="ok", found=f"all {len(files)} are there")
 
 
-def _models(directory: Path) -> Iterator[Finding]:
+def _check_models(directory: Path) -> Iterator[Finding]:
     """Whether the Python models import this project by its name of today."""
     if models := outdated_models(directory / REPOSITORY):
         yield Finding(
@@ -156,41 +158,43 @@ def _models(directory: Path) -> Iterator[Finding]:
         )
 
 
-def _components(manifest: Manifest, backends: Mapping[str, str], place: Place) -> Iterator[Finding]:
-    """Of each component, whether the place has Triton's backend for it, and loads its engine."""
+def _check_components(
+    manifest: Manifest, backends: Mapping[str, str], place: Place
+) -> Iterator[Finding]:
+    """Whether the place has each component's Triton backend and can load its engine."""
     for name, record in manifest.components.items():
-        yield _backend(name, record.engine.kind, backends[name], place) or fit(
+        yield _check_backend(name, record.engine.kind, backends[name], place) or fit(
             name, record.engine, replace(place, python=backends[name] == "python")
         )
 
 
-def _backend(title: str, kind: str, backend: str, place: Place) -> Finding | None:
+def _check_backend(title: str, kind: str, backend: str, place: Place) -> Finding | None:
     if backend == "tensorrt" and kind != "tensorrt":
         return Finding(
             title=title,
             verdict="problem",
             found=f"{kind}, in Triton's `tensorrt` backend",
-            wanted="a plan by TensorRT: the backend reads no other",
-            remedy='Build it with --engine tensorrt, or set `backend: "python"` in its config.',
+            wanted="a plan built by TensorRT: the backend reads no other",
+            remedy='Build with --engine tensorrt, or set `backend: "python"` in its config.',
         )
     if backend in place.backends:
         return None
-    has = f"has {', '.join(place.backends)}" if place.backends else "is none here"
+    triton = f"Triton has {', '.join(place.backends)}" if place.backends else "no Triton here"
     return Finding(
         title=title,
         verdict="problem",
-        found=f"{kind}, in Triton's `{backend}` backend; Triton {has}",
+        found=f"{kind}, in Triton's `{backend}` backend; {triton}",
         wanted=f"a Triton with the backend `{backend}`",
         remedy=f"Serve it in {DEPLOYED.image} (docs/deploy.md)."
         if not place.container
-        else f"Take a container that has it, such as {DEPLOYED.tag}.",
+        else f"Use a container that has it, such as {DEPLOYED.tag}.",
     )
 
 
-def _packages(
+def _check_packages(
     manifest: Manifest, backends: Mapping[str, str], container: Container
 ) -> Iterator[Finding]:
-    """What the container's Python must get: NVIDIA's image has nothing of this project."""
+    """The packages that the container needs: NVIDIA's image has none of this project's."""
     kinds = {
         record.engine.kind
         for name, record in manifest.components.items()
@@ -205,69 +209,69 @@ def _packages(
         title="Python models",
         verdict="note",
         found=f"Python {container.python} of {container.tag} needs this project{runtime}",
-        remedy="The image that deploy/Dockerfile makes has them.",
+        remedy="The image built by deploy/Dockerfile has them.",
     )
     if "vllm" in kinds:
         yield Finding(
             title="vLLM",
             verdict="note",
-            found="the language model wants vLLM in an environment of its own; the Python of "
+            found="the language model needs vLLM in an environment of its own; the Python of "
             f"{container.tag} has {container.vllm or 'none'}",
-            remedy="`iblip vllm install --package vllm` in the image makes it; IBLIP_VLLM_PYTHON "
-            "names it.",
+            remedy="Create it in the image with `iblip vllm install --package vllm`, and set "
+            "IBLIP_VLLM_PYTHON to its path.",
         )
 
 
-def _vllm(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
+def _check_vllm(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
     kind = manifest.components["language_model"].engine.kind
     if kind == "vllm" and (machine.vllm is None or machine.vllm.version is None):
         yield Finding(
             title="vLLM",
             verdict="problem",
-            found="there is none for the language model",
+            found="not installed, and the language model needs it",
             wanted="an environment with vLLM",
-            remedy="`iblip vllm install` makes it.",
+            remedy="`iblip vllm install` creates it.",
         )
 
 
-def _memory(directory: Path, manifest: Manifest, machine: Machine) -> Iterator[Finding]:
-    """What serving it takes of memory, where that can be told."""
-    takes, free = memory_of_build(directory, manifest), machine.memory
-    if takes is None or free is None:
+def _check_memory(directory: Path, manifest: Manifest, machine: Machine) -> Iterator[Finding]:
+    """Whether serving the build fits into memory, where that can be estimated."""
+    needed, free = memory_of_build(directory, manifest), machine.memory
+    if needed is None or free is None:
         return
-    if takes.most <= free:
-        yield Finding(title="memory", verdict="ok", found=f"it takes {takes}")
+    if needed.most <= free:
+        yield Finding(title="memory", verdict="ok", found=f"serving takes {needed}")
         return
     yield Finding(
         title="memory",
         verdict="warning",
         found=f"{gib(free)} free",
-        wanted=str(takes),
-        remedy="It may not load. Serve it where there is more, or build it smaller: `--precision "
-        "language_model=int4`."
-        if free < takes.least
-        else "Fewer slots or positions: `slots` and `max_length` in language_model/config.pbtxt.",
+        wanted=str(needed),
+        remedy="It may not load. Serve it where there is more memory, or make the build smaller: "
+        "`--precision language_model=int4`."
+        if free < needed.least
+        else "Use fewer slots or positions: `slots`, `max_length` in language_model/config.pbtxt.",
     )
 
 
-def _shared_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
-    """Tensors that the models of a full server hand on, against `/dev/shm`."""
-    free, wants = machine.shared_memory, tensors_in_flight(manifest)
-    if free is not None and free < wants:
+def _check_shared_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
+    """Whether the tensors that the models of a busy server exchange fit into `/dev/shm`."""
+    free, needed = machine.shared_memory, tensors_in_flight(manifest)
+    if free is not None and free < needed:
         yield Finding(
             title="shared memory",
             verdict="warning",
             found=f"{gib(free)} free",
-            wanted=f"{gib(wants)}: a batch of pictures, and visual prompts of all requests that "
-            "may wait",
+            wanted=f"{gib(needed)}: a batch of images, and the visual prompts of all requests that "
+            "may run or wait",
             remedy="Make /dev/shm larger; in Docker with `--shm-size`.",
         )
 
 
 def tensors_in_flight(manifest: Manifest) -> int:
     """Bytes of tensors between models when a server is full: a batch in each component, and the
-    visual prompt of every request that runs or waits. An estimate: Triton's own blocks are not
-    counted."""
+    visual prompt of every request that runs or waits. An estimate: Triton's own blocks are left
+    out."""
     limits = manifest.limits
     contracts = [manifest.components[name].graphs["model"].contract for name in COMPONENTS]
     batch = sum(_row_bytes(contract) for contract in contracts) * BATCH * limits.images
@@ -281,7 +285,7 @@ def _row_bytes(contract: Contract) -> int:
 
 
 def _bytes(contract: Contract, name: str) -> int:
-    """Bytes of one row of a tensor, dynamic axes apart."""
-    spec = next(one for one in (*contract.inputs, *contract.outputs) if one.name == name)
+    """Bytes in one row of a tensor, with dynamic axes left out."""
+    spec = next(spec for spec in (*contract.inputs, *contract.outputs) if spec.name == name)
     sizes = [axis for axis in spec.axes[1:] if isinstance(axis, int)]
     return int(np.prod(sizes, dtype=np.int64)) * spec.numpy_dtype.itemsize

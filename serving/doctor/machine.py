@@ -1,4 +1,4 @@
-"""What this machine and its Python have, as facts that nobody has judged yet."""
+"""What this machine and its Python have: facts, without a judgement."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from pathlib import Path
 
 from iblip.engines.hardware.nvidia import Driver, find_driver, find_runtime
 from iblip.serving.doctor import probes
-from iblip.serving.doctor.requirements import Requirement, installed, requirements
+from iblip.serving.doctor.requirements import (
+    Requirement,
+    installed_packages,
+    read_requirements,
+)
 from iblip.serving.server.memory import available
 
 LOOPBACK = "127.0.0.1"
 
 PORTS: Mapping[str, int] = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
-"""Where `iblip serve` listens unless told otherwise."""
+"""The default ports of `iblip serve`."""
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -28,20 +32,20 @@ class Machine:
 
     Attributes:
         python: its version.
-        packages: installed packages by normal name, and their versions.
-        requirements: see `serving.doctor.requirements.requirements`.
-        driver: of NVIDIA; `None` where there is none.
-        cuda_runtime: version of the CUDA runtime that is found; `None` of none.
-        libraries: kind of TensorRT to what was found; only those that are installed.
-        obstacles: engine kind to what keeps it from running in this Python; `None` of what runs.
-        providers: that ONNX Runtime offers; `None` where it is not installed or does not load.
-        torch_cuda: the CUDA that torch is made for; `None` of a CPU build, or without torch.
-        faults: packages that are installed and do not load, and why.
+        packages: versions of installed packages, by normalised name.
+        requirements: see `serving.doctor.requirements.read_requirements`.
+        driver: NVIDIA's; `None` where there is none.
+        cuda_runtime: version of the CUDA runtime; `None` where there is none.
+        libraries: the installed TensorRT libraries, by kind.
+        obstacles: engine kind to what keeps it from running in this Python; `None` if nothing does.
+        providers: ONNX Runtime's; `None` where it is not installed or does not load.
+        torch_cuda: the CUDA that torch was built for; `None` for a CPU build, or without torch.
+        faults: packages that are installed but do not load, and why.
         triton: the server that would be started.
-        vllm: of vLLM's environment.
+        vllm: vLLM's environment.
         glibc: version; `None` on other systems.
-        memory, disk, shared_memory: bytes that are free; `None` where the system does not say.
-        taken: of `PORTS`, those that something listens on.
+        memory, disk, shared_memory: free bytes; `None` where the system does not report them.
+        taken: names of the `PORTS` that something listens on.
     """
 
     python: str = "3.11.0"
@@ -64,17 +68,17 @@ class Machine:
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        """Compute capability of each GPU."""
+        """The compute capability of each GPU."""
         return tuple(gpu.capability for gpu in self.driver.gpus) if self.driver else ()
 
 
-def look() -> Machine:
-    """This machine, as it is now. Loads ONNX Runtime and TensorRT where they are installed."""
-    packages = installed()
+def read_machine() -> Machine:
+    """This machine as it is now. Loads ONNX Runtime and TensorRT where they are installed."""
+    packages = installed_packages()
     return Machine(
         python=".".join(map(str, sys.version_info[:3])),
         packages=packages,
-        requirements=requirements(),
+        requirements=read_requirements(),
         driver=find_driver(),
         cuda_runtime=find_runtime(),
         libraries=probes.tensorrt_libraries(),
@@ -93,16 +97,16 @@ def look() -> Machine:
 
 
 def shared_memory() -> int | None:
-    """Free bytes of `/dev/shm`, through which Triton and its Python models hand tensors on."""
+    """Free bytes of `/dev/shm`, through which Triton and its Python models pass tensors."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 
 def _is_taken(port: int) -> bool:
-    with socket.socket() as one:
-        # As Triton binds: a port that was used a moment ago is free again.
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        # As Triton binds: a port that was used a moment ago counts as free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((LOOPBACK, port))
+            listener.bind((LOOPBACK, port))
         except OSError:
             return True
     return False

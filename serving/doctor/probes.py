@@ -1,6 +1,6 @@
-"""Asks libraries what they are, by loading them where nothing less tells.
+"""Finds out what libraries and servers are installed, by loading them only where necessary.
 
-What might bring this process down, or change what it loads later, is loaded in one of its own.
+What might crash this process, or change what it loads later, is loaded in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ LOADED: Mapping[str, str] = {
     "torchvision": "torchvision",
     "tokenizers": "tokenizers",
 }
-"""Package to the module that is loaded to see whether it works. torchvision is not needed; where it
-does not fit torch, transformers' InstructBLIP does not load."""
+"""Package to the module that is loaded to see whether it works. torchvision is not needed, but if
+it does not fit torch, transformers' InstructBLIP does not load."""
 
-PATIENCE_S = 120.0
-"""How long a package may take to load."""
+LOAD_TIMEOUT_S = 120.0
+"""Seconds that a package may take to load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class TensorRt:
     """A TensorRT library of one kind.
 
     Attributes:
-        version: of it; `None` where it does not load.
-        targets: GPU families that it builds for without one; empty where it needs it.
+        version: `None` where it does not load.
+        targets: GPU families that it builds for without a GPU; empty where it needs one.
         fault: why it does not load; `None` where it does.
     """
 
@@ -54,10 +54,10 @@ class Triton:
     """The server that `iblip serve` would start.
 
     Attributes:
-        origin: where it is from, in words.
-        version: `None` where it does not say.
-        backends: what is in its folder of backends.
-        wheel: whether it is the one of `nvidia-pytriton`.
+        origin: where it comes from, in words.
+        version: `None` where it is not known.
+        backends: names in its folder of backends.
+        wheel: whether it is the one in `nvidia-pytriton`.
     """
 
     origin: str
@@ -72,7 +72,7 @@ class Vllm:
 
     Attributes:
         python: its interpreter; `None` where there is none.
-        version: of vLLM; `None` where it is not in it.
+        version: of vLLM; `None` where the environment has none.
         advice: what to do where there is none.
     """
 
@@ -82,25 +82,25 @@ class Vllm:
 
 
 def tensorrt_libraries() -> dict[str, TensorRt]:
-    """Each kind of TensorRT that is installed, loaded; Python's bindings go first."""
-    found = {}
+    """Each installed kind of TensorRT, loaded; Python's bindings take precedence."""
+    libraries = {}
     linked = linked_tensorrt()
     if linked is not None:  # as in NVIDIA's container, without Python's bindings
-        found["tensorrt"] = TensorRt(version=linked)
+        libraries["tensorrt"] = TensorRt(version=linked)
     for kind, source in SOURCES.items():
-        if not any(_installed(module) for module in source.modules):
+        if not any(_is_installed(module) for module in source.modules):
             continue
         try:
             library = find_library(kind)
         except EngineError as error:
-            found[kind] = TensorRt(fault=str(error))
+            libraries[kind] = TensorRt(fault=str(error))
         else:
-            found[kind] = TensorRt(version=library.version, targets=library.targets)
-    return found
+            libraries[kind] = TensorRt(version=library.version, targets=library.targets)
+    return libraries
 
 
 def linked_tensorrt() -> str | None:
-    """Version of the TensorRT that the dynamic linker finds, which Triton's backend would load."""
+    """The version of the TensorRT that the dynamic linker finds, as Triton's backend would."""
     for name in ("libnvinfer.so.11", "libnvinfer.so.10"):
         try:
             return infer_version(ctypes.CDLL(name).getInferLibVersion())
@@ -110,13 +110,13 @@ def linked_tensorrt() -> str | None:
 
 
 def infer_version(number: int) -> str:
-    """The number of `getInferLibVersion` as people write it, from TensorRT 10 on: 110100 is
+    """The number of `getInferLibVersion` (TensorRT 10 and later) as a version: 110100 is
     `11.1.0`."""
     return f"{number // 10000}.{number % 10000 // 100}.{number % 100}"
 
 
 def engine_obstacles() -> dict[str, str | None]:
-    """Of each kind of engine, what keeps it from running in this Python."""
+    """What keeps each kind of engine from running in this Python; `None` if nothing does."""
     return {kind: row.running_obstacle() for kind, row in KINDS.items()}
 
 
@@ -130,18 +130,18 @@ def onnxruntime_providers() -> tuple[str, ...] | None:
 
 
 def torch_cuda() -> str | None:
-    """The CUDA that torch was made for, read without loading it."""
+    """The CUDA that torch was built for, read without loading torch."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     version = Path(spec.origin).with_name("version.py")
     text = version.read_text(encoding="utf-8") if version.is_file() else ""
-    found = re.search(r"^cuda\b.*=\s*'([\d.]+)'", text, re.MULTILINE)
-    return found.group(1) if found else None
+    match = re.search(r"^cuda\b.*=\s*'([\d.]+)'", text, re.MULTILINE)
+    return match.group(1) if match else None
 
 
 def load_faults(packages: Mapping[str, str]) -> dict[str, str]:
-    """Of the installed packages of `LOADED`, those that do not load, and the last line of why."""
+    """The installed packages of `LOADED` that do not load, each with the last line of its error."""
     faults = {}
     for package, module in LOADED.items():
         if package in packages:
@@ -151,63 +151,63 @@ def load_faults(packages: Mapping[str, str]) -> dict[str, str]:
                     capture_output=True,
                     text=True,
                     check=False,
-                    timeout=PATIENCE_S,
+                    timeout=LOAD_TIMEOUT_S,
                 )
             except subprocess.TimeoutExpired:
-                faults[package] = f"it takes longer than {PATIENCE_S:.0f} seconds"
+                faults[package] = f"it takes longer than {LOAD_TIMEOUT_S:.0f} seconds"
                 continue
             if done.returncode:
-                said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-                faults[package] = said[-1]
+                lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+                faults[package] = lines[-1]
     return faults
 
 
 def find_server(packages: Mapping[str, str]) -> Triton | None:
-    """The Triton that would be started; `None` where there is none."""
+    """The Triton that `iblip serve` would start; `None` where there is none."""
     try:
-        found = find_triton()
+        installation = find_triton()
     except ServingError:
         return None
-    home = found.binary.parents[1]
-    wheel = found.python_stub is not None
+    home = installation.binary.parents[1]
+    wheel = installation.python_stub is not None
     return Triton(
-        origin=found.origin,
-        version=WHEELS.get(packages.get("nvidia-pytriton", "")) if wheel else _says(home),
-        backends=found.backend_names,
+        origin=installation.origin,
+        version=WHEELS.get(packages.get("nvidia-pytriton", "")) if wheel else _version_record(home),
+        backends=installation.backend_names,
         wheel=wheel,
     )
 
 
 def find_vllm() -> Vllm:
-    """vLLM's environment, and what is in it by its own records."""
+    """vLLM's environment, and the version in its package records."""
     from iblip.engines.language_model.vllm.environment import PACKAGES, find_python
 
     try:
         python = find_python()
     except EngineError as error:
         return Vllm(advice=str(error).partition(". ")[2])
-    spelt = [package.replace("-", "_") for package in PACKAGES]
+    names = [package.replace("-", "_") for package in PACKAGES]
     records = [
         path.name.removesuffix(".dist-info").rpartition("-")
         for path in python.parents[1].glob("lib/python*/site-packages/vllm*.dist-info")
     ]
-    versions = [version for name, _, version in records if name in spelt]
+    versions = [version for name, _, version in records if name in names]
     return Vllm(python=str(python), version=next(iter(versions), None))
 
 
 def glibc() -> str | None:
-    """Version of the C library, where that is glibc."""
+    """The version of the C library, if it is glibc."""
     try:
         return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ") or None
     except (AttributeError, OSError, ValueError):
         return None
 
 
-def _says(home: Path) -> str | None:
-    """The version that a container's Triton has beside it."""
+def _version_record(home: Path) -> str | None:
+    """The version in the file that NVIDIA's containers have beside Triton."""
     record = home / "TRITON_VERSION"
     return record.read_text(encoding="utf-8").strip() if record.is_file() else None
 
 
-def _installed(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     return find_spec(module.partition(".")[0]) is not None

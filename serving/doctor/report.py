@@ -1,4 +1,4 @@
-"""The whole examination, and how it is told."""
+"""The whole examination, and its report for people and for programs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from typing import Any
 from iblip.engines.hardware.containers import Container, find_container
 from iblip.engines.hardware.findings import Finding, Verdict, worst
 from iblip.serving.doctor.builds import BuildFindings, findings_of_build
-from iblip.serving.doctor.checks import CHECKS, container_driver
-from iblip.serving.doctor.machine import Machine, look
+from iblip.serving.doctor.checks import CHECKS
+from iblip.serving.doctor.gpus import check_container_driver
+from iblip.serving.doctor.machine import Machine, read_machine
 
 WIDTH = 100
 
 MARKS: dict[Verdict, str] = {"ok": " ", "note": "·", "warning": "!", "problem": "x"}
-"""What stands before a finding."""
+"""The mark before a finding."""
 
-AMISS: dict[Verdict, str] = {"warning": "Warnings", "problem": "Problems"}
-"""What is told once more at the end, the worst last."""
+REPEATED: dict[Verdict, str] = {"warning": "Warnings", "problem": "Problems"}
+"""Verdicts whose findings are repeated at the end, the worst last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found.
+    """All findings.
 
     Attributes:
-        machine: of this machine.
-        builds: of each build.
-        container: that was named; `None` of none.
-        driver: whether this machine's driver runs it.
+        machine: findings of this machine.
+        builds: findings of each build.
+        container: the one asked about; `None` if there was none.
+        driver: whether this machine's driver runs that container.
     """
 
     machine: tuple[Finding, ...]
@@ -41,7 +42,7 @@ class Report:
 
     @property
     def sections(self) -> Iterator[tuple[str, tuple[Finding, ...]]]:
-        """Headings, and the findings under each."""
+        """Each heading with its findings."""
         yield "This machine", self.machine
         if self.container is not None and self.driver is not None:
             yield self.container.image, (self.driver,)
@@ -54,22 +55,22 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of all."""
+        """The worst verdict of all findings."""
         return worst(finding for _, findings in self.sections for finding in findings)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, with every finding."""
+        """Every finding, JSON-ready."""
         return {
             "verdict": self.verdict,
-            "machine": _listed(self.machine),
+            "machine": _to_json(self.machine),
             "container": None if self.container is None else self.container.to_json(),
             "driver": None if self.driver is None else self.driver.to_json(),
             "builds": [
                 {
                     "directory": str(build.directory),
                     "name": build.name,
-                    "here": _listed(build.here),
-                    "container": _listed(build.there),
+                    "here": _to_json(build.here),
+                    "container": _to_json(build.there),
                 }
                 for build in self.builds
             ],
@@ -79,69 +80,71 @@ class Report:
 def examine(
     builds: Sequence[Path] = (), container: str | None = None, machine: Machine | None = None
 ) -> Report:
-    """Looks at this machine, at a container, and at builds.
+    """Examines this machine, a container, and builds.
 
     Args:
         builds: their directories.
         container: a tag of `engines.hardware.containers.CONTAINERS`.
-        machine: what is looked at; `None` is this machine, now.
+        machine: the facts to judge; `None` reads those of this machine now.
 
     Raises:
-        OptionError: what is in the container is not known.
+        OptionError: the container is not a known one.
     """
     named = None if container is None else find_container(container)
-    machine = machine or look()
+    machine = machine or read_machine()
     return Report(
         machine=tuple(finding for check in CHECKS for finding in check(machine)),
         builds=tuple(findings_of_build(build, machine, named) for build in builds),
         container=named,
-        driver=None if named is None else container_driver(named, machine),
+        driver=None if named is None else check_container_driver(named, machine),
     )
 
 
-def text_of(report: Report) -> str:
-    """The report for people: what is well first, what is not last, with what to do."""
+def text_from_report(report: Report) -> str:
+    """The report for people: all findings, then warnings and problems again, with what to do."""
     lines: list[str] = []
     for heading, findings in report.sections:
-        lines += [heading, *_section(findings), ""]
+        lines += [heading, *_section_lines(findings), ""]
     counts = []
-    for verdict, title in AMISS.items():
-        told = [
-            (heading, [one for one in findings if one.verdict == verdict])
+    for verdict, title in REPEATED.items():
+        repeated = [
+            (heading, [finding for finding in findings if finding.verdict == verdict])
             for heading, findings in report.sections
         ]
-        counts.append(sum(len(findings) for _, findings in told))
+        counts.append(sum(len(findings) for _, findings in repeated))
         if counts[-1]:
-            lines += [title, *(line for pair in told for line in _amiss(*pair)), ""]
+            lines += [title, *(line for pair in repeated for line in _grouped_lines(*pair)), ""]
     warnings, problems = counts
     lines.append(f"{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
     return "\n".join(lines)
 
 
-def _section(findings: Iterable[Finding]) -> Iterator[str]:
+def _section_lines(findings: Iterable[Finding]) -> Iterator[str]:
     findings = tuple(findings)
-    width = max((len(one.title) for one in findings), default=0)
-    for one in findings:
-        head = f"{MARKS[one.verdict]} {one.title:{width}}  "
-        yield _wrapped(one.found, head)
-        if one.verdict == "note":
-            more = [f"It wants {one.wanted}." if one.wanted else "", one.remedy or ""]
-            if any(more):
-                yield _wrapped(" ".join(more).strip(), " " * len(head))
+    width = max((len(finding.title) for finding in findings), default=0)
+    for finding in findings:
+        head = f"{MARKS[finding.verdict]} {finding.title:{width}}  "
+        yield _wrap(finding.found, head)
+        if finding.verdict == "note":
+            expected = f"Expected: {finding.wanted}." if finding.wanted else ""
+            advice = f"{expected} {finding.remedy or ''}".strip()
+            if advice:
+                yield _wrap(advice, " " * len(head))
 
 
-def _amiss(heading: str, findings: Iterable[Finding]) -> Iterator[str]:
-    """Several that say the same are told once."""
-    alike: dict[Finding, list[str]] = {}
-    for one in findings:
-        alike.setdefault(replace(one, title=""), []).append(one.title)
-    for one, titles in alike.items():
-        yield _wrapped(f"{', '.join(titles)} of {heading}: {one.found}", f"{MARKS[one.verdict]} ")
-        yield _wrapped(f"wanted: {one.wanted}", "    ")
-        yield _wrapped(f"{one.remedy}", "    ")
+def _grouped_lines(heading: str, findings: Iterable[Finding]) -> Iterator[str]:
+    """Findings that differ in their title alone share their lines."""
+    titles_of: dict[Finding, list[str]] = {}
+    for finding in findings:
+        titles_of.setdefault(replace(finding, title=""), []).append(finding.title)
+    for finding, titles in titles_of.items():
+        mark = f"{MARKS[finding.verdict]} "
+        yield _wrap(f"{', '.join(titles)} of {heading}: {finding.found}", mark)
+        yield _wrap(f"expected: {finding.wanted}", "    ")
+        yield _wrap(f"{finding.remedy}", "    ")
 
 
-def _wrapped(text: str, head: str) -> str:
+def _wrap(text: str, head: str) -> str:
     return textwrap.fill(
         text,
         WIDTH,
@@ -156,5 +159,5 @@ def _count(number: int, name: str) -> str:
     return f"{number or 'no'} {name}{'' if number == 1 else 's'}"
 
 
-def _listed(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+def _to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     return [finding.to_json() for finding in findings]

@@ -1,4 +1,4 @@
-"""What this project's own metadata says that each job needs, against what is installed."""
+"""The packages that each of this project's extras requires, and those that are installed."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _SIGNS: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """A package that a job needs.
+    """A package that an extra requires.
 
     Attributes:
         name: in lower case, with hyphens.
-        bounds: such as `>=1.26,<3`; empty where any version does.
+        bounds: such as `>=1.26,<3`; empty where any version will do.
     """
 
     name: str
     bounds: str
 
     def allows(self, version: str) -> bool:
-        """Whether a version is within the bounds; suffixes such as `+cpu` do not count."""
-        found = numbers(version)
+        """Whether a version is within the bounds; suffixes such as `+cpu` are ignored."""
+        given = numbers(version)
         return all(
-            _SIGNS[bound["sign"]](found, numbers(bound["version"]))
+            _SIGNS[bound["sign"]](given, numbers(bound["version"]))
             for bound in _BOUND.finditer(self.bounds)
         )
 
@@ -52,33 +52,33 @@ class Requirement:
         return f"{self.name}{self.bounds}"
 
 
-def normal(name: str) -> str:
-    """A package's name in the one way of spelling it (PEP 503)."""
+def normalise(name: str) -> str:
+    """A package's normalised name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def installed() -> dict[str, str]:
-    """Every installed package of this Python, by normal name, and its version."""
-    found = {one.metadata["Name"]: one for one in metadata.distributions()}
-    # What is left of a package that was not removed whole has no name.
-    return {normal(name): one.version for name, one in found.items() if name}
+def installed_packages() -> dict[str, str]:
+    """The version of every package installed in this Python, by normalised name."""
+    packages = {package.metadata["Name"]: package for package in metadata.distributions()}
+    # What remains of a package that was not removed completely has no name.
+    return {normalise(name): package.version for name, package in packages.items() if name}
 
 
-def requirements() -> dict[str, tuple[Requirement, ...]]:
-    """This project's extras, and what each needs; those of `""` are needed for everything.
+def read_requirements() -> dict[str, tuple[Requirement, ...]]:
+    """The requirements of this project's extras, by name; `""` has those of the project itself.
 
-    Empty where the project is not installed, but read from its folder.
+    Empty where the project is not installed, but imported from its folder.
     """
     try:
         lines = metadata.requires(PROJECT) or []
     except metadata.PackageNotFoundError:
         return {}
-    found: dict[str, list[Requirement]] = {"": []}
+    required: dict[str, list[Requirement]] = {"": []}
     for line in lines:
         parts = _REQUIREMENT.match(line)
-        if parts is None or normal(parts["name"]) == PROJECT:
-            continue  # an extra that includes another says so of this project itself
+        if parts is None or normalise(parts["name"]) == PROJECT:
+            continue  # an extra includes another by requiring this project
         extra = _EXTRA.search(parts["marker"])
-        one = Requirement(name=normal(parts["name"]), bounds=parts["bounds"].strip(" ()"))
-        found.setdefault(extra["extra"] if extra else "", []).append(one)
-    return {extra: tuple(many) for extra, many in found.items()}
+        package = Requirement(name=normalise(parts["name"]), bounds=parts["bounds"].strip(" ()"))
+        required.setdefault(extra["extra"] if extra else "", []).append(package)
+    return {extra: tuple(packages) for extra, packages in required.items()}

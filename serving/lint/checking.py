@@ -1,4 +1,4 @@
-"""Asks every rule about every model of a repository."""
+"""Applies every rule to every model of a repository."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import PIP_SERVER, Model, Repository, Server, read_repository
-from iblip.serving.lint.rule import Finding, Rule, Severity
+from iblip.serving.lint.rule import Diagnostic, Rule, Severity
 from iblip.serving.lint.rules import RULES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found in a repository.
+    """The diagnostics for a repository.
 
     Attributes:
-        repository: what was read.
-        findings: by file, then by line.
+        repository: what was checked.
+        diagnostics: sorted by file, then by line.
     """
 
     repository: Repository
-    findings: tuple[Finding, ...]
+    diagnostics: tuple[Diagnostic, ...]
 
     def count(self, severity: Severity) -> int:
-        """How many findings are of that severity."""
-        return Counter(finding.rule.severity for finding in self.findings)[severity]
+        """The number of diagnostics of that severity."""
+        return Counter(diagnostic.rule.severity for diagnostic in self.diagnostics)[severity]
 
     def passed(self, *, strict: bool = False) -> bool:
-        """Whether there are no errors, and (strictly) no warnings either. Notes are none."""
-        bad = (Severity.ERROR, Severity.WARNING) if strict else (Severity.ERROR,)
-        return not any(self.count(severity) for severity in bad)
+        """Whether there are no errors and, if `strict`, no warnings; notes never count."""
+        failing = (Severity.ERROR, Severity.WARNING) if strict else (Severity.ERROR,)
+        return not any(self.count(severity) for severity in failing)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -42,14 +42,14 @@ class Report:
             "models": list(self.repository.models),
             "server": self.repository.server.title,
             **{f"{severity}s": self.count(severity) for severity in Severity},
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [diagnostic.to_json() for diagnostic in self.diagnostics],
         }
 
     def __str__(self) -> str:
         counts = [(self.count(severity), severity) for severity in Severity]
-        told = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for n, severity in counts)
-        lines = [str(finding) for finding in self.findings]
-        return "\n".join([*lines, f"{len(self.repository.models)} models: {told}"])
+        summary = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for n, severity in counts)
+        lines = [str(diagnostic) for diagnostic in self.diagnostics]
+        return "\n".join([*lines, f"{len(self.repository.models)} models: {summary}"])
 
 
 def lint(directory: Path, server: Server = PIP_SERVER) -> Report:
@@ -57,40 +57,42 @@ def lint(directory: Path, server: Server = PIP_SERVER) -> Report:
 
     Args:
         directory: of the build, or of the models.
-        server: that is to run them.
+        server: the one that will run them.
 
     Raises:
-        InputError: there is no such directory, it is one model, or it has none.
+        InputError: there is no such directory, it is a single model, or it has no models.
         BuildDirectoryError: it has a manifest that cannot be read.
     """
     repository = read_repository(directory, server)
-    found = [
-        finding
+    diagnostics = [
+        diagnostic
         for model in repository.models.values()
         for rule in RULES.values()
-        for finding in _findings(rule, model, repository, directory)
+        for diagnostic in _apply(rule, model, repository, directory)
     ]
-    found.sort(key=lambda one: (one.model, one.path, one.line or 0))
-    return Report(repository=repository, findings=tuple(found))
+    diagnostics.sort(
+        key=lambda diagnostic: (diagnostic.model, diagnostic.path, diagnostic.line or 0)
+    )
+    return Report(repository=repository, diagnostics=tuple(diagnostics))
 
 
-def _findings(
+def _apply(
     rule: Rule, model: Model, repository: Repository, directory: Path
-) -> Iterator[Finding]:
-    if model.config is None and not rule.anyway:
+) -> Iterator[Diagnostic]:
+    if model.config is None and not rule.without_config:
         return
     for fault in rule.check(model, repository):
-        yield Finding(
+        yield Diagnostic(
             rule=rule,
             model=model.name,
-            path=_shown(fault, model, directory),
+            path=_relative_path(fault, model, directory),
             line=fault.line,
             message=fault.message,
         )
 
 
-def _shown(fault: Fault, model: Model, directory: Path) -> str:
+def _relative_path(fault: Fault, model: Model, directory: Path) -> str:
     path = fault.path or model.config_path
-    # Of a repository that is named by its own, relative path its build is found by an absolute one.
+    # A repository given by a relative path has its build by an absolute one.
     base = directory if path.is_relative_to(directory) else model.path.parent
     return path.relative_to(base).as_posix()

@@ -1,8 +1,8 @@
 """Where the weights of an ONNX file lie, and whether ONNX Runtime will read them there.
 
-ONNX Runtime 1.31 was asked about each case: weights beside the file or below it are read, through
-hard links too, and through symbolic ones as long as they end in the folder in which the ONNX file
-itself really lies.
+Each case was tried with ONNX Runtime 1.31: it reads weights beside or below the file, through hard
+links too, and through symbolic links as long as they end in the folder that holds the ONNX file
+once its own links are resolved.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def onnx_installed() -> bool:
 
 
 def onnx_files(model: Model) -> Iterator[Path]:
-    """The ONNX file of each of a model's versions, where ONNX Runtime runs it."""
+    """The ONNX file of each version, if ONNX Runtime runs the model."""
     if model.backend == "onnxruntime" and model.config is not None:
         name = model.config.default_model_filename or "model.onnx"
-        yield from (path for one in model.versions if (path := one / name).is_file())
+        yield from (path for folder in model.versions if (path := folder / name).is_file())
 
 
 def external_faults(path: Path) -> Iterator[str]:
-    """Why ONNX Runtime will not read the weights of an ONNX file; one message a place of them."""
+    """Why ONNX Runtime will not read the weights of an ONNX file; one message for each location."""
     if not onnx_installed():
         return
     import onnx
@@ -41,37 +41,38 @@ def external_faults(path: Path) -> Iterator[str]:
         yield "it is not an ONNX file"
         return
     ends: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
-        told = {entry.key: entry.value for entry in tensor.external_data}
-        end = int(told.get("offset", 0)) + int(told.get("length", 0))
-        location = told.get("location", "")
+    for tensor in _external_tensors(model.graph):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        location = entries.get("location", "")
         ends[location] = max(end, ends.get(location, 0))
     for location, end in ends.items():
-        fault = _fault(path, location, end)
+        fault = _find_fault(path, location, end)
         if fault:
             yield f"its weights are in {location!r}: {fault}"
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Tensors whose values lie in other files, of a graph and of those inside its nodes."""
+def _external_tensors(graph: Any) -> Iterator[Any]:
+    """The tensors of a graph and its subgraphs whose values lie in other files."""
     from onnx import TensorProto
 
-    yield from (one for one in graph.initializer if one.data_location == TensorProto.EXTERNAL)
+    external = TensorProto.EXTERNAL
+    yield from (tensor for tensor in graph.initializer if tensor.data_location == external)
     for node in graph.node:
         for attribute in node.attribute:
-            inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-            for one in inner:
-                yield from _tensors(one)
+            subgraphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+            for subgraph in subgraphs:
+                yield from _external_tensors(subgraph)
 
 
-def _fault(path: Path, location: str, end: int) -> str | None:
+def _find_fault(path: Path, location: str, end: int) -> str | None:
     if Path(location).is_absolute():
-        return "ONNX Runtime takes no absolute path"
+        return "ONNX Runtime refuses absolute paths"
     weights = path.parent / location
     home = path.resolve().parent
     if not weights.is_file():
         return "no such file"
     if not Path(os.path.realpath(weights)).is_relative_to(home):
-        return f"that is outside of {home}, where the ONNX file itself lies"
+        return f"that is outside of {home}, the folder of the ONNX file"
     size = weights.stat().st_size
-    return f"it has {size} bytes; wanted {end}" if size < end else None
+    return f"it has {size} bytes; expected {end}" if size < end else None

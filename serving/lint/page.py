@@ -1,4 +1,4 @@
-"""Every rule as a page for readers: `docs/lint.md`, which `iblip lint --rules` prints."""
+"""The rules as a page: `docs/lint.md`, which `iblip lint --rules` prints."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from iblip.serving.lint.rules import RULES
 HEAD = """\
 # Checking a model repository
 
-`iblip lint DIR` reads a build, or any folder of Triton models, and says what is wrong with it
-before a server meets it: which file, which line, why it matters, what to do. It starts nothing, and
-takes no GPU.
+`iblip lint DIR` reads a build, or any folder of Triton models, and reports what is wrong with it
+before a server loads it: which file, which line, why it matters and what to do. It starts nothing
+and needs no GPU.
 
     iblip lint build/instructblip-demo-vicuna-fp32
     iblip lint /models --json
     iblip lint /models --container 26.07-py3
 
-- **error**: a model does not load, or does not do what the config says. Exit status 1.
-- **warning**: it works, and not as it looks. Exit status 1 with `--strict`.
-- **note**: it depends on the server. Never fails.
+- **error**: a model does not load, or does not do what the config says. The exit status is 1.
+- **warning**: the model works, but not as it appears to. The exit status is 1 with `--strict`.
+- **note**: it depends on the server. Notes never fail.
 
-The server is that from PyPI, unless `--container` names one of NVIDIA's. Exit status 2: the call
-was wrong.
+The server is the one from PyPI, unless `--container` names one of NVIDIA's. The exit status is 2 if
+the command was called wrongly.
 
-"Triton 2.51" says what that server did with a repository broken in that way
-(`tests/serving/lint/test_broken_repositories.py` asks it each time). It refuses many configs in the
-words "failed to read text proto", without a line. Only a container with a GPU could be asked about
-plans.
+"Triton 2.51" says what that server does with a repository broken in this way, as tested by
+`tests/serving/lint/test_broken_repositories.py`. It refuses many configs with the message "failed
+to read text proto", without a line. Rules about plans are not tested in this way: that needs a
+container with a GPU.
 
 This page is what `iblip lint --rules` prints.
 """
 
 
-def page() -> str:
+def rules_page() -> str:
     """The page, in Markdown."""
     return "\n".join([HEAD, *(_section(rule) for rule in RULES.values())])
 

@@ -1,7 +1,7 @@
-"""A model repository as rules see it: configs as messages and with their lines, and the files.
+"""A model repository as rules see it: its configs as messages and with their lines, and its files.
 
-Reads what is there, whatever is wrong with it: a config that cannot be parsed is a model without a
-message, and says why.
+Reads what exists, whatever is wrong with it: a model whose config cannot be parsed has no message,
+but a fault that says why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from iblip.engines.hardware.containers import find_container
 from iblip.export.artifact.manifest import MANIFEST, ComponentRecord, Manifest
 from iblip.export.errors import InputError
 from iblip.serving.lint.fault import Fault
-from iblip.serving.lint.text_format import Node, Step, odd_space, tree_of
+from iblip.serving.lint.text_format import Node, Step, find_invalid_space, tree_of
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.repository.model_config import ModelConfig, backend_of
 
@@ -30,23 +30,23 @@ FILES: Mapping[str, str] = {
     "pytorch": "model.pt",
     "openvino": "model.xml",
 }
-"""What each backend looks for in a version's folder, unless `default_model_filename` names it."""
+"""The file that each backend opens in a version folder, unless `default_model_filename` is set."""
 
 MARKS: Mapping[bytes, str] = {
     b"\xef\xbb\xbf": "UTF-8",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-"""What editors put at the head of a file, and of which encoding it tells."""
+"""Byte order marks that editors put at the start of a file, and their encodings."""
 
-LONGEST = 240
-"""Characters of protobuf's message that are shown: it has the whole line in it."""
+MAX_REASON = 240
+"""Characters shown of protobuf's message, which contains the whole line."""
 
 LARGEST_VERSION = 2**63 - 1
-"""Triton keeps versions in 64 bits, with a sign."""
+"""Triton stores versions as signed 64-bit integers."""
 
 _VERSION = re.compile(r"0|[1-9][0-9]*", re.ASCII)
-"""Triton passes over what begins with a 0 and goes on."""
+"""Triton skips names that begin with 0 and go on."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Model:
 
     Attributes:
         path: of the folder.
-        config: `None` where there is none, or none that can be parsed.
-        tree: the config's fields and their lines; empty where there is none.
-        fault: why Triton has no `config`; of no line where there is no text either.
-        damage: of a text that is not all UTF-8, where that begins.
+        config: `None` if it is missing or cannot be parsed.
+        tree: the config's fields and their lines; empty if there is none.
+        fault: why Triton cannot read the config; without a line if the file cannot be read at all.
+        damage: the first place of the text that is not UTF-8, if any.
     """
 
     path: Path
@@ -69,49 +69,49 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """Name of the folder."""
         return self.path.name
 
     @property
     def config_path(self) -> Path:
-        """Of its config, there or not."""
+        """Path of its config, whether or not the file exists."""
         return self.path / CONFIG
 
     @cached_property
     def versions(self) -> tuple[Path, ...]:
-        """The folders of its versions, in their order."""
-        found = [one for one in self.folders if is_version(one.name)]
-        return tuple(sorted(found, key=lambda one: int(one.name)))
+        """Its version folders, in ascending order."""
+        versions = [folder for folder in self.folders if is_version(folder.name)]
+        return tuple(sorted(versions, key=lambda folder: int(folder.name)))
 
     @cached_property
     def folders(self) -> tuple[Path, ...]:
-        """Every folder in its own, by name; none where it is a link to nothing."""
-        inside = self.path.iterdir() if self.path.is_dir() else ()
-        return tuple(sorted(one for one in inside if one.is_dir()))
+        """The folders in it, sorted by name; none if it is a broken link."""
+        entries = self.path.iterdir() if self.path.is_dir() else ()
+        return tuple(sorted(entry for entry in entries if entry.is_dir()))
 
     @property
     def ensemble(self) -> bool:
-        """Whether it is one, or means to be."""
+        """Whether it is an ensemble, or meant to be one."""
         return "ensemble_scheduling" in self.tree.fields or self.backend == "ensemble"
 
     @property
     def backend(self) -> str:
-        """The backend that runs it, told or found as Triton finds it; empty where it cannot be."""
+        """The backend that runs it, as set or as Triton would guess it; empty if it cannot."""
         if self.config is None:
             return ""
         if self.config.platform == "ensemble":
             return "ensemble"
-        told = backend_of(self.config)
-        if told or self.config.platform:
-            return told
+        backend = backend_of(self.config)
+        if backend or self.config.platform:
+            return backend
         named = self.config.default_model_filename
         return self.guess({named} if named else None)
 
     def guess(self, names: set[str] | None = None) -> str:
-        """The backend that Triton takes such files to be for; empty where it takes none.
+        """The backend that Triton would guess from file names; empty if it would guess none.
 
         Args:
-            names: of files; `None` is what the versions have.
+            names: of files; `None` takes those in the version folders.
         """
         if names is None:
             names = {path.name for folder in self.versions for path in folder.iterdir()}
@@ -119,45 +119,45 @@ class Model:
 
     @property
     def decoupled(self) -> bool:
-        """Whether its config says so."""
+        """Whether its config says that it is decoupled."""
         return self.config is not None and self.config.model_transaction_policy.decoupled
 
     def line(self, *path: Step) -> int:
-        """The line of a field, or of what is nearest above it."""
+        """The line of a field, or of the innermost field around it that exists."""
         return self.tree.line_of(*path)
 
 
 def value_name(enum: Any, number: int) -> str:
-    """What Triton calls a value of an enumeration; its number where it knows none of that number.
+    """Triton's name for a value of an enumeration; the number itself if Triton has no such value.
 
     Args:
         enum: such as `model_config_pb2.DataType`.
-        number: of the value: a config may have any.
+        number: of the value; a config may have any number.
     """
     value = enum.DESCRIPTOR.values_by_number.get(number)
     return str(number) if value is None else str(value.name)
 
 
 def parameters_of(model: Model) -> dict[str, str]:
-    """The parameters of its config."""
+    """The parameters in a model's config; empty without one."""
     if model.config is None:
         return {}
-    return {name: one.string_value for name, one in model.config.parameters.items()}
+    return {name: value.string_value for name, value in model.config.parameters.items()}
 
 
 def is_version(name: str) -> bool:
-    """Whether Triton takes a folder of that name for a version, and opens it under its number."""
+    """Whether Triton takes a folder of that name for a version and opens it by its number."""
     return bool(_VERSION.fullmatch(name)) and int(name) <= LARGEST_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """The server that a repository is for.
+    """The server that will run a repository.
 
     Attributes:
         title: for people.
-        backends: that it has.
-        tensorrt: the version of its TensorRT; `None` where it has none, or none is known.
+        backends: names of those it has.
+        tensorrt: version of its TensorRT; `None` if it has none, or it is not known.
     """
 
     title: str
@@ -175,11 +175,11 @@ def server_of_container(name: str) -> Server:
         name: the container's tag, with or without the image's name before it.
 
     Raises:
-        OptionError: it is none of those that are known.
+        OptionError: the container is not a known one.
     """
-    found = find_container(name)
-    title = f"the container {found.tag}"
-    return Server(title=title, backends=found.backends, tensorrt=found.tensorrt)
+    container = find_container(name)
+    title = f"the container {container.tag}"
+    return Server(title=title, backends=container.backends, tensorrt=container.tensorrt)
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ class Repository:
 
     Attributes:
         path: of the folder.
-        models: by the names of their folders.
-        directory: of the build that it belongs to; `None` where it is of another origin.
+        models: by the name of their folder.
+        directory: of the build that it belongs to; `None` if it is not part of a build.
         manifest: of that build.
-        server: that will run it.
+        server: the one that will run it.
     """
 
     path: Path
@@ -201,7 +201,7 @@ class Repository:
     server: Server = PIP_SERVER
 
     def record(self, model: Model) -> ComponentRecord | None:
-        """What the build says of a model that is one of its components."""
+        """The build's record of a model that is one of its components; `None` for others."""
         return None if self.manifest is None else self.manifest.components.get(model.name)
 
 
@@ -209,22 +209,25 @@ def read_repository(directory: Path, server: Server = PIP_SERVER) -> Repository:
     """Reads a build directory, or any folder of models.
 
     Raises:
-        InputError: there is no such directory, it is one model, it has none, or it cannot be read.
+        InputError: there is no such directory, it is a single model, it has no models, or it cannot
+            be read.
         BuildDirectoryError: it has a manifest that cannot be read.
     """
     if not directory.is_dir():
         raise InputError(
-            f"there is no directory {directory}; wanted a build, or a folder of Triton models"
+            f"there is no directory {directory}; expected a build, or a folder of Triton models"
         )
     if (directory / CONFIG).is_file():
         above = directory.absolute().parent
-        raise InputError(f"{directory} is one model; give the folder above it: {above}")
-    build = next((one for one in _builds(directory) if (one / MANIFEST).is_file()), None)
+        raise InputError(f"{directory} is a single model; give the folder above it: {above}")
+    candidates = _possible_builds(directory)
+    build = next((path for path in candidates if (path / MANIFEST).is_file()), None)
     path = directory if build is None else build / REPOSITORY
     try:
-        found = sorted(path.iterdir()) if path.is_dir() else []
-        # Triton reads no model of a repository in which a link leads to nothing.
-        models = {one.name: read_model(one) for one in found if one.is_dir() or not one.exists()}
+        entries = sorted(path.iterdir()) if path.is_dir() else []
+        # Triton reads no model of a repository that has a broken link.
+        folders = [entry for entry in entries if entry.is_dir() or not entry.exists()]
+        models = {folder.name: read_model(folder) for folder in folders}
         manifest = None if build is None else Manifest.read(build)
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -233,7 +236,7 @@ def read_repository(directory: Path, server: Server = PIP_SERVER) -> Repository:
     return Repository(path, models, directory=build, manifest=manifest, server=server)
 
 
-def _builds(directory: Path) -> list[Path]:
+def _possible_builds(directory: Path) -> list[Path]:
     above = directory.absolute().parent
     return [directory, *([above] if directory.absolute().name == REPOSITORY else [])]
 
@@ -250,36 +253,38 @@ def read_model(path: Path) -> Model:
         return Model(path, None, Node(line=1), Fault(f"{CONFIG} cannot be read: {error.strerror}"))
     mark = next((mark for mark in MARKS if raw.startswith(mark)), None)
     if mark is not None:
-        message = f"it begins with a byte order mark of {MARKS[mark]}; wanted UTF-8 without one"
+        message = f"it begins with a byte order mark of {MARKS[mark]}; expected UTF-8 without one"
         return Model(path, None, Node(line=1), Fault(message, line=1))
-    text, damage = _decoded(raw)
+    text, damage = _decode(raw)
     tree = tree_of(text)
     config = model_config_pb2.ModelConfig()
     try:
-        # Fields that nobody knows have a rule of their own, and the others are still asked.
+        # Unknown fields have a rule of their own; the other rules still apply.
         text_format.Parse(text, config, allow_unknown_field=True)
     except text_format.ParseError as error:
         fault = Fault(_reason(str(error)), line=error.GetLine())
         return Model(path, None, tree, fault, damage)
-    odd = odd_space(text)
-    if odd is not None:
-        line, character = odd
-        message = f"there is U+{ord(character):04X} between words; wanted spaces, tabs or line ends"
+    invalid = find_invalid_space(text)
+    if invalid is not None:
+        line, character = invalid
+        message = (
+            f"there is U+{ord(character):04X} between words; expected spaces, tabs or line ends"
+        )
         return Model(path, config, tree, Fault(message, line=line), damage)
     return Model(path, config, tree, damage=damage)
 
 
-def _decoded(raw: bytes) -> tuple[str, Fault | None]:
-    """A text, and where it is not UTF-8: Triton reads such a file all the same."""
+def _decode(raw: bytes) -> tuple[str, Fault | None]:
+    """A text, and the first place that is not UTF-8; Triton reads such a file all the same."""
     try:
         return raw.decode(), None
     except UnicodeDecodeError as error:
         byte, line = raw[error.start], raw.count(b"\n", 0, error.start) + 1
-        return raw.decode(errors="replace"), Fault(f"the byte 0x{byte:02x} is no UTF-8", line=line)
+        return raw.decode(errors="replace"), Fault(f"the byte 0x{byte:02x} is not UTF-8", line=line)
 
 
 def _reason(message: str) -> str:
-    """What protobuf says of a text, less the place, and as much of its line as helps."""
+    """protobuf's message about a text, without the place and with only part of the line."""
     place, _, rest = message.partition(": ")
     words = " ".join((rest or place).split())
-    return words if len(words) <= LONGEST else f"{words[:20]} … {words[20 - LONGEST :]}"
+    return words if len(words) <= MAX_REASON else f"{words[:20]} … {words[20 - MAX_REASON :]}"

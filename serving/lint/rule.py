@@ -1,4 +1,4 @@
-"""What a rule is, and what it says."""
+"""`Rule`, and `Diagnostic`: what a rule reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Severity(StrEnum):
-    """How bad a finding is: a repository with errors does not serve what it means to."""
+    """How serious a diagnostic is: a repository with errors does not serve what it should."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -22,16 +22,16 @@ class Severity(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What Triton 2.51 itself does with a repository that breaks the rule."""
+    """What Triton 2.51 does with a repository that breaks the rule."""
 
     REFUSES = "the server does not load the model"
-    ACCEPTS = "the server loads the model and says nothing"
-    WAITS = "the server waits for the model for ever"
-    UNASKED = "not known: no server with that backend could be asked"
+    ACCEPTS = "the server loads the model without a message"
+    WAITS = "the server waits for the model forever"
+    UNASKED = "unknown: no server with that backend was available"
 
 
 Check = Callable[["Model", "Repository"], Iterable[Fault]]
-"""Asks one rule about one model."""
+"""Yields the faults of one model by one rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,15 @@ class Rule:
     """One row of `rules.RULES`.
 
     Attributes:
-        id: its name, in words with hyphens.
-        severity: of what it finds.
+        id: its name, in words joined by hyphens.
+        severity: of its diagnostics.
         title: what must hold, as a sentence.
         why: what happens otherwise.
-        mend: what to do.
+        mend: what to do about it.
         server: what Triton does.
         check: finds the faults.
-        anyway: asked of configs, too, that cannot be parsed: `Model.config` may be `None`.
+        without_config: applies to models whose config cannot be parsed as well: `Model.config` may
+            be `None`.
     """
 
     id: str
@@ -56,19 +57,19 @@ class Rule:
     mend: str
     server: Verdict
     check: Check
-    anyway: bool = False
+    without_config: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """A fault with the rule that it breaks.
+class Diagnostic:
+    """A fault, and the rule that it breaks.
 
     Attributes:
-        rule: whose it is.
-        model: the folder's name.
+        rule: the rule that is broken.
+        model: name of the model's folder.
         path: of the file or folder, relative to the directory that was checked.
-        line: from 1, or `None`.
-        message: what was found, and what was wanted.
+        line: from 1; `None` where the fault is not on a line.
+        message: what was found, and what was expected.
     """
 
     rule: Rule

@@ -1,7 +1,7 @@
-"""Where each field of a protobuf text file stands.
+"""The line of each field in a file in protobuf's text format.
 
-protobuf's own parser reads the values, and forgets the lines. This one keeps the lines: it reads
-any text that the other accepts, knows no schema, and stops where it understands no more.
+protobuf's own parser reads the values and forgets the lines. This one keeps the lines: it reads any
+text that the other accepts, knows no schema, and stops at what it cannot parse.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 SPACE = frozenset(" \t\n\r\v\f")
-"""What stands between words. protobuf's parser in C++, which Triton has, knows no other; that in
-Python knows all of Unicode's."""
+"""White space between words in protobuf's C++ parser, which Triton uses. The Python parser also
+accepts all of Unicode's."""
 
 _CLOSING = {"{": "}", "<": ">"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Among the entries of a map, the one with this key."""
+    """The entry of a map with this key."""
 
     key: str
 
 
 Step = str | int | Entry
-"""Of a path to a field: a field's name, the number of one of several, the key of a map's entry."""
+"""One step of a path to a field: a field's name, the index of a value, or a map's entry."""
 
 
 @dataclass
 class Node:
-    """A value of the text.
+    """A value in the text.
 
     Attributes:
-        line: where it stands; from 1.
-        named: where its field's name stands.
-        fields: of a message, by name, each in the text's order.
-        text: of a plain value, without quotes; empty of a message.
+        line: of the value, from 1.
+        named: line of its field's name.
+        fields: of a message, by name; the values in the text's order.
+        text: of a scalar, without quotes; empty for a message.
     """
 
     line: int
@@ -52,14 +52,14 @@ class Node:
     text: str = ""
 
     def find(self, *path: Step) -> Node | None:
-        """What lies at the end of a path such as `"input", 1, "dims"`; `None` if nothing does."""
+        """The value at a path such as `"input", 1, "dims"`; `None` if there is none."""
         node, complete = self._follow(path)
         return node if complete else None
 
     def line_of(self, *path: Step) -> int:
-        """The line of that, or of the last that is there on the way to it.
+        """The line of the value at a path, or of the last value that exists on the way to it.
 
-        Of a field it is that of its name, of a map's entry that of its key.
+        A field's line is that of its name, a map entry's that of its key.
         """
         node, complete = self._follow(path)
         if complete and isinstance(path[-1], Entry):
@@ -67,7 +67,7 @@ class Node:
         return node.named if complete and isinstance(path[-1], str) else node.line
 
     def walk(self, *path: str) -> Iterator[tuple[tuple[str, ...], Node]]:
-        """Every value below, with the names of the fields on the way to it."""
+        """Every value below this one, with the names of the fields on the way to it."""
         for name, values in self.fields.items():
             for value in values:
                 yield (*path, name), value
@@ -78,33 +78,33 @@ class Node:
         for step in path:
             if isinstance(step, str):
                 several = node.fields.get(step, [])
-                found = several[:1]
+                matches = several[:1]
             elif isinstance(step, int):
-                found = several[step : step + 1]
+                matches = several[step : step + 1]
             else:
-                found = [one for one in several if one.key == step.key]
-            if not found:
+                matches = [entry for entry in several if entry.key == step.key]
+            if not matches:
                 return node, False
-            node = found[0]
+            node = matches[0]
         return node, True
 
     @property
     def key(self) -> str:
-        """Of a map's entry."""
+        """The key of a map's entry; empty for other values."""
         values = self.fields.get("key", [])
         return values[0].text if values else ""
 
 
 def tree_of(text: str) -> Node:
-    """The message that a text is; as much of it as can be read."""
+    """The message in a text, as far as it can be parsed."""
     reader = _Reader(text)
     root = Node(line=1)
     reader.message(root, end=None)
     return root
 
 
-def odd_space(text: str) -> tuple[int, str] | None:
-    """The first space between words that is none to Triton, after its line; `None` of none."""
+def find_invalid_space(text: str) -> tuple[int, str] | None:
+    """Line and character of the first white space that Triton does not accept, if any."""
     for skipped, line in _matches(text):
         if skipped.lastgroup == "skip" and not skipped[0].startswith("#"):
             for at, character in enumerate(skipped[0]):
@@ -114,14 +114,14 @@ def odd_space(text: str) -> tuple[int, str] | None:
 
 
 class _Reader:
-    """Tokens of a text, one after another."""
+    """Parses the tokens of a text."""
 
     def __init__(self, text: str) -> None:
         self._tokens = list(_tokens(text))
         self._at = 0
 
     def message(self, node: Node, end: str | None) -> None:
-        """Reads fields into `node`, up to and with the mark `end`."""
+        """Reads fields into `node`, up to and including the mark `end`."""
         while self._more():
             word, line = self._take()
             if word == end:
@@ -154,7 +154,7 @@ class _Reader:
         return node
 
     def _plain(self) -> str:
-        """One word, or strings that stand side by side and are one."""
+        """A word, or adjacent strings, which are concatenated."""
         if not self._more():
             return ""
         text = self._take()[0]
@@ -184,11 +184,11 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _matches(text: str) -> Iterator[tuple[re.Match[str], int]]:
-    """Words, marks, and what is skipped, each with the line on which it begins."""
+    """Words, marks and skipped text, each with the line on which it begins."""
     line, at = 1, 0
     while at < len(text):
         match = _TOKEN.match(text, at)
-        if match is None:  # a quote without an end: the real parser says so
+        if match is None:  # an unterminated quote, which the real parser reports
             return
         yield match, line
         line += match[0].count("\n")

@@ -1,4 +1,4 @@
-"""The parity report as one HTML page: no script, nothing from elsewhere, light and dark."""
+"""The parity report as one self-contained HTML page, without scripts, light and dark."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from html import escape
 from importlib.resources import files
 
 from iblip.export.artifact.manifest import MEANS_NOTHING
-from iblip.serving.parity.markup import Found, Json, badge, heads, key, table, value
+from iblip.serving.parity.markup import Json, Runs, badge, heads, key, table, value
 from iblip.serving.parity.sections import DETAILS, PLOTS
 from iblip.serving.parity.stages import STAGES
 
 
 def page_from_report(report: Json) -> str:
-    """The page of a report's JSON, as `Report.to_json` makes it; builds are side by side."""
+    """The page for a report's JSON (`Report.to_json`), with the builds side by side."""
     style = files("iblip.serving.parity").joinpath("page.css").read_text(encoding="utf-8")
     name = escape(report["checkpoint"])
     return "\n".join(
@@ -41,7 +41,7 @@ def _facts(report: Json) -> Iterator[str]:
         "Checkpoint": report["model"],
         "Reference": how,
         "Examples": f"{report['examples']:,}",
-        "Made": f"{report['created']}, {tools}",
+        "Created": f"{report['created']}, {tools}",
     }
     items = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
     yield f"<dl>{''.join(items)}</dl>"
@@ -57,7 +57,7 @@ def _faults(report: Json) -> Iterator[str]:
 
 
 def _summary(report: Json) -> Iterator[str]:
-    """A row a stage, a column a build."""
+    """A table with a row for each stage and a column for each build."""
     builds = report["builds"]
     head = "".join(
         f"<th>{key(i)}{escape(build['label'])}<br><small>{escape(build['build'])}</small></th>"
@@ -80,42 +80,42 @@ def _cell(stage: Json | None) -> str:
 
 
 def _worst(checks: Sequence[Json]) -> str:
-    """The check that is broken, or else the first that has a limit."""
+    """The first check that fails, or else the first that has a limit."""
     limited = [check for check in checks if check["limit"] is not None]
-    broken = [check for check in limited if not check["passed"]]
+    failed = [check for check in limited if not check["passed"]]
     if not limited:
         return ""
-    check = (broken or limited)[0]
+    check = (failed or limited)[0]
     return f"<br><small>{escape(check['name'])}</small><br>{value(check)}"
 
 
 def _stage(report: Json, name: str) -> Iterator[str]:
-    found = [
+    runs = [
         (index, build["label"], build["stages"][name])
         for index, build in enumerate(report["builds"])
         if build["stages"].get(name, {}).get("passed") is not None
     ]
-    if not found:
+    if not runs:
         return
     yield f'<section id="{name}"><h2>{escape(STAGES[name].title)}</h2>'
-    yield from PLOTS.get(name, _nothing)(found)
-    yield _checks(found)
-    yield from DETAILS.get(name, _nothing)(found)
+    yield from PLOTS.get(name, _nothing)(runs)
+    yield _checks(runs)
+    yield from DETAILS.get(name, _nothing)(runs)
     yield "</section>"
 
 
-def _nothing(_: Found) -> Iterator[str]:
+def _nothing(_: Runs) -> Iterator[str]:
     yield from ()
 
 
-def _checks(found: Found) -> str:
-    """A row a check; builds that measured the same thing share it."""
-    names = list(dict.fromkeys(check["name"] for _, _, stage in found for check in stage["checks"]))
+def _checks(runs: Runs) -> str:
+    """A table with a row for each check; builds that measured the same quantity share a row."""
+    names = list(dict.fromkeys(check["name"] for _, _, stage in runs for check in stage["checks"]))
     rows = []
     for name in names:
         by_build = [
-            next((c for c in stage["checks"] if c["name"] == name), None) for _, _, stage in found
+            next((c for c in stage["checks"] if c["name"] == name), None) for _, _, stage in runs
         ]
         cells = "".join(f"<td>{value(check) if check else ''}</td>" for check in by_build)
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    return table(f"<th>Measured</th>{heads(found)}", rows)
+    return table(f"<th>Measured</th>{heads(runs)}", rows)

@@ -1,4 +1,4 @@
-"""Pieces of the report's page."""
+"""Elements of the report's page."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from iblip.serving.parity.svg import COLOURS
 
 Json = Mapping[str, Any]
 
-Found = Sequence[tuple[int, str, Json]]
-"""Of each build that ran a stage: its number, its label, what was found."""
+Runs = Sequence[tuple[int, str, Json]]
+"""For each build that ran a stage: its index, its label, and the stage's JSON."""
 
 VERDICTS: Mapping[bool | None, tuple[str, str]] = {
-    True: ("ok", "kept"),
-    False: ("bad", "broken"),
+    True: ("ok", "passed"),
+    False: ("bad", "failed"),
     None: ("none", "skipped"),
 }
-"""A verdict to the class of the page that shows it, and its word."""
+"""Verdict to its CSS class and its word."""
 
 
 def value(check: Json) -> str:
-    """A check's number, its limit, whether it is kept, and where it was measured."""
+    """A check's value, its limit, whether it passed, and where it was measured."""
     shown, where = number(float(check["value"])), ""
     if "where" in check:
         where = f"<br><small>{escape(check['where'])}</small>"
     if check["limit"] is None:
         return shown + where
     sign = "≤" if check["sense"] == "most" else "≥"
-    return _kept(shown, f"{sign} {number(check['limit'])}", check["passed"]) + where
+    return _value_and_limit(shown, f"{sign} {number(check['limit'])}", check["passed"]) + where
 
 
-def limited(found: float, most: float) -> str:
-    """A cell with a number that has a most."""
-    shown = _kept(number(float(found)), f"≤ {number(most)}", float(found) <= most)
+def limited_cell(measured: float, most: float) -> str:
+    """A table cell with a number and its upper limit."""
+    shown = _value_and_limit(number(float(measured)), f"≤ {number(most)}", float(measured) <= most)
     return f"<td>{shown}</td>"
 
 
-def _kept(shown: str, limit: str, passed: bool) -> str:
+def _value_and_limit(shown: str, limit: str, passed: bool) -> str:
     kind = "ok" if passed else "bad"
     return f'<span class="pair"><span class="{kind}">{shown}</span> <small>{limit}</small></span>'
 
 
 def badge(passed: bool | None) -> str:
-    """A verdict."""
+    """A verdict as a badge."""
     kind, word = VERDICTS[passed]
     return f'<span class="badge {kind}">{word}</span>'
 
 
 def key(index: int) -> str:
-    """The colour of a build."""
+    """The colour key of a build."""
     return f'<span class="key" style="background:var(--c{index % COLOURS})"></span>'
 
 
-def legend(found: Found) -> str:
-    """Every build's colour and label, in a line."""
-    return " &ensp; ".join(f"{key(index)}{escape(label)}" for index, label, _ in found)
+def legend(runs: Runs) -> str:
+    """Every build's colour and label, on one line."""
+    return " &ensp; ".join(f"{key(index)}{escape(label)}" for index, label, _ in runs)
 
 
-def heads(found: Found) -> str:
-    """Every build's colour and label, as heads of a table's columns."""
-    return "".join(f"<th>{key(index)}{escape(label)}</th>" for index, label, _ in found)
+def heads(runs: Runs) -> str:
+    """Every build's colour and label, as column headers of a table."""
+    return "".join(f"<th>{key(index)}{escape(label)}</th>" for index, label, _ in runs)
 
 
-def more(title: str, body: str) -> str:
-    """What is shown when it is asked for."""
+def collapsible(title: str, body: str) -> str:
+    """An element that is shown when its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def table(head: str, rows: Sequence[str]) -> str:
-    """A table that scrolls by itself where the page is narrower."""
+    """A table that scrolls by itself if the page is narrower."""
     body = f"<tbody>{''.join(rows)}</tbody>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>{body}</table></div>'

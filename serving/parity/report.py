@@ -1,4 +1,4 @@
-"""What the parity report is made of. Each part has a `to_json`; the page is drawn from that."""
+"""The parts of the parity report. Each has a `to_json`, from which the page is drawn."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Sense = Literal["most", "least"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A number and what it must keep. True where it does.
+    """A measured number and its limit. True if the number is within the limit.
 
     Attributes:
         name: what was measured, for people, with its unit; the same for every build.
-        where: what it was measured at: the block, or the batch; may be empty.
+        where: the block or the batch at which it was measured; may be empty.
         value: the number.
-        limit: what it must keep; `None` where it is only told.
+        limit: `None` if the number is only reported.
         sense: whether the limit is the `most` or the `least` that the number may be.
     """
 
@@ -33,7 +33,7 @@ class Check:
         return self.value <= self.limit if self.sense == "most" else self.value >= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, JSON-ready: what is not finite, as text."""
+        """Every field, JSON-ready; infinite values are text."""
         value = self.value if abs(self.value) != float("inf") else str(self.value)
         return {
             "name": self.name,
@@ -47,14 +47,14 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class StageReport:
-    """What one stage found of one build. True where every check is kept.
+    """The result of one stage for one build. True if every check passes.
 
     Attributes:
         checks: the stage's numbers.
-        details: what they are made of, JSON-ready; each stage has its own.
-        skipped: why nothing was compared; empty where it was.
-        fault: where the error begins, as far as the stage can say; empty where there is none.
-        seconds: that it took.
+        details: the data behind them, JSON-ready; each stage has its own.
+        skipped: why nothing was compared; empty if it was.
+        fault: where the error begins, if the stage can tell; empty if there is none.
+        seconds: how long it took.
     """
 
     checks: tuple[Check, ...] = ()
@@ -67,7 +67,7 @@ class StageReport:
         return all(self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready. A stage that was skipped has passed nothing: `"passed"` is null."""
+        """JSON-ready. `"passed"` is null for a skipped stage."""
         if self.skipped:
             return {"passed": None, "skipped": self.skipped}
         fault = {"fault": self.fault} if self.fault else {}
@@ -86,7 +86,7 @@ class BuildReport:
 
     Attributes:
         build: its directory.
-        label: tells it from the others: its precision, in short.
+        label: distinguishes it from the others: its precision, in short.
         precision: by component.
         stages: by name, in order.
     """
@@ -101,15 +101,15 @@ class BuildReport:
 
     @property
     def first_out(self) -> str:
-        """The first block that leaves its band, in the order in which data flows; may be empty."""
+        """The first block, in the order of the data flow, whose error leaves its band; or empty."""
         return next((stage.fault for stage in self.stages.values() if stage.fault), "")
 
     @property
     def verdict(self) -> str:
-        """Which stages break their thresholds, and where the error begins."""
-        broken = ", ".join(name for name, stage in self.stages.items() if not stage)
+        """Which stages exceed their thresholds, and where the error begins."""
+        failed = ", ".join(name for name, stage in self.stages.items() if not stage)
         where = f"; the error leaves its band in {self.first_out}" if self.first_out else ""
-        return f"{self.build} breaks the thresholds of {broken}{where}"
+        return f"{self.build} exceeds the thresholds of {failed}{where}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -124,11 +124,11 @@ class BuildReport:
 
 
 FORMAT = 1
-"""Of the JSON file."""
+"""Version of the JSON file."""
 
 
 def number(value: float) -> str:
-    """For people: four figures, and small ones as powers of ten."""
+    """A number for people: four significant figures, small ones as powers of ten."""
     if value != value or abs(value) == float("inf"):
         return str(value)
     if 0 < abs(value) < 1e-3:
@@ -139,17 +139,17 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Builds of one checkpoint. True where each keeps its thresholds.
+    """Builds of one checkpoint. True if each is within its thresholds.
 
     Attributes:
         checkpoint: its name.
         model: where it was read from.
-        synthetic: its weights are random: answers mean nothing.
+        synthetic: whether its weights are random, so that answers mean nothing.
         reference: how transformers ran (`whole`, or `streamed` layer by layer), and why.
-        examples: how many were asked; 0 where there were none.
-        builds: in the order in which they were named.
+        examples: how many were used; 0 if there were none.
+        builds: in the order in which they were given.
         created: UTC, ISO 8601.
-        tools: versions of the libraries that took part.
+        tools: versions of the libraries involved.
     """
 
     checkpoint: str

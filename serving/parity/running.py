@@ -37,12 +37,12 @@ class ParityOptions:
     Attributes:
         source: of the checkpoint; `None` is the first build's own, `source_of_build`.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
-        limit: take only so many of them.
+        limit: most examples to use; `None` is all of them.
         stages: names of `STAGES`; empty is all.
         reference: how transformers runs, an `export.verification.choosing.ReferenceKind`.
 
     Raises:
-        OptionError: there is no such stage, or a limit below 1.
+        OptionError: there is no such stage, or the limit is below 1.
     """
 
     source: ModelSource | None = None
@@ -53,7 +53,7 @@ class ParityOptions:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise OptionError(f"--limit is {self.limit}; wanted 1 or more")
+            raise OptionError(f"--limit is {self.limit}; expected 1 or more")
         for name in self.stages:
             if name not in STAGES:
                 hint, known = did_you_mean(name, STAGES), ", ".join(STAGES)
@@ -67,23 +67,23 @@ def parity_report(
 
     Args:
         directories: of the builds.
-        progress: told of each stage.
-        options: how much is compared.
+        progress: shows each stage.
+        options: what to compare.
 
     Raises:
-        OptionError: no build is given, or one twice.
-        BuildDirectoryError: a directory is not a build, or its files are not what it says.
+        OptionError: no build is given, or one is given twice.
+        BuildDirectoryError: a directory is not a build, or its files differ from its manifest.
         CheckpointError: the checkpoint is missing, or is not the one that a build was made from.
     """
     options = options or ParityOptions()
     if not directories or len({path.absolute() for path in directories}) != len(directories):
-        raise OptionError("wanted build directories, one or more, each once")
+        raise OptionError("expected one or more build directories, each once")
     manifests = [Manifest.read(directory) for directory in directories]
     source = options.source or source_of_build(directories[0])
     checkpoint = checkpoint_from_source(source, progress)
     _check_builds(directories, manifests, checkpoint, progress)
     choice = choose_reference(checkpoint, options.reference)
-    examples = _examples(checkpoint, options, progress, streamed=choice.streamed)
+    examples = _choose_examples(checkpoint, options, progress, streamed=choice.streamed)
     original = Original(checkpoint, examples, progress, choice, options.limit)
     labels = _labels(directories, manifests)
     subjects = [
@@ -94,9 +94,9 @@ def parity_report(
         checkpoint=checkpoint.name,
         model=source.model,
         synthetic=checkpoint.synthetic,
-        reference=_how(choice),
+        reference=_describe(choice),
         examples=len(examples),
-        builds=tuple(map(_compared, subjects, labels, repeat(options.stages or tuple(STAGES)))),
+        builds=tuple(map(_compare, subjects, labels, repeat(options.stages or tuple(STAGES)))),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={tool: importlib.metadata.version(tool) for tool in TOOLS},
     )
@@ -113,26 +113,26 @@ def _check_builds(
         for directory, manifest in zip(directories, manifests, strict=True):
             if digests != manifest.source["files"]:
                 raise CheckpointError(
-                    f"{checkpoint.directory} is not what {directory} was built from: its files have"
-                    " other digests. Give the right one with --model, or build again."
+                    f"{checkpoint.directory} is not the checkpoint that {directory} was built from:"
+                    " its files have other digests. Give the right one with --model, or rebuild."
                 )
             check_digests(directory, manifest)
 
 
-def _how(choice: ReferenceChoice) -> dict[str, str]:
+def _describe(choice: ReferenceChoice) -> dict[str, str]:
     if not choice.streamed:
         return {"kind": "whole", "reason": choice.reason}
-    cut = f"answers of at most {STREAMED_TOKENS} tokens are compared"
-    return {"kind": "streamed", "reason": f"a layer at a time: {choice.reason}; {cut}"}
+    limit = f"answers of at most {STREAMED_TOKENS} tokens are compared"
+    return {"kind": "streamed", "reason": f"one layer at a time: {choice.reason}; {limit}"}
 
 
-def _examples(
+def _choose_examples(
     checkpoint: Checkpoint, options: ParityOptions, progress: Progress, *, streamed: bool
 ) -> list[Example]:
     directory = options.examples or checkpoint.directory / "examples"
     if options.examples is None and not (directory / EXAMPLES).exists():
         progress.note(
-            f"the checkpoint has no examples/{EXAMPLES}, and --examples names none: pictures are"
+            f"the checkpoint has no examples/{EXAMPLES}, and --examples is not given: images are"
             " made up, and answers are not compared"
         )
         return []
@@ -140,16 +140,16 @@ def _examples(
 
 
 def _labels(directories: Sequence[Path], manifests: Sequence[Manifest]) -> list[str]:
-    """The precision of each, and its directory's name too where others have the same."""
-    words = [_word(manifest) for manifest in manifests]
+    """The precision of each build, with the directory's name where several have the same."""
+    words = [_precision_of(manifest) for manifest in manifests]
     return [
         f"{word} ({path.name})" if words.count(word) > 1 else word
         for word, path in zip(words, directories, strict=True)
     ]
 
 
-def _word(manifest: Manifest) -> str:
-    """The policy as somebody would ask for it, in short."""
+def _precision_of(manifest: Manifest) -> str:
+    """The precision as a user would ask for it, in short."""
     precision, architecture = manifest.precision, manifest.language_model.architecture
     for word in DTYPES:
         if of_language_model(parse_precision(word), architecture) == precision:
@@ -157,9 +157,9 @@ def _word(manifest: Manifest) -> str:
     return ", ".join(f"{component} {word}" for component, word in precision.items())
 
 
-def _compared(subject: Subject, label: str, names: Sequence[str]) -> BuildReport:
+def _compare(subject: Subject, label: str, names: Sequence[str]) -> BuildReport:
     subject.progress.note(f"{subject.directory} ({label})")
-    stages = {name: _timed(name, subject) for name in STAGES if name in names}
+    stages = {name: _run_stage(name, subject) for name in STAGES if name in names}
     return BuildReport(
         build=str(subject.directory),
         label=label,
@@ -168,9 +168,9 @@ def _compared(subject: Subject, label: str, names: Sequence[str]) -> BuildReport
     )
 
 
-def _timed(name: str, subject: Subject) -> StageReport:
+def _run_stage(name: str, subject: Subject) -> StageReport:
     started = time.monotonic()
-    found = STAGES[name].run(subject)
-    if found.skipped:
-        subject.progress.note(f"{name} is skipped: {found.skipped}")
-    return replace(found, seconds=time.monotonic() - started)
+    result = STAGES[name].run(subject)
+    if result.skipped:
+        subject.progress.note(f"{name} is skipped: {result.skipped}")
+    return replace(result, seconds=time.monotonic() - started)

@@ -15,8 +15,8 @@ from iblip.serving.parity.subjects import STREAMED_TOKENS, Subject
 if TYPE_CHECKING:
     from iblip.export.verification.invariance import Variation
 
-PICTURES = 4
-"""Pictures that are turned into every mode and size."""
+PIXEL_IMAGES = 4
+"""Number of images that are converted to every mode and size."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,21 @@ class Stage:
 
     Attributes:
         title: for people.
-        run: compares a build.
+        run: compares a build with the reference.
     """
 
     title: str
     run: Callable[[Subject], StageReport]
 
 
-def _graphs(subject: Subject) -> StageReport:
+def _compare_all_graphs(subject: Subject) -> StageReport:
     from iblip.export.verification.comparison import figures
     from iblip.export.verification.graphs import compare_graphs
 
     original = subject.original
     reference = original.reference(subject.positions)
     compared = compare_graphs(subject.graphs, original.checkpoint, subject.progress, reference)
-    found = {title: figures(comparisons) for title, comparisons in compared.items()}
+    graphs = {title: figures(comparisons) for title, comparisons in compared.items()}
     checks = [
         Check(
             name=f"{title}: {key.replace('_', ' ')}",
@@ -47,32 +47,32 @@ def _graphs(subject: Subject) -> StageReport:
             limit=figure["limits"].get(key),
             sense=sense,
         )
-        for title, figure in found.items()
+        for title, figure in graphs.items()
         for key, sense in SENSES.items()
     ]
-    return StageReport(checks=tuple(checks), details={"graphs": found})
+    return StageReport(checks=tuple(checks), details={"graphs": graphs})
 
 
 SENSES: Mapping[str, Sense] = {"max_abs": "most", "cosine": "least"}
-"""Figures of a graph, and what their limits are."""
+"""Figures of a graph, and the sense of their limits."""
 
 
-def _preprocessing(subject: Subject) -> StageReport:
+def _compare_pixels(subject: Subject) -> StageReport:
     from iblip.export.verification.preprocessing import pixel_differences
 
-    images = [recording.image for recording in subject.recordings[:PICTURES]]
+    images = [recording.image for recording in subject.recordings[:PIXEL_IMAGES]]
     checkpoint, settings = subject.original.checkpoint, subject.manifest.preprocessing
     with subject.progress.stage("compare pixels"):
-        found = pixel_differences(checkpoint, settings, images)
-    different = sum(difference.different for difference in found)
+        differences = pixel_differences(checkpoint, settings, images)
+    different = sum(difference.different for difference in differences)
     return StageReport(
         checks=(Check(name="values that differ", value=different, limit=0),),
-        details={"variants": [difference.to_json() for difference in found]},
+        details={"variants": [difference.to_json() for difference in differences]},
     )
 
 
-def _blocks(component: str) -> Callable[[Subject], StageReport]:
-    """Block by block; of a language model, every graph that is served with ONNX Runtime."""
+def _compare_blocks(component: str) -> Callable[[Subject], StageReport]:
+    """Block by block; for a language model, every graph that ONNX Runtime serves."""
 
     def run(subject: Subject) -> StageReport:
         from iblip.export.verification.blocks import first_out
@@ -82,8 +82,8 @@ def _blocks(component: str) -> Callable[[Subject], StageReport]:
         checks, fault = [], ""
         for title, errors in compared.items():
             prefix = f"{title}: " if len(compared) > 1 else ""
-            out = first_out(errors)
-            fault = fault or ("" if out is None else out.path)
+            outlier = first_out(errors)
+            fault = fault or ("" if outlier is None else outlier.path)
             own = max(errors, key=lambda error: error.own / error.own_limit)
             stream = max(errors, key=lambda error: error.stream / error.stream_limit)
             last = errors[-1]
@@ -122,17 +122,18 @@ def _block_errors(subject: Subject, graph: OnnxGraph) -> list[Any]:
         return block_errors(graph, subject.recordings, pixels, band, advance)
 
 
-def _first_token(subject: Subject) -> StageReport:
+def _compare_first_tokens(subject: Subject) -> StageReport:
     from iblip.engines.evaluation.first_token import compare_first_tokens, first_logits
     from iblip.engines.evaluation.texts import on_onnxruntime
 
-    asked = [(recording.image, recording.prompt) for recording in subject.recordings]
-    with subject.progress.stage("first tokens", len(asked), "questions") as advance:
-        found = first_logits(subject.directory, on_onnxruntime(subject.manifest), asked, advance)
+    questions = [(recording.image, recording.prompt) for recording in subject.recordings]
+    with subject.progress.stage("first tokens", len(questions), "questions") as advance:
+        manifest = on_onnxruntime(subject.manifest)
+        logits = first_logits(subject.directory, manifest, questions, advance)
     names = [recording.name for recording in subject.recordings]
-    rows = compare_first_tokens(names, found, subject.wanted_logits())
+    rows = compare_first_tokens(names, logits, subject.reference_logits())
     limits, count = subject.thresholds, len(rows)
-    # A few examples cannot show less than one of them: where not all must agree, one need not.
+    # One example is the smallest share that a few can show: unless all must agree, one may not.
     top1 = limits.top1 if limits.top1 == 1 else min(limits.top1, 1 - 1 / count)
     divergence = sum(row.divergence for row in rows) / count
     return StageReport(
@@ -140,7 +141,7 @@ def _first_token(subject: Subject) -> StageReport:
             Check(name="mean divergence, nats", value=divergence, limit=limits.divergence),
             Check(name="largest divergence, nats", value=max(row.divergence for row in rows)),
             Check(
-                name="same likeliest token",
+                name="same most likely token",
                 value=sum(row.same for row in rows) / count,
                 limit=top1,
                 sense="least",
@@ -151,15 +152,15 @@ def _first_token(subject: Subject) -> StageReport:
     )
 
 
-def _answers(way: str) -> Callable[[Subject], StageReport]:
+def _compare_answers(way: str) -> Callable[[Subject], StageReport]:
     def run(subject: Subject) -> StageReport:
         from iblip.engines.evaluation.texts import text_report
 
         original = subject.original
         if not original.examples:
             return StageReport(skipped=NO_EXAMPLES)
-        wanted = original.texts(way, subject.positions)
-        report = text_report(subject.manifest, original.examples, subject.answers(way), wanted)
+        expected = original.texts(way, subject.positions)
+        report = text_report(subject.manifest, original.examples, subject.answers(way), expected)
         share = report.same / report.examples
         check = Check(name="same text", value=share, limit=report.required, sense="least")
         return StageReport(checks=(check,), details=report.to_json())
@@ -167,10 +168,10 @@ def _answers(way: str) -> Callable[[Subject], StageReport]:
     return run
 
 
-NO_EXAMPLES = "the checkpoint has no examples/examples.jsonl, and --examples names none"
+NO_EXAMPLES = "the checkpoint has no examples/examples.jsonl, and --examples is not given"
 
 
-def _accuracy(subject: Subject) -> StageReport:
+def _compare_accuracy(subject: Subject) -> StageReport:
     from iblip.engines.evaluation.accuracy import accuracy
 
     original = subject.original
@@ -179,59 +180,59 @@ def _accuracy(subject: Subject) -> StageReport:
     if not original.examples:
         return StageReport(skipped=NO_EXAMPLES)
     if any(example.answer is None for example in original.examples):
-        return StageReport(skipped="some examples have no right answer beside them")
+        return StageReport(skipped="some examples come without the right answer")
     if original.choice.streamed:
-        return StageReport(skipped=f"answers are cut to {STREAMED_TOKENS} tokens")
-    found = accuracy(
-        subject.right(subject.answers("text")),
-        subject.right(original.texts("text", subject.positions)),
+        return StageReport(skipped=f"answers are limited to {STREAMED_TOKENS} tokens")
+    result = accuracy(
+        subject.mark(subject.answers("text")),
+        subject.mark(original.texts("text", subject.positions)),
         subject.thresholds.accuracy_loss,
     )
-    report = found.to_json()
-    loss = (found.reference_right - found.right) / found.examples
+    report = result.to_json()
+    loss = (result.reference_right - result.right) / result.examples
     return StageReport(
         checks=(
-            Check(name="right answers lost, share", value=loss, limit=found.most_lost),
+            Check(name="right answers lost, share", value=loss, limit=result.most_lost),
             Check(name="right answers, share", value=report["right"], sense="least"),
         ),
         details=report,
     )
 
 
-def _invariance(kind: str) -> Callable[[Subject], StageReport]:
+def _compare_rows(kind: str) -> Callable[[Subject], StageReport]:
     def run(subject: Subject) -> StageReport:
         from iblip.export.verification.feeds import feed_of
         from iblip.export.verification.invariance import Row
         from iblip.export.verification.sessions import open_graph
 
-        recording, pixels, room = subject.recordings[0], subject.pixels[0], _room(subject)
-        found: list[Variation] = []
+        recording, pixels, room = subject.recordings[0], subject.pixels[0], _free_positions(subject)
+        variations: list[Variation] = []
         graphs = [graph for graph in subject.graphs if graph.name != "embed_tokens"]
         with subject.progress.stage(f"{kind} invariance", len(graphs), "graphs") as advance:
             for graph in graphs:
                 limits = THRESHOLDS[graph.precision]
                 row = Row(graph, open_graph(graph.path), feed_of(graph, recording, pixels))
-                found += (
+                variations += (
                     row.in_batches(limits.batching)
                     if kind == "batch"
                     else row.padded(limits.padding, room[graph.component])
                 )
                 advance(1)
         worst: dict[str, Variation] = {}
-        for variation in found:
+        for variation in variations:
             if variation.difference >= worst.setdefault(variation.graph, variation).difference:
                 worst[variation.graph] = variation
         checks = tuple(
             Check(name=f"{v.graph}: change", value=v.difference, limit=v.limit, where=v.beside)
             for v in worst.values()
         )
-        return StageReport(checks=checks, details={"rows": [v.to_json() for v in found]})
+        return StageReport(checks=checks, details={"rows": [v.to_json() for v in variations]})
 
     return run
 
 
-def _room(subject: Subject) -> Mapping[str, int]:
-    """By component: positions that may stand behind the recorded example's."""
+def _free_positions(subject: Subject) -> Mapping[str, int]:
+    """By component: positions that can follow the recorded example's."""
     tensors, manifest = subject.recordings[0].tensors, subject.manifest
     instruction = tensors.get("qformer_input_ids")
     read = 0 if instruction is None else instruction.shape[1]
@@ -244,16 +245,16 @@ def _room(subject: Subject) -> Mapping[str, int]:
 
 
 STAGES: Mapping[str, Stage] = {
-    "preprocessing": Stage("Preprocessing, against Pillow's path", _preprocessing),
-    "vision_encoder": Stage("Vision encoder, block by block", _blocks("vision_encoder")),
-    "qformer": Stage("Q-Former and visual prompt, block by block", _blocks("qformer")),
-    "language_model": Stage("Language model, block by block", _blocks("language_model")),
-    "first_token": Stage("First token, through the whole chain", _first_token),
-    "graphs": Stage("Every graph, on made-up inputs", _graphs),
-    "text": Stage("Greedy text", _answers("text")),
-    "beams": Stage("Text of five beams", _answers("beams")),
-    "accuracy": Stage("Right answers", _accuracy),
-    "batching": Stage("A row alone and in a batch", _invariance("batch")),
-    "padding": Stage("A row with and without padding", _invariance("padding")),
+    "preprocessing": Stage("Preprocessing, against Pillow's path", _compare_pixels),
+    "vision_encoder": Stage("Vision encoder, block by block", _compare_blocks("vision_encoder")),
+    "qformer": Stage("Q-Former and visual prompt, block by block", _compare_blocks("qformer")),
+    "language_model": Stage("Language model, block by block", _compare_blocks("language_model")),
+    "first_token": Stage("First token, through all components", _compare_first_tokens),
+    "graphs": Stage("Every graph, on made-up inputs", _compare_all_graphs),
+    "text": Stage("Greedy text", _compare_answers("text")),
+    "beams": Stage("Text of a beam search with five beams", _compare_answers("beams")),
+    "accuracy": Stage("Right answers", _compare_accuracy),
+    "batching": Stage("A row alone and in a batch", _compare_rows("batch")),
+    "padding": Stage("A row with and without padding", _compare_rows("padding")),
 }
 """By name, as `--stage` takes it."""

@@ -1,4 +1,4 @@
-"""What is compared: a checkpoint as transformers runs it, once for all, and builds of it."""
+"""What is compared: a checkpoint as transformers runs it, and builds of it."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from iblip.export.verification.reference import Reference
 
 RECORDED = 16
-"""Most examples that the reference is recorded on, block by block."""
+"""Most examples for which the reference is recorded block by block."""
 
 STREAMED_TOKENS = 8
-"""Of an answer, at most, where the reference is streamed: each reads the whole checkpoint."""
+"""Most tokens of an answer of a streamed reference, which reads the checkpoint for each token."""
 
 STREAMED_EXAMPLES = 4
-"""That are asked then, unless the caller says how many."""
+"""Most examples for a streamed reference, unless the caller gives a number."""
 
 Array = npt.NDArray[Any]
 
 
 class Original:
-    """The checkpoint's side of every comparison: each thing is made once, when it is asked for.
+    """The checkpoint's side of every comparison; each result is computed once, on first use.
 
     Args:
         checkpoint: what the builds were made from.
-        examples: what is asked; may be empty.
-        progress: told of what takes long.
+        examples: questions about images; may be empty.
+        progress: shows what takes long.
         choice: how transformers runs.
-        limit: most examples that are recorded, made-up ones too.
+        limit: most examples to record, made-up ones included.
 
     Attributes:
-        options: of every answer that is compared.
+        options: for every answer that is compared.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Original:
         self._recordings: list[Recording] = []
 
     def reference(self, positions: int) -> Reference:
-        """transformers' model of the checkpoint, for sequences of so many positions."""
+        """transformers' model of the checkpoint, for sequences of that many positions."""
         from iblip.export.verification.references import reference_of
 
         if positions not in self._references:
@@ -77,20 +77,20 @@ class Original:
         return self._references[positions]
 
     def recordings(self, positions: int) -> list[Recording]:
-        """What the reference computes of some examples, block by block."""
+        """What the reference computes for some examples, block by block."""
         from iblip.export.verification.recording import choose_images, record
 
         if not self._recordings:
             side = self.checkpoint.config.vision_config.image_size
             count = STREAMED_EXAMPLES if self.choice.streamed else RECORDED
-            asked = choose_images(self.examples, side, min(count, self.limit or count))
+            questions = choose_images(self.examples, side, min(count, self.limit or count))
             reference = self.reference(positions)
-            with self.progress.stage("record transformers", len(asked), "examples") as advance:
-                self._recordings = record(reference, asked, advance)
+            with self.progress.stage("record transformers", len(questions), "examples") as advance:
+                self._recordings = record(reference, questions, advance)
         return self._recordings
 
     def texts(self, way: str, positions: int) -> list[str]:
-        """What the reference answers to every example, in one of `evaluation.texts.WAYS`."""
+        """The reference's answer to every example, generated in one of `evaluation.texts.WAYS`."""
         from iblip.engines.evaluation.texts import reference_texts
 
         key = way, positions
@@ -110,7 +110,7 @@ class Subject:
         directory: of the build.
         manifest: of the build.
         graphs: of the build.
-        original: what it is held against.
+        original: what it is compared with.
     """
 
     directory: Path
@@ -120,42 +120,42 @@ class Subject:
 
     @property
     def progress(self) -> Progress:
-        """Told of what takes long."""
+        """Shows what takes long."""
         return self.original.progress
 
     @property
     def positions(self) -> int:
-        """Of a sequence in this build."""
+        """Positions of a sequence in this build."""
         return self.manifest.limits.max_length
 
     @property
     def recordings(self) -> list[Recording]:
-        """The reference's."""
+        """The reference's recordings."""
         return self.original.recordings(self.positions)
 
     @cached_property
     def pixels(self) -> list[Array]:
-        """Each recording's picture, as the client sends it."""
+        """Each recording's image as the client sends it, uint8 `[height, width, 3]`."""
         settings = self.manifest.preprocessing
         return [pixels_from_image(recording.image, settings) for recording in self.recordings]
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:
-        """By way: what the build answers to every example, as far as it has been asked."""
+        """By way: the build's answers to every example, as far as they have been generated."""
         return {}
 
     @property
     def thresholds(self) -> Thresholds:
-        """Of the whole chain."""
+        """The thresholds for all components together."""
         return thresholds_of(record.precision for record in self.manifest.components.values())
 
     def answers(self, way: str) -> list[str]:
-        """What the build answers to every example."""
+        """The build's answer to every example."""
         from iblip.engines.evaluation.texts import build_texts
 
         if way not in self.texts:
             examples = self.original.examples
-            found = build_texts(
+            texts = build_texts(
                 self.directory,
                 self.manifest,
                 examples,
@@ -163,13 +163,13 @@ class Subject:
                 [way],
                 **self.original.options,
             )
-            self.texts.update(found)
+            self.texts.update(texts)
         return self.texts[way]
 
-    def right(self, texts: Sequence[str]) -> list[bool]:
-        """Which answers to the examples are right."""
+    def mark(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each answer to the examples is right."""
         return [e.is_right(text) for e, text in zip(self.original.examples, texts, strict=True)]
 
-    def wanted_logits(self) -> Array:
-        """The reference's first token of each recording, `[recordings, vocab]`."""
+    def reference_logits(self) -> Array:
+        """The reference's logits of each recording's first token, `[recordings, vocab]`."""
         return np.concatenate([recording.tensors["logits"] for recording in self.recordings])

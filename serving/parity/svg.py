@@ -1,4 +1,4 @@
-"""Plots as SVG text. Colours are the page's own variables, so that they follow light and dark."""
+"""Plots as SVG text. Colours are CSS variables of the page, so they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 30
 
 LETTER = 9
-"""Width of a letter of a label, at most."""
+"""Largest width of a letter in a label, in pixels."""
 
 COLOURS = 6
-"""The page has so many variables `--c0`, `--c1`, …; after that they begin again."""
+"""Number of the page's variables `--c0`, `--c1`, …; after the last, colours repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class Line:
     """One line of a plot.
 
     Attributes:
-        name: shown where the pointer rests on it.
-        values: one a place on the horizontal axis; 0 or less is drawn at the lower edge.
-        colour: its number.
+        name: shown under the pointer.
+        values: one for each label of the horizontal axis; 0 or less is drawn at the lower edge.
+        colour: index of its colour.
         style: a class of the page: `stream`, `own` or `band`.
     """
 
@@ -35,12 +35,12 @@ class Line:
 
 
 def line_plot(title: str, labels: Sequence[str], lines: Sequence[Line]) -> str:
-    """Lines over named places, the vertical axis in powers of ten.
+    """Lines over a labelled horizontal axis, with a logarithmic vertical axis.
 
     Args:
-        title: for those who cannot see it.
-        labels: of the places; where there are many, some are left out.
-        lines: at least one, each with a value a place.
+        title: read by screen readers.
+        labels: of the horizontal axis; some are left out if there are many.
+        lines: at least one, each with a value for every label.
     """
     finite = [v for line in lines for v in line.values if 0 < v < math.inf] or [1.0]
     low, high = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
@@ -53,14 +53,14 @@ def line_plot(title: str, labels: Sequence[str], lines: Sequence[Line]) -> str:
         at = high if value == math.inf else max(math.log10(value), low) if value > 0 else low
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - at) / (high - low)
 
-    parts = [_grid(low, high, y), _places(labels, x)]
+    parts = [_grid(low, high, y), _axis_labels(labels, x)]
     parts += [_line(line, x, y) for line in lines]
     return _svg(title, HEIGHT, parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """One row of `interval_plot`: a share and how sure it is; all from 0 to 1."""
+    """One row of `interval_plot`: a share and its confidence interval, all from 0 to 1."""
 
     name: str
     share: float
@@ -70,7 +70,7 @@ class Interval:
 
 
 def interval_plot(title: str, rows: Sequence[Interval]) -> str:
-    """Shares with their intervals, a row each, over the span that they need."""
+    """Shares with their intervals, one in each row, over the range that they cover."""
     left, step = 190, 30
     low = max(math.floor(min(row.low for row in rows) * 20) / 20, 0.0)
     high = min(math.ceil(max(row.high for row in rows) * 20) / 20, 1.0)
@@ -119,7 +119,7 @@ def _grid(low: int, high: int, y: object) -> str:
     return "".join(parts)
 
 
-def _places(labels: Sequence[str], x: object) -> str:
+def _axis_labels(labels: Sequence[str], x: object) -> str:
     assert callable(x)
     every, floor = max(math.ceil(len(labels) / 14), 1), HEIGHT - BOTTOM + 18
     last = len(labels) - 1

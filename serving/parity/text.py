@@ -1,35 +1,36 @@
-"""The parity report on a terminal: a line a check, builds side by side."""
+"""The parity report as text for a terminal: a line for each check, build after build."""
 
 from __future__ import annotations
 
 from iblip.export.artifact.manifest import MEANS_NOTHING
-from iblip.serving.parity.report import BuildReport, Check, Report, StageReport, number
+from iblip.serving.parity.report import Check, Report, StageReport, number
 from iblip.serving.parity.stages import STAGES
 
 VERDICTS = {True: "ok", False: "FAILED"}
 
 
 def text_from_report(report: Report) -> str:
-    """Lines for people. What was only measured has no verdict."""
+    """The report for people. Numbers without a limit have no verdict."""
     lines = [MEANS_NOTHING] if report.synthetic else []
     lines.append("transformers: {kind} ({reason})".format(**report.reference))
     for build in report.builds:
         lines += ["", f"{build.build}: {build.label}  {VERDICTS[bool(build)]}"]
         for name, stage in build.stages.items():
-            lines += _stage(STAGES[name].title, stage)
-        lines += _named(build)
+            lines += _stage_lines(STAGES[name].title, stage)
+        if build.first_out:
+            lines.append(f"  the error leaves its band in {build.first_out}")
     return "\n".join(lines).strip()
 
 
-def _stage(title: str, stage: StageReport) -> list[str]:
+def _stage_lines(title: str, stage: StageReport) -> list[str]:
     if stage.skipped:
         return [f"  {title}: skipped, {stage.skipped}"]
     lines = [f"  {title}  {VERDICTS[bool(stage)]}"]
-    lines += [_check(check) for check in stage.checks]
+    lines += [_check_line(check) for check in stage.checks]
     return lines + [f"      differs: {case}" for case in stage.details.get("different", ())]
 
 
-def _check(check: Check) -> str:
+def _check_line(check: Check) -> str:
     limit = ""
     if check.limit is not None:
         word = "at most" if check.sense == "most" else "at least"
@@ -37,9 +38,3 @@ def _check(check: Check) -> str:
     verdict = "" if check else "  FAILED"
     where = f", {check.where}" if check.where else ""
     return f"    {check.name + where:68} {number(check.value):>10}{limit}{verdict}"
-
-
-def _named(build: BuildReport) -> list[str]:
-    if not build.first_out:
-        return []
-    return [f"  the error leaves its band in {build.first_out}"]

@@ -1,4 +1,4 @@
-"""Whether the files that a build's manifest names are there, and as large as they were."""
+"""The files that serving a build opens, and whether they exist with their original size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from iblip.export.artifact.manifest import ComponentRecord, Manifest
 
 
 def files_of_component(record: ComponentRecord) -> Mapping[str, int | None]:
-    """What serving a component opens: its engine, and the weights of the graphs that this is.
+    """The files that serving a component opens: its engine, and weights if its engine is a graph.
 
     Returns:
-        path relative to the build, and its bytes where the manifest has them (of plans).
+        path relative to the build, and its size in bytes where the manifest has it (for plans).
     """
     engine = record.engine
     size = engine.details.get("bytes") if len(engine.files) == 1 else None
@@ -24,7 +24,7 @@ def files_of_component(record: ComponentRecord) -> Mapping[str, int | None]:
 
 
 def files_of_build(manifest: Manifest) -> Mapping[str, int | None]:
-    """The same of the whole build, with its tokenizers."""
+    """The files that serving the whole build opens, with its tokenizers."""
     texts = (manifest.text.tokenizer, manifest.text.qformer_tokenizer)
     files: dict[str, int | None] = {path: None for path in texts if path is not None}
     for record in manifest.components.values():
@@ -33,7 +33,7 @@ def files_of_build(manifest: Manifest) -> Mapping[str, int | None]:
 
 
 def faults(directory: Path, files: Mapping[str, int | None]) -> Iterator[tuple[str, str]]:
-    """The files that are amiss, and how, in words.
+    """The files that are missing or have another size, and what is wrong, in words.
 
     Args:
         directory: of the build.
@@ -43,5 +43,5 @@ def faults(directory: Path, files: Mapping[str, int | None]) -> Iterator[tuple[s
         file = directory / path
         if not file.is_file():
             yield path, "missing"
-        elif size is not None and (found := file.stat().st_size) != size:
-            yield path, f"{found} bytes instead of {size}"
+        elif size is not None and (actual := file.stat().st_size) != size:
+            yield path, f"{actual} bytes instead of {size}"

@@ -1,8 +1,8 @@
 """`config.pbtxt`: the policy that an operator wrote, with a build's facts filled in.
 
-Read and written with protobuf's text format into Triton's real `ModelConfig` message, so that what
-is written is what the server reads. A config keeps what its author chose (batching, queues,
-instances, cache, warm-up); what the engine decides is set from the contracts.
+Configs are read into Triton's real `ModelConfig` message and written from it, in protobuf's text
+format, so the server reads exactly what was meant. A config keeps what its author chose (batching,
+queues, instances, cache, warm-up); what the engine decides is set from the contracts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATA_TYPES: Mapping[str, str] = {
     "bfloat16": "TYPE_BF16",
     "float32": "TYPE_FP32",
 }
-"""Triton's name of each dtype of a contract."""
+"""Triton's name for each dtype of a contract."""
 
 PLATFORMS: Mapping[str, str] = {
     "tensorrt_plan": "tensorrt",
@@ -35,7 +35,7 @@ PLATFORMS: Mapping[str, str] = {
     "pytorch_libtorch": "pytorch",
     "ensemble": "ensemble",
 }
-"""Each platform that Triton knows, and its backend; an ensemble is the server's own."""
+"""Triton's platforms, and the backend of each; the server itself runs ensembles."""
 
 HEADER = """\
 # Assembled by `export build` from model_repository/, where every line is explained.
@@ -50,7 +50,7 @@ def read_config(path: Path) -> ModelConfig:
     """The message in a `config.pbtxt`.
 
     Raises:
-        ServingError: it cannot be read, or is not a Triton model config (line and column named).
+        ServingError: it cannot be read, or is not a Triton model config (with line and column).
     """
     from google.protobuf import text_format  # type: ignore[import-untyped]
     from tritonclient.grpc import model_config_pb2
@@ -67,7 +67,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def write_config(config: ModelConfig, path: Path) -> None:
-    """Writes the message as a `config.pbtxt`. Triton wants `max_batch_size` even where it is 0."""
+    """Writes the message as a `config.pbtxt`. Triton needs `max_batch_size` even if it is 0."""
     from google.protobuf import text_format
 
     text = text_format.MessageToString(config, as_utf8=True)
@@ -77,21 +77,21 @@ def write_config(config: ModelConfig, path: Path) -> None:
 
 
 def backend_of(config: ModelConfig) -> str:
-    """The backend that a config names, itself or by its platform; empty where it names none."""
+    """The backend that a config names directly or by its platform; empty if it names none."""
     return str(config.backend or PLATFORMS.get(config.platform, ""))
 
 
 def set_parameter(config: ModelConfig, name: str, value: str) -> None:
-    """Sets a parameter of the model (a string, as Triton has it)."""
+    """Sets a parameter of the model; Triton's parameters are strings."""
     config.parameters[name].string_value = value
 
 
 def set_tensors(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> None:
-    """Sets the data type and sizes of every tensor of the config that a contract knows.
+    """Sets the data type and dims of every tensor in the config that has a spec.
 
-    A contract's first axis is the batch: left out where the model batches. Where it does not, it is
-    the images of one request.
-    Inputs that are warmed up follow, keeping the config's own size on dynamic axes.
+    The first axis of a spec is the batch. It is left out if the model batches; otherwise it holds
+    the images of one request. Inputs of warm-ups get the same, but keep their own size on dynamic
+    axes.
     """
     batched = config.max_batch_size > 0
     for tensor in (*config.input, *config.output):
@@ -104,13 +104,13 @@ def set_tensors(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> None:
             given = sample.inputs[name]
             given.data_type = data_type(specs[name])
             dims = _dims(specs[name], batched=batched)
-            # zip stops short where the ranks differ: then the contract's own sizes stand.
+            # zip stops at the shorter one if the ranks differ: then the contract's own sizes stay.
             old = [*given.dims, *([1] * len(dims))]
             given.dims[:] = [new if new > 0 else kept for new, kept in zip(dims, old, strict=False)]
 
 
 def drop_tensors(config: ModelConfig, names: set[str]) -> None:
-    """Takes tensors out of a config: its own, its warm-up's, and those of its steps."""
+    """Removes tensors from a config: from its inputs and outputs, its warm-ups and its steps."""
     for tensors in (config.input, config.output):
         _keep(tensors, lambda tensor: tensor.name not in names)
     for sample in config.model_warmup:
@@ -122,14 +122,14 @@ def drop_tensors(config: ModelConfig, names: set[str]) -> None:
                 del tensor_map[name]
 
 
-def _keep(repeated: Any, wanted: Any) -> None:
-    kept = [item for item in repeated if wanted(item)]
+def _keep(repeated: Any, condition: Any) -> None:
+    kept = [item for item in repeated if condition(item)]
     del repeated[:]
     repeated.extend(kept)
 
 
 def data_type(spec: TensorSpec) -> int:
-    """The number of Triton's data type for a tensor's dtype."""
+    """Triton's number for the data type of a tensor."""
     from tritonclient.grpc import model_config_pb2
 
     return int(model_config_pb2.DataType.Value(DATA_TYPES[spec.dtype]))

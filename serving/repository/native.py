@@ -1,8 +1,8 @@
-"""What Triton's own backends are told of an engine, where no Python model carries it.
+"""The configs of Triton's own backends for an engine that no Python model runs.
 
-The build decides it, from the engine's record: none of it is policy. What the operator wrote
-stays: how many instances, on which GPUs, whether CUDA graphs are recorded, warm-ups besides those
-of the profiles. No server with these backends has run it yet (docs/evidence.md).
+The build decides them from the engine's record: none of it is policy. What the operator wrote
+stays: the number of instances, their GPUs, whether to record CUDA graphs, and warm-ups besides
+those of the profiles. No server with these backends has run them yet (docs/evidence.md).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from iblip.serving.repository.profiles import (
 
 AUTO, PYTHON, NATIVE = "auto", "python", "native"
 CHOICES = (AUTO, PYTHON, NATIVE)
-"""`--triton-backend`: `auto` is `native` for TensorRT plans, and `python` for all else."""
+"""`--triton-backend`: `auto` is `native` for TensorRT plans, and `python` for everything else."""
 
 ENGINE_CACHE = Path("/tmp/iblip-engines")
-"""Where ONNX Runtime's TensorRT provider keeps the plans that it builds. The operator's to edit: on
-a volume they outlive the container."""
+"""Where ONNX Runtime's TensorRT provider keeps the plans that it builds. The operator may change
+it: on a volume they outlive the container."""
 
 NUMBERED: Mapping[str, Sequence[str]] = {
     "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
     "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
 }
-"""Options of CUDA's provider that Triton takes by their number, as parameters of the model. It
-takes them as options of the accelerator too, but puts its defaults in their place as soon as the
+"""Options of the CUDA provider that Triton takes by their index, as parameters of the model. It
+takes them as options of the accelerator too, but overrides them with its defaults as soon as the
 model has any parameter (onnxruntime_backend, src/onnxruntime.cc)."""
 
-UNTOLD = ("device_id", "trt_fp16_enable")
-"""Options of a provider that Triton sets itself, by the instance's GPU and `precision_mode`."""
+SET_BY_TRITON = ("device_id", "trt_fp16_enable")
+"""Provider options that Triton sets itself, from the instance's GPU and `precision_mode`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Native:
     """One row of `ENGINES`.
 
     Attributes:
-        setting: the field that names the backend, and what it says.
-        fill: tells the config the rest, from the engine's record and the graph's contract.
+        setting: the field that names the backend, and its value.
+        fill: fills in the rest of the config from the engine's record and the graph's contract.
     """
 
     setting: tuple[str, str]
@@ -68,28 +68,28 @@ def backend_for(kind: str, requested: str = AUTO) -> str:
         requested: one of `CHOICES`.
 
     Raises:
-        OptionError: it is none of these, or Triton has no backend of its own for the kind.
+        OptionError: `requested` is not one of these, or Triton has no backend for the kind.
     """
     if requested not in CHOICES:
         known = ", ".join(CHOICES)
-        raise OptionError(f"--triton-backend is {requested!r}; wanted one of {known}")
+        raise OptionError(f"--triton-backend is {requested!r}; expected one of {known}")
     if requested == AUTO:
         return NATIVE if kind == "tensorrt" else PYTHON
     if requested == NATIVE and kind not in ENGINES:
         raise OptionError(
-            f"--triton-backend native: Triton has no backend of its own for --engine {kind}, but "
-            f"for {', '.join(ENGINES)}. Choose one of these, or --triton-backend python."
+            f"--triton-backend native: Triton has no backend of its own for --engine {kind}, only "
+            f"for {', '.join(ENGINES)}. Use one of these engines, or --triton-backend python."
         )
     return requested
 
 
 def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> None:
-    """Refuses what Triton's own backends cannot carry, before anything is built.
+    """Refuses what Triton's own backends cannot run, before anything is built.
 
     Args:
         kind: of the components' engine.
         requested: one of `CHOICES`.
-        precisions: of each component.
+        precisions: by component.
 
     Raises:
         OptionError: see `backend_for`; or a precision whose graphs the backend cannot open.
@@ -99,14 +99,14 @@ def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> No
     for component, word in precisions.items():
         if word == "bf16" and component != "language_model":
             raise OptionError(
-                f"--triton-backend native with {component}=bf16: ONNX Runtime reads no bf16 graph "
-                "as it is. A Python model opens it with casts, Triton's own backend does not. "
-                "Choose fp16, or --triton-backend python."
+                f"--triton-backend native with {component}=bf16: ONNX Runtime cannot open a bf16 "
+                "graph directly. A Python model opens it with casts; Triton's own backend does "
+                "not. Use fp16, or --triton-backend python."
             )
 
 
 def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_batch: int) -> None:
-    """Sets what runs a component, where its instances are, and the largest batch.
+    """Sets a component's backend, the place of its instances, and its largest batch.
 
     Args:
         config: the component's.
@@ -117,11 +117,12 @@ def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_b
     Raises:
         ServingError: the engine's profiles do not reach that batch.
     """
-    most = max((one[BATCH][-1] for one in profiles_of(record) if BATCH in one), default=max_batch)
+    profiles = profiles_of(record)
+    most = max((sizes[BATCH][-1] for sizes in profiles if BATCH in sizes), default=max_batch)
     if max_batch > most:
         raise ServingError(
-            f"the engine of {config.name} takes batches up to {most}, and {max_batch} are wanted. "
-            f"Build it again with --max-batch {max_batch}."
+            f"the engine of {config.name} takes batches up to {most}, but the build asks for "
+            f"{max_batch}. Rebuild with --max-batch {max_batch}."
         )
     config.max_batch_size = max_batch
     row = ENGINES[record.kind] if backend == NATIVE else IN_PYTHON
@@ -134,13 +135,14 @@ def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_b
 def place_instances(config: ModelConfig, kind: str, *, alone: bool = False) -> None:
     """Puts a model's instances where its engine runs: on GPUs, or on the CPU.
 
-    GPUs that the operator named stay, and those of an engine on the CPU go. Where none are named,
-    each group has its instances on every GPU that the server finds.
+    GPUs that the operator named stay, unless the engine runs on the CPU. If none are named, each
+    group has its instances on every GPU that the server finds.
 
     Args:
         config: of the model.
         kind: of its engine.
-        alone: there is to be one instance: where the operator names no GPU, on the first.
+        alone: whether the model must have a single instance; it then runs on the first GPU unless
+            the operator names another.
     """
     from tritonclient.grpc import model_config_pb2
 
@@ -158,34 +160,34 @@ def place_instances(config: ModelConfig, kind: str, *, alone: bool = False) -> N
 def fill_native(
     config: ModelConfig, record: EngineRecord, contract: Contract, backend: str
 ) -> None:
-    """Tells a config everything else that the engine decides; its tensors are set already."""
+    """Fills in everything else that the engine decides; the tensors are already set."""
     cut_warm_ups(config, record, contract)
     if backend == NATIVE:
         ENGINES[record.kind].fill(config, record, contract)
     if config.platform != "tensorrt_plan":
-        config.optimization.ClearField("cuda")  # only plans record graphs
+        config.optimization.ClearField("cuda")  # only plans use CUDA graphs
         if not config.optimization.ListFields():
             config.ClearField("optimization")
 
 
 def flags_for(manifest: Manifest) -> tuple[str, ...]:
-    """Flags that Triton needs to load a build's engines."""
+    """The flags that Triton needs to load a build's engines."""
     records = [record.engine for record in manifest.components.values()]
     compatible = any(VERSION_COMPATIBLE in record.details.get("flags", ()) for record in records)
     return (TRITON_FLAG,) if compatible else ()
 
 
-def _plan(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+def _fill_plan(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
     numbers = [str(number) for number in range(len(profiles_of(record)))]
     for group in config.instance_group:
-        if not group.profile:  # all of them: Triton takes the best for each batch
+        if not group.profile:  # all of them: Triton selects the best for each batch
             group.profile.extend(numbers)
     warm_up(config, record, contract)
     if config.optimization.cuda.graphs:
         record_graphs(config, profiles_of(record), contract)
 
 
-def _cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+def _fill_cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
     threads = config.parameters["threads"].string_value if "threads" in config.parameters else "0"
     for name, value in (
         ("intra_op_thread_count", threads),
@@ -196,9 +198,9 @@ def _cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
             set_parameter(config, name, value)
 
 
-def _cuda(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+def _fill_cuda(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
     given = PROVIDERS["onnxruntime-cuda"].options(Placement(kind="onnxruntime-cuda"))
-    options = {name: value for name, value in given.items() if name not in UNTOLD}
+    options = {name: value for name, value in given.items() if name not in SET_BY_TRITON}
     for name in NUMBERED.keys() & options.keys():
         value = options.pop(name)
         if name not in config.parameters:
@@ -206,7 +208,7 @@ def _cuda(config: ModelConfig, record: EngineRecord, contract: Contract) -> None
     _accelerate(config, "cuda", options)
 
 
-def _tensorrt(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
+def _fill_tensorrt(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
     profiles = profiles_of(record)
     placement = Placement(
         kind=record.kind,
@@ -214,31 +216,31 @@ def _tensorrt(config: ModelConfig, record: EngineRecord, contract: Contract) -> 
         cache=ENGINE_CACHE,
     )
     given = PROVIDERS[record.kind].options(placement)
-    options = {name: value for name, value in given.items() if name not in UNTOLD}
-    # No lower than the graph's own dtypes. The prefix keeps components apart in one folder.
+    options = {name: value for name, value in given.items() if name not in SET_BY_TRITON}
+    # Not below the graph's own dtypes. The prefix keeps components apart in one folder.
     options |= {"precision_mode": "FP32", "trt_engine_cache_prefix": config.name}
     _accelerate(config, "tensorrt", options)
-    _cuda(config, record, contract)  # for what TensorRT leaves
+    _fill_cuda(config, record, contract)  # for what TensorRT does not take
     warm_up(config, record, contract)
 
 
 def _accelerate(config: ModelConfig, name: str, options: Mapping[str, str]) -> None:
-    """Options of one accelerator; those that the operator wrote stay."""
-    several = config.optimization.execution_accelerators.gpu_execution_accelerator
-    found = next((one for one in several if one.name == name), None)
-    accelerator = several.add(name=name) if found is None else found
+    """Sets options of one accelerator; those that the operator wrote stay."""
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    existing = next((entry for entry in accelerators if entry.name == name), None)
+    accelerator = accelerators.add(name=name) if existing is None else existing
     for key, value in options.items():
         if key not in accelerator.parameters:
             accelerator.parameters[key] = value
 
 
 IN_PYTHON = Native(setting=("backend", "python"), fill=lambda *_: None)
-"""How a Python model carries any engine."""
+"""How a Python model runs any engine."""
 
 ENGINES: Mapping[str, Native] = {
-    "tensorrt": Native(setting=("platform", "tensorrt_plan"), fill=_plan),
-    "onnxruntime": Native(setting=("backend", "onnxruntime"), fill=_cpu),
-    "onnxruntime-cuda": Native(setting=("backend", "onnxruntime"), fill=_cuda),
-    "onnxruntime-tensorrt": Native(setting=("backend", "onnxruntime"), fill=_tensorrt),
+    "tensorrt": Native(setting=("platform", "tensorrt_plan"), fill=_fill_plan),
+    "onnxruntime": Native(setting=("backend", "onnxruntime"), fill=_fill_cpu),
+    "onnxruntime-cuda": Native(setting=("backend", "onnxruntime"), fill=_fill_cuda),
+    "onnxruntime-tensorrt": Native(setting=("backend", "onnxruntime"), fill=_fill_tensorrt),
 }
-"""Kind of engine to how a backend of Triton's own carries it. It has none for TensorRT-RTX."""
+"""How Triton's own backends run each kind of engine. It has none for TensorRT-RTX."""

@@ -1,4 +1,4 @@
-"""An engine's profiles in Triton's configs: warm-ups at their sizes, and CUDA graphs of those."""
+"""Warm-ups and CUDA graphs in Triton's configs, at the sizes of an engine's profiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Profile = Mapping[str, Sequence[int]]
 
 
 def profiles_of(record: EngineRecord) -> list[Profile]:
-    """Each profile's min, opt and max size of every dynamic axis."""
+    """The min, opt and max size of every dynamic axis, profile by profile; empty if none."""
     return list(record.details.get("profiles", []))
 
 
@@ -31,7 +31,7 @@ def sizes_of(contract: Contract, shapes: Mapping[str, Sequence[int]]) -> dict[st
 
 
 def takes(profile: Profile, sizes: Mapping[str, int]) -> bool:
-    """Whether a profile has room for these sizes; axes that it does not know have any."""
+    """Whether a profile covers these sizes; axes that it does not have may have any size."""
     return all(
         profile[axis][0] <= size <= profile[axis][-1]
         for axis, size in sizes.items()
@@ -40,19 +40,19 @@ def takes(profile: Profile, sizes: Mapping[str, int]) -> bool:
 
 
 def cut_warm_ups(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
-    """The operator's warm-ups, in sizes that the engine's profiles take."""
+    """Clamps the operator's warm-ups to sizes that the engine's profiles cover."""
     profiles = profiles_of(record)
     for sample in config.model_warmup if profiles else ():
-        sample.batch_size = _cut(sample.batch_size, BATCH, profiles)
+        sample.batch_size = _clamp(sample.batch_size, BATCH, profiles)
         for spec in contract.inputs:
             if spec.name in sample.inputs:
                 dims = sample.inputs[spec.name].dims
                 sizes = zip(dims, spec.axes[1:], strict=True)
-                dims[:] = [_cut(size, axis, profiles) for size, axis in sizes]
+                dims[:] = [_clamp(size, axis, profiles) for size, axis in sizes]
 
 
 def warm_up(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
-    """Adds runs at each profile's usual and largest sizes."""
+    """Adds warm-ups at the opt and max sizes of each profile."""
     for number, profile in enumerate(profiles_of(record)):
         for place, word in ((1, "usual"), (2, "most")):
             sizes = {axis: span[place] for axis, span in profile.items()}
@@ -67,15 +67,15 @@ def warm_up(config: ModelConfig, record: EngineRecord, contract: Contract) -> No
 
 
 def record_graphs(config: ModelConfig, profiles: Sequence[Profile], contract: Contract) -> None:
-    """CUDA graphs of every shape that is warmed up, in batches of 1, 2, 4 and so on to the most.
+    """Adds CUDA graphs of every warm-up's shape, in batches of 1, 2, 4 and so on to the largest.
 
-    Of these, those that a profile takes.
+    Sizes that no profile covers are left out.
     """
     cuda = config.optimization.cuda
     if cuda.graph_spec:
-        return  # the operator's own
+        return  # the operator's own graphs stay
     shapes = {
-        tuple((name, tuple(one.dims)) for name, one in sorted(sample.inputs.items()))
+        tuple((name, tuple(value.dims)) for name, value in sorted(sample.inputs.items()))
         for sample in config.model_warmup
     }
     for shape in sorted(shapes):
@@ -88,7 +88,7 @@ def record_graphs(config: ModelConfig, profiles: Sequence[Profile], contract: Co
                 graph.input[name].dim.extend(dims)
 
 
-def _cut(size: int, axis: int | str, profiles: Sequence[Profile]) -> int:
+def _clamp(size: int, axis: int | str, profiles: Sequence[Profile]) -> int:
     spans = [profile[axis] for profile in profiles if isinstance(axis, str) and axis in profile]
     if not spans:
         return size
@@ -96,7 +96,7 @@ def _cut(size: int, axis: int | str, profiles: Sequence[Profile]) -> int:
 
 
 def _sizes(spec: TensorSpec, sizes: Mapping[str, int]) -> Iterator[int]:
-    """Of a row: its axes without the batch."""
+    """The sizes of one row: all axes but the batch."""
     yield from (sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes[1:])
 
 

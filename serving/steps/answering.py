@@ -1,7 +1,7 @@
-"""Answers many requests at once: from an engine's events to replies, each on its own thread.
+"""Answers many requests at once: passes an engine's events on to replies, each on its own thread.
 
-Knows neither Triton nor any engine: a `Reply` is where an answer goes, and says whether its caller
-is still there.
+Knows neither Triton nor any engine: a `Reply` takes an answer, and says whether its caller is still
+there.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from iblip.engines.language_model.types import (
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
-"""How often callers are asked whether they are still there, in seconds."""
+"""Seconds between two checks whether callers are still there."""
 
 REMEMBERED = 256
-"""How many cancelled ids are kept, for a request that its own cancellation overtakes."""
+"""Number of cancelled ids kept, for a cancellation that arrives before its request."""
 
 
 class Reply(Protocol):
-    """Where an answer goes. `finish` or `fail` is called once, last."""
+    """Takes an answer. `finish` or `fail` is called once, at the end."""
 
     def delta(self, text: str) -> None:
-        """Some more text."""
+        """Sends more of the text."""
 
     def finish(self, answer: Answer) -> None:
-        """The end of an answer whose text has been sent."""
+        """Ends an answer whose text has been sent."""
 
     def fail(self, error: Exception) -> None:
-        """The end of a request that has no answer, or no whole one."""
+        """Ends a request that has no answer, or no complete one."""
 
     def is_cancelled(self) -> bool:
         """Whether the caller has gone."""
@@ -46,11 +46,11 @@ class Reply(Protocol):
 
 
 class Answering:
-    """Takes requests, and sees each to its end.
+    """Takes requests, and follows each to its end.
 
-    A waiting request costs a thread that sleeps; how many may wait is the engine's own limit. One
-    more thread asks the callers whether they are still there, so that an answer nobody waits for
-    frees its place within a step, also before its first token.
+    A waiting request costs a sleeping thread; the engine limits how many may wait. One more thread
+    checks whether the callers are still there, so that an answer nobody waits for frees its slot
+    within a step, even before its first token.
     """
 
     def __init__(self, engine: LanguageModelEngine, *, poll_s: float = POLL_S) -> None:
@@ -68,14 +68,14 @@ class Answering:
         """Queues the request and returns; a request that the engine refuses fails at once.
 
         Args:
-            request: what is asked.
-            reply: where the answer goes.
-            request_id: what `cancel` is given; empty where the request has none.
+            request: to submit to the engine.
+            reply: takes the answer.
+            request_id: identifies the request for `cancel`; empty if it has no id.
         """
         caller = _Caller(reply, request_id)
         try:
             generation = self._engine.submit(request)
-        except Exception as error:  # the caller's, whatever it is: this process serves on
+        except Exception as error:  # any error belongs to this caller; the process serves on
             caller.fail(error)
             return
         thread = threading.Thread(
@@ -84,24 +84,27 @@ class Answering:
         with self._lock:
             self._running[generation] = caller
             self._threads.add(thread)
-            overtaken = request_id in self._cancelled_ids
+            is_cancelled = request_id in self._cancelled_ids
         thread.start()
-        if overtaken:
+        if is_cancelled:
             generation.cancel()
 
     def cancel(self, request_id: str) -> int:
-        """Cancels the requests of that id, and one that is still to come; how many are running.
+        """Cancels the requests with that id, even one that is still to come.
 
-        An empty id is nobody's: many requests have none.
+        An empty id cancels nothing, because many requests have none.
+
+        Returns:
+            how many requests with that id were running.
         """
         if not request_id:
             return 0
         with self._lock:
             self._cancelled_ids.append(request_id)
-            found = [g for g, caller in self._running.items() if caller.request_id == request_id]
-        for generation in found:
+            matches = [g for g, caller in self._running.items() if caller.request_id == request_id]
+        for generation in matches:
             generation.cancel()
-        return len(found)
+        return len(matches)
 
     def close(self) -> None:
         """Ends every request with an error, waits for the replies, and closes the engine."""
@@ -116,7 +119,7 @@ class Answering:
     def _follow(self, generation: Generation, caller: _Caller) -> None:
         try:
             for event in generation:
-                caller.tell(event)
+                caller.pass_on(event)
         except Exception as error:  # as in `answer`
             generation.cancel()
             caller.fail(error)
@@ -135,10 +138,10 @@ class Answering:
 
 
 class _Caller:
-    """A reply that ends once, and is asked nothing after its end.
+    """A reply that ends once, and is not used after its end.
 
-    Triton frees a request at its last response: to ask of it then whether it is cancelled, from
-    another thread, ends the whole server with a segmentation fault.
+    Triton frees a request with its last response; asking afterwards, from another thread, whether
+    it is cancelled crashes the server with a segmentation fault.
     """
 
     def __init__(self, reply: Reply, request_id: str) -> None:
@@ -147,8 +150,8 @@ class _Caller:
         self._ended = False
         self._lock = threading.Lock()
 
-    def tell(self, event: Event) -> None:
-        """Passes an event on."""
+    def pass_on(self, event: Event) -> None:
+        """Passes an event to the reply."""
         if isinstance(event, Answer):
             with self._lock:
                 self._ended = True
@@ -157,7 +160,7 @@ class _Caller:
             self._reply.delta(event.text)
 
     def fail(self, error: Exception) -> None:
-        """Passes an error on, where nothing has ended the reply before."""
+        """Passes an error to the reply, unless it has ended before."""
         with self._lock:
             if self._ended:
                 logger.error("an answer could not be sent: %s", error)
@@ -165,10 +168,10 @@ class _Caller:
             self._ended = True
             try:
                 self._reply.fail(error)
-            except Exception:  # the caller has gone, and took with it whom to tell
+            except Exception:  # the caller has gone
                 logger.exception("an error could not be sent: %s", error)
 
     def has_gone(self) -> bool:
-        """Whether nobody waits for the end any more."""
+        """Whether the reply is open but its caller no longer waits."""
         with self._lock:
             return not self._ended and self._reply.is_cancelled()

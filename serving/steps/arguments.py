@@ -1,4 +1,4 @@
-"""What Triton tells a Python model when it starts it, as a build and the operator's parameters."""
+"""What Triton gives a Python model at its start: the build and the operator's parameters."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class StepArguments:
         directory: the build.
         manifest: of that build.
         parameters: of the model's config, strings by name.
-        device: number of the GPU that Triton gave this instance, from 0; 0 where it gave none. An
-            engine on a CPU takes no notice of it.
-        instances: how many of the model there are, on all devices.
+        device: index of the GPU that Triton gave this instance; 0 if it gave none. An engine on a
+            CPU ignores it.
+        instances: number of the model's instances, on all devices.
     """
 
     directory: Path
@@ -37,7 +37,7 @@ class StepArguments:
         """From the mapping that `TritonPythonModel.initialize` receives.
 
         Raises:
-            BuildDirectoryError: the parameter `build` does not lead from the model's folder to a
+            BuildDirectoryError: the parameter `build` is not a path from the model's folder to a
                 build.
         """
         config = json.loads(args["model_config"])
@@ -57,27 +57,27 @@ class StepArguments:
         )
 
     def check_alone(self) -> None:
-        """Refuses to be one of several instances, of a model that schedules its own requests.
+        """Refuses to be one of several instances of a model that schedules its own requests.
 
-        Triton gives a request to any instance, whatever the others have to do, and a cancellation
-        too, which then misses its request.
+        Triton gives a request to any instance, however busy the others are. A cancellation goes to
+        any instance as well, and so may miss its request.
 
         Raises:
-            OptionError: there are several.
+            OptionError: there are several instances.
         """
         if self.instances > 1:
             raise OptionError(
-                f"config.pbtxt asks for {self.instances} instances, and this model answers many "
-                "requests in one. Write `count: 1`, and on GPUs the number of one, as in `gpus: "
-                "[ 0 ]`; for more at once raise `slots`, or start a server for each GPU."
+                f"config.pbtxt has {self.instances} instances, but one instance of this model "
+                "answers many requests. Write `count: 1`, and on GPUs the index of one, as in "
+                "`gpus: [ 0 ]`; for more at once raise `slots`, or start a server for each GPU."
             )
 
     @property
     def limits(self) -> EngineLimits:
-        """Of the language model; the build's own where a parameter is missing.
+        """The limits of the language model; those of the build where a parameter is missing.
 
         Raises:
-            OptionError: the parameter `slots`, `max_length` or `queue` is not a whole number, 1 or
+            OptionError: the parameter `slots`, `max_length` or `queue` is not an integer, 1 or
                 more.
         """
         return EngineLimits(
@@ -91,17 +91,19 @@ class StepArguments:
         if text is None:
             return None
         if not text.isdecimal() or not int(text):
-            raise OptionError(f"{name} is {text!r} in config.pbtxt; wanted a number, 1 or more")
+            raise OptionError(f"{name} is {text!r} in config.pbtxt; expected an integer, 1 or more")
         return int(text)
 
     @property
     def threads(self) -> int | None:
-        """Threads of the engine; `None` takes what the machine has.
+        """Threads of the engine; `None` uses all of the machine's.
 
         Raises:
-            OptionError: the parameter `threads` is not a whole number, 0 or more.
+            OptionError: the parameter `threads` is not an integer, 0 or more.
         """
         text = self.parameters.get("threads", "0")
         if not text.isdecimal():
-            raise OptionError(f"threads is {text!r} in config.pbtxt; wanted a number, 0 or more")
+            raise OptionError(
+                f"threads is {text!r} in config.pbtxt; expected an integer, 0 or more"
+            )
         return int(text) or None

@@ -1,4 +1,4 @@
-"""Several requests as one batch, and the results back to each. Knows numpy only."""
+"""Joins several requests into one batch, and splits the results. Knows only numpy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 def run_joined(
     feeds: Sequence[Tensors], infer: Callable[[Tensors], Tensors]
 ) -> list[Tensors | Exception]:
-    """Runs the feeds together where they agree in all but the batch, in their order.
+    """Runs together the feeds that differ only in their batch size; keeps their order.
 
-    A failure is the result of every request of its batch: none is left without an answer.
+    A failure is the result of every request in its batch, so that each gets a reply.
 
     Args:
         feeds: tensors by name, each `[batch, ...]`.
@@ -25,14 +25,14 @@ def run_joined(
     results: list[Tensors | Exception] = [RuntimeError("not run")] * len(feeds)
     groups: dict[object, list[int]] = {}
     for index, feed in enumerate(feeds):
-        groups.setdefault(_kind(feed), []).append(index)
+        groups.setdefault(_signature(feed), []).append(index)
     for indices in groups.values():
         for index, result in zip(indices, _run([feeds[i] for i in indices], infer), strict=True):
             results[index] = result
     return results
 
 
-def _kind(feed: Tensors) -> object:
+def _signature(feed: Tensors) -> object:
     return tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(feed.items()))
 
 
@@ -43,7 +43,7 @@ def _run(
     joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
     try:
         outputs = infer(joined)
-    except Exception as error:  # it belongs to these requests, not to the model's process
+    except Exception as error:  # it is these requests' failure, not the process's
         return [error] * len(feeds)
     ends = np.cumsum(sizes)
     return [

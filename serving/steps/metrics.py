@@ -1,7 +1,7 @@
-"""What an engine does, as metrics that Prometheus reads from Triton's own endpoint.
+"""An engine's status as metrics that Prometheus reads from Triton's own endpoint.
 
-Knows neither Triton nor any engine: statuses come in, and go out through families of metrics that
-the caller makes.
+Knows neither Triton nor any engine: statuses come in, and values go out through the metric families
+that the caller creates.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from iblip.engines.language_model.types import EngineStatus, Outcome
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 0.25
-"""How often metrics are brought up to date, in seconds."""
+"""Seconds between two updates of the metrics."""
 
 RATE_S = 5.0
-"""Over how long tokens per second are averaged, in seconds."""
+"""Seconds over which tokens per second are averaged."""
 
 Kind = Literal["counter", "gauge"]
 
 
 class Metric(Protocol):
-    """One series, as Triton's Python backend has it."""
+    """One time series, as in Triton's Python backend."""
 
     def increment(self, value: float) -> None:
-        """Adds to a counter, never less than 0."""
+        """Adds a value of 0 or more to a counter."""
 
     def set(self, value: float) -> None:
         """Sets a gauge."""
 
 
 MakeFamily = Callable[[str, str, Kind], Callable[[Mapping[str, str]], Metric]]
-"""Name, help and kind of a family of metrics to what makes one of its series, given its labels."""
+"""From name, help and kind of a metric family to a function that creates a series from labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Metrics of one name.
+    """The metrics of one name.
 
     Attributes:
         kind: a counter only grows.
-        help: what Prometheus shows of it.
-        read: the value of a status; or values by the value of `label`.
-        label: what tells its series apart, where there are several.
+        help: the description that Prometheus shows.
+        read: the value in a status; or the values by the value of `label`.
+        label: the label that distinguishes its series, if there are several.
     """
 
     kind: Kind
@@ -75,35 +75,35 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "iblip_requests_total": Family(
         kind="counter",
-        help="Requests that have ended, by how",
+        help="Requests that have ended, by reason",
         read=lambda s: s.requests,
         label="reason",
     ),
     "iblip_generated_tokens_total": Family(
         kind="counter",
-        help="Tokens generated, of every answer and beam",
+        help="Tokens generated, in every answer and beam",
         read=lambda s: s.generated_tokens,
     ),
     "iblip_prompt_tokens_total": Family(
         kind="counter",
-        help="Positions of prompts that were read, pictures included",
+        help="Prompt positions that were read, images included",
         read=lambda s: s.prompt_tokens,
     ),
     "iblip_queue_seconds_total": Family(
-        kind="counter", help="Seconds that ended requests waited", read=lambda s: s.queue_s
+        kind="counter", help="Seconds that ended requests have waited", read=lambda s: s.queue_s
     ),
     "iblip_prefill_seconds_total": Family(
         kind="counter",
-        help="Seconds from the end of the wait until the prompt was read, of ended requests",
+        help="Seconds from the end of the wait until the prompt was read, for ended requests",
         read=lambda s: s.prefill_s,
     ),
     "iblip_decode_seconds_total": Family(
         kind="counter",
-        help="Seconds from the first token to the end, of ended requests",
+        help="Seconds from the first token to the end, for ended requests",
         read=lambda s: s.decode_s,
     ),
 }
-"""By name. `RATE` is one more, which no single status tells."""
+"""By name. `RATE` is another, which takes more than one status."""
 
 
 class EngineMetrics:
@@ -111,7 +111,7 @@ class EngineMetrics:
 
     Args:
         make_family: see `MakeFamily`.
-        labels: of every series.
+        labels: for every series.
     """
 
     def __init__(self, make_family: MakeFamily, labels: Mapping[str, str]) -> None:
@@ -123,47 +123,47 @@ class EngineMetrics:
         self._makers[RATE] = make_family(RATE, text, "gauge")
         self._rate = self._makers[RATE](self._labels)
         self._series: dict[tuple[str, str], Metric] = {}
-        self._shown: dict[tuple[str, str], float] = {}
-        self._shown_rate = -1.0
+        self._last: dict[tuple[str, str], float] = {}
+        self._last_rate = -1.0
         self._past: deque[tuple[float, int]] = deque()
 
     def update(self, status: EngineStatus, now: float) -> None:
-        """Brings every series up to date; what has not changed costs nothing.
+        """Updates every series whose value has changed.
 
         Args:
             status: of the engine.
-            now: in seconds, of a clock that never goes back.
+            now: seconds of a monotonic clock.
         """
         for name, family in FAMILIES.items():
             read = family.read(status)
             if isinstance(read, Mapping):
                 for label, value in read.items():
-                    self._show(name, family, label, value)
+                    self._set(name, family, label, value)
             else:
-                self._show(name, family, "", read)
+                self._set(name, family, "", read)
         rate = self._tokens_per_second(status.generated_tokens, now)
-        if rate != self._shown_rate:
+        if rate != self._last_rate:
             self._rate.set(rate)
-            self._shown_rate = rate
+            self._last_rate = rate
 
     def clear(self) -> None:
-        """Lets go of every series, then of the families: Triton wants them gone in this order."""
+        """Releases every series, then the families: Triton requires this order."""
         self._series.clear()
         del self._rate
         self._makers.clear()
 
-    def _show(self, name: str, family: Family, label: str, value: float) -> None:
+    def _set(self, name: str, family: Family, label: str, value: float) -> None:
         key = (name, label)
         if key not in self._series:
             labels = {**self._labels, family.label: label} if family.label else self._labels
             self._series[key] = self._makers[name](labels)
-        elif value == self._shown[key]:
+        elif value == self._last[key]:
             return
         if family.kind == "counter":
-            self._series[key].increment(value - self._shown.get(key, 0))
+            self._series[key].increment(value - self._last.get(key, 0))
         else:
             self._series[key].set(value)
-        self._shown[key] = value
+        self._last[key] = value
 
     def _tokens_per_second(self, tokens: int, now: float) -> float:
         self._past.append((now, tokens))
@@ -174,12 +174,12 @@ class EngineMetrics:
 
 
 class MetricsThread:
-    """Keeps metrics up to date until it is closed.
+    """Updates metrics until it is closed.
 
     Args:
-        metrics: what to keep up to date.
-        status: asks the engine.
-        period_s: how often.
+        metrics: the metrics to update.
+        status: returns the engine's status.
+        period_s: seconds between two updates.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class MetricsThread:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread, and the metrics with it."""
+        """Ends the thread, and clears the metrics."""
         self._closed.set()
         self._thread.join()
         self._metrics.clear()
@@ -207,5 +207,5 @@ class MetricsThread:
             try:
                 self._metrics.update(self._status(), time.monotonic())
             except Exception:  # a server without metrics still answers
-                logger.exception("the metrics of the engine cannot be shown any more")
+                logger.exception("the engine's metrics stop: they could not be updated")
                 return

@@ -1,4 +1,4 @@
-"""The text step: is a request as it should be, what the Q-Former reads of it, and when it came."""
+"""The text step: checks a request, tokenises its instruction, and notes when it arrived."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from iblip.serving.wire import (
 )
 
 PLACEHOLDER = "."
-"""What the Q-Former reads in place of a prompt that has a fault."""
+"""What the Q-Former reads instead of a prompt with a fault."""
 
 
 def prompt_from_tensor(tensor: npt.NDArray[Any]) -> str:
@@ -32,7 +32,7 @@ def prompt_from_tensor(tensor: npt.NDArray[Any]) -> str:
         InputError: not one element, or not UTF-8.
     """
     if tensor.size != 1:
-        raise InputError(f"the prompt has shape {list(tensor.shape)}; wanted one string, [1]")
+        raise InputError(f"the prompt has shape {list(tensor.shape)}; expected one string, [1]")
     data = tensor.reshape(-1)[0]
     try:
         return str(data, "utf-8") if isinstance(data, bytes) else str(data)
@@ -47,23 +47,23 @@ def text_tensors(
     most_images: int,
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """What the text step makes of a request.
+    """The output tensors of the text step for one request.
 
-    The images pass through it: so the vision encoder is never given more than it takes, and a
-    fault is no failure of a step but a tensor, for the language model to raise. An ensemble of
-    Triton 2.51 in which one step fails while another runs may never end.
+    The images pass through this step, so the vision encoder never gets more than it takes. A fault
+    does not fail the step but travels as a tensor, which the language model raises: in Triton 2.51
+    an ensemble in which one step fails while another runs may never end.
 
     Args:
         tensor: see `prompt_from_tensor`.
         pixels: uint8 `[images, height, width, 3]`.
-        tokenizer: of the Q-Former's instruction; `None` where it takes none.
-        most_images: of a request.
-        parameters: of the request; among the options is how an instruction is cut.
+        tokenizer: of the Q-Former's instruction; `None` if it takes none.
+        most_images: most images in one request.
+        parameters: of the request; its options say how to truncate the instruction.
 
     Returns:
-        `accepted_pixels`, the images, or one that is black where there is a fault; the
-        instruction's tensors, a row an image; `arrived`, int64 `[1]`: the nanoseconds of a clock
-        that all processes of a machine share; `fault`, bytes `[1]`: what is wrong, or empty.
+        `accepted_pixels`: the images, or one black image if there is a fault; the instruction's
+        tensors, a row for each image; `arrived`, int64 `[1]`: nanoseconds of a clock that all
+        processes of the machine share; `fault`, bytes `[1]`: what is wrong, or empty.
     """
     arrived, fault = time.monotonic_ns(), ""
     try:
@@ -97,5 +97,5 @@ def check_fault(tensor: npt.NDArray[Any] | None) -> None:
 
 
 def seconds_since(arrived: npt.NDArray[np.int64] | None) -> float:
-    """How long ago the text step met a request; 0 for one that never passed it."""
+    """Seconds since a request arrived at the text step; 0 for one that did not pass it."""
     return 0.0 if arrived is None else (time.monotonic_ns() - int(arrived[0])) / 1e9

@@ -216,7 +216,7 @@ def test_the_contract_is_the_builds(served, client):
     contract = client.contract()
     assert contract.preprocessing == served.manifest.preprocessing
     assert contract.limits.max_length == served.manifest.language_model.max_length
-    assert contract.build["name"] == served.manifest.name
+    assert contract.build.name == served.manifest.name
 
 
 def test_ten_questions_about_one_image_encode_it_once(served, client):

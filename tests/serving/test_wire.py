@@ -16,6 +16,7 @@ from iblip.engines.language_model.types import (
     Timing,
     TokenLogprob,
 )
+from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import (
     ContractError,
     DeadlineError,
@@ -27,6 +28,9 @@ from iblip.export.errors import (
 from iblip.serving.steps.prompts import prompt_from_tensor
 from iblip.serving.wire import (
     PACKED,
+    Limits,
+    ServedBuild,
+    ServerContract,
     answer_from_finish,
     error_from_text,
     finish_from_answer,
@@ -263,3 +267,53 @@ def test_a_prompt_is_one_string_of_utf8():
         prompt_from_tensor(np.array([b"\xff"], dtype=object))
     with pytest.raises(InputError, match=r"shape \[2\]; wanted one string"):
         prompt_from_tensor(np.array([b"a", b"b"], dtype=object))
+
+
+CONTRACT = ServerContract(
+    preprocessing=Preprocessing(height=64, width=64, resample="BICUBIC"),
+    limits=Limits(
+        max_instruction=None,
+        images=1,
+        max_length=96,
+        num_query_tokens=8,
+        default_max_new_tokens=32,
+        slots=4,
+        queue=16,
+    ),
+    build=ServedBuild(
+        name="small",
+        family="blip2",
+        language_model="opt",
+        precision={"vision_encoder": "fp16"},
+        created="2026-11-28T00:00:00+00:00",
+    ),
+)
+
+
+def test_a_contract_survives_the_wire():
+    assert ServerContract.from_parameters(CONTRACT.to_parameters()) == CONTRACT
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "limits", "build"])
+@pytest.mark.parametrize(
+    ("value", "found"), [(None, "missing"), ("", "is ;"), ("[1]", r"is \[1\];"), ("{", r"is \{;")]
+)
+def test_a_contract_without_one_of_its_parameters_is_refused(name, value, found):
+    parameters = {**CONTRACT.to_parameters(), name: value}
+    if value is None:
+        del parameters[name]
+    with pytest.raises(ContractError, match=f"the parameter {name} of .* {found}.*expected a JSON"):
+        ServerContract.from_parameters(parameters)
+
+
+@pytest.mark.parametrize("missing", ["name", "family", "language_model", "precision", "created"])
+def test_a_build_that_lacks_a_fact_is_refused(missing):
+    facts = {name: value for name, value in vars(CONTRACT.build).items() if name != missing}
+    parameters = {**CONTRACT.to_parameters(), "build": json.dumps(facts)}
+    with pytest.raises(
+        ContractError,
+        match=r"parameter build of the server's model config is \{.*\}; expected a JSON object of "
+        r"name, family, language_model, precision, created\. Serve a build made by this version, "
+        "or install the client that came with the build",
+    ):
+        ServerContract.from_parameters(parameters)

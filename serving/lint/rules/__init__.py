@@ -1,4 +1,10 @@
-"""Every rule, in one table. A rule is one small function and its row."""
+"""The rules of `iblip lint`, in one table: `RULES`, by id.
+
+A rule is a small function, `_check_` and its id, and a row that says what must hold, why, what to
+do and what the real server does. Each module here has the rules of one topic. A rule takes a model
+and its repository as `serving.lint.reading` has read them, and yields `Fault`s; it reads no config
+itself and starts nothing.
+"""
 
 from __future__ import annotations
 
@@ -34,4 +40,4 @@ RULES: Mapping[str, Rule] = {
     )
     for rule in table
 }
-"""By their ids."""
+"""By id."""

@@ -1,4 +1,4 @@
-"""Rules of batches, queues, response caches, and of the runs that warm a model up."""
+"""Rules about batches, queues, response caches and warm-ups."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from iblip.serving.lint.tensor_shapes import fits
 from iblip.serving.lint.text_format import Entry
 
 QUEUE = ("max_queue_size", "allow_timeout_override")
-"""What a queue's policy says. Its `timeout_action` need not be written: REJECT is the default."""
+"""Fields of a queue policy. `timeout_action` may be left out: REJECT is its default."""
 
 DATA = ("zero_data", "random_data", "input_data_file")
 """Where the values of a warm-up's input come from."""
 
 
-def _batches(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_batching_without_batches(model: Model, repository: Repository) -> Iterator[Fault]:
     if model.config.HasField("dynamic_batching") and model.config.max_batch_size == 0:
         yield Fault("dynamic_batching where max_batch_size is 0", model.line("dynamic_batching"))
 
 
-def _preferred(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_preferred_batch_size(model: Model, repository: Repository) -> Iterator[Fault]:
     sizes = model.config.dynamic_batching.preferred_batch_size
     profiles = {name for group in model.config.instance_group for name in group.profile}
     if sizes and not (model.backend == "tensorrt" and len(profiles) > 1):
@@ -34,7 +34,7 @@ def _preferred(model: Model, repository: Repository) -> Iterator[Fault]:
         yield Fault(f"preferred_batch_size is {list(sizes)}", line)
 
 
-def _too_large(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_preferred_batch_size_range(model: Model, repository: Repository) -> Iterator[Fault]:
     most, config = model.config.max_batch_size, model.config
     places = {
         ("dynamic_batching",): config.dynamic_batching,
@@ -44,58 +44,58 @@ def _too_large(model: Model, repository: Repository) -> Iterator[Fault]:
         for size in batching.preferred_batch_size:
             if not 1 <= size <= most:
                 line = model.line(*place, "preferred_batch_size")
-                message = f"preferred_batch_size has {size}; wanted 1 to max_batch_size, {most}"
+                message = f"preferred_batch_size has {size}; expected 1 to max_batch_size, {most}"
                 yield Fault(message, line)
 
 
-def _queue(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_queue_policy(model: Model, repository: Repository) -> Iterator[Fault]:
     batching = model.tree.find("dynamic_batching")
     for name in ("default_queue_policy", "priority_queue_policy"):
         for policy in batching.fields.get(name, []) if batching else ():
             body = policy.find("value") or policy
             missing = [field for field in QUEUE if field not in body.fields]
             if missing:
-                yield Fault(f"{name} says nothing of {', '.join(missing)}", policy.line)
+                yield Fault(f"{name} does not set {', '.join(missing)}", policy.line)
 
 
-def _priority(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_priority_levels(model: Model, repository: Repository) -> Iterator[Fault]:
     batching = model.config.dynamic_batching
     levels, default = batching.priority_levels, batching.default_priority_level
-    wanted = f"wanted 1 to priority_levels, {levels}"
+    expected = f"expected 1 to priority_levels, {levels}"
     if levels > 1 and batching.preserve_ordering:
         line = model.line("dynamic_batching", "preserve_ordering")
-        yield Fault(f"preserve_ordering with {levels} priority_levels; wanted one", line)
+        yield Fault(f"preserve_ordering with {levels} priority_levels; expected one", line)
     if levels and not 1 <= default <= levels:
         line = model.line("dynamic_batching", "default_priority_level")
-        yield Fault(f"default_priority_level is {default}; {wanted}", line)
+        yield Fault(f"default_priority_level is {default}; {expected}", line)
     for level in batching.priority_queue_policy if levels else ():
         if not 1 <= level <= levels:
             line = model.line("dynamic_batching", "priority_queue_policy", Entry(str(level)))
-            yield Fault(f"a policy is for priority {level}; {wanted}", line)
+            yield Fault(f"a policy is for priority {level}; {expected}", line)
 
 
-def _cache_decoupled(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_cache_decoupled(model: Model, repository: Repository) -> Iterator[Fault]:
     if model.config.response_cache.enable and streams(model, repository):
         yield Fault("a response cache on a decoupled model", model.line("response_cache"))
 
 
-def _cache_sequence(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_cache_sequence(model: Model, repository: Repository) -> Iterator[Fault]:
     if model.config.response_cache.enable and model.config.HasField("sequence_batching"):
         line = model.line("response_cache")
         yield Fault("a response cache on a model that batches sequences", line)
 
 
-def _cache_text(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_cache_text(model: Model, repository: Repository) -> Iterator[Fault]:
     from tritonclient.grpc import model_config_pb2
 
     text = [t.name for t in model.config.output if t.data_type == model_config_pb2.TYPE_STRING]
     if model.config.response_cache.enable and text:
         line = model.line("response_cache")
-        yield Fault(f"a response cache on a model that gives text, {text[0]!r}", line)
+        yield Fault(f"a response cache on a model that returns text, {text[0]!r}", line)
 
 
 def streams(model: Model, repository: Repository, seen: frozenset[str] = frozenset()) -> bool:
-    """Whether a model is decoupled: by its config, or by that of a step."""
+    """Whether a model is decoupled, by its config or by that of a step."""
     if model.config is None or model.name in seen:
         return False
     if not model.ensemble:
@@ -109,7 +109,7 @@ def _samples(model: Model) -> Iterator[tuple[int, Any]]:
     yield from enumerate(() if model.ensemble else model.config.model_warmup)
 
 
-def _warm_batch(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_warmup_batch(model: Model, repository: Repository) -> Iterator[Fault]:
     most = max(1, model.config.max_batch_size)
     for index, sample in _samples(model):
         if sample.batch_size > most:
@@ -120,7 +120,7 @@ def _warm_batch(model: Model, repository: Repository) -> Iterator[Fault]:
             )
 
 
-def _warm_names(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_warmup_inputs(model: Model, repository: Repository) -> Iterator[Fault]:
     known = {tensor.name: tensor.optional for tensor in model.config.input}
     for index, sample in _samples(model):
         if not sample.inputs:
@@ -133,16 +133,16 @@ def _warm_names(model: Model, repository: Repository) -> Iterator[Fault]:
             yield Fault(f"warm-up {sample.name!r} has no input {name!r}", line)
 
 
-def _warm_unknown(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_warmup_unknown(model: Model, repository: Repository) -> Iterator[Fault]:
     known = {tensor.name for tensor in model.config.input}
     for index, sample in _samples(model):
         for name in sorted(sample.inputs.keys() - known):
             line = model.line("model_warmup", index, "inputs", Entry(name))
-            yield Fault(f"warm-up {sample.name!r} has {name!r}, which is no input", line)
+            yield Fault(f"warm-up {sample.name!r} has {name!r}, which is not an input", line)
 
 
 def _warm_inputs(model: Model) -> Iterator[tuple[str, Any, Any, int]]:
-    """Of each sample, by title: what is given, the input that it is for, and its line."""
+    """For each input of each warm-up: a title, the value, the model's input, and the line."""
     inputs = {tensor.name: tensor for tensor in model.config.input}
     for index, sample in _samples(model):
         for name in sorted(sample.inputs.keys() & inputs.keys()):
@@ -150,28 +150,28 @@ def _warm_inputs(model: Model) -> Iterator[tuple[str, Any, Any, int]]:
             yield f"warm-up {sample.name!r}, {name!r}", sample.inputs[name], inputs[name], line
 
 
-def _warm_type(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_warmup_type(model: Model, repository: Repository) -> Iterator[Fault]:
     from tritonclient.grpc import model_config_pb2
 
     named = partial(value_name, model_config_pb2.DataType)
     for title, given, tensor, line in _warm_inputs(model):
         if given.data_type != tensor.data_type:
-            found, wanted = named(given.data_type), named(tensor.data_type)
-            yield Fault(f"{title}: it is {found}; the input is {wanted}", line)
+            value, declared = named(given.data_type), named(tensor.data_type)
+            yield Fault(f"{title}: it is {value}; the input is {declared}", line)
 
 
-def _warm_shape(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_warmup_shape(model: Model, repository: Repository) -> Iterator[Fault]:
     for title, given, tensor, line in _warm_inputs(model):
         if -1 in given.dims or not fits(given.dims, tensor.dims):
-            found, wanted = list(given.dims), list(tensor.dims)
-            yield Fault(f"{title}: its dims are {found}; the input has {wanted}", line)
+            value, declared = list(given.dims), list(tensor.dims)
+            yield Fault(f"{title}: its dims are {value}; the input has {declared}", line)
 
 
-def _warm_data(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_warmup_data(model: Model, repository: Repository) -> Iterator[Fault]:
     for title, given, _, line in _warm_inputs(model):
         source = given.WhichOneof("input_data_type")
         if source is None:
-            yield Fault(f"{title}: wanted one of {', '.join(DATA)}", line)
+            yield Fault(f"{title}: it has no values; expected one of {', '.join(DATA)}", line)
         elif source == DATA[-1]:
             path = model.path / "warmup" / given.input_data_file
             shown, least = path.relative_to(repository.path), _row_bytes(given)
@@ -179,18 +179,18 @@ def _warm_data(model: Model, repository: Repository) -> Iterator[Fault]:
                 yield Fault(f"{title}: there is no file {shown}", line)
             elif path.stat().st_size < least:
                 has = path.stat().st_size
-                yield Fault(f"{title}: {shown} has {has} bytes; wanted {least}", line)
+                yield Fault(f"{title}: {shown} has {has} bytes; expected {least}", line)
 
 
 def _row_bytes(given: Any) -> int:
-    """Bytes of one row of a warm-up's input; 0 of strings, each of which has a length of its own.
+    """Bytes in one row of a warm-up's input; 0 for strings, whose lengths differ.
 
-    Every row of the batch is read from the same.
+    Every row of the batch is read from the same bytes.
     """
     from tritonclient.grpc import model_config_pb2
 
     name = value_name(model_config_pb2.DataType, given.data_type)
-    width = int(found[0]) if (found := re.search(r"\d+$", name)) else 0
+    width = int(match[0]) if (match := re.search(r"\d+$", name)) else 0
     return int(math.prod(given.dims)) * (1 if name == "TYPE_BOOL" else width // 8)
 
 
@@ -198,132 +198,132 @@ RULES = (
     Rule(
         id="batching-without-batches",
         severity=Severity.WARNING,
-        title="A model that batches dynamically has a `max_batch_size`.",
-        why="Where it is 0 no batch is ever made, and requests wait for company all the same.",
-        mend="Write max_batch_size, or take dynamic_batching out.",
+        title="A model with dynamic batching has a `max_batch_size`.",
+        why="If it is 0, no batch is ever formed, and requests wait for others all the same.",
+        mend="Set max_batch_size, or remove dynamic_batching.",
         server=Verdict.ACCEPTS,
-        check=_batches,
+        check=_check_batching_without_batches,
     ),
     Rule(
         id="preferred-batch-size",
         severity=Severity.WARNING,
         title="`preferred_batch_size` is for TensorRT models with several profiles.",
-        why="Elsewhere it only makes requests wait that could have run.",
-        mend="Take it out; max_queue_delay_microseconds says how long to wait.",
+        why="Elsewhere it only delays requests that could have run.",
+        mend="Remove it; max_queue_delay_microseconds sets how long to wait.",
         server=Verdict.ACCEPTS,
-        check=_preferred,
+        check=_check_preferred_batch_size,
     ),
     Rule(
         id="preferred-batch-size-range",
         severity=Severity.ERROR,
-        title="A preferred batch is at most the largest one.",
+        title="A preferred batch size is at most `max_batch_size`.",
         why="The model is not loaded.",
         mend="Lower it, or raise max_batch_size as far as the engine allows.",
         server=Verdict.REFUSES,
-        check=_too_large,
+        check=_check_preferred_batch_size_range,
     ),
     Rule(
         id="queue-policy",
         severity=Severity.WARNING,
-        title="A queue's policy says how long the queue is, and whether a request may have a time "
-        "of its own.",
-        why="By default the queue has no end and requests cannot set their own time: a busy server "
-        "answers all of them, too late.",
-        mend="Write both; a timeout_action that is not written is REJECT.",
+        title="A queue policy sets the size of the queue, and whether a request may set its own "
+        "timeout.",
+        why="By default the queue is unlimited and requests cannot set their timeout: a busy "
+        "server answers all of them, too late.",
+        mend="Set both; timeout_action is REJECT if left out.",
         server=Verdict.ACCEPTS,
-        check=_queue,
+        check=_check_queue_policy,
     ),
     Rule(
         id="priority-levels",
         severity=Severity.ERROR,
-        title="Priorities are among the levels that there are, and change the order of requests.",
+        title="Priorities are within `priority_levels`, which excludes `preserve_ordering`.",
         why="The model is not loaded.",
-        mend="Write default_priority_level, and policies, within priority_levels; take "
-        "preserve_ordering out where there are several.",
+        mend="Set default_priority_level and policies within priority_levels; remove "
+        "preserve_ordering if there are several levels.",
         server=Verdict.REFUSES,
-        check=_priority,
+        check=_check_priority_levels,
     ),
     Rule(
         id="cache-decoupled",
         severity=Severity.ERROR,
-        title="Decoupled models, and ensembles with one among their steps, have no response cache.",
+        title="Decoupled models, and ensembles with a decoupled step, have no response cache.",
         why="The model is not loaded.",
-        mend="Take response_cache out. A step that is not decoupled may have one.",
+        mend="Remove response_cache. A step that is not decoupled may have one.",
         server=Verdict.REFUSES,
-        check=_cache_decoupled,
+        check=_check_cache_decoupled,
     ),
     Rule(
         id="cache-sequence",
         severity=Severity.ERROR,
-        title="A model that batches sequences has no response cache.",
-        why="An answer depends on what came before. The model is not loaded.",
-        mend="Take response_cache out.",
+        title="A model with sequence batching has no response cache.",
+        why="An answer depends on earlier requests of the sequence. The model is not loaded.",
+        mend="Remove response_cache.",
         server=Verdict.REFUSES,
-        check=_cache_sequence,
+        check=_check_cache_sequence,
     ),
     Rule(
         id="cache-text",
         severity=Severity.WARNING,
-        title="A model that writes text has no response cache.",
-        why="The cache knows a request by its inputs: a sampled text comes back unchanged, "
-        "whatever seed, temperature or other parameters the next request has.",
-        mend="Cache what goes before the text, such as an encoder.",
+        title="A model that generates text has no response cache.",
+        why="The cache identifies a request by its inputs alone: a sampled text comes back "
+        "unchanged, whatever seed, temperature or other parameters the next request has.",
+        mend="Cache an earlier step instead, such as an encoder.",
         server=Verdict.ACCEPTS,
-        check=_cache_text,
+        check=_check_cache_text,
     ),
     Rule(
         id="warmup-batch",
         severity=Severity.ERROR,
         title="A warm-up's batch is at most `max_batch_size`.",
         why="The warm-up fails, and the model is not loaded.",
-        mend="Lower batch_size of the warm-up.",
+        mend="Lower the warm-up's batch_size.",
         server=Verdict.REFUSES,
-        check=_warm_batch,
+        check=_check_warmup_batch,
     ),
     Rule(
         id="warmup-inputs",
         severity=Severity.ERROR,
-        title="A warm-up has the inputs that the model must have, and one at least.",
+        title="A warm-up has every required input of the model, and at least one input.",
         why="The warm-up fails, and the model is not loaded.",
-        mend="Give each input that is not optional, by its name.",
+        mend="Add each input that is not optional, by its name.",
         server=Verdict.REFUSES,
-        check=_warm_names,
+        check=_check_warmup_inputs,
     ),
     Rule(
         id="warmup-unknown",
         severity=Severity.WARNING,
-        title="A warm-up gives inputs of the model alone.",
-        why="The server passes on what the model does not know.",
-        mend="Spell it as the model's input, or take it out.",
+        title="A warm-up has only inputs of the model.",
+        why="The server passes on inputs that the model does not know.",
+        mend="Spell it as the model's input, or remove it.",
         server=Verdict.ACCEPTS,
-        check=_warm_unknown,
+        check=_check_warmup_unknown,
     ),
     Rule(
         id="warmup-type",
         severity=Severity.ERROR,
-        title="A warm-up's input has the data type of the input.",
+        title="A warm-up's input has the data type of the model's input.",
         why="The warm-up fails, and the model is not loaded.",
-        mend="Write the input's data_type.",
+        mend="Use the input's data_type.",
         server=Verdict.REFUSES,
-        check=_warm_type,
+        check=_check_warmup_type,
     ),
     Rule(
         id="warmup-shape",
         severity=Severity.ERROR,
-        title="A warm-up's input has sizes that the input can have, without the batch.",
+        title="A warm-up's input has sizes that the model's input allows, without the batch.",
         why="The warm-up fails, and the model is not loaded.",
-        mend="Write the input's dims, with a size in the place of each -1.",
+        mend="Write the input's dims, with a size in place of each -1.",
         server=Verdict.REFUSES,
-        check=_warm_shape,
+        check=_check_warmup_shape,
     ),
     Rule(
         id="warmup-data",
         severity=Severity.ERROR,
-        title="A warm-up's input has values; its file is in the model's folder `warmup`, and has "
-        "a row.",
+        title="A warm-up's input has values; their file is in the model's folder `warmup` and "
+        "holds at least a row.",
         why="The warm-up fails, and the model is not loaded.",
-        mend="Write zero_data: true, or put the file there, whole.",
+        mend="Write zero_data: true, or put the complete file there.",
         server=Verdict.REFUSES,
-        check=_warm_data,
+        check=_check_warmup_data,
     ),
 )

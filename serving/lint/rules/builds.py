@@ -1,4 +1,4 @@
-"""Rules of our own builds: whether configs are true to the manifest."""
+"""Rules about this project's builds: whether configs agree with the manifest."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from iblip.serving.server.outdated import is_outdated
 from iblip.serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY
 
 GRAPH = "model"
-"""The one graph of each component that Triton batches."""
+"""The graph of a component that Triton batches."""
 
 TOKENIZER = "tokenizer"
-"""The text step."""
+"""The model of the text step."""
 
 TEXTS: Mapping[str, Callable[[TextFacts], str | None]] = {
     LANGUAGE_MODEL: lambda text: text.tokenizer,
     TOKENIZER: lambda text: text.qformer_tokenizer,
 }
-"""Models that open a tokenizer, and which."""
+"""The tokenizer file that each of these models opens."""
 
-OURS = frozenset({*COMPONENTS, TOKENIZER, LANGUAGE_MODEL, UNARY})
+PYTHON_MODELS = frozenset({*COMPONENTS, TOKENIZER, LANGUAGE_MODEL, UNARY})
 """Models of a build that may run in the Python backend."""
 
-TOLD = ("slots", "max_length", "queue")
-"""Limits of the language model that clients are told, too."""
+SHARED_LIMITS = ("slots", "max_length", "queue")
+"""Limits of the language model that clients are told as well."""
 
 
 def _contract(model: Model, repository: Repository) -> Iterator[tuple[str, int, Any, TensorSpec]]:
-    """A component's tensors that its contract has: side, number, tensor, contract's own."""
+    """The tensors of a component in its contract: side, index, tensor, and the contract's spec."""
     for side, specs in _specs(model, repository).items():
         for index, tensor in enumerate(getattr(model.config, side)):
             if tensor.name in specs:
@@ -57,7 +57,7 @@ def _specs(model: Model, repository: Repository) -> dict[str, dict[str, TensorSp
     }
 
 
-def _names(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_engine_tensor(model: Model, repository: Repository) -> Iterator[Fault]:
     for side, specs in _specs(model, repository).items():
         tensors = [tensor.name for tensor in getattr(model.config, side)]
         for name in sorted(specs.keys() - set(tensors)):
@@ -69,29 +69,29 @@ def _names(model: Model, repository: Repository) -> Iterator[Fault]:
                 yield Fault(f"the engine has no {side} {name!r}; it has {has}", line)
 
 
-def _types(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_engine_data_type(model: Model, repository: Repository) -> Iterator[Fault]:
     from tritonclient.grpc import model_config_pb2
 
     for side, index, tensor, spec in _contract(model, repository):
-        found, wanted = (
-            value_name(model_config_pb2.DataType, tensor.data_type),
-            DATA_TYPES[spec.dtype],
-        )
-        if found != wanted:
+        declared = value_name(model_config_pb2.DataType, tensor.data_type)
+        actual = DATA_TYPES[spec.dtype]
+        if declared != actual:
             line = model.line(side, index, "data_type")
-            yield Fault(f"{tensor.name!r} is {found}; the engine has {wanted}", line)
+            yield Fault(f"{tensor.name!r} is {declared}; the engine has {actual}", line)
 
 
-def _shapes(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_engine_shape(model: Model, repository: Repository) -> Iterator[Fault]:
     for side, index, tensor, spec in _contract(model, repository):
         axes = spec.axes[1:] if model.config.max_batch_size > 0 else spec.axes
         sizes = [axis if isinstance(axis, int) else -1 for axis in axes]
         if not fits(tensor.dims, sizes):
             line = model.line(side, index, "dims")
-            yield Fault(f"{tensor.name!r} has dims {list(tensor.dims)}; the engine {sizes}", line)
+            yield Fault(
+                f"{tensor.name!r} has dims {list(tensor.dims)}; the engine has {sizes}", line
+            )
 
 
-def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_limits_differ(model: Model, repository: Repository) -> Iterator[Fault]:
     engine = repository.models.get(LANGUAGE_MODEL)
     if model.name != ENSEMBLE or repository.manifest is None or engine is None:
         return
@@ -99,28 +99,28 @@ def _limits(model: Model, repository: Repository) -> Iterator[Fault]:
     if limits is None:
         yield Fault("the parameter limits is not a JSON object", line)
         return
-    true = parameters_of(engine)
+    actual = parameters_of(engine)
     for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            yield Fault(f"clients are told {name} {value!r}; wanted a whole number", line)
-    for name in TOLD:
-        if name in limits and true.get(name, str(limits[name])) != str(limits[name]):
-            message = f"clients are told {name} {limits[name]}; {LANGUAGE_MODEL} has {true[name]}"
+            yield Fault(f"clients are told {name} {value!r}; expected an integer", line)
+    for name in SHARED_LIMITS:
+        if name in limits and actual.get(name, str(limits[name])) != str(limits[name]):
+            message = f"clients are told {name} {limits[name]}; {LANGUAGE_MODEL} has {actual[name]}"
             yield Fault(message, line)
 
 
-def _place(model: Model, repository: Repository) -> Iterator[Fault]:
-    told = parameters_of(model).get("build")
+def _check_build_place(model: Model, repository: Repository) -> Iterator[Fault]:
+    build = parameters_of(model).get("build")
     if repository.manifest is None or model.backend != "python":
         return
     line = model.line("parameters", Entry("build"))
-    if told is None and model.name in OURS:
+    if build is None and model.name in PYTHON_MODELS:
         yield Fault("there is no parameter build", line)
-    elif told is not None and not (model.path / told / MANIFEST).is_file():
-        yield Fault(f"the parameter build is {told!r}, where there is no {MANIFEST}", line)
+    elif build is not None and not (model.path / build / MANIFEST).is_file():
+        yield Fault(f"the parameter build is {build!r}, where there is no {MANIFEST}", line)
 
 
-def _files(model: Model, repository: Repository) -> Iterator[Fault]:
+def _check_build_files(model: Model, repository: Repository) -> Iterator[Fault]:
     manifest, record = repository.manifest, repository.record(model)
     if manifest is None or repository.directory is None:
         return
@@ -152,56 +152,56 @@ RULES = (
     Rule(
         id="engine-tensor",
         severity=Severity.ERROR,
-        title="In a build, a component's tensors are those of its engine.",
+        title="In a build, a component has the tensors of its engine.",
         why="Requests fail, or the model is not loaded.",
-        mend="Write the names that the manifest has, or build again.",
+        mend="Use the names in the manifest, or rebuild.",
         server=Verdict.UNASKED,
-        check=_names,
+        check=_check_engine_tensor,
     ),
     Rule(
         id="engine-data-type",
         severity=Severity.ERROR,
         title="In a build, a tensor has the data type that its engine has.",
         why="Requests fail, or the model is not loaded.",
-        mend="Write the data type that the manifest has, or build again.",
+        mend="Use the data type in the manifest, or rebuild.",
         server=Verdict.UNASKED,
-        check=_types,
+        check=_check_engine_data_type,
     ),
     Rule(
         id="engine-shape",
         severity=Severity.ERROR,
-        title="In a build, a tensor has sizes that its engine takes.",
+        title="In a build, a tensor has sizes that its engine accepts.",
         why="Requests fail, or the model is not loaded.",
-        mend="Write the sizes that the manifest has, without the batch, or build again.",
+        mend="Use the sizes in the manifest, without the batch, or rebuild.",
         server=Verdict.UNASKED,
-        check=_shapes,
+        check=_check_engine_shape,
     ),
     Rule(
         id="limits-differ",
         severity=Severity.WARNING,
-        title="In a build, clients are told the limits that the language model has.",
-        why="A client refuses what the server would take, or sends what it refuses.",
+        title="In a build, clients are told the actual limits of the language model.",
+        why="A client refuses what the server would accept, or sends what it refuses.",
         mend="Write the same numbers in both configs.",
         server=Verdict.ACCEPTS,
-        check=_limits,
+        check=_check_limits_differ,
     ),
     Rule(
         id="build-files",
         severity=Severity.ERROR,
-        title="In a build, the files that the manifest names are there, plans as large as built.",
+        title="In a build, the files in the manifest exist, and plans have their original size.",
         why="The model is not loaded.",
-        mend="Copy the build again, whole and with its links, or build it again.",
+        mend="Copy the whole build again, with its links, or rebuild it.",
         server=Verdict.REFUSES,
-        check=_files,
+        check=_check_build_files,
     ),
     Rule(
         id="build-place",
         severity=Severity.ERROR,
-        title="In a build, Python models find its manifest.",
-        why="They load their engines by it.",
-        mend='Write "../..", the way from a model\'s folder to the build.',
+        title="In a build, Python models can find the manifest.",
+        why="They need it to load their engines.",
+        mend='Write "../..", the path from a model\'s folder to the build.',
         server=Verdict.REFUSES,
-        check=_place,
+        check=_check_build_place,
     ),
     Rule(
         id="model-outdated",

@@ -23,10 +23,10 @@ from iblip.serving.client.messages import (
     AnswerReader,
     Deadline,
     KeepAlive,
-    cancellation,
+    cancel_request,
     channel_options,
     contract_from_config,
-    question,
+    infer_request,
     ranking_options,
 )
 from iblip.serving.wire import VERSION, finish_from_answer
@@ -87,7 +87,7 @@ def test_both_clients_offer_the_same():
 
 def test_a_question_as_a_message():
     options = GenerationOptions(max_new_tokens=9, temperature=0.5, stop=("#",))
-    request = question(PIXELS[None], "où?", options, model="m", timeout_s=1.5, stream=True)
+    request = infer_request(PIXELS[None], "où?", options, model="m", timeout_s=1.5, stream=True)
     pixels, prompt = request.inputs
     assert (pixels.name, pixels.datatype, list(pixels.shape)) == ("pixels", "UINT8", [1, 2, 3, 3])
     assert (prompt.name, prompt.datatype, list(prompt.shape)) == ("prompt", "BYTES", [1])
@@ -98,18 +98,20 @@ def test_a_question_as_a_message():
     assert request.parameters["stop"].string_param == '["#"]'
     assert request.parameters["timeout"].int64_param == 1_500_000
     assert request.parameters["stream"].bool_param is True
-    assert cancellation(request.id).parameters["cancel"].string_param == request.id
+    assert cancel_request(request.id).parameters["cancel"].string_param == request.id
 
 
 def test_without_a_deadline_none_is_sent():
-    request = question(PIXELS, "a", GenerationOptions(), model="m", timeout_s=None, stream=False)
+    request = infer_request(
+        PIXELS, "a", GenerationOptions(), model="m", timeout_s=None, stream=False
+    )
     assert set(request.parameters) == {"stream"}
 
 
 @pytest.mark.parametrize("prompt", ["\ud800", 7, None])
 def test_a_prompt_that_is_no_text_is_refused(prompt):
     with pytest.raises(errors.InputError, match="the prompt is "):
-        question(PIXELS, prompt, GenerationOptions(), model="m", timeout_s=None, stream=True)
+        infer_request(PIXELS, prompt, GenerationOptions(), model="m", timeout_s=None, stream=True)
 
 
 def response(text="", finish="", error="", **tensors):
@@ -156,7 +158,7 @@ def test_a_stream_that_ends_too_early_is_said_and_its_text_kept():
 
 
 def test_another_models_response_is_refused():
-    with pytest.raises(errors.ProtocolError, match="sent logits; wanted text, finish"):
+    with pytest.raises(errors.ProtocolError, match="sent logits; expected text, finish"):
         AnswerReader("host:1").feed(response(logits="x"))
 
 
@@ -215,7 +217,11 @@ def test_a_server_of_another_wire_is_refused():
         contract_from_config(config)
     config.config.parameters["wire_version"].string_value = str(VERSION)
     config.config.parameters["preprocessing"].string_value = "{}"
-    with pytest.raises(errors.ProtocolError, match="model config is not ours"):
+    with pytest.raises(
+        errors.ProtocolError,
+        match=r"parameter preprocessing of the server's model config is \{\}; expected a JSON "
+        r"object of height, width, resample\. Serve a build made by this version, or install the client",
+    ):
         contract_from_config(config)
 
 

@@ -24,7 +24,7 @@ from iblip.serving.client.lavis_prompts import (
     ocr_text,
     question_prompt,
 )
-from iblip.serving.wire import Limits, ServerContract
+from iblip.serving.wire import Limits, ServedBuild, ServerContract
 
 WORDS = [f"w{index}" for index in range(40)]
 FIRST_30 = (
@@ -69,10 +69,13 @@ def test_prompts_are_lavis_own(made, wanted):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: question_prompt("{} {}", "q"), "has two places; wanted ocr_tokens or choices"),
+        (
+            lambda: question_prompt("{} {}", "q"),
+            "has two placeholders; expected ocr_tokens or choices",
+        ),
         (lambda: question_prompt("{} {} {}", "q"), "cannot be filled with 1 texts"),
         (lambda: question_prompt("{name}", "q"), "cannot be filled with 1 texts"),
-        (lambda: choices_text(["x"] * 27), "there are 27 choices; wanted at most 26"),
+        (lambda: choices_text(["x"] * 27), "there are 27 choices; expected at most 26"),
     ],
 )
 def test_a_template_that_does_not_fit_is_refused(make, message):
@@ -85,7 +88,9 @@ def contract(family="instructblip", language_model="llama"):
     return ServerContract(
         preprocessing=Preprocessing(height=8, width=8, resample="BICUBIC"),
         limits=limits,
-        build={"family": family, "language_model": language_model},
+        build=ServedBuild(
+            name="small", family=family, language_model=language_model, precision={}, created=""
+        ),
     )
 
 
@@ -230,7 +235,8 @@ def test_predict_class_ranks_each_images_candidates():
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda c: generate_batch(c, {"prompt": "a"}, {}), InputError, "wanted 'image' in it"),
+        (lambda c: generate_batch(c, {"prompt": "a"}, {}), InputError,
+         "expected 'image' among them"),
         (lambda c: generate_batch(c, {"image": []}, {}), InputError, "samples has no image"),
         (lambda c: generate_batch(c, {"image": [IMAGE], "prompt": ["a", "b"]}, {}), InputError,
          "samples has 2 of 'prompt' and 1 images"),
@@ -244,7 +250,7 @@ def test_predict_class_ranks_each_images_candidates():
         (lambda c: answers_batch(c, {"image": IMAGE}, {}), InputError, "no 'text_input'"),
         (lambda c: answers_batch(
             c, {"image": IMAGE, "text_input": "a", "apply_lemmatizer": True}, {}),
-         InputError, "lemmas are not made here"),
+         InputError, "the client does not lemmatise"),
         (lambda c: class_batch(c, {"image": IMAGE, "prompt": "a"}, [], 1), OptionError,
          "candidates is empty"),
         (lambda c: class_batch(c, {"image": IMAGE, "prompt": "a"}, [[]], 1), OptionError,

@@ -17,7 +17,7 @@ from iblip.serving.cli import iblip
 from iblip.serving.doctor.builds import findings_of_build, tensors_in_flight
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.doctor.probes import TensorRt, Triton
-from iblip.serving.doctor.report import examine, text_of
+from iblip.serving.doctor.report import examine, text_from_report
 
 L4 = Driver(
     version="610.43.02",
@@ -88,7 +88,7 @@ def test_a_plan_of_another_version_is_a_problem_unless_compatible(made):
     build = made("tensorrt", "tensorrt_plan", version="11.0.0.114", targets=["sm89"])
     report = examine([build], DEPLOYED.tag, WITH_GPU)
     assert report.verdict == "problem"
-    text = text_of(report)
+    text = text_from_report(report)
     assert "TensorRT 11.1.0.106" in text
     assert text.splitlines()[-1] == "1 problem, no warnings"
 
@@ -155,7 +155,7 @@ def test_a_full_server_wants_shared_memory(vicuna_build):
 
 
 @pytest.mark.parametrize(
-    ("free", "remedy"), [(300 << 20, "It may not load"), (410 << 20, "Fewer slots")]
+    ("free", "remedy"), [(300 << 20, "It may not load"), (410 << 20, "Use fewer slots")]
 )
 def test_a_build_that_memory_does_not_hold_is_said(vicuna_build, free, remedy):
     finding = about(findings_of_build(vicuna_build, replace(HERE, memory=free)).here, "memory")
@@ -178,6 +178,6 @@ def test_the_command_on_builds(vicuna_build, tmp_path):
 
 def test_what_is_the_same_of_several_is_told_once(vicuna_build):
     machine = replace(HERE, obstacles={"onnxruntime": "It is not installed."})
-    text = text_of(examine([vicuna_build], machine=machine))
+    text = text_from_report(examine([vicuna_build], machine=machine))
     assert text.count("It is not installed.") == 1
     assert "vision_encoder, qformer, language_model of " in " ".join(text.split())

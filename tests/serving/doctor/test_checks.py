@@ -6,7 +6,8 @@ import pytest
 
 from iblip.engines.hardware.containers import CONTAINERS
 from iblip.engines.hardware.nvidia import Driver, Gpu
-from iblip.serving.doctor.checks import CHECKS, container_driver
+from iblip.serving.doctor.checks import CHECKS
+from iblip.serving.doctor.gpus import check_container_driver
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.doctor.probes import TensorRt, Triton, Vllm
 from iblip.serving.doctor.requirements import Requirement
@@ -75,7 +76,7 @@ WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel
             {"libraries": {"tensorrt": TensorRt(fault="libnvinfer.so.11 is missing")}},
             "problem",
             "libnvinfer.so.11",
-            "Install it again",
+            "Reinstall it",
         ),
         (
             "onnxruntime-cuda",
@@ -87,7 +88,7 @@ WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel
             "offered, but: libcuda.so.1 is missing",
             None,
         ),
-        ("memory", {"memory": 1 << 20}, "warning", "0.00 GiB free", "End what else runs"),
+        ("memory", {"memory": 1 << 20}, "warning", "0.00 GiB free", "Close other programs"),
         ("shared memory", {"shared_memory": 64 << 20}, "warning", "0.06", "--shm-size"),
         ("disk", {"disk": 2 << 30}, "note", "2.00 GiB free; the largest build", None),
         ("ports", {"taken": ("gRPC",)}, "note", "8001 in use", "--grpc-port"),
@@ -123,7 +124,7 @@ def test_gpus_are_named_with_memory_and_capability():
     ],
 )
 def test_a_container_wants_a_driver(tag, has, verdict):
-    finding = container_driver(CONTAINERS[tag], Machine(driver=has))
+    finding = check_container_driver(CONTAINERS[tag], Machine(driver=has))
     assert finding.verdict == verdict
 
 
@@ -131,10 +132,10 @@ def test_a_container_wants_a_driver(tag, has, verdict):
     ("has", "wanted", "remedy"),
     [
         (driver("575.57.08"), "580 or newer, for CUDA 13.3.1", "Update the driver."),
-        (driver("610.43.02", gpus=(P100,)), "a GPU from sm75 on", "on a machine that has one"),
+        (driver("610.43.02", gpus=(P100,)), "a GPU of sm75 or newer", "on a machine that has one"),
     ],
 )
 def test_an_old_driver_and_an_old_gpu_want_different_things(has, wanted, remedy):
-    finding = container_driver(CONTAINERS["26.07-py3"], Machine(driver=has))
+    finding = check_container_driver(CONTAINERS["26.07-py3"], Machine(driver=has))
     assert finding.wanted == wanted
     assert remedy in finding.remedy

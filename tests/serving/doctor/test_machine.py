@@ -15,15 +15,19 @@ from click.testing import CliRunner
 from iblip.engines.hardware.nvidia import cuda_version
 from iblip.serving.cli import iblip
 from iblip.serving.doctor import probes
-from iblip.serving.doctor.checks import PYTHONS
-from iblip.serving.doctor.machine import PORTS, look
+from iblip.serving.doctor.machine import PORTS, read_machine
+from iblip.serving.doctor.packages import PYTHONS
 from iblip.serving.doctor.probes import infer_version, load_faults
-from iblip.serving.doctor.requirements import Requirement, installed, requirements
+from iblip.serving.doctor.requirements import (
+    Requirement,
+    installed_packages,
+    read_requirements,
+)
 
 
 @pytest.fixture(scope="module")
 def machine():
-    return look()
+    return read_machine()
 
 
 def test_this_machine_is_seen_as_it_is(machine):
@@ -51,14 +55,14 @@ def test_ports_that_are_in_use_are_seen():
             pass
         else:
             one.listen()
-        assert "metrics" in look().taken
+        assert "metrics" in read_machine().taken
 
 
 def test_the_command_finds_no_problem_here():
     done = CliRunner().invoke(iblip, ["doctor"])
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 100
-    assert "these run: onnxruntime" in done.output
+    assert "usable: onnxruntime" in done.output
     assert done.output.splitlines()[-1].startswith("no problems")
 
 
@@ -101,7 +105,7 @@ def test_a_package_that_does_not_load_is_found_by_loading_it(tmp_path, monkeypat
 def test_a_package_that_takes_for_ever_is_told(tmp_path, monkeypatch):
     (tmp_path / "tokenizers.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(probes, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(probes, "LOAD_TIMEOUT_S", 0.5)
     assert "longer than" in load_faults({"tokenizers": "0.1"})["tokenizers"]
 
 
@@ -109,11 +113,11 @@ def test_the_rest_of_a_package_without_a_name_is_passed_over(tmp_path, monkeypat
     (tmp_path / "umpy-1.0.dist-info").mkdir()
     (tmp_path / "umpy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert installed()["numpy"].startswith("1.")
+    assert installed_packages()["numpy"].startswith("1.")
 
 
 def test_requirements_are_read_from_the_project():
-    found = requirements()
+    found = read_requirements()
     assert Requirement(name="click", bounds=">=8.1") in found[""]
     assert {one.name for one in found["server"]} == {"nvidia-pytriton", "numpy"}
 

@@ -36,16 +36,16 @@ from tests.serving.lint.repositories import (
 
 
 def test_a_healthy_repository_is_clean(tmp_path):
-    assert lint(write(HEALTHY, tmp_path)).findings == ()
+    assert lint(write(HEALTHY, tmp_path)).diagnostics == ()
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_the_fault_is_named_with_its_file_and_line(case, tmp_path):
     files = edited(case)
     report = lint(write(files, tmp_path))
-    found = {finding.rule.id for finding in report.findings}
+    found = {finding.rule.id for finding in report.diagnostics}
     assert found == {case.rule, *case.others}, report
-    places = [(one.path, one.line) for one in report.findings if one.rule.id == case.rule]
+    places = [(one.path, one.line) for one in report.diagnostics if one.rule.id == case.rule]
     assert (case.file, line_of(case.at, files.get(case.file, ""))) in places, report
     assert report.passed() == (all(RULES[rule].severity != Severity.ERROR for rule in found))
 
@@ -143,7 +143,7 @@ def test_the_real_server_says_the_same(number, heard):
 
 @pytest.mark.parametrize("case", HARMLESS)
 def test_what_does_no_harm_is_not_blamed(case, tmp_path):
-    assert lint(write(edited(case), tmp_path)).findings == ()
+    assert lint(write(edited(case), tmp_path)).diagnostics == ()
 
 
 @pytest.mark.e2e
@@ -191,7 +191,7 @@ class TestWhatBringsTheWholeServerDown:
     def test_is_an_error(self, damage, rule, path, tmp_path):
         damage(write(HEALTHY, tmp_path))
         report = lint(tmp_path)
-        assert (rule, path) in {(one.rule.id, one.path) for one in report.findings}
+        assert (rule, path) in {(one.rule.id, one.path) for one in report.diagnostics}
         assert not report.passed()
 
     @pytest.mark.e2e
@@ -206,7 +206,7 @@ class TestWhatBringsTheWholeServerDown:
 def test_a_version_that_is_no_plain_number_is_no_version(name, tmp_path):
     write(HEALTHY, tmp_path)
     (tmp_path / "first" / "1").rename(tmp_path / "first" / name)
-    found = {one.rule.id: one.message for one in lint(tmp_path).findings}
+    found = {one.rule.id: one.message for one in lint(tmp_path).diagnostics}
     assert f"there is {name}" in found["version-missing"]
     assert ("version-name" in found) == (name not in ("²", "\uff11", "v1"))
 
@@ -215,7 +215,7 @@ def test_a_version_that_is_no_plain_number_is_no_version(name, tmp_path):
 def test_a_number_that_no_data_type_has_is_shown_as_it_is(value, tmp_path):
     files = dict(HEALTHY)
     files[SECOND] = files[SECOND].replace("TYPE_FP32", value, 1)
-    found = {one.rule.id: one.message for one in lint(write(files, tmp_path)).findings}
+    found = {one.rule.id: one.message for one in lint(write(files, tmp_path)).diagnostics}
     assert f"data_type has no value {value}" in found["unknown-value"]
     assert f"'b' is {value} as second's input" in found["step-data-type"]
 
@@ -224,7 +224,7 @@ def test_a_number_that_no_data_type_has_is_shown_as_it_is(value, tmp_path):
 def test_a_byte_order_mark_is_named(mark, name, tmp_path):
     config = write(HEALTHY, tmp_path) / FIRST
     config.write_bytes(mark + config.read_bytes())
-    found = {one.rule.id: one.message for one in lint(tmp_path).findings}
+    found = {one.rule.id: one.message for one in lint(tmp_path).diagnostics}
     assert f"byte order mark of {name};" in found["config-syntax"]
 
 
@@ -233,14 +233,14 @@ def test_a_warm_up_without_inputs_is_named(tmp_path):
     files = dict(HEALTHY)
     files[FIRST] = files[FIRST].replace(INPUT, INPUT.replace("]", "] optional: true"))
     files[FIRST] += 'model_warmup [ { name: "none" batch_size: 1 } ]'
-    (found,) = lint(write(files, tmp_path)).findings
+    (found,) = lint(write(files, tmp_path)).diagnostics
     assert (found.rule.id, found.message) == ("warmup-inputs", "warm-up 'none' has no inputs")
 
 
 def test_of_a_long_line_the_reason_is_shown(tmp_path):
     files = dict(HEALTHY)
     files[FIRST] = files[FIRST].replace("\n", " ") + "x" * 10_000 + " = "
-    findings = lint(write(files, tmp_path)).findings
+    findings = lint(write(files, tmp_path)).diagnostics
     (found,) = (one for one in findings if one.rule.id == "config-syntax")
     assert len(found.message) < 300
     assert "Expected" in found.message
@@ -251,7 +251,7 @@ def test_for_a_missing_python_model_the_real_server_waits_for_ever(tmp_path):
     files = dict(HEALTHY)
     files["first/1/Model.py"] = files.pop("first/1/model.py")
     report = lint(write(files, tmp_path / "models"))
-    assert [(one.rule.id, one.path) for one in report.findings] == [("python-model", "first/1")]
+    assert [(one.rule.id, one.path) for one in report.diagnostics] == [("python-model", "first/1")]
     assert RULES["python-model"].server == Verdict.WAITS
 
     options = ServerOptions(log=tmp_path / "log", ready_timeout_s=5)

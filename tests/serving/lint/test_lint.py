@@ -17,7 +17,7 @@ from checkpoints import DEMOS
 from iblip.export.artifact.manifest import Manifest
 from iblip.serving.cli import iblip
 from iblip.serving.lint.checking import lint
-from iblip.serving.lint.page import page
+from iblip.serving.lint.page import rules_page
 from iblip.serving.lint.reading import server_of_container
 from iblip.serving.repository.assembling import repository_from_engines
 
@@ -29,7 +29,7 @@ def call(*arguments):
 
 
 def rules(report):
-    return {finding.rule.id for finding in report.findings}
+    return {finding.rule.id for finding in report.diagnostics}
 
 
 def edit(path, old, new):
@@ -45,13 +45,13 @@ def repository(make_build):
 
 
 def test_the_page_has_every_rule():
-    assert (DOCS / "lint.md").read_text() == page(), "iblip lint --rules > docs/lint.md"
-    assert call("--rules").stdout == page()
+    assert (DOCS / "lint.md").read_text() == rules_page(), "iblip lint --rules > docs/lint.md"
+    assert call("--rules").stdout == rules_page()
 
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_our_own_builds_are_clean(name, demo_build):
-    assert lint(demo_build(name)).findings == ()
+    assert lint(demo_build(name)).diagnostics == ()
 
 
 def test_a_finding_names_file_line_reason_and_remedy(repository):
@@ -105,7 +105,7 @@ def test_files_of_the_build_that_are_missing_or_another_are_named(repository):
     replace(manifest, components=components).write(repository.parent)
     (repository.parent / manifest.components["vision_encoder"].engine.files["model"]).unlink()
     (repository.parent / "text" / "qformer_tokenizer.json").unlink()
-    found = {one.path: one.message for one in lint(repository).findings}
+    found = {one.path: one.message for one in lint(repository).diagnostics}
     assert {path.partition("/")[0] for path in found} == {"vision_encoder", "qformer", "tokenizer"}
     assert "vision_encoder/model.onnx of the build: missing" in found["vision_encoder/config.pbtxt"]
     assert "instead of 1" in found["qformer/config.pbtxt"]
@@ -113,14 +113,14 @@ def test_files_of_the_build_that_are_missing_or_another_are_named(repository):
 
 def test_python_models_of_a_build_want_the_way_to_it(repository):
     edit(repository / "tokenizer" / "config.pbtxt", 'key: "build"', 'key: "bild"')
-    (found,) = lint(repository).findings
+    (found,) = lint(repository).diagnostics
     assert (found.rule.id, found.message) == ("build-place", "there is no parameter build")
 
 
 @pytest.mark.parametrize("value", [r"\"4\"", "true", "4.5", "[4]"])
 def test_a_limit_that_is_no_number_is_named(repository, value):
     edit(repository / "instructblip" / "config.pbtxt", r"\"images\": 4", rf"\"images\": {value}")
-    (found,) = lint(repository).findings
+    (found,) = lint(repository).diagnostics
     assert found.rule.id == "limits-differ"
     assert found.message.startswith("clients are told images ")
 
@@ -139,7 +139,7 @@ def test_a_limit_that_is_no_number_is_named(repository, value):
 def test_a_config_that_is_untrue_to_its_build_is_named(repository, model, old, new, rule):
     path = repository / model / "config.pbtxt"
     edit(path, old, new)
-    found = [one for one in lint(repository).findings if one.rule.id == rule]
+    found = [one for one in lint(repository).diagnostics if one.rule.id == rule]
     assert {one.path for one in found} == {f"{model}/config.pbtxt"}
     assert None not in {one.line for one in found}
 
@@ -164,7 +164,7 @@ def planned(make_build):
 )
 def test_a_config_beyond_its_plan_is_named(planned, model, old, new, rule):
     edit(planned / model / "config.pbtxt", old, new)
-    found = [one for one in lint(planned).findings if one.rule.id == rule]
+    found = [one for one in lint(planned).diagnostics if one.rule.id == rule]
     assert [one.path for one in found] == [f"{model}/config.pbtxt"]
     assert found[0].line is not None
 
@@ -234,17 +234,17 @@ def external(folder, location, size):
     [
         ("weights", 16, None),
         ("near", 16, None),
-        ("weights", 15, "it has 15 bytes; wanted 16"),
+        ("weights", 15, "it has 15 bytes; expected 16"),
         ("../weights", 16, "outside of"),
         ("linked", 16, "outside of"),
         ("gone", 16, "no such file"),
-        ("/absolute/weights", 16, "takes no absolute path"),
+        ("/absolute/weights", 16, "refuses absolute paths"),
     ],
 )
 def test_of_external_weights_onnx_runtime_says_the_same(location, size, message, tmp_path):
     folder = tmp_path / "m" / "1"
     external(folder, location, size)
-    found = [one for one in lint(tmp_path).findings if one.rule.id == "external-data"]
+    found = [one for one in lint(tmp_path).diagnostics if one.rule.id == "external-data"]
     assert [one.path for one in found] == ["m/1/model.onnx"] * (message is not None)
     assert message is None or message in found[0].message
     refused = nullcontext() if message is None else pytest.raises(Exception, match="xternal")
@@ -259,5 +259,5 @@ def test_links_that_lead_out_or_nowhere_are_named(repository, tmp_path):
     (folder / "far").symlink_to(os.path.relpath(tmp_path / "elsewhere", folder))
     (folder / "gone").symlink_to("nothing")
     (folder / "near").symlink_to("../../../manifest.json")  # in the build, which moves whole
-    found = {one.path: one.rule.id for one in lint(repository).findings}
+    found = {one.path: one.rule.id for one in lint(repository).diagnostics}
     assert found == {"qformer/1/far": "link-leaves", "qformer/1/gone": "link-broken"}

@@ -219,10 +219,10 @@ def test_another_distribution_of_the_first_token_is_told(vicuna_build, damaged):
 def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
     for arguments, message in (
         ((vicuna_build, "--stage", "visions"), "--stage visions: there is no such stage. Did you"),
-        ((vicuna_build, "--limit", 0), "--limit is 0; wanted 1 or more"),
+        ((vicuna_build, "--limit", 0), "--limit is 0; expected 1 or more"),
         ((vicuna_build, vicuna_build), "each once"),
         ((), "Missing argument"),
-        ((vicuna_build, "--html", "report.htm"), "wanted a file whose name ends in .html"),
+        ((vicuna_build, "--html", "report.htm"), "expected a file whose name ends in .html"),
         ((vicuna_build, "--html", "nowhere/a.html"), "nowhere cannot be written to; name another"),
     ):
         result = call(*arguments)

@@ -230,7 +230,7 @@ def test_the_contract_for_clients_is_in_the_ensembles_config(make_build):
     assert contract.limits.max_length == 200
     assert contract.limits.images == 4
     assert (contract.limits.slots, contract.limits.queue) == (3, 17)
-    assert contract.build["name"] == "small"
+    assert contract.build.name == "small"
 
 
 def test_the_language_model_is_told_its_limits(make_build):

@@ -53,7 +53,7 @@ def accelerators(config):
 @pytest.mark.parametrize("kind", ENGINES)
 def test_every_native_repository_is_clean_but_for_the_servers_backends(make_build, kind):
     repository, _ = assembled(make_build, kind)
-    found = lint(repository.path).findings
+    found = lint(repository.path).diagnostics
     onnx = kind.startswith("onnxruntime")  # the files of these builds are no graphs
     odd = {one.rule.id for one in found if one.rule.severity != Severity.NOTE}
     assert odd == ({"external-data"} if onnx else set())
@@ -113,7 +113,7 @@ def test_instances_may_use_every_profile_and_graphs_are_recorded_at_warmed_shape
 
 
 def test_a_batch_beyond_the_profiles_is_refused(make_build):
-    with pytest.raises(ServingError, match="takes batches up to 8, and 9 are wanted"):
+    with pytest.raises(ServingError, match="takes batches up to 8, but the build asks for 9"):
         assembled(make_build, "tensorrt", max_batch=9)
 
 
@@ -171,7 +171,7 @@ def test_what_carries_an_engine():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--triton-backend", "natve"], f"'natve'; wanted one of {', '.join(CHOICES)}"),
+        (["--triton-backend", "natve"], f"'natve'; expected one of {', '.join(CHOICES)}"),
         (["--engine", "tensorrt-rtx", "--target", "sm89"], "no backend of its own"),
         (["--precision", "bf16"], "ONNX Runtime reads no bf16 graph as it is"),
     ],

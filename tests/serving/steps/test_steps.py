@@ -386,7 +386,7 @@ def test_the_limits_are_the_operators(make_build):
 def test_limits_that_are_no_number_are_refused(make_build, name, text):
     directory, _ = make_build()
     step = StepArguments.from_triton(triton_arguments(directory, build="../..", **{name: text}))
-    with pytest.raises(OptionError, match=f"{name} is '{text}' in config.pbtxt; wanted a number"):
+    with pytest.raises(OptionError, match=f"{name} is '{text}' in config.pbtxt; expected an int"):
         _ = step.limits
 
 
