@@ -15,7 +15,7 @@ from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.graph.tracing import tied_weights, weight_dtype
-from iblip.export.precision import DTYPES
+from iblip.export.precision import COMPONENTS, DTYPES, PrecisionPolicy
 from iblip.export.quantisation.blocks import Numbers, Scales, ZeroPoints, blocks_of
 from iblip.export.quantisation.channels import recipes_of
 from iblip.export.quantisation.options import Quantisation
@@ -55,7 +55,7 @@ class ComponentPlan:
 
 def plan_components(
     checkpoint: Checkpoint,
-    precision: Mapping[str, str],
+    policy: PrecisionPolicy,
     quantisations: Mapping[str, Quantisation],
 ) -> tuple[ComponentPlan, ...]:
     """What `export.exporter.graphs_from_checkpoint` would write of the same arguments.
@@ -67,17 +67,19 @@ def plan_components(
     Raises:
         CheckpointError: a weight is missing, or has another shape than the config says.
     """
-    graphs: dict[str, list[str]] = {name: [] for name in precision}
-    plain: dict[str, set[Recipe]] = {name: set() for name in precision}
-    matrices: dict[str, set[Recipe]] = {name: set() for name in precision}
-    for component in components_from_checkpoint(checkpoint, precision):
+    graphs: dict[str, list[str]] = {name: [] for name in COMPONENTS}
+    plain: dict[str, set[Recipe]] = {name: set() for name in COMPONENTS}
+    matrices: dict[str, set[Recipe]] = {name: set() for name in COMPONENTS}
+    for component in components_from_checkpoint(checkpoint, policy):
         name = component.component
         graphs[name].append(component.graph)
         multiplied, others = _bound(component, checkpoint)
         matrices[name] |= multiplied
         plain[name] |= others
     return tuple(
-        _planned(name, precision[name], quantisations.get(name), graphs[name], matrices[name], rest)
+        _planned(
+            name, policy.word(name), quantisations.get(name), graphs[name], matrices[name], rest
+        )
         for name, rest in plain.items()
     )
 

@@ -44,7 +44,7 @@ class Span:
         parts = word.split(":")
         if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
             raise OptionError(
-                f"{word!r} is no range of sizes; wanted least:usual:most, or one size"
+                f"{word!r} is no range of sizes; wanted min:opt:max, or one size"
             )
         least, usual, most = map(int, parts * (4 - len(parts)) if len(parts) == 1 else parts)
         return cls(least=least, usual=usual, most=most)

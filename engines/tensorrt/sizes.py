@@ -38,10 +38,10 @@ class ProfileOptions:
     def __post_init__(self) -> None:
         for axis, size in self.usual.items():
             if axis not in self.most:
-                raise OptionError(f"--usual-{axis}: this build has no {axis}. Leave it out.")
+                raise OptionError(f"--opt-{axis}: this build has no {axis}. Leave it out.")
             if not 1 <= size <= self.most[axis]:
                 raise OptionError(
-                    f"--usual-{axis} is {size}; wanted 1 to {self.most[axis]}, "
+                    f"--opt-{axis} is {size}; wanted 1 to {self.most[axis]}, "
                     f"which {FLAGS[axis]} says"
                 )
         for profile in self.profiles:
@@ -108,14 +108,14 @@ def profile_from_word(word: str) -> dict[str, Span]:
     """Reads `batch=1:4:8,instruction=1:32:128`, the value of `--profile`.
 
     Raises:
-        OptionError: a part is not `axis=least:usual:most`, or an axis is named twice.
+        OptionError: a part is not `axis=min:opt:max`, or an axis is named twice.
     """
     spans: dict[str, Span] = {}
     for part in word.split(","):
         axis, equals, sizes = part.strip().partition("=")
         if not equals or axis in spans:
             fault = f"{axis} is named twice" if equals else f"{part!r} has no '='"
-            raise OptionError(f"--profile {word}: {fault}; wanted axis=least:usual:most,…")
+            raise OptionError(f"--profile {word}: {fault}; wanted axis=min:opt:max,…")
         spans[axis] = Span.from_word(sizes)
     return spans
 

@@ -24,6 +24,7 @@ from iblip.export.originals.joining import (
 )
 from iblip.export.originals.tokenizers import processor_of
 from iblip.export.originals.vocabulary import extended, vocabulary
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.system.files import sha256
 from iblip.export.weights.weight import Weight
 
@@ -138,8 +139,7 @@ def _fit_positions(tensors: dict[str, Weight], vision: Any) -> None:
 
 def _components(checkpoint: Checkpoint) -> list[Any]:
     """Every component but `batched_decoder`, which binds what `decoder` binds."""
-    precision = dict.fromkeys(("vision_encoder", "qformer", "language_model"), "fp32")
-    components = components_from_checkpoint(checkpoint, precision)
+    components = components_from_checkpoint(checkpoint, PrecisionPolicy())
     return [component for component in components if component.graph != "batched_decoder"]
 
 

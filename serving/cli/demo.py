@@ -39,10 +39,11 @@ def command(
 ) -> None:
     """Build the demo checkpoint, serve it with Triton, ask held-out questions, and stop.
 
-    The pictures show handwriting that the model was never trained on. Exit status 1 where fewer
+    The images show handwriting that the model was never trained on. Exit status 1 where fewer
     answers are right than the checkpoint claims.
     """
     from iblip.export.checkpoint.checkpoint import DEMO
+    from iblip.export.checkpoint.source import ModelSource
     from iblip.export.examples import read_examples
     from iblip.serving.builder.build import build
     from iblip.serving.builder.options import BuildOptions
@@ -56,7 +57,8 @@ def command(
 
     say = Terminal().note
     model = model or DEMO
-    options = BuildOptions(model=model, precision=precision, output=output)
+    source = ModelSource(model=str(model))
+    options = BuildOptions(source=source, precision=precision, output=output)
     questions = spread(read_examples(model / "examples"), count)
     directory = options.destination.absolute()
     started = time.monotonic()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -112,6 +113,24 @@ def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
     return GenerationOptions(**given_from_flags(flags))
 
 
+Options = TypeVar("Options")
+
+
+def options_of(kind: type[Options], flags: Mapping[str, Any]) -> Options:
+    """A command's options of one topic.
+
+    Args:
+        kind: a dataclass.
+        flags: what the command was given, by name; those that are fields of `kind` are taken, and
+            what is `None` leaves the field's default.
+
+    Raises:
+        OptionError: one is out of range.
+    """
+    names = [field.name for field in fields(cast(Any, kind))]
+    return kind(**{name: flags[name] for name in names if flags[name] is not None})
+
+
 def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--json`, as the argument `json_`."""
     text = "Print the result as JSON."
@@ -129,7 +148,7 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `export.checkpoint.source.ModelSource` is made of: `model`, `revision`, `parts`."""
+    """Adds fields of `export.checkpoint.source.ModelSource`: `model`, `revision` and `parts`."""
     for option in (
         click.option(
             "--part",
@@ -196,7 +215,7 @@ QUANTISATION: Mapping[str, tuple[Any, str]] = {
 
 
 def quantisation_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of quantisation, each `None` where it is not given."""
+    """Adds the fields of `export.quantisation.options.QuantisationOptions`."""
     for name, (kind, text) in reversed(list(QUANTISATION.items())):
         flag = "--" + name.replace("_", "-")
         given: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
@@ -209,7 +228,7 @@ def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `engines.tensorrt.options.PlanOptions` is made of."""
+    """Adds the fields of `engines.tensorrt.options.PlanOptions`."""
     for option in (
         click.option(
             "--workspace",
@@ -218,7 +237,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--builder-flag",
-            "builder_flags",
+            "flags",
             multiple=True,
             metavar="WORD",
             help="Plans: version-compatible, hardware-compatible=ampere-plus, refit, strip-plan, "
@@ -239,21 +258,21 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 SIZES: tuple[tuple[str, str], ...] = (
     ("max_batch", "Largest batch of vision encoder and Q-Former, in images. Default: 8."),
-    ("usual_batch", "Plans: the batch that most runs have. Default: a quarter of the largest."),
+    ("opt_batch", "Plans: the batch to tune for. Default: a quarter of the largest."),
     ("max_instruction", "Plans: longest instruction of the Q-Former, in tokens. Default: 128."),
-    ("usual_instruction", "Plans: the length of most. Default: a quarter of the longest."),
+    ("opt_instruction", "Plans: the length to tune for. Default: a quarter of the longest."),
 )
-"""Name and help of each option that says how large something may be, and usually is."""
+"""Name and help of each option that says how large something may be, and what to tune for."""
 
 
 def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `engines.tensorrt.sizes.ProfileOptions` is made of; `None` where not given."""
+    """Adds the fields of `serving.builder.options.SizeOptions`."""
     function = click.option(
         "--profile",
         "profiles",
         multiple=True,
         metavar="AXIS=SIZES[,…]",
-        help="Plans: sizes to tune for, least:usual:most, such as batch=1:1:1 or "
+        help="Plans: sizes to tune for, min:opt:max, such as batch=1:1:1 or "
         "batch=1:4:8,instruction=1:32:128. Repeatable; one must hold every request.",
     )(function)
     for name, text in reversed(SIZES):

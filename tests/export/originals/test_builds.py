@@ -48,9 +48,10 @@ def test_graphs_and_answers_are_those_of_hugging_faces_form(
     quiet_libraries()
     pair = request.getfixturevalue(fixture)
     source = ModelSource(model=NAMES[fixture], parts=pair.parts)
-    options = {"verify": False}
-    found = build(BuildOptions(model=source, output=tmp_path / "lavis", **options))
-    wanted = build(BuildOptions(model=pair.directory, output=tmp_path / "hf", **options))
+    options = {"verification": None}
+    found = build(BuildOptions(source=source, output=tmp_path / "lavis", **options))
+    source = ModelSource(model=str(pair.directory))
+    wanted = build(BuildOptions(source=source, output=tmp_path / "hf", **options))
     ours, theirs = Manifest.read(found), Manifest.read(wanted)
     assert digests(ours) == digests(theirs)
     assert ours.text == theirs.text
