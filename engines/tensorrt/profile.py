@@ -43,9 +43,7 @@ class Span:
         """
         parts = word.split(":")
         if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
-            raise OptionError(
-                f"{word!r} is no range of sizes; wanted min:opt:max, or one size"
-            )
+            raise OptionError(f"{word!r} is no range of sizes; wanted min:opt:max, or one size")
         least, usual, most = map(int, parts * (4 - len(parts)) if len(parts) == 1 else parts)
         return cls(least=least, usual=usual, most=most)
 

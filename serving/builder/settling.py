@@ -11,7 +11,7 @@ from iblip.export.errors import OptionError
 from iblip.export.opening import checkpoint_from_source
 from iblip.export.precision import COMPONENTS
 from iblip.export.progress import Progress
-from iblip.export.quantisation.options import quantisations
+from iblip.export.quantisation.options import Quantisation, quantisations
 from iblip.serving.builder.options import LLM_ENGINES, BuildOptions
 from iblip.serving.builder.settled import SettledBuild
 
@@ -47,8 +47,10 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     check_owners(options, engine.kind)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     engines = _choose_engines(options, engine.kind)
-    _check_precisions(options, engines, progress)
-    check_native(engine.kind, options.engines.triton_backend, options.policy)
+    quantised = quantisations(options.policy, options.quantisation)
+    _check_precisions(options, engines, quantised, progress)
+    backend = backend_for(engine.kind, options.engines.triton_backend)
+    check_native(engine.kind, backend, options.policy)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
@@ -60,9 +62,9 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         source=checkpoint.source or options.source,
         checkpoint=checkpoint,
         policy=policy,
-        quantisations=quantisations(policy, options.quantisation),
+        quantisations=quantised,
         engines=engines,
-        backend=backend_for(engine.kind, options.engines.triton_backend),
+        backend=backend,
         plans=options.plans,
         sizes=profile_options(options.sizes, limits.max_batch, limits.max_instruction),
         limits=limits,
@@ -82,18 +84,21 @@ def _choose_engines(options: BuildOptions, kind: str) -> dict[str, str]:
 
 
 def _check_precisions(
-    options: BuildOptions, engines: Mapping[str, str], progress: Progress
+    options: BuildOptions,
+    engines: Mapping[str, str],
+    quantised: Mapping[str, Quantisation],
+    progress: Progress,
 ) -> None:
     """Refuses what an engine cannot run, and notes what there is to say of the others."""
     from iblip.engines.precision_support import check_precision, remark_on_precision
     from iblip.engines.selection import BESIDE
 
-    policy, made = options.policy, quantisations(options.policy, options.quantisation)
+    policy = options.policy
     for component, kind in engines.items():
         llm = component == LANGUAGE_MODEL
         if llm and kind == "onnxruntime" and engines["vision_encoder"] in BESIDE:
             progress.note(STAYS_ON_CPU)
-        word, quantisation = policy.word(component), made.get(component)
+        word, quantisation = policy.word(component), quantised.get(component)
         check_precision(kind, component, word, quantisation, () if llm else options.plans.targets)
         if remark := remark_on_precision(kind, component, word, quantisation):
             progress.note(remark)

@@ -84,18 +84,18 @@ def backend_for(kind: str, requested: str = AUTO) -> str:
     return requested
 
 
-def check_native(kind: str, requested: str, policy: PrecisionPolicy) -> None:
+def check_native(kind: str, backend: str, policy: PrecisionPolicy) -> None:
     """Refuses what Triton's own backends cannot carry, before anything is built.
 
     Args:
         kind: of the components' engine.
-        requested: one of `CHOICES`.
+        backend: `PYTHON` or `NATIVE`.
         policy: the precision of each component.
 
     Raises:
-        OptionError: see `backend_for`; or a precision whose graphs the backend cannot open.
+        OptionError: a precision whose graphs the backend cannot open.
     """
-    if backend_for(kind, requested) == PYTHON or kind == "tensorrt":
+    if backend == PYTHON or kind == "tensorrt":
         return
     for component in ("vision_encoder", "qformer"):
         if policy.word(component) == "bf16":
