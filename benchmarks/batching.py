@@ -33,6 +33,7 @@ from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.checkpoint.source import ModelSource
 from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.cli.quiet import quiet_libraries
@@ -76,10 +77,10 @@ def main(
         figures: dict[str, Any] = {"model": shape}
         for precision in precisions:
             options = BuildOptions(
-                model=source,
+                source=ModelSource(model=str(source)),
                 output=Path(scratch) / precision,
                 precision=f"language_model={precision}",
-                verify=False,
+                verification=None,
             )
             figures[precision] = measure(build(options), tokens)
             click.echo(f"{precision}: {json.dumps(figures[precision])}", err=True)

@@ -124,13 +124,14 @@ def _rows(build: Path, output: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     from iblip.engines.tensorrt.options import PlanOptions
     from iblip.export.artifact.manifest import Manifest
     from iblip.export.progress import Silent
-    from iblip.serving.builder.sizes import sizes_of_build
+    from iblip.serving.builder.options import SizeOptions
+    from iblip.serving.builder.sizes import profile_options_of_build
 
     manifest = Manifest.read(build)
     how = PlanBuild(
         library=find_library("tensorrt-rtx"),
         options=PlanOptions(targets=(TARGET,)),
-        sizes=sizes_of_build(manifest),
+        sizes=profile_options_of_build(manifest, SizeOptions()),
     )
     for outcome in plans_of_build(build, manifest, output, how, Silent()):
         if outcome.plan is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from iblip.engines.hardware.nvidia import find_driver
 from iblip.engines.kinds import KINDS
 from iblip.export.errors import OptionError
-from iblip.export.quantisation.options import Quantisation
+from iblip.export.quantisation.options import Activations, Quantisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ _DYNAMIC = Refusal(
     " constants (DynamicQuantizeLinear is not an operator of its ONNX parser)",
     instead="Add --int8 static, or --engine onnxruntime.",
 )
-_WHOLE_NUMBERS = Refusal(
+_INTEGERS = Refusal(
     reason="the weights that vLLM reads are the checkpoint's own, as floats",
     instead="Choose fp32, fp16 or bf16 for it, or --llm-engine onnxruntime.",
 )
@@ -48,20 +48,23 @@ _FLOAT32_ATTENTION = Refusal(
     only="language_model",
 )
 
-REFUSALS: Mapping[tuple[str, str], Refusal] = {
-    ("tensorrt", "int8 dynamic"): _DYNAMIC,
-    ("tensorrt-rtx", "int8 dynamic"): _DYNAMIC,
-    ("onnxruntime-tensorrt", "int8 dynamic"): _DYNAMIC,
-    ("onnxruntime-tensorrt-rtx", "int8 dynamic"): _DYNAMIC,
-    ("onnxruntime-cuda", "int8 dynamic"): _FOUND_AT_RUN_TIME,
-    ("onnxruntime-cuda", "fp32"): _FLOAT32_ATTENTION,
-    ("onnxruntime-cuda", "int8"): _FLOAT32_ATTENTION,
-    ("onnxruntime-cuda", "int4"): _FLOAT32_ATTENTION,
-    ("vllm", "int8 dynamic"): _WHOLE_NUMBERS,
-    ("vllm", "int8"): _WHOLE_NUMBERS,
-    ("vllm", "int4"): _WHOLE_NUMBERS,
+Row = tuple[str, str, Activations]
+"""An engine, a precision word, and how activations are quantised (`float`: they are not)."""
+
+REFUSALS: Mapping[Row, Refusal] = {
+    ("tensorrt", "int8", "dynamic"): _DYNAMIC,
+    ("tensorrt-rtx", "int8", "dynamic"): _DYNAMIC,
+    ("onnxruntime-tensorrt", "int8", "dynamic"): _DYNAMIC,
+    ("onnxruntime-tensorrt-rtx", "int8", "dynamic"): _DYNAMIC,
+    ("onnxruntime-cuda", "int8", "dynamic"): _FOUND_AT_RUN_TIME,
+    ("onnxruntime-cuda", "fp32", "float"): _FLOAT32_ATTENTION,
+    ("onnxruntime-cuda", "int8", "float"): _FLOAT32_ATTENTION,
+    ("onnxruntime-cuda", "int4", "float"): _FLOAT32_ATTENTION,
+    ("vllm", "int8", "dynamic"): _INTEGERS,
+    ("vllm", "int8", "float"): _INTEGERS,
+    ("vllm", "int4", "float"): _INTEGERS,
 }
-"""By engine and kind of precision: see `kind_of_precision`."""
+"""What engines cannot run."""
 
 LEAST_TARGETS: Mapping[str, int] = {"fp8": 89}
 """By precision word: the first GPU architecture (`sm89`) that multiplies such numbers. TensorRT's
@@ -72,18 +75,11 @@ _EMULATED = (
     " those of a GPU up to rounding, the time is not. TensorRT is what it is for."
 )
 
-REMARKS: Mapping[tuple[str, str], str] = {
-    ("onnxruntime", "fp8 static"): _EMULATED,
-    ("onnxruntime", "int8-fp16 static"): _EMULATED,
+REMARKS: Mapping[Row, str] = {
+    ("onnxruntime", "fp8", "static"): _EMULATED,
+    ("onnxruntime", "int8-fp16", "static"): _EMULATED,
 }
-"""What to say of what an engine can run, by the same key."""
-
-
-def kind_of_precision(word: str, quantisation: Quantisation | None) -> str:
-    """The precision word, and behind it how activations are quantised where they are."""
-    if quantisation is None or quantisation.activations == "float":
-        return word
-    return f"{word} {quantisation.activations}"
+"""What there is to say of what engines can run."""
 
 
 def check_precision(
@@ -92,8 +88,8 @@ def check_precision(
     word: str,
     quantisation: Quantisation | None,
     targets: Sequence[str] = (),
-) -> str | None:
-    """Refuses what an engine cannot run; returns what there is to say of what it can.
+) -> None:
+    """Refuses what an engine cannot run.
 
     Args:
         engine: a key of `engines.kinds.KINDS`, or `vllm`.
@@ -106,15 +102,29 @@ def check_precision(
     Raises:
         OptionError: with the reason, and what to do instead.
     """
-    row = engine, kind_of_precision(word, quantisation)
+    row = _row(engine, word, quantisation)
     refusal = REFUSALS.get(row) or _refused_gpus(engine, word, targets)
     if refusal is not None and refusal.only in (None, component):
         raise OptionError(
             f"--precision {component}={word} is not for {engine}: {refusal.reason}."
             f" {refusal.instead}"
         )
-    remark = REMARKS.get(row)
+
+
+def remark_on_precision(
+    engine: str, component: str, word: str, quantisation: Quantisation | None
+) -> str | None:
+    """What the user should know of a precision that the engine can run; `None` if nothing.
+
+    Args:
+        engine, component, word, quantisation: as `check_precision` takes them.
+    """
+    remark = REMARKS.get(_row(engine, word, quantisation))
     return remark and f"{component}={word}: {remark}"
+
+
+def _row(engine: str, word: str, quantisation: Quantisation | None) -> Row:
+    return engine, word, quantisation.activations if quantisation else "float"
 
 
 def _refused_gpus(engine: str, word: str, targets: Sequence[str]) -> Refusal | None:

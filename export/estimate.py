@@ -15,7 +15,7 @@ from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.components.without_memory import without_memory
 from iblip.export.graph.tracing import tied_weights, weight_dtype
-from iblip.export.precision import DTYPES
+from iblip.export.precision import COMPONENTS, DTYPES, PrecisionPolicy
 from iblip.export.quantisation.blockwise import BlockwiseMatrix, Integers, Scales, ZeroPoints
 from iblip.export.quantisation.channelwise import weights_and_scales
 from iblip.export.quantisation.options import Quantisation
@@ -55,7 +55,7 @@ class ComponentEstimate:
 
 def estimate_components(
     checkpoint: Checkpoint,
-    precision: Mapping[str, str],
+    policy: PrecisionPolicy,
     quantisations: Mapping[str, Quantisation],
 ) -> tuple[ComponentEstimate, ...]:
     """Estimates what `export.exporter.graphs_from_checkpoint` would write for the same arguments.
@@ -67,10 +67,10 @@ def estimate_components(
     Raises:
         CheckpointError: a weight is missing, or has another shape than the config says.
     """
-    graphs: dict[str, list[str]] = {name: [] for name in precision}
-    plain: dict[str, set[Recipe]] = {name: set() for name in precision}
-    matrices: dict[str, set[Recipe]] = {name: set() for name in precision}
-    for component in components_from_checkpoint(checkpoint, precision):
+    graphs: dict[str, list[str]] = {name: [] for name in COMPONENTS}
+    plain: dict[str, set[Recipe]] = {name: set() for name in COMPONENTS}
+    matrices: dict[str, set[Recipe]] = {name: set() for name in COMPONENTS}
+    for component in components_from_checkpoint(checkpoint, policy):
         name = component.component
         graphs[name].append(component.graph)
         component_matrices, others = _bind_weights(component, checkpoint)
@@ -78,7 +78,7 @@ def estimate_components(
         plain[name] |= others
     return tuple(
         _estimate(
-            name, precision[name], quantisations.get(name), graphs[name], matrices[name], rest
+            name, policy.word(name), quantisations.get(name), graphs[name], matrices[name], rest
         )
         for name, rest in plain.items()
     )

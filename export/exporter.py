@@ -12,7 +12,7 @@ from iblip.export.components.graphs_of_checkpoint import components_from_checkpo
 from iblip.export.graph.trace_cache import TraceCache, trace_key
 from iblip.export.graph.tracing import Trace, trace
 from iblip.export.graph.writing import BoundGraph, size_of_weights, write_graphs
-from iblip.export.precision import DTYPES
+from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.calibration import measure
 from iblip.export.quantisation.graph import quantise
@@ -26,7 +26,7 @@ from iblip.export.weights.widening import widen_in_graph
 
 def graphs_from_checkpoint(
     checkpoint: Checkpoint,
-    precision: Mapping[str, str],
+    policy: PrecisionPolicy,
     directory: Path,
     progress: Progress,
     quantisations: Mapping[str, Quantisation] | None = None,
@@ -37,11 +37,11 @@ def graphs_from_checkpoint(
 
     Args:
         checkpoint: what is exported.
-        precision: of every component, as from `export.precision.parse_precision`.
+        policy: the precision of every component.
         directory: exists; gets a folder a component.
         progress: reports each graph.
         quantisations: by component, as from `export.quantisation.options.quantisations`; `None` is
-            what it makes of `precision` without options.
+            what it makes of `policy` without options.
         file_digests: filled with the sha256 of every file of the checkpoint, in hexadecimal, by
             path; each is hashed while its weights are read.
         traces: where traced graphs are loaded from, and kept; `None` traces every graph.
@@ -51,7 +51,7 @@ def graphs_from_checkpoint(
             no graph. Nothing is written then.
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
-    components = components_from_checkpoint(checkpoint, precision)
+    components = components_from_checkpoint(checkpoint, policy)
     traced = [_load_or_trace(component, checkpoint, traces, progress) for component in components]
     check_fit(
         {name: shape for graph in traced for name, (shape, _) in graph.weights.items()},
@@ -60,7 +60,7 @@ def graphs_from_checkpoint(
         known={name for graph in traced for name in graph.parameters},
     )
     if quantisations is None:
-        quantisations = quantisations_of(precision, QuantisationOptions())
+        quantisations = quantisations_of(policy, QuantisationOptions())
     measured = measure(traced, checkpoint, quantisations, progress)
     bound = [
         _bind_weights(graph, checkpoint, measured.get(graph.component.component))

@@ -16,6 +16,8 @@ is float32, and of the last two as in `fp16`: what a GPU computes in.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
@@ -91,51 +93,94 @@ def stays_in_float32(path: str) -> bool:
     return path.rpartition(".")[2] in IN_FLOAT32
 
 
-def parse_precision(text: str) -> dict[str, str]:
-    """Reads `fp16`, or a policy per component: `vision_encoder=fp16,language_model=int4`.
+@dataclass(frozen=True, kw_only=True)
+class PrecisionPolicy:
+    """The precision of each component: a word of `DTYPES`.
 
-    Returns:
-        The precision word of every component. Those that a policy leaves out are `fp32`; what one
-        word alone means is in `WORDS`.
+    Attributes:
+        vision_encoder, qformer, language_model: the word of each. A language model's `lavis` is
+            still a question, which `resolve` answers once the model is known.
 
     Raises:
-        OptionError: an unknown word, an unknown component, a component named twice, or a precision
-            that a component does not have.
+        OptionError: an unknown word, or one that a component cannot have.
     """
-    if "=" not in text:
-        word = _word(text, asked=text)
-        return dict(WORDS.get(word, dict.fromkeys(COMPONENTS, word)))
-    policy: dict[str, str] = {}
-    for item in text.split(","):
-        component, _, word = item.strip().partition("=")
-        if component not in COMPONENTS:
-            raise OptionError(
-                f"--precision {text}: there is no component {component!r};"
-                f" components: {', '.join(COMPONENTS)}.{did_you_mean(component, COMPONENTS)}"
-            )
-        if component in policy:
-            raise OptionError(f"--precision {text}: {component} is named twice")
-        policy[component] = _word(word, asked=text)
-        if policy[component] == "lavis" and component == "qformer":
-            policy[component] = LAVIS[component]
-        if reason := NOT_FOR.get((component, word)):
-            raise OptionError(f"--precision {text}: {component} cannot be {word}, {reason}")
-    return {component: policy.get(component, "fp32") for component in COMPONENTS}
+
+    vision_encoder: str = "fp32"
+    qformer: str = "fp32"
+    language_model: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for component, word in self.to_json().items():
+            _check(component, word, asked=str(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `fp16`, or a policy per component: `vision_encoder=fp16,language_model=int4`.
+
+        Components that a policy leaves out are `fp32`; `WORDS` says what one word alone means.
+
+        Raises:
+            OptionError: an unknown word, an unknown component, a component named twice, or a
+                precision that a component does not have.
+        """
+        if "=" not in text:
+            return cls(**_meaning(_known(text, asked=text)))
+        words: dict[str, str] = {}
+        for item in text.split(","):
+            component, _, word = item.strip().partition("=")
+            if component not in COMPONENTS:
+                raise OptionError(
+                    f"--precision {text}: there is no component {component!r};"
+                    f" components: {', '.join(COMPONENTS)}.{did_you_mean(component, COMPONENTS)}"
+                )
+            if component in words:
+                raise OptionError(f"--precision {text}: {component} is named twice")
+            _check(component, word, asked=text)
+            lavis = word == "lavis" and component == "qformer"
+            words[component] = LAVIS[component] if lavis else word
+        return cls(**words)
+
+    def resolve(self, model_type: str) -> Self:
+        """The policy with the word of the original's language model in the place of `lavis`.
+
+        Args:
+            model_type: of the language model, a key of `LAVIS_LANGUAGE_MODELS`.
+        """
+        if self.language_model != "lavis":
+            return self
+        return replace(self, language_model=LAVIS_LANGUAGE_MODELS.get(model_type, "fp16"))
+
+    def word(self, component: str) -> str:
+        """The word of one of `COMPONENTS`."""
+        word: str = getattr(self, component)
+        return word
+
+    def dtype(self, component: str) -> str:
+        """What one of `COMPONENTS` computes in, as `DTYPES` has it."""
+        return DTYPES[self.word(component)]
+
+    def to_json(self) -> dict[str, str]:
+        """Component to word, in the order of `COMPONENTS`, as a manifest has it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """The one word that means this, or else the word of each component; `parse` reads it."""
+        words = self.to_json()
+        each = ",".join(f"{component}={word}" for component, word in words.items())
+        return next((word for word in DTYPES if _meaning(word) == words), each)
 
 
-def of_language_model(policy: Mapping[str, str], model_type: str) -> dict[str, str]:
-    """The policy with the word of the original's language model in the place of `lavis`.
-
-    Args:
-        policy: by component.
-        model_type: of the language model, a key of `LAVIS_LANGUAGE_MODELS`.
-    """
-    lavis = policy["language_model"] == "lavis"
-    word = LAVIS_LANGUAGE_MODELS.get(model_type, "fp16") if lavis else policy["language_model"]
-    return {**policy, "language_model": word}
+def _meaning(word: str) -> Mapping[str, str]:
+    """What one word alone means, by component."""
+    return WORDS.get(word, dict.fromkeys(COMPONENTS, word))
 
 
-def _word(word: str, *, asked: str) -> str:
+def _check(component: str, word: str, *, asked: str) -> None:
+    if reason := NOT_FOR.get((component, _known(word, asked=asked))):
+        raise OptionError(f"--precision {asked}: {component} cannot be {word}, {reason}")
+
+
+def _known(word: str, *, asked: str) -> str:
     if word not in DTYPES:
         raise OptionError(
             f"--precision {asked}: there is no precision {word!r};"

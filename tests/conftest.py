@@ -24,9 +24,10 @@ from tokenizers import (
 )
 
 from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.graph.trace_cache import TraceCache
 from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.options import BuildOptions, VerificationOptions
 from iblip.serving.cli.quiet import quiet_libraries
 from tests.environments import environment_with
 
@@ -132,9 +133,14 @@ def blip2_build(
     return _build(random_checkpoint("opt"), parent, examples=checkpoints / "heldout")
 
 
-def _build(model: Path, parent: Path, **options: Any) -> Path:
+def _build(model: Path, parent: Path, examples: Path | None = None) -> Path:
     quiet_libraries()
-    return build(BuildOptions(model=model, output=parent / model.name, limit=EXAMPLES, **options))
+    options = BuildOptions(
+        source=ModelSource(model=str(model)),
+        output=parent / model.name,
+        verification=VerificationOptions(examples=examples, limit=EXAMPLES),
+    )
+    return build(options)
 
 
 CORPUS = [

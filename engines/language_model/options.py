@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from iblip.engines.language_model.option_table import OPTIONS, VLLM
 from iblip.export.errors import OptionError
+from iblip.export.messages import did_you_mean
 
 
 def _default(name: str) -> Any:
@@ -164,8 +165,5 @@ def _id(key: object) -> object:
 
 
 def _unknown(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, OPTIONS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"there is no option {name!r}.{hint} Options: {', '.join(sorted(OPTIONS))}"
+    options = ", ".join(sorted(OPTIONS))
+    return f"there is no option {name!r}.{did_you_mean(name, OPTIONS)} Options: {options}"

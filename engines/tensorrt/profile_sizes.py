@@ -39,10 +39,10 @@ class ProfileOptions:
     def __post_init__(self) -> None:
         for axis, size in self.opt.items():
             if axis not in self.max:
-                raise OptionError(f"--usual-{axis}: this build has no {axis}. Leave it out.")
+                raise OptionError(f"--opt-{axis}: this build has no {axis}. Leave it out.")
             if not 1 <= size <= self.max[axis]:
                 raise OptionError(
-                    f"--usual-{axis} is {size}; expected 1 to {self.max[axis]}, "
+                    f"--opt-{axis} is {size}; expected 1 to {self.max[axis]}, "
                     f"the limit of {FLAGS[axis]}"
                 )
         for profile in self.profiles:

@@ -14,7 +14,7 @@ from iblip.export.components.qformer import qformer
 from iblip.export.components.t5 import t5
 from iblip.export.components.vision_encoder import vision_encoder
 from iblip.export.errors import CheckpointError
-from iblip.export.precision import of_language_model
+from iblip.export.precision import PrecisionPolicy
 
 LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
     "llama": llama,
@@ -25,13 +25,13 @@ LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
 
 
 def components_from_checkpoint(
-    checkpoint: Checkpoint, precision: Mapping[str, str]
+    checkpoint: Checkpoint, policy: PrecisionPolicy
 ) -> tuple[Component, ...]:
     """Returns every graph of `checkpoint`, in the order in which data flows through them.
 
     Args:
         checkpoint: what is exported.
-        precision: of every component, as from `export.precision.parse_precision`.
+        policy: the precision of every component.
 
     Raises:
         CheckpointError: the language model is not in `LANGUAGE_MODELS`, or is of a form that cannot
@@ -45,15 +45,15 @@ def components_from_checkpoint(
             f" supported: {', '.join(LANGUAGE_MODELS)}"
         )
     language = LANGUAGE_MODELS[architecture]
-    precision = of_language_model(precision, architecture)
-    vision = precision["vision_encoder"]
+    policy = policy.resolve(architecture)
+    vision = policy.vision_encoder
     return (
         vision_encoder(config, image_processor_settings(checkpoint), precision=vision),
         qformer(
             config,
             projector=checkpoint.projector,
-            precision=precision["qformer"],
+            precision=policy.qformer,
             input_precision=vision,
         ),
-        *language(config, precision=precision["language_model"]),
+        *language(config, precision=policy.language_model),
     )

@@ -23,6 +23,7 @@ from iblip.export.originals.joining import (
 )
 from iblip.export.originals.tokenizers import processor_of
 from iblip.export.originals.vocabulary import extend_vocabulary, set_vocabulary
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.system.files import sha256
 from iblip.export.weights.fit import check_fit
 from iblip.export.weights.weight import Weight
@@ -146,8 +147,7 @@ def _fit_positions(tensors: dict[str, Weight], vision: Any) -> None:
 
 def _components(checkpoint: Checkpoint) -> list[Any]:
     """Returns every component but `batched_decoder`, which has the same weights as `decoder`."""
-    precision = dict.fromkeys(("vision_encoder", "qformer", "language_model"), "fp32")
-    components = components_from_checkpoint(checkpoint, precision)
+    components = components_from_checkpoint(checkpoint, PrecisionPolicy())
     return [component for component in components if component.graph != "batched_decoder"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from iblip.export.errors import OptionError
+from iblip.export.precision import COMPONENTS, PrecisionPolicy
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Weights a scale that `com.microsoft.MatMulNBits` takes."""
@@ -127,21 +128,19 @@ CHOICES: Mapping[str, Any] = {"int8": Int8, "llm_int8": LanguageModelInt8, "int4
 """Options that are one of some words."""
 
 
-def quantisations(
-    policy: Mapping[str, str], options: QuantisationOptions
-) -> dict[str, Quantisation]:
+def quantisations(policy: PrecisionPolicy, options: QuantisationOptions) -> dict[str, Quantisation]:
     """The quantisation of each component that has one.
 
     Args:
-        policy: by component, as from `export.precision.parse_precision`.
+        policy: the precision of every component.
         options: the caller's.
 
     Raises:
         OptionError: one says something of no component.
     """
-    made = {name: _quantisation(name, word, options) for name, word in policy.items()}
+    made = {name: _quantisation(name, policy.word(name), options) for name in COMPONENTS}
     found = {name: quantisation for name, quantisation in made.items() if quantisation is not None}
-    items = [(name, policy[name], quantisation) for name, quantisation in found.items()]
+    items = [(name, policy.word(name), quantisation) for name, quantisation in found.items()]
     usual = QuantisationOptions()
     for name, (used, where) in USED.items():
         if getattr(options, name) != getattr(usual, name) and not any(map(used, items)):

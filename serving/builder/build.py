@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iblip.export.artifact.directory import new_build
-from iblip.export.artifact.manifest import (
-    MANIFEST,
-)
+from iblip.export.artifact.manifest import MANIFEST, Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
-from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import VerificationError
 from iblip.export.progress import Progress, Silent
-from iblip.serving.builder.engines import engine_records
+from iblip.serving.builder.engines import build_engines
 from iblip.serving.builder.inputs import difference, inputs_of
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.records import manifest_of_build
-from iblip.serving.builder.settling import prepared
-
-if TYPE_CHECKING:
-    from iblip.engines.selection import EngineChoice
-
-logger = logging.getLogger(__name__)
+from iblip.serving.builder.settled import SettledBuild
+from iblip.serving.builder.settling import settle
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> Path:
@@ -40,9 +32,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
         VerificationError: the build's numbers or answers leave their limits; nothing is replaced.
         BuildDirectoryError: the destination cannot be written, or is something else.
     """
-    progress, destination = progress or Silent(), options.destination.absolute()
-    options, checkpoint, engine = prepared(options, progress)
-    inputs = inputs_of(options, checkpoint, engine)
+    progress = progress or Silent()
+    settled = settle(options, progress)
+    inputs, destination = inputs_of(settled), settled.destination
     if not options.force and (destination / MANIFEST).exists():
         change = difference(destination, inputs)
         if change is None:
@@ -50,73 +42,93 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
             return destination
         progress.note(f"{destination} is built anew: {change}")
     with new_build(destination) as work:
-        digests = _fill(work, options, checkpoint, engine, progress)
+        digests = _fill(work, settled, progress)
         inputs.write(work, digests)
     return destination
 
 
-def _fill(
-    work: Path,
-    options: BuildOptions,
-    checkpoint: Checkpoint,
-    engine: EngineChoice,
-    progress: Progress,
-) -> dict[Path, str]:
+def _fill(work: Path, settled: SettledBuild, progress: Progress) -> dict[Path, str]:
     """Makes the build in `work`; returns the sha256 of the checkpoint's files."""
-    from iblip.engines.evaluation.texts import text_reports
-    from iblip.export.exporter import graphs_from_checkpoint
-    from iblip.export.graph.trace_cache import TraceCache
-    from iblip.serving.repository.assembling import repository_from_engines
-
-    (work / "graphs").mkdir()
     digests: dict[Path, str] = {}
-    graphs = graphs_from_checkpoint(
-        checkpoint,
-        options.components,
-        work / "graphs",
-        progress,
-        options.quantisations,
-        file_digests=digests,
-        traces=TraceCache(options.trace_cache) if options.trace_cache else None,
-    )
-    verified = _proven(graphs, options, checkpoint, progress)
-    records = engine_records(work, verified, options, engine, checkpoint, progress)
-    files = checkpoint.digests(digests)
-    manifest = manifest_of_build(work, options, checkpoint, verified, records, files)
+    graphs = _export_graphs(work / "graphs", settled, progress, digests)
+    verified = _verify_graphs(graphs, settled, progress)
+    engines = build_engines(work, settled, verified, progress)
+    files = settled.checkpoint.digests(digests)
+    manifest = manifest_of_build(work, settled, verified, engines, files)
     manifest.write(work)
-    if options.verify:
-        text = text_reports(
-            work, checkpoint, progress, examples=options.examples, limit=options.limit
-        )["text"]
-        _check_answers(text)
-        manifest = replace(manifest, verification={**manifest.verification, "text": text})
-        manifest.write(work)
-    with progress.stage("assemble the Triton repository"):
-        repository_from_engines(
-            work, manifest, max_batch=manifest.limits.max_batch, backend=options.triton_backend
-        )
+    manifest = _compare_answers(work, settled, manifest, progress)
+    _assemble_repository(work, settled, manifest, progress)
     return digests
 
 
-def _check_answers(text: Mapping[str, Any]) -> None:
-    if not text.get("passed", True):
-        cases = "\n  ".join(str(case) for case in text["different"][:3])
-        raise VerificationError(
-            f"the build says the same as transformers on {text['same_text']} of {text['examples']}"
-            f" examples; wanted {text['wanted_agreement']:.0%}. It differs, for instance, on:"
-            f"\n  {cases}"
-        )
+def _export_graphs(
+    directory: Path, settled: SettledBuild, progress: Progress, digests: dict[Path, str]
+) -> tuple[OnnxGraph, ...]:
+    """Writes the graphs; `digests` gets the sha256 of the files that are read for them."""
+    from iblip.export.exporter import graphs_from_checkpoint
+    from iblip.export.graph.trace_cache import TraceCache
+
+    directory.mkdir()
+    traces = settled.caches.traces
+    return graphs_from_checkpoint(
+        settled.checkpoint,
+        settled.policy,
+        directory,
+        progress,
+        settled.quantisations,
+        file_digests=digests,
+        traces=TraceCache(traces) if traces else None,
+    )
 
 
-def _proven(
-    graphs: tuple[OnnxGraph, ...],
-    options: BuildOptions,
-    checkpoint: Checkpoint,
-    progress: Progress,
+def _verify_graphs(
+    graphs: tuple[OnnxGraph, ...], settled: SettledBuild, progress: Progress
 ) -> tuple[VerifiedGraph, ...]:
-    if not options.verify:
+    if settled.verification is None:
         progress.note("verification is skipped (--no-verify); the manifest says so")
         return tuple(VerifiedGraph.without_proof(graph, reason="--no-verify") for graph in graphs)
     from iblip.export.verification.graphs import verify_graphs
 
-    return verify_graphs(graphs, checkpoint, progress)
+    return verify_graphs(graphs, settled.checkpoint, progress)
+
+
+def _compare_answers(
+    work: Path, settled: SettledBuild, manifest: Manifest, progress: Progress
+) -> Manifest:
+    """Compares the texts of the build in `work` with transformers', and adds that to its manifest.
+
+    Raises:
+        VerificationError: too many differ.
+    """
+    if (asked := settled.verification) is None:
+        return manifest
+    from iblip.engines.evaluation.texts import text_reports
+
+    report = text_reports(
+        work, settled.checkpoint, progress, examples=asked.examples, limit=asked.limit
+    )["text"]
+    _check_answers(report)
+    manifest = replace(manifest, verification={**manifest.verification, "text": report})
+    manifest.write(work)
+    return manifest
+
+
+def _check_answers(report: Mapping[str, Any]) -> None:
+    if not report.get("passed", True):
+        cases = "\n  ".join(str(case) for case in report["different"][:3])
+        raise VerificationError(
+            f"the build says the same as transformers on {report['same_text']} of"
+            f" {report['examples']} examples; wanted {report['wanted_agreement']:.0%}. It differs,"
+            f" for instance, on:\n  {cases}"
+        )
+
+
+def _assemble_repository(
+    work: Path, settled: SettledBuild, manifest: Manifest, progress: Progress
+) -> None:
+    from iblip.serving.repository.assembling import repository_from_engines
+
+    with progress.stage("assemble the Triton repository"):
+        repository_from_engines(
+            work, manifest, max_batch=settled.limits.max_batch, backend=settled.backend
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from iblip.export.artifact.manifest import MEANS_NOTHING
 from iblip.export.progress import Silent
 from iblip.serving.builder.options import BuildOptions
-from iblip.serving.builder.settling import prepared
+from iblip.serving.builder.settled import SettledBuild
+from iblip.serving.builder.settling import settle
 from iblip.serving.server.memory import DECODER, ServingMemory, bytes_a_position, gib
 
 if TYPE_CHECKING:
@@ -128,20 +129,19 @@ def plan(options: BuildOptions) -> Plan:
     """
     from iblip.export.estimate import estimate_components
 
-    destination = options.destination.absolute()
-    options, checkpoint, engine = prepared(options, Silent())
-    place = next(parent for parent in destination.parents if parent.exists())
-    ours = engine.kind == "onnxruntime" and options.vllm is None
-    components = estimate_components(checkpoint, options.components, options.quantisations)
+    settled = settle(options, Silent())
+    checkpoint = settled.checkpoint
+    place = next(parent for parent in settled.destination.parents if parent.exists())
+    components = estimate_components(checkpoint, settled.policy, settled.quantisations)
     return Plan(
-        directory=destination,
+        directory=settled.destination,
         name=checkpoint.name,
         synthetic=checkpoint.synthetic,
         components=components,
         copied=_copied(checkpoint, components, place),
         free=shutil.disk_usage(place).free,
-        memory=_memory(options, checkpoint, components) if ours else None,
-        verify=options.verify,
+        memory=_memory(settled, components),
+        verify=settled.verification is not None,
     )
 
 
@@ -159,18 +159,17 @@ def _disk(path: Path) -> int:
     return path.stat().st_dev
 
 
-def _memory(
-    options: BuildOptions, checkpoint: Checkpoint, components: tuple[ComponentEstimate, ...]
-) -> ServingMemory:
+def _memory(settled: SettledBuild, components: Sequence[ComponentEstimate]) -> ServingMemory | None:
+    """What a server takes; `None` where another engine runs a component."""
     from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
-    from iblip.serving.builder.settling import limits_from_options
 
-    graphs = components_from_checkpoint(checkpoint, options.components)
+    if settled.engine != "onnxruntime" or settled.vllm is not None:
+        return None
+    graphs = components_from_checkpoint(settled.checkpoint, settled.policy)
     decoder = next(graph for graph in graphs if graph.graph == DECODER)
-    limits = limits_from_options(options, checkpoint)
     return ServingMemory(
         weights=sum(component.loaded for component in components),
         position=bytes_a_position(decoder.contract),
-        slots=limits.slots,
-        positions=limits.max_length,
+        slots=settled.limits.slots,
+        positions=settled.limits.max_length,
     )

@@ -1,6 +1,6 @@
 """Whether a build directory already is the build that is asked for, so that none has to be made.
 
-Beside its manifest a build has `inputs.json`: all that it followed from (options, engine, code,
+Beside its manifest a build has `inputs.json`: all that it followed from (what was decided, code,
 libraries), and a stamp of every file that it was made of or consists of. As `make` and `git` do,
 files are told apart by size, time and inode; one of the source that differs in these alone is the
 same if its sha256 is.
@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,16 +23,14 @@ from iblip.export.system.files import sha256
 from iblip.export.system.toolchain import code_digest, library_versions
 
 if TYPE_CHECKING:
-    from iblip.engines.selection import EngineChoice
-    from iblip.export.checkpoint.checkpoint import Checkpoint
-    from iblip.serving.builder.options import BuildOptions
+    from iblip.serving.builder.settled import SettledBuild
 
 logger = logging.getLogger(__name__)
 
 RECORD = "inputs.json"
 """Its file in a build directory."""
 
-FORMAT = 1
+FORMAT = 2
 """Of that file; another one is no record."""
 
 PACKAGES = ("iblip.export", "iblip.engines", "iblip.serving", "iblip.model_repository")
@@ -40,9 +38,6 @@ PACKAGES = ("iblip.export", "iblip.engines", "iblip.serving", "iblip.model_repos
 
 SMALL = 16 * 2**20
 """Bytes: the sha256 of a source's file that is no larger is always taken."""
-
-_UNTOLD = ("model", "output", "precision", "engine_cache", "trace_cache", "force")
-"""Options that do not say what is made, or that are told in other words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +84,7 @@ class Inputs:
     """All that a build follows from.
 
     Attributes:
-        told: options, engine, libraries and code, JSON-ready, each under its name.
+        told: what was decided, libraries and code, JSON-ready, each under its name.
         sources: every file of the checkpoint, and of what else is read, by absolute path.
     """
 
@@ -116,63 +111,79 @@ class Inputs:
         (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def inputs_of(options: BuildOptions, checkpoint: Checkpoint, engine: EngineChoice) -> Inputs:
-    """What a build of these would follow from.
-
-    Args:
-        options, checkpoint, engine: as `serving.builder.settling.prepared` gives them.
-    """
+def inputs_of(settled: SettledBuild) -> Inputs:
+    """What a build follows from."""
     told = {
-        **{
-            f"--{option.name.replace('_', '-')}": getattr(options, option.name)
-            for option in fields(options)
-            if option.init and option.name not in _UNTOLD
-        },
-        "--precision": options.components,
-        "--model": (checkpoint.source or options.source).to_json(),
-        "the engine": {"kind": engine.kind, **_library(options, engine)},
+        **_decisions(settled),
         **{f"the version of {name}": word for name, word in library_versions().items()},
         "the version of Python": platform.python_version(),
         "the code of this project": {"sha256": code_digest(*PACKAGES)},
     }
     return Inputs(
         told=json.loads(json.dumps(told, default=_plain)),
-        sources={str(path): _stamp(path) for path in sorted(_sources(options, checkpoint))},
+        sources={str(path): _stamp(path) for path in sorted(_sources(settled))},
     )
 
 
+def _decisions(settled: SettledBuild) -> dict[str, Any]:
+    """Everything that was decided, under the option that decides it where there is one."""
+    limits, verification = settled.limits, settled.verification
+    return {
+        "--model": settled.source.to_json(),
+        "--precision": str(settled.policy),
+        "quantisation": settled.quantisations,
+        "--engine": settled.engine,
+        "--llm-engine": settled.engines["language_model"],
+        "--triton-backend": settled.backend,
+        "the setting of vLLM": settled.vllm,
+        "--target": settled.plans.targets,
+        "--builder-flag": settled.plans.flags,
+        "--workspace": settled.plans.workspace,
+        "what builds plans": _plan_builder(settled),
+        "--slots": limits.slots,
+        "--max-length": limits.max_length,
+        "--queue": limits.queue,
+        "--max-images": limits.images,
+        "--max-batch": limits.max_batch,
+        "--max-instruction": limits.max_instruction,
+        "the choice of profiles": settled.sizes,
+        "--verify": verification is not None,
+        "--examples": verification and verification.examples,
+        "--limit": verification and verification.limit,
+    }
+
+
 def _plain(value: Any) -> Any:
-    """What `json` does not know: options that are dataclasses, mappings, paths."""
-    if hasattr(value, "__dataclass_fields__"):
-        return asdict(value)
-    return dict(value) if isinstance(value, Mapping) else str(value)
+    """What `json` does not know: dataclasses, paths."""
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)
 
 
-def _library(options: BuildOptions, engine: EngineChoice) -> dict[str, Any]:
-    """Of plans: what builds them, and the GPU that they are for where no target is named."""
+def _plan_builder(settled: SettledBuild) -> dict[str, Any]:
+    """Of plans: the library's version, and the GPU that they are for where no target is named."""
     from iblip.engines.kinds import KINDS
 
-    if not KINDS[engine.kind].plans:
+    if not KINDS[settled.engine].plans:
         return {}
     from iblip.engines.cache.key import this_gpu
     from iblip.engines.tensorrt.libraries import find_library
 
-    gpu = {} if options.targets else this_gpu()
-    return {"version": find_library(engine.kind).version, "gpu": gpu}
+    gpu = {} if settled.plans.targets else this_gpu()
+    return {"version": find_library(settled.engine).version, "gpu": gpu}
 
 
-def _sources(options: BuildOptions, checkpoint: Checkpoint) -> set[Path]:
+def _sources(settled: SettledBuild) -> set[Path]:
     """Files of the checkpoint, and of what graphs are measured and answers compared on."""
-    asked = [options.examples or checkpoint.directory / "examples"]
-    if options.quantisation.calibration is not None:
-        asked.append(options.quantisation.calibration)
-    source = checkpoint.source or options.source
-    places = [place.absolute() for place in (checkpoint.directory, *source.parts.values(), *asked)]
-    found = {file for place in places for file in _files_in(place)} | set(checkpoint.files)
-    for place in asked:
+    checkpoint = settled.checkpoint
+    read = {checkpoint.directory / "examples"}
+    if settled.verification is not None and settled.verification.examples is not None:
+        read.add(settled.verification.examples)
+    read |= {made.calibration for made in settled.quantisations.values() if made.calibration}
+    places = [checkpoint.directory, *settled.source.parts.values(), *read]
+    found = {file for place in places for file in _files_in(place.absolute())}
+    found |= set(checkpoint.files)
+    for place in read:
         found |= {image for image in _images(place.absolute()) if image.exists()}
-    destination = options.destination.absolute()
-    return {path for path in found if not path.is_relative_to(destination)}
+    return {path for path in found if not path.is_relative_to(settled.destination)}
 
 
 def _images(examples: Path) -> set[Path]:

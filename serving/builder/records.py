@@ -14,26 +14,32 @@ from iblip.export.artifact.manifest import (
     Manifest,
 )
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
-from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.system.toolchain import library_versions
-from iblip.serving.builder.options import BuildOptions
-from iblip.serving.builder.settling import limits_from_options
+from iblip.serving.builder.settled import SettledBuild
 
 
 def manifest_of_build(
     work: Path,
-    options: BuildOptions,
-    checkpoint: Checkpoint,
+    settled: SettledBuild,
     verified: tuple[VerifiedGraph, ...],
     records: Mapping[str, EngineRecord],
     files: Mapping[str, str],
 ) -> Manifest:
-    """The manifest of the build in `work`, before its answers are compared."""
+    """The manifest of the build in `work`, before its answers are compared.
+
+    Args:
+        work: the build in the making.
+        settled: what it is.
+        verified: its graphs.
+        records: of its engines, by component.
+        files: sha256 of the checkpoint's files, in hexadecimal, by name.
+    """
     from iblip.export.checkpoint.facts import language_model_facts, preprocessing, write_tokenizers
 
+    checkpoint, precision = settled.checkpoint, settled.policy.to_json()
     components = {
         component: ComponentRecord(
-            precision=precision,
+            precision=word,
             graphs={
                 proof.graph.name: _graph_record(work, proof.graph)
                 for proof in verified
@@ -44,23 +50,23 @@ def manifest_of_build(
                 (p.graph.quantisation for p in verified if p.graph.component == component), {}
             ),
         )
-        for component, precision in options.components.items()
+        for component, word in precision.items()
     }
     return Manifest(
         name=checkpoint.name,
         family=checkpoint.family.name,
         source={
-            **(checkpoint.source or options.source).to_json(),
+            **settled.source.to_json(),
             "path": str(checkpoint.directory),
             "synthetic": checkpoint.synthetic,
             "files": files,
         },
-        precision=options.components,
+        precision=precision,
         components=components,
         preprocessing=preprocessing(checkpoint),
         text=write_tokenizers(checkpoint, work),
         language_model=language_model_facts(checkpoint),
-        limits=limits_from_options(options, checkpoint),
+        limits=settled.limits,
         verification=_figures(verified),
         tools=library_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

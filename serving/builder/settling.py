@@ -1,26 +1,24 @@
-"""What a build is asked for, checked against machine, engine and checkpoint, and made definite."""
+"""From what a build is asked for to what it is: checked against machine, engine and checkpoint."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from iblip.export.artifact.manifest import (
-    IMAGES,
-    MEANS_NOTHING,
-    ServingLimits,
-)
+from iblip.export.artifact.manifest import BATCH, IMAGES, MEANS_NOTHING, ServingLimits
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.opening import checkpoint_from_source
-from iblip.export.precision import of_language_model
+from iblip.export.precision import COMPONENTS
 from iblip.export.progress import Progress
+from iblip.export.quantisation.options import Quantisation, quantisations
 from iblip.serving.builder.options import LLM_ENGINES, BuildOptions
+from iblip.serving.builder.settled import SettledBuild
 
 if TYPE_CHECKING:
-    from iblip.engines.selection import EngineChoice
-logger = logging.getLogger(__name__)
+    from iblip.engines.language_model.vllm.settings import VllmSettings
+
+LANGUAGE_MODEL = "language_model"
 
 STAYS_ON_CPU = (
     "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
@@ -29,63 +27,84 @@ STAYS_ON_CPU = (
 """Said where ONNX Runtime runs the other components on a GPU."""
 
 
-def prepared(
-    options: BuildOptions, progress: Progress
-) -> tuple[BuildOptions, Checkpoint, EngineChoice]:
-    """Options, checkpoint and engine of a build, all of them checked before anything is written.
+def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
+    """Decides everything that a build is, before anything is written.
+
+    Args:
+        options: what is asked for.
+        progress: told what is chosen, and of a download.
 
     Raises:
         OptionError: an option that does not fit this machine or the others.
         CheckpointError: the checkpoint is missing, truncated or not supported.
     """
     from iblip.engines.selection import choose_engine
-    from iblip.serving.builder.sizes import check_owners, longest_instruction, sizes_from_options
-    from iblip.serving.repository.native import check_native
+    from iblip.serving.builder.sizes import check_owners, profile_options
+    from iblip.serving.repository.native import backend_for, check_native
 
-    engine = choose_engine(options.engine, options.targets)
+    destination = options.destination.absolute()
+    engine = choose_engine(options.engines.engine, options.plans.targets)
     check_owners(options, engine.kind)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
-    _check_precisions(options, engine, progress)
-    check_native(engine.kind, options.triton_backend, options.components)
+    engines = _choose_engines(options, engine.kind)
+    quantised = quantisations(options.policy, options.quantisation)
+    _check_precisions(options, engines, quantised, progress)
+    backend = backend_for(engine.kind, options.engines.triton_backend)
+    check_native(engine.kind, backend, options.policy)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
-    model_type = checkpoint.config.text_config.model_type
-    policy = of_language_model(options.components, model_type)
-    if policy != options.components:
-        options = replace(options, precision=",".join(f"{k}={v}" for k, v in policy.items()))
-    limits = limits_from_options(options, checkpoint)
-    options = replace(
-        options,
-        # The images of one request are one batch.
-        max_batch=max(options.max_batch, limits.images),
-        max_instruction=longest_instruction(options, engine.kind, checkpoint),
+    policy = options.policy.resolve(checkpoint.config.text_config.model_type)
+    limits = _settle_limits(options, engine.kind, checkpoint)
+    return SettledBuild(
+        destination=destination,
+        source=checkpoint.source or options.source,
+        checkpoint=checkpoint,
+        policy=policy,
+        quantisations=quantised,
+        engines=engines,
+        backend=backend,
+        plans=options.plans,
+        sizes=profile_options(options.sizes, limits.max_batch, limits.max_instruction),
+        limits=limits,
+        vllm=_settle_vllm(options, checkpoint, policy.language_model),
+        caches=options.caches,
+        verification=options.verification,
     )
-    sizes_from_options(options)
-    if options.vllm is not None:
-        from iblip.engines.language_model.vllm.building import check_vllm
-
-        check_vllm(checkpoint, options.components["language_model"], options.vllm)
-    return options, checkpoint, engine
 
 
-def _check_precisions(options: BuildOptions, engine: EngineChoice, progress: Progress) -> None:
-    from iblip.engines.precision_support import check_precision
-    from iblip.engines.selection import BESIDE, language_model_kind
+def _choose_engines(options: BuildOptions, kind: str) -> dict[str, str]:
+    """The kind of each component's engine, where the others' is `kind`."""
+    from iblip.engines.selection import language_model_kind
 
-    for component, word in options.components.items():
-        llm = component == "language_model"
-        kind = language_model_kind(options.llm_engine, engine.kind, word) if llm else engine.kind
-        if llm and kind == "onnxruntime" and engine.kind in BESIDE:
+    word = options.policy.language_model
+    llm = language_model_kind(options.engines.llm_engine, kind, word)
+    return dict.fromkeys(COMPONENTS, kind) | {LANGUAGE_MODEL: llm}
+
+
+def _check_precisions(
+    options: BuildOptions,
+    engines: Mapping[str, str],
+    quantised: Mapping[str, Quantisation],
+    progress: Progress,
+) -> None:
+    """Refuses what an engine cannot run, and notes what there is to say of the others."""
+    from iblip.engines.precision_support import check_precision, remark_on_precision
+    from iblip.engines.selection import BESIDE
+
+    policy = options.policy
+    for component, kind in engines.items():
+        llm = component == LANGUAGE_MODEL
+        if llm and kind == "onnxruntime" and engines["vision_encoder"] in BESIDE:
             progress.note(STAYS_ON_CPU)
-        targets = () if llm else options.targets
-        quantisation = options.quantisations.get(component)
-        if remark := check_precision(kind, component, word, quantisation, targets):
+        word, quantisation = policy.word(component), quantised.get(component)
+        check_precision(kind, component, word, quantisation, () if llm else options.plans.targets)
+        if remark := remark_on_precision(kind, component, word, quantisation):
             progress.note(remark)
 
 
-def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> ServingLimits:
+def _settle_limits(options: BuildOptions, kind: str, checkpoint: Checkpoint) -> ServingLimits:
     """What the build takes on.
 
     Raises:
@@ -93,38 +112,52 @@ def limits_from_options(options: BuildOptions, checkpoint: Checkpoint) -> Servin
             the family takes one image, or so many do not fit.
     """
     from iblip.export.checkpoint.facts import language_model_facts
+    from iblip.serving.builder.sizes import longest_instruction
 
-    facts = language_model_facts(checkpoint)
+    asked, facts = options.limits, language_model_facts(checkpoint)
     # The visual prompt, one token of prompt, one of answer.
     least, most = facts.num_query_tokens + 2, facts.max_length
-    length = most if options.max_length is None else options.max_length
+    length = most if asked.max_length is None else asked.max_length
     if not least <= length <= most:
         raise OptionError(
             f"--max-length is {length}; this model's sequences have {least} to {most} positions, "
-            f"{facts.num_query_tokens} of them for the picture"
+            f"{facts.num_query_tokens} of them for the image"
         )
-    slots = options.slots or LLM_ENGINES[options.llm_engine]
+    room = (length - 2) // facts.num_query_tokens
+    images = _settle_images(asked.max_images, checkpoint, room)
     return ServingLimits(
-        slots=slots,
+        slots=asked.slots or LLM_ENGINES[options.engines.llm_engine],
         max_length=length,
-        queue=options.queue,
-        images=_images(options, checkpoint, (length - 2) // facts.num_query_tokens),
-        max_batch=options.max_batch,
-        max_instruction=options.max_instruction,
+        queue=asked.queue,
+        images=images,
+        # The images of one request are one batch.
+        max_batch=max(options.sizes.max_batch or BATCH, images),
+        max_instruction=longest_instruction(options.sizes.max_instruction, kind, checkpoint),
     )
 
 
-def _images(options: BuildOptions, checkpoint: Checkpoint, room: int) -> int:
+def _settle_images(asked: int | None, checkpoint: Checkpoint, room: int) -> int:
     """Most images of a request; `room` is for how many there are positions."""
-    family, wanted = checkpoint.family, options.max_images
+    family = checkpoint.family
     most = 1 if family.images == "one" else room
-    if wanted is None:
+    if asked is None:
         return min(most, IMAGES)
-    if wanted > most:
+    if asked > most:
         raise OptionError(
-            f"--max-images is {wanted}; wanted 1, as {family.name} takes one image a request"
+            f"--max-images is {asked}; wanted 1, as {family.name} takes one image a request"
             if family.images == "one"
-            else f"--max-images is {wanted}; wanted at most {most}: with one token of prompt and "
+            else f"--max-images is {asked}; wanted at most {most}: with one token of prompt and "
             "one of answer, more images do not fit into the positions of a sequence"
         )
-    return wanted
+    return asked
+
+
+def _settle_vllm(options: BuildOptions, checkpoint: Checkpoint, word: str) -> VllmSettings | None:
+    """How vLLM runs the language model in this precision; `None` where another engine does."""
+    if options.engines.llm_engine != "vllm":
+        return None
+    from iblip.engines.language_model.vllm.building import check_vllm
+
+    settings = options.vllm.settings()
+    check_vllm(checkpoint, word, settings)
+    return settings

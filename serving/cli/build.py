@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from iblip.serving.cli.options import (
-    QUANTISATION,
     as_json,
     cache_from_flags,
     engine_cache_option,
     no_engine_cache_option,
+    options_of,
     plan_options,
     quantisation_options,
     size_options,
@@ -26,7 +26,7 @@ from iblip.serving.cli.options import (
 @click.option(
     "--image-size",
     type=int,
-    help="Height and width of pictures, in pixels. Default: the checkpoint's own.",
+    help="Height and width of images, in pixels. Default: the checkpoint's own.",
 )
 @click.option(
     "--output",
@@ -91,7 +91,7 @@ from iblip.serving.cli.options import (
 @click.option(
     "--max-length",
     type=int,
-    help="Positions of a sequence: picture, prompt and answer. Default: the model's own.",
+    help="Positions of a sequence: image, prompt and answer. Default: the model's own.",
 )
 @click.option(
     "--max-images",
@@ -118,49 +118,60 @@ def command(
     revision: str | None,
     parts: tuple[str, ...],
     image_size: int | None,
-    targets: tuple[str, ...],
-    max_batch: int | None,
+    output: Path | None,
+    precision: str,
     engine_cache: Path | None,
     no_engine_cache: bool,
     trace_cache: bool,
+    verify: bool,
+    force: bool,
     dry_run: bool,
     json_: bool,
-    **options: Any,
+    **flags: Any,
 ) -> None:
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
-    from iblip.export.artifact.manifest import BATCH, Manifest
+    from iblip.engines.tensorrt.options import PlanOptions
+    from iblip.export.artifact.manifest import Manifest
     from iblip.export.checkpoint.checkpoint import DEMO
     from iblip.export.checkpoint.source import ModelSource, parts_from_words
     from iblip.export.quantisation.options import QuantisationOptions
     from iblip.export.system.cache_directory import cache_directory
+    from iblip.serving.builder import options
     from iblip.serving.builder.build import build
-    from iblip.serving.builder.options import BuildOptions
     from iblip.serving.cli.progress import Terminal
     from iblip.serving.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    given = {name: options.pop(name) for name in QUANTISATION}
-    chosen = BuildOptions(
-        model=ModelSource(
+    verification = options_of(options.VerificationOptions, flags)
+    asked = options.BuildOptions(
+        source=ModelSource(
             model=model or str(DEMO),
             revision=revision,
             parts=parts_from_words(parts),
             image_size=image_size,
         ),
-        max_batch=BATCH if max_batch is None else max_batch,
-        quantisation=QuantisationOptions(**{k: v for k, v in given.items() if v is not None}),
-        targets=targets,
-        engine_cache=cache_from_flags(engine_cache, no_engine_cache),
-        trace_cache=cache_directory("traces") if trace_cache else None,
-        **options,
+        output=output,
+        precision=precision,
+        quantisation=options_of(QuantisationOptions, flags),
+        engines=options_of(options.EngineOptions, flags),
+        vllm=options_of(options.VllmOptions, flags),
+        plans=options_of(PlanOptions, flags),
+        sizes=options_of(options.SizeOptions, flags),
+        limits=options_of(options.LimitOptions, flags),
+        caches=options.CacheOptions(
+            engines=cache_from_flags(engine_cache, no_engine_cache),
+            traces=cache_directory("traces") if trace_cache else None,
+        ),
+        verification=verification if verify else None,
+        force=force,
     )
     if dry_run:
         from iblip.serving.builder.dry_run import plan
 
-        found = plan(chosen)
-        click.echo(json.dumps(found.to_json(), indent=2) if json_ else str(found))
+        planned = plan(asked)
+        click.echo(json.dumps(planned.to_json(), indent=2) if json_ else str(planned))
         return
-    directory = build(chosen, Terminal())
+    directory = build(asked, Terminal())
     if json_:
         manifest = Manifest.read(directory)
         click.echo(json.dumps({"directory": str(directory), **manifest.to_json()}, indent=2))

@@ -46,12 +46,14 @@ def command(
     answers are right than the checkpoint claims.
     """
     from iblip.export.checkpoint.checkpoint import DEMO
+    from iblip.export.checkpoint.source import ModelSource
     from iblip.export.examples import read_examples
     from iblip.serving.builder.options import BuildOptions
     from iblip.serving.cli.demo_questions import choose_questions, least_right
 
     model = model or DEMO
-    options = BuildOptions(model=model, precision=precision, output=output)
+    source = ModelSource(model=str(model))
+    options = BuildOptions(source=source, precision=precision, output=output)
     questions = choose_questions(read_examples(model / "examples"), count)
     directory = options.destination.absolute()
     _build(options, model, rebuild)

@@ -17,6 +17,7 @@ from iblip.serving.cli.options import (
     cache_from_flags,
     engine_cache_option,
     no_engine_cache_option,
+    options_of,
     plan_options,
     size_options,
 )
@@ -63,7 +64,7 @@ def build(
     engine_cache: Path | None,
     no_engine_cache: bool,
     json_: bool,
-    **options: Any,
+    **flags: Any,
 ) -> None:
     """Build TensorRT plans of the graphs in BUILD, including the language model's.
 
@@ -73,17 +74,17 @@ def build(
     from iblip.engines.plans import PlanBuild, plans_of_build
     from iblip.engines.tensorrt.options import PlanOptions
     from iblip.export.artifact.manifest import Manifest
-    from iblip.serving.builder.sizes import plan_library, sizes_of_build
+    from iblip.serving.builder.options import SizeOptions
+    from iblip.serving.builder.sizes import plan_library, profile_options_of_build
     from iblip.serving.cli.progress import Terminal
 
     directory, manifest = build, Manifest.read(build)
     cache = cache_from_flags(engine_cache, no_engine_cache)
-    names = ("targets", "builder_flags", "workspace")
-    targets, flags, workspace = (options.pop(name) for name in names)
+    options = options_of(PlanOptions, flags)
     how = PlanBuild(
-        library=plan_library(engine, targets),
-        options=PlanOptions(targets=targets, flags=flags, workspace=workspace),
-        sizes=sizes_of_build(manifest, **options),
+        library=plan_library(engine, options.targets),
+        options=options,
+        sizes=profile_options_of_build(manifest, options_of(SizeOptions, flags)),
         cache=None if cache is None else EngineCache(cache),
     )
     target = output or directory.with_name(f"{directory.absolute().name}-{engine}")

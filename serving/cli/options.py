@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -92,6 +93,24 @@ def options_from_flags(flags: dict[str, Any]) -> GenerationOptions:
     return GenerationOptions(**given_from_flags(flags))
 
 
+Options = TypeVar("Options")
+
+
+def options_of(kind: type[Options], flags: Mapping[str, Any]) -> Options:
+    """A command's options of one topic.
+
+    Args:
+        kind: a dataclass.
+        flags: what the command was given, by name; those that are fields of `kind` are taken, and
+            what is `None` leaves the field's default.
+
+    Raises:
+        OptionError: one is out of range.
+    """
+    names = [field.name for field in fields(cast(Any, kind))]
+    return kind(**{name: flags[name] for name in names if flags[name] is not None})
+
+
 def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--json`, as the argument `json_`."""
     text = "Print the result as JSON."
@@ -109,7 +128,7 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `export.checkpoint.source.ModelSource` is made of: `model`, `revision`, `parts`."""
+    """Adds fields of `export.checkpoint.source.ModelSource`: `model`, `revision` and `parts`."""
     for option in (
         click.option(
             "--part",
@@ -179,7 +198,7 @@ QUANTISATION: Mapping[str, tuple[Any, str]] = {
 
 
 def quantisation_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the quantisation options, each `None` unless given."""
+    """Adds the fields of `export.quantisation.options.QuantisationOptions`."""
     for name, (kind, text) in reversed(list(QUANTISATION.items())):
         flag = "--" + name.replace("_", "-")
         given: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
@@ -192,7 +211,7 @@ def _words(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `engines.tensorrt.options.PlanOptions` is made of."""
+    """Adds the fields of `engines.tensorrt.options.PlanOptions`."""
     for option in (
         click.option(
             "--workspace",
@@ -201,7 +220,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--builder-flag",
-            "builder_flags",
+            "flags",
             multiple=True,
             metavar="WORD",
             help="Plans: version-compatible, hardware-compatible=ampere-plus, refit, strip-plan, "
@@ -222,15 +241,15 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 SIZES: tuple[tuple[str, str], ...] = (
     ("max_batch", "Largest batch of the vision encoder and Q-Former, in images. Default: 8."),
-    ("usual_batch", "Plans: the most frequent batch. Default: a quarter of the largest."),
-    ("max_instruction", "Plans: longest instruction for the Q-Former, in tokens. Default: 128."),
-    ("usual_instruction", "Plans: the most frequent length. Default: a quarter of the longest."),
+    ("opt_batch", "Plans: the batch to tune for. Default: a quarter of the largest."),
+    ("max_instruction", "Plans: longest instruction of the Q-Former, in tokens. Default: 128."),
+    ("opt_instruction", "Plans: the length to tune for. Default: a quarter of the longest."),
 )
-"""Name and help of each option for the largest and the most frequent sizes."""
+"""Name and help of each option that says how large something may be, and what to tune for."""
 
 
 def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of `engines.tensorrt.profile_sizes.ProfileOptions`; `None` unless given."""
+    """Adds the fields of `serving.builder.options.SizeOptions`."""
     function = click.option(
         "--profile",
         "profiles",

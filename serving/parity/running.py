@@ -19,7 +19,7 @@ from iblip.export.examples import EXAMPLES, Example, read_examples
 from iblip.export.graph.digest import check_digests
 from iblip.export.messages import did_you_mean
 from iblip.export.opening import checkpoint_from_source, source_of_build
-from iblip.export.precision import DTYPES, of_language_model, parse_precision
+from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.verification.choosing import ReferenceChoice, choose_reference
 from iblip.serving.parity.report import BuildReport, Report, StageReport
@@ -152,7 +152,7 @@ def _precision_of(manifest: Manifest) -> str:
     """The precision as a user would ask for it, in short."""
     precision, architecture = manifest.precision, manifest.language_model.architecture
     for word in DTYPES:
-        if of_language_model(parse_precision(word), architecture) == precision:
+        if PrecisionPolicy.parse(word).resolve(architecture).to_json() == precision:
             return word
     return ", ".join(f"{component} {word}" for component, word in precision.items())
 

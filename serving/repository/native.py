@@ -18,6 +18,7 @@ from iblip.engines.tensorrt.profile import profile_from_json
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.export.errors import OptionError, ServingError
+from iblip.export.precision import PrecisionPolicy
 from iblip.serving.repository.model_config import ModelConfig, set_parameter
 from iblip.serving.repository.profiles import (
     BATCH,
@@ -83,21 +84,21 @@ def backend_for(kind: str, requested: str = AUTO) -> str:
     return requested
 
 
-def check_native(kind: str, requested: str, precisions: Mapping[str, str]) -> None:
+def check_native(kind: str, backend: str, policy: PrecisionPolicy) -> None:
     """Refuses what Triton's own backends cannot run, before anything is built.
 
     Args:
         kind: of the components' engine.
-        requested: one of `CHOICES`.
-        precisions: by component.
+        backend: `PYTHON` or `NATIVE`.
+        policy: the precision of each component.
 
     Raises:
-        OptionError: see `backend_for`; or a precision whose graphs the backend cannot open.
+        OptionError: a precision whose graphs the backend cannot open.
     """
-    if backend_for(kind, requested) == PYTHON or kind == "tensorrt":
+    if backend == PYTHON or kind == "tensorrt":
         return
-    for component, word in precisions.items():
-        if word == "bf16" and component != "language_model":
+    for component in ("vision_encoder", "qformer"):
+        if policy.word(component) == "bf16":
             raise OptionError(
                 f"--triton-backend native with {component}=bf16: ONNX Runtime cannot open a bf16 "
                 "graph directly. A Python model opens it with casts; Triton's own backend does "

@@ -33,7 +33,7 @@ from iblip.export.components.graphs_of_checkpoint import components_from_checkpo
 from iblip.export.errors import EngineError
 from iblip.export.exporter import onnx_from_component
 from iblip.export.graph.trace_cache import TraceCache
-from iblip.export.precision import COMPONENTS, parse_precision
+from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Silent
 
 SIDE, PATCH, WIDTH = 24, 12, 32
@@ -161,7 +161,7 @@ def _build(
     source: Path, directory: Path, precision: str, parts: tuple[str, ...], traces: TraceCache
 ) -> None:
     """A build of a checkpoint on ONNX Runtime, as `export build --no-verify` makes it."""
-    checkpoint, policy = checkpoint_from_directory(source), parse_precision(precision)
+    checkpoint, policy = checkpoint_from_directory(source), PrecisionPolicy.parse(precision)
     (directory / "graphs").mkdir(parents=True)
     graphs = [
         onnx_from_component(component, checkpoint, directory / "graphs", Silent(), traces=traces)
@@ -182,7 +182,7 @@ def _build(
         }
         files = {key: record.path for key, record in records.items()}
         components[name] = ComponentRecord(
-            precision=policy[name],
+            precision=policy.word(name),
             graphs=records,
             engine=EngineRecord(kind="onnxruntime", files=files),
         )
@@ -190,7 +190,7 @@ def _build(
         name="random",
         family=checkpoint.family.name,
         source={},
-        precision=policy,
+        precision=policy.to_json(),
         components=components,
         preprocessing=preprocessing(checkpoint),
         text=write_tokenizers(checkpoint, directory),

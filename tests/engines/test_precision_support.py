@@ -5,30 +5,38 @@ from click.testing import CliRunner
 
 from iblip.engines.hardware.nvidia import Driver, Gpu
 from iblip.engines.kinds import KINDS
-from iblip.engines.precision_support import REFUSALS, REMARKS, check_precision
+from iblip.engines.precision_support import (
+    REFUSALS,
+    REMARKS,
+    check_precision,
+    remark_on_precision,
+)
 from iblip.export.errors import OptionError
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.quantisation.options import QuantisationOptions, quantisations
 from iblip.serving.builder.options import LLM_ENGINES
 from iblip.serving.cli import export
 
 
-def refused(engine, component, precision, targets=(), **options):
-    policy = parse_precision(precision)
-    made = quantisations(policy, QuantisationOptions(**options))
-    return check_precision(engine, component, policy[component], made.get(component), targets)
+def check(engine, component, precision, targets=(), **options):
+    """Refuses, or returns what there is to say."""
+    policy = PrecisionPolicy.parse(precision)
+    quantisation = quantisations(policy, QuantisationOptions(**options)).get(component)
+    word = policy.word(component)
+    check_precision(engine, component, word, quantisation, targets)
+    return remark_on_precision(engine, component, word, quantisation)
 
 
 def test_only_engines_that_there_are_refuse():
-    assert {engine for engine, _ in {*REFUSALS, *REMARKS}} <= {*KINDS, *LLM_ENGINES}
+    assert {engine for engine, *_ in {*REFUSALS, *REMARKS}} <= {*KINDS, *LLM_ENGINES}
 
 
 def test_floats_of_eight_bits_want_a_gpu_that_has_them():
     message = r"vision_encoder=fp8 is not for tensorrt-rtx: sm80, SM86 cannot multiply .* sm89 and"
     with pytest.raises(OptionError, match=message):
-        refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm80", "SM86", "sm89"))
-    assert refused("tensorrt-rtx", "vision_encoder", "fp8", ("sm89", "sm120")) is None
-    assert refused("tensorrt-rtx", "vision_encoder", "int8-fp16", ("sm80",)) is None
+        check("tensorrt-rtx", "vision_encoder", "fp8", ("sm80", "SM86", "sm89"))
+    assert check("tensorrt-rtx", "vision_encoder", "fp8", ("sm89", "sm120")) is None
+    assert check("tensorrt-rtx", "vision_encoder", "int8-fp16", ("sm80",)) is None
 
 
 def machine(monkeypatch, *capabilities):
@@ -43,26 +51,26 @@ def test_a_plan_for_this_machine_wants_it_of_the_first_gpu(engine, monkeypatch):
     machine(monkeypatch, "sm86", "sm120")
     message = rf"qformer=fp8 is not for {engine}: sm86 cannot multiply .* sm89 and later can\. That"
     with pytest.raises(OptionError, match=message):
-        refused(engine, "qformer", "fp8")
-    assert refused(engine, "qformer", "fp8", ("sm89",)) is None
-    assert refused(engine, "qformer", "int8-fp16") is None
+        check(engine, "qformer", "fp8")
+    assert check(engine, "qformer", "fp8", ("sm89",)) is None
+    assert check(engine, "qformer", "int8-fp16") is None
     machine(monkeypatch, "sm89", "sm75")
-    assert refused(engine, "qformer", "fp8") is None
+    assert check(engine, "qformer", "fp8") is None
     machine(monkeypatch)
-    assert refused(engine, "qformer", "fp8") is None  # another rule says that there is no GPU
+    assert check(engine, "qformer", "fp8") is None  # another rule says that there is no GPU
     monkeypatch.setattr("iblip.engines.precision_support.find_driver", lambda: None)
-    assert refused(engine, "qformer", "fp8") is None
+    assert check(engine, "qformer", "fp8") is None
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime-tensorrt", "onnxruntime-cuda"])
 def test_what_runs_elsewhere_does_not_ask_this_machine(engine, monkeypatch):
     machine(monkeypatch, "sm75")
-    refused(engine, "qformer", "fp8")
+    check(engine, "qformer", "fp8")
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8-fp16"])
 def test_a_cpu_emulates_and_is_said_to(precision):
-    told = refused("onnxruntime", "qformer", precision)
+    told = check("onnxruntime", "qformer", precision)
     assert told.startswith(f"qformer={precision}: ONNX Runtime's CPU provider multiplies its")
 
 
@@ -70,9 +78,9 @@ def test_a_cpu_emulates_and_is_said_to(precision):
 def test_tensorrt_wants_scales_that_are_known(engine):
     message = r"vision_encoder=int8 is not for .* Add --int8 static, or --engine onnxruntime"
     with pytest.raises(OptionError, match=message):
-        refused(engine, "vision_encoder", "int8")
-    refused(engine, "vision_encoder", "int8", int8="static")
-    refused("onnxruntime", "vision_encoder", "int8")
+        check(engine, "vision_encoder", "int8")
+    check(engine, "vision_encoder", "int8", int8="static")
+    check("onnxruntime", "vision_encoder", "int8")
 
 
 @pytest.mark.parametrize(
@@ -80,20 +88,20 @@ def test_tensorrt_wants_scales_that_are_known(engine):
 )
 def test_vllm_wants_floats(precision, options):
     with pytest.raises(OptionError, match="Choose fp32, fp16 or bf16 for it"):
-        refused("vllm", "language_model", precision, **options)
-    refused("vllm", "language_model", "bf16")
+        check("vllm", "language_model", precision, **options)
+    check("vllm", "language_model", "bf16")
 
 
 def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
     for precision in ("fp32", "int4", "int8"):
         with pytest.raises(OptionError, match="no attention over slots in float32"):
-            refused("onnxruntime-cuda", "language_model", precision)
+            check("onnxruntime-cuda", "language_model", precision)
     for precision in ("fp16", "bf16", "lavis"):
-        refused("onnxruntime-cuda", "language_model", precision)
-    refused("onnxruntime-cuda", "vision_encoder", "fp32")
+        check("onnxruntime-cuda", "language_model", precision)
+    check("onnxruntime-cuda", "vision_encoder", "fp32")
     with pytest.raises(OptionError, match="DynamicQuantizeLinear, MatMulInteger"):
-        refused("onnxruntime-cuda", "vision_encoder", "int8")
-    refused("onnxruntime-cuda", "vision_encoder", "int8", int8="static")
+        check("onnxruntime-cuda", "vision_encoder", "int8")
+    check("onnxruntime-cuda", "vision_encoder", "int8", int8="static")
 
 
 def test_a_build_is_refused_before_anything_is_read():

@@ -12,7 +12,7 @@ from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.errors import BuildDirectoryError, VerificationError
 from iblip.export.exporter import graphs_from_checkpoint
 from iblip.export.graph.digest import check_digests, digest_from_onnx
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 from iblip.export.quantisation.options import QuantisationOptions, quantisations
 from iblip.export.verification.graphs import verify_graphs
@@ -30,7 +30,7 @@ def exported(tiny, checkpoints, traces, tmp_path_factory):
         if (kind, precision) not in made:
             checkpoint = checkpoint_from_directory(tiny(kind))
             directory = tmp_path_factory.mktemp(f"{kind}-{precision}")
-            policy = parse_precision(precision)
+            policy = PrecisionPolicy.parse(precision)
             options = QuantisationOptions(calibration=pictures if precision == "fp8" else None)
             graphs = graphs_from_checkpoint(
                 checkpoint,
@@ -88,7 +88,7 @@ def test_no_matrix_is_copied_where_the_checkpoint_has_the_builds_dtype(tiny_copy
     halves = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
     save_file(halves, directory / "model.safetensors")
     checkpoint = checkpoint_from_directory(directory)
-    policy = parse_precision("fp16")
+    policy = PrecisionPolicy.parse("fp16")
     graphs = graphs_from_checkpoint(checkpoint, policy, tmp_path, Silent(), traces=traces)
     for graph in graphs:
         for tensor in onnx.load(graph.path, load_external_data=False).graph.initializer:
@@ -113,7 +113,7 @@ def test_pieces_of_bin_give_the_same_graphs_and_are_not_copied(
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     (tmp_path / "graphs").mkdir()
     checkpoint = checkpoint_from_directory(directory)
-    policy = parse_precision("fp32")
+    policy = PrecisionPolicy.parse("fp32")
     graphs = graphs_from_checkpoint(
         checkpoint, policy, tmp_path / "graphs", Silent(), traces=traces
     )

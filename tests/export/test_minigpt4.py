@@ -10,7 +10,7 @@ from iblip.export.checkpoint.facts import language_model_facts
 from iblip.export.errors import CheckpointError
 from iblip.export.exporter import graphs_from_checkpoint
 from iblip.export.families.minigpt4 import VICUNA_STOP, VICUNA_TEMPLATE
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 
 
@@ -77,5 +77,5 @@ def test_a_projection_of_the_wrong_width_is_told(tiny_copy, traces, tmp_path):
     message = r"language_projection\.weight has shape \[32, 96\], expected \[32, 128\]"
     with pytest.raises(CheckpointError, match=message):
         graphs_from_checkpoint(
-            checkpoint, parse_precision("fp32"), tmp_path, Silent(), traces=traces
+            checkpoint, PrecisionPolicy.parse("fp32"), tmp_path, Silent(), traces=traces
         )

@@ -1,26 +1,29 @@
 import pytest
 
 from iblip.export.errors import OptionError
-from iblip.export.precision import of_language_model, parse_precision
+from iblip.export.precision import COMPONENTS, DTYPES, PrecisionPolicy
+
+
+def words(text):
+    return PrecisionPolicy.parse(text).to_json()
 
 
 def test_one_word_is_for_every_component():
-    assert set(parse_precision("fp16").values()) == {"fp16"}
+    assert words("fp16") == dict.fromkeys(COMPONENTS, "fp16")
 
 
 def test_int4_is_for_the_language_model_alone():
     policy = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
-    assert parse_precision("int4") == parse_precision("language_model=int4") == policy
+    assert words("int4") == words("language_model=int4") == policy
 
 
 @pytest.mark.parametrize("word", ["fp8", "int8-fp16"])
 def test_static_eight_bits_leave_the_language_model_at_fp16(word):
-    policy = {"vision_encoder": word, "qformer": word, "language_model": "fp16"}
-    assert parse_precision(word) == policy
+    assert words(word) == {"vision_encoder": word, "qformer": word, "language_model": "fp16"}
 
 
 def test_a_policy_leaves_the_rest_at_fp32():
-    assert parse_precision("vision_encoder=fp16") == {
+    assert words("vision_encoder=fp16") == {
         "vision_encoder": "fp16",
         "qformer": "fp32",
         "language_model": "fp32",
@@ -42,13 +45,44 @@ def test_a_policy_leaves_the_rest_at_fp32():
     ],
 )
 def test_nonsense_is_refused_by_name(text, message):
+    with pytest.raises(OptionError, match=rf"--precision {text}: .*{message}"):
+        PrecisionPolicy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"qformer": "fp61"}, "no precision 'fp61'"),
+        ({"vision_encoder": "int4"}, "vision_encoder cannot be int4, only language_model can"),
+    ],
+)
+def test_no_policy_holds_nonsense(given, message):
     with pytest.raises(OptionError, match=message):
-        parse_precision(text)
+        PrecisionPolicy(**given)
 
 
 def test_the_originals_mixture_depends_on_its_language_model():
-    policy = parse_precision("lavis")
-    assert policy == {"vision_encoder": "lavis", "qformer": "fp32", "language_model": "lavis"}
-    assert of_language_model(policy, "llama")["language_model"] == "fp16"
-    assert of_language_model(policy, "t5")["language_model"] == "bf16"
-    assert of_language_model(parse_precision("int4"), "t5") == parse_precision("int4")
+    policy = PrecisionPolicy.parse("lavis")
+    assert policy.to_json() == {
+        "vision_encoder": "lavis",
+        "qformer": "fp32",
+        "language_model": "lavis",
+    }
+    assert policy.resolve("llama") == PrecisionPolicy(vision_encoder="lavis", language_model="fp16")
+    assert policy.resolve("t5").language_model == "bf16"
+    assert policy.resolve("t5").dtype("language_model") == "bfloat16"
+    assert PrecisionPolicy.parse("int4").resolve("t5") == PrecisionPolicy.parse("int4")
+
+
+@pytest.mark.parametrize("word", DTYPES)
+def test_a_policy_as_text_is_as_short_as_it_can_be(word):
+    policy = PrecisionPolicy.parse(word)
+    assert str(policy) == word
+    spelled = ",".join(f"{component}={word}" for component, word in policy.to_json().items())
+    assert str(PrecisionPolicy.parse(spelled)) == word
+
+
+def test_a_mixture_as_text_names_every_component_and_is_read_back():
+    policy = PrecisionPolicy.parse("language_model=int8,vision_encoder=fp16")
+    assert str(policy) == "vision_encoder=fp16,qformer=fp32,language_model=int8"
+    assert PrecisionPolicy.parse(str(policy)) == policy

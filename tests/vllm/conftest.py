@@ -12,10 +12,11 @@ from iblip.engines.evaluation.texts import on_onnxruntime
 from iblip.engines.language_model.vllm.environment import VARIABLE, find_python
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.options import BuildOptions, EngineOptions, VerificationOptions
 from iblip.serving.cli.quiet import quiet_libraries
 from iblip.serving.client import Answer, Client, GenerationOptions
 from iblip.serving.repository.assembling import REPOSITORY
@@ -48,10 +49,10 @@ def vllm_build(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     quiet_libraries()
     return build(
         BuildOptions(
-            model=checkpoints / "instructblip-demo-vicuna",
+            source=ModelSource(model=str(checkpoints / "instructblip-demo-vicuna")),
             output=tmp_path_factory.mktemp("builds") / "vllm",
-            llm_engine="vllm",
-            limit=EXAMPLES,
+            engines=EngineOptions(llm_engine="vllm"),
+            verification=VerificationOptions(limit=EXAMPLES),
         )
     )
 

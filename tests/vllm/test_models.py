@@ -16,11 +16,12 @@ from iblip.engines.language_model.vllm.settings import VllmSettings
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.examples import Example
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Silent
 from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.options import BuildOptions, EngineOptions, VerificationOptions
 from iblip.serving.cli.quiet import quiet_libraries
 
 pytestmark = pytest.mark.vllm
@@ -34,11 +35,10 @@ def test_a_blip2_on_opt_says_what_it_says_on_onnx_runtime(
     quiet_libraries()
     directory = build(
         BuildOptions(
-            model=random_checkpoint(kind),
+            source=ModelSource(model=str(random_checkpoint(kind))),
             output=tmp_path / kind,
-            llm_engine="vllm",
-            examples=checkpoints / "heldout",
-            limit=4,
+            engines=EngineOptions(llm_engine="vllm"),
+            verification=VerificationOptions(examples=checkpoints / "heldout", limit=4),
         )
     )
     manifest = Manifest.read(directory)
@@ -67,7 +67,7 @@ def test_half_precision_says_nearly_always_the_same(
     half = vllm_from_checkpoint(
         checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna"),
         tmp_path,
-        precision="fp16",
+        dtype="float16",
         settings=VllmSettings(),
         progress=Silent(),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iblip.engines.language_model.vllm.settings import DTYPES, VllmSettings
+from iblip.engines.language_model.vllm.settings import PRECISIONS, VllmSettings
 from iblip.export.artifact.manifest import EngineRecord
 from iblip.export.errors import OptionError
 from iblip.export.progress import Progress
@@ -38,10 +38,10 @@ def check_vllm(checkpoint: Checkpoint, precision: str, settings: VllmSettings) -
             f"{config.model_type!r}; vLLM takes visual prompts only for "
             f"{', '.join(CAUSAL_MODELS)}. {instead}"
         )
-    if precision not in DTYPES:
+    if precision not in PRECISIONS:
         raise OptionError(
             f"--llm-engine vllm: language_model={precision} is for ONNX graphs; "
-            f"vLLM runs this model in {', '.join(DTYPES)}. Choose one of them, or: {instead}"
+            f"vLLM runs this model in {', '.join(PRECISIONS)}. Choose one of them, or: {instead}"
         )
     settings.check_fit(heads=config.num_attention_heads, layers=config.num_hidden_layers)
 
@@ -50,11 +50,18 @@ def vllm_from_checkpoint(
     checkpoint: Checkpoint,
     work: Path,
     *,
-    precision: str,
+    dtype: str,
     settings: VllmSettings,
     progress: Progress,
 ) -> EngineRecord:
     """Writes the language model into the unfinished build `work`; returns its record.
+
+    Args:
+        checkpoint: that has it.
+        work: the build in the making.
+        dtype: of its weights: `float32`, `float16` or `bfloat16`.
+        settings: how vLLM is to run it.
+        progress: told of the weights that are written.
 
     Raises:
         CheckpointError, ExportError: as
@@ -62,7 +69,6 @@ def vllm_from_checkpoint(
     """
     from iblip.export.checkpoint.language_model_directory import write_language_model
 
-    dtype = DTYPES[precision]
     paths = write_language_model(checkpoint, work / MODEL, dtype, progress)
     return EngineRecord(
         kind="vllm",

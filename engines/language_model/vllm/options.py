@@ -1,8 +1,8 @@
 """A request's options in vLLM's words, and refusal of what vLLM cannot do.
 
-vLLM differs from `engines.language_model.decoding.sampling` in places: it samples with another random
-generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several tokens
-only where the answer has all of them. docs/vllm.md says so to users.
+vLLM differs from `engines.language_model.decoding.sampling` in places: it samples with another
+random generator, applies `min_p` before `top_k` and `top_p`, and knows a banned word of several
+tokens only where the answer has all of them. docs/vllm.md says so to users.
 """
 
 from __future__ import annotations

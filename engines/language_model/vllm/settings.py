@@ -14,8 +14,8 @@ EXECUTORS: Mapping[str, str] = {
 }
 """Executor to what it spreads vLLM's shares of a model over."""
 
-DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Precision word to the dtype that vLLM keeps weights in and computes in."""
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""Precision words whose dtype vLLM keeps weights in and computes in."""
 
 
 @dataclass(frozen=True, kw_only=True)

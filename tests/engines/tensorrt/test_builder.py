@@ -26,7 +26,7 @@ from iblip.export.components.graphs_of_checkpoint import components_from_checkpo
 from iblip.export.errors import EngineError, OptionError
 from iblip.export.exporter import onnx_from_component
 from iblip.export.graph.trace_cache import TraceCache
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 from iblip.export.quantisation.options import QuantisationOptions, quantisations
 
@@ -122,7 +122,7 @@ def test_narrow_and_calibrated_graphs_become_plans(
     layers: set[str],
 ) -> None:
     checkpoint = checkpoint_from_directory(checkpoints / "instructblip-demo-vicuna")
-    policy = parse_precision(f"vision_encoder={precision}")
+    policy = PrecisionPolicy.parse(f"vision_encoder={precision}")
     component = components_from_checkpoint(checkpoint, policy)[0]
     options = QuantisationOptions(int8="static" if precision == "int8" else None)
     graph = onnx_from_component(

@@ -62,8 +62,8 @@ def test_a_profile_that_cannot_be_is_refused(word: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("usual", "message"),
     [
-        ({"batch": 9}, "--usual-batch is 9; expected 1 to 8, the limit of --max-batch"),
-        ({"instruction": 4}, "--usual-instruction: this build has no instruction"),
+        ({"batch": 9}, "--opt-batch is 9; expected 1 to 8, the limit of --max-batch"),
+        ({"instruction": 4}, "--opt-instruction: this build has no instruction"),
     ],
 )
 def test_what_is_usual_lies_within_what_is_served(usual: dict[str, int], message: str) -> None:

@@ -7,7 +7,7 @@ from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.facts import language_model_facts, preprocessing
 from iblip.export.errors import CheckpointError
 from iblip.export.exporter import graphs_from_checkpoint
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 
 
@@ -73,7 +73,7 @@ def test_a_language_model_that_cannot_be_exported_is_named(tiny_copy, tmp_path, 
     (directory / "config.json").write_text(json.dumps(config))
     checkpoint = checkpoint_from_directory(directory)
     with pytest.raises(CheckpointError, match=message):
-        graphs_from_checkpoint(checkpoint, parse_precision("fp32"), tmp_path, Silent())
+        graphs_from_checkpoint(checkpoint, PrecisionPolicy.parse("fp32"), tmp_path, Silent())
 
 
 def test_a_processor_that_leaves_no_room_for_the_image_is_told(tiny_copy):
@@ -134,5 +134,5 @@ def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, traces, tm
     message = r"vision_model\.encoder\.layers\.2\..* is missing \(nearest: vision_model"
     with pytest.raises(CheckpointError, match=message):
         graphs_from_checkpoint(
-            checkpoint, parse_precision("fp32"), tmp_path, Silent(), traces=traces
+            checkpoint, PrecisionPolicy.parse("fp32"), tmp_path, Silent(), traces=traces
         )

@@ -11,7 +11,7 @@ import pytest
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.exporter import graphs_from_checkpoint
 from iblip.export.graph.trace_cache import TraceCache
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 
 VISION = ["vision_model.encoder.layers.0.output", "vision_model.encoder.layers.1.output"]
@@ -36,7 +36,7 @@ def test_the_result_of_every_block_has_the_blocks_name(
     tiny: Callable[[str], Path], traces: TraceCache, kind: str, precision: str, tmp_path: Path
 ) -> None:
     checkpoint = checkpoint_from_directory(tiny(kind))
-    policy = parse_precision(precision)
+    policy = PrecisionPolicy.parse(precision)
     wanted = {
         ("vision_encoder", "model"): VISION,
         ("qformer", "model"): [] if kind == "minigpt4-merge" else QFORMER,

@@ -15,7 +15,7 @@ from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.graph.stamping import UNITS, UnlikeError
 from iblip.export.graph.tracing import trace, trace_blocks
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 
 LAYERS = UNITS + 2
 GRAPHS = {
@@ -52,7 +52,7 @@ def test_a_stamped_graph_is_the_traced_one(
     for name in ("num_hidden_layers", "num_layers", "num_decoder_layers"):
         if name in config.text_config.to_dict():
             setattr(config.text_config, name, LAYERS)
-    components = components_from_checkpoint(checkpoint, parse_precision(precision))
+    components = components_from_checkpoint(checkpoint, PrecisionPolicy.parse(precision))
     component = next(one for one in components if one.title == title)
     stamped, whole = trace_blocks(component), trace_blocks(component, whole=True)
     assert serialised(stamped.model) == serialised(whole.model)

@@ -11,7 +11,7 @@ from iblip.export.components.graphs_of_checkpoint import components_from_checkpo
 from iblip.export.exporter import graphs_from_checkpoint
 from iblip.export.graph.trace_cache import TRACED_BY, TraceCache, trace_key
 from iblip.export.graph.tracing import trace
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 
 KEY = "0" * 64
@@ -19,7 +19,7 @@ KEY = "0" * 64
 
 def exported(checkpoint, precision, directory, traces=None):
     directory.mkdir()
-    policy = parse_precision(precision)
+    policy = PrecisionPolicy.parse(precision)
     return graphs_from_checkpoint(checkpoint, policy, directory, Silent(), traces=traces)
 
 
@@ -45,7 +45,7 @@ def test_a_kept_trace_gives_the_same_graph_to_the_byte(tiny, tmp_path, no_tracin
 
 
 def keys(checkpoint, precision):
-    components = components_from_checkpoint(checkpoint, parse_precision(precision))
+    components = components_from_checkpoint(checkpoint, PrecisionPolicy.parse(precision))
     return {one.title: trace_key(one, checkpoint) for one in components}
 
 
@@ -90,7 +90,7 @@ def test_the_code_of_a_key_is_all_that_tracing_imports_but_for_what_it_takes_as_
 def traced(tiny):
     """A trace that is quickly made."""
     checkpoint = checkpoint_from_directory(tiny("vicuna"))
-    components = components_from_checkpoint(checkpoint, parse_precision("fp32"))
+    components = components_from_checkpoint(checkpoint, PrecisionPolicy.parse("fp32"))
     return trace(next(one for one in components if one.graph == "embed_tokens"))
 
 

@@ -50,10 +50,11 @@ def test_graphs_and_answers_are_those_of_hugging_faces_form(
     quiet_libraries()
     pair = request.getfixturevalue(fixture)
     model, precision = NAMES[fixture]
+    options = {"precision": precision, "verification": None}
     source = ModelSource(model=model, parts=pair.parts)
-    options = {"precision": precision, "verify": False}
-    found = build(BuildOptions(model=source, output=tmp_path / "lavis", **options))
-    wanted = build(BuildOptions(model=pair.directory, output=tmp_path / "hf", **options))
+    found = build(BuildOptions(source=source, output=tmp_path / "lavis", **options))
+    source = ModelSource(model=str(pair.directory))
+    wanted = build(BuildOptions(source=source, output=tmp_path / "hf", **options))
     ours, theirs = Manifest.read(found), Manifest.read(wanted)
     assert digests(ours) == digests(theirs)
     assert ours.text == theirs.text

@@ -14,7 +14,7 @@ from iblip.export.errors import OptionError
 from iblip.export.exporter import onnx_from_component
 from iblip.export.graph.tracing import trace
 from iblip.export.images import pixels_from_image
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
 from iblip.export.quantisation.calibration import measure, samples_from
 from iblip.export.quantisation.formats import FORMATS
@@ -35,7 +35,7 @@ def checkpoint(checkpoints):
 
 @pytest.fixture(scope="module")
 def vision(checkpoint):
-    return components_from_checkpoint(checkpoint, parse_precision("fp32"))[0]
+    return components_from_checkpoint(checkpoint, PrecisionPolicy.parse("fp32"))[0]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced,
 
 
 def test_what_comes_before_may_be_bfloat16(checkpoint):
-    policy = parse_precision("vision_encoder=bf16")
+    policy = PrecisionPolicy.parse("vision_encoder=bf16")
     component = components_from_checkpoint(checkpoint, policy)[0]
     found = trace(component)
     recipes = bind(found.weights, checkpoint.tensors, found.tied)
@@ -92,7 +92,7 @@ def test_the_worst_products_stay_in_float32(checkpoint, traced):
 
 
 def test_what_is_computed_in_halves_is_measured_in_floats(checkpoint):
-    policy = parse_precision("vision_encoder=fp8")
+    policy = PrecisionPolicy.parse("vision_encoder=fp8")
     traced = trace(components_from_checkpoint(checkpoint, policy)[0])
     given = quantisations(policy, QuantisationOptions())
     found = measure([traced], checkpoint, given, Silent())["vision_encoder"]

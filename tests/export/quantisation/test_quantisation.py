@@ -14,7 +14,7 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 from iblip.export.artifact.contract import DTYPES
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.errors import OptionError
-from iblip.export.precision import parse_precision
+from iblip.export.precision import PrecisionPolicy
 from iblip.export.quantisation import blockwise, channelwise
 from iblip.export.quantisation.blockwise import (
     METHODS,
@@ -295,7 +295,7 @@ def test_a_product_of_another_kind_is_left_alone(source, given, quantisation):
 
 
 def test_each_component_gets_what_applies_to_it():
-    found = quantisations(parse_precision("int8"), QuantisationOptions(block_size=64))
+    found = quantisations(PrecisionPolicy.parse("int8"), QuantisationOptions(block_size=64))
     assert (found["vision_encoder"].activations, found["vision_encoder"].block_size) == (
         "dynamic",
         None,
@@ -304,9 +304,9 @@ def test_each_component_gets_what_applies_to_it():
         "float",
         64,
     )
-    assert quantisations(parse_precision("fp16"), QuantisationOptions()) == {}
+    assert quantisations(PrecisionPolicy.parse("fp16"), QuantisationOptions()) == {}
     found = quantisations(
-        parse_precision("vision_encoder=fp8,qformer=int8-fp16"), QuantisationOptions()
+        PrecisionPolicy.parse("vision_encoder=fp8,qformer=int8-fp16"), QuantisationOptions()
     )
     assert {name: (one.format, one.activations) for name, one in found.items()} == {
         "vision_encoder": ("e4m3", "static"),
@@ -328,14 +328,14 @@ def test_each_component_gets_what_applies_to_it():
 )
 def test_options_that_say_nothing_of_a_build_are_refused(precision, given, message):
     with pytest.raises(OptionError, match=message):
-        quantisations(parse_precision(precision), QuantisationOptions(**given))
+        quantisations(PrecisionPolicy.parse(precision), QuantisationOptions(**given))
 
 
 def test_images_for_nothing_are_refused(tmp_path):
     options = QuantisationOptions(calibration=tmp_path)
     with pytest.raises(OptionError, match="--calibration is for what is measured"):
-        quantisations(parse_precision("int4"), options)
-    assert quantisations(parse_precision("int8"), options)["qformer"].calibration == tmp_path
+        quantisations(PrecisionPolicy.parse("int4"), options)
+    assert quantisations(PrecisionPolicy.parse("int8"), options)["qformer"].calibration == tmp_path
 
 
 def test_floats_of_eight_bits_have_static_activations():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError
 from iblip.export.weights.fit import check_fit
 from iblip.export.weights.weight import Zeros
@@ -93,7 +94,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_build_before_it(
     message = "query_tokens is missing.*\n.*0.adapter.weight is read by no graph"
     for output in (old.parent, tmp_path / "new"):
         with pytest.raises(CheckpointError, match=message):
-            build(BuildOptions(model=directory, output=output))
+            build(BuildOptions(source=ModelSource(model=str(directory)), output=output))
     assert [path.name for path in old.parent.iterdir()] == ["manifest.json"]
     assert old.read_text() == "what stood there"
     assert not (tmp_path / "new").exists()

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.graph.writing import ALIGNMENT
 from iblip.serving.builder.build import build
 from iblip.serving.builder.dry_run import plan
-from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.options import BuildOptions, LimitOptions
 from iblip.serving.cli import export
 from iblip.serving.server import memory
 from iblip.serving.server.memory import PROCESSES, ServingMemory, loaded_by_place, memory_of_build
@@ -32,11 +33,11 @@ NARROW = "vision_encoder=int8,qformer=fp8,language_model=int4"
 )
 def test_a_build_is_what_was_planned(name, precision, checkpoints, tmp_path):
     options = BuildOptions(
-        model=checkpoints / name,
+        source=ModelSource(model=str(checkpoints / name)),
         precision=precision,
         output=tmp_path / "built",
-        verify=False,
-        max_length=128,
+        verification=None,
+        limits=LimitOptions(max_length=128),
     )
     planned = plan(options)
     assert not list(tmp_path.iterdir())
@@ -86,11 +87,12 @@ def test_the_plan_is_printed_and_nothing_is_written(tmp_path):
 def test_files_on_another_disk_are_copies(tmp_path, checkpoints, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(checkpoints / "instructblip-demo-vicuna", other, symlinks=True)
-    plain = plan(BuildOptions(model=other, output=tmp_path / "built"))
+    options = BuildOptions(source=ModelSource(model=str(other)), output=tmp_path / "built")
+    plain = plan(options)
     assert plain.linked > 0
     assert plain.copied == 0
     monkeypatch.setattr("iblip.serving.builder.dry_run._disk", lambda path: path.suffix)
-    copied = plan(BuildOptions(model=other, output=tmp_path / "built"))
+    copied = plan(options)
     assert copied.copied == (other / "model.safetensors").stat().st_size
     assert "of them copies" in str(copied)
 

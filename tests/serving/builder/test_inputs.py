@@ -9,12 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from iblip.engines.tensorrt.options import PlanOptions
 from iblip.export.artifact.manifest import MANIFEST
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.progress import Silent
 from iblip.serving.builder.build import build
 from iblip.serving.builder.inputs import RECORD, difference, inputs_of
-from iblip.serving.builder.options import BuildOptions
-from iblip.serving.builder.settling import prepared
+from iblip.serving.builder.options import (
+    BuildOptions,
+    CacheOptions,
+    EngineOptions,
+    LimitOptions,
+    SizeOptions,
+    VerificationOptions,
+)
+from iblip.serving.builder.settling import settle
 
 
 class Notes(Silent):
@@ -34,7 +43,8 @@ def made(random_checkpoint, tmp_path_factory):
     """A checkpoint of its own, and the options that its build was made with."""
     place = tmp_path_factory.mktemp("unchanged")
     model = shutil.copytree(random_checkpoint("llama"), place / "model")
-    options = BuildOptions(model=model, output=place / "build", verify=False)
+    source = ModelSource(model=str(model))
+    options = BuildOptions(source=source, output=place / "build", verification=None)
     build(options)
     return model, options
 
@@ -53,14 +63,13 @@ def copy(made, tmp_path):
         for name, stamp in stamps.items():
             stamp["inode"] = (place / name).stat().st_ino
     (output / RECORD).write_text(json.dumps(record))
-    options = replace(options, model=model, output=output)
+    options = replace(options, source=ModelSource(model=str(model)), output=output)
     assert change(options) is None
     return model, options
 
 
 def change(options):
-    options, checkpoint, engine = prepared(options, Silent())
-    return difference(options.output, inputs_of(options, checkpoint, engine))
+    return difference(options.output, inputs_of(settle(options, Silent())))
 
 
 def test_the_same_build_again_is_left_as_it_is_unless_it_is_forced(copy):
@@ -82,23 +91,30 @@ def test_the_same_build_again_is_left_as_it_is_unless_it_is_forced(copy):
 def test_what_has_changed_is_said_and_built(copy):
     _, options = copy
     progress = Notes()
-    build(replace(options, max_batch=16), progress)
+    larger = replace(options, sizes=SizeOptions(max_batch=16))
+    build(larger, progress)
     assert f"{options.output} is built anew: --max-batch is 16, and was 8" in progress.notes
     assert "assemble the Triton repository" in progress.stages
-    assert change(replace(options, max_batch=16)) is None
+    assert change(larger) is None
 
 
 @pytest.mark.parametrize(
     ("changed", "found"),
     [
-        ({"max_batch": 4}, "--max-batch is 4, and was 8"),
-        ({"precision": "fp16"}, "--precision is another"),
-        ({"verify": True}, "--verify is True, and was False"),
-        ({"slots": 3}, "--slots is 3, and was None"),
-        ({"engine": "onnxruntime-cuda"}, "--engine is onnxruntime-cuda, and was auto"),
+        ({"sizes": SizeOptions(max_batch=4)}, "--max-batch is 4, and was 8"),
+        ({"precision": "fp16"}, "--precision is fp16, and was fp32"),
+        ({"precision": "int8"}, "--precision is int8, and was fp32"),
+        ({"verification": VerificationOptions()}, "--verify is True, and was False"),
+        ({"limits": LimitOptions(slots=3)}, "--slots is 3, and was 8"),
+        (
+            {"engines": EngineOptions(engine="onnxruntime-cuda")},
+            "--engine is onnxruntime-cuda, and was onnxruntime",
+        ),
+        ({"engines": EngineOptions(engine="onnxruntime")}, None),
         ({"precision": "vision_encoder=fp32"}, None),
-        ({"max_batch": 8}, None),
-        ({"engine_cache": None, "trace_cache": None}, None),
+        ({"limits": LimitOptions(slots=8)}, None),
+        ({"sizes": SizeOptions(max_batch=8)}, None),
+        ({"caches": CacheOptions(engines=None, traces=None)}, None),
     ],
 )
 def test_another_option_is_another_build(copy, changed, found):
@@ -109,20 +125,25 @@ def test_another_option_is_another_build(copy, changed, found):
 @pytest.mark.parametrize(
     ("option", "changed"),
     [
-        ("--targets", {"targets": ("sm86",)}),
-        ("--builder-flags", {"builder_flags": ("strict-nans",)}),
-        ("--profiles", {"profiles": ("batch=1:1:8",)}),
-        ("--workspace", {"workspace": 64}),
+        ("--target", {"plans": PlanOptions(targets=("sm86",))}),
+        ("--builder-flag", {"plans": PlanOptions(targets=("sm89",), flags=("strict-nans",))}),
+        ("the choice of profiles", {"sizes": SizeOptions(profiles=("batch=1:1:8",))}),
+        ("the choice of profiles", {"sizes": SizeOptions(opt_batch=1)}),
+        ("--workspace", {"plans": PlanOptions(targets=("sm89",), workspace=64)}),
     ],
 )
 def test_plans_are_those_of_a_target_and_of_their_options(made, option, changed):
     pytest.importorskip("tensorrt_rtx_bindings")
-    plain = replace(made[1], engine="tensorrt-rtx", targets=("sm89",), precision="fp16")
-    was, now = (
-        inputs_of(*prepared(options, Silent())).told
-        for options in (plain, replace(plain, **changed))
+    plain = replace(
+        made[1],
+        engines=EngineOptions(engine="tensorrt-rtx"),
+        plans=PlanOptions(targets=("sm89",)),
+        precision="fp16",
     )
-    assert was["the engine"]["version"]
+    was, now = (
+        inputs_of(settle(options, Silent())).told for options in (plain, replace(plain, **changed))
+    )
+    assert was["what builds plans"]["version"]
     assert [name for name in was if was[name] != now[name]] == [option]
 
 
@@ -189,10 +210,25 @@ def test_images_that_examples_name_are_sources_wherever_they_lie(copy, tmp_path)
     examples.mkdir()
     asked = {"id": "0", "image": "../elsewhere.png", "prompt": "What is it?"}
     (examples / "examples.jsonl").write_text(json.dumps(asked))
-    options, checkpoint, engine = prepared(replace(options, examples=examples), Silent())
-    sources = inputs_of(options, checkpoint, engine).sources
+    options = replace(options, verification=VerificationOptions(examples=examples))
+    sources = inputs_of(settle(options, Silent())).sources
     assert str(examples / "examples.jsonl") in sources
     (stamp,) = [stamp for path, stamp in sources.items() if path.endswith("elsewhere.png")]
     assert stamp.holds(image)
     image.write_bytes(b"a Picture")
     assert not stamp.holds(image)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "lavis"])
+def test_a_build_inside_its_checkpoint_is_none_of_its_own_sources(made, monkeypatch, precision):
+    """The directory is called after the policy that was asked for, whatever becomes of it."""
+    model, options = made
+    monkeypatch.chdir(model)
+    settled = settle(replace(options, output=None, precision=precision), Silent())
+    assert settled.destination == model / "build" / f"model-{precision}"
+    settled.destination.mkdir(parents=True)
+    (settled.destination / "manifest.json").touch()
+    sources = inputs_of(settled).sources
+    shutil.rmtree(model / "build")
+    assert str(model / "config.json") in sources
+    assert not [path for path in sources if path.endswith("manifest.json")]

@@ -18,14 +18,21 @@ from checkpoints import DEMOS
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.pipeline import Pipeline
 from iblip.engines.runners import open_runner
+from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.text.instructions import InstructionTokenizer
 from iblip.export.artifact.manifest import Manifest, ServingLimits
 from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import EngineError, InputError
 from iblip.export.images import pixels_from_image
 from iblip.export.precision import INT4
 from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions
+from iblip.serving.builder.options import (
+    BuildOptions,
+    EngineOptions,
+    SizeOptions,
+    VerificationOptions,
+)
 from iblip.serving.cli import export
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.repository.model_config import read_config
@@ -152,7 +159,12 @@ def test_inspect_shows_contracts_and_proof(flant5_build):
 def test_four_bit_weights_are_small_and_answer_alike(checkpoints, tmp_path):
     model = checkpoints / "instructblip-demo-vicuna"
     directory = build(
-        BuildOptions(model=model, output=tmp_path / "build", precision="int4", limit=24)
+        BuildOptions(
+            source=ModelSource(model=str(model)),
+            output=tmp_path / "build",
+            precision="int4",
+            verification=VerificationOptions(limit=24),
+        )
     )
     manifest = Manifest.read(directory)
     assert manifest.precision == INT4
@@ -215,16 +227,13 @@ def test_tensorrt_rtx_plans_of_every_family_are_really_built(checkpoints, tmp_pa
 def test_plans_limits_and_refusals_come_from_the_same_sizes(checkpoints, tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
     options = BuildOptions(
-        model=checkpoints / "instructblip-demo-vicuna",
+        source=ModelSource(model=str(checkpoints / "instructblip-demo-vicuna")),
         output=tmp_path / "build",
         precision="fp16",
-        engine="tensorrt-rtx",
-        targets=("sm89", "sm120"),
-        builder_flags=("strict-nans",),
-        max_batch=6,
-        usual_batch=1,
-        max_instruction=16,
-        verify=False,
+        engines=EngineOptions(engine="tensorrt-rtx"),
+        plans=PlanOptions(targets=("sm89", "sm120"), flags=("strict-nans",)),
+        sizes=SizeOptions(max_batch=6, opt_batch=1, max_instruction=16),
+        verification=None,
     )
     directory = build(options)
     manifest = Manifest.read(directory)

@@ -19,10 +19,11 @@ from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile import Profile, Span
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.progress import Silent
 from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions
-from iblip.serving.cli import iblip
+from iblip.serving.builder.options import BuildOptions, CacheOptions, EngineOptions
+from iblip.serving.cli import export, iblip
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -37,12 +38,12 @@ def built(checkpoints: Path, directory: Path, tmp_path_factory: pytest.TempPathF
     """A build whose plans came into the cache."""
     return build(
         BuildOptions(
-            model=checkpoints / "instructblip-demo-vicuna",
+            source=ModelSource(model=str(checkpoints / "instructblip-demo-vicuna")),
             output=tmp_path_factory.mktemp("builds") / "build",
-            engine="tensorrt-rtx",
-            targets=("sm89",),
-            engine_cache=directory,
-            verify=False,
+            engines=EngineOptions(engine="tensorrt-rtx"),
+            plans=PlanOptions(targets=("sm89",)),
+            caches=CacheOptions(engines=directory),
+            verification=None,
         )
     )
 
@@ -93,6 +94,20 @@ def call(*arguments: object):
 
 def listed(directory: Path) -> list[dict]:
     return json.loads(call("list", "--engine-cache", directory, "--json").stdout)["plans"]
+
+
+def test_a_plan_names_the_build_that_was_asked_for(
+    random_checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `--output`, and with a precision that depends on the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    words = ["build", "--model", random_checkpoint("llama"), "--precision", "lavis", "--no-verify"]
+    words += ["--engine", "tensorrt-rtx", "--target", "sm89", "--engine-cache", "cache"]
+    result = CliRunner().invoke(export, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    (directory,) = (tmp_path / "build").glob("*-lavis")
+    assert Manifest.read(directory).precision["language_model"] == "fp16"
+    assert {plan["build"] for plan in listed(tmp_path / "cache")} == {str(directory)}
 
 
 def test_another_build_of_the_same_takes_its_plans_from_the_cache(
@@ -267,7 +282,7 @@ def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_pat
         (["--target", "sm90"], "--target sm90: tensorrt-rtx"),
         (["--target", "sm89", "--builder-flag", "refit"], "--builder-flag refit: tensorrt-rtx"),
         (["--target", "sm89", "--graph", "decoder"], "--graph decoder: the build has no such"),
-        (["--target", "sm89", "--usual-batch", "9"], "--usual-batch is 9; expected 1 to 8"),
+        (["--target", "sm89", "--opt-batch", "9"], "--opt-batch is 9; expected 1 to 8"),
         (["--target", "sm89", "--max-instruction", "9999"], "--max-instruction is 9999; this bu"),
         (["--target", "sm89", "--profile", "batch=1:1:4"], "no --profile that holds every request"),
     ],

@@ -113,7 +113,7 @@ def test_a_build_holds_what_vllm_reads_and_how_it_is_run(tmp_path: Path) -> None
     record = vllm_from_checkpoint(
         checkpoint_from_directory(DEMO),
         tmp_path,
-        precision="fp16",
+        dtype="float16",
         settings=VllmSettings(pipeline_parallel=2),
         progress=Silent(),
     )
