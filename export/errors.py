@@ -14,7 +14,7 @@
     ├── DeadlineError           an answer was not finished by its deadline
     └── ServingError            the server could not be found, started or reached
 
-Every message says what was asked, what was found, what was wanted, and what to do about it.
+Every message says what was asked, what was found, what was expected, and what to do about it.
 """
 
 from __future__ import annotations

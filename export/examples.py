@@ -1,4 +1,4 @@
-"""Questions about images, with their right answers where they are known: `examples.jsonl`."""
+"""Questions about images, with the right answers if they are known: `examples.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 from iblip.export.errors import InputError
 
 EXAMPLES = "examples.jsonl"
-"""Their file, in a directory of its own or in a checkpoint's `examples`."""
+"""Name of the file, in a directory of its own or in a checkpoint's `examples`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question, and the right answer where it is known.
+    """A question about an image, and the right answer if it is known.
 
     Attributes:
-        name: tells it from others.
+        name: unique name of the example.
         image: the image file.
-        prompt: what is asked.
-        answer: the right answer; `None` where accuracy is not asked for.
-        kind: of question; empty where the file does not say.
+        prompt: the question.
+        answer: the right answer; `None` if accuracy is not measured.
+        kind: of question; empty if the file does not say.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Example:
     kind: str = ""
 
     def is_right(self, text: str) -> bool:
-        """Whether `text` is the right answer, to the letter, white space at the ends aside."""
+        """Whether `text` equals the right answer, except for white space at the ends."""
         return self.answer is not None and text.strip() == self.answer.strip()
 
 
@@ -44,7 +44,7 @@ def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
 
     Args:
         directory: holds the file; `image` is relative to it.
-        limit: take only so many, evenly spread over the file.
+        limit: largest number of examples, evenly spread over the file; `None` reads all.
 
     Raises:
         InputError: the file is missing, empty or malformed.
@@ -54,11 +54,11 @@ def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
         lines = path.read_text(encoding="utf-8").splitlines()
         examples = [_example(directory, json.loads(line)) for line in lines if line.strip()]
     except FileNotFoundError:
-        raise InputError(f"there is no {path}; wanted one JSON object a line") from None
+        raise InputError(f"there is no {path}; expected one JSON object a line") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is malformed ({error!r}); wanted a JSON object a line, with id, image, prompt"
-            " and, where accuracy is to be measured, answer"
+            f"{path} is malformed ({error!r}); expected a JSON object a line, with id, image,"
+            " prompt and, where accuracy is to be measured, answer"
         ) from error
     if not examples:
         raise InputError(f"{path} is empty")

@@ -6,11 +6,16 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN = 20
-"""Faults that a message lists; of more it tells the number."""
+"""Number of faults that a message lists; the rest are counted."""
 
 
 def listed(faults: Sequence[str], count: int | None = None) -> str:
-    """The first faults, a line each; `count` is of all, where only the first were made."""
+    """Returns the first faults, each on a line, and the number of the others.
+
+    Args:
+        faults: in words; those beyond `SHOWN` need not be given.
+        count: of all faults, if not all are given.
+    """
     more = (len(faults) if count is None else count) - SHOWN
     return "\n  ".join([*faults[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
 

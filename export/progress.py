@@ -1,4 +1,4 @@
-"""How long work tells that it goes on. The command line decides what that looks like."""
+"""How long work reports its progress. The command line decides how that is shown."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Advance = Callable[[int], object]
-"""Called with how much more is done, in the stage's own unit."""
+"""Called with the amount of work that has been done since, in the stage's own unit."""
 
 
 class Progress(Protocol):
-    """Told of each stage of a long piece of work."""
+    """Receives each stage of long work."""
 
     def stage(
         self, title: str, total: int | None = None, unit: str = ""
@@ -19,19 +19,19 @@ class Progress(Protocol):
         """Opens a stage.
 
         Args:
-            title: what is being done.
-            total: how much there is to do; `None` where that is not known.
+            title: description of the work.
+            total: amount of work; `None` if it is not known.
             unit: of `total`: `"B"` for bytes, or a plural noun.
         """
         ...
 
     def note(self, message: str) -> None:
-        """Tells something worth knowing."""
+        """Shows a message."""
         ...
 
 
 class Silent:
-    """Progress that tells nobody."""
+    """Progress that is not shown."""
 
     def stage(
         self, title: str, total: int | None = None, unit: str = ""

@@ -24,7 +24,7 @@ DTYPES: Mapping[str, npt.DTypeLike] = {
     "bfloat16": ml_dtypes.bfloat16,
     "float32": np.float32,
 }
-"""The dtypes a contract may name, and numpy's (or ml_dtypes') own for each."""
+"""numpy's (or ml_dtypes') dtype for each name that a contract may use."""
 
 Axis = int | str
 """A fixed size, or the name of a dynamic axis (`"batch"`, `"instruction"`, `"past"`)."""
@@ -37,7 +37,7 @@ class TensorSpec:
     Attributes:
         name: the tensor's name in the graph, the engine and Triton.
         dtype: a key of `DTYPES`.
-        axes: one entry an axis: a size in elements, or the name of a dynamic axis.
+        axes: for each axis a size in elements, or the name of a dynamic axis.
 
     Raises:
         ContractError: the dtype is not a key of `DTYPES`, or a size is not positive.
@@ -49,15 +49,15 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            wanted = ", ".join(DTYPES)
-            raise ContractError(f"tensor {self.name!r} has dtype {self.dtype!r}; known: {wanted}")
+            known = ", ".join(DTYPES)
+            raise ContractError(f"tensor {self.name!r} has dtype {self.dtype!r}; known: {known}")
         for axis in self.axes:
             if isinstance(axis, int) and axis < 1:
                 raise ContractError(f"tensor {self.name!r} has an axis of size {axis}")
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype as numpy knows it (bfloat16 through ml_dtypes)."""
+        """numpy's dtype (for bfloat16, ml_dtypes')."""
         return np.dtype(DTYPES[self.dtype])
 
     def __str__(self) -> str:
@@ -92,9 +92,9 @@ class Contract:
         """Checks names, dtypes, ranks, fixed sizes, and that dynamic axes agree with one another.
 
         Raises:
-            ContractError: with every fault found, what was given, and what was wanted.
+            ContractError: listing every fault, with what was given and what is expected.
         """
-        _check(self.inputs, feed)
+        _check_feed(self.inputs, feed)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form that `from_json` reads back."""
@@ -119,33 +119,34 @@ def _by_name(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
     raise ContractError(f"no tensor {name!r}; there are {', '.join(s.name for s in specs)}")
 
 
-def _check(specs: tuple[TensorSpec, ...], feed: Mapping[str, npt.NDArray[Any]]) -> None:
-    wanted = {spec.name for spec in specs}
-    faults = [f"{name!r} is missing" for name in sorted(wanted - feed.keys())]
-    faults += [f"{name!r} is not an input" for name in sorted(feed.keys() - wanted)]
-    bound: dict[str, tuple[int, str]] = {}
+def _check_feed(specs: tuple[TensorSpec, ...], feed: Mapping[str, npt.NDArray[Any]]) -> None:
+    names = {spec.name for spec in specs}
+    faults = [f"{name!r} is missing" for name in sorted(names - feed.keys())]
+    faults += [f"{name!r} is not an input" for name in sorted(feed.keys() - names)]
+    sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
         if spec.name in feed:
-            faults += _faults(spec, feed[spec.name], bound)
+            faults += _find_faults(spec, feed[spec.name], sizes)
     if faults:
         lines = "; ".join(faults)
         raise ContractError(f"{lines}. The contract is: {', '.join(str(s) for s in specs)}")
 
 
-def _faults(
-    spec: TensorSpec, array: npt.NDArray[Any], bound: dict[str, tuple[int, str]]
+def _find_faults(
+    spec: TensorSpec, array: npt.NDArray[Any], sizes: dict[str, tuple[int, str]]
 ) -> list[str]:
+    """Compares an array with its spec; `sizes` collects those of dynamic axes, and their tensor."""
     faults = []
     if array.dtype != spec.numpy_dtype:
-        faults.append(f"{spec.name!r} is {array.dtype}, wanted {spec.dtype}")
+        faults.append(f"{spec.name!r} is {array.dtype}, expected {spec.dtype}")
     if array.ndim != len(spec.axes):
         shape = f"shape {list(array.shape)}"
-        return [*faults, f"{spec.name!r} has {shape}, wanted {len(spec.axes)} axes"]
+        return [*faults, f"{spec.name!r} has {shape}, expected {len(spec.axes)} axes"]
     for axis, size in zip(spec.axes, array.shape, strict=True):
         if isinstance(axis, int):
             if size != axis:
-                faults.append(f"{spec.name!r} has shape {list(array.shape)}, wanted {spec}")
-        elif bound.setdefault(axis, (size, spec.name))[0] != size:
-            other_size, other = bound[axis]
+                faults.append(f"{spec.name!r} has shape {list(array.shape)}, expected {spec}")
+        elif sizes.setdefault(axis, (size, spec.name))[0] != size:
+            other_size, other = sizes[axis]
             faults.append(f"axis {axis!r} is {size} in {spec.name!r} but {other_size} in {other!r}")
     return faults

@@ -1,11 +1,11 @@
-"""`manifest.json`: what a build directory is, in one file.
+"""`manifest.json`: the description of a build directory.
 
     BUILD/
     ├── manifest.json
     ├── graphs/<component>/<graph>.onnx      with its weights beside it
-    ├── engines/<component>/<graph>.plan     where the engine is TensorRT
-    ├── engines/language_model/              where it is vLLM: a Hugging Face directory
-    ├── text/tokenizer.json                  and qformer_tokenizer.json where the model has one
+    ├── engines/<component>/<graph>.plan     if the engine is TensorRT
+    ├── engines/language_model/              if it is vLLM: a Hugging Face directory
+    ├── text/tokenizer.json                  and qformer_tokenizer.json if the model has one
     └── model_repository/<model>/            what Triton serves
 
 Knows numpy only: the server and the command line read it without the tracing libraries.
@@ -27,26 +27,26 @@ FORMAT = 4
 """The manifest's format number; a reader refuses any other."""
 
 SLOTS = 8
-"""Sequences at once, unless the build says otherwise."""
+"""Default number of sequences at once."""
 
 QUEUE = 256
-"""Requests that may wait, unless the build says otherwise."""
+"""Default number of requests that may wait."""
 
 BATCH = 8
-"""Largest batch of vision encoder and Q-Former, in images, unless the build says otherwise."""
+"""Default largest batch of vision encoder and Q-Former, in images."""
 
 IMAGES = 4
-"""Most images of a request, where a family takes several and the build says nothing: of a video,
-InstructBLIP's own evaluation takes so many frames (arXiv 2305.06500)."""
+"""Default largest number of images in a request, if the family takes several. InstructBLIP's own
+evaluation takes as many frames of a video (arXiv 2305.06500)."""
 
 MANIFEST = "manifest.json"
 
 MEANS_NOTHING = "synthetic weights: answers mean nothing"
-"""What every report of a build says whose checkpoint is synthetic (`export.synthesis`)."""
+"""Note in every report of a build whose checkpoint is synthetic (`export.synthesis`)."""
 
 Images = Literal["one", "frames", "places"]
-"""How many images a request may have: one; several, as the frames of a video are, one after another
-before the prompt; or several, each at its own place in the prompt."""
+"""How many images a request may have: one; several before the prompt, in sequence, as frames of a
+video; or several, each at its own place in the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class GraphRecord:
     """One ONNX graph of a build.
 
     Attributes:
-        path: relative to the build directory, of the `.onnx` file.
-        weights: relative to the build directory, of every file that the graph's weights lie in.
+        path: of the `.onnx` file, relative to the build directory.
+        weights: paths of the files with the graph's weights, relative to the build directory.
         digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
             (`export.graph.digest.graph_digest`).
         contract: its inputs and outputs.
@@ -88,16 +88,16 @@ class GraphRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:
-    """What runs a component.
+    """The engine of a component.
 
     Attributes:
-        kind: a key of `engines.kinds.KINDS` (`onnxruntime`, with a provider behind it, or
-            `tensorrt` or `tensorrt-rtx`); of a language model, one of
+        kind: a key of `engines.kinds.KINDS` (`onnxruntime`, with the suffix of a provider,
+            `tensorrt` or `tensorrt-rtx`); for a language model, one of
             `engines.language_model.opening.ENGINES`.
-        files: graph name to engine file, relative to the build directory. For ONNX Runtime these
+        files: engine files by graph name, relative to the build directory. For ONNX Runtime these
             are the graphs themselves; for `vllm`, the files of a Hugging Face directory.
-        details: what the builder knows: library version, targets, profile, seconds, bytes, the
-            plan's key in the engine cache; for `vllm` how the model is spread, and its dtype.
+        details: facts of the build: library version, targets, profile, seconds, bytes, the plan's
+            key in the engine cache; for `vllm`, parallelism and dtype.
     """
 
     kind: str
@@ -115,9 +115,9 @@ class ComponentRecord:
     Attributes:
         precision: a key of `export.precision.DTYPES`.
         graphs: by name.
-        engine: what runs it.
-        quantisation: as `export.quantisation.options.Quantisation.to_json` has it, with what was
-            measured; empty where weights are not quantised.
+        engine: that runs it.
+        quantisation: as from `export.quantisation.options.Quantisation.to_json`, with what was
+            measured; empty if weights are not quantised.
     """
 
     precision: str
@@ -132,7 +132,7 @@ class Preprocessing:
 
     Attributes:
         height, width: of the model's input, in pixels.
-        resample: the name of Pillow's filter, as in `PIL.Image.Resampling` (`"BICUBIC"`).
+        resample: name of Pillow's filter in `PIL.Image.Resampling` (`"BICUBIC"`).
     """
 
     height: int
@@ -147,13 +147,13 @@ class TextFacts:
     Attributes:
         tokenizer: `tokenizers` file of the language model, relative to the build directory. Its
             post-processor adds the original's special tokens (BOS, or T5's closing EOS).
-        qformer_tokenizer: the same for the Q-Former's instruction; `None` where it takes none.
+        qformer_tokenizer: the same for the Q-Former's instruction; `None` if it takes none.
         qformer_pad_token_id: fills `qformer_input_ids` where the mask is 0.
-        max_instruction: longest instruction that the model's Q-Former takes, in tokens; 0 where it
+        max_instruction: longest instruction that the model's Q-Former takes, in tokens; 0 if it
             takes none. An engine may take less: `Manifest.max_instruction`.
-        prompt_template: what stands around a user's `{prompt}`, and where the `{image}` is.
+        prompt_template: text around a user's `{prompt}`, with the place of the `{image}`.
         stop: strings that end any answer, whatever a request asks for.
-        images: how many a request may have, and where they go.
+        images: how many a request may have, and where they belong.
     """
 
     tokenizer: str
@@ -167,19 +167,19 @@ class TextFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelFacts:
-    """The language model's shape and special tokens.
+    """The language model's sizes and special tokens.
 
     Attributes:
-        architecture: of the language model, as transformers calls it: `llama`, `opt` or `t5`.
-        is_encoder_decoder: T5: the visual prompt and the text go to the encoder.
+        architecture: transformers' `model_type`: `llama`, `opt` or `t5`.
+        is_encoder_decoder: whether visual prompt and text go to an encoder, as in T5.
         hidden_size: of `visual_prompt` and `inputs_embeds`, in elements.
         num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.
         vocab_size: of the logits.
         num_query_tokens: rows of one image's visual prompt.
         max_length: positions for visual prompts, prompt and answer together. T5 has no limit of
-            its own: the decoder's answer then counts alone against it.
-        bos_token_id, pad_token_id, decoder_start_token_id: `None` where the model has none.
-        eos_token_ids: any of these ends an answer.
+            its own; only the decoder's answer counts there.
+        bos_token_id, pad_token_id, decoder_start_token_id: `None` if the model has none.
+        eos_token_ids: tokens that end an answer.
         default_max_new_tokens: from the checkpoint's generation config, in tokens.
     """
 
@@ -202,16 +202,16 @@ class LanguageModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingLimits:
-    """How much a build takes on when it is served, chosen when it is made.
+    """The limits of a build in serving, chosen when it is built.
 
     Attributes:
-        slots: sequences at once: a request's every answer or beam is one.
-        max_length: positions of a sequence, as `LanguageModelFacts.max_length`, and at most that.
+        slots: sequences at once; every answer or beam of a request is one.
+        max_length: positions of a sequence, at most `LanguageModelFacts.max_length`.
         queue: requests that may wait.
-        images: of a request, at most.
-        max_batch: images that one run of vision encoder or Q-Former takes, at most.
-        max_instruction: tokens of an instruction, at most, where the Q-Former's engine is built for
-            so many; `None` is as many as the model has.
+        images: largest number of images in a request.
+        max_batch: largest number of images in one run of vision encoder or Q-Former.
+        max_instruction: largest number of tokens of an instruction, if the Q-Former's engine is
+            built for fewer than the model takes; `None` is the model's own limit.
     """
 
     slots: int
@@ -223,11 +223,11 @@ class ServingLimits:
 
 
 BUILT_IN = ("max_batch", "max_instruction", "max_images")
-"""Limits that engines are built for: nothing but another build raises them."""
+"""Limits that engines are built for: only another build can raise them."""
 
 
 def how_to_raise(limit: str) -> str:
-    """What to do about a field of `ServingLimits` that is too low, for messages."""
+    """Returns how to raise a field of `ServingLimits` that is too low, for messages."""
     flag = limit.replace("_", "-")
     if limit in BUILT_IN:
         return f"`--{flag}` of `export build` raises it"
@@ -236,18 +236,18 @@ def how_to_raise(limit: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that is known of a build.
+    """The facts of a build.
 
     Attributes:
         name: of the checkpoint (`instructblip-demo-vicuna`).
         family: the kind of model (`instructblip`, `blip2`).
         source: `{"path", "digest", "files": {name: sha256}}` of the checkpoint, and `"synthetic"`
-            where its weights are random.
+            if its weights are random.
         components: by name: `vision_encoder`, `qformer`, `language_model`.
-        limits: of the language model when it is served.
-        verification: what `verify` found, or `{"skipped": reason}`.
-        tools: versions of the libraries that made the build.
-        created: UTC, ISO 8601.
+        limits: of the build in serving.
+        verification: results of `verify`, or `{"skipped": reason}`.
+        tools: versions of the libraries that were used.
+        created: time of the build, UTC, ISO 8601.
     """
 
     name: str
@@ -265,15 +265,15 @@ class Manifest:
 
     @property
     def synthetic(self) -> bool:
-        """The checkpoint's weights are random: see `MEANS_NOTHING`."""
+        """Whether the checkpoint's weights are random; see `MEANS_NOTHING`."""
         return bool(self.source.get("synthetic"))
 
     @property
     def max_instruction(self) -> int:
-        """Tokens of the longest instruction that this build takes; 0 where it takes none."""
-        most = self.limits.max_instruction
+        """Length of the longest instruction that this build takes, in tokens; 0 if none."""
+        limit = self.limits.max_instruction
         own = self.text.max_instruction
-        return own if most is None else min(most, own)
+        return own if limit is None else min(limit, own)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form that `from_json` reads back."""
@@ -342,8 +342,8 @@ class Manifest:
         """Reads the manifest of the build in `directory`.
 
         Raises:
-            BuildDirectoryError: the directory is missing, is not a build, or was made by another
-                format of this tool.
+            BuildDirectoryError: the directory is missing, is not a build, or has a manifest of
+                another format.
         """
         path = directory / MANIFEST
         hint = "Make one with `python -m export build --output DIR`."
@@ -358,9 +358,9 @@ class Manifest:
             raise BuildDirectoryError(f"{path} cannot be read ({error}). {hint}") from error
         except ValueError as error:
             raise BuildDirectoryError(f"{path} is not valid JSON ({error}). {hint}") from error
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
-            message = f"{path} has format {found!r}; this version reads {FORMAT}."
+        format_ = data.get("format") if isinstance(data, dict) else None
+        if format_ != FORMAT:
+            message = f"{path} has format {format_!r}; this version reads {FORMAT}."
             again = f"Build it again, with its other options: `{rebuild_command(directory, data)}`."
             raise BuildDirectoryError(f"{message} {again}")
         try:

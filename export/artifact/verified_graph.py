@@ -1,4 +1,4 @@
-"""A graph on disk, and the proof that it computes what the checkpoint does."""
+"""`OnnxGraph`, a graph on disk, and `VerifiedGraph`, the same with the proof that it is right."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from iblip.export.artifact.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxGraph:
-    """One written ONNX graph. Nothing is known yet of its numbers.
+    """One written ONNX graph, which has not been verified.
 
     Attributes:
         component: `vision_encoder`, `qformer` or `language_model`.
         name: of the graph within its component (`model`, `embed_tokens`, `encoder`, `decoder`).
         path: of the `.onnx` file.
-        weights: every file that its initializers lie in, all in the graph's own directory.
+        weights: files with its initializers, all in the graph's own directory.
         precision: a key of `export.precision.DTYPES`.
         digest: sha256 over every weight's own sha256 and the graph's bytes, in hexadecimal
             (`export.graph.digest.graph_digest`).
         contract: its inputs and outputs.
         quantisation: how its component's weights were quantised and what was measured, JSON-ready;
-            empty where they were not.
+            empty if they were not.
     """
 
     component: str
@@ -40,12 +40,12 @@ class OnnxGraph:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedGraph:
-    """A graph whose outputs have been compared with the reference: what an engine is built from.
+    """A graph whose outputs have been compared with the reference. Engines are built from these.
 
     Attributes:
-        graph: what was compared.
-        figures: what the comparison found, JSON-ready; empty where it was skipped.
-        skipped: why nothing was compared, where the caller chose so; `None` otherwise.
+        graph: that was compared.
+        figures: results of the comparison, JSON-ready; empty if it was skipped.
+        skipped: reason why it was skipped, on the caller's word; `None` if it was not.
     """
 
     graph: OnnxGraph
@@ -54,12 +54,12 @@ class VerifiedGraph:
 
     @classmethod
     def without_proof(cls, graph: OnnxGraph, *, reason: str) -> Self:
-        """Passes a graph on unproven, on the caller's word; the manifest repeats the reason."""
+        """Returns an unverified graph as if it were verified; the manifest repeats the reason."""
         return cls(graph=graph, skipped=reason)
 
 
 def graphs_of_build(directory: Path, manifest: Manifest) -> list[OnnxGraph]:
-    """Every graph of the build in `directory`, whose manifest this is."""
+    """Returns every graph of the build in `directory`, whose manifest is given."""
     return [
         OnnxGraph(
             component=component,
@@ -77,7 +77,7 @@ def graphs_of_build(directory: Path, manifest: Manifest) -> list[OnnxGraph]:
 
 
 def proofs_of_build(directory: Path, manifest: Manifest) -> list[VerifiedGraph]:
-    """The same, each with what the build's own verification found of it."""
+    """Returns every graph of a build with the results of the build's own verification."""
     figures, skipped = manifest.verification.get("graphs", {}), manifest.verification.get("skipped")
     return [
         VerifiedGraph(

@@ -1,4 +1,4 @@
-"""`Model`: one released model, with its names, its files, its geometry and what proves it."""
+"""`Model`: one released model, with its names, files, geometry and the demo that stands for it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Model:
     """One released model.
 
     Attributes:
-        name: ours. Where the hub has the model in transformers' form, the last part of its id.
+        name: ours; the last part of the hub's id, if the hub has it in transformers' form.
         architecture: a key of `FAMILIES`.
         vision: the ViT's config.
-        qformer: the Q-Former's; `None` where neighbouring patches are merged instead.
+        qformer: the Q-Former's; `None` if neighbouring patches are merged instead.
         text: the language model's, with its `model_type`.
         num_query_tokens: rows of one visual prompt.
-        merged_patches: how many patches become one row of it; `None` where a Q-Former makes them.
-        hub: id of the checkpoint in transformers' form; `None` where there is none.
-        lavis: as `--model lavis:…` names it; `None` where LAVIS does not have it.
-        minigpt4: the same of `--model minigpt4:…`.
-        files: the originals' name of every part that a `.pth` or a directory of the original is.
+        merged_patches: number of patches that become one of its rows; `None` with a Q-Former.
+        hub: id of the checkpoint in transformers' form; `None` if there is none.
+        lavis: name in `--model lavis:…`; `None` if LAVIS does not have the model.
+        minigpt4: name in `--model minigpt4:…`, likewise.
+        files: the original's name of the file or directory of every part.
         image_token_id: the placeholder in the hub's tokenizer.
-        demo: the checkpoint in `checkpoints/` of the same modules, which is proven in its place.
+        demo: the checkpoint in `checkpoints/` of the same modules, which is verified in its place.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """What is particular to its kind."""
+        """The family that it belongs to."""
         return FAMILIES[self.architecture]
 
     @property
     def parameters(self) -> Mapping[str, int]:
-        """How many, by part: vision encoder, Q-Former, projection, language model."""
+        """Number of parameters by part: vision encoder, Q-Former, projection, language model."""
         return parameters(
             self.vision,
             self.qformer,
@@ -68,17 +68,17 @@ class Model:
 
     @property
     def original(self) -> str:
-        """What `--model` calls it where its files are the original's."""
+        """Name in `--model` for the original's files."""
         return f"lavis:{self.lavis}" if self.lavis else f"minigpt4:{self.minigpt4}"
 
     @property
     def llm_engines(self) -> tuple[str, ...]:
-        """What can run its language model."""
+        """Engines that can run its language model."""
         return ("onnxruntime",) if self.text["model_type"] == "t5" else ("onnxruntime", "vllm")
 
     @property
     def built_at_size(self) -> bool:
-        """It has been built at its true geometry, not only as `demo`."""
+        """Whether it has been built at its true geometry, not only as `demo`."""
         return self.name in AT_SIZE
 
     @property
@@ -91,12 +91,12 @@ class Model:
 
     @property
     def image_size(self) -> int:
-        """Height and width of its pictures, in pixels."""
+        """Height and width of its images, in pixels."""
         size: int = self.vision["image_size"]
         return size
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, and what follows from them, JSON-ready."""
+        """Returns every field, and what follows from them, JSON-ready."""
         return {
             **asdict(self),
             "family": self.family.name,

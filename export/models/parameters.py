@@ -1,7 +1,7 @@
-"""How many parameters a geometry has, from the fields of its config alone.
+"""Counts the parameters of a geometry from the fields of its config alone.
 
-Every function counts what transformers' module of that name has. A weight that two names share
-counts once.
+Every function counts those of transformers' module of that name. A weight with two names counts
+once.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ def parameters(
     merged_patches: int | None,
     reads_instruction: bool,
 ) -> dict[str, int]:
-    """By part: `vision_encoder`, `qformer`, `projection`, `language_model`.
+    """Returns the number of parameters of each part.
+
+    The parts are `vision_encoder`, `qformer`, `projection` and `language_model`.
 
     Args:
         vision: of the ViT.
-        qformer: of the Q-Former; `None` where patches are merged.
+        qformer: of the Q-Former; `None` if patches are merged.
         text: of the language model, with its `model_type`.
         queries: rows of a visual prompt.
         merged_patches: patches that become one row of it; effective only without a Q-Former.
-        reads_instruction: the Q-Former reads text too.
+        reads_instruction: whether the Q-Former reads text too.
     """
     width = text["d_model"] if text["model_type"] == "t5" else text["hidden_size"]
     if qformer is None:
-        seen, features = 0, vision["hidden_size"] * (merged_patches or 1)
+        projector, features = 0, vision["hidden_size"] * (merged_patches or 1)
     else:
         features = qformer["hidden_size"]
-        seen = _qformer(qformer, reads_instruction=reads_instruction) + queries * features
+        projector = _qformer(qformer, reads_instruction=reads_instruction) + queries * features
     return {
         "vision_encoder": _vision(vision),
-        "qformer": seen,
+        "qformer": projector,
         "projection": _linear(features, width),
         "language_model": LANGUAGE_MODELS[text["model_type"]](text),
     }

@@ -1,4 +1,4 @@
-"""What a build was asked for, and what each component's quantisation then is."""
+"""The caller's options of quantisation, and the quantisation of each component."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from iblip.export.errors import OptionError
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-"""Weights a scale that `com.microsoft.MatMulNBits` takes."""
+"""Block sizes of `com.microsoft.MatMulNBits`: weights that share a scale."""
 
 LANGUAGE_MODEL = "language_model"
 
 Activations = Literal["float", "dynamic", "static"]
-"""What a product's other factor is: as it comes; numbers of eight bits whose scale is found at run
-time; or such whose scale was found by calibration."""
+"""How activations enter a MatMul: as floats; in eight bits with a scale computed at run time; or in
+eight bits with a scale from calibration."""
 
 Format = Literal["int", "e4m3"]
-"""What kind of numbers: whole ones, or floats of eight bits, four of them the exponent."""
+"""Numbers of eight bits: integers, or floats with four bits of exponent."""
 
 Method = Literal["rtn", "k-quant"]
-"""How weights are rounded: to the nearest, or by one of `export.quantisation.blocks.METHODS`."""
+"""How weights are rounded: to nearest, or by another of `export.quantisation.blockwise.METHODS`."""
 
 Int8 = Literal["dynamic", "static"]
 LanguageModelInt8 = Literal["weights", "dynamic"]
@@ -31,22 +31,22 @@ LanguageModelInt8 = Literal["weights", "dynamic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """How one component's weights are quantised: what stands beside its precision word.
+    """How one component is quantised.
 
     Attributes:
         bits: of a weight, 4 or 8.
         format: see `Format`.
-        activations: see `Activations`. Only `float` has blocks; the others have one scale for each
-            output channel.
-        block_size: weights that share a scale, along the input axis; `None` is a whole channel.
-        symmetric: whether 0 is the middle of the range; else blocks have a zero point.
+        activations: see `Activations`. Weights are quantised block-wise for `float`, and
+            channel-wise for the others.
+        block_size: weights that share a scale, along the input axis; `None` if channel-wise.
+        symmetric: whether 0 is the middle of the range; if not, blocks have a zero point.
         method: of rounding.
-        sensitive: the share of products that stay more precise, those with the greatest measured
-            error: 8 bits where `bits` is 4, what the graph is traced in where it is 8.
-        calibration: directory of images, where one was named.
+        sensitive: share of matmuls that stay more precise, those with the largest measured error:
+            in 8 bits if `bits` is 4, in the graph's own dtype if it is 8.
+        calibration: directory of images, if one was named.
 
     Raises:
-        OptionError: floats of other than 8 bits, or whose activations are not static.
+        OptionError: e4m3 without 8 bits and static activations.
     """
 
     bits: int
@@ -60,19 +60,19 @@ class Quantisation:
 
     def __post_init__(self) -> None:
         if self.format == "e4m3" and (self.bits, self.activations) != (8, "static"):
-            found = f"{self.bits} bits and {self.activations} activations"
-            raise OptionError(f"e4m3 with {found}; wanted 8 bits and static activations")
+            given = f"{self.bits} bits and {self.activations} activations"
+            raise OptionError(f"e4m3 with {given}; expected 8 bits and static activations")
 
     @property
     def is_measured(self) -> bool:
-        """Whether its products are measured before they are quantised."""
+        """Whether its matmuls are measured before they are quantised."""
         return self.activations == "static" or self.sensitive > 0
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, without what does not apply."""
-        given = asdict(self) | {"calibration": self.calibration and str(self.calibration)}
-        found = {name: value for name, value in given.items() if value is not None}
-        return {"summary": str(self), **found}
+        """Returns the fields that apply, JSON-ready."""
+        fields = asdict(self) | {"calibration": self.calibration and str(self.calibration)}
+        applying = {name: value for name, value in fields.items() if value is not None}
+        return {"summary": str(self), **applying}
 
     def __str__(self) -> str:
         if self.activations != "float":
@@ -84,19 +84,20 @@ class Quantisation:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisationOptions:
-    """What the caller says of quantisation, for all components; each takes what applies to it.
+    """The caller's options of quantisation, for all components.
 
     Attributes:
-        int8: activations of a vision encoder or Q-Former whose word is `int8`; `None` is dynamic.
-        llm_int8: an int8 language model: `weights` alone in blocks, or `dynamic` activations too.
-        calibration: a directory of images to measure on; `None` is the checkpoint's own examples.
-        block_size: weights a scale, of a language model.
-        asymmetric: blocks have a zero point. Methods other than `rtn` always give one.
+        int8: activations of a vision encoder or Q-Former in `int8`; `None` is dynamic.
+        llm_int8: of a language model in `int8`: `weights` alone, block-wise, or `dynamic`
+            activations too.
+        calibration: directory of images to measure on; `None` is the checkpoint's own examples.
+        block_size: weights that share a scale, in a language model.
+        asymmetric: whether blocks have a zero point. Methods other than `rtn` always have one.
         int4_method: of rounding to four bits.
-        sensitive: share of products that stay more precise; `None` is what `SENSITIVE` says.
+        sensitive: share of matmuls that stay more precise; `None` is that of `SENSITIVE`.
 
     Raises:
-        OptionError: a value that no build can have.
+        OptionError: a value is out of range.
     """
 
     int8: Int8 | None = None
@@ -110,22 +111,22 @@ class QuantisationOptions:
     def __post_init__(self) -> None:
         for name, kind in CHOICES.items():
             if getattr(self, name) not in (None, *get_args(kind)):
-                option, wanted = name.replace("_", "-"), ", ".join(get_args(kind))
-                raise OptionError(f"--{option} is {getattr(self, name)!r}; wanted one of {wanted}")
+                option, known = name.replace("_", "-"), ", ".join(get_args(kind))
+                raise OptionError(f"--{option} is {getattr(self, name)!r}; expected one of {known}")
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
-            raise OptionError(f"--block-size is {self.block_size}; wanted one of {sizes}")
+            raise OptionError(f"--block-size is {self.block_size}; expected one of {sizes}")
         if self.sensitive is not None and not 0 <= self.sensitive <= 1:
-            raise OptionError(f"--sensitive is {self.sensitive}; wanted a share from 0 to 1")
+            raise OptionError(f"--sensitive is {self.sensitive}; expected a share from 0 to 1")
         if self.calibration is not None and not self.calibration.is_dir():
             raise OptionError(f"--calibration {self.calibration} is no directory")
 
 
 SENSITIVE: Mapping[Activations, float] = {"float": 0.0, "dynamic": 0.05, "static": 0.05}
-"""Share of products that stay more precise unless the caller says otherwise, by activations."""
+"""Default share of matmuls that stay more precise, by activations."""
 
 CHOICES: Mapping[str, Any] = {"int8": Int8, "llm_int8": LanguageModelInt8, "int4_method": Method}
-"""Options that are one of some words."""
+"""Options with a fixed set of values."""
 
 
 def quantisations(policy: PrecisionPolicy, options: QuantisationOptions) -> dict[str, Quantisation]:

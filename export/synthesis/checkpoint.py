@@ -1,4 +1,4 @@
-"""A whole checkpoint directory of a row of the table."""
+"""Writes a synthetic checkpoint directory for a row of the table of models."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from iblip.export.models.model import Model
 from iblip.export.progress import Progress, Silent
 from iblip.export.synthesis.geometry import config_json, image_token_id, shapes
 from iblip.export.synthesis.shards import SHARD, Weights, write_shards
-from iblip.export.synthesis.tokenizers import filled
+from iblip.export.synthesis.tokenizers import fill_vocabulary
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 SPARE = 64 << 20
-"""Bytes that the files beside the weights, and the file system, may want."""
+"""Bytes that the files beside the weights, and the file system, may take."""
 
 CARD = """\
 # {name}, synthetic
@@ -35,16 +35,16 @@ Random weights in the geometry of {name}, to plan capacity with: answers mean no
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """What is to be made.
+    """A synthetic checkpoint that is to be written.
 
     Attributes:
-        model: whose geometry.
+        model: whose geometry it has.
         dtype: of the weights, one of `DTYPES`.
-        seed: the same one gives the same bytes.
-        shard: most bytes of tensors in one file.
+        seed: of the weights; the same seed gives the same bytes.
+        shard: largest number of bytes of tensors in one file.
 
     Raises:
-        OptionError: another dtype, or a seed below 0.
+        OptionError: the dtype is unknown, or the seed is below 0.
     """
 
     model: Model
@@ -54,9 +54,9 @@ class Synthesis:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise OptionError(f"--dtype is {self.dtype!r}; wanted one of {', '.join(DTYPES)}")
+            raise OptionError(f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         if self.seed < 0:
-            raise OptionError(f"--seed is {self.seed}; wanted 0 or more")
+            raise OptionError(f"--seed is {self.seed}; expected 0 or more")
 
 
 def _is_synthetic(directory: Path) -> bool:
@@ -76,14 +76,14 @@ SYNTHETIC = Kind(
 
 
 def synthesize(options: Synthesis, destination: Path, progress: Progress | None = None) -> int:
-    """Writes the checkpoint to `destination`, whole or not at all; returns the weights' bytes.
+    """Writes the checkpoint to `destination` atomically, and returns the bytes of its weights.
 
-    Memory does not grow with the model: weights are made in pieces.
+    Memory does not grow with the model: weights are computed in pieces.
 
     Args:
-        options: what to make.
-        destination: is made; may hold an older synthetic checkpoint, which is then replaced.
-        progress: told of the bytes written.
+        options: of the checkpoint.
+        destination: is created; an older synthetic checkpoint there is replaced.
+        progress: reports the bytes written.
 
     Raises:
         BuildDirectoryError: `destination` holds something else, cannot be written, or its disk has
@@ -106,20 +106,20 @@ def synthesize(options: Synthesis, destination: Path, progress: Progress | None 
     return weights.total
 
 
-def _check_space(wanted: int, destination: Path) -> None:
-    """Raises BuildDirectoryError before anything is written."""
+def _check_space(size: int, destination: Path) -> None:
+    """Raises BuildDirectoryError if the disk has too little space."""
     place = next(parent for parent in destination.parents if parent.exists())
     free = shutil.disk_usage(place).free
-    if free < wanted + SPARE:
+    if free < size + SPARE:
         raise BuildDirectoryError(
-            f"{destination}: the checkpoint takes {(wanted + SPARE) / 2**30:.1f} GiB, and"
+            f"{destination}: the checkpoint takes {(size + SPARE) / 2**30:.1f} GiB, and"
             f" {free / 2**30:.1f} GiB are free there. Free some space, give OUT a directory on"
             " another disk, or --dtype float16."
         )
 
 
 def _write_text(model: Model, directory: Path) -> None:
-    """Tokenizers, image processor and generation config: the demo's, at the model's own sizes."""
+    """Writes tokenizers, image processor and generation config: the demo's, at other sizes."""
     demo, text = DEMO.parent / model.demo, model.text
     side = {"height": model.image_size, "width": model.image_size}
     length = text.get("max_position_embeddings", DEFAULT_T5_LENGTH)
@@ -142,7 +142,7 @@ def _write_text(model: Model, directory: Path) -> None:
 
 
 def _places(model: Model) -> dict[str, int]:
-    """Tokens that the model's config knows by their ids."""
+    """Returns the ids of tokens that the model's config refers to."""
     places = {}
     if (image := image_token_id(model)) is not None:
         places["<image>"] = image
@@ -154,7 +154,7 @@ def _places(model: Model) -> dict[str, int]:
 def _tokenizer(
     demo: Path, directory: Path, size: int, places: Mapping[str, int], length: int
 ) -> None:
-    tokenizer = filled(object_from_json(demo / "tokenizer.json"), size, places)
+    tokenizer = fill_vocabulary(object_from_json(demo / "tokenizer.json"), size, places)
     _write(directory / "tokenizer.json", tokenizer)
     config = object_from_json(demo / "tokenizer_config.json")
     _write(directory / "tokenizer_config.json", {**config, "model_max_length": length})

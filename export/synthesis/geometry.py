@@ -1,4 +1,4 @@
-"""The config of a row of the table, and the names and shapes of its tensors."""
+"""Builds the config of a row of the table, and the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_TYPES: Mapping[str, str] = {
     "blip2": "blip-2",
     "minigpt4": "minigpt4",
 }
-"""Name of a family to the `model_type` of its `config.json`."""
+"""The `model_type` of `config.json`, by name of the family."""
 
 TIED: Mapping[str, tuple[str, ...]] = {
     "t5": (
@@ -27,14 +27,14 @@ TIED: Mapping[str, tuple[str, ...]] = {
         "language_model.decoder.embed_tokens.weight",
     ),
 }
-"""By type of language model: second names of a tensor, which checkpoints leave out."""
+"""Second names of tied tensors, which checkpoints leave out, by the language model's type."""
 
 HEAD = "language_model.lm_head.weight"
-"""The layer before the logits; left out too where it is tied to the embeddings."""
+"""The output layer; left out too if it is tied to the embeddings."""
 
 
 def config_json(model: Model, *, dtype: str, seed: int) -> dict[str, Any]:
-    """What `config.json` holds, marked as synthetic."""
+    """Returns the content of `config.json`, marked as synthetic."""
     config = {
         **whole_config(model),
         "model_type": MODEL_TYPES[model.family.name],
@@ -47,9 +47,9 @@ def config_json(model: Model, *, dtype: str, seed: int) -> dict[str, Any]:
 
 
 def image_token_id(model: Model) -> int | None:
-    """The placeholder's id: the hub's, or the last that the row's vocabulary has.
+    """Returns the id of the image's placeholder: the hub's, or the last of the row's vocabulary.
 
-    The hub's Vicuna has rows for tokens that LAVIS's does not have, `<image>` among them.
+    The hub's Vicuna has rows for tokens that LAVIS's does not have, including `<image>`.
     """
     if model.image_token_id is None:
         return None
@@ -57,7 +57,7 @@ def image_token_id(model: Model) -> int | None:
 
 
 def shapes(model: Model) -> Shapes:
-    """Shape of every tensor of a checkpoint of `model`, in elements, by transformers' name.
+    """Returns the shape of every tensor of `model`, in elements, by transformers' name.
 
     They are those of transformers' own modules, made without memory.
     """
@@ -75,14 +75,14 @@ def _parameters(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
     config = parse_config(model, config_json(model, dtype="float32", seed=0))
     with without_memory():
         if model.family.processor is None:
-            yield from _of_parts(model, config)
+            yield from _minigpt4_parameters(model, config)
         else:
             whole = getattr(transformers, model.architecture)(config)
             yield from whole.state_dict(keep_vars=True).items()
 
 
-def _of_parts(model: Model, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of MiniGPT-4, which transformers has no class for; see `export.families.minigpt4`."""
+def _minigpt4_parameters(model: Model, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields those of MiniGPT-4, which is no class of transformers (`families.minigpt4`)."""
     import torch
     import transformers
 

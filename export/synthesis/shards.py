@@ -1,4 +1,4 @@
-"""Random weights to safetensors files: made in pieces, by several threads, each in its place."""
+"""Writes random weights to safetensors files, in pieces and by several threads."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from iblip.export.synthesis.values import pieces, spread
 from iblip.export.system.interrupts import submit
 
 SHARD = 5_000_000_000
-"""Most bytes of tensors in a file: as transformers 4 cuts checkpoints."""
+"""Default size of a shard in bytes of tensors, as in transformers 4."""
 
 THREADS = 2
-"""More would wait for the disk."""
+"""Number of threads that compute and write; more would wait for the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What is to be made.
+    """The random weights of a checkpoint.
 
     Attributes:
         shapes: in elements, by name.
-        dtype: of all, a key of `export.artifact.contract.DTYPES`.
-        seed: decides every value, with its tensor's name.
+        dtype: of all tensors, a key of `export.artifact.contract.DTYPES`.
+        seed: determines every value, together with the tensor's name.
         text: the language model's config.
     """
 
@@ -42,12 +42,12 @@ class Weights:
     text: Config
 
     def nbytes(self, name: str) -> int:
-        """Of one tensor."""
+        """Returns the size of one tensor in bytes."""
         return math.prod(self.shapes[name]) * np.dtype(DTYPES[self.dtype]).itemsize
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(map(self.nbytes, self.shapes))
 
 
@@ -57,13 +57,13 @@ def write_shards(
     """Writes `model.safetensors`, or several shards of it.
 
     Args:
-        weights: what to make.
-        directory: exists.
-        advance: told of the bytes written.
-        shard: most bytes of tensors in one file.
+        weights: to write.
+        directory: must exist.
+        advance: called with the bytes written.
+        shard: largest number of bytes of tensors in one file.
 
     Returns:
-        Tensor to file name, and the file names.
+        The file name of every tensor, and the file names.
 
     Raises:
         OSError: the disk is full, or the directory cannot be written.
@@ -84,7 +84,7 @@ def _names(count: int) -> tuple[str, ...]:
 
 
 def _cut(weights: Weights, most: int) -> Iterator[list[str]]:
-    """Names in order, in groups of at most so many bytes (or of one tensor that is larger)."""
+    """Yields names in groups of at most `most` bytes, or of one tensor that is larger."""
     group: list[str] = []
     size = 0
     for name in weights.shapes:
@@ -109,7 +109,9 @@ def _write(
         stream.flush()
         jobs, offset = [], len(header)
         for name in group:
-            jobs.append(submit(pool, _tensor, weights, name, stream.fileno(), offset, advance))
+            jobs.append(
+                submit(pool, _write_tensor, weights, name, stream.fileno(), offset, advance)
+            )
             offset += weights.nbytes(name)
         try:
             for job in jobs:
@@ -119,10 +121,10 @@ def _write(
                 job.cancel()
 
 
-def _tensor(weights: Weights, name: str, file: int, offset: int, advance: Advance) -> None:
+def _write_tensor(weights: Weights, name: str, file: int, offset: int, advance: Advance) -> None:
     shape = weights.shapes[name]
     mean, deviation = spread(name, shape, weights.text)
-    made = pieces(
+    values = pieces(
         name,
         math.prod(shape),
         weights.dtype,
@@ -130,7 +132,7 @@ def _tensor(weights: Weights, name: str, file: int, offset: int, advance: Advanc
         deviation=deviation,
         seed=weights.seed,
     )
-    for piece in made:
+    for piece in values:
         data = piece.view(np.uint8).data
         while data:  # the system may take less than it is given
             written = os.pwrite(file, data, offset)

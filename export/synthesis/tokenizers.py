@@ -1,4 +1,4 @@
-"""A demo's tokenizer with the vocabulary of a released model: the demo's words, and fillers."""
+"""Extends a demo's tokenizer to the vocabulary size of a released model with filler tokens."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Tokenizer = dict[str, Any]
-"""What `tokenizer.json` holds."""
+"""Content of `tokenizer.json`."""
 
 SCORE = -1000.0
-"""Of a filler among a Unigram model's pieces: never the likelier way to write a text."""
+"""Score of a filler in a Unigram model: it is never part of the likeliest segmentation."""
 
 
-def filled(tokenizer: Tokenizer, size: int, places: Mapping[str, int]) -> Tokenizer:
-    """The same tokenizer with exactly `size` tokens, so that every id decodes.
+def fill_vocabulary(tokenizer: Tokenizer, size: int, places: Mapping[str, int]) -> Tokenizer:
+    """Returns the tokenizer with exactly `size` tokens, so that every id decodes.
 
-    Texts become the same tokens as before. Fillers are words of their own, `w00712`, which no text
-    becomes (only a Unigram's could, from just that spelling).
+    Texts are tokenized as before. Fillers are words of their own, `w00712`, which no text contains
+    as a token (only a Unigram model could produce one, from just that spelling).
 
     Args:
-        tokenizer: as `tokenizer.json` has it. It is left as it is.
+        tokenizer: content of `tokenizer.json`; not changed.
         size: of the vocabulary.
-        places: token to the id that it is to have.
+        places: ids that tokens are moved to, by token.
 
     Returns:
-        What to write as `tokenizer.json`.
+        The new content of `tokenizer.json`.
 
     Raises:
         ValueError: the tokenizer has more than `size` tokens.
@@ -32,7 +32,7 @@ def filled(tokenizer: Tokenizer, size: int, places: Mapping[str, int]) -> Tokeni
     model = tokenizer["model"]
     tokens = dict(_tokens(tokenizer))
     if max(tokens) >= size:
-        raise ValueError(f"the tokenizer has {max(tokens) + 1} tokens, wanted {size}")
+        raise ValueError(f"the tokenizer has {max(tokens) + 1} tokens, expected at most {size}")
     for token, place in places.items():
         _move(tokens, token, place)
     filler = FILLERS[tokenizer["decoder"]["type"]]
@@ -54,8 +54,8 @@ FILLERS: Mapping[str, str] = {
     "ByteLevel": "Ġw{:05}",  # OPT
     "WordPiece": "[unused{}]",  # as BERT's own vocabulary calls those that it has left free
 }
-"""The tokenizer's decoder to how a filler is written, such that it decodes to a word with a space
-before it."""
+"""Format of a filler by the type of the tokenizer's decoder, such that it decodes to a word with a
+space before it."""
 
 
 def _tokens(tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
@@ -68,11 +68,11 @@ def _tokens(tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
 
 
 def _move(tokens: dict[int, str], token: str, place: int) -> None:
-    """Changes the places of `token` and of what is at `place`."""
-    found = next(i for i, other in tokens.items() if other == token)
+    """Swaps `token` with the token at id `place`."""
+    old = next(i for i, other in tokens.items() if other == token)
     other = tokens.pop(place, None)
-    if found != place:
-        del tokens[found]
+    if old != place:
+        del tokens[old]
     tokens[place] = token
-    if other is not None and found != place:
-        tokens[found] = other
+    if other is not None and old != place:
+        tokens[old] = other

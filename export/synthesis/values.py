@@ -1,8 +1,8 @@
-"""Random weights: the same for a seed and a name, whatever else is made, and quick to make.
+"""Computes random weights, which depend on a seed and a name alone, and quickly.
 
-A weight is one of 65,536 quantiles of a normal distribution, taken by 16 random bits. So a piece
-costs a draw of bits and a look-up in the wanted dtype, a fifth of the time of normal numbers in
-float32, and no value lies beyond 4.4 standard deviations: nothing leaves float16.
+A weight is one of 65,536 quantiles of a normal distribution, selected by 16 random bits. So a piece
+costs the sampling of bits and a look-up in the dtype asked for, a fifth of the time of normal
+numbers in float32, and no value lies beyond 4.4 standard deviations: none leaves float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from iblip.export.models.geometry import Config
 QUANTILES = 1 << 16
 
 PIECE = 1 << 20
-"""Elements that are made at a time."""
+"""Number of elements in a piece."""
 
 SMALL = 0.02
 """Standard deviation of biases, and of norms around 1: transformers' `initializer_range` of all
@@ -37,12 +37,12 @@ def _quantiles() -> npt.NDArray[np.float64]:
 
 
 def spread(name: str, shape: tuple[int, ...], text: Config) -> tuple[float, float]:
-    """Mean and standard deviation of a tensor.
+    """Returns mean and standard deviation of a tensor's values.
 
-    A matrix of `n` inputs has 1/sqrt(n), so that what flows through it keeps its size; tables
-    (embeddings, positions, queries) have the same of their width. T5 does not divide its scores by
-    sqrt(d_kv), and has that in its queries' weights instead (transformers, `T5PreTrainedModel`,
-    `_init_weights`).
+    A matrix of `n` inputs has the deviation 1/sqrt(n), so that activations keep their size; tables
+    (embeddings, positions, queries) have the same for their width. T5 does not divide its scores by
+    sqrt(d_kv), and has that factor in its queries' weights instead (transformers,
+    `T5PreTrainedModel`, `_init_weights`).
 
     Args:
         name: transformers'.
@@ -61,11 +61,11 @@ def spread(name: str, shape: tuple[int, ...], text: Config) -> tuple[float, floa
 def pieces(
     name: str, count: int, dtype: str, *, mean: float, deviation: float, seed: int
 ) -> Iterator[npt.NDArray[Any]]:
-    """The values of the tensor `name`, in order, `PIECE` elements at a time.
+    """Yields the values of the tensor `name` in order, `PIECE` elements at a time.
 
     Args:
-        name: transformers'; with `seed` it decides every value.
-        count: elements in all.
+        name: transformers'; together with `seed` it determines every value.
+        count: number of elements.
         dtype: a key of `export.artifact.contract.DTYPES`.
         mean: of the values.
         deviation: their standard deviation.
@@ -76,6 +76,6 @@ def pieces(
     bits = np.random.Generator(np.random.SFC64(int.from_bytes(digest)))
     for start in range(0, count, PIECE):
         size = min(PIECE, count - start)
-        # Whole words, which numpy draws without holding the interpreter.
+        # Words of 64 bits, which numpy samples without holding the interpreter lock.
         words = bits.integers(0, 1 << 64, size=-(-size // 4), dtype=np.uint64)
         yield table[words.view(np.uint16)[:size]]

@@ -115,8 +115,8 @@ def test_an_answer_streams(pipeline: Pipeline) -> None:
         (picture(0), " ", InputError, "prompt is empty"),
         (picture(0), "What is <image>?", InputError, "image token"),
         (picture(0), "red " * 60, InputError, r"the instruction has \d+ tokens; at most 40"),
-        (picture(0)[:12], "What?", ContractError, r"\[1, 12, 24, 3\], wanted pixels uint8"),
-        (picture(0).astype(np.float32), "What?", ContractError, "float32, wanted uint8"),
+        (picture(0)[:12], "What?", ContractError, r"\[1, 12, 24, 3\], expected pixels uint8"),
+        (picture(0).astype(np.float32), "What?", ContractError, "float32, expected uint8"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(

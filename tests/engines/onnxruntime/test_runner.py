@@ -54,9 +54,9 @@ def test_rows_of_a_batch_are_independent(vision_graph: Write) -> None:
     [
         ({}, "'pixels' is missing"),
         ({"pixels": PIXELS, "x": PIXELS}, "'x' is not an input"),
-        ({"pixels": PIXELS.astype(np.float32)}, "'pixels' is float32, wanted uint8"),
-        ({"pixels": PIXELS[0]}, r"has shape \[24, 24, 3\], wanted 4 axes"),
-        ({"pixels": PIXELS[:, :20]}, r"has shape \[3, 20, 24, 3\], wanted pixels uint8"),
+        ({"pixels": PIXELS.astype(np.float32)}, "'pixels' is float32, expected uint8"),
+        ({"pixels": PIXELS[0]}, r"has shape \[24, 24, 3\], expected 4 axes"),
+        ({"pixels": PIXELS[:, :20]}, r"has shape \[3, 20, 24, 3\], expected pixels uint8"),
     ],
 )
 def test_a_feed_that_does_not_fit_is_refused_before_it_runs(
@@ -166,7 +166,7 @@ def test_what_is_kept_goes_from_session_to_session(tmp_path: Path) -> None:
             assert isinstance(kept["z"], np.ndarray)
             again = runner.infer({"x": kept["y"]})
             both = np.concatenate([kept["y"], kept["y"]])
-            with pytest.raises(ContractError, match=f"'x' is int32, wanted {dtype}"):
+            with pytest.raises(ContractError, match=f"'x' is int32, expected {dtype}"):
                 runner.infer({"x": KeptTensor(kept["y"].value, np.dtype(np.int32))})
         assert again["y"].dtype == both.dtype == spec.numpy_dtype
         assert (again["y"] == x).all()

@@ -160,7 +160,7 @@ def test_a_run_outside_the_profiles_is_refused_with_limits_and_the_option(
             "a run of batch 9 is outside what the plan was built for: batch 1 to 1; or "
             "batch 2 to 8. Build it with a larger --max-batch."
         )
-        with pytest.raises(ContractError, match="'pixels' is float32, wanted uint8"):
+        with pytest.raises(ContractError, match="'pixels' is float32, expected uint8"):
             runner.infer({"pixels": pixels(1).astype(np.float32)})
         assert runner.infer({"pixels": pixels(8)})
 

@@ -28,10 +28,10 @@ def test_a_feed_that_fits_passes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ids": np.zeros((2, 3), np.int32)}, "'ids' is int32, wanted int64"),
-        ({"embeds": np.zeros((2, 5), np.float32)}, r"'embeds' has shape \[2, 5\], wanted embeds"),
+        ({"ids": np.zeros((2, 3), np.int32)}, "'ids' is int32, expected int64"),
+        ({"embeds": np.zeros((2, 5), np.float32)}, r"'embeds' has shape \[2, 5\], expected embeds"),
         ({"mask": np.zeros((2, 7), np.int64)}, "axis 'instruction' is 7 in 'mask' but 3 in 'ids'"),
-        ({"ids": np.zeros(3, np.int64)}, r"'ids' has shape \[3\], wanted 2 axes"),
+        ({"ids": np.zeros(3, np.int64)}, r"'ids' has shape \[3\], expected 2 axes"),
         ({"other": np.zeros(1)}, "'other' is not an input"),
     ],
 )

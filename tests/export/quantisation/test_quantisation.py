@@ -339,18 +339,18 @@ def test_images_for_nothing_are_refused(tmp_path):
 
 
 def test_floats_of_eight_bits_have_static_activations():
-    with pytest.raises(OptionError, match="e4m3 with 8 bits and dynamic activations; wanted"):
+    with pytest.raises(OptionError, match="e4m3 with 8 bits and dynamic activations; expected"):
         Quantisation(bits=8, format="e4m3", activations="dynamic")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"int8": "never"}, "--int8 is 'never'; wanted one of dynamic, static"),
-        ({"llm_int8": "static"}, "--llm-int8 is 'static'; wanted one of weights, dynamic"),
-        ({"int4_method": "awq"}, "--int4-method is 'awq'; wanted one of rtn, k-quant"),
-        ({"block_size": 48}, "--block-size is 48; wanted one of 16, 32, 64, 128, 256"),
-        ({"sensitive": 1.5}, "--sensitive is 1.5; wanted a share from 0 to 1"),
+        ({"int8": "never"}, "--int8 is 'never'; expected one of dynamic, static"),
+        ({"llm_int8": "static"}, "--llm-int8 is 'static'; expected one of weights, dynamic"),
+        ({"int4_method": "awq"}, "--int4-method is 'awq'; expected one of rtn, k-quant"),
+        ({"block_size": 48}, "--block-size is 48; expected one of 16, 32, 64, 128, 256"),
+        ({"sensitive": 1.5}, "--sensitive is 1.5; expected a share from 0 to 1"),
     ],
 )
 def test_options_that_no_build_can_have_are_refused(given, message):

@@ -96,5 +96,5 @@ def test_a_disk_with_too_little_room_is_told_before_anything_is_written(tmp_path
 
 
 def test_another_dtype_is_refused():
-    with pytest.raises(OptionError, match="--dtype is 'int8'; wanted one of float32, float16"):
+    with pytest.raises(OptionError, match="--dtype is 'int8'; expected one of float32, float16"):
         Synthesis(model=MODELS[VICUNA], dtype="int8")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.export.synthesis.checkpoint import Synthesis, synthesize
-from iblip.export.synthesis.tokenizers import filled
+from iblip.export.synthesis.tokenizers import fill_vocabulary
 
 TEXT = "What digit is in the image? A red 7, top left."
 ROWS = ["instructblip-vicuna-7b", "instructblip-flan-t5-xl", "blip2-opt-2.7b", "minigpt4-vicuna-7b"]
@@ -55,7 +55,7 @@ def test_places_are_exchanged():
         "decoder": {"type": "ByteLevel"},
         "added_tokens": [{"id": 3, "content": "<image>", "special": True}],
     }
-    found = filled(tokenizer, 7, {"<image>": 6, "b": 0})
+    found = fill_vocabulary(tokenizer, 7, {"<image>": 6, "b": 0})
     assert found["model"]["vocab"] == {
         "b": 0,
         "a": 1,
@@ -67,8 +67,8 @@ def test_places_are_exchanged():
     }
     assert found["added_tokens"] == [{"id": 6, "content": "<image>", "special": True}]
     assert words == {"a": 0, "b": 1, "c": 2}
-    with pytest.raises(ValueError, match="has 4 tokens, wanted 3"):
-        filled(tokenizer, 3, {})
+    with pytest.raises(ValueError, match="has 4 tokens, expected at most 3"):
+        fill_vocabulary(tokenizer, 3, {})
 
 
 def test_what_is_written_is_read_without_transformers(small, tmp_path):

@@ -219,8 +219,9 @@ def test_a_server_of_another_wire_is_refused():
     config.config.parameters["preprocessing"].string_value = "{}"
     with pytest.raises(
         errors.ProtocolError,
-        match=r"parameter preprocessing of the server's model config is \{\}; expected a JSON object "
-        r"of height, width, resample\. Serve a build made by this version, or install the client",
+        match=r"parameter preprocessing of the server's model config is \{\}; expected a JSON "
+        r"object of height, width, resample\. Serve a build made by this version, or install "
+        r"the client",
     ):
         contract_from_config(config)
 
