@@ -173,11 +173,10 @@ def _describe_plan_builder(settled: SettledBuild) -> dict[str, Any]:
 
 def _find_sources(settled: SettledBuild) -> set[Path]:
     """Files of the checkpoint, and of what graphs are measured and answers compared on."""
-    checkpoint = settled.checkpoint
-    read = {checkpoint.directory / "examples"}
-    if settled.verification is not None and settled.verification.examples is not None:
-        read.add(settled.verification.examples)
-    read |= {made.calibration for made in settled.quantisations.values() if made.calibration}
+    checkpoint, verification = settled.checkpoint, settled.verification
+    examples = verification and verification.examples
+    read = {made.calibration for made in settled.quantisations.values() if made.calibration}
+    read.add(examples or checkpoint.directory / "examples")
     places = [checkpoint.directory, *settled.source.parts.values(), *read]
     files = {file for place in places for file in _list_files(place.absolute())}
     files |= set(checkpoint.files)
