@@ -13,7 +13,7 @@ from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
 from iblip.export.errors import VerificationError
 from iblip.export.progress import Progress, Silent
 from iblip.serving.builder.engines import build_engines
-from iblip.serving.builder.inputs import difference, inputs_of
+from iblip.serving.builder.inputs import find_difference, inputs_of
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.records import manifest_of_build
 from iblip.serving.builder.settled import SettledBuild
@@ -36,7 +36,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
     settled = settle(options, progress)
     inputs, destination = inputs_of(settled), settled.destination
     if not options.force and (destination / MANIFEST).exists():
-        change = difference(destination, inputs)
+        change = find_difference(destination, inputs)
         if change is None:
             progress.note(f"{destination} is this build already. --force makes it again.")
             return destination

@@ -138,28 +138,30 @@ def plan(options: BuildOptions) -> Plan:
         name=checkpoint.name,
         synthetic=checkpoint.synthetic,
         components=components,
-        copied=_copied(checkpoint, components, place),
+        copied=_count_copied(checkpoint, components, place),
         free=shutil.disk_usage(place).free,
-        memory=_memory(settled, components),
+        memory=_estimate_memory(settled, components),
         verify=settled.verification is not None,
     )
 
 
-def _copied(
+def _count_copied(
     checkpoint: Checkpoint, components: tuple[ComponentEstimate, ...], destination: Path
 ) -> int:
     """Bytes of files that lie on another disk than the build, and of which weights are used."""
     if not any(component.linked for component in components):
         return 0
-    here = _disk(destination)
-    return sum(path.stat().st_size for path in checkpoint.files if _disk(path) != here)
+    here = _find_disk(destination)
+    return sum(path.stat().st_size for path in checkpoint.files if _find_disk(path) != here)
 
 
-def _disk(path: Path) -> int:
+def _find_disk(path: Path) -> int:
     return path.stat().st_dev
 
 
-def _memory(settled: SettledBuild, components: Sequence[ComponentEstimate]) -> ServingMemory | None:
+def _estimate_memory(
+    settled: SettledBuild, components: Sequence[ComponentEstimate]
+) -> ServingMemory | None:
     """What a server takes; `None` where another engine runs a component."""
     from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 

@@ -105,7 +105,7 @@ class Inputs:
         }
         files = {
             str(path.relative_to(directory)): asdict(Stamp.of(path))
-            for path in _files_in(directory)
+            for path in _list_files(directory)
         }
         record = {"format": FORMAT, "told": self.told, "sources": sources, "files": files}
         (directory / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -114,18 +114,18 @@ class Inputs:
 def inputs_of(settled: SettledBuild) -> Inputs:
     """What a build follows from."""
     told = {
-        **_decisions(settled),
+        **_list_decisions(settled),
         **{f"the version of {name}": word for name, word in library_versions().items()},
         "the version of Python": platform.python_version(),
         "the code of this project": {"sha256": code_digest(*PACKAGES)},
     }
     return Inputs(
-        told=json.loads(json.dumps(told, default=_plain)),
-        sources={str(path): _stamp(path) for path in sorted(_sources(settled))},
+        told=json.loads(json.dumps(told, default=_to_plain)),
+        sources={str(path): _take_stamp(path) for path in sorted(_find_sources(settled))},
     )
 
 
-def _decisions(settled: SettledBuild) -> dict[str, Any]:
+def _list_decisions(settled: SettledBuild) -> dict[str, Any]:
     """Everything that was decided, under the option that decides it where there is one."""
     limits, verification = settled.limits, settled.verification
     return {
@@ -139,7 +139,7 @@ def _decisions(settled: SettledBuild) -> dict[str, Any]:
         "--target": settled.plans.targets,
         "--builder-flag": settled.plans.flags,
         "--workspace": settled.plans.workspace,
-        "what builds plans": _plan_builder(settled),
+        "what builds plans": _describe_plan_builder(settled),
         "--slots": limits.slots,
         "--max-length": limits.max_length,
         "--queue": limits.queue,
@@ -153,12 +153,12 @@ def _decisions(settled: SettledBuild) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """What `json` does not know: dataclasses, paths."""
     return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)
 
 
-def _plan_builder(settled: SettledBuild) -> dict[str, Any]:
+def _describe_plan_builder(settled: SettledBuild) -> dict[str, Any]:
     """Of plans: the library's version, and the GPU that they are for where no target is named."""
     from iblip.engines.kinds import KINDS
 
@@ -171,22 +171,21 @@ def _plan_builder(settled: SettledBuild) -> dict[str, Any]:
     return {"version": find_library(settled.engine).version, "gpu": gpu}
 
 
-def _sources(settled: SettledBuild) -> set[Path]:
+def _find_sources(settled: SettledBuild) -> set[Path]:
     """Files of the checkpoint, and of what graphs are measured and answers compared on."""
-    checkpoint = settled.checkpoint
-    read = {checkpoint.directory / "examples"}
-    if settled.verification is not None and settled.verification.examples is not None:
-        read.add(settled.verification.examples)
-    read |= {made.calibration for made in settled.quantisations.values() if made.calibration}
+    checkpoint, verification = settled.checkpoint, settled.verification
+    examples = verification and verification.examples
+    read = {made.calibration for made in settled.quantisations.values() if made.calibration}
+    read.add(examples or checkpoint.directory / "examples")
     places = [checkpoint.directory, *settled.source.parts.values(), *read]
-    found = {file for place in places for file in _files_in(place.absolute())}
-    found |= set(checkpoint.files)
+    files = {file for place in places for file in _list_files(place.absolute())}
+    files |= set(checkpoint.files)
     for place in read:
-        found |= {image for image in _images(place.absolute()) if image.exists()}
-    return {path for path in found if not path.is_relative_to(settled.destination)}
+        files |= {image for image in _find_images(place.absolute()) if image.exists()}
+    return {path for path in files if not path.is_relative_to(settled.destination)}
 
 
-def _images(examples: Path) -> set[Path]:
+def _find_images(examples: Path) -> set[Path]:
     """Those that examples name, wherever they lie; none of a file that the build will refuse."""
     if not (examples / EXAMPLES).exists():
         return set()
@@ -196,15 +195,15 @@ def _images(examples: Path) -> set[Path]:
         return set()
 
 
-def _files_in(place: Path) -> Iterable[Path]:
+def _list_files(place: Path) -> Iterable[Path]:
     return [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
 
 
-def _stamp(path: Path) -> Stamp:
+def _take_stamp(path: Path) -> Stamp:
     return Stamp.of(path, sha256(path) if path.stat().st_size <= SMALL else None)
 
 
-def difference(directory: Path, inputs: Inputs) -> str | None:
+def find_difference(directory: Path, inputs: Inputs) -> str | None:
     """In what the build in `directory` is not what `inputs` would give; `None` if in nothing.
 
     Args:
@@ -218,17 +217,17 @@ def difference(directory: Path, inputs: Inputs) -> str | None:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             return f"{RECORD} is of another version"
-        return next(_differences(directory, record, inputs), None)
+        return next(_find_differences(directory, record, inputs), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.info("%s cannot be read: %r", directory / RECORD, error)
         return f"it has no {RECORD} that can be read"
 
 
-def _differences(directory: Path, record: Mapping[str, Any], inputs: Inputs) -> Iterator[str]:
+def _find_differences(directory: Path, record: Mapping[str, Any], inputs: Inputs) -> Iterator[str]:
     told = record["told"]
     for name in dict.fromkeys((*inputs.told, *told)):
         if told.get(name) != inputs.told.get(name):
-            yield _change(name, told.get(name), inputs.told.get(name))
+            yield _describe_change(name, told.get(name), inputs.told.get(name))
     sources = {path: Stamp(**stamp) for path, stamp in record["sources"].items()}
     for path in sorted(inputs.sources.keys() ^ sources.keys()):
         yield f"{path} {'is new' if path in inputs.sources else 'is gone'}"
@@ -243,7 +242,7 @@ def _differences(directory: Path, record: Mapping[str, Any], inputs: Inputs) -> 
             yield f"its own {name} has changed, or is gone"
 
 
-def _change(name: str, was: Any, now: Any) -> str:
+def _describe_change(name: str, was: Any, now: Any) -> str:
     if isinstance(was, str | int | None) and isinstance(now, str | int | None):
         return f"{name} is {now}, and was {was}"
     return f"{name} is another"

@@ -41,7 +41,7 @@ def manifest_of_build(
         component: ComponentRecord(
             precision=word,
             graphs={
-                proof.graph.name: _graph_record(work, proof.graph)
+                proof.graph.name: _record_graph(work, proof.graph)
                 for proof in verified
                 if proof.graph.component == component
             },
@@ -67,13 +67,13 @@ def manifest_of_build(
         text=write_tokenizers(checkpoint, work),
         language_model=language_model_facts(checkpoint),
         limits=settled.limits,
-        verification=_figures(verified),
+        verification=_collect_figures(verified),
         tools=library_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
-def _graph_record(work: Path, graph: OnnxGraph) -> GraphRecord:
+def _record_graph(work: Path, graph: OnnxGraph) -> GraphRecord:
     return GraphRecord(
         path=str(graph.path.relative_to(work)),
         weights=tuple(str(path.relative_to(work)) for path in graph.weights),
@@ -82,7 +82,7 @@ def _graph_record(work: Path, graph: OnnxGraph) -> GraphRecord:
     )
 
 
-def _figures(verified: tuple[VerifiedGraph, ...]) -> dict[str, Any]:
+def _collect_figures(verified: tuple[VerifiedGraph, ...]) -> dict[str, Any]:
     skipped = next((proof.skipped for proof in verified if proof.skipped), None)
     if skipped:
         return {"skipped": skipped}

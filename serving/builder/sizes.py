@@ -90,8 +90,8 @@ def profile_options(
     from iblip.engines.tensorrt.profile_sizes import ProfileOptions, profile_from_word
 
     return ProfileOptions(
-        max=_given(batch=max_batch, instruction=max_instruction),
-        opt=_given(batch=sizes.opt_batch, instruction=sizes.opt_instruction),
+        max=_without_unknown(batch=max_batch, instruction=max_instruction),
+        opt=_without_unknown(batch=sizes.opt_batch, instruction=sizes.opt_instruction),
         profiles=tuple(map(profile_from_word, sizes.profiles)),
     )
 
@@ -112,7 +112,7 @@ def profile_options_of_build(manifest: Manifest, sizes: SizeOptions) -> ProfileO
     return profile_options(sizes, sizes.max_batch or manifest.limits.max_batch, longest)
 
 
-def plan_library(kind: str, targets: Sequence[str]) -> Library:
+def find_plan_library(kind: str, targets: Sequence[str]) -> Library:
     """The library that builds plans of this kind for these targets.
 
     Raises:
@@ -128,5 +128,5 @@ def plan_library(kind: str, targets: Sequence[str]) -> Library:
     return find_library(choose_engine(kind, targets).kind)
 
 
-def _given(**sizes: int | None) -> dict[str, int]:
+def _without_unknown(**sizes: int | None) -> dict[str, int]:
     return {axis: size for axis, size in sizes.items() if size is not None}

@@ -75,14 +75,14 @@ def build(
     from iblip.engines.tensorrt.options import PlanOptions
     from iblip.export.artifact.manifest import Manifest
     from iblip.serving.builder.options import SizeOptions
-    from iblip.serving.builder.sizes import plan_library, profile_options_of_build
+    from iblip.serving.builder.sizes import find_plan_library, profile_options_of_build
     from iblip.serving.cli.progress import Terminal
 
     directory, manifest = build, Manifest.read(build)
     cache = cache_from_flags(engine_cache, no_engine_cache)
     options = options_of(PlanOptions, flags)
     how = PlanBuild(
-        library=plan_library(engine, options.targets),
+        library=find_plan_library(engine, options.targets),
         options=options,
         sizes=profile_options_of_build(manifest, options_of(SizeOptions, flags)),
         cache=None if cache is None else EngineCache(cache),

@@ -91,7 +91,7 @@ def test_files_on_another_disk_are_copies(tmp_path, checkpoints, monkeypatch):
     plain = plan(options)
     assert plain.linked > 0
     assert plain.copied == 0
-    monkeypatch.setattr("iblip.serving.builder.dry_run._disk", lambda path: path.suffix)
+    monkeypatch.setattr("iblip.serving.builder.dry_run._find_disk", lambda path: path.suffix)
     copied = plan(options)
     assert copied.copied == (other / "model.safetensors").stat().st_size
     assert "of them copies" in str(copied)

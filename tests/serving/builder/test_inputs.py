@@ -14,7 +14,7 @@ from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.progress import Silent
 from iblip.serving.builder.build import build
-from iblip.serving.builder.inputs import RECORD, difference, inputs_of
+from iblip.serving.builder.inputs import RECORD, find_difference, inputs_of
 from iblip.serving.builder.options import (
     BuildOptions,
     CacheOptions,
@@ -69,7 +69,7 @@ def copy(made, tmp_path):
 
 
 def change(options):
-    return difference(options.output, inputs_of(settle(options, Silent())))
+    return find_difference(options.output, inputs_of(settle(options, Silent())))
 
 
 def test_the_same_build_again_is_left_as_it_is_unless_it_is_forced(copy):
