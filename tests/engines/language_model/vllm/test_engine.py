@@ -241,7 +241,9 @@ def test_a_death_is_told_and_survived(engine: Make, ask: Make, tmp_path: Path) -
     dying = opened.submit(ask("die"))
     waiting = opened.submit(ask("say later"))
     for lost in (dying, bystander):
-        with pytest.raises(EngineError, match="the vLLM process ended while it generated this answer"):
+        with pytest.raises(
+            EngineError, match="the vLLM process ended while it generated this answer"
+        ):
             lost.result()
     assert waiting.result().text == "later"  # it had not been sent yet
     assert opened.submit(ask("say again")).result().text == "again"
