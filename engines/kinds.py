@@ -19,7 +19,7 @@ class EngineKind:
         obstacle: returns what keeps this machine from building it, and what to do; `None` if
             nothing does.
         running_obstacle: returns what keeps this machine from running it; `None` if nothing does.
-        reason: the sentence for the user when it is asked for by name.
+        reason: the sentence for the user if it is requested by name.
         plans: whether plans are built for it; otherwise it runs the graphs themselves.
         gpu: whether it runs on a GPU; otherwise on the CPU.
         proven: whether its answers have been compared on its own device; `auto` takes only such.
@@ -76,7 +76,7 @@ KINDS: Mapping[str, EngineKind] = {
         title="ONNX Runtime",
         obstacle=_onnxruntime_obstacle,
         running_obstacle=_onnxruntime_obstacle,
-        reason="ONNX Runtime was asked for.",
+        reason="ONNX Runtime was requested.",
         gpu=False,
         proven=True,
     ),
@@ -84,33 +84,33 @@ KINDS: Mapping[str, EngineKind] = {
         title="ONNX Runtime on CUDA",
         obstacle=_onnxruntime_obstacle,
         running_obstacle=partial(_provider_obstacle, "onnxruntime-cuda"),
-        reason="ONNX Runtime's CUDA provider was asked for.",
+        reason="ONNX Runtime's CUDA provider was requested.",
     ),
     "onnxruntime-tensorrt": EngineKind(
         title="ONNX Runtime on TensorRT",
         obstacle=_onnxruntime_obstacle,
         running_obstacle=partial(_provider_obstacle, "onnxruntime-tensorrt"),
-        reason="ONNX Runtime's TensorRT provider was asked for: it builds plans when it starts.",
+        reason="ONNX Runtime's TensorRT provider was requested: it builds plans when it starts.",
     ),
     "onnxruntime-tensorrt-rtx": EngineKind(
         title="ONNX Runtime on TensorRT-RTX",
         obstacle=_onnxruntime_obstacle,
         running_obstacle=partial(_provider_obstacle, "onnxruntime-tensorrt-rtx"),
-        reason="ONNX Runtime's TensorRT-RTX provider was asked for: it builds plans when it "
+        reason="ONNX Runtime's TensorRT-RTX provider was requested: it builds plans when it "
         "starts.",
     ),
     "tensorrt": EngineKind(
         title="TensorRT",
         obstacle=_tensorrt_obstacle,
         running_obstacle=partial(_plan_obstacle, "tensorrt"),
-        reason="TensorRT was asked for: plans for this machine's GPU and TensorRT version.",
+        reason="TensorRT was requested: plans for this machine's GPU and TensorRT version.",
         plans=True,
     ),
     "tensorrt-rtx": EngineKind(
         title="TensorRT-RTX",
         obstacle=_tensorrt_rtx_obstacle,
         running_obstacle=partial(_plan_obstacle, "tensorrt-rtx"),
-        reason="TensorRT-RTX was asked for: plans are built ahead of time, without a GPU, and run "
+        reason="TensorRT-RTX was requested: plans are built ahead of time, without a GPU, and run "
         "where the TensorRT-RTX runtime is.",
         plans=True,
     ),

@@ -149,7 +149,7 @@ def _check_python(engine: EngineRecord, place: Place) -> _Fault | None:
     obstacle = place.obstacle(engine.kind) if place.python and not place.container else None
     if obstacle is None:
         return None
-    return _Fault(wanted=f"what runs {engine.kind}", remedy=obstacle)
+    return _Fault(wanted=f"the Python packages that run {engine.kind}", remedy=obstacle)
 
 
 def _check_container_libraries(engine: EngineRecord, place: Place) -> _Fault | None:
@@ -194,7 +194,7 @@ def _check_rtx_version(engine: EngineRecord, place: Place) -> _Fault | None:
     if place.container or place.tensorrt_rtx is None or loads_version(plan, place.tensorrt_rtx):
         return None
     return _Fault(
-        wanted=f"a plan by TensorRT-RTX {place.tensorrt_rtx}, which is what is here",
+        wanted=f"a plan by TensorRT-RTX {place.tensorrt_rtx}, the version that is installed here",
         remedy="Build it again with --engine tensorrt-rtx.",
     )
 
@@ -225,7 +225,7 @@ def _check_gpu(engine: EngineRecord, place: Place) -> _Fault | None:
     if any(_runs_on(engine, gpu) for gpu in place.gpus):
         return None
     return _Fault(
-        wanted=f"a plan for {', '.join(place.gpus)}, which is what is here",
+        wanted=f"a plan for {', '.join(place.gpus)}, as found here",
         remedy=f"Build it again with --target {','.join(dict.fromkeys(place.gpus))}.",
     )
 

@@ -85,7 +85,7 @@ def test_what_fits_is_not_complained_of(record, place):
         (
             engine("onnxruntime"),
             Place(name="here", obstacle=lambda kind: f"{kind} is not installed."),
-            "what runs onnxruntime",
+            "packages that run onnxruntime",
             "onnxruntime is not installed",
         ),
     ],
