@@ -96,7 +96,7 @@ def plan_from_onnx(
         "all_layers": dict(Counter(layer.dtype for layer in layers)),
         "seconds": round(time.monotonic() - started, 3),
         "bytes": output.stat().st_size,
-        "peak_memory_bytes": _measure_peak_memory(),
+        "peak_memory_bytes": _peak_memory(),
         "graph": graph.digest,
     }
     if has_nvidia_gpu() and not options.targets and "strip-plan" not in options.flags:
@@ -109,15 +109,15 @@ def plan_from_onnx(
 
 @no_collection()
 def parse_graph(graph: OnnxGraph, library: Library) -> list[Layer]:
-    """The layers that the library's parser makes of a graph, after checking their dtypes.
+    """The layers that the library's parser makes of a graph, whose dtypes are as they should be.
 
     Raises:
-        EngineError: as in `plan_from_onnx`, except for building and writing.
+        EngineError: as `plan_from_onnx`, but for building and writing.
     """
     return Job(library=library, graph=graph).parse()
 
 
-def _measure_peak_memory() -> int | None:
+def _peak_memory() -> int | None:
     if sys.platform == "win32":
         return None
     import resource

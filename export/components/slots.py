@@ -98,7 +98,7 @@ def attention(
     """
     layer: Any = module
     heads, width = query.shape[1], query.shape[3]
-    flat = _flat(query)  # [batch, sequence, heads * head_dim]
+    flat = _flat(query)
     if layer.is_causal:
         mixed = attend(layer.layer_idx, flat, _flat(key), _flat(value), heads, scaling, slots)
     else:
@@ -128,12 +128,11 @@ def attend(
     Returns:
         As `query`.
     """
-    past = slots.past[2 * layer : 2 * layer + 2]  # each [batch, kv_heads, capacity, head_dim]
+    past = slots.past[2 * layer : 2 * layer + 2]
     inputs: list[torch.Tensor | None] = [query, key, value, *past, *_lengths(slots.last)]
     inputs += [table.to(query.dtype) for table in slots.rotary]
     if slots.bias is not None:
         inputs += [None, None, None, slots.bias.to(query.dtype)]
-    # mixed: [batch, sequence, heads * head_dim]; present: as past
     mixed, *present = _grouped(inputs, heads, scaling, past, do_rotary=int(bool(slots.rotary)))
     slots.present += present
     return mixed
@@ -147,7 +146,7 @@ def _attend_across(
     slots: Slots,
 ) -> torch.Tensor:
     """Attention to an encoder's keys and values, which are all there."""
-    nothing = query[:, :0]  # [batch, 0, heads * head_dim]
+    nothing = query[:, :0]
     inputs = [query, nothing, nothing, *cross, *_lengths(slots.cross_last)]
     (mixed,) = _grouped(inputs, heads, scaling, cross, causal=0)
     return mixed
@@ -190,7 +189,7 @@ def _flat(states: torch.Tensor) -> torch.Tensor:
 def _lengths(last: torch.Tensor | None) -> list[torch.Tensor]:
     """What the operator wants to know: every row's last position, and the longest's length."""
     assert last is not None
-    return [last, last.max() + 1]  # [batch], []
+    return [last, last.max() + 1]
 
 
 AttentionInterface.register(NAME, attention)
