@@ -247,7 +247,7 @@ SIZES: tuple[tuple[str, str], ...] = (
 
 
 def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of `engines.tensorrt.profile_sizes.ProfileOptions`; `None` if not given."""
+    """Adds what `engines.tensorrt.sizes.ProfileOptions` is made of; `None` where not given."""
     function = click.option(
         "--profile",
         "profiles",

@@ -12,11 +12,11 @@ BATCH = "batch"
 """The axis that Triton batches along."""
 
 Profile = Mapping[str, Sequence[int]]
-"""The min, opt and max size of each dynamic axis, by its name."""
+"""The least, the usual and the largest size of each dynamic axis, by its name."""
 
 
 def profiles_of(record: EngineRecord) -> list[Profile]:
-    """Each profile's min, opt and max size of every dynamic axis."""
+    """Each profile's least, usual and largest size of every dynamic axis."""
     return list(record.details.get("profiles", []))
 
 
