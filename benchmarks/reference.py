@@ -33,7 +33,7 @@ class Reference:
     def token_ids(
         self, examples: Sequence[Example], **options: Any
     ) -> list[tuple[tuple[int, ...], float]]:
-        """The beam-search answer to each example: tokens without the closing one, and the score.
+        """The beam-search answer to each example: its tokens but the closing one, and its score.
 
         Only examples with equally long prompts share a batch: transformers pads others, and padding
         changes answers.

@@ -67,7 +67,7 @@ class StepArguments:
         """
         if self.instances > 1:
             raise OptionError(
-                f"config.pbtxt has {self.instances} instances, but one instance of this model "
+                f"config.pbtxt asks for {self.instances} instances, but one of this model "
                 "answers many requests. Write `count: 1`, and on GPUs the index of one, as in "
                 "`gpus: [ 0 ]`; for more at once raise `slots`, or start a server for each GPU."
             )

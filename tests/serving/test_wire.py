@@ -265,7 +265,7 @@ def test_a_prompt_is_one_string_of_utf8():
     assert prompt_from_tensor(np.array(["é".encode()], dtype=object)) == "é"
     with pytest.raises(InputError, match="not UTF-8"):
         prompt_from_tensor(np.array([b"\xff"], dtype=object))
-    with pytest.raises(InputError, match=r"shape \[2\]; wanted one string"):
+    with pytest.raises(InputError, match=r"shape \[2\]; expected one string"):
         prompt_from_tensor(np.array([b"a", b"b"], dtype=object))
 
 

@@ -220,8 +220,7 @@ def test_a_server_of_another_wire_is_refused():
     with pytest.raises(
         errors.ProtocolError,
         match=r"parameter preprocessing of the server's model config is \{\}; expected a JSON "
-        r"object of height, width, resample\. Serve a build made by this version, or install "
-        r"the client",
+        r"object of height, width, resample\. Serve a build made by this version, or install the ",
     ):
         contract_from_config(config)
 

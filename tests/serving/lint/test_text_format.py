@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from iblip.serving.lint.text_format import Entry, odd_space, tree_of
+from iblip.serving.lint.text_format import Entry, find_invalid_space, tree_of
 
 TEXT = """\
 # name: "not this"
@@ -63,7 +63,7 @@ def test_what_is_not_there_is_found_as_far_as_it_is():
     ],
 )
 def test_spaces_that_are_none_to_triton_are_found_between_words(text, found):
-    assert odd_space(text) == found
+    assert find_invalid_space(text) == found
 
 
 @pytest.mark.parametrize(
