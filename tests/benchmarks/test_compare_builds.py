@@ -84,6 +84,8 @@ def test_what_may_differ_is_not_compared(before, after):
 
     change_manifest(after, change)
     (after / "inputs.json").write_text('{"format": 2}')
+    (after / "verification").mkdir()
+    (after / "verification/report.json").write_text("{}")
     (after / MODEL / "1" / "model.py").write_text("import iblip.serving")
     assert compare(before, after).exit_code == 0
 
