@@ -26,8 +26,8 @@ NARROW = "vision_encoder=int8,qformer=fp8,language_model=int4"
     [
         ("instructblip-demo-vicuna", NARROW),
         ("blip2-demo-opt", "fp32"),
-        ("instructblip-demo-flant5", "fp16"),
-        ("blip2-demo-flant5", "fp16"),  # its files are fp16
+        ("instructblip-demo-vicuna", "fp16"),  # its file is fp32
+        ("blip2-demo-flant5", "fp16"),  # its file is fp16
         ("minigpt4-demo-llama2", "fp16"),
     ],
 )
