@@ -21,9 +21,9 @@ from typing import Any
 
 import click
 
-from export.digest import digest_from_onnx
-from export.files import sha256
-from export.manifest import MANIFEST
+from iblip.export.artifact.manifest import MANIFEST
+from iblip.export.graph.digest import digest_from_onnx
+from iblip.export.system.files import sha256
 
 IGNORED_FILES: Mapping[str, str] = {
     MANIFEST: "compared field by field",
