@@ -311,7 +311,7 @@ def test_what_schedules_its_own_requests_is_alone(make_build, groups, instances)
     if instances == 1:
         step.check_alone()
     else:
-        message = f"asks for {instances} instances, but one of this model answers many .* `count: 1`"
+        message = f"asks for {instances} instances, but one of this model .* `count: 1`"
         with pytest.raises(OptionError, match=message):
             step.check_alone()
 
