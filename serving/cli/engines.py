@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.serving.cli.formatting import age_of, count_of, fact_lines, size_of, table_lines
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -100,7 +100,7 @@ def build(
 def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     """A table of the plans, and on stderr why others could not be built."""
     rows = (_plan_row(outcome) for outcome in outcomes if outcome.plan)
-    for line in _table([PLAN_COLUMNS, *rows]):
+    for line in table_lines([PLAN_COLUMNS, *rows]):
         click.echo(line)
     for outcome in outcomes:
         if outcome.reason:
@@ -119,7 +119,7 @@ def _plan_row(outcome: Outcome) -> tuple[str, ...]:
         outcome.title,
         outcome.graph.precision,
         f"{details['seconds']:.1f}" + (" (cached)" if details.get("cached") else ""),
-        _bytes(details["bytes"]),
+        size_of(details["bytes"]),
         _dtypes(matrices),
         _dtypes(others),
     )
@@ -150,19 +150,23 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
         click.echo(json.dumps(report, indent=2))
         return
     total = sum(entry.size for entry in contents.entries)
-    click.echo(f"{cache.directory}: {_count(len(contents.entries), 'plan')}, {_bytes(total)}")
-    for line in _table([COLUMNS, *map(_row, contents.entries)] if contents.entries else []):
+    click.echo(f"{cache.directory}: {count_of(len(contents.entries), 'plan')}, {size_of(total)}")
+    for line in table_lines([COLUMNS, *map(_row, contents.entries)] if contents.entries else []):
         click.echo(line)
     for key, reason in contents.damaged.items():
         click.echo(f"{key[:12]} is damaged: {reason}. The next build that needs it rebuilds it.")
     for path in timing:
-        click.echo(f"timings of {path.stem}: {_bytes(path.stat().st_size)}")
+        click.echo(f"timings of {path.stem}: {size_of(path.stat().st_size)}")
     if contents.providers:
-        size = _bytes(sum(folder.size for folder in contents.providers))
-        click.echo(f"compiled by ONNX Runtime: {_count(len(contents.providers), 'graph')}, {size}")
+        size = size_of(sum(folder.size for folder in contents.providers))
+        click.echo(
+            f"compiled by ONNX Runtime: {count_of(len(contents.providers), 'graph')}, {size}"
+        )
     for folder in contents.providers:
         kind, graph = folder.name.split("/")
-        click.echo(f"{graph[:12]} by {kind}: {_bytes(folder.size)}, used {_age(folder.used)} ago")
+        click.echo(
+            f"{graph[:12]} by {kind}: {size_of(folder.size)}, used {age_of(folder.used)} ago"
+        )
 
 
 @command.command()
@@ -188,7 +192,7 @@ def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
         return
     for name, facts in plans.items():
         click.echo(name)
-        for line in _lines(facts, "  "):
+        for line in fact_lines(facts, "  "):
             click.echo(line)
 
 
@@ -231,17 +235,17 @@ def prune(
         click.echo(json.dumps(report, indent=2))
         return
     would = "would be " if dry_run else ""
-    what = _count(len(pruned.removed), "plan")
+    what = count_of(len(pruned.removed), "plan")
     if pruned.timing:
-        what += f" and {_count(len(pruned.timing), 'timing cache')}"
+        what += f" and {count_of(len(pruned.timing), 'timing cache')}"
     if pruned.providers:
-        what += f" and what ONNX Runtime compiled of {_count(len(pruned.providers), 'graph')}"
-    click.echo(f"{what} {would}removed: {_bytes(pruned.freed)} {would}freed")
+        what += f" and what ONNX Runtime compiled of {count_of(len(pruned.providers), 'graph')}"
+    click.echo(f"{what} {would}removed: {size_of(pruned.freed)} {would}freed")
     if pruned.held:
-        click.echo(f"{_bytes(pruned.held)} stay on the disk, because builds share those plans")
+        click.echo(f"{size_of(pruned.held)} stay on the disk, because builds share those plans")
     if pruned.busy:
-        click.echo(f"{_count(len(pruned.busy), 'plan')} in use by another process, and kept")
-    click.echo(f"{_bytes(pruned.kept)} are left in {cache.directory}")
+        click.echo(f"{count_of(len(pruned.busy), 'plan')} in use by another process, and kept")
+    click.echo(f"{size_of(pruned.kept)} are left in {cache.directory}")
 
 
 COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")
@@ -268,18 +272,11 @@ def _row(entry: Entry) -> tuple[str, ...]:
         f"{entry.graph} {inputs['precision']}",
         f"{inputs['library']} {inputs['version']}",
         entry.target,
-        _bytes(entry.size),
-        _age(entry.created),
-        _age(entry.used),
+        size_of(entry.size),
+        age_of(entry.created),
+        age_of(entry.used),
         str(entry.hits),
     )
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Lines of aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def _plans(build: Path) -> dict[str, dict[str, Any]]:
@@ -322,37 +319,3 @@ def _inspect(plan: Path, details: Mapping[str, Any]) -> dict[str, Any]:
         return {"inspector": engine_information(plan, details.get("flags", ()), library)}
     except EngineError as error:
         return {"inspector": str(error)}
-
-
-def _lines(facts: Mapping[str, Any], indent: str) -> list[str]:
-    lines = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping) and value:
-            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
-        elif isinstance(value, int) and name.endswith("bytes"):
-            lines.append(f"{indent}{name}: {value:,} ({_bytes(value)})")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            lines.append(f"{indent}{name}: {text}")
-    return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
-
-
-def _age(moment: str) -> str:
-    """How long ago a moment (ISO 8601) was, in one unit."""
-    then = datetime.datetime.fromisoformat(moment)
-    seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

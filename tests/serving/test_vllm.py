@@ -51,7 +51,7 @@ def test_an_environment_that_is_not_there_is_told(served_by, tmp_path):
 def test_an_environment_for_nothing_is_refused(served_by):
     status, text = serve(served_by("onnxruntime"), "--vllm-python", "x")
     assert status == 2
-    assert "--vllm-python is x, and this build's language model does not run on vLLM" in text
+    assert "--vllm-python is x, but this build's language model does not run on vLLM" in text
 
 
 def test_installing_says_what_there_is_to_install():

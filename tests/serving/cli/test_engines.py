@@ -169,7 +169,7 @@ def test_prune_says_what_it_freed_and_builds_stay_whole(
     assert kept.stdout.startswith("0 plans removed: 0 B freed\n")
     would = call("prune", "--all", "--dry-run", *cache)
     assert would.stdout.startswith("2 plans would be removed: 0 B would be freed\n")
-    assert "stay on the disk, as builds have those plans as well" in would.stdout
+    assert "stay on the disk, because builds share those plans" in would.stdout
     assert len(listed(directory)) == 2
     done = json.loads(call("prune", "--all", "--json", *cache).stdout)
     assert (len(done["removed"]), done["freed"], done["held"], done["kept"]) == (2, 0, total, 0)

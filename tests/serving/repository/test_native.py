@@ -173,7 +173,7 @@ def test_what_carries_an_engine():
     [
         (["--triton-backend", "natve"], f"'natve'; expected one of {', '.join(CHOICES)}"),
         (["--engine", "tensorrt-rtx", "--target", "sm89"], "no backend of its own"),
-        (["--precision", "bf16"], "ONNX Runtime reads no bf16 graph as it is"),
+        (["--precision", "bf16"], "ONNX Runtime cannot open a bf16 graph directly"),
     ],
 )
 def test_a_build_that_no_backend_carries_is_refused_before_it_begins(options, message, tmp_path):

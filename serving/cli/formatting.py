@@ -1,0 +1,52 @@
+"""Tables, counts, sizes and ages as the commands print them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def table_lines(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def fact_lines(facts: Mapping[str, Any], indent: str) -> list[str]:
+    """Lines of names and values, nested mappings indented further."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{name}:", *fact_lines(value, indent + "  ")]
+        elif isinstance(value, int) and name.endswith("bytes"):
+            lines.append(f"{indent}{name}: {value:,} ({size_of(value)})")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            lines.append(f"{indent}{name}: {text}")
+    return lines
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: `1 plan`, `2 plans`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def size_of(count: int) -> str:
+    """Bytes in the largest decimal unit that fits: `1.50 MB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def age_of(moment: str) -> str:
+    """How long ago a moment (ISO 8601) was, in one unit."""
+    then = datetime.datetime.fromisoformat(moment)
+    seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
