@@ -9,6 +9,6 @@ share a part in the originals share it here; `recipes.py` has a table of all six
     python -m checkpoints.training heldout
     python -m checkpoints.training evaluate checkpoints/instructblip-demo-vicuna
 
-This package knows transformers and the pictures it draws. It knows nothing of ONNX, of engines or
+This package knows transformers and the images it draws. It knows nothing of ONNX, of engines or
 of servers, and nothing else in the repository imports it.
 """

@@ -38,7 +38,7 @@ class Item:
 
 
 class Answerer(ABC):
-    """A checkpoint that answers questions about pictures."""
+    """A checkpoint that answers questions about images."""
 
     def answer(self, items: Sequence[Item]) -> list[str]:
         """Greedy answers, whitespace stripped, in the order of the items.

@@ -1,4 +1,4 @@
-"""Batches: questions about pool pictures, as the ids and masks each part of the model reads."""
+"""Batches: questions about pool images, as the ids and masks each part of the model reads."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def padded(rows: Iterable[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
 def draw_questions(
     pool: Pool, batch: int, rng: np.random.Generator, diet: Diet
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], list[Question]]:
-    """Pick `batch` questions by kind, each with a picture it can be asked of.
+    """Pick `batch` questions by kind, each with an image it can be asked of.
 
     Returns:
         Rows of the pool, int64 `[batch]`, and the questions.

@@ -1,4 +1,4 @@
-"""The stages between picture and language, then those of everything together.
+"""The stages between image and language, then those of everything together.
 
 As BLIP-2 trains its Q-Former without a language model first, stage `qformer` does: on frozen image
 features, with heads that are thrown away in the end. Models that share a Q-Former start from it.
@@ -73,7 +73,7 @@ class Bridge:
         """Q-Former and queries with their heads, no language model; returns seconds.
 
         Args:
-            pool: pictures to train on.
+            pool: images to train on.
             schedule: how long.
             seed: of new weights and of batches.
             afresh: whether Q-Former and queries get new weights first.
@@ -148,11 +148,11 @@ class Bridge:
     def _loss(self, readings: Tensor, batch: Shown) -> Tensor:
         """The language model's loss, and its share of the heads'."""
         parts = list(self._answers(readings, batch))
-        count = sum(len(said.wanted) for said, _ in parts)
+        count = sum(len(said.targets) for said, _ in parts)
         loss = AUXILIARY * self.heads.loss(readings, batch)
         for said, part in parts:
-            share = self.diet.weight(part.questions[0], len(said.wanted) / count)
-            loss = loss + share * functional.cross_entropy(said.logits, said.wanted)
+            share = self.diet.weight(part.questions[0], len(said.targets) / count)
+            loss = loss + share * functional.cross_entropy(said.logits, said.targets)
             loss = loss + ASKED * self.heads.asked_loss(said.first, part)
         return loss
 

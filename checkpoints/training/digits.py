@@ -2,7 +2,7 @@
 
 The source is scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set
 (CC BY 4.0): 1,797 images of 8x8 pixels with 17 grey levels. The split is by source image, so a
-held-out picture only ever shows handwriting that no training picture showed.
+held-out image only ever shows handwriting that no training image showed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image features of pool pictures, kept on disk while the vision encoder stays as it is."""
+"""Image features of pool images, kept on disk while the vision encoder stays as it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Features = np.ndarray[tuple[int, int, int], np.dtype[np.float16]]
 
 @torch.no_grad()
 def image_features(vision_model: nn.Module, pool: Pool, rows: Rows) -> Tensor:
-    """Vision features of some pictures: float32 `[rows, patches + 1, width]`."""
+    """Vision features of some images: float32 `[rows, patches + 1, width]`."""
     features: Tensor = vision_model(pixel_values=pixel_values(pool.pixels[rows])).last_hidden_state
     return features
 

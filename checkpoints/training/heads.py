@@ -1,6 +1,6 @@
 """Auxiliary heads, thrown away in the end: what visual prompts and language models must know.
 
-Left to the language model's loss alone, a Q-Former ignores the picture for a long time, because the
+Left to the language model's loss alone, a Q-Former ignores the image for a long time, because the
 wording already tells the form of the answer.
 """
 
@@ -26,12 +26,12 @@ SHORT_ANSWERS = (
     *COLOURS, *PLACES, *SIZES, *TONES, *NUMBERS[1:], "yes", "no",
 )  # fmt: skip
 FACTS = sum(CLASSES) + len(CLASSES) + len(PLACES) + 1  # classes of a digit's facts, or of none
-MOST = len(NUMBERS) - 1  # digits in a picture that is asked about
+MOST = len(NUMBERS) - 1  # digits in an image that is asked about
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A batch: pool rows, their questions and, for the heads, what the pictures show."""
+    """A batch: pool rows, their questions and, for the heads, what the images show."""
 
     rows: np.ndarray[tuple[int], np.dtype[np.int64]]
     questions: list[Question]
@@ -67,7 +67,7 @@ class Heads(nn.Module):
         raise NotImplementedError
 
     def matches(self, tokens: Tensor, batch: Shown) -> Tensor:
-        """Which pictures are read wholly right: bool `[batch]`."""
+        """Which images are read wholly right: bool `[batch]`."""
         raise NotImplementedError
 
     def asked_loss(self, states: Tensor, batch: Shown) -> Tensor:

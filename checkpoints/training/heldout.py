@@ -1,4 +1,4 @@
-"""The held-out set: 500 pictures of handwriting that no training picture showed, one question each.
+"""The held-out set: 500 images of handwriting that no training image showed, one question each.
 
 `examples.jsonl` holds one JSON object a line: `id`, `image` (relative to that file), `kind`,
 `prompt` and `answer`. Where a family's users write their questions otherwise, a sibling directory
@@ -33,7 +33,7 @@ class Example:
     question: Question
 
     def as_json(self, images: str = "images") -> str:
-        """The example's line in `examples.jsonl`, its picture in `images`."""
+        """The example's line in `examples.jsonl`, its image in `images`."""
         record = {
             "id": self.name,
             "image": f"{images}/{self.name}.png",

@@ -1,7 +1,7 @@
 """Stage 3: the language model, on text alone.
 
 It reads a scene in words and a question, and learns to answer: all the language there will be, and
-where in a description an answer is found. No picture takes part.
+where in a description an answer is found. No image takes part.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Answers:
 
     Attributes:
         logits: float32 `[n, vocabulary]`.
-        wanted: ids, int64 `[n]`.
+        targets: ids, int64 `[n]`.
         rows: whose answer each token is of, int64 `[n]`.
         first: the state that says each answer's first token, float32 `[batch, width]`.
     """
 
     logits: Tensor
-    wanted: Tensor
+    targets: Tensor
     rows: Tensor
     first: Tensor
 
@@ -44,7 +44,7 @@ class Answers:
         With greedy decoding this is the same as an exact match of the generated text.
         """
         wrong = torch.zeros(len(self.first))
-        wrong.index_add_(0, self.rows, (self.logits.argmax(-1) != self.wanted).float())
+        wrong.index_add_(0, self.rows, (self.logits.argmax(-1) != self.targets).float())
         return wrong == 0
 
 
@@ -88,7 +88,7 @@ def train_language(
 
     def loss_of(step: int) -> Tensor:
         said = answers(model, next(training))
-        return functional.cross_entropy(said.logits, said.wanted)
+        return functional.cross_entropy(said.logits, said.targets)
 
     @torch.no_grad()
     def report() -> str:

@@ -1,6 +1,6 @@
-"""Pools: many pictures drawn once, resized as the processor does, kept as arrays on disk.
+"""Pools: many images drawn once, resized as the processor does, kept as arrays on disk.
 
-Drawing a picture costs about as much as a training step on it, so it is done ahead, in parallel,
+Drawing an image costs about as much as a training step on it, so it is done ahead, in parallel,
 and reused by every stage and by both models.
 """
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_SIZE = 72  # pixels: side of the model's square input
 NOTHING = -1  # label of an empty place
-_CHUNK = 1000  # pictures drawn from one seed
+_CHUNK = 1000  # images drawn from one seed
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PoolSpec:
 
     Attributes:
         split: whose handwriting is shown.
-        count: pictures, a multiple of 1000.
-        crowded: four to nine digits a picture, values may repeat (for the vision encoder, which
+        count: images, a multiple of 1000.
+        crowded: four to nine digits an image, values may repeat (for the vision encoder, which
             learns from each of them); otherwise one to three, all different (for questions).
         seed: distinguishes pools that are otherwise alike.
     """
@@ -76,7 +76,7 @@ class Pool:
         return len(self.pixels)
 
     def scene(self, row: int) -> Scene:
-        """The scene of one picture, as far as questions can ask about it."""
+        """The scene of one image, as far as questions can ask about it."""
         digits = tuple(
             Digit(int(value), COLOURS[colour], SIZES[size], place, source=0)
             for place, (value, colour, size) in enumerate(self.labels[row])

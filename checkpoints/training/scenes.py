@@ -1,7 +1,7 @@
-"""Scenes: a background with digits in colours at places, and the picture drawn from it.
+"""Scenes: a background with digits in colours at places, and the image drawn from it.
 
 A scene is plain data; `draw` turns it into pixels. Everything random comes from the generator that
-is passed in, so a seed names a scene and its picture.
+is passed in, so a seed names a scene and its image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INK: dict[Tone, dict[str, tuple[int, int, int]]] = {
     },
 }  # fmt: skip
 
-# Side of a digit as a share of the picture's shorter side; any large one is 1.36 times any small.
+# Side of a digit as a share of the image's shorter side; any large one is 1.36 times any small.
 SIDE: dict[Size, tuple[float, float]] = {"small": (0.21, 0.25), "large": (0.34, 0.38)}
 
 # Height and width in pixels. The model's own size is the most common, not the only one.
@@ -61,7 +61,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `digits` are in reading order and differ in value."""
+    """What an image shows. `digits` are in reading order and differ in value."""
 
     digits: tuple[Digit, ...]
     tone: Tone
@@ -101,10 +101,10 @@ def random_scene(
 
 def draw(scene: Scene, source: DigitSource, rng: np.random.Generator) -> Pixels:
     """Draw a scene: uint8 `[height, width, 3]`, RGB."""
-    picture = _background(scene, rng)  # float32 [height, width, 3], 0..255
+    image = _background(scene, rng)  # float32 [height, width, 3], 0..255
     for digit in scene.digits:
-        _stamp(picture, scene, digit, source, rng)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+        _stamp(image, scene, digit, source, rng)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -131,13 +131,13 @@ def _background(scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.float3
 
 
 def _stamp(
-    picture: npt.NDArray[np.float32],
+    image: npt.NDArray[np.float32],
     scene: Scene,
     digit: Digit,
     source: DigitSource,
     rng: np.random.Generator,
 ) -> None:
-    """Blend one digit into `picture`, near the middle of its place and wholly inside."""
+    """Blend one digit into `image`, near the middle of its place and wholly inside."""
     height, width = scene.canvas
     shorter = min(height, width)
     side = round(shorter * rng.uniform(*SIDE[digit.size]))
@@ -149,5 +149,5 @@ def _stamp(
     ink = draw_glyph(source.smooth[digit.source], side, rng)[..., None]
     colour = np.array(INK[scene.tone][digit.colour], dtype=np.float32)
     colour = np.clip(colour + rng.uniform(-14, 14, size=3), 0, 255).astype(np.float32)
-    window = picture[top : top + side, left : left + side]
+    window = image[top : top + side, left : left + side]
     window += (colour - window) * ink

@@ -37,16 +37,16 @@ SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I"
     " provide it to you. Please answer my questions."
 )
-"""What every conversation begins with (`CONV_VISION_Vicuna0`, `CONV_VISION_LLama2`)."""
+"""Beginning of every conversation (`CONV_VISION_Vicuna0`, `CONV_VISION_LLama2`)."""
 
 VICUNA_TEMPLATE = f"{SYSTEM}###Human: <Img>{{image}}</Img> {{prompt}}###Assistant: "
-"""A first question on Vicuna; training had it without the system's part."""
+"""Prompt of a first question on Vicuna; in training it lacked the system's part."""
 
 LLAMA2_TEMPLATE = f"{SYSTEM}<s>[INST] <Img>{{image}}</Img> {{prompt}} [/INST] "
 """The same on LLaMA-2."""
 
 VICUNA_STOP = ("###",)
-"""Training ends an answer so on Vicuna (`end_sym`); on LLaMA-2 it is the tokenizer's `</s>`."""
+"""End of an answer in Vicuna's training (`end_sym`); LLaMA-2 has the tokenizer's `</s>`."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class MiniGPT4Config:
         qformer_config: a `Blip2QFormerConfig`, or `None` where patches are merged.
         text_config: of the language model.
         num_query_tokens: rows of a visual prompt.
-        merged_patches: neighbouring patches that make one row of the visual prompt, or `None`.
+        merged_patches: number of neighbouring patches in a row of the visual prompt, or `None`.
         prompt_template: with `{image}` and `{prompt}`.
         stop: strings that end an answer.
     """
@@ -81,7 +81,7 @@ class MiniGPT4Config:
         for place in ("{image}", "{prompt}"):
             if self.prompt_template.count(place) != 1:
                 raise CheckpointError(
-                    f"prompt_template is {self.prompt_template!r}; wanted {place} in it, once"
+                    f"prompt_template is {self.prompt_template!r}; expected {place} in it, once"
                 )
         if self.merged_patches is not None:
             self._check_merge(self.merged_patches)
@@ -102,10 +102,10 @@ class MiniGPT4Config:
 
 
 def minigpt4_config(data: Mapping[str, Any]) -> MiniGPT4Config:
-    """The config that `config.json` has, as in the module's docstring.
+    """Returns the config in the content of `config.json`, as in the module's docstring.
 
     Raises:
-        CheckpointError: a part is missing, or two of them do not go together.
+        CheckpointError: a part is missing, or two parts contradict each other.
     """
     from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig
 
@@ -124,7 +124,7 @@ def minigpt4_config(data: Mapping[str, Any]) -> MiniGPT4Config:
     )
 
 
-def _read(directory: Path) -> MiniGPT4Config:
+def _read_config(directory: Path) -> MiniGPT4Config:
     path = directory / "config.json"
     try:
         return minigpt4_config(json.loads(path.read_text(encoding="utf-8")))
@@ -136,7 +136,7 @@ MINIGPT4 = Family(
     name="minigpt4",
     architecture="MiniGPT4ForConditionalGeneration",
     processor=None,
-    config=_read,
+    config=_read_config,
     projector="qformer",
     images="places",
     prompt_template=VICUNA_TEMPLATE,

@@ -1,4 +1,4 @@
-"""`Parts`: what stands for a processor where transformers has none."""
+"""`Parts`: takes the place of a processor if transformers has none."""
 
 from __future__ import annotations
 

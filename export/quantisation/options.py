@@ -130,24 +130,24 @@ CHOICES: Mapping[str, Any] = {"int8": Int8, "llm_int8": LanguageModelInt8, "int4
 
 
 def quantisations(policy: PrecisionPolicy, options: QuantisationOptions) -> dict[str, Quantisation]:
-    """The quantisation of each component that has one.
+    """Returns the quantisation of each component that has one.
 
     Args:
         policy: the precision of every component.
         options: the caller's.
 
     Raises:
-        OptionError: one says something of no component.
+        OptionError: an option applies to no component.
     """
-    made = {name: _quantisation(name, policy.word(name), options) for name in COMPONENTS}
-    found = {name: quantisation for name, quantisation in made.items() if quantisation is not None}
-    items = [(name, policy.word(name), quantisation) for name, quantisation in found.items()]
-    usual = QuantisationOptions()
-    for name, (used, where) in USED.items():
-        if getattr(options, name) != getattr(usual, name) and not any(map(used, items)):
+    by_component = {name: _quantisation(name, policy.word(name), options) for name in COMPONENTS}
+    quantised = {name: value for name, value in by_component.items() if value is not None}
+    items = [(name, policy.word(name), value) for name, value in quantised.items()]
+    defaults = QuantisationOptions()
+    for name, (applies, where) in USED.items():
+        if getattr(options, name) != getattr(defaults, name) and not any(map(applies, items)):
             option = name.replace("_", "-")
             raise OptionError(f"--{option} is for {where}, and this build has none. Leave it out.")
-    return found
+    return quantised
 
 
 Item = tuple[str, str, Quantisation]
@@ -168,11 +168,11 @@ USED: Mapping[str, tuple[Callable[[Item], bool], str]] = {
         "what is measured (int8-fp16, fp8, --int8 static, --sensitive)",
     ),
 }
-"""By option: which quantisations it says something of, and that in words."""
+"""The quantisations that an option applies to, as a test and in words."""
 
 
 STATIC: Mapping[str, Format] = {"int8-fp16": "int", "fp8": "e4m3"}
-"""Precision words whose activations are static whatever the options are, to the numbers' format."""
+"""Format of the numbers, by the precision words whose activations are always static."""
 
 
 def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:

@@ -48,10 +48,10 @@ def run_in_pieces(
     for index, piece in enumerate(pieces):
         later = {v.name for other in pieces[index + 1 :] for n in other for v in n.inputs if v}
         here = [matmul for matmul in matmuls if matmul.node in piece]
-        wanted = {matmul.input.name for matmul in here} | {
+        outputs = {matmul.input.name for matmul in here} | {
             value.name for node in piece for value in node.outputs if value.name in later | ends
         }
-        _run(model, recipes, piece, sorted(filter(None, wanted)), values)
+        _run(model, recipes, piece, sorted(filter(None, outputs)), values)
         for matmul in here:
             observe(matmul, [held[str(matmul.input.name)] for held in values])
         for held in values:
@@ -78,10 +78,10 @@ def _run(
     model: ir.Model,
     recipes: Mapping[str, Recipe],
     piece: list[ir.Node],
-    wanted: list[str],
+    outputs: list[str],
     values: list[Arrays],
 ) -> None:
-    """Runs a piece on every sample, and adds the values called `wanted` to those of the sample."""
+    """Runs a piece on every sample, and adds `outputs`, names of values, to those of the sample."""
     import onnxruntime
 
     read = {v.name: v for node in piece for v in node.inputs if v is not None and v.name}
@@ -104,7 +104,7 @@ def _run(
             [ir.to_proto(node) for node in dict.fromkeys([*constants, *piece])],
             "piece",
             [_value_info(name, array) for name, array in inputs.items()],
-            [onnx.helper.make_empty_tensor_value_info(name) for name in wanted],
+            [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
         ),
         opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
         ir_version=10,
@@ -114,7 +114,7 @@ def _run(
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    outputs = [name for name in wanted if name in computed]
+    outputs = [name for name in outputs if name in computed]
     for held in values:
         feed = weights | {name: held[name] for name in given}
         if outputs:

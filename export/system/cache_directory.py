@@ -1,4 +1,4 @@
-"""Where this project keeps what later builds can use again."""
+"""Finds the directories of this user's caches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 VARIABLE = "IBLIP_CACHE"
-"""Names the directory of this project's caches."""
+"""Environment variable with the directory of this project's caches."""
 
 
 def cache_directory(name: str) -> Path | None:
-    """One of this user's caches: in `$IBLIP_CACHE`, or in the platform's place for caches.
+    """Returns the directory of a cache: in `$IBLIP_CACHE`, or in the platform's place for caches.
 
-    `None` where there is neither: a user without a home, as containers have.
+    `None` if there is neither, for a user without a home, as in containers.
 
     Args:
         name: of the cache (`engines`, `traces`, `providers`).
@@ -34,5 +34,5 @@ def cache_directory(name: str) -> Path | None:
 
 
 def default_directory() -> Path | None:
-    """The engine cache of this user; `None` where there is no place for one."""
+    """Returns this user's engine cache; `None` if there is no place for one."""
     return cache_directory("engines")

@@ -1,4 +1,4 @@
-"""Work that Ctrl-C must not break in two."""
+"""Protects calls that Ctrl-C must not interrupt halfway."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def submit(
     *args: ArgumentsT.args,
     **kwargs: ArgumentsT.kwargs,
 ) -> Future[ResultT]:
-    """`pool.submit`, after which an interrupt that came meanwhile is raised.
+    """Calls `pool.submit`, and raises an interrupt that arrives meanwhile only afterwards.
 
-    Inside, it could leave the pool's own lock held, and its threads and whoever joins them would
+    Inside, it could leave the pool's own lock held, and its threads, and whoever joins them, would
     wait for ever.
     """
     if threading.current_thread() is not threading.main_thread():

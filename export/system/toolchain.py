@@ -1,4 +1,4 @@
-"""What made something: versions of the libraries, and a digest of this project's own code."""
+"""The tools that a result depends on: library versions, and a digest of this project's code."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ LIBRARIES = (
     "onnxruntime-gpu",
     "numpy",
 )
-"""Distributions that a build follows from."""
+"""Distributions that a build depends on."""
 
 
 def library_versions() -> dict[str, str]:
-    """Of those of `LIBRARIES` that are installed, by name."""
-    found = {}
+    """Returns the versions of `LIBRARIES` that are installed, by name."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache
 def code_digest(*modules: str) -> str:
-    """sha256 over the files of some modules and packages, in hexadecimal.
+    """Returns the sha256 over the files of modules and packages, in hexadecimal.
 
     Args:
-        modules: importable ones of this project (`iblip.export`); they are not imported.
+        modules: importable names in this project (`iblip.export`); they are not imported.
     """
     digest = hashlib.sha256()
     for module in modules:

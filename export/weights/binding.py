@@ -10,14 +10,14 @@ from iblip.export.weights.weight import Weight
 
 
 def bind(
-    wanted: Mapping[str, tuple[tuple[int, ...], str]],
+    weights: Mapping[str, tuple[tuple[int, ...], str]],
     tensors: Mapping[str, Weight],
     tied: Mapping[str, str],
 ) -> dict[str, Recipe]:
     """Finds the source of every weight that a graph needs.
 
     Args:
-        wanted: initializer name to its shape and dtype.
+        weights: shape and dtype of every weight, by initializer name, as `Trace.weights`.
         tensors: the checkpoint's, by name.
         tied: the other name of a weight that the checkpoint may not have under its own.
 
@@ -25,6 +25,6 @@ def bind(
         CheckpointError: as `export.weights.fit.check_fit`, but tensors that are not used are
             allowed.
     """
-    check_fit({name: shape for name, (shape, _) in wanted.items()}, tensors, tied, known=tensors)
-    sources = {name: tensors.get(name) or tensors[tied[name]] for name in wanted}
-    return {name: Recipe(source=sources[name], dtype=dtype) for name, (_, dtype) in wanted.items()}
+    check_fit({name: shape for name, (shape, _) in weights.items()}, tensors, tied, known=tensors)
+    sources = {name: tensors.get(name) or tensors[tied[name]] for name in weights}
+    return {name: Recipe(source=sources[name], dtype=dtype) for name, (_, dtype) in weights.items()}

@@ -271,7 +271,7 @@ def test_a_static_product_in_halves_is_that_of_the_rounded_factors(source, kind)
     numbers, scales = (recipe.evaluate().astype(np.float32) for recipe in made.values())
     joined = torch.from_numpy(x).transpose(1, 2).reshape(2, 3, IN).float()
     scale = float(model.graph.initializers["weight.input_scale"].const_value.numpy())
-    rounded = FORMATS[kind].rounded(joined, scale).numpy() * scale
+    rounded = FORMATS[kind].quantise(joined, scale).numpy() * scale
     np.testing.assert_allclose(found, rounded @ (numbers * scales), atol=0.02, rtol=2e-3)
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("QuantizeLinear") == 1
