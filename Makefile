@@ -1,7 +1,8 @@
 # Two commands do everything on a fresh machine:
 #   make demo   builds the demo checkpoint, serves it with Triton, asks it, stops
-#   make test   lint, types, import rules, and every test, with a real Triton server
-# Apart from them, because it downloads several GB:
+#   make test   lint, types, import rules, and the tests, with a real Triton server
+# Apart from them, because they take long or download several GB:
+#   make test-all    every test there is, and all held-out examples
 #   make test-vllm   the language model on vLLM, in an environment of its own
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 # Processes that the tests are spread over; 0 runs them in one, as `pytest` alone does.
 TEST_WORKERS ?= 2
 # One thread of torch's in each: several would wait for each other, busily.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(TEST_WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(TEST_WORKERS) --durations=25
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -24,7 +25,7 @@ TORCH_PIP := $(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORC
 SETUP := $(VENV)/.installed
 VLLM_SETUP := $(VLLM_VENV)/.installed
 
-.PHONY: setup demo test test-vllm check lint format bench clean
+.PHONY: setup demo test test-all test-vllm check lint format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
@@ -53,6 +54,10 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+# Also what only repeats, in other combinations, what `make test` shows; nothing is taken from before.
+test-all: lint
+	$(PYTEST) --exhaustive --every-example --trace-anew
 
 $(VLLM_SETUP): engines/language_model/vllm/constraints.txt | $(SETUP)
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/iblip vllm install --directory $(VLLM_VENV) --package $(VLLM_PACKAGE)

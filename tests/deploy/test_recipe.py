@@ -23,6 +23,7 @@ from iblip.serving.cli import iblip
 from iblip.serving.server.command import triton_arguments
 from iblip.serving.server.installation import find_triton
 from iblip.serving.server.options import ServerOptions
+from tests.pins import PINS
 
 dockerfile = pytest.importorskip("dockerfile", reason="its wheels are for Linux on x86-64")
 
@@ -52,11 +53,6 @@ def compose(*files, **variables):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["services"]["triton"]
-
-
-def constraints():
-    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if "==" in line)
 
 
 def test_hadolint_finds_nothing():
@@ -100,11 +96,10 @@ def test_versions_are_those_of_the_constraints(commands):
     (install,) = [value[0] for value in values(commands, "RUN") if "pip install" in value[0]]
     assert "--constraint constraints.txt" in install
     assert '".[runtime]"' in install
-    pins = constraints()
     (runtime,) = values(commands, "ARG")
     name = runtime[0].partition("=")[2].strip('"')
     for package in (name, "onnxruntime", "tokenizers", "numpy", "tritonclient", "click"):
-        assert package in pins, package
+        assert package in PINS, package
     python = DEPLOYED.python.rpartition(".")[0]
     assert python in ("3.11", "3.12")  # what the Makefile allows
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from iblip.engines.pipeline import Pipeline
-from iblip.export.artifact.manifest import Manifest
-from iblip.export.examples import Example, read_examples
-from iblip.export.images import pixels_from_image
-from iblip.serving.client import Answer, Client, GenerationOptions
-from iblip.serving.repository.assembling import REPOSITORY
-from iblip.serving.server.server import TritonServer
-
-FAMILIES = ("vicuna", "flant5")
+from tests.cases import FAMILIES
+from tests.fixtures.serving import Served, served_build
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,57 +19,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-@dataclass(frozen=True)
-class Served:
-    """A build, its server, and the same build in this process."""
-
-    build: Path
-    manifest: Manifest
-    server: TritonServer
-    pipeline: Pipeline
-
-    @property
-    def url(self) -> str:
-        return self.server.grpc_url
-
-    @property
-    def long(self) -> GenerationOptions:
-        """An answer about as long as the model can; prompts take the rest."""
-        facts = self.manifest.language_model
-        return self.wild((facts.max_length - facts.num_query_tokens) * 9 // 10)
-
-    @staticmethod
-    def wild(length: int, **options: Any) -> GenerationOptions:
-        """So many tokens, of all kinds: kept from its end, a model may greedily say nothing."""
-        return GenerationOptions(
-            min_new_tokens=length, max_new_tokens=length, temperature=5.0, seed=length, **options
-        )
-
-    def in_process(
-        self, image: Path, prompt: str, options: GenerationOptions | None = None
-    ) -> Answer:
-        pixels = pixels_from_image(image, self.manifest.preprocessing)
-        return self.pipeline.answer(pixels, prompt, options)
+@pytest.fixture(scope="session")
+def served_demo(demo_build: Callable[[str], Path]) -> Iterator[Callable[[str], Served]]:
+    """`served_demo("instructblip-demo-vicuna")`: its server runs until all tests have run."""
+    with ExitStack() as running:
+        yield cache(lambda name: running.enter_context(served_build(demo_build(name))))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    build = request.getfixturevalue(f"{request.param}_build")
-    with Pipeline(build) as pipeline, TritonServer(build / REPOSITORY) as server:
-        yield Served(build, Manifest.read(build), server, pipeline)
+def served(request: pytest.FixtureRequest, served_demo: Callable[[str], Served]) -> Served:
+    return served_demo(f"instructblip-demo-{request.param}")
 
 
 @pytest.fixture
-def client(served: Served) -> Iterator[Client]:
-    with Client(served.url) as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
-def examples(checkpoints: Path) -> list[Example]:
-    return read_examples(checkpoints / "heldout")
-
-
-@pytest.fixture
-def picture(examples: list[Example]) -> Path:
-    return examples[0].image
+def url(served: Served) -> str:
+    return served.url

@@ -22,18 +22,9 @@ from iblip.serving.client import (
     OptionError,
     ProtocolError,
 )
+from tests.fixtures.serving import same
 
 AT_ONCE = 8
-
-
-def same(answer, reference):
-    """Equal but for the time it took."""
-    assert answer.text == reference.text
-    assert answer.token_ids == reference.token_ids
-    assert answer.finish_reason == reference.finish_reason
-    assert answer.prompt_tokens == reference.prompt_tokens
-    assert answer.completion_tokens == reference.completion_tokens
-    assert answer.seed == reference.seed
 
 
 def test_an_answer_is_what_the_engines_say_in_process(served, client, examples):

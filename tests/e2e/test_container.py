@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from iblip.serving.client import Client
+from tests.ports import free_ports
 
 dockerfile = pytest.importorskip("dockerfile", reason="its wheels are for Linux on x86-64")
 
@@ -28,17 +28,6 @@ def words(instruction):
     """Of the recipe's instruction, as a list."""
     (found,) = [c for c in dockerfile.parse_file(str(RECIPE)) if c.cmd.upper() == instruction]
     return list(found.value)
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def state(build):

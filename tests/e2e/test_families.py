@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import Client, GenerationOptions, InputError
-from iblip.serving.repository.assembling import REPOSITORY
-from iblip.serving.server.server import TritonServer
+from tests.cases import FAMILIES
+from tests.fixtures.serving import Served, served_build
 
 SHORT = GenerationOptions(max_new_tokens=24)
 
@@ -36,15 +37,19 @@ class Demo:
 
 
 @pytest.fixture(scope="module", params=DEMOS)
-def demo(request: pytest.FixtureRequest, demo_build: Callable[[str], Path]) -> Iterator[Demo]:
-    model, directory = DEMO.parent / request.param, demo_build(request.param)
+def demo(
+    request: pytest.FixtureRequest,
+    demo_build: Callable[[str], Path],
+    served_demo: Callable[[str], Served],
+) -> Iterator[Demo]:
+    name = request.param
+    shared = name.removeprefix("instructblip-demo-") in FAMILIES
     with (
-        Pipeline(directory) as pipeline,
-        TritonServer(directory / REPOSITORY) as server,
-        Client(server.grpc_url) as client,
+        nullcontext(served_demo(name)) if shared else served_build(demo_build(name)) as served,
+        Client(served.url) as client,
     ):
-        examples = read_examples(model / "examples", 6)
-        yield Demo(Manifest.read(directory), client, pipeline, examples)
+        examples = read_examples(DEMO.parent / name / "examples", 6)
+        yield Demo(served.manifest, client, served.pipeline, examples)
 
 
 def test_its_answers_are_right_and_those_of_the_same_build_in_process(demo):

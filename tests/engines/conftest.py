@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from iblip.export.exporter import onnx_from_component
 from iblip.export.graph.trace_cache import TraceCache
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Silent
+from tests.fixtures.sharing import MakeOnce
 
 SIDE, PATCH, WIDTH = 24, 12, 32
 PATCHES = (SIDE // PATCH) ** 2
@@ -211,18 +211,18 @@ def _build(
 def random_build(
     random_checkpoint: Callable[[str], Path],
     traces: TraceCache,
-    tmp_path_factory: pytest.TempPathFactory,
+    make_once: MakeOnce,
 ) -> Callable[..., Path]:
     """`random_build("t5", "fp16", "qformer")`: of a random checkpoint, all of it or these parts.
 
     Made once, so a test must leave it as it is.
     """
 
-    @functools.cache
     def make(kind: str, precision: str = "fp32", *parts: str) -> Path:
-        directory = tmp_path_factory.mktemp(f"build-{kind}-{precision}") / "build"
-        _build(random_checkpoint(kind), directory, precision, parts or COMPONENTS, traces)
-        return directory
+        def write(directory: Path) -> None:
+            _build(random_checkpoint(kind), directory, precision, parts or COMPONENTS, traces)
+
+        return make_once("-".join(["random-builds/build", kind, precision, *parts]), write)
 
     return make
 

@@ -18,6 +18,8 @@ from transformers import (
     T5Config,
 )
 
+from tests.fixtures.sharing import MakeOnce
+
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -63,19 +65,17 @@ LANGUAGE_MODELS = {"vicuna": LLAMA, "flant5": T5}
 def tiny(
     checkpoints: Path,
     random_checkpoint: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
+    make_once: MakeOnce,
 ) -> Callable[[str], Path]:
     """The tiny checkpoint of a kind, made once: `vicuna`, `flant5`, or a BLIP-2 with a tokenizer of
     its own, `opt`, `other-opt` or `blip2-t5`."""
-    made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
         if kind not in LANGUAGE_MODELS:
             return random_checkpoint(kind)
-        if kind not in made:
-            directory = tmp_path_factory.mktemp("checkpoints") / f"tiny-{kind}"
-            made[kind] = _checkpoint(kind, checkpoints, directory)
-        return made[kind]
+        return make_once(
+            f"tiny-{kind}", lambda directory: _checkpoint(kind, checkpoints, directory)
+        )
 
     return make
 

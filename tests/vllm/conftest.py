@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from iblip.engines.evaluation.texts import on_onnxruntime
 from iblip.engines.language_model.vllm.environment import VARIABLE, find_python
-from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
-from iblip.export.checkpoint.source import ModelSource
-from iblip.export.examples import Example, read_examples
-from iblip.export.images import pixels_from_image
-from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions, EngineOptions, VerificationOptions
-from iblip.serving.cli.quiet import quiet_libraries
-from iblip.serving.client import Answer, Client, GenerationOptions
+from iblip.serving.builder.options import EngineOptions
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.server import TritonServer
-
-EXAMPLES = 24
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The same weights on ONNX Runtime, in this process."""
-
-    manifest: Manifest
-    pipeline: Pipeline
-
-    def answer(self, image: Path, prompt: str, options: GenerationOptions | None = None) -> Answer:
-        pixels = pixels_from_image(image, self.manifest.preprocessing)
-        return self.pipeline.answer(pixels, prompt, options)
+from tests.fixtures.builds import verified_build
+from tests.fixtures.serving import InProcess, opened
 
 
 @pytest.fixture(scope="session")
@@ -46,22 +26,16 @@ def vllm_python() -> Path:
 
 @pytest.fixture(scope="session")
 def vllm_build(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    quiet_libraries()
-    return build(
-        BuildOptions(
-            source=ModelSource(model=str(checkpoints / "instructblip-demo-vicuna")),
-            output=tmp_path_factory.mktemp("builds") / "vllm",
-            engines=EngineOptions(llm_engine="vllm"),
-            verification=VerificationOptions(limit=EXAMPLES),
-        )
-    )
+    directory = tmp_path_factory.mktemp("builds") / "vllm"
+    engines = EngineOptions(llm_engine="vllm")
+    return verified_build(checkpoints / "instructblip-demo-vicuna", directory, engines=engines)
 
 
 @pytest.fixture(scope="session")
-def reference(vllm_build: Path) -> Iterator[Reference]:
-    manifest = on_onnxruntime(Manifest.read(vllm_build))
-    with Pipeline(vllm_build, manifest=manifest) as pipeline:
-        yield Reference(manifest, pipeline)
+def reference(vllm_build: Path) -> Iterator[InProcess]:
+    """The same weights on ONNX Runtime."""
+    with opened(vllm_build, on_onnxruntime(Manifest.read(vllm_build))) as reference:
+        yield reference
 
 
 @pytest.fixture
@@ -82,16 +56,5 @@ def _server(directory: Path, python: Path) -> TritonServer:
 
 
 @pytest.fixture
-def client(server: TritonServer) -> Iterator[Client]:
-    with Client(server.grpc_url) as client:
-        yield client
-
-
-@pytest.fixture(scope="session")
-def examples(checkpoints: Path) -> list[Example]:
-    return read_examples(checkpoints / "heldout")
-
-
-@pytest.fixture
-def picture(examples: list[Example]) -> Path:
-    return examples[0].image
+def url(server: TritonServer) -> str:
+    return server.grpc_url

@@ -11,13 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from iblip.serving.client import (
-    CancelledError,
-    Client,
-    EngineError,
-    GenerationOptions,
-    OptionError,
-)
+from iblip.serving.client import CancelledError, Client, EngineError, GenerationOptions, OptionError
+from tests.fixtures.serving import same
 
 pytestmark = pytest.mark.vllm
 
@@ -64,16 +59,6 @@ def wait_until_gone(pids: Iterable[int]) -> None:
     while left := set(pids) & _table().keys():
         assert time.monotonic() < end, f"still running: {left}"
         time.sleep(0.05)
-
-
-def same(answer, reference):
-    """Equal but for the time it took."""
-    assert answer.text == reference.text
-    assert answer.token_ids == reference.token_ids
-    assert answer.finish_reason == reference.finish_reason
-    assert answer.prompt_tokens == reference.prompt_tokens
-    assert answer.completion_tokens == reference.completion_tokens
-    assert answer.seed == reference.seed
 
 
 def test_every_held_out_answer_is_onnx_runtime_s(client, reference, examples):

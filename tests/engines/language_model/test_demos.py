@@ -23,9 +23,12 @@ def demo(
     return checkpoints / request.param, demo_build(request.param)
 
 
-def test_five_beams_are_those_of_transformers(demo: tuple[Path, Path]) -> None:
+def test_five_beams_are_those_of_transformers(
+    demo: tuple[Path, Path], pytestconfig: pytest.Config
+) -> None:
     checkpoint, build = demo
-    examples = read_examples(checkpoint / "examples", 40)
+    limit = 40 if pytestconfig.getoption("every_example") else 12
+    examples = read_examples(checkpoint / "examples", limit)
     ways: list[dict[str, Any]] = [
         {"length_penalty": 1.0},
         {"length_penalty": -1.0, "early_stopping": True},

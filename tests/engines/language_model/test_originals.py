@@ -20,7 +20,8 @@ from iblip.engines.pipeline import Pipeline
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 
-EXAMPLES = 40
+EXAMPLES, FEW = 40, 12
+"""That are asked with `--every-example`, and without."""
 
 
 @pytest.fixture(scope="module", params=["vicuna", "flant5"])
@@ -30,10 +31,13 @@ def demo(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[Path, Path]
     return checkpoints / f"instructblip-demo-{request.param}", build
 
 
-def test_the_demos_answer_as_the_originals(demo: tuple[Path, Path]) -> None:
+def test_the_demos_answer_as_the_originals(
+    demo: tuple[Path, Path], pytestconfig: pytest.Config
+) -> None:
     checkpoint, build = demo
+    count = EXAMPLES if pytestconfig.getoption("every_example") else FEW
     with Pipeline(build) as pipeline:
-        examples = [*read_examples(checkpoint / "examples", EXAMPLES - 2), *longest(checkpoint)]
+        examples = [*read_examples(checkpoint / "examples", count - 2), *longest(checkpoint)]
         found = compare(pipeline, Original(checkpoint), examples)
     assert {name: call.get("different") for name, call in found.items()} == {
         "lavis generate": [],
@@ -42,7 +46,7 @@ def test_the_demos_answer_as_the_originals(demo: tuple[Path, Path]) -> None:
         "lavis predict_class": None,
     }
     ranks = found["lavis predict_class"]
-    assert ranks["same_order"] == EXAMPLES
+    assert ranks["same_order"] == count
     assert ranks["largest_difference_of_losses"] < 1e-3
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.facts import language_model_facts, preprocessing
@@ -127,11 +128,12 @@ def test_an_image_processor_that_keeps_proportions_is_told(tiny_copy):
 
 def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, traces, tmp_path):
     directory = tiny_copy("vicuna")
-    config = json.loads((directory / "config.json").read_text())
-    config["vision_config"]["num_hidden_layers"] = 3
-    (directory / "config.json").write_text(json.dumps(config))
+    weights = directory / "model.safetensors"
+    last = "vision_model.encoder.layers.1."  # of the two that the config has
+    kept = {name: t for name, t in load_file(weights).items() if not name.startswith(last)}
+    save_file(kept, weights, metadata={"format": "pt"})
     checkpoint = checkpoint_from_directory(directory)
-    message = r"vision_model\.encoder\.layers\.2\..* is missing \(nearest: vision_model"
+    message = r"vision_model\.encoder\.layers\.1\..* is missing \(nearest: vision_model"
     with pytest.raises(CheckpointError, match=message):
         graphs_from_checkpoint(
             checkpoint, PrecisionPolicy.parse("fp32"), tmp_path, Silent(), traces=traces

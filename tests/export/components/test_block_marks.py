@@ -13,6 +13,7 @@ from iblip.export.exporter import graphs_from_checkpoint
 from iblip.export.graph.trace_cache import TraceCache
 from iblip.export.precision import PrecisionPolicy
 from iblip.export.progress import Silent
+from tests.cases import exhaustive
 
 VISION = ["vision_model.encoder.layers.0.output", "vision_model.encoder.layers.1.output"]
 QFORMER = ["qformer.encoder.layer.0.output", "qformer.encoder.layer.1.output"]
@@ -30,8 +31,16 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
-@pytest.mark.parametrize("kind", OUTPUTS)
+CASES = [
+    *((kind, "fp32") for kind in OUTPUTS),
+    *((kind, "fp16") for kind in ("vicuna", "flant5", "opt")),
+    *(exhaustive(kind, "fp16") for kind in ("minigpt4", "minigpt4-merge")),
+    ("opt", "int4"),
+    *(exhaustive(kind, "int4") for kind in OUTPUTS if kind != "opt"),
+]
+
+
+@pytest.mark.parametrize(("kind", "precision"), CASES)
 def test_the_result_of_every_block_has_the_blocks_name(
     tiny: Callable[[str], Path], traces: TraceCache, kind: str, precision: str, tmp_path: Path
 ) -> None:

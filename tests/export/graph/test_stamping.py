@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -16,6 +17,7 @@ from iblip.export.components.graphs_of_checkpoint import components_from_checkpo
 from iblip.export.graph.stamping import UNITS, UnlikeError
 from iblip.export.graph.tracing import trace, trace_blocks
 from iblip.export.precision import PrecisionPolicy
+from tests.cases import exhaustive
 
 LAYERS = UNITS + 2
 GRAPHS = {
@@ -38,10 +40,29 @@ def serialised(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize(
-    ("kind", "title"), [(k, t) for k, titles in GRAPHS.items() for t in titles]
-)
+EACH_STACK = {
+    ("vicuna", "vision_encoder/model", "fp32"),
+    ("vicuna", "qformer/model", "fp16"),
+    ("vicuna", "language_model/batched_decoder", "fp32"),
+    ("flant5", "language_model/encoder", "fp32"),
+    ("flant5", "language_model/decoder", "fp16"),
+    ("opt", "language_model/batched_decoder", "fp16"),
+}
+"""Every stack of blocks once; all graphs in both precisions are for an exhaustive run."""
+
+
+def graphs() -> list[Any]:
+    cases = [
+        (kind, title, precision)
+        for kind, titles in GRAPHS.items()
+        for title in titles
+        for precision in ("fp32", "fp16")
+    ]
+    assert set(cases) >= EACH_STACK
+    return [case if case in EACH_STACK else exhaustive(*case) for case in cases]
+
+
+@pytest.mark.parametrize(("kind", "title", "precision"), graphs())
 def test_a_stamped_graph_is_the_traced_one(
     tiny: Callable[[str], Path], kind: str, title: str, precision: str
 ) -> None:
