@@ -88,9 +88,9 @@ def test_importing_the_package_loads_no_engine() -> None:
     heavy = "torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings"
     modules = (
         "selection, runners, text, pipeline, types, language_model.opening, "
-        "language_model.onnx_engine, onnxruntime.runner, tensorrt.builder, tensorrt.libraries"
+        "language_model.onnx.engine, onnxruntime.runner, tensorrt.builder, tensorrt.libraries"
     )
-    names = [f"engines.{name.strip()}" for name in modules.split(",")]
+    names = [f"iblip.engines.{name.strip()}" for name in modules.split(",")]
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
