@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iblip.export.checkpoint import source as sources
+from iblip.export import opening
 from iblip.export.checkpoint.checkpoint import DEMO, checkpoint_from_directory
 from iblip.export.checkpoint.source import ModelSource, parts_from_words
 from iblip.export.errors import OptionError
@@ -25,7 +25,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> list[ModelSource]:
         asked.append(source)
         return checkpoint_from_directory(source.parts["all"])
 
-    monkeypatch.setattr(sources, "READERS", {"parts": read})
+    monkeypatch.setattr(opening, "READERS", {"parts": read})
     return asked
 
 
