@@ -32,7 +32,7 @@ class EngineOptions:
     """What is to run the components.
 
     Attributes:
-        engine: `auto` or a key of `engines.selection.KINDS`: of vision encoder and Q-Former.
+        engine: `auto` or a key of `engines.kinds.KINDS`: of vision encoder and Q-Former.
         llm_engine: one of `LLM_ENGINES`: of the language model.
         triton_backend: one of `serving.repository.native.CHOICES`: what of Triton carries vision
             encoder and Q-Former.
@@ -48,7 +48,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.llm_engine not in LLM_ENGINES:
             known = ", ".join(LLM_ENGINES)
-            raise OptionError(f"--llm-engine is {self.llm_engine!r}; wanted one of {known}")
+            raise OptionError(f"--llm-engine is {self.llm_engine!r}; expected one of {known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,4 +222,4 @@ def _check_counts(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise OptionError(f"--{name.replace('_', '-')} is {value}; wanted 1 or more")
+            raise OptionError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")

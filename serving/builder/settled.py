@@ -32,7 +32,7 @@ class SettledBuild:
         checkpoint: opened; none of its weights is read.
         policy: the precision of each component, the language model's own in the place of `lavis`.
         quantisations: by component, of those that have one.
-        engines: component to the kind of its engine: a key of `engines.selection.KINDS`, or `vllm`
+        engines: component to the kind of its engine: a key of `engines.kinds.KINDS`, or `vllm`
             for the language model.
         backend: what of Triton carries vision encoder and Q-Former: `PYTHON` or `NATIVE` of
             `serving.repository.native`.

@@ -144,9 +144,9 @@ def _settle_images(asked: int | None, checkpoint: Checkpoint, room: int) -> int:
         return min(most, IMAGES)
     if asked > most:
         raise OptionError(
-            f"--max-images is {asked}; wanted 1, as {family.name} takes one image a request"
+            f"--max-images is {asked}; expected 1, as {family.name} takes one image a request"
             if family.images == "one"
-            else f"--max-images is {asked}; wanted at most {most}: with one token of prompt and "
+            else f"--max-images is {asked}; expected at most {most}: with one token of prompt and "
             "one of answer, more images do not fit into the positions of a sequence"
         )
     return asked

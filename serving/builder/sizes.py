@@ -124,7 +124,7 @@ def find_plan_library(kind: str, targets: Sequence[str]) -> Library:
     from iblip.engines.tensorrt.libraries import find_library
 
     if kind not in PLANNED and kind in KINDS:
-        raise OptionError(f"--engine {kind} has no plans; wanted one of {', '.join(PLANNED)}")
+        raise OptionError(f"--engine {kind} has no plans; expected one of {', '.join(PLANNED)}")
     return find_library(choose_engine(kind, targets).kind)
 
 

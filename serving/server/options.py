@@ -21,7 +21,7 @@ class ServerOptions:
     Attributes:
         host: address to listen on; the default is reachable from this machine only.
         http_port, grpc_port, metrics_port: 0 takes a free one.
-        cache_mib: of the response cache, in MiB; 0 is no cache, and every question about a picture
+        cache_mib: of the response cache, in MiB; 0 is no cache, and every question about an image
             then encodes it again.
         triton: a `tritonserver`, or the folder above its `bin`; `None` looks for one.
         ready_timeout_s: how long the models may take to load.
@@ -50,8 +50,8 @@ class ServerOptions:
         for name in (f.name for f in fields(self)):
             value = getattr(self, name)
             if name.endswith("_port") and not 0 <= value <= 65535:
-                raise OptionError(f"{name} is {value}; wanted 0 (any free one) to 65535")
+                raise OptionError(f"{name} is {value}; expected 0 (any free one) to 65535")
             if name.endswith("_timeout_s") and not value > 0:
-                raise OptionError(f"{name} is {value}; wanted more than 0 seconds")
+                raise OptionError(f"{name} is {value}; expected more than 0 seconds")
         if self.cache_mib < 0:
-            raise OptionError(f"cache_mib is {self.cache_mib}; wanted 0 (no cache) or more MiB")
+            raise OptionError(f"cache_mib is {self.cache_mib}; expected 0 (no cache) or more MiB")

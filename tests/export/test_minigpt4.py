@@ -47,7 +47,7 @@ def test_prompt_and_stop_are_the_originals_where_the_config_is_silent(tiny_copy)
         ("minigpt4-merge", {"merged_patches": 3}, "has 16 patches, and merged_patches is 3"),
         ("minigpt4-merge", {"num_query_tokens": 5}, "5, but the image's patches merge into 4"),
         ("minigpt4", {"prompt_template": "{prompt}"}, r"expected \{image\} in it, once"),
-        ("minigpt4", {"prompt_template": "{image}{image}{prompt}"}, r"wanted \{image\} in it"),
+        ("minigpt4", {"prompt_template": "{image}{image}{prompt}"}, r"expected \{image\} in it"),
     ],
     ids=str,
 )

