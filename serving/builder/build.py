@@ -118,8 +118,8 @@ def _check_answers(report: Mapping[str, Any]) -> None:
         cases = "\n  ".join(str(case) for case in report["different"][:3])
         raise VerificationError(
             f"the build says the same as transformers on {report['same_text']} of"
-            f" {report['examples']} examples; expected {report['wanted_agreement']:.0%}. It differs,"
-            f" for instance, on:\n  {cases}"
+            f" {report['examples']} examples; expected {report['wanted_agreement']:.0%}. For"
+            f" instance, it differs on:\n  {cases}"
         )
 
 

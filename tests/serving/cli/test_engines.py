@@ -278,7 +278,7 @@ def test_a_graph_that_fails_is_named_and_the_status_says_so(built: Path, tmp_pat
     ("arguments", "message"),
     [
         (["--output", __file__], "is a file"),
-        (["--engine", "onnxruntime"], "--engine onnxruntime has no plans; expected one of tensorrt"),
+        (["--engine", "onnxruntime"], "--engine onnxruntime has no plans; expected one of tensor"),
         (["--target", "sm90"], "--target sm90: tensorrt-rtx"),
         (["--target", "sm89", "--builder-flag", "refit"], "--builder-flag refit: tensorrt-rtx"),
         (["--target", "sm89", "--graph", "decoder"], "--graph decoder: the build has no such"),
