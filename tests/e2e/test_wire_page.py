@@ -27,7 +27,7 @@ def block(language, served):
 
 
 def run(command, folder, picture):
-    shutil.copyfile(picture, folder / "picture.png")
+    shutil.copyfile(picture, folder / "image.png")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         command,
