@@ -28,6 +28,7 @@ from iblip.export.quantisation.graph import quantise
 from iblip.export.quantisation.measuring import Measurements
 from iblip.export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from iblip.export.weights.recipe import Recipe
+from tests.cases import integers_saturate
 
 OUT, IN = 1500, 80
 INT4 = Quantisation(bits=4, block_size=32)
@@ -227,7 +228,9 @@ def test_the_product_is_that_of_the_rounded_weights(source, bits, symmetric, met
 
 
 @pytest.mark.parametrize("builder", channelwise.BUILDERS)
-def test_a_product_of_whole_numbers_is_close_to_that_of_floats(source, monkeypatch, builder):
+def test_a_product_of_integers_is_close_to_that_of_floats(source, monkeypatch, builder):
+    if integers_saturate():
+        pytest.skip("this CPU has no VNNI: ONNX Runtime's integer MatMul saturates on it")
     matrix, tensor = source
     monkeypatch.setattr(channelwise, "BUILDER", builder)
     model, recipes = graph_of(tensor)
