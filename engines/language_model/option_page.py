@@ -15,14 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import fill
 
-from iblip.engines.language_model.option_table import (
-    MAX_SEED,
-    OPTIONS,
-    VLLM,
-    Choice,
-    Option,
-    joined,
-)
+from iblip.engines.language_model.option_kinds import Choice, joined
+from iblip.engines.language_model.option_table import MAX_SEED, OPTIONS, VLLM, Option
 
 PLACE = re.compile(
     r"(<!-- option table: (\w+), made by option_page\.py -->\n).*?(<!-- end of table -->\n)",

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from iblip.engines.language_model.option_table import (
-    OPTIONS,
+from iblip.engines.language_model.option_kinds import (
     Biases,
     Choice,
     Flag,
     Integer,
     Kind,
     Number,
-    Option,
     Texts,
     TokenIds,
 )
+from iblip.engines.language_model.option_table import OPTIONS, Option
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions

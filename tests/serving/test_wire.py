@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from iblip.engines.language_model.option_table import OPTIONS, Choice, Integer, Number
+from iblip.engines.language_model.option_kinds import Choice, Integer, Number
+from iblip.engines.language_model.option_table import OPTIONS
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,

@@ -14,6 +14,16 @@ import pytest
 from transformers import GenerationConfig
 
 from iblip.engines.language_model import option_page
+from iblip.engines.language_model.option_kinds import (
+    Biases,
+    Choice,
+    Flag,
+    Integer,
+    Kind,
+    Number,
+    Texts,
+    TokenIds,
+)
 from iblip.engines.language_model.option_page import PLACE, page_with_tables
 from iblip.engines.language_model.option_table import (
     MAX_SEED,
@@ -21,15 +31,7 @@ from iblip.engines.language_model.option_table import (
     ONNXRUNTIME,
     OPTIONS,
     VLLM,
-    Biases,
-    Choice,
-    Flag,
-    Integer,
-    Kind,
-    Number,
     Option,
-    Texts,
-    TokenIds,
 )
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError

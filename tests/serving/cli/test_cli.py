@@ -11,7 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from iblip.engines.language_model.option_table import OPTIONS, Biases, Choice, Flag, Integer, Number
+from iblip.engines.language_model.option_kinds import Biases, Choice, Flag, Integer, Number
+from iblip.engines.language_model.option_table import OPTIONS
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError
 from iblip.serving.cli import EXPORT, IBLIP, Commands, export, iblip
