@@ -23,6 +23,7 @@ from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import image_processor_settings
 from iblip.export.components.component import Component
 from iblip.export.graph.tracing import Trace
+from iblip.export.precision import BETWEEN, DTYPES, MATRICES
 from iblip.export.system.files import write_whole
 from iblip.export.system.toolchain import code_digest, library_versions
 
@@ -111,7 +112,7 @@ def trace_key(component: Component, checkpoint: Checkpoint) -> str:
     """
     inputs = {
         "component": component.title,
-        "precision": component.precision,
+        "dtypes": [table.get(component.precision) for table in (DTYPES, BETWEEN, MATRICES)],
         "contract": component.contract.to_json(),
         "projector": checkpoint.projector,
         "config": _config_to_json(checkpoint.config),

@@ -74,6 +74,10 @@ def test_a_key_follows_from_config_precision_and_code_but_not_from_weights(
     weights.write_bytes(content)
     assert keys(checkpoint_from_directory(copy), "fp16") == plain
 
+    narrowed = keys(checkpoint_from_directory(copy), "vision_encoder=int8-fp16,language_model=int4")
+    whole = keys(checkpoint_from_directory(copy), "vision_encoder=fp16")
+    assert narrowed == whole  # weights are made smaller in the graph, after it is traced
+
     mixed = keys(checkpoint_from_directory(copy), "vision_encoder=fp16,qformer=fp16")
     same = {title for title in plain if mixed[title] == plain[title]}
     assert same == {"vision_encoder/model", "qformer/model"}
