@@ -232,7 +232,7 @@ class TestInAUsersFolder:
             check=False,
         )
         assert done.returncode == 1
-        assert done.stderr.startswith("error: there is no checkpoint directory nothing.")
+        assert f"error: there is no checkpoint directory {own_folder / 'nothing'}" in done.stderr
 
 
 def test_export_is_a_command_of_a_checkout():

@@ -285,4 +285,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     assert default_directory() is None
     listed = CliRunner().invoke(iblip, ["engines", "list"])
     assert listed.exit_code == 2
-    assert "Give one with --engine-cache, or with the variable IBLIP_CACHE" in listed.stderr
+    assert (
+        "Name one with --engine-cache, or with the environment variable IBLIP_CACHE"
+        in listed.stderr
+    )

@@ -40,7 +40,7 @@ def language_model(text) -> int:
         if text["model_type"] == "t5"
         else transformers.AutoModelForCausalLM
     )
-    with without_memory():
+    with torch.device("meta"):  # transformers ties weights as it initialises them
         model = kind.from_config(config)
     if not text["tie_word_embeddings"]:
         # transformers ties T5's whatever the config says, and unties them where a file has both.

@@ -126,7 +126,7 @@ def test_a_streamed_reference_skips_no_more_than_it_says(vicuna_build, tmp_path)
     assert report["reference"]["kind"] == "streamed"
     assert "answers of at most 8 tokens" in report["reference"]["reason"]
     stages = report["builds"][0]["stages"]
-    assert stages.pop("accuracy")["skipped"] == "answers are cut to 8 tokens"
+    assert stages.pop("accuracy")["skipped"] == "answers are limited to 8 tokens"
     assert all(stage["passed"] for stage in stages.values())
 
 
@@ -218,7 +218,7 @@ def test_another_distribution_of_the_first_token_is_told(vicuna_build, damaged):
 
 def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
     for arguments, message in (
-        ((vicuna_build, "--stage", "visions"), "--stage visions: there is no such stage. Did you"),
+        ((vicuna_build, "--stage", "visions"), "--stage visions: there is no such stage. Stages:"),
         ((vicuna_build, "--limit", 0), "--limit is 0; expected 1 or more"),
         ((vicuna_build, vicuna_build), "each once"),
         ((), "Missing argument"),

@@ -92,7 +92,7 @@ def test_a_repository_of_no_build_is_refused_too(tmp_path):
 
 
 def test_lint_and_doctor_say_so_too(old_build):
-    (found,) = lint(old_build).findings
+    (found,) = lint(old_build).diagnostics
     assert (found.rule.id, found.path) == ("model-outdated", "model_repository/qformer/1/model.py")
     findings = findings_of_build(old_build, Machine()).here
     (finding,) = [one for one in findings if one.title == "Python models"]

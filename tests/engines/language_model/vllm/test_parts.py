@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from iblip.engines.language_model.answering import AnswerPlan
+from iblip.engines.language_model.answering import AnswerLimits
 from iblip.engines.language_model.opening import ENGINES, open_engine
 from iblip.engines.language_model.option_table import OPTIONS, VLLM
 from iblip.engines.language_model.options import GenerationOptions
@@ -190,8 +190,8 @@ def test_every_option_is_known_or_refused_by_name() -> None:
 
 def test_vllm_is_told_options_by_the_names_of_the_table(facts: Facts) -> None:
     options = GenerationOptions(temperature=1.0, logprobs=2)
-    plan = AnswerPlan(prompt_tokens=3, limit=5, context=())
-    params = params_from_options(options, plan, facts(), seed=3)
+    limits = AnswerLimits(prompt_tokens=3, max_tokens=5, context=())
+    params = params_from_options(options, limits, facts(), seed=3)
     # vLLM ends no answer by itself, and has a private field for the ids of banned words.
     named = params.keys() - {"ignore_eos", "banned_token_ids"}
     ours = {option.vllm for option in OPTIONS.values()} - {"", "stop", "n", "bad_words"}
