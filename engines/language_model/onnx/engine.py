@@ -204,8 +204,8 @@ class OnnxEngine:
             self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
             while self._waiting and self._scheduler.fits(self._waiting[0]):
                 self._scheduler.add(self._waiting[0])
+                self._running = self._scheduler.running
                 self._waiting.popleft()  # only now: if `add` fails, the request is still queued
             next_width = self._waiting[0].decoding.width if self._waiting else 0
             self._scheduler.slots_awaited = next_width
-            self._running = self._scheduler.running
             return not self._stop_reason

@@ -126,6 +126,25 @@ def test_an_engine_that_stops_leaves_nobody_waiting(gated: Make, ask: Make) -> N
         one.submit(ask())
 
 
+def test_a_fault_while_requests_are_admitted_leaves_nobody_waiting(gated: Make, ask: Make) -> None:
+    model, one = gated(3)
+    running = one.submit(ask())
+    model.gate.release()
+    model.wait_for_steps(1)
+    acquire = model.acquire
+
+    def acquire_once() -> Any:
+        model.acquire = lambda: 1 / 0
+        return acquire()
+
+    model.acquire = acquire_once
+    late = [one.submit(ask()), one.submit(ask())]
+    model.gate.release(2)
+    for generation in (running, *late):
+        with pytest.raises(EngineError, match=r"engine stopped \("):
+            generation.result()
+
+
 def test_the_status_says_what_runs_and_what_has_ended(gated: Make, ask: Make) -> None:
     model, one = gated(4, queue_limit=2)
     wide = one.submit(ask("wide", temperature=1.0, seed=1, n=3, max_new_tokens=4))
