@@ -12,7 +12,9 @@ measures.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -42,6 +44,9 @@ IGNORED_FIELDS: Mapping[str, str] = {
     "tools.*": "versions of libraries",
 }
 """Pattern of a field of the manifest, its keys joined by dots, to the reason why it may differ."""
+
+CREATED = re.compile(rb'\\"created\\": \\"[^"\\]*\\"')
+"""The build's time as the ensemble's config has it for clients: JSON inside a quoted string."""
 
 RENAMED_FIELDS: Mapping[str, str] = {}
 """Field of an older manifest to its name today. Both are whole paths, keys joined by dots."""
@@ -88,7 +93,7 @@ def facts_of_build(build: Path) -> dict[str, str]:
     for path in sorted(build.rglob("*")):
         name = path.relative_to(build).as_posix()
         if path.is_file() and not _matches(name, IGNORED_FILES):
-            facts[name] = sha256(path)
+            facts[name] = _digest_of_config(path) if path.suffix == ".pbtxt" else sha256(path)
             if path.suffix == ".onnx":
                 facts[f"{name}, with its weights"] = digest_from_onnx(path)
     for field, value in _fields(json.loads((build / MANIFEST).read_text(encoding="utf-8"))):
@@ -96,6 +101,10 @@ def facts_of_build(build: Path) -> dict[str, str]:
         if not _matches(name, IGNORED_FIELDS):
             facts[f"{MANIFEST}: {name}"] = json.dumps(value)
     return facts
+
+
+def _digest_of_config(path: Path) -> str:
+    return hashlib.sha256(CREATED.sub(b"", path.read_bytes())).hexdigest()
 
 
 def _matches(name: str, patterns: Mapping[str, str]) -> bool:

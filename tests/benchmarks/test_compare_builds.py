@@ -16,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.compare_builds import RENAMED_FIELDS, main
 
 MODEL = "model_repository/vision_encoder"
+CONFIG = r'name: "instructblip" string_value: "{\"name\": \"demo\", \"created\": \"2026-11-01\"}"'
+"""With a time, as the ensemble's has it."""
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def before(tmp_path: Path) -> Path:
     build = tmp_path / "before"
     (build / "graphs").mkdir(parents=True)
     (build / MODEL / "1").mkdir(parents=True)
-    (build / MODEL / "config.pbtxt").write_text('name: "vision_encoder"')
+    (build / MODEL / "config.pbtxt").write_text(CONFIG)
     (build / MODEL / "1" / "model.py").write_text("import serving")
     (build / "inputs.json").write_text("{}")
     weight = numpy_helper.from_array(np.arange(4, dtype=np.float32), "weight")
@@ -84,6 +86,7 @@ def test_what_may_differ_is_not_compared(before, after):
 
     change_manifest(after, change)
     (after / "inputs.json").write_text('{"format": 2}')
+    (after / MODEL / "config.pbtxt").write_text(CONFIG.replace("2026-11", "2026-12"))
     (after / "verification").mkdir()
     (after / "verification/report.json").write_text("{}")
     (after / MODEL / "1" / "model.py").write_text("import iblip.serving")
@@ -137,7 +140,7 @@ def test_one_byte_of_a_weight_is_a_difference_of_its_file_and_its_graph(before, 
 
 
 def test_a_config_a_new_file_and_a_missing_one_are_named(before, after):
-    (after / MODEL / "config.pbtxt").write_text('name: "other"')
+    (after / MODEL / "config.pbtxt").write_text(CONFIG.replace("demo", "other"))
     (after / "text").mkdir()
     (after / "text/tokenizer.json").write_text("{}")
     (before / "graphs/notes.txt").write_text("")
