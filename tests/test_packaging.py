@@ -222,7 +222,7 @@ class TestInAUsersFolder:
         assert told.strip() == "iblip.serving.client.sync"
 
     def test_a_build_begins(self, own_folder):
-        """And ends before it loads torch: what it is to build is not there."""
+        """As far as to open the checkpoint, which is not there."""
         done = subprocess.run(
             [sys.executable, "-m", "iblip", "export", "build", "--model", "nothing"],
             cwd=own_folder,
@@ -232,7 +232,7 @@ class TestInAUsersFolder:
             check=False,
         )
         assert done.returncode == 1
-        assert done.stderr.startswith("error: there is no checkpoint directory nothing.")
+        assert f"no checkpoint directory {own_folder / 'nothing'}." in done.stderr
 
 
 def test_export_is_a_command_of_a_checkout():

@@ -129,7 +129,7 @@ def test_the_rate_is_of_the_last_seconds_and_falls_to_none(endpoint, metrics):
 
 @pytest.mark.parametrize("name", [*FAMILIES, RATE])
 def test_every_name_is_on_the_operators_page(name):
-    page = Path(__file__).parents[2] / "docs" / "operating.md"
+    page = Path(__file__).parents[3] / "docs" / "operating.md"
     assert f"`{name}`" in page.read_text(encoding="utf-8")
 
 
