@@ -39,7 +39,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that looks like a clone after `make`."""
     directory = tmp_path_factory.mktemp("clone")
     (directory / ".venv").symlink_to(sys.prefix)
-    (directory / "checkpoints").symlink_to(ROOT / "checkpoints")
+    for folder in ("checkpoints", "export"):  # the latter for `python -m export`
+        (directory / folder).symlink_to(ROOT / folder)
     return directory
 
 

@@ -77,7 +77,7 @@ def test_answers_about_a_video_are_those_of_transformers(
                 said.add(answer.text)
         one = pipeline.answer(frames(1)[0], PROMPTS[0], options)
         assert pipeline.answer(frames(1), PROMPTS[0], options).token_ids == one.token_ids
-    assert len(said) > 2  # else the test would see nothing
+    assert len(said) > 1  # else the test would see nothing
 
 
 @pytest.mark.parametrize(("kind", "most"), [("llama", "1 to 4"), ("opt", "1")])

@@ -286,7 +286,7 @@ def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
 
 def test_the_command_asks_the_hub_of_the_environment(hub: Hub, tmp_path: Path) -> None:
     hub.gated = True
-    command = [sys.executable, "-m", "export", "build", "--model", hub.model]
+    command = [sys.executable, "-m", "iblip", "export", "build", "--model", hub.model]
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
     (tmp_path / "here").mkdir()
     done = subprocess.run(
