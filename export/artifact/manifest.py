@@ -346,7 +346,7 @@ class Manifest:
                 another format.
         """
         path = directory / MANIFEST
-        hint = "Make one with `python -m export build --output DIR`."
+        hint = "Make one with `iblip export build --output DIR`."
         if not directory.is_dir():
             raise BuildDirectoryError(f"there is no directory {directory}. {hint}")
         try:
