@@ -232,4 +232,4 @@ def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
     for arguments in ((vicuna_build, "--model", other), (vicuna_build, flant5_build)):
         result = call(*arguments)
         assert result.exit_code == 1
-        assert "is not what" in last_line(result)
+        assert "is not the checkpoint that" in last_line(result)
