@@ -19,7 +19,7 @@ from iblip.export.errors import EngineError
 
 Array = npt.NDArray[Any]
 
-INSTALL = "Run `pip install 'iblip[gpu]'` or `pip install 'iblip[tensorrt-rtx]'`."
+INSTALL = "Run `pip install cuda-bindings`; the extras gpu, tensorrt and tensorrt-rtx have it."
 
 
 class Device(Protocol):
@@ -110,7 +110,7 @@ class CudaDevice:
     """
 
     def __init__(self, number: int = 0, runtime: Any = None) -> None:
-        self._runtime = runtime or _runtime()
+        self._runtime = runtime or load_runtime()
         self._number = number
         self.use()
         properties = self._call("cudaGetDeviceProperties", number, asked=f"device {number}")
@@ -220,7 +220,8 @@ class CudaDevice:
         return call_checked(self._runtime, name, *arguments, asked=asked)
 
 
-def _runtime() -> Any:
+def load_runtime() -> Any:
+    """The module `cuda.bindings.runtime`. Raises `EngineError` if it is not installed."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:

@@ -173,7 +173,7 @@ def _check_tensorrt_version(engine: EngineRecord, place: Place) -> _Fault | None
             wanted="TensorRT",
             remedy="Use a container that has it (`iblip doctor --container`)."
             if place.container
-            else "Serve it in NVIDIA's container, or run `pip install 'iblip[gpu]'`.",
+            else "Serve it in NVIDIA's container, or run `pip install 'iblip[tensorrt]'`.",
         )
     plan = str(engine.details.get("version", "0"))
     if loads_version(plan, place.tensorrt, _flags(engine)):

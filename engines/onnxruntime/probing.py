@@ -43,6 +43,8 @@ def provider_obstacle(kind: str) -> str | None:
         from iblip.engines.hardware.nvidia import has_nvidia_gpu
 
         fault = None if has_nvidia_gpu() else "no NVIDIA driver with a GPU was found."
+    if fault is None and provider.memory == "cuda":
+        fault = _bindings_fault()
     return fault
 
 
@@ -65,6 +67,17 @@ def register(ort: Any, provider: Provider) -> None:
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise EngineError(f"{provider.name} cannot be loaded ({error}).") from error
+
+
+def _bindings_fault() -> str | None:
+    """Why the language model could not allocate its slots in the GPU's memory, if so."""
+    from iblip.engines.cuda.device import load_runtime
+
+    try:
+        load_runtime()
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 def _plugin_fault(ort: Any, provider: Provider) -> str | None:
@@ -90,6 +103,8 @@ def _library_fault(ort: Any, provider: Provider) -> str | None:
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(folder / provider.library))
+        for name in provider.loads:
+            ctypes.CDLL(name)
     except OSError as error:
         return f"{provider.name} cannot be loaded ({error}). {_find_remedy(str(error))}"
     return None
@@ -106,8 +121,7 @@ REMEDIES: Mapping[str, str] = {
     "libcuda.so": "It belongs to the NVIDIA driver, which this machine does not have.",
     "libnvinfer": "It belongs to TensorRT: install the version in its name.",
     "libnvonnxparser": "It belongs to TensorRT: install the version in its name.",
-    "libcudnn": "Run `pip install 'onnxruntime-gpu[cuda,cudnn]'`.",
-    "lib": "Run `pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas`.",
+    "lib": "Run `pip install 'iblip[gpu]'`, which has CUDA's libraries and cuDNN.",
 }
 """Beginning of a missing library's name to what to do; the first row that matches applies."""
 

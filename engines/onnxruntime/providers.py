@@ -70,6 +70,7 @@ class Provider:
         options: returns the provider's options for a placement.
         behind: kinds whose providers run what this one cannot, before the CPU does.
         library: the file of `onnxruntime/capi` that it is in; `None` where it is always there.
+        loads: libraries that it loads by these names when it first needs them, not when it starts.
         plugin: a module that brings it as a library to register; `None` where ONNX Runtime has it.
         install: what to do where ONNX Runtime or the module lacks it.
     """
@@ -79,6 +80,7 @@ class Provider:
     options: Callable[[Placement], dict[str, str]]
     behind: tuple[str, ...] = ()
     library: str | None = None
+    loads: tuple[str, ...] = ()
     plugin: str | None = None
     install: str = ""
 
@@ -132,6 +134,10 @@ def _profile_options(option: str, shapes: Shapes) -> dict[str, str]:
     }
 
 
+CUDNN = "libcudnn.so.9"
+"""cuDNN, which ONNX Runtime's CUDA provider loads when it makes a session (PR 29252 of ONNX
+Runtime). Without it the session opens, and the first convolution or softmax fails."""
+
 _GPU_PACKAGE = (
     "Put `onnxruntime-gpu` in the place of `onnxruntime`: run `pip uninstall onnxruntime`, then "
     "`pip install 'iblip[gpu]'`."
@@ -144,6 +150,7 @@ PROVIDERS: Mapping[str, Provider] = {
         memory="cuda",
         options=_cuda_options,
         library="libonnxruntime_providers_cuda.so",
+        loads=(CUDNN,),
         install=_GPU_PACKAGE,
     ),
     "onnxruntime-tensorrt": Provider(
@@ -152,6 +159,7 @@ PROVIDERS: Mapping[str, Provider] = {
         options=_tensorrt_options,
         behind=("onnxruntime-cuda",),
         library="libonnxruntime_providers_tensorrt.so",
+        loads=(CUDNN,),
         install=_GPU_PACKAGE,
     ),
     "onnxruntime-tensorrt-rtx": Provider(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from iblip.export.graph.onnxruntime_values import array_from_value, value_from_array
+from iblip.export.errors import EngineError
+from iblip.export.graph.onnxruntime_values import BFLOAT16, array_from_value, value_from_array
 
 Array = npt.NDArray[Any]
 
@@ -15,8 +16,8 @@ Array = npt.NDArray[Any]
 class KeptTensor:
     """A tensor in the memory where ONNX Runtime left it, such as a GPU's.
 
-    numpy can read it like an array and gets a copy in the host's memory. Fed to another session, it
-    stays where it is.
+    numpy can read it like an array and gets a copy in the host's memory; it raises `EngineError`
+    where ONNX Runtime cannot copy it. Fed to another session, it stays where it is.
 
     Args:
         value: an `onnxruntime.OrtValue`.
@@ -45,10 +46,15 @@ def value_of(array: Array | KeptTensor) -> Any:
 
 
 def _copy_to_host(value: Any) -> Array:
-    import onnxruntime
-
-    if value.device_name() == "cpu":
+    if value.device_name() != "cpu" and value.element_type() == BFLOAT16:
+        raise EngineError(
+            f"a bfloat16 tensor of shape {value.shape()} in {value.device_name()} memory cannot be "
+            "read: ONNX Runtime converts no such values to numpy. Bind its output to the CPU."
+        )
+    try:
         return array_from_value(value)
-    host = onnxruntime.OrtValue.ortvalue_from_shape_and_type(value.shape(), value.element_type())
-    onnxruntime.copy_tensors([value], [host])
-    return array_from_value(host)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise EngineError(
+            f"a tensor of shape {value.shape()} cannot be copied from {value.device_name()} memory "
+            f"({error})"
+        ) from error

@@ -56,7 +56,7 @@ SOURCES: Mapping[str, Source] = {
     "tensorrt": Source(
         modules=("tensorrt",),
         distributions=("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
-        install="Run `pip install 'iblip[gpu]'` on a machine with an NVIDIA GPU.",
+        install="Run `pip install 'iblip[tensorrt]'` on a machine with an NVIDIA GPU.",
         times_kernels=True,
     ),
     "tensorrt-rtx": Source(
@@ -95,7 +95,8 @@ class Library:
     def network_flags(self) -> int:
         """Flags for `create_network`, so that a network keeps the graph's own dtypes.
 
-        TensorRT 10 and TensorRT-RTX need a flag for this; 11 has no other mode.
+        TensorRT 10 and TensorRT-RTX need the flag. TensorRT 11 has it still, though it knows no
+        other mode; where a release drops it, none is set.
         """
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)

@@ -202,7 +202,7 @@ def _check_packages(
     }
     runtime = ""
     if any(kind.startswith("onnxruntime-") for kind in kinds):
-        runtime = " with onnxruntime-gpu"
+        runtime = " with onnxruntime-gpu and cuda-bindings (the extra runtime-gpu)"
     elif "onnxruntime" in kinds:
         runtime = " with onnxruntime, or onnxruntime-gpu"
     yield Finding(

@@ -22,7 +22,7 @@ def check_tensorrt(machine: Machine) -> Iterator[Finding]:
                     title=title,
                     verdict="note",
                     found="not installed; it builds plans for this machine's GPU",
-                    remedy="`pip install 'iblip[gpu]'`, where there is a GPU.",
+                    remedy="`pip install 'iblip[tensorrt]'`, where there is a GPU.",
                 )
         elif library.fault:
             yield Finding(
@@ -48,7 +48,7 @@ def check_onnxruntime(machine: Machine) -> Iterator[Finding]:
             found=" and ".join(f"{name} {machine.packages[name]}" for name in present),
             wanted="only one of them: each overwrites the other's files",
             remedy=f"`pip uninstall -y {' '.join(present)}`, then install one: `pip install "
-            "onnxruntime` (CPU) or `pip install onnxruntime-gpu`.",
+            "'iblip[cpu]'` or `pip install 'iblip[gpu]'`.",
         )
     if machine.providers is not None:
         usable = [

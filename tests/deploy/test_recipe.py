@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from iblip.engines.hardware.containers import CONTAINERS, DEPLOYED
 from iblip.serving.cli import iblip
@@ -40,6 +42,24 @@ def commands():
 
 def values(commands, name):
     return [command.value for command in commands if command.cmd.upper() == name]
+
+
+def extra_of(name):
+    """The requirements of an extra, as `pyproject.toml` has them; `""` is the project's own."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = project["optional-dependencies"][name] if name else project["dependencies"]
+    return [Requirement(line) for line in lines]
+
+
+def packages_of(name):
+    """The packages that an extra names, with those of the extras that it includes."""
+    packages = set()
+    for requirement in extra_of(name):
+        if requirement.name == "iblip":
+            packages = packages.union(*map(packages_of, requirement.extras))
+        else:
+            packages.add(canonicalize_name(requirement.name))
+    return packages
 
 
 def compose(*files, **variables):
@@ -95,13 +115,29 @@ def test_the_package_that_is_built_there_has_all_it_reads(commands):
 def test_versions_are_those_of_the_constraints(commands):
     (install,) = [value[0] for value in values(commands, "RUN") if "pip install" in value[0]]
     assert "--constraint constraints.txt" in install
-    assert '".[runtime]"' in install
-    (runtime,) = values(commands, "ARG")
-    name = runtime[0].partition("=")[2].strip('"')
-    for package in (name, "onnxruntime", "tokenizers", "numpy", "tritonclient", "click"):
-        assert package in PINS, package
+    assert '".[${EXTRA}]"' in install
+    pinned = {canonicalize_name(name) for name in PINS}
+    assert packages_of("") | packages_of("runtime-gpu") | packages_of("runtime-cpu") <= pinned
     python = DEPLOYED.python.rpartition(".")[0]
     assert python in ("3.11", "3.12")  # what the Makefile allows
+
+
+def test_a_language_model_on_cuda_finds_all_that_it_imports(commands):
+    (extra,) = values(commands, "ARG")
+    installed = packages_of(extra[0].partition("=")[2])
+    assert {"tokenizers", "onnxruntime-gpu", "cuda-bindings"} <= installed
+    assert "onnxruntime" not in installed  # it has the same files as onnxruntime-gpu
+    assert {"tokenizers", "onnxruntime"} == packages_of("runtime-cpu")
+
+
+def test_the_extras_of_a_gpu_are_those_that_work_together():
+    gpu = {one.name: one for one in extra_of("gpu")}
+    assert gpu["onnxruntime-gpu"].extras == {"cuda", "cudnn"}
+    assert "cuda-bindings" in gpu
+    assert "tensorrt" not in gpu  # ONNX Runtime's provider links to 10, and the container has 11
+    tensorrt = {one.name: one for one in extra_of("tensorrt")}
+    assert str(tensorrt["tensorrt"].specifier) == f"=={DEPLOYED.tensorrt}"
+    assert "cuda-bindings" in tensorrt
 
 
 def test_it_runs_as_nobody_in_particular_and_keeps_no_secret(commands):
@@ -183,7 +219,7 @@ def test_every_variable_is_taken_and_explained(tmp_path):
 def test_without_a_gpu_none_is_asked_for(tmp_path):
     service = compose("compose.yaml", "compose.cpu.yaml", IBLIP_BUILD=str(tmp_path))
     assert not service["deploy"]["resources"].get("reservations")
-    assert service["build"]["args"] == {"ONNXRUNTIME": "onnxruntime"}
+    assert service["build"]["args"] == {"EXTRA": "runtime-cpu"}
     assert service["deploy"]["resources"]["limits"]
 
 
