@@ -41,6 +41,7 @@ class Pipeline:
     Args:
         directory: of the build.
         threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        device: the GPU's number, from 0, for the engines that run on one.
         manifest: replaces the build's own, to run it on other engines.
 
     Attributes:
@@ -52,23 +53,31 @@ class Pipeline:
     """
 
     def __init__(
-        self, directory: Path, threads: int | None = None, *, manifest: Manifest | None = None
+        self,
+        directory: Path,
+        threads: int | None = None,
+        *,
+        device: int = 0,
+        manifest: Manifest | None = None,
     ) -> None:
         self.manifest = manifest or Manifest.read(directory)
         self._directory = directory
-        self._threads = threads
+        self._threads, self._device = threads, device
         self._images: OrderedDict[bytes, Array] = OrderedDict()
         self._lock = Lock()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            directory, manifest, threads = self._directory, self.manifest, self._threads
+            directory, manifest = self._directory, self.manifest
+            threads, device = self._threads, self._device
             self._instructions = InstructionTokenizer.from_build(directory, manifest)
             self._vision, self._qformer = (
-                stack.enter_context(open_runner(directory, manifest, name, threads=threads))
+                stack.enter_context(
+                    open_runner(directory, manifest, name, threads=threads, device=device)
+                )
                 for name in ("vision_encoder", "qformer")
             )
-            self._engine = open_engine(directory, manifest, threads=threads)
+            self._engine = open_engine(directory, manifest, threads=threads, device=device)
             stack.callback(self._engine.close)
             self._stack = stack.pop_all()
         return self

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from iblip.engines.onnxruntime.assignment import RECORDED, check_assignment
 from iblip.engines.onnxruntime.probing import provider_obstacle
 from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from iblip.export.artifact.contract import Contract, TensorSpec
@@ -49,7 +50,8 @@ def open_session(
 
     Raises:
         EngineError: the file is missing or broken, the provider cannot run here (with the reason,
-            and what to do), or the graph's inputs and outputs are not the contract's.
+            and what to do) or leaves attention or products to the CPU, or the graph's inputs and
+            outputs are not the contract's.
     """
     ort = load_onnxruntime()
     check_placement(placement)
@@ -58,14 +60,19 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; its warnings are about its own optimisations
+    # Errors: its warnings are about its own optimisations, and about nodes on the CPU
+    # (`check_assignment` tells those that matter).
+    options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry(RECORDED, "1")
     try:
         session = session_from_onnx(path, options, offer_providers(ort, options, placement))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         message = f"ONNX Runtime cannot load {path} ({error}). Build it again."
         raise EngineError(message) from error
     _check_providers(path, session, placement)
+    if placement.kind != CPU.kind:
+        check_assignment(path, session, placement)
     _check_signature(path, session, contract)
     return session
 
