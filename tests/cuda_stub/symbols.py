@@ -35,8 +35,8 @@ def find_names(library: Path, start: str) -> set[str]:
     """Names that the library keeps as text to look them up at run time, such as `cudnnCreate`."""
     with library.open("rb") as opened:
         data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        pattern = rb"(?<=\0)" + start.encode() + rb"[A-Z]\w*(?=\0)"
-        return {match[0].decode() for match in re.finditer(pattern, data)}
+        pattern = b"\0(" + start.encode() + rb"[A-Z]\w*)(?=\0)"
+        return {match[1].decode() for match in re.finditer(pattern, data)}
 
 
 def _sections(data: mmap.mmap) -> Iterator[tuple[int, int, int, int]]:

@@ -48,7 +48,7 @@ ROUTINE(cudnnReduceTensor)
 ROUTINE(cudnnSoftmaxForward)
 ROUTINE(cudnnBackendExecute)
 
-#define DESCRIPTOR(kind)                                                             \
+#define DESCRIPTOR_OF(kind)                                                          \
     int cudnnCreate##kind##Descriptor(void **descriptor)                             \
     {                                                                                \
         *descriptor = calloc(1, 256);                                                \
@@ -59,14 +59,14 @@ ROUTINE(cudnnBackendExecute)
         free(descriptor);                                                            \
         return 0;                                                                    \
     }
-DESCRIPTOR(Activation)
-DESCRIPTOR(Convolution)
-DESCRIPTOR(Dropout)
-DESCRIPTOR(Filter)
-DESCRIPTOR(LRN)
-DESCRIPTOR(Pooling)
-DESCRIPTOR(ReduceTensor)
-DESCRIPTOR(Tensor)
+DESCRIPTOR_OF(Activation)
+DESCRIPTOR_OF(Convolution)
+DESCRIPTOR_OF(Dropout)
+DESCRIPTOR_OF(Filter)
+DESCRIPTOR_OF(LRN)
+DESCRIPTOR_OF(Pooling)
+DESCRIPTOR_OF(ReduceTensor)
+DESCRIPTOR_OF(Tensor)
 
 static int size_of_zero(size_t *size)
 {
@@ -97,15 +97,24 @@ int cudnnBackendDestroyDescriptor(void *descriptor)
     return 0;
 }
 
-int cudnnBackendGetAttribute(void *descriptor, int name, int type, int64_t asked, int64_t *count,
-                             void *values)
+enum type { /* a cudnnBackendAttributeType_t, as far as it matters here */
+    BOOLEAN = 2, FLOAT = 4, VOID_PTR = 6, NUMERICAL_NOTE = 11, DESCRIPTOR = 15, BEHAVIOR_NOTE = 19
+};
+
+static size_t size_of(enum type type)
 {
-    /* of CUDNN_TYPE_HANDLE, DATA_TYPE, BOOLEAN, INT64, FLOAT, DOUBLE, VOID_PTR */
-    static const size_t bytes[] = {8, 4, 1, 8, 4, 8, 8};
+    return type == BOOLEAN ? 1 : type == FLOAT ? 4 : type <= VOID_PTR && type != 1 ? 8 : 4;
+}
+
+/* No engine has notes; of anything else there is one, and it is zero. */
+int cudnnBackendGetAttribute(void *descriptor, int name, enum type type, int64_t asked,
+                             int64_t *count, void *values)
+{
+    int none = type == NUMERICAL_NOTE || type == BEHAVIOR_NOTE;
     stub_log("cudnnBackendGetAttribute name=%d type=%d asked=%lld", name, type, (long long)asked);
     if (count)
-        *count = 1;
-    if (values && asked && type != 15 /* BACKEND_DESCRIPTOR: the caller's own objects */)
-        memset(values, 0, type < 7 && type >= 0 ? bytes[type] : 4);
+        *count = none ? 0 : 1;
+    if (values && asked && !none && type != DESCRIPTOR) /* descriptors are the caller's own */
+        memset(values, 0, size_of(type));
     return 0;
 }

@@ -79,6 +79,16 @@ long long stub_counter(const char *name)
     return -1;
 }
 
+/* The setting's value now; -1 if there is none of that name. */
+long long stub_setting(const char *name)
+{
+    LOCK;
+    for (size_t i = 0; i < sizeof setting_names / sizeof *setting_names; i++)
+        if (!strcmp(name, setting_names[i]))
+            return stub_settings[i];
+    return -1;
+}
+
 /* Returns whether there is such a setting. `fail_after` 0 also mends a broken GPU. */
 int stub_set(const char *name, long long value)
 {
