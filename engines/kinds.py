@@ -46,7 +46,7 @@ def _onnxruntime_obstacle() -> str | None:
 
 def _tensorrt_obstacle() -> str | None:
     if not _is_installed("tensorrt"):
-        return "TensorRT is not installed. Run `pip install 'iblip[tensorrt]'` where there is a GPU."
+        return "TensorRT is not installed. Run `pip install 'iblip[tensorrt]'` beside a GPU."
     if not has_nvidia_gpu():
         return (
             "no NVIDIA driver was found, and TensorRT builds on the GPU that the plan is for. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from iblip.engines.language_model.types import (
@@ -18,6 +19,7 @@ from iblip.engines.language_model.types import (
     GenerationRequest,
     LanguageModelEngine,
 )
+from iblip.serving.steps.ending import end_if_fatal
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +53,23 @@ class Answering:
     A waiting request costs a sleeping thread; the engine limits how many may wait. One more thread
     checks whether the callers are still there, so that an answer nobody waits for frees its slot
     within a step, even before its first token.
+
+    Args:
+        engine: answers the requests; closed by `close`.
+        poll_s: seconds between two checks whether callers are still there.
+        failed: takes each error after its caller has it; by default it ends the process where the
+            GPU can no longer be used.
     """
 
-    def __init__(self, engine: LanguageModelEngine, *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        engine: LanguageModelEngine,
+        *,
+        poll_s: float = POLL_S,
+        failed: Callable[[Exception], object] = end_if_fatal,
+    ) -> None:
         self._engine = engine
+        self._failed = failed
         self._poll_s = poll_s
         self._running: dict[Generation, _Caller] = {}
         self._cancelled_ids: deque[str] = deque(maxlen=REMEMBERED)
@@ -76,7 +91,7 @@ class Answering:
         try:
             generation = self._engine.submit(request)
         except Exception as error:  # any error belongs to this caller; the process serves on
-            caller.fail(error)
+            self._fail(caller, error)
             return
         thread = threading.Thread(
             target=self._follow, args=(generation, caller), name="answer", daemon=True
@@ -122,11 +137,15 @@ class Answering:
                 caller.pass_on(event)
         except Exception as error:  # as in `answer`
             generation.cancel()
-            caller.fail(error)
+            self._fail(caller, error)
         finally:
             with self._lock:
                 self._running.pop(generation, None)
                 self._threads.discard(threading.current_thread())
+
+    def _fail(self, caller: _Caller, error: Exception) -> None:
+        caller.fail(error)
+        self._failed(error)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_s):

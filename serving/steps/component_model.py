@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from iblip.engines.runners import open_runner
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import Tensors, run_joined
+from iblip.serving.steps.ending import end_if_fatal
 from iblip.serving.wire import text_from_error
 
 
@@ -29,12 +30,19 @@ class ComponentModel:
         self.runner = runner.__enter__()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Runs the requests that the dynamic batcher joined as one batch."""
+        """Runs the requests that the dynamic batcher joined as one batch.
+
+        If the GPU can no longer be used, they get that error, and the process ends.
+        """
         feeds = [
             {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             for request in requests
         ]
-        return [_response(result) for result in run_joined(feeds, self.runner.infer)]
+        results = run_joined(feeds, self.runner.infer)
+        for result in results:
+            if isinstance(result, Exception):
+                end_if_fatal(result)
+        return [_response(result) for result in results]
 
     def finalize(self) -> None:
         """Frees the engine."""

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
+from iblip.engines.cuda.errors import RESTART, find_fatal
 from iblip.engines.language_model.answering import CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
     check_tokens,
@@ -194,7 +195,8 @@ class OnnxEngine:
             self._scheduler.drop()
         except Exception as error:  # no caller may wait for a worker that has ended
             logger.exception("the language-model engine stopped")
-            self._stop(f"the language-model engine stopped ({error!r}). Start it again.")
+            remedy = RESTART if find_fatal(error) else "Start it again."
+            self._stop(f"the language-model engine stopped ({error!r}). {remedy}")
 
     def _admit(self) -> bool:
         """Admits requests that fit, in order; waits if there are none. `False` at the end."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from iblip.engines.cuda.errors import find_fatal
 from iblip.engines.language_model.decoding.decoding import Branch
 from iblip.engines.language_model.generation import Ticket
 from iblip.engines.language_model.onnx.slots import BatchModel, Prompt, Slot
@@ -161,16 +162,23 @@ class Scheduler:
             self._model.release(slot)
 
     def _guard(self, jobs: Sequence[_Job], work: Callable[[], None]) -> None:
-        """Runs `work`; if it fails, the requests of these jobs end with the error."""
+        """Runs `work`; if it fails, the requests of these jobs end with the error.
+
+        Raises:
+            EngineError: the GPU can no longer be used, so no other request can be answered either.
+        """
         try:
             work()
+            return
         except IblipError as error:
-            self._fail(jobs, error)
+            failure = error
         except Exception as error:  # whatever it is, it must reach the callers
             logger.exception("a step of the language model failed")
             failure = EngineError(f"the language model failed ({error!r})")
             failure.__cause__ = error
-            self._fail(jobs, failure)
+        if find_fatal(failure):
+            raise failure  # the engine stops, and ends all its requests
+        self._fail(jobs, failure)
 
     def _fail(self, jobs: Sequence[_Job], error: IblipError) -> None:
         for job in jobs:

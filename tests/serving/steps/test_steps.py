@@ -6,6 +6,7 @@ import importlib.util
 import json
 import queue
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from iblip.export.errors import EngineError, InputError, OptionError, QueueFullE
 from iblip.serving.steps.answering import Answering
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import run_joined
+from iblip.serving.steps.ending import EXIT_STATUS
 from iblip.serving.steps.prompts import check_fault, seconds_since, text_tensors
 
 PICTURE = np.zeros((1, 4, 6, 3), np.uint8)
@@ -217,6 +219,67 @@ def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(an
     assert first.cancelled.wait(10)
     assert whole.ended.wait(10)
     assert whole.end.text == "b"
+
+
+LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory access ; GPU=0)")
+
+ENDING = """
+import sys, threading
+from iblip.export.errors import EngineError
+from iblip.serving.steps import ending
+
+assert not ending.end_if_fatal(EngineError("CUDA failure 2: out of memory ; GPU=0"))
+for _ in range(2):
+    assert ending.end_if_fatal(EngineError(sys.argv[1]))
+print("answered", flush=True)  # there is time for it
+threading.Event().wait(60)
+"""
+
+
+def test_a_process_without_its_gpu_answers_and_ends():
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, str(LOST)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (EXIT_STATUS, "answered\n")
+    assert done.stderr.count("cudaErrorIllegalAddress: this process can no longer use the GPU") == 1
+
+
+def test_what_ends_the_process_is_told_after_the_caller_knows_it():
+    told = []
+    replies = [FakeReply(), FakeReply()]
+
+    def failed(error):
+        told.append((error, [reply.end for reply in replies if reply.ended.is_set()]))
+
+    running = Answering(FakeEngine(FakeGeneration([LOST]), LOST), poll_s=0.001, failed=failed)
+    running.answer(REQUEST, replies[0])
+    while not told:
+        time.sleep(0.001)
+    running.answer(REQUEST, replies[1])
+    running.close()
+    assert told == [(LOST, [LOST]), (LOST, [LOST, LOST])]
+
+
+def test_a_component_without_its_gpu_answers_and_ends(monkeypatch):
+    backend = types.ModuleType("pb_utils")
+    backend.TritonError = str
+    backend.InferenceResponse = lambda output_tensors, error: error
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    monkeypatch.delitem(sys.modules, "iblip.serving.steps.component_model", raising=False)
+    module = importlib.import_module("iblip.serving.steps.component_model")
+    ended = []
+    monkeypatch.setattr(module, "end_if_fatal", ended.append)
+    pixels = types.SimpleNamespace(name=lambda: "pixels", as_numpy=lambda: PICTURE)
+    request = types.SimpleNamespace(inputs=lambda: [pixels])
+
+    def fail(feed):
+        raise LOST
+
+    model = module.ComponentModel()
+    model.runner = types.SimpleNamespace(infer=fail)
+    (response,) = model.execute([request])
+    assert "CUDA failure 700" in response
+    assert ended == [LOST]
 
 
 def test_closing_ends_what_is_running():

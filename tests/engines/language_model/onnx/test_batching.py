@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iblip.engines.cuda.errors import find_fatal
 from iblip.engines.language_model.types import TextDelta
 from iblip.export.errors import DeadlineError, EngineError, OptionError, QueueFullError
 
@@ -123,6 +124,32 @@ def test_an_engine_that_stops_leaves_nobody_waiting(gated: Make, ask: Make) -> N
         with pytest.raises(EngineError, match=r"engine stopped \("):
             generation.result()
     with pytest.raises(EngineError, match=r"stopped .* Start it again"):
+        one.submit(ask())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Error in execution: Status Message: CUDA error cudaErrorLaunchFailure:unspecified",
+        "CUDA failure 719: unspecified launch failure ; GPU=0",
+    ],
+)
+def test_a_gpu_that_is_lost_ends_every_request_with_its_name(
+    gated: Make, ask: Make, message: str
+) -> None:
+    model, one = gated(1)
+    running, waiting = one.submit(ask()), one.submit(ask())
+    model.gate.release()
+    model.wait_for_steps(1)
+    model.error = EngineError(message)
+    model.gate.release(1000)
+    for generation in (running, waiting):
+        with pytest.raises(
+            EngineError, match=r"stopped .*no longer use the GPU: restart"
+        ) as caught:
+            generation.result()
+        assert find_fatal(caught.value) == "cudaErrorLaunchFailure"
+    with pytest.raises(EngineError, match="no longer use the GPU"):
         one.submit(ask())
 
 
