@@ -74,7 +74,7 @@ def _find_record(manifest: Manifest, component: str, graph: str) -> ComponentRec
 
 
 def _open_onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
-    from iblip.engines.onnxruntime.compiled import provider_cache
+    from iblip.engines.compiled import provider_cache
     from iblip.engines.onnxruntime.providers import Placement
     from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
     from iblip.engines.tensorrt.profile import profile_from_json
@@ -91,9 +91,13 @@ def _open_onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, plac
 
 
 def _open_plan(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
+    from iblip.engines.compiled import COMPILERS, provider_cache
     from iblip.engines.tensorrt.runner import TensorRTRunner
 
-    return TensorRTRunner(path, graph.contract, engine, device=place.device)
+    # TensorRT's plans have all their kernels; those of TensorRT-RTX are compiled for the GPU.
+    compiles = engine.kind in COMPILERS
+    cache = provider_cache(engine.kind, graph.digest) if compiles else None
+    return TensorRTRunner(path, graph.contract, engine, device=place.device, cache=cache)
 
 
 OPENERS: Mapping[str, Opener] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from iblip.engines.cache.entry import DamagedEntryError, Entry
 from iblip.engines.cache.store import SHORT, EngineCache
-from iblip.engines.onnxruntime.compiled import ProviderFolder, provider_folders
+from iblip.engines.compiled import ProviderFolder, provider_folders
 from iblip.export.errors import EngineError, OptionError
 from iblip.export.messages import did_you_mean
 

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from iblip.engines.cache.catalogue import scan
 from iblip.engines.cache.entry import Entry
 from iblip.engines.cache.store import EngineCache
-from iblip.engines.onnxruntime.compiled import ProviderFolder
+from iblip.engines.compiled import ProviderFolder
 from iblip.export.errors import OptionError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from iblip.engines.onnxruntime.compiled import in_use, opening
+from iblip.engines.compiled import in_use, opening
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
 from iblip.engines.onnxruntime.values import KeptTensor, value_of

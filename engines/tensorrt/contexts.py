@@ -22,6 +22,8 @@ def _make_for_tensorrt_rtx(plan: LoadedPlan) -> Any:
     config = plan.engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(_user_managed(plan))
     config.cuda_graph_strategy = plan.library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    if plan.kernels is not None:
+        plan.kernels.attach(config)
     return plan.engine.create_execution_context(config)
 
 

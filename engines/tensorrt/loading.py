@@ -9,6 +9,7 @@ from typing import Any
 
 from iblip.engines.hardware.compatibility import VERSION_COMPATIBLE, loads_version
 from iblip.engines.tensorrt.collection import no_collection
+from iblip.engines.tensorrt.kernels import KernelCache
 from iblip.engines.tensorrt.libraries import DTYPES, Library
 from iblip.engines.tensorrt.log import library_log
 from iblip.export.artifact.contract import Contract
@@ -29,6 +30,7 @@ class LoadedPlan:
         runtime: the library's `IRuntime`, which must outlive the engine.
         engine: the library's `ICudaEngine`.
         messages: the library's error messages since it was loaded, newest last.
+        kernels: where TensorRT-RTX keeps what it compiles; `None` keeps nothing.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class LoadedPlan:
     runtime: Any
     engine: Any
     messages: list[str]
+    kernels: KernelCache | None = None
 
     def fault(self, what: str) -> EngineError:
         """An error for `what` failed, with the library's error messages, which are then cleared."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
+from iblip.engines.compiled import in_use, opening
 from iblip.engines.cuda.device import CudaDevice, Device
 from iblip.engines.tensorrt.execution import Execution
+from iblip.engines.tensorrt.kernels import KernelCache
 from iblip.engines.tensorrt.libraries import Library, find_library
 from iblip.engines.tensorrt.loading import check_record, load_plan
 from iblip.engines.types import Feed
@@ -31,6 +34,8 @@ class TensorRTRunner:
         record: of the engine, from the manifest.
         device: the GPU's number, from 0.
         graphs: how many shapes are kept as CUDA graphs; 0 captures none.
+        cache: a folder for the kernels that TensorRT-RTX compiles; `None` keeps none. While the
+            runner is open, `iblip engines prune` leaves it.
         library: replaces the installed one of the record's kind.
         open_device: opens the GPU of a number.
     """
@@ -43,12 +48,16 @@ class TensorRTRunner:
         *,
         device: int = 0,
         graphs: int = GRAPHS,
+        cache: Path | None = None,
         library: Library | None = None,
         open_device: Callable[[int], Device] = CudaDevice,
     ) -> None:
         self._path, self._contract, self._record = path, contract, record
         self._number, self._graphs = device, graphs
         self._library, self._open_device = library, open_device
+        self._cache = cache
+        self._kernels: KernelCache | None = None
+        self._held = ExitStack()
         self._lock = Lock()
         self._execution: Execution | None = None
 
@@ -68,7 +77,15 @@ class TensorRTRunner:
         check_record(self._path, self._record, library)
         self._device = self._open_device(self._number)
         plan = load_plan(self._path, self._record, self._contract, library)
-        self._execution = Execution(plan, self._contract, self._device, graphs=self._graphs)
+        with ExitStack() as stack:
+            if self._cache is not None:
+                stack.enter_context(in_use(self._cache))
+                self._kernels = KernelCache(self._cache)
+            plan = replace(plan, kernels=self._kernels)
+            with opening(self._cache):
+                self._execution = Execution(plan, self._contract, self._device, graphs=self._graphs)
+                self._save_kernels()
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -77,11 +94,16 @@ class TensorRTRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._lock, ExitStack() as stack:
+        with self._lock, self._held, ExitStack() as stack:
             if self._execution is not None:
                 self._device.use()
                 stack.callback(self._execution.close)
+                self._save_kernels()  # those of the shapes that came since
             self._execution = None
+
+    def _save_kernels(self) -> None:
+        if self._kernels is not None:
+            self._kernels.save()
 
     def infer(self, feed: Feed, keep: Collection[str] = ()) -> dict[str, Any]:
         """Every output by name, as numpy arrays of the contract's dtypes; `keep` is ignored.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from iblip.engines.compiled import provider_cache
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.kinds import KINDS
-from iblip.engines.onnxruntime.compiled import provider_cache
 from iblip.engines.onnxruntime.probing import provider_obstacle
 from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
@@ -91,7 +91,7 @@ def test_what_a_provider_compiles_is_kept_for_the_next_start(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IBLIP_CACHE", str(tmp_path / "file"))
     assert provider_cache("onnxruntime-tensorrt", "0ab1") is None
-    assert "TensorrtExecutionProvider compiles its engines at every start" in caplog.text
+    assert "TensorRT provider compiles its engines at every start" in caplog.text
 
 
 def test_without_a_home_what_a_provider_compiles_is_not_kept(

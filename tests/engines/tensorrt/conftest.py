@@ -37,6 +37,7 @@ class HostEngine:
     device_memory_size_v2: int = 512
     contexts: list[HostContext] = field(default_factory=list)
     library: Any = None
+    caches: list[HostCache] = field(default_factory=list)
 
     @property
     def specs(self) -> dict[str, Any]:
@@ -71,10 +72,55 @@ class HostEngine:
         ]
         return [tuple(span[place] for span in spans) for place in range(3)]
 
+    def create_runtime_config(self) -> HostConfig:
+        return HostConfig(self)
+
     def create_execution_context(self, strategy: Any) -> HostContext:
+        if isinstance(strategy, HostConfig):
+            if strategy.cache is not None:  # this library compiles one kernel a profile
+                strategy.cache.kernels[len(strategy.cache.kernels)] = len(self.contexts)
+            strategy = strategy.strategy
         assert strategy == self.library.ExecutionContextAllocationStrategy.USER_MANAGED
         self.contexts.append(HostContext(self))
         return self.contexts[-1]
+
+
+@dataclass
+class HostCache:
+    """An `IRuntimeCache`, whose kernels are numbers."""
+
+    kernels: dict[int, int] = field(default_factory=dict)
+
+    def serialize(self) -> bytes:
+        return json.dumps(list(self.kernels.items())).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            self.kernels.update(json.loads(blob))
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass
+class HostConfig:
+    """An `IRuntimeConfig` of a `HostEngine`."""
+
+    engine: HostEngine
+    cache: HostCache | None = None
+    strategy: Any = None
+    cuda_graph_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> HostCache:
+        self.engine.caches.append(HostCache())
+        return self.engine.caches[-1]
+
+    def set_runtime_cache(self, cache: HostCache) -> bool:
+        self.cache = cache
+        return True
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnx import parser
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
 from iblip.engines.tensorrt.builder import plan_from_onnx
+from iblip.engines.tensorrt.kernels import FILE
 from iblip.engines.tensorrt.libraries import find_library
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.engines.tensorrt.profile_sizes import ProfileOptions
@@ -147,6 +149,56 @@ def test_the_smallest_profile_that_holds_a_run_is_taken(vision: Callable[..., An
             ]
             assert changed in ([profile], [])  # at its largest it was before
             assert engine.contexts[profile].shapes["pixels"][0] == batch
+
+
+def rtx(bench: Any) -> Any:
+    """The same plan, as one of TensorRT-RTX."""
+    details = {"version": "1.7.1.116"}
+    bench.record = replace(bench.record, kind="tensorrt-rtx", details=details)
+    bench.library = replace(bench.library, kind="tensorrt-rtx", version="1.7.1.116")
+    return bench
+
+
+def test_what_tensorrt_rtx_compiles_is_there_at_the_next_start(
+    vision: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, folder = rtx(vision({"batch": [1, 1, 2]}, {"batch": [1, 3, 4]})), tmp_path / "c" / "graph"
+    with runner_of(one, cache=folder) as runner:
+        first = (folder / FILE).read_bytes()  # at once: a server may be killed
+        assert json.loads(first) == [[0, 0], [1, 1]]  # both contexts share one cache
+        one.engines[0].caches[0].kernels[7] = 7  # of a shape that comes
+        assert len(runner.infer({"pixels": pixels(1)})["image_embeds"]) == 1
+    assert len(one.engines[0].caches) == 1
+    with runner_of(one, cache=folder):
+        assert one.engines[1].caches[0].kernels[7] == 7
+    (folder / FILE).write_bytes(b"of another GPU")
+    with caplog.at_level("INFO"), runner_of(one, cache=folder):
+        assert one.engines[2].caches[0].kernels == {0: 0, 1: 1}
+    assert "is of another GPU, driver or TensorRT-RTX" in caplog.text
+    assert json.loads((folder / FILE).read_bytes()) == [[0, 0], [1, 1]]
+
+
+def test_kernels_that_cannot_be_kept_are_no_obstacle(
+    vision: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    one = rtx(vision({"batch": [1, 1, 2]}))
+    with runner_of(one, cache=tmp_path / "file" / "graph") as runner:
+        assert len(runner.infer({"pixels": pixels(1)})["image_embeds"]) == 1
+    assert "what TensorRT-RTX compiled cannot be kept in" in caplog.text
+    with runner_of(one) as runner:
+        assert len(runner.infer({"pixels": pixels(1)})["image_embeds"]) == 1
+    assert one.engines[1].caches == []
+
+
+def test_the_real_tensorrt_rtx_has_what_the_cache_calls() -> None:
+    module = pytest.importorskip("tensorrt_rtx_bindings.tensorrt_rtx")
+    assert "-> bool" in module.IRuntimeConfig.set_runtime_cache.__doc__
+    assert "IRuntimeCache" in module.IRuntimeConfig.create_runtime_cache.__doc__
+    assert "-> bool" in module.IRuntimeCache.deserialize.__doc__
+    assert "IHostMemory" in module.IRuntimeCache.serialize.__doc__
+    memory = module.IHostMemory
+    assert hasattr(memory, "__buffer__") or hasattr(memory, "nbytes")
 
 
 def test_a_run_outside_the_profiles_is_refused_with_limits_and_the_option(

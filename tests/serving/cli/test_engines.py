@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from iblip.engines.cache.cached_plan import cached_plan
 from iblip.engines.cache.store import EngineCache
-from iblip.engines.onnxruntime.compiled import in_use
+from iblip.engines.compiled import in_use
 from iblip.engines.tensorrt.builder import Plan
 from iblip.engines.tensorrt.libraries import find_library
 from iblip.engines.tensorrt.options import PlanOptions

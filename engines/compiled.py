@@ -1,14 +1,15 @@
-"""What ONNX Runtime's TensorRT providers compile and keep: one folder per graph, beside the plans.
+"""What engines compile when they start, and keep: one folder per graph, beside the plans.
 
     PROVIDERS/<engine kind>/
-    ├── <graph's digest>/           the provider's own files, which nothing else reads
+    ├── <graph's digest>/           the engine's own files, which nothing else reads
     ├── <graph's digest>.lock       shared by the sessions that use the folder, while they do
     └── <graph's digest>.opening    held by a session while it is being opened
 
-A provider builds its plans while a session is opened, and writes them as it goes. So several
-sessions on one graph, such as a server's instances on several GPUs, are opened one after another,
-and each finds what those before it built. If no lock can be taken, as in a directory that is not
-writable, sessions are opened without one.
+ONNX Runtime's TensorRT providers build their plans while a session is opened, and write them as
+they go; TensorRT-RTX compiles the kernels of a plan. So several sessions on one graph, such as a
+server's instances on several GPUs, are opened one after another, and each finds what those before
+it built. If no lock can be taken, as in a directory that is not writable, sessions are opened
+without one.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ import datetime
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iblip.engines.onnxruntime.providers import PROVIDERS
 from iblip.export.errors import EngineError
 from iblip.export.system.locks import locked
 
 logger = logging.getLogger(__name__)
 LOCK, OPENING = ".lock", ".opening"
+
+COMPILERS: Mapping[str, str] = {
+    "onnxruntime-tensorrt": "ONNX Runtime's TensorRT provider",
+    "onnxruntime-tensorrt-rtx": "ONNX Runtime's TensorRT-RTX provider",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
+"""Kinds of engine that compile when they start, and what does it."""
 
 DIGITS = 64
 """Hexadecimal digits of a graph's digest."""
@@ -46,7 +53,7 @@ def folder_of_graph(engines: Path, kind: str, digest: str) -> Path:
 
     Args:
         engines: the directory of the engine cache.
-        kind: a key of `PROVIDERS`.
+        kind: a key of `COMPILERS`.
         digest: of the graph, its weights included.
     """
     return providers_beside(engines) / kind / digest
@@ -115,7 +122,7 @@ def provider_folders(engines: Path) -> list[ProviderFolder]:
         OSError: they cannot be read.
     """
     folders = []
-    for kind in PROVIDERS:
+    for kind in COMPILERS:
         for path in (providers_beside(engines) / kind).glob("?" * DIGITS):
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 if path.is_dir():
@@ -188,7 +195,7 @@ def provider_cache(kind: str, digest: str) -> Path | None:
     and prunes it.
 
     Args:
-        kind: a key of `PROVIDERS`.
+        kind: a key of `COMPILERS`.
         digest: of the graph, its weights included.
     """
     from iblip.export.system.cache_directory import default_directory
@@ -196,13 +203,13 @@ def provider_cache(kind: str, digest: str) -> Path | None:
     engines = default_directory()
     if engines is None:
         logger.warning(
-            "%s compiles its engines at every start: this user has no home", PROVIDERS[kind].name
+            "%s compiles its engines at every start: this user has no home", COMPILERS[kind]
         )
         return None
     path = folder_of_graph(engines, kind, digest)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logger.warning("%s compiles its engines at every start: %s", PROVIDERS[kind].name, error)
+        logger.warning("%s compiles its engines at every start: %s", COMPILERS[kind], error)
         return None
     return path

@@ -12,7 +12,7 @@ import pytest
 
 from iblip.engines.cache.pruning import Policy, prune
 from iblip.engines.cache.store import EngineCache
-from iblip.engines.onnxruntime.compiled import (
+from iblip.engines.compiled import (
     folder_of_graph,
     in_use,
     opening,
@@ -167,7 +167,7 @@ def test_what_cannot_be_removed_is_told(
     def fail(path: Path) -> None:
         raise PermissionError(f"not {path.name}")
 
-    monkeypatch.setattr("iblip.engines.onnxruntime.compiled.shutil.rmtree", fail)
+    monkeypatch.setattr("iblip.engines.compiled.shutil.rmtree", fail)
     with pytest.raises(EngineError, match=r"0001 cannot be removed: not 0"):
         prune(cache, Policy(everything=True))
     assert prune(cache, Policy(everything=True), dry_run=True).freed == 100
