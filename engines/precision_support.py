@@ -75,9 +75,18 @@ _EMULATED = (
     " those of a GPU up to rounding, the time is not. TensorRT is what it is for."
 )
 
+_DEQUANTISED = (
+    "ONNX Runtime's CUDA provider has no products of eight bits: it makes floats of both factors,"
+    " multiplies these, and rounds again, which is slower than fp16. Choose fp16, or --engine"
+    " tensorrt, which multiplies in eight bits."
+)
+
 REMARKS: Mapping[Row, str] = {
     ("onnxruntime", "fp8", "static"): _EMULATED,
     ("onnxruntime", "int8-fp16", "static"): _EMULATED,
+    ("onnxruntime-cuda", "int8", "static"): _DEQUANTISED,
+    ("onnxruntime-cuda", "int8-fp16", "static"): _DEQUANTISED,
+    ("onnxruntime-cuda", "fp8", "static"): _DEQUANTISED,
 }
 """What there is to say of what engines can run."""
 

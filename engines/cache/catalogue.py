@@ -19,7 +19,7 @@ class Scan:
     Attributes:
         entries: entries that can be used, the last used first.
         damaged: keys of damaged entries, each with what is wrong. Plans are not read to find this.
-        providers: what ONNX Runtime's providers keep beside the cache, the last used first.
+        providers: what engines compiled at their start, beside the cache, the last used first.
     """
 
     entries: tuple[Entry, ...]

@@ -92,8 +92,9 @@ def _no_options(placement: Placement) -> dict[str, str]:
 def _cuda_options(placement: Placement) -> dict[str, str]:
     return {
         "device_id": str(placement.device),
-        # Allocates what is requested, not the next power of two: other sessions share the card.
-        "arena_extend_strategy": "kSameAsRequested",
+        # What is requested and no more is never enough for a longer prompt: every new length would
+        # keep memory of its own. Weights are not in the arena (`session.settle_memory`).
+        "arena_extend_strategy": "kNextPowerOfTwo",
         # The alternative, EXHAUSTIVE, times every algorithm again for every shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.

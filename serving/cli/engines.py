@@ -133,7 +133,7 @@ def _dtypes(counts: Mapping[str, int]) -> str:
 @engine_cache_option
 @as_json
 def list_(engine_cache: Path | None, json_: bool) -> None:
-    """List the plans in the engine cache, last used first, and what ONNX Runtime compiled."""
+    """List the plans in the engine cache, last used first, and what engines compiled."""
     from iblip.engines.cache.catalogue import scan
 
     cache = _cache(engine_cache)
@@ -159,9 +159,8 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
         click.echo(f"timings of {path.stem}: {size_of(path.stat().st_size)}")
     if contents.providers:
         size = size_of(sum(folder.size for folder in contents.providers))
-        click.echo(
-            f"compiled by ONNX Runtime: {count_of(len(contents.providers), 'graph')}, {size}"
-        )
+        graphs = count_of(len(contents.providers), "graph")
+        click.echo(f"compiled by engines at their start: {graphs}, {size}")
     for folder in contents.providers:
         kind, graph = folder.name.split("/")
         click.echo(
@@ -217,8 +216,8 @@ def prune(
 ) -> None:
     """Remove plans from the engine cache. Builds keep the plans they have.
 
-    The same options apply to what ONNX Runtime's TensorRT providers compiled, beside the engine
-    cache. What a server is using stays.
+    The same options apply to what ONNX Runtime's TensorRT providers and TensorRT-RTX compiled when
+    they started, beside the engine cache. What a server is using stays.
     """
     from iblip.engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
     from iblip.engines.cache.pruning import prune as prune_cache
@@ -239,7 +238,7 @@ def prune(
     if pruned.timing:
         what += f" and {count_of(len(pruned.timing), 'timing cache')}"
     if pruned.providers:
-        what += f" and what ONNX Runtime compiled of {count_of(len(pruned.providers), 'graph')}"
+        what += f" and what engines compiled of {count_of(len(pruned.providers), 'graph')}"
     click.echo(f"{what} {would}removed: {size_of(pruned.freed)} {would}freed")
     if pruned.held:
         click.echo(f"{size_of(pruned.held)} stay on the disk, because builds share those plans")

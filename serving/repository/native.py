@@ -44,6 +44,10 @@ NUMBERED: Mapping[str, Sequence[str]] = {
 takes them as options of the accelerator too, but overrides them with its defaults as soon as the
 model has any parameter (onnxruntime_backend, src/onnxruntime.cc)."""
 
+ARENA = {"arena_extend_strategy": "kSameAsRequested"}
+"""Weights lie in the arena there, which would take up to twice their size in powers of two. In
+process they do not (`engines.onnxruntime.session.settle_memory`)."""
+
 SET_BY_TRITON = ("device_id", "trt_fp16_enable")
 """Provider options that Triton sets itself, from the instance's GPU and `precision_mode`."""
 
@@ -201,7 +205,7 @@ def _fill_cpu(config: ModelConfig, record: EngineRecord, contract: Contract) -> 
 
 def _fill_cuda(config: ModelConfig, record: EngineRecord, contract: Contract) -> None:
     given = PROVIDERS["onnxruntime-cuda"].options(Placement(kind="onnxruntime-cuda"))
-    options = {name: value for name, value in given.items() if name not in SET_BY_TRITON}
+    options = {name: value for name, value in given.items() if name not in SET_BY_TRITON} | ARENA
     for name in NUMBERED.keys() & options.keys():
         value = options.pop(name)
         if name not in config.parameters:

@@ -74,6 +74,14 @@ def test_a_cpu_emulates_and_is_said_to(precision):
     assert told.startswith(f"qformer={precision}: ONNX Runtime's CPU provider multiplies its")
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8-fp16", "fp8"])
+def test_cuda_is_said_to_multiply_floats(precision):
+    told = check("onnxruntime-cuda", "vision_encoder", precision, int8="static")
+    assert told.startswith(f"vision_encoder={precision}: ONNX Runtime's CUDA provider has no prod")
+    assert "slower than fp16" in told
+    assert check("onnxruntime-cuda", "vision_encoder", "fp16") is None
+
+
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_wants_scales_that_are_known(engine):
     message = r"vision_encoder=int8 is not for .* Add --int8 static, or --engine onnxruntime"

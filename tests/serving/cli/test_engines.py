@@ -188,7 +188,7 @@ def test_what_onnx_runtime_compiled_is_listed_and_pruned_too(tmp_path: Path) -> 
     shown = call("list", *cache)
     assert shown.stdout.splitlines() == [
         f"{tmp_path / 'engines'}: 0 plans, 0 B",
-        "compiled by ONNX Runtime: 1 graph, 2.00 kB",
+        "compiled by engines at their start: 1 graph, 2.00 kB",
         "0ab10ab10ab1 by onnxruntime-tensorrt: 2.00 kB, used 3 d ago",
     ]
     (listed,) = json.loads(call("list", "--json", *cache).stdout)["providers"]
@@ -203,7 +203,7 @@ def test_what_onnx_runtime_compiled_is_listed_and_pruned_too(tmp_path: Path) -> 
         busy = call("prune", "--all", *cache)
     assert "1 plan in use by another process, and kept\n2.00 kB are left" in busy.stdout
     would = call("prune", "--all", "--dry-run", *cache)
-    what = "0 plans and what ONNX Runtime compiled of 1 graph"
+    what = "0 plans and what engines compiled of 1 graph"
     assert would.stdout.startswith(f"{what} would be removed: 2.00 kB would be freed\n")
     assert folder.is_dir()
     assert call("prune", "--all", *cache).stdout.startswith(f"{what} removed: 2.00 kB freed\n0 B")
