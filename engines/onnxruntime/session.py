@@ -110,7 +110,7 @@ def available_cores() -> int:
 
 
 def check_placement(placement: Placement) -> None:
-    """Raises `EngineError` if the provider or its GPU is not here, with the reason and what to do."""
+    """Raises `EngineError` if the provider or its GPU is not here, with what to do."""
     obstacle = provider_obstacle(placement.kind)
     if obstacle is not None:
         name = placement.provider.name
