@@ -49,7 +49,8 @@ def settings(**values: int) -> Iterator[None]:
     Args:
         values: of `total_bytes`, `other_bytes`, `devices`, `fail_after` and `fail_with`.
     """
-    library, defaults = _library(), {name: library.stub_setting(name.encode()) for name in values}
+    library = _library()
+    defaults = {name: library.stub_setting(name.encode()) for name in values}
     try:
         _set(library, values)
         yield
