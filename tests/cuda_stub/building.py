@@ -37,19 +37,24 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
 CUDNN = "cudnn"
 """Folder of cuDNN within the output, so that a run can leave it out."""
 
+NO_COMPILER = "no C compiler was found (cc, gcc or clang): the stubs of CUDA are not made"
+
 UNVERSIONED = ("libcuda.so.1", "libnvidia-ml.so.1", "libcudnn.so.9")
 
 
 def build_stubs(headers: Path, output: Path) -> None:
     """Writes the libraries of `LIBRARIES` into `output`, cuDNN's into a folder below it.
 
+    Without a C compiler it says so and writes nothing.
+
     Raises:
-        SystemExit: there is no C compiler, or a file is missing.
+        SystemExit: the headers or the provider are missing.
         subprocess.CalledProcessError: a source does not compile.
     """
     compiler = find_compiler()
     if compiler is None:
-        raise SystemExit("no C compiler (cc, gcc or clang) was found: install one")
+        print(NO_COMPILER, file=sys.stderr)
+        return
     includes = [found.parent for found in headers.rglob("cuda_runtime_api.h")]
     if not includes:
         raise SystemExit(f"there is no cuda_runtime_api.h below {headers}")

@@ -250,7 +250,8 @@ static cudaError_t perform(const char *call, struct work work, enum cudaMemcpyKi
     else {
         stub_counters[(const int[]){COUNT_host_to_host, COUNT_host_to_device, COUNT_device_to_host,
                                     COUNT_device_to_device}[actual]]++;
-        COUNTER(copied_bytes) += bytes;
+        COUNTER(host_to_device_bytes) += actual == cudaMemcpyHostToDevice ? bytes : 0;
+        COUNTER(device_to_host_bytes) += actual == cudaMemcpyDeviceToHost ? bytes : 0;
     }
     stub_do(&work);
     return cudaSuccess;

@@ -43,7 +43,8 @@
     X(device_to_host)                                                                 \
     X(device_to_device)                                                               \
     X(host_to_host)                                                                   \
-    X(copied_bytes)                                                                   \
+    X(host_to_device_bytes)                                                           \
+    X(device_to_host_bytes)                                                           \
     X(memsets)                                                                        \
     X(synchronizations) /* of a stream, an event or the device */                     \
     X(event_waits)                                                                    \
