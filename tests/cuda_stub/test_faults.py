@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
-ort = pytest.importorskip("onnxruntime")
-onnx = pytest.importorskip("onnx")
-if "CUDAExecutionProvider" not in ort.get_available_providers():
-    pytest.skip("onnxruntime-gpu runs these", allow_module_level=True)
+from iblip.engines.cuda.device import CudaDevice
+from iblip.engines.cuda.errors import CudaError, find_fatal
+from iblip.engines.onnxruntime.providers import Placement
+from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+from iblip.engines.onnxruntime.values import KeptTensor
+from iblip.export.artifact.contract import Contract, TensorSpec
+from iblip.export.errors import EngineError, IblipError
+from iblip.serving.steps.ending import EXIT_STATUS
+from tests.cuda_stub import counting
 
-from onnx import helper  # noqa: E402
-
-from iblip.engines.cuda.device import CudaDevice  # noqa: E402
-from iblip.engines.cuda.errors import CudaError, find_fatal  # noqa: E402
-from iblip.engines.onnxruntime.providers import Placement  # noqa: E402
-from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner  # noqa: E402
-from iblip.engines.onnxruntime.values import KeptTensor  # noqa: E402
-from iblip.export.artifact.contract import Contract, TensorSpec  # noqa: E402
-from iblip.export.errors import EngineError  # noqa: E402
-from tests.cuda_stub import counting  # noqa: E402
+pytestmark = pytest.mark.cuda_stub
 
 WIDTH = 64
 Make = Callable[..., OnnxRuntimeRunner]
+Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -80,19 +77,6 @@ def broken_after(launches: int, error: int) -> Iterator[None]:
         yield
 
 
-def probe(program: str, **environment: str) -> str:
-    """What a new process prints, over the stubs with another environment."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 OBSTACLE = """
 import sys
 {first}
@@ -102,21 +86,19 @@ print(provider_obstacle("onnxruntime-cuda"))
 """
 
 
-def test_the_provider_runs_here() -> None:
-    assert probe(OBSTACLE.format(first="")) == "None\n"
+def test_the_provider_runs_here(in_process_of_its_own: Run) -> None:
+    assert in_process_of_its_own(OBSTACLE.format(first="")).stdout == "None\n"
 
 
-def test_a_missing_cudnn_is_named_before_a_session_is_made() -> None:
-    folders = os.environ["LD_LIBRARY_PATH"].split(":")
-    rest = [folder for folder in folders if not (Path(folder) / "libcudnn.so.9").exists()]
-    assert len(rest) < len(folders)
-    obstacle = probe(OBSTACLE.format(first=""), LD_LIBRARY_PATH=":".join(rest))
+def test_a_missing_cudnn_is_named_before_a_session_is_made(in_process_of_its_own: Run) -> None:
+    obstacle = in_process_of_its_own(OBSTACLE.format(first=""), cudnn=False).stdout
     assert "CUDAExecutionProvider cannot be loaded (libcudnn.so.9: cannot open" in obstacle
     assert "pip install 'iblip[gpu]'" in obstacle
 
 
-def test_missing_bindings_are_named_before_a_session_is_made() -> None:
-    obstacle = probe(OBSTACLE.format(first="sys.modules['cuda.bindings'] = None"))
+def test_missing_bindings_are_named_before_a_session_is_made(in_process_of_its_own: Run) -> None:
+    first = "sys.modules['cuda.bindings'] = None"
+    obstacle = in_process_of_its_own(OBSTACLE.format(first=first)).stdout
     assert "NVIDIA's cuda-bindings cannot be loaded" in obstacle
     assert "pip install cuda-bindings" in obstacle
 
@@ -134,12 +116,59 @@ def test_what_stays_on_the_gpu_can_be_read_and_joined(make: Make) -> None:
 
 
 def test_what_numpy_cannot_have_is_refused_by_name(make: Make) -> None:
-    import ml_dtypes
-
     with make("Neg", "bfloat16") as runner:
         kept = runner.infer({"x": np.ones((2, WIDTH), ml_dtypes.bfloat16)}, keep=["y"])["y"]
-        with pytest.raises(EngineError, match=r"a bfloat16 tensor of shape .* in cuda memory"):
+        with pytest.raises(IblipError, match=r"a bfloat16 tensor of shape .* in cuda memory"):
             np.asarray(kept)
+
+
+def test_several_images_are_one_question(opened: Callable[..., Any]) -> None:
+    pipeline = opened("instructblip-demo-vicuna")
+    size = pipeline.manifest.preprocessing
+    pixels = np.zeros((2, size.height, size.width, 3), np.uint8)
+    pixels[1] = 255
+    answer = pipeline.answer(pixels, "What is different?")
+    alone = pipeline.answer(pixels[0], "What is different?")
+    queries = pipeline.manifest.language_model.num_query_tokens
+    assert answer.prompt_tokens >= alone.prompt_tokens + queries
+
+
+LOST = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from iblip.engines.cuda.errors import find_fatal
+from iblip.engines.language_model.opening import open_engine
+from iblip.engines.language_model.types import GenerationRequest
+from iblip.export.artifact.manifest import Manifest
+from iblip.serving.steps.answering import Answering
+from tests.cuda_stub import counting
+
+class Reply:
+    def delta(self, text): pass
+    def finish(self, answer): print("answered", flush=True)
+    def fail(self, error): print(find_fatal(error), flush=True)
+    def is_cancelled(self): return False
+
+build = Path(sys.argv[1])
+manifest = Manifest.read(build)
+facts = manifest.language_model
+prompt = np.zeros((1, facts.num_query_tokens, facts.hidden_size), np.float32)
+answering = Answering(open_engine(build, manifest, threads=1))
+with counting.settings(fail_after=1, fail_with=700):  # where text is embedded
+    for _ in range(3):
+        answering.answer(GenerationRequest(prompt="What?", visual_prompt=prompt), Reply())
+    threading.Event().wait(60)
+"""
+
+
+def test_a_model_whose_gpu_is_lost_answers_all_and_ends(
+    cuda_build: Callable[[str, str], Path], in_process_of_its_own: Run
+) -> None:
+    done = in_process_of_its_own(LOST, cuda_build("instructblip-demo-vicuna", "fp16"))
+    assert done.returncode == EXIT_STATUS, done.stderr
+    assert done.stdout.split() == ["cudaErrorIllegalAddress"] * 3
+    assert "this process can no longer use the GPU, so it ends with status" in done.stderr
 
 
 def test_a_product_on_the_cpu_is_refused_by_name(make: Make) -> None:
@@ -209,9 +238,7 @@ def test_longer_and_longer_prompts_keep_the_memory_of_the_longest(make: Make) ->
 
 
 def test_a_session_is_on_the_gpu_of_its_number(make: Make) -> None:
-    with pytest.raises(
-        EngineError, match="GPU 1 was asked for; the driver names 1,"
-    ):
+    with pytest.raises(EngineError, match="GPU 1 was asked for; the driver names 1,"):
         make("Neg", "float32", device=1).__enter__()
     with counting.settings(devices=2), make("Neg", "float32", device=1) as runner:
         kept = runner.infer(feed(2), keep=["y"])["y"]
