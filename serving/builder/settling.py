@@ -40,7 +40,7 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     """
     from iblip.engines.selection import choose_engine
     from iblip.serving.builder.sizes import check_owners, profile_options
-    from iblip.serving.repository.native import backend_for, check_native
+    from iblip.serving.repository.native import backend_for, check_native, remark_on_native
 
     destination = options.destination.absolute()
     engine = choose_engine(options.engines.engine, options.plans.targets)
@@ -51,6 +51,8 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     _check_precisions(options, engines, quantised, progress)
     backend = backend_for(engine.kind, options.engines.triton_backend)
     check_native(engine.kind, backend, options.policy)
+    if remark := remark_on_native(engine.kind, backend):
+        progress.note(remark)
     checkpoint = checkpoint_from_source(options.source, progress)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:

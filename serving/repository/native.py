@@ -48,6 +48,13 @@ ARENA = {"arena_extend_strategy": "kSameAsRequested"}
 """Weights lie in the arena there, which would take up to twice their size in powers of two. In
 process they do not (`engines.onnxruntime.session.settle_memory`)."""
 
+NOT_CACHED = (
+    "Triton's response cache keeps only what lies in the host's memory, and the outputs of its "
+    "`tensorrt` backend stay on the GPU: every question encodes its image again. For many questions "
+    "about one image, build with --engine onnxruntime-cuda, or with --triton-backend python."
+)
+"""Of plans in Triton's own backend (decision 18)."""
+
 SET_BY_TRITON = ("device_id", "trt_fp16_enable")
 """Provider options that Triton sets itself, from the instance's GPU and `precision_mode`."""
 
@@ -108,6 +115,18 @@ def check_native(kind: str, backend: str, policy: PrecisionPolicy) -> None:
                 "graph directly. A Python model opens it with casts; Triton's own backend does "
                 "not. Use fp16, or --triton-backend python."
             )
+
+
+def remark_on_native(kind: str, backend: str) -> str | None:
+    """What the user should know of a backend of Triton's own; `None` if nothing.
+
+    Args:
+        kind: of the components' engine.
+        backend: `PYTHON` or `NATIVE`.
+    """
+    if backend == NATIVE and kind == "tensorrt":
+        return NOT_CACHED
+    return None
 
 
 def set_engine(config: ModelConfig, record: EngineRecord, *, backend: str, max_batch: int) -> None:

@@ -20,7 +20,13 @@ from iblip.serving.lint.checking import lint
 from iblip.serving.lint.rule import Severity
 from iblip.serving.repository.assembling import check_backends, repository_from_engines
 from iblip.serving.repository.model_config import read_config
-from iblip.serving.repository.native import CHOICES, ENGINES, backend_for, flags_for
+from iblip.serving.repository.native import (
+    CHOICES,
+    ENGINES,
+    backend_for,
+    flags_for,
+    remark_on_native,
+)
 from iblip.serving.server.installation import Installation
 
 
@@ -158,6 +164,13 @@ def test_triton_needs_a_flag_for_plans_that_are_version_compatible(make_build):
     assert flags_for(manifest) == ()
     manifest = with_details(manifest, flags=["version-compatible"])
     assert flags_for(manifest) == ("--backend-config=tensorrt,version-compatible=true",)
+
+
+def test_images_that_are_encoded_anew_are_told_of():
+    told = remark_on_native("tensorrt", backend_for("tensorrt"))
+    assert "every question encodes its image again" in told
+    assert remark_on_native("tensorrt", "python") is None
+    assert remark_on_native("onnxruntime-cuda", backend_for("onnxruntime-cuda")) is None
 
 
 def test_what_carries_an_engine():
