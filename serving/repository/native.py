@@ -50,8 +50,8 @@ process they do not (`engines.onnxruntime.session.settle_memory`)."""
 
 NOT_CACHED = (
     "Triton's response cache keeps only what lies in the host's memory, and the outputs of its "
-    "`tensorrt` backend stay on the GPU: every question encodes its image again. For many questions "
-    "about one image, build with --engine onnxruntime-cuda, or with --triton-backend python."
+    "`tensorrt` backend stay on the GPU: every question encodes its image again. For many "
+    "questions about one image, build with --engine onnxruntime-cuda or --triton-backend python."
 )
 """Of plans in Triton's own backend (decision 18)."""
 

@@ -19,6 +19,7 @@ from iblip.engines.cuda.errors import CudaError, find_fatal
 from iblip.engines.onnxruntime.providers import Placement
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
 from iblip.engines.onnxruntime.values import KeptTensor
+from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.errors import EngineError, IblipError
 from iblip.serving.steps.ending import EXIT_STATUS
@@ -243,3 +244,13 @@ def test_a_session_is_on_the_gpu_of_its_number(make: Make) -> None:
     with counting.settings(devices=2), make("Neg", "float32", device=1) as runner:
         kept = runner.infer(feed(2), keep=["y"])["y"]
         assert kept.value.device_name() == "cuda"
+
+
+def test_a_whole_model_is_on_the_gpu_of_its_number(cuda_build: Callable[[str, str], Path]) -> None:
+    build = cuda_build("instructblip-demo-vicuna", "fp16")
+    with pytest.raises(EngineError, match="GPU 1 was asked for"), Pipeline(build, device=1):
+        pass
+    with counting.settings(devices=2), Pipeline(build, threads=1, device=1) as pipeline:
+        size = pipeline.manifest.preprocessing
+        image = np.zeros((size.height, size.width, 3), np.uint8)
+        assert pipeline.answer(image, "What is it?").finish_reason in ("eos", "length")

@@ -79,7 +79,12 @@ def test_what_fits_is_not_complained_of(record, place):
         ),
         (engine("tensorrt", version="10.14.1.48"), CONTAINER, "11.1.0.106", "or with 10.14.1.48"),
         (engine("tensorrt", **PLAN), Place(name="v", container=True), "TensorRT", "a container"),
-        (engine("tensorrt", **PLAN), Place(name="h", gpus=("sm89",)), "TensorRT", "iblip\\[gpu\\]"),
+        (
+            engine("tensorrt", **PLAN),
+            Place(name="h", gpus=("sm89",)),
+            "TensorRT",
+            "iblip\\[tensorrt\\]",
+        ),
         (engine("tensorrt", **PLAN | {"targets": ["sm80"]}), HERE, "sm89", "--target sm89"),
         (
             engine("tensorrt", **PLAN),
