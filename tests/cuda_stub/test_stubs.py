@@ -33,6 +33,7 @@ def test_the_driver_is_probed_as_a_real_one():
     driver = find_driver()
     assert driver is not None
     assert driver.fault is None
+    assert driver.version == "580.95.05"
     assert [gpu.capability for gpu in driver.gpus] == ["sm90"]
     with settings(devices=0):
         assert find_driver().fault == "cuInit says CUDA_ERROR_NO_DEVICE"
@@ -93,7 +94,9 @@ def test_a_captured_copy_runs_when_it_is_launched(device):
 
 WRONG = {
     "a free of an unknown address": lambda device, a, s: device.free(a + 64),
-    "a copy beyond its allocation": lambda device, a, s: device.upload(a, np.zeros(65, np.uint8), s),
+    "a copy beyond its allocation": lambda device, a, s: device.upload(
+        a, np.zeros(65, np.uint8), s
+    ),
     "a copy between device and device of the host's memory": lambda device, a, s: device.copy_rows(
         a, np.zeros(64, np.uint8).ctypes.data, pitch=8, width=8, rows=8, stream=s
     ),
