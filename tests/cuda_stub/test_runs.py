@@ -1,4 +1,4 @@
-"""Whole builds on the real CUDA provider over the stubs: what they do to a GPU, and what they leave.
+"""Whole builds on the real CUDA provider over the stubs: what they do to a GPU.
 
 Tokens mean nothing here: kernels compute nothing.
 """
@@ -168,9 +168,9 @@ def test_a_pipeline_gives_back_everything_and_takes_no_more_with_time(demo, cuda
 def test_an_opening_that_finds_no_room_says_so_and_gives_back_everything(cuda_build):
     build = cuda_build(LLAMA, "fp16")
     with (
-        settings(total_bytes=2**24),
+        settings(total_bytes=read_counters()["allocated_bytes"] + 2**22),
         counted() as counts,
-        pytest.raises(EngineError, match="(?i)memory"),
+        pytest.raises(EngineError, match=r"(?i)memory"),
         Pipeline(build),
     ):
         pass
