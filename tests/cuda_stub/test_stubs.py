@@ -92,6 +92,28 @@ def test_a_captured_copy_runs_when_it_is_launched(device):
     device.close_stream(stream)
 
 
+def test_page_locked_memory_is_filled_when_the_host_has_waited(device):
+    stream, address, pinned = device.open_stream(), device.allocate(64), device.allocate_pinned(64)
+    with counted() as counts:
+        device.upload(address, np.full(64, 3, np.uint8), stream)
+        device.download(pinned, address, stream)
+        assert (pinned == 0xFF).all()
+        device.synchronize(stream)
+        assert (pinned == 3).all()
+        device.upload(address, pinned, stream)
+        device.synchronize(stream)
+        pinned[:] = 4
+    assert counts["faults"] == 0
+    with counted() as counts:
+        device.upload(address, pinned, stream)
+        pinned[:] = 5  # the GPU may not have read it yet
+        device.synchronize(stream)
+    assert counts["faults"] == 1
+    device.free_pinned(pinned)
+    device.free(address)
+    device.close_stream(stream)
+
+
 WRONG = {
     "a free of an unknown address": lambda device, a, s: device.free(a + 64),
     "a copy beyond its allocation": lambda device, a, s: device.upload(
