@@ -77,6 +77,37 @@ def opened(cuda_build: Callable[[str, str], Path]) -> Iterator[Callable[..., Pip
         )
 
 
+COUNTED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`record("a decode step", launches=(61, 64))` adds a row to the table of a run: counted, most.
+
+    A number alone has no bound.
+    """
+    rows = request.config.stash.setdefault(COUNTED, [])
+
+    def add(what: str, **counts: float | tuple[float, float]) -> None:
+        words = [
+            f"{name} {value[0]:g} (at most {value[1]:g})"
+            if isinstance(value, tuple)
+            else f"{name} {value:g}"
+            for name, value in counts.items()
+        ]
+        rows.append(f"{what:<64} {', '.join(words)}")
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what was counted beside the bounds of `bounds.py`."""
+    rows = terminalreporter.config.stash.get(COUNTED, [])
+    if rows:
+        terminalreporter.section("counted over the stubs")
+        terminalreporter.write_line("\n".join(rows))
+
+
 @pytest.fixture(scope="session")
 def in_process_of_its_own(stubs: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`in_process_of_its_own(code, *arguments, cudnn=False)` runs Python over the stubs.
