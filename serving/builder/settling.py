@@ -9,7 +9,7 @@ from iblip.export.artifact.manifest import BATCH, IMAGES, MEANS_NOTHING, Serving
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.opening import checkpoint_from_source
-from iblip.export.precision import COMPONENTS
+from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
 from iblip.serving.builder.options import LLM_ENGINES, BuildOptions
@@ -22,7 +22,7 @@ LANGUAGE_MODEL = "language_model"
 
 STAYS_ON_CPU = (
     "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
-    " over slots. --precision language_model=fp16 puts it on the GPU."
+    " over slots. --precision language_model=fp16 (or bf16, int8, int4) puts it on the GPU."
 )
 """Said where ONNX Runtime runs the other components on a GPU."""
 
@@ -46,8 +46,8 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     engine = choose_engine(options.engines.engine, options.plans.targets)
     check_owners(options, engine.kind)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
-    engines = _choose_engines(options, engine.kind)
     quantised = quantisations(options.policy, options.quantisation)
+    engines = _choose_engines(options, engine.kind, quantised)
     _check_precisions(options, engines, quantised, progress)
     backend = backend_for(engine.kind, options.engines.triton_backend)
     check_native(engine.kind, backend, options.policy)
@@ -55,7 +55,7 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
-    policy = options.policy.resolve(checkpoint.config.text_config.model_type)
+    policy = _resolve_policy(options, engines[LANGUAGE_MODEL], checkpoint, progress)
     limits = _settle_limits(options, engine.kind, checkpoint)
     return SettledBuild(
         destination=destination,
@@ -74,12 +74,35 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     )
 
 
-def _choose_engines(options: BuildOptions, kind: str) -> dict[str, str]:
+def _resolve_policy(
+    options: BuildOptions, kind: str, checkpoint: Checkpoint, progress: Progress
+) -> PrecisionPolicy:
+    """The precision of each component: `lavis` known, and 16 bits around small weights on a GPU."""
+    from iblip.engines.kinds import runs_on_gpu
+
+    model_type = checkpoint.config.text_config.model_type
+    policy = options.policy.resolve(model_type)
+    if not runs_on_gpu(kind):
+        return policy
+    halves = policy.in_halves(model_type)
+    if halves != policy:
+        progress.note(
+            f"language_model={policy.language_model} is {halves.language_model} on {kind}: its"
+            " weights are the same, and all else computes in 16 bits"
+        )
+    return halves
+
+
+def _choose_engines(
+    options: BuildOptions, kind: str, quantised: Mapping[str, Quantisation]
+) -> dict[str, str]:
     """The kind of each component's engine, where the others' is `kind`."""
     from iblip.engines.selection import language_model_kind
 
     word = options.policy.language_model
-    llm = language_model_kind(options.engines.llm_engine, kind, word)
+    llm = language_model_kind(
+        options.engines.llm_engine, kind, word, quantised.get(LANGUAGE_MODEL)
+    )
     return dict.fromkeys(COMPONENTS, kind) | {LANGUAGE_MODEL: llm}
 
 
