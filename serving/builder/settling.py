@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from iblip.export.artifact.manifest import BATCH, IMAGES, MEANS_NOTHING, ServingLimits
+from iblip.engines.memory import MemoryPlan
+from iblip.export.artifact.manifest import (
+    BATCH,
+    IMAGES,
+    MEANS_NOTHING,
+    LanguageModelFacts,
+    ServingLimits,
+)
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.opening import checkpoint_from_source
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
-from iblip.serving.builder.options import LLM_ENGINES, BuildOptions
+from iblip.serving.builder.options import LLM_ENGINES, BuildOptions, LimitOptions
 from iblip.serving.builder.settled import SettledBuild
 
 if TYPE_CHECKING:
@@ -35,10 +42,12 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         progress: told what is chosen, and of a download.
 
     Raises:
-        OptionError: an option that does not fit this machine or the others.
+        OptionError: an option that does not fit this machine, its GPU or the others.
         CheckpointError: the checkpoint is missing, truncated or not supported.
     """
     from iblip.engines.selection import choose_engine
+    from iblip.export.checkpoint.facts import language_model_facts
+    from iblip.serving.builder.gpu_memory import plan_of_options
     from iblip.serving.builder.sizes import check_owners, profile_options
     from iblip.serving.repository.native import backend_for, check_native
 
@@ -56,7 +65,10 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
     policy = _resolve_policy(options, engines[LANGUAGE_MODEL], checkpoint, progress)
-    limits = _settle_limits(options, engine.kind, checkpoint)
+    facts = language_model_facts(checkpoint)
+    _check_length(options.limits, facts)
+    memory = plan_of_options(options, checkpoint, policy, quantised, engines, facts, progress)
+    limits = _settle_limits(options, engine.kind, checkpoint, facts, memory)
     return SettledBuild(
         destination=destination,
         source=checkpoint.source or options.source,
@@ -68,6 +80,7 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         plans=options.plans,
         sizes=profile_options(options.sizes, limits.max_batch, limits.max_instruction),
         limits=limits,
+        memory=memory,
         vllm=_settle_vllm(options, checkpoint, policy.language_model),
         caches=options.caches,
         verification=options.verification,
@@ -100,9 +113,7 @@ def _choose_engines(
     from iblip.engines.selection import language_model_kind
 
     word = options.policy.language_model
-    llm = language_model_kind(
-        options.engines.llm_engine, kind, word, quantised.get(LANGUAGE_MODEL)
-    )
+    llm = language_model_kind(options.engines.llm_engine, kind, word, quantised.get(LANGUAGE_MODEL))
     return dict.fromkeys(COMPONENTS, kind) | {LANGUAGE_MODEL: llm}
 
 
@@ -127,29 +138,40 @@ def _check_precisions(
             progress.note(remark)
 
 
-def _settle_limits(options: BuildOptions, kind: str, checkpoint: Checkpoint) -> ServingLimits:
-    """What the build takes on.
-
-    Raises:
-        OptionError: `max_length` is more than the model has, or has no room for prompt and answer;
-            the family takes one image, or so many do not fit.
-    """
-    from iblip.export.checkpoint.facts import language_model_facts
-    from iblip.serving.builder.sizes import longest_instruction
-
-    asked, facts = options.limits, language_model_facts(checkpoint)
+def _check_length(asked: LimitOptions, facts: LanguageModelFacts) -> None:
+    """Refuses more positions than the model has, and fewer than a prompt and an answer want."""
     # The visual prompt, one token of prompt, one of answer.
     least, most = facts.num_query_tokens + 2, facts.max_length
-    length = most if asked.max_length is None else asked.max_length
-    if not least <= length <= most:
+    if asked.max_length is not None and not least <= asked.max_length <= most:
         raise OptionError(
-            f"--max-length is {length}; this model's sequences have {least} to {most} positions, "
-            f"{facts.num_query_tokens} of them for the image"
+            f"--max-length is {asked.max_length}; this model's sequences have {least} to {most}"
+            f" positions, {facts.num_query_tokens} of them for the image"
         )
+
+
+def _settle_limits(
+    options: BuildOptions,
+    kind: str,
+    checkpoint: Checkpoint,
+    facts: LanguageModelFacts,
+    memory: MemoryPlan | None,
+) -> ServingLimits:
+    """What the build takes on; slots and positions are those of the GPU's plan, if there is one.
+
+    Raises:
+        OptionError: the family takes one image, or so many do not fit.
+    """
+    from iblip.serving.builder.sizes import longest_instruction
+
+    asked = options.limits
+    slots = asked.slots or LLM_ENGINES[options.engines.llm_engine]
+    length = asked.max_length or facts.max_length
+    if memory is not None:
+        slots, length = memory.slots, memory.positions
     room = (length - 2) // facts.num_query_tokens
     images = _settle_images(asked.max_images, checkpoint, room)
     return ServingLimits(
-        slots=asked.slots or LLM_ENGINES[options.engines.llm_engine],
+        slots=slots,
         max_length=length,
         queue=asked.queue,
         images=images,
