@@ -81,7 +81,7 @@ def plan_of_options(
     """
     card, asked = find_card(options), options.limits
     on_gpu = [name for name, kind in engines.items() if runs_on_gpu(kind)]
-    if engines[LANGUAGE_MODEL] == "vllm" and (on_gpu or card is not None):
+    if engines[LANGUAGE_MODEL] == "vllm":  # on a GPU or not: the environment decides where it runs
         on_gpu.append(LANGUAGE_MODEL)
     if not on_gpu:
         if options.engines.gpu_memory is not None:

@@ -160,7 +160,7 @@ def test_scores_of_attention_grow_with_the_square_of_a_prompt() -> None:
     t5 = Layer(hidden=4096, inner=10240, heads=64, itemsize=4)
     assert t5.work(1, 1024, 1024) > 2 * t5.work(1, 512, 512)
     llama = Layer(hidden=4096, inner=11008, heads=32, itemsize=2)
-    assert llama.work(1, 1024, 0) == 2 * llama.work(1, 512, 0)
+    assert llama.work(1, 1024, 0) == pytest.approx(2 * llama.work(1, 512, 0), abs=1)
 
 
 def test_a_card_that_is_not_known_refuses_nothing() -> None:

@@ -14,6 +14,9 @@ EXECUTORS: Mapping[str, str] = {
 }
 """Executor to what it spreads vLLM's shares of a model over."""
 
+UTILIZATION = 0.9
+"""The share of a GPU's memory that vLLM takes where nothing says more."""
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Precision words whose dtype vLLM keeps weights in and computes in."""
 
@@ -27,7 +30,7 @@ class VllmSettings:
         pipeline_parallel: groups of layers, each on devices of its own.
         executor: a key of `EXECUTORS`.
         gpu_memory_utilization: the share of a GPU's memory that vLLM may take; `None` is what the
-            components beside it leave (`engines.memory`).
+            components beside it leave (`engines.memory`), or `UTILIZATION` where that is not known.
 
     Raises:
         OptionError: the message names the option of `export build`, its value and its range.
@@ -81,9 +84,8 @@ class VllmSettings:
         arguments: dict[str, Any] = {
             "tensor_parallel_size": self.tensor_parallel,
             "pipeline_parallel_size": self.pipeline_parallel,
+            "gpu_memory_utilization": self.gpu_memory_utilization or UTILIZATION,
         }
-        if self.gpu_memory_utilization is not None:
-            arguments["gpu_memory_utilization"] = self.gpu_memory_utilization
         # One device needs no executor, and vLLM is quicker without.
         if self.executor != "mp" or self.tensor_parallel * self.pipeline_parallel > 1:
             arguments["distributed_executor_backend"] = self.executor
