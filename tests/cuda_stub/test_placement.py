@@ -104,5 +104,7 @@ def test_only_shape_arithmetic_is_left_to_the_cpu(demo, precision, cuda_build, o
 @pytest.mark.xfail(strict=True, reason="finding 6: Conv has no bfloat16 kernel at opset 20")
 @pytest.mark.parametrize("demo", DEMOS)
 def test_no_graph_in_bf16_is_computed_in_float32_throughout(demo, cuda_build, open_graph):
-    cast = [name for name, path in _served(cuda_build(demo, "bf16")).items() if open_graph(path).cast]
+    cast = [
+        name for name, path in _served(cuda_build(demo, "bf16")).items() if open_graph(path).cast
+    ]
     assert cast == []
