@@ -101,7 +101,9 @@ def test_only_shape_arithmetic_is_left_to_the_cpu(demo, precision, cuda_build, o
         assert PRODUCTS & opened.on_cuda.keys() or name.endswith("embed_tokens"), name
 
 
-@pytest.mark.xfail(strict=True, reason="finding 6: Conv has no bfloat16 kernel at opset 20")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="finding 6: no bfloat16 kernel of Conv at opset 20"
+)
 @pytest.mark.parametrize("demo", DEMOS)
 def test_no_graph_in_bf16_is_computed_in_float32_throughout(demo, cuda_build, open_graph):
     cast = [

@@ -10,7 +10,7 @@ import pytest
 from iblip.engines.cuda.device import CudaDevice
 from iblip.engines.cuda.errors import CudaError
 from iblip.engines.hardware.nvidia import find_driver
-from tests.cuda_stub.counting import counted, settings
+from tests.cuda_stub.counting import counted, read_counters, settings
 from tests.pins import PINS
 
 pytestmark = pytest.mark.cuda_stub
@@ -33,6 +33,7 @@ def test_the_driver_is_probed_as_a_real_one():
     driver = find_driver()
     assert driver is not None
     assert driver.fault is None
+    assert driver.version == "580.95.05"
     assert [gpu.capability for gpu in driver.gpus] == ["sm90"]
     with settings(devices=0):
         assert find_driver().fault == "cuInit says CUDA_ERROR_NO_DEVICE"
@@ -91,6 +92,28 @@ def test_a_captured_copy_runs_when_it_is_launched(device):
     device.close_stream(stream)
 
 
+def test_page_locked_memory_is_filled_when_the_host_has_waited(device):
+    stream, address, pinned = device.open_stream(), device.allocate(64), device.allocate_pinned(64)
+    with counted() as counts:
+        device.upload(address, np.full(64, 3, np.uint8), stream)
+        device.download(pinned, address, stream)
+        assert (pinned == 0xFF).all()
+        device.synchronize(stream)
+        assert (pinned == 3).all()
+        device.upload(address, pinned, stream)
+        device.synchronize(stream)
+        pinned[:] = 4
+    assert counts["faults"] == 0
+    with counted() as counts:
+        device.upload(address, pinned, stream)
+        pinned[:] = 5  # the GPU may not have read it yet
+        device.synchronize(stream)
+    assert counts["faults"] == 1
+    device.free_pinned(pinned)
+    device.free(address)
+    device.close_stream(stream)
+
+
 WRONG = {
     "a free of an unknown address": lambda device, a, s: device.free(a + 64),
     "a copy beyond its allocation": lambda device, a, s: device.upload(
@@ -123,7 +146,8 @@ def test_a_wait_within_a_capture_spoils_it(device):
 
 
 def test_memory_that_the_card_does_not_have_is_refused_by_name(device):
-    with settings(total_bytes=10**6, other_bytes=10**6 - 1000), counted() as counts:
+    used = read_counters()["allocated_bytes"]  # by tests that failed as expected
+    with settings(total_bytes=used + 5000, other_bytes=4000), counted() as counts:
         address = device.allocate(600)
         with pytest.raises(CudaError, match="of 600 bytes failed with cudaErrorMemoryAllocation"):
             device.allocate(600)
