@@ -19,7 +19,7 @@ def check_free_memory(
     """Raises EngineError if a component wants more than is free of its GPU.
 
     Nothing is made smaller instead: clients are told a build's limits, and what else runs on the
-    card would change them from start to start (docs/decisions/0026). A build that did not record
+    card would change them from start to start (docs/decisions/0031). A build that did not record
     what it takes, and a GPU that cannot be asked, are not checked.
 
     Args:

@@ -3,7 +3,7 @@
 Arithmetic alone, of numbers that are known before anything is traced or loaded: it asks no card.
 Weights and caches are exact. `work` (what a run keeps beside them) follows from the widest layer at
 the largest sizes that are served; `CONTEXT` and `VLLM_WORK` are round figures, and no GPU has
-confirmed them yet (docs/evidence.md). Why builds decide by it: docs/decisions/0026.
+confirmed them yet (docs/evidence.md). Why builds decide by it: docs/decisions/0031.
 """
 
 from __future__ import annotations
