@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from iblip.engines.hardware.nvidia import find_driver
 from iblip.engines.kinds import KINDS
 from iblip.export.errors import OptionError
+from iblip.export.precision import DTYPES
 from iblip.export.quantisation.options import Activations, Quantisation
 
 
@@ -44,7 +45,7 @@ _FOUND_AT_RUN_TIME = Refusal(
 _FLOAT32_ATTENTION = Refusal(
     reason="ONNX Runtime's CUDA provider has no attention over slots in float32"
     " (GroupQueryAttention): it would run on the CPU, and every step would copy the caches",
-    instead="Choose fp16 or bf16 for it.",
+    instead="Choose fp16, bf16, int8 or int4 for it.",
     only="language_model",
 )
 
@@ -58,11 +59,8 @@ REFUSALS: Mapping[Row, Refusal] = {
     ("onnxruntime-tensorrt-rtx", "int8", "dynamic"): _DYNAMIC,
     ("onnxruntime-cuda", "int8", "dynamic"): _FOUND_AT_RUN_TIME,
     ("onnxruntime-cuda", "fp32", "float"): _FLOAT32_ATTENTION,
-    ("onnxruntime-cuda", "int8", "float"): _FLOAT32_ATTENTION,
-    ("onnxruntime-cuda", "int4", "float"): _FLOAT32_ATTENTION,
     ("vllm", "int8", "dynamic"): _INTEGERS,
-    ("vllm", "int8", "float"): _INTEGERS,
-    ("vllm", "int4", "float"): _INTEGERS,
+    **{("vllm", word, "float"): _INTEGERS for word in DTYPES if word.startswith("int")},
 }
 """What engines cannot run."""
 
@@ -81,7 +79,16 @@ _DEQUANTISED = (
     " tensorrt, which multiplies in eight bits."
 )
 
+_FOR_A_GPU = (
+    "it is for a GPU. ONNX Runtime's CPU provider casts to float32 and back around every product:"
+    " the weights alone, without what follows the dash, are as precise there, and faster."
+)
+
 REMARKS: Mapping[Row, str] = {
+    **{
+        ("onnxruntime", word, "float"): _FOR_A_GPU
+        for word in ("int4-fp16", "int4-bf16", "int8-fp16", "int8-bf16")
+    },
     ("onnxruntime", "fp8", "static"): _EMULATED,
     ("onnxruntime", "int8-fp16", "static"): _EMULATED,
     ("onnxruntime-cuda", "int8", "static"): _DEQUANTISED,
@@ -111,13 +118,26 @@ def check_precision(
     Raises:
         OptionError: with the reason, and what to do instead.
     """
-    row = _row(engine, word, quantisation)
-    refusal = REFUSALS.get(row) or _refused_gpus(engine, word, targets)
-    if refusal is not None and refusal.only in (None, component):
+    refusal = find_refusal(engine, component, word, quantisation) or _refused_gpus(
+        engine, word, targets
+    )
+    if refusal is not None:
         raise OptionError(
             f"--precision {component}={word} is not for {engine}: {refusal.reason}."
             f" {refusal.instead}"
         )
+
+
+def find_refusal(
+    engine: str, component: str, word: str, quantisation: Quantisation | None
+) -> Refusal | None:
+    """The row of `REFUSALS` that is about this; `None` if there is none.
+
+    Args:
+        engine, component, word, quantisation: as `check_precision` takes them.
+    """
+    refusal = REFUSALS.get(_row(engine, word, quantisation))
+    return refusal if refusal is not None and refusal.only in (None, component) else None
 
 
 def remark_on_precision(

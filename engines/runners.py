@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from iblip.engines.free_memory import check_free_memory
 from iblip.engines.types import Runner
 from iblip.export.artifact.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
 from iblip.export.errors import BuildDirectoryError, EngineError
@@ -48,7 +49,8 @@ def open_runner(
 
     Raises:
         BuildDirectoryError: the build has no such component or graph.
-        EngineError: the engine that it was built for cannot run in this process.
+        EngineError: the engine that it was built for cannot run in this process, or its GPU has
+            too little free memory.
     """
     record = _find_record(manifest, component, graph)
     opener = OPENERS.get(record.engine.kind)
@@ -57,6 +59,7 @@ def open_runner(
             f"{component} was built for the engine {record.engine.kind!r}; "
             f"this version runs {', '.join(OPENERS)}. Build it with --engine onnxruntime."
         )
+    check_free_memory(manifest, component, device)
     place = Place(threads=threads, device=device)
     path = directory / record.engine.files[graph]
     return opener(path, record.engine, record.graphs[graph], place)

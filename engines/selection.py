@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.kinds import KINDS
+from iblip.engines.precision_support import find_refusal
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
+from iblip.export.quantisation.options import Quantisation
 
 AUTO = "auto"
 
@@ -36,11 +38,10 @@ BESIDE: Mapping[str, str] = {
 """Engine of the components to ONNX Runtime's engine for the language model; without a row it is the
 CPU's. `batched_decoder` contains operators of ONNX Runtime's own, so TensorRT never runs it."""
 
-HALVES = ("fp16", "bf16", "lavis")
-"""Precisions of a language model whose attention the CUDA provider runs; it has no float32 one."""
 
-
-def language_model_kind(requested: str, components: str, precision: str) -> str:
+def language_model_kind(
+    requested: str, components: str, precision: str, quantisation: Quantisation | None = None
+) -> str:
     """The engine kind of the language model.
 
     ONNX Runtime runs it on the components' device if it can; other engines are taken as requested.
@@ -49,10 +50,11 @@ def language_model_kind(requested: str, components: str, precision: str) -> str:
         requested: `--llm-engine`: `onnxruntime`, `onnxruntime-cuda` or `vllm`.
         components: the engine kind of vision encoder and Q-Former.
         precision: of the language model; it stays on the CPU in one that CUDA does not run.
+        quantisation: of the language model, if any.
     """
-    if requested != "onnxruntime" or precision not in HALVES:
-        return requested
-    return BESIDE.get(components, requested)
+    kind = BESIDE.get(components, requested)
+    refused = find_refusal(kind, "language_model", precision, quantisation)
+    return requested if requested != "onnxruntime" or refused else kind
 
 
 def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineChoice:

@@ -41,6 +41,9 @@ class ComponentEstimate:
         linked: bytes of weights that stay in the checkpoint's own files.
         written: bytes of weights that are converted, and written once for all graphs.
         loaded: bytes of all weights in memory on a CPU: see `IN_MEMORY`.
+        on_gpu: bytes of all weights in a GPU's memory, where they have the dtype that is computed
+            in. Each graph has its own copy there: one of a table that the language model's head is
+            tied to counts twice.
     """
 
     component: str
@@ -51,6 +54,7 @@ class ComponentEstimate:
     linked: int
     written: int
     loaded: int
+    on_gpu: int
 
 
 def estimate_components(
@@ -92,12 +96,15 @@ def _estimate(
     matrices: set[Recipe],
     plain: set[Recipe],
 ) -> ComponentEstimate:
-    source = Counter[str]()
+    dtype, source = DTYPES[precision], Counter[str]()
     for tensor in {tensor for recipe in plain | matrices for tensor in recipe.source.sources}:
         source[tensor.dtype] += tensor.length
     if quantisation is not None:
         matrices = set(_quantise(matrices, quantisation))
+    on_gpu = sum(recipe.nbytes for recipe in (*plain, *matrices))
     recipes = plain | matrices
+    if quantisation is None:  # as `export.exporter` binds them
+        recipes = {narrow(recipe, dtype) for recipe in recipes}
     linked = sum(recipe.nbytes for recipe in recipes if recipe.in_place)
     return ComponentEstimate(
         component=name,
@@ -108,6 +115,7 @@ def _estimate(
         linked=linked,
         written=sum(recipe.nbytes for recipe in recipes) - linked,
         loaded=sum(recipe.nbytes * _growth_in_memory(recipe) for recipe in recipes),
+        on_gpu=on_gpu,
     )
 
 
@@ -121,11 +129,7 @@ def _bind_weights(component: Component, checkpoint: Checkpoint) -> tuple[set[Rec
     with without_memory():
         module = component.module()
     weights = dict(_weights(module, component.precision))
-    dtype = DTYPES[component.precision]
-    recipes = {
-        name: narrow(recipe, dtype)
-        for name, recipe in bind(weights, checkpoint.tensors, tied_weights(module)).items()
-    }
+    recipes = bind(weights, checkpoint.tensors, tied_weights(module))
     matrices = set(_matrices(module))
     return {recipes[name] for name in matrices}, {
         recipe for name, recipe in recipes.items() if name not in matrices
@@ -164,8 +168,8 @@ def _quantise_matrix(recipe: Recipe, quantisation: Quantisation) -> Iterator[Rec
     if quantisation.activations != "float":
         yield from weights_and_scales(source, quantisation.format, recipe.dtype)
         return
-    matrix = BlockwiseMatrix.from_weight(source, quantisation)
+    matrix = BlockwiseMatrix.from_recipe(recipe, quantisation)
     yield Integers(source=source, dtype="uint8", matrix=matrix)
-    yield Scales(source=source, dtype="float32", matrix=matrix)
+    yield Scales(source=source, dtype=matrix.dtype, matrix=matrix)
     if not matrix.symmetric:
         yield ZeroPoints(source=source, dtype="uint8", matrix=matrix)

@@ -8,9 +8,10 @@ Islands of float32 inside an fp16 or bf16 graph, and why:
   2922); transformers keeps it in float32 as well (`T5PreTrainedModel._keep_in_fp32_modules`).
 - Image normalisation and attention masks, which cost nothing.
 
-`int8`, `int4`, `int8-fp16` and `fp8` are about weights, and the first and the last two about what
-they are multiplied by: what they make of them is in `export.quantisation`. All else of such a graph
-is float32, and of the last two as in `fp16`: what a GPU computes in.
+`int8`, `int4` and `fp8` are about weights, and on vision encoder and Q-Former also about what they
+are multiplied by: what they make of them is in `export.quantisation`. All else of such a graph is
+float32. Of `fp8`, and of the words that end in `-fp16` and `-bf16`, it is as in `fp16` and `bf16`:
+what a GPU computes in.
 """
 
 from __future__ import annotations
@@ -32,13 +33,18 @@ DTYPES: Mapping[str, str] = {
     "int8": "float32",
     "int4": "float32",
     "int8-fp16": "float16",
+    "int8-bf16": "bfloat16",
+    "int4-fp16": "float16",
+    "int4-bf16": "bfloat16",
     "fp8": "float16",
     "lavis": "float32",
 }
 """Precision word to the dtype that is computed in: of the residual stream, of what a language model
 keeps, and of all weights that the word does not make smaller."""
 
-BETWEEN: Mapping[str, str] = {**DTYPES, "bf16": "float32"}
+BETWEEN: Mapping[str, str] = {
+    word: "float32" if dtype == "bfloat16" else dtype for word, dtype in DTYPES.items()
+}
 """Precision word to the dtype of what one component hands to another: numpy has no bfloat16, nor
 has Triton's Python backend."""
 
@@ -51,6 +57,12 @@ IN_FLOAT32 = ("wo",)
 
 INT4 = {"vision_encoder": "fp32", "qformer": "fp32", "language_model": "int4"}
 """What the one word `int4` means: all weights of the language model are read for every token."""
+
+INT4_FP16 = {"vision_encoder": "fp16", "qformer": "fp16", "language_model": "int4-fp16"}
+INT4_BF16 = {"vision_encoder": "bf16", "qformer": "bf16", "language_model": "int4-bf16"}
+INT8_BF16 = {"vision_encoder": "bf16", "qformer": "bf16", "language_model": "int8-bf16"}
+"""What these words mean: weights of 4 or 8 bits for what reads all of them for every token, and one
+dtype for all else."""
 
 INT8_FP16 = {"vision_encoder": "int8-fp16", "qformer": "int8-fp16", "language_model": "fp16"}
 FP8 = {"vision_encoder": "fp8", "qformer": "fp8", "language_model": "fp16"}
@@ -67,23 +79,28 @@ blip2_models/blip2_vicuna_instruct.py, blip2_opt.py, blip2_t5_instruct.py."""
 
 WORDS: Mapping[str, Mapping[str, str]] = {
     "int4": INT4,
+    "int4-fp16": INT4_FP16,
+    "int4-bf16": INT4_BF16,
+    "int8-bf16": INT8_BF16,
     "int8-fp16": INT8_FP16,
     "fp8": FP8,
     "lavis": LAVIS,
 }
 """What one word means where that is not the word itself for every component."""
 
+SMALL_WEIGHTS = ("int8", "int4")
+"""Precision words of a language model whose weights alone are small: `in_halves` adds to them what
+all else computes in."""
+
 NOT_FOR: Mapping[tuple[str, str], str] = {
-    **dict.fromkeys(
-        (("vision_encoder", "int4"), ("qformer", "int4")),
-        "only language_model can: the other components are bound by arithmetic, not by reading"
-        " weights. Use int8, fp16 or fp32 for it.",
-    ),
-    **dict.fromkeys(
-        (("language_model", "int8-fp16"), ("language_model", "fp8")),
-        "only vision_encoder and qformer can: a language model is bound by reading weights, which"
-        " int4 and int8 make smaller. Use these, fp16 or fp32 for it.",
-    ),
+    **{
+        (component, word): "only language_model can: the other components are bound by arithmetic,"
+        " not by reading weights. Use int8, fp16 or fp32 for it."
+        for component in ("vision_encoder", "qformer")
+        for word in ("int4", "int4-fp16", "int4-bf16", "int8-bf16")
+    },
+    ("language_model", "fp8"): "only vision_encoder and qformer can: a language model is bound by"
+    " reading weights, which int4 and int8 make smaller. Use these, fp16 or fp32 for it.",
 }
 """Component and word that do not go together: who can, why, and what to do instead."""
 
@@ -149,6 +166,20 @@ class PrecisionPolicy:
         if self.language_model != "lavis":
             return self
         return replace(self, language_model=LAVIS_LANGUAGE_MODELS.get(model_type, "fp16"))
+
+    def in_halves(self, model_type: str) -> Self:
+        """The policy with 16 bits around a language model's small weights, as a GPU wants them.
+
+        `int4` becomes `int4-fp16`, or `int4-bf16` where the original is bf16; other words stay.
+
+        Args:
+            model_type: as `resolve` takes it.
+        """
+        word = self.language_model
+        if word not in SMALL_WEIGHTS:
+            return self
+        half = LAVIS_LANGUAGE_MODELS.get(model_type, "fp16")
+        return replace(self, language_model=f"{word}-{half}")
 
     def word(self, component: str) -> str:
         """The word of one of `COMPONENTS`."""

@@ -30,6 +30,9 @@ AGREEMENT: Mapping[str, float] = {
     "lavis": 0.99,
     "int8": 0.98,
     "int4": 0.95,
+    "int4-fp16": 0.95,
+    "int4-bf16": 0.95,
+    "int8-bf16": 0.97,
     "int8-fp16": 0.98,
     "fp8": 0.98,
 }

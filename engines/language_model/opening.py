@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from iblip.engines.free_memory import check_free_memory
 from iblip.engines.language_model.types import LanguageModelEngine
 from iblip.engines.runners import Place
 from iblip.export.artifact.manifest import Manifest, ServingLimits
@@ -59,8 +60,8 @@ def open_engine(
     Raises:
         OptionError: a sequence would have more positions than the model.
         BuildDirectoryError: the build has no language model, or not all of it.
-        EngineError: the engine cannot be loaded, this version does not have it, or it chooses its
-            GPUs itself and `device` is not 0.
+        EngineError: the engine cannot be loaded, this version does not have it, its GPU has too
+            little free memory, or it chooses its GPUs itself and `device` is not 0.
     """
     record = manifest.components.get("language_model")
     if record is None:
@@ -98,6 +99,13 @@ def _open_onnxruntime(
     from iblip.engines.language_model.onnx.graphs import open_model
     from iblip.engines.text.prompts import PromptTokenizer
 
+    check_free_memory(
+        manifest,
+        "language_model",
+        place.device,
+        slots=limits.slots,
+        positions=limits.max_length,
+    )
     prompts = PromptTokenizer.from_build(directory, manifest, max_length=limits.max_length)
     model = open_model(
         directory,

@@ -63,8 +63,11 @@ PRECISIONS: Mapping[str, Rule] = {
     "int8": Rule(matrices="FLOAT", quantised="INT8"),
     "int8-fp16": Rule(matrices="HALF", quantised="INT8"),
     "fp8": Rule(matrices="HALF", quantised="FP8"),
-    # Its MatMuls are ONNX Runtime's own operators; only graphs without them can be parsed.
+    # Their MatMuls are ONNX Runtime's own operators; only graphs without them can be parsed.
     "int4": Rule(matrices="FLOAT"),
+    "int4-fp16": Rule(matrices="HALF"),
+    "int4-bf16": Rule(matrices="BF16"),
+    "int8-bf16": Rule(matrices="BF16"),
 }
 """A key of `export.precision.DTYPES` to its rule."""
 

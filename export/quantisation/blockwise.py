@@ -1,9 +1,10 @@
 """Block-wise quantisation: weights of four or eight bits, activations stay floats.
 
 Each row of a weight matrix is cut into blocks of `block_size` weights. A block keeps one integer a
-weight, one float32 scale and, if it is not symmetric, the integer that stands for 0. ONNX Runtime
-multiplies by such a matrix without unpacking it (`com.microsoft.MatMulNBits`). These blocks are
-not those of `export.components.block_marks`, which are the layers of a transformer.
+weight, one scale in the dtype of the activations and, if it is not symmetric, the integer that
+stands for 0. ONNX Runtime multiplies by such a matrix without unpacking it
+(`com.microsoft.MatMulNBits`). These blocks are not those of `export.components.block_marks`, which
+are the layers of a transformer.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from iblip.export.errors import ExportError
 from iblip.export.quantisation.matmuls import MatMul, declare, replace
 from iblip.export.quantisation.options import Quantisation
-from iblip.export.weights.casts import tensor_from_array
+from iblip.export.weights.casts import array_from_tensor, tensor_from_array
 from iblip.export.weights.recipe import Recipe
 from iblip.export.weights.weight import Weight
 
@@ -32,12 +34,15 @@ PIECE = 2**19
 """Weights that are quantised at once: 2 MiB of float32, which stay in a core's caches from step to
 step. Eight times as many took up to three times as long."""
 
+RoundScales = Callable[[torch.Tensor], torch.Tensor]
+"""Rounds float32 scales to what the graph can hold, and returns them as float32."""
+
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What blocks `[blocks, block_size]` become: integers, uint8 of the same shape; scales, float32
 `[blocks]`; and zero points, the integers that stand for 0, uint8 `[blocks]`."""
 
 
-def round_symmetric(blocks: torch.Tensor, bits: int) -> Quantised:
+def round_symmetric(blocks: torch.Tensor, bits: int, round_scales: RoundScales) -> Quantised:
     """Rounds to the nearest integer, with the zero point in the middle of the range.
 
     The weight of greatest magnitude becomes 0, which stands for `-2 ** (bits - 1)` scales, so that
@@ -45,16 +50,16 @@ def round_symmetric(blocks: torch.Tensor, bits: int) -> Quantised:
     """
     half = 2 ** (bits - 1)
     highest, lowest = blocks.amax(1), blocks.amin(1)
-    scales = torch.where(highest > -lowest, highest, lowest) / -half
+    scales = round_scales(torch.where(highest > -lowest, highest, lowest) / -half)
     zeros = torch.full(scales.shape, half, dtype=torch.uint8)
     return _to_integers(blocks, scales, float(half), bits), scales, zeros
 
 
-def round_asymmetric(blocks: torch.Tensor, bits: int) -> Quantised:
+def round_asymmetric(blocks: torch.Tensor, bits: int, round_scales: RoundScales) -> Quantised:
     """Rounds to the nearest integer; the range is that of the weights, extended to include 0."""
     most = 2**bits - 1
     lowest = blocks.amin(1).clamp_(max=0)
-    scales = (blocks.amax(1).clamp_(min=0) - lowest) / most
+    scales = round_scales((blocks.amax(1).clamp_(min=0) - lowest) / most)
     zeros = torch.where(scales == 0, 0, -lowest / scales).round_().clamp_(0, most)
     return _to_integers(blocks, scales, zeros[:, None], bits), scales, zeros.to(torch.uint8)
 
@@ -67,7 +72,7 @@ def _to_integers(
     return (blocks * factors).add_(zeros + 0.5).clamp_(0, 2**bits - 1).to(torch.uint8)
 
 
-def k_quant(blocks: torch.Tensor, bits: int) -> Quantised:
+def k_quant(blocks: torch.Tensor, bits: int, round_scales: RoundScales) -> Quantised:
     """Rounds with the scale and zero point that minimise the weighted error of each block.
 
     Larger weights count more (llama.cpp's k-quants). The implementation is ONNX Runtime's.
@@ -78,12 +83,12 @@ def k_quant(blocks: torch.Tensor, bits: int) -> Quantised:
         integers, scales, zeros = quant_tensor_k_quant_cpu(blocks.numpy(), bits, blocks.shape[1])
     return (
         torch.from_numpy(integers.astype(np.uint8)),
-        torch.from_numpy(scales[:, 0].astype(np.float32)),
+        round_scales(torch.from_numpy(scales[:, 0].astype(np.float32))),
         torch.from_numpy(zeros[:, 0]),
     )
 
 
-METHODS: Mapping[tuple[str, bool], Callable[[torch.Tensor, int], Quantised]] = {
+METHODS: Mapping[tuple[str, bool], Callable[[torch.Tensor, int, RoundScales], Quantised]] = {
     ("rtn", True): round_symmetric,
     ("rtn", False): round_asymmetric,
     ("k-quant", False): k_quant,
@@ -106,6 +111,8 @@ class BlockwiseMatrix:
     Attributes:
         source: the matrix.
         bits, block_size, symmetric, method: as in `Quantisation`.
+        dtype: of its scales, which is that of the activations: a key of
+            `export.artifact.contract.DTYPES`.
     """
 
     source: Weight
@@ -113,13 +120,15 @@ class BlockwiseMatrix:
     block_size: int
     symmetric: bool
     method: str
+    dtype: str = "float32"
 
     @classmethod
-    def from_weight(cls, source: Weight, quantisation: Quantisation) -> Self:
-        """Returns `source` as a component with this quantisation has it."""
+    def from_recipe(cls, recipe: Recipe, quantisation: Quantisation) -> Self:
+        """Returns the matrix of a recipe as a component with this quantisation has it."""
         assert quantisation.block_size is not None
         return cls(
-            source=source,
+            source=recipe.source,
+            dtype=recipe.dtype,
             bits=quantisation.bits,
             block_size=quantisation.block_size,
             symmetric=quantisation.symmetric,
@@ -149,7 +158,18 @@ class BlockwiseMatrix:
         if padding:
             floats = torch.nn.functional.pad(floats, (0, padding))
         quantise = METHODS[self.method, self.symmetric]
-        return quantise(floats.reshape(-1, self.block_size), self.bits)
+        return quantise(floats.reshape(-1, self.block_size), self.bits, self._round_scales)
+
+    def _round_scales(self, scales: torch.Tensor) -> torch.Tensor:
+        """Raises ExportError if the range of `dtype` does not hold them."""
+        rounded = scales.to(getattr(torch, self.dtype)).to(torch.float32)
+        if not bool(rounded.isfinite().all()):
+            raise ExportError(
+                f"{self.source.name}: its weights have scales up to"
+                f" {float(scales.abs().max()):.3g}, which {self.dtype} does not hold. Build this"
+                " component with --precision fp32."
+            )
+        return rounded
 
     def _encode(self, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
         integers, scales, zeros = self._quantise(rows)
@@ -158,7 +178,8 @@ class BlockwiseMatrix:
         even = torch.nn.functional.pad(zeros.reshape(shape), (0, -self.blocks % 2))
         width = math.ceil(self.blocks * self.bits / 8)
         zeros = _pack(even, self.bits)[:, :width]
-        return packed.numpy(), scales.reshape(shape).numpy(), zeros.numpy()
+        scales = scales.reshape(shape).to(getattr(torch, self.dtype))
+        return packed.numpy(), array_from_tensor(scales), zeros.numpy()
 
 
 def _pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
@@ -211,7 +232,7 @@ class Integers(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Scales(Integers):
-    """The scale of every block: float32 `[out, blocks]`."""
+    """The scale of every block, in the matrix's `dtype`: `[out, blocks]`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -256,10 +277,11 @@ def quantise_matmul(
         The recipes of the initializers that it reads, by name.
     """
     rows, columns = matmul.recipe.source.shape
-    matrix = BlockwiseMatrix.from_weight(matmul.recipe.source, quantisation)
+    matrix = BlockwiseMatrix.from_recipe(matmul.recipe, quantisation)
+    assert matmul.weight.dtype is not None
     parts: list[tuple[str, type[Integers], str, ir.DataType]] = [
         (f"int{matrix.bits}", Integers, "uint8", ir.DataType.UINT8),
-        (f"int{matrix.bits}_scales", Scales, "float32", ir.DataType.FLOAT),
+        (f"int{matrix.bits}_scales", Scales, matrix.dtype, matmul.weight.dtype),
     ]
     if not matrix.symmetric:
         parts.append((f"int{matrix.bits}_zeros", ZeroPoints, "uint8", ir.DataType.UINT8))

@@ -121,7 +121,7 @@ def _rows_round_trip(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields rows of the matrix, before and after they are quantised."""
     if quantisation.activations == "float":
-        yield from BlockwiseMatrix.from_weight(matmul.recipe.source, quantisation).round_trip()
+        yield from BlockwiseMatrix.from_recipe(matmul.recipe, quantisation).round_trip()
         return
     matrix = ChannelwiseMatrix(
         source=matmul.recipe.source, format=quantisation.format, dtype=matmul.recipe.dtype

@@ -158,7 +158,7 @@ USED: Mapping[str, tuple[Callable[[Item], bool], str]] = {
         lambda i: i[0] != LANGUAGE_MODEL and i[1] == "int8",
         "an int8 vision encoder or Q-Former",
     ),
-    "llm_int8": (lambda i: i[0] == LANGUAGE_MODEL and i[2].bits == 8, "an int8 language model"),
+    "llm_int8": (lambda i: i[0] == LANGUAGE_MODEL and i[1] == "int8", "an int8 language model"),
     "block_size": (lambda i: i[2].block_size is not None, "a language model in blocks"),
     "asymmetric": (lambda i: i[2].block_size is not None, "a language model in blocks"),
     "int4_method": (lambda i: i[2].bits == 4, "an int4 language model"),
@@ -177,6 +177,8 @@ STATIC: Mapping[str, Format] = {"int8-fp16": "int", "fp8": "e4m3"}
 
 def _quantisation(component: str, word: str, options: QuantisationOptions) -> Quantisation | None:
     llm = component == LANGUAGE_MODEL
+    if llm:
+        word = word.partition("-")[0]  # its weights are the same, whatever surrounds them
     if word in STATIC or (word == "int8" and not (llm and options.llm_int8 == "weights")):
         asked = "static" if word in STATIC else options.int8
         activations: Activations = "dynamic" if llm or asked is None else asked

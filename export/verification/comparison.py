@@ -30,6 +30,9 @@ LIMITS: Mapping[str, Limits] = {
     "lavis": Limits(cosine=0.9999),
     "int8": Limits(cosine=0.99),
     "int4": Limits(cosine=0.95),
+    "int4-fp16": Limits(cosine=0.95),
+    "int4-bf16": Limits(cosine=0.95),
+    "int8-bf16": Limits(cosine=0.99),
     "int8-fp16": Limits(cosine=0.99),
     "fp8": Limits(cosine=0.99),
 }

@@ -65,6 +65,15 @@ THRESHOLDS: Mapping[str, Thresholds] = {
     "int4": Thresholds(
         block=0.3, divergence=0.2, top1=0.93, accuracy_loss=0.02, batching=1e-5, padding=1e-5
     ),
+    "int4-fp16": Thresholds(
+        block=0.3, divergence=0.2, top1=0.93, accuracy_loss=0.02, batching=5e-3, padding=5e-3
+    ),
+    "int4-bf16": Thresholds(
+        block=0.3, divergence=0.2, top1=0.93, accuracy_loss=0.02, batching=4e-2, padding=4e-2
+    ),
+    "int8-bf16": Thresholds(
+        block=5e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=4e-2, padding=4e-2
+    ),
     "int8-fp16": Thresholds(
         block=5e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=1e-2, padding=1e-2
     ),

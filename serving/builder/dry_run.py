@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iblip.engines.memory import MemoryPlan, bytes_a_position
 from iblip.export.artifact.manifest import MEANS_NOTHING
 from iblip.export.progress import Silent
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.settled import SettledBuild
 from iblip.serving.builder.settling import settle
-from iblip.serving.server.memory import DECODER, ServingMemory, bytes_a_position, gib
+from iblip.serving.server.memory import DECODER, ServingMemory, gib
 
 if TYPE_CHECKING:
     from iblip.export.checkpoint.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ class Plan:
         copied: bytes of the checkpoint's files that would be copied, where they cannot be linked.
         free: bytes, on the disk of `directory`.
         memory: of a server; `None` where other engines than ONNX Runtime run a component.
+        gpu: of a GPU that runs components; `None` where none does.
         verify: whether it would be compared with transformers, which takes longer.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     copied: int
     free: int
     memory: ServingMemory | None
+    gpu: MemoryPlan | None
     verify: bool
 
     @property
@@ -86,6 +89,7 @@ class Plan:
                 "fits": self.written < self.free,
             },
             "memory": None if self.memory is None else self.memory.to_json(),
+            "gpu_memory": None if self.gpu is None else self.gpu.to_json(),
             "seconds": round(self.seconds),
             "rates": {"read": READ_RATE, "written": WRITE_RATE, "tracing_s": TRACING_S},
             "verify": self.verify,
@@ -110,7 +114,9 @@ class Plan:
             f"disk: {gib(self.written)} new{copied if self.copied else ''},"
             f" {gib(self.linked)} linked; {gib(self.free)} free{short}"
         )
-        if self.memory is None:
+        if self.gpu is not None:
+            yield str(self.gpu)
+        elif self.memory is None:
             yield "memory: not known, as another engine runs a component"
         else:
             yield self.memory.advice or f"memory: it takes {self.memory}"
@@ -141,6 +147,7 @@ def plan(options: BuildOptions) -> Plan:
         copied=_count_copied(checkpoint, components, place),
         free=shutil.disk_usage(place).free,
         memory=_estimate_memory(settled, components),
+        gpu=settled.memory,
         verify=settled.verification is not None,
     )
 
@@ -165,7 +172,7 @@ def _estimate_memory(
     """What a server takes; `None` where another engine runs a component."""
     from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 
-    if settled.engine != "onnxruntime" or settled.vllm is not None:
+    if set(settled.engines.values()) != {"onnxruntime"}:
         return None
     graphs = components_from_checkpoint(settled.checkpoint, settled.policy)
     decoder = next(graph for graph in graphs if graph.graph == DECODER)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from iblip.engines.memory import MEMORY
 from iblip.export.artifact.manifest import EngineRecord
 from iblip.export.artifact.verified_graph import VerifiedGraph
 from iblip.export.progress import Progress
@@ -14,7 +16,22 @@ from iblip.serving.builder.settled import SettledBuild
 def build_engines(
     work: Path, settled: SettledBuild, verified: Sequence[VerifiedGraph], progress: Progress
 ) -> dict[str, EngineRecord]:
-    """Builds the engine of each component in `work`; returns the records, by component."""
+    """Builds the engine of each component in `work`; returns the records, by component.
+
+    Those that run on a GPU say what they take of its memory (`engines.memory`).
+    """
+    records = _build_engines(work, settled, verified, progress)
+    rows = settled.memory.components if settled.memory else ()
+    for row in rows:
+        record = records[row.component]
+        details = {**record.details, MEMORY: row.to_json()}
+        records[row.component] = replace(record, details=details)
+    return records
+
+
+def _build_engines(
+    work: Path, settled: SettledBuild, verified: Sequence[VerifiedGraph], progress: Progress
+) -> dict[str, EngineRecord]:
     from iblip.engines.kinds import KINDS
 
     records = {}

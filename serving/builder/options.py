@@ -36,19 +36,23 @@ class EngineOptions:
         llm_engine: one of `LLM_ENGINES`: of the language model.
         triton_backend: one of `serving.repository.native.CHOICES`: what of Triton carries vision
             encoder and Q-Former.
+        gpu_memory: bytes of the GPU that all of them share; `None` is that of this machine's GPU,
+            if it has one.
 
     Raises:
-        OptionError: an engine that no language model runs on.
+        OptionError: an engine that no language model runs on, or a GPU without memory.
     """
 
     engine: str = "auto"
     llm_engine: str = "onnxruntime"
     triton_backend: str = "auto"
+    gpu_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.llm_engine not in LLM_ENGINES:
             known = ", ".join(LLM_ENGINES)
             raise OptionError(f"--llm-engine is {self.llm_engine!r}; expected one of {known}")
+        _check_counts(self, "gpu_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +114,10 @@ class LimitOptions:
     """What the server is to take on.
 
     Attributes:
-        slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says.
-        max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own.
+        slots: sequences that the language model runs at once; `None` is what `LLM_ENGINES` says,
+            or on a GPU as many of them as fit.
+        max_length: positions of each, visual prompt, prompt and answer; `None` is the model's own,
+            or on a GPU as many of them as fit (`engines.memory.choose_limits`).
         queue: requests that may wait for slots.
         max_images: most images of a request; `None` is `IMAGES`, or what fits into `max_length`,
             where the family takes several, and else 1.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iblip.engines.memory import MemoryPlan
 from iblip.export.artifact.manifest import ServingLimits
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.source import ModelSource
@@ -40,6 +41,7 @@ class SettledBuild:
         plans: how TensorRT's plans are built.
         sizes: what engines with profiles are made for.
         limits: what the server takes on.
+        memory: what it takes of a GPU; `None` where nothing runs on one.
         caches: what builds share.
         verification: what is compared with transformers; `None` skips it.
     """
@@ -55,6 +57,7 @@ class SettledBuild:
     plans: PlanOptions
     sizes: ProfileOptions
     limits: ServingLimits
+    memory: MemoryPlan | None
     caches: CacheOptions
     verification: VerificationOptions | None
 

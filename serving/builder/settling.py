@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from iblip.export.artifact.manifest import BATCH, IMAGES, MEANS_NOTHING, ServingLimits
+from iblip.engines.memory import MemoryPlan
+from iblip.export.artifact.manifest import (
+    BATCH,
+    IMAGES,
+    MEANS_NOTHING,
+    LanguageModelFacts,
+    ServingLimits,
+)
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.opening import checkpoint_from_source
-from iblip.export.precision import COMPONENTS
+from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
-from iblip.serving.builder.options import LLM_ENGINES, BuildOptions
+from iblip.serving.builder.options import LLM_ENGINES, BuildOptions, LimitOptions
 from iblip.serving.builder.settled import SettledBuild
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ LANGUAGE_MODEL = "language_model"
 
 STAYS_ON_CPU = (
     "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
-    " over slots. --precision language_model=fp16 puts it on the GPU."
+    " over slots. --precision language_model=fp16 (or bf16, int8, int4) puts it on the GPU."
 )
 """Said where ONNX Runtime runs the other components on a GPU."""
 
@@ -35,10 +42,12 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         progress: told what is chosen, and of a download.
 
     Raises:
-        OptionError: an option that does not fit this machine or the others.
+        OptionError: an option that does not fit this machine, its GPU or the others.
         CheckpointError: the checkpoint is missing, truncated or not supported.
     """
     from iblip.engines.selection import choose_engine
+    from iblip.export.checkpoint.facts import language_model_facts
+    from iblip.serving.builder.gpu_memory import plan_of_options
     from iblip.serving.builder.sizes import check_owners, profile_options
     from iblip.serving.repository.native import backend_for, check_native, remark_on_native
 
@@ -46,8 +55,8 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     engine = choose_engine(options.engines.engine, options.plans.targets)
     check_owners(options, engine.kind)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
-    engines = _choose_engines(options, engine.kind)
     quantised = quantisations(options.policy, options.quantisation)
+    engines = _choose_engines(options, engine.kind, quantised)
     _check_precisions(options, engines, quantised, progress)
     backend = backend_for(engine.kind, options.engines.triton_backend)
     check_native(engine.kind, backend, options.policy)
@@ -57,8 +66,11 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
-    policy = options.policy.resolve(checkpoint.config.text_config.model_type)
-    limits = _settle_limits(options, engine.kind, checkpoint)
+    policy = _resolve_policy(options, engines[LANGUAGE_MODEL], checkpoint, progress)
+    facts = language_model_facts(checkpoint)
+    _check_length(options.limits, facts)
+    memory = plan_of_options(options, checkpoint, policy, quantised, engines, facts, progress)
+    limits = _settle_limits(options, engine.kind, checkpoint, facts, memory)
     return SettledBuild(
         destination=destination,
         source=checkpoint.source or options.source,
@@ -70,18 +82,40 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         plans=options.plans,
         sizes=profile_options(options.sizes, limits.max_batch, limits.max_instruction),
         limits=limits,
+        memory=memory,
         vllm=_settle_vllm(options, checkpoint, policy.language_model),
         caches=options.caches,
         verification=options.verification,
     )
 
 
-def _choose_engines(options: BuildOptions, kind: str) -> dict[str, str]:
+def _resolve_policy(
+    options: BuildOptions, kind: str, checkpoint: Checkpoint, progress: Progress
+) -> PrecisionPolicy:
+    """The precision of each component: `lavis` known, and 16 bits around small weights on a GPU."""
+    from iblip.engines.kinds import runs_on_gpu
+
+    model_type = checkpoint.config.text_config.model_type
+    policy = options.policy.resolve(model_type)
+    if not runs_on_gpu(kind):
+        return policy
+    halves = policy.in_halves(model_type)
+    if halves != policy:
+        progress.note(
+            f"language_model={policy.language_model} is {halves.language_model} on {kind}: its"
+            " weights are the same, and all else computes in 16 bits"
+        )
+    return halves
+
+
+def _choose_engines(
+    options: BuildOptions, kind: str, quantised: Mapping[str, Quantisation]
+) -> dict[str, str]:
     """The kind of each component's engine, where the others' is `kind`."""
     from iblip.engines.selection import language_model_kind
 
     word = options.policy.language_model
-    llm = language_model_kind(options.engines.llm_engine, kind, word)
+    llm = language_model_kind(options.engines.llm_engine, kind, word, quantised.get(LANGUAGE_MODEL))
     return dict.fromkeys(COMPONENTS, kind) | {LANGUAGE_MODEL: llm}
 
 
@@ -106,29 +140,40 @@ def _check_precisions(
             progress.note(remark)
 
 
-def _settle_limits(options: BuildOptions, kind: str, checkpoint: Checkpoint) -> ServingLimits:
-    """What the build takes on.
-
-    Raises:
-        OptionError: `max_length` is more than the model has, or has no room for prompt and answer;
-            the family takes one image, or so many do not fit.
-    """
-    from iblip.export.checkpoint.facts import language_model_facts
-    from iblip.serving.builder.sizes import longest_instruction
-
-    asked, facts = options.limits, language_model_facts(checkpoint)
+def _check_length(asked: LimitOptions, facts: LanguageModelFacts) -> None:
+    """Refuses more positions than the model has, and fewer than a prompt and an answer want."""
     # The visual prompt, one token of prompt, one of answer.
     least, most = facts.num_query_tokens + 2, facts.max_length
-    length = most if asked.max_length is None else asked.max_length
-    if not least <= length <= most:
+    if asked.max_length is not None and not least <= asked.max_length <= most:
         raise OptionError(
-            f"--max-length is {length}; this model's sequences have {least} to {most} positions, "
-            f"{facts.num_query_tokens} of them for the image"
+            f"--max-length is {asked.max_length}; this model's sequences have {least} to {most}"
+            f" positions, {facts.num_query_tokens} of them for the image"
         )
+
+
+def _settle_limits(
+    options: BuildOptions,
+    kind: str,
+    checkpoint: Checkpoint,
+    facts: LanguageModelFacts,
+    memory: MemoryPlan | None,
+) -> ServingLimits:
+    """What the build takes on; slots and positions are those of the GPU's plan, if there is one.
+
+    Raises:
+        OptionError: the family takes one image, or so many do not fit.
+    """
+    from iblip.serving.builder.sizes import longest_instruction
+
+    asked = options.limits
+    slots = asked.slots or LLM_ENGINES[options.engines.llm_engine]
+    length = asked.max_length or facts.max_length
+    if memory is not None:
+        slots, length = memory.slots, memory.positions
     room = (length - 2) // facts.num_query_tokens
     images = _settle_images(asked.max_images, checkpoint, room)
     return ServingLimits(
-        slots=asked.slots or LLM_ENGINES[options.engines.llm_engine],
+        slots=slots,
         max_length=length,
         queue=asked.queue,
         images=images,

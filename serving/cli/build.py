@@ -21,6 +21,13 @@ from iblip.serving.cli.options import (
 )
 
 
+def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Raises OptionError for what is no size."""
+    from iblip.engines.memory import bytes_from_text
+
+    return None if text is None else bytes_from_text(text)
+
+
 @click.command()
 @source_options
 @click.option(
@@ -37,9 +44,10 @@ from iblip.serving.cli.options import (
     "--precision",
     default="fp32",
     show_default=True,
-    help="fp32, fp16, bf16, int8, int4 (the language model's weights alone), int8-fp16 and fp8 "
-    "(TensorRT: 8 bits and fp16), lavis (the original's mixture), or a policy per component: "
-    "vision_encoder=int8,language_model=int4.",
+    help="fp32, fp16, bf16, int8, int4 (the language model's weights alone; all else of it is "
+    "float32, on a GPU 16 bits), int4-fp16, int4-bf16, int8-bf16 (all else named), int8-fp16 and "
+    "fp8 (TensorRT: 8 bits and fp16), lavis (the original's mixture), or a policy per component: "
+    "vision_encoder=fp16,language_model=int4.",
 )
 @quantisation_options
 @click.option(
@@ -67,6 +75,13 @@ from iblip.serving.cli.options import (
     "onnxruntime-cuda or onnxruntime-tensorrt), onnxruntime-cuda, or vllm (LLaMA and OPT).",
 )
 @click.option(
+    "--gpu-memory",
+    metavar="SIZE",
+    callback=_read_size,
+    help="Memory of the GPU that the build is for, such as 24GB. Slots and positions that are not "
+    "asked for are chosen to fit. Default: this machine's GPU; without one, 24GB.",
+)
+@click.option(
     "--triton-backend",
     default="auto",
     show_default=True,
@@ -79,19 +94,21 @@ from iblip.serving.cli.options import (
 @click.option(
     "--gpu-memory-utilization",
     type=float,
-    help="vLLM: the share of a GPU's memory that it may take. Default: 0.9.",
+    help="vLLM: the share of a GPU's memory that it may take. Default: what vision encoder and "
+    "Q-Former leave of it.",
 )
 @size_options
 @click.option(
     "--slots",
     type=int,
     help="Sequences that the language model runs at once: every answer or beam is one. "
-    "Default: 8; on vLLM 64.",
+    "Default: 8, on vLLM 64, or on a GPU as many of them as fit.",
 )
 @click.option(
     "--max-length",
     type=int,
-    help="Positions of a sequence: image, prompt and answer. Default: the model's own.",
+    help="Positions of a sequence: image, prompt and answer. Default: the model's own, or on a GPU "
+    "as many of them as fit.",
 )
 @click.option(
     "--max-images",

@@ -11,6 +11,7 @@ import numpy as np
 from iblip.engines.hardware.compatibility import Place, fit
 from iblip.engines.hardware.containers import DEPLOYED, Container
 from iblip.engines.hardware.findings import Finding
+from iblip.engines.memory import plan_of_build
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import IblipError, ServingError
@@ -64,6 +65,7 @@ def findings_of_build(
     here = (*_check_components(manifest, backends, place_here(machine)),)
     here += (*_check_vllm(manifest, machine),)
     here += (*_check_memory(directory, manifest, machine),)
+    here += (*_check_gpu_memory(manifest, machine),)
     here += (*_check_shared_memory(manifest, machine),)
     there: tuple[Finding, ...] = ()
     if container is not None:
@@ -251,6 +253,34 @@ def _check_memory(directory: Path, manifest: Manifest, machine: Machine) -> Iter
         "`--precision language_model=int4`."
         if free < needed.least
         else "Use fewer slots or positions: `slots`, `max_length` in language_model/config.pbtxt.",
+    )
+
+
+def _check_gpu_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
+    """Whether what the build recorded fits the smallest GPU of this machine."""
+    gpus = machine.driver.gpus if machine.driver else ()
+    card = min((gpu.memory for gpu in gpus), default=None)
+    plan = plan_of_build(manifest, card=card)
+    if plan is None:
+        return
+    sizes = [f"{row.component} {gib(row.total)}" for row in plan.components]
+    if plan.position:
+        slots = f"{plan.slots} slots of {plan.positions:,} positions"
+        sizes.append(f"keys and values {gib(plan.caches)} ({slots})")
+    wanted = f"{gib(plan.total)}: {', '.join(sizes)}"
+    if card is None or plan.fits:
+        yield Finding(
+            title="GPU memory",
+            verdict="ok" if plan.fits and card else "note",
+            found=f"serving takes {wanted}",
+        )
+        return
+    yield Finding(
+        title="GPU memory",
+        verdict="warning",
+        found=f"{gib(card)} in all",
+        wanted=wanted,
+        remedy=f"Build it with other options: {plan.advice()}",
     )
 
 

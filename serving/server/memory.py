@@ -8,17 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from iblip.export.artifact.contract import Contract
+from iblip.engines.memory import bytes_a_position
 from iblip.export.artifact.manifest import Manifest
 
 PROCESSES = 384 << 20
 """Bytes of the server and its processes beside weights and caches: 240 MiB as they start (a demo
 checkpoint, proportional set size of all of them), the rest when a model of 7 B has answered."""
-
-CACHES = ("past_key_values.", "cross_key_values.")
-"""How the decoder's inputs begin that live in slots."""
 
 DECODER = "batched_decoder"
 
@@ -113,16 +108,6 @@ def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None
         slots=manifest.limits.slots,
         positions=manifest.limits.max_length,
     )
-
-
-def bytes_a_position(decoder: Contract) -> int:
-    """Bytes of one position in one slot, of every layer's keys and values."""
-    total = 0
-    for spec in decoder.inputs:
-        if spec.name.startswith(CACHES):
-            sizes = [axis for axis in spec.axes if isinstance(axis, int)]  # heads, head_dim
-            total += int(np.prod(sizes)) * np.dtype(spec.numpy_dtype).itemsize
-    return total
 
 
 def loaded_by_place(graphs: Iterable[Path]) -> dict[tuple[Path, int], int]:

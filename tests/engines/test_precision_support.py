@@ -84,6 +84,13 @@ def test_cuda_is_said_to_multiply_floats(precision, options):
     assert check("onnxruntime-cuda", "vision_encoder", "fp16") is None
 
 
+@pytest.mark.parametrize("precision", ["int4-fp16", "int4-bf16", "int8-bf16"])
+def test_sixteen_bits_around_small_weights_are_said_to_be_for_a_gpu(precision):
+    told = check("onnxruntime", "language_model", precision)
+    assert told.startswith(f"language_model={precision}: it is for a GPU")
+    assert check("onnxruntime-cuda", "language_model", precision) is None
+
+
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_wants_scales_that_are_known(engine):
     message = r"vision_encoder=int8 is not for .* Add --int8 static, or --engine onnxruntime"
@@ -94,7 +101,14 @@ def test_tensorrt_wants_scales_that_are_known(engine):
 
 
 @pytest.mark.parametrize(
-    ("precision", "options"), [("int4", {}), ("int8", {}), ("int8", {"llm_int8": "dynamic"})]
+    ("precision", "options"),
+    [
+        ("int4", {}),
+        ("int8", {}),
+        ("int8", {"llm_int8": "dynamic"}),
+        ("language_model=int4-fp16", {}),
+        ("language_model=int8-bf16", {}),
+    ],
 )
 def test_vllm_wants_floats(precision, options):
     with pytest.raises(OptionError, match="Choose fp32, fp16 or bf16 for it"):
@@ -103,11 +117,13 @@ def test_vllm_wants_floats(precision, options):
 
 
 def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
-    for precision in ("fp32", "int4", "int8"):
-        with pytest.raises(OptionError, match="no attention over slots in float32"):
-            check("onnxruntime-cuda", "language_model", precision)
-    for precision in ("fp16", "bf16", "lavis"):
+    with pytest.raises(OptionError, match="no attention over slots in float32"):
+        check("onnxruntime-cuda", "language_model", "fp32")
+    # Small weights get 16 bits around them (`PrecisionPolicy.in_halves`).
+    for precision in ("fp16", "bf16", "lavis", "int4", "int8", "int4-fp16"):
         check("onnxruntime-cuda", "language_model", precision)
+    with pytest.raises(OptionError, match="DynamicQuantizeLinear, MatMulInteger"):
+        check("onnxruntime-cuda", "language_model", "int8", llm_int8="dynamic")
     check("onnxruntime-cuda", "vision_encoder", "fp32")
     with pytest.raises(OptionError, match="DynamicQuantizeLinear, MatMulInteger"):
         check("onnxruntime-cuda", "vision_encoder", "int8")

@@ -13,6 +13,7 @@ from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.kinds import KINDS
 from iblip.engines.selection import choose_engine, language_model_kind
 from iblip.export.errors import OptionError
+from iblip.export.quantisation.options import Quantisation
 
 
 def test_auto_takes_onnxruntime_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +53,9 @@ def test_onnxruntime_runs_the_language_model_where_the_components_are() -> None:
     assert language_model_kind("onnxruntime", tensorrt, "fp32") == "onnxruntime"
     assert language_model_kind("onnxruntime", "tensorrt", "fp16") == "onnxruntime"
     assert language_model_kind(cuda, "tensorrt", "fp32") == cuda
+    assert language_model_kind("onnxruntime", cuda, "int4", Quantisation(bits=4)) == cuda
+    found_at_run_time = Quantisation(bits=8, activations="dynamic")
+    assert language_model_kind("onnxruntime", cuda, "int8", found_at_run_time) == "onnxruntime"
     assert language_model_kind("vllm", cuda, "fp16") == "vllm"
 
 

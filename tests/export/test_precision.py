@@ -1,7 +1,7 @@
 import pytest
 
 from iblip.export.errors import OptionError
-from iblip.export.precision import COMPONENTS, DTYPES, PrecisionPolicy
+from iblip.export.precision import BETWEEN, COMPONENTS, DTYPES, PrecisionPolicy
 
 
 def words(text):
@@ -35,12 +35,15 @@ def test_a_policy_leaves_the_rest_at_fp32():
     [
         (
             "fp61",
-            "no precision 'fp61'; known: fp32, fp16, bf16, int8, int4, int8-fp16, fp8, lavis. Did",
+            "no precision 'fp61'; known: fp32, fp16, bf16, int8, int4, int8-fp16, int8-bf16,"
+            " int4-fp16, int4-bf16, fp8, lavis. Did",
         ),
         ("vision=fp16", "no component 'vision'.*Did you mean 'vision_encoder'"),
         ("qformer=fp16,qformer=fp32", "qformer is named twice"),
         ("qformer=", "no precision ''"),
         ("vision_encoder=int4", "vision_encoder cannot be int4, only language_model can"),
+        ("qformer=int4-bf16", "qformer cannot be int4-bf16, only language_model can"),
+        ("vision_encoder=int8-bf16", "vision_encoder cannot be int8-bf16, only language_model can"),
         ("language_model=fp8", "language_model cannot be fp8, only vision_encoder and qformer can"),
     ],
 )
@@ -72,6 +75,31 @@ def test_the_originals_mixture_depends_on_its_language_model():
     assert policy.resolve("t5").language_model == "bf16"
     assert policy.resolve("t5").dtype("language_model") == "bfloat16"
     assert PrecisionPolicy.parse("int4").resolve("t5") == PrecisionPolicy.parse("int4")
+
+
+def test_small_weights_get_sixteen_bits_around_them_on_a_gpu():
+    policy = PrecisionPolicy.parse("vision_encoder=fp16,language_model=int4")
+    assert policy.in_halves("llama").language_model == "int4-fp16"
+    assert policy.in_halves("llama").dtype("language_model") == "float16"
+    assert policy.in_halves("t5").language_model == "int4-bf16"  # as the original
+    assert PrecisionPolicy.parse("int8").in_halves("opt").to_json() == {
+        "vision_encoder": "int8",
+        "qformer": "int8",
+        "language_model": "int8-fp16",
+    }
+    for text in ("fp32", "fp16", "int4-bf16", "fp8"):
+        assert PrecisionPolicy.parse(text).in_halves("t5") == PrecisionPolicy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "other"), [("int4-fp16", "fp16"), ("int4-bf16", "bf16"), ("int8-bf16", "bf16")]
+)
+def test_small_weights_and_a_dtype_are_that_dtype_for_every_component(word, other):
+    assert words(word) == {"vision_encoder": other, "qformer": other, "language_model": word}
+
+
+def test_what_passes_between_components_is_never_bfloat16():
+    assert set(BETWEEN.values()) == {"float32", "float16"}
 
 
 @pytest.mark.parametrize("word", DTYPES)

@@ -14,6 +14,9 @@ EXECUTORS: Mapping[str, str] = {
 }
 """Executor to what it spreads vLLM's shares of a model over."""
 
+UTILIZATION = 0.9
+"""The share of a GPU's memory that vLLM takes where nothing says more."""
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 """Precision words whose dtype vLLM keeps weights in and computes in."""
 
@@ -26,7 +29,8 @@ class VllmSettings:
         tensor_parallel: devices that each layer is spread over.
         pipeline_parallel: groups of layers, each on devices of its own.
         executor: a key of `EXECUTORS`.
-        gpu_memory_utilization: the share of a GPU's memory that vLLM may take.
+        gpu_memory_utilization: the share of a GPU's memory that vLLM may take; `None` is what the
+            components beside it leave (`engines.memory`), or `UTILIZATION` where that is not known.
 
     Raises:
         OptionError: the message names the option of `export build`, its value and its range.
@@ -35,7 +39,7 @@ class VllmSettings:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     executor: str = "mp"
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel", "pipeline_parallel"):
@@ -44,11 +48,9 @@ class VllmSettings:
         if self.executor not in EXECUTORS:
             known = ", ".join(f"{name} ({what})" for name, what in EXECUTORS.items())
             raise OptionError(f"--executor is {self.executor!r}; expected one of {known}")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise OptionError(
-                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; "
-                "expected above 0, at most 1"
-            )
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise OptionError(f"--gpu-memory-utilization is {share}; expected above 0, at most 1")
 
     @classmethod
     def from_details(cls, details: Mapping[str, Any]) -> Self:
@@ -82,7 +84,7 @@ class VllmSettings:
         arguments: dict[str, Any] = {
             "tensor_parallel_size": self.tensor_parallel,
             "pipeline_parallel_size": self.pipeline_parallel,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "gpu_memory_utilization": self.gpu_memory_utilization or UTILIZATION,
         }
         # One device needs no executor, and vLLM is quicker without.
         if self.executor != "mp" or self.tensor_parallel * self.pipeline_parallel > 1:

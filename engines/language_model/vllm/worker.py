@@ -150,10 +150,11 @@ class Worker:
 def _for_device(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The engine's arguments for this device. On a CPU it also sets environment variables.
 
-    On a GPU vLLM itself finds how much memory is left for keys and values. On a CPU it would take
-    nearly all memory, so it gets a computed size. There it would also compile small functions when
-    a request first needs them, which blocks all others for a minute; and it expects a NUMA node for
-    each share of a model, of which a machine may have too few.
+    On a GPU vLLM is told how much memory it may take, or itself finds what is left for keys and
+    values. On a CPU it would take nearly all memory, so it gets a computed size. There it would
+    also compile small functions when a request first needs them, which blocks all others for a
+    minute; and it expects a NUMA node for each share of a model, of which a machine may have too
+    few.
     """
     from vllm.platforms import current_platform
 

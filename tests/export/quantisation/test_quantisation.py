@@ -13,7 +13,9 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
 from iblip.export.artifact.contract import DTYPES
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
-from iblip.export.errors import OptionError
+from iblip.export.errors import ExportError, OptionError
+from iblip.export.graph.bfloat16 import compute_in_float32
+from iblip.export.graph.onnxruntime_values import run as run_session
 from iblip.export.precision import PrecisionPolicy
 from iblip.export.quantisation import blockwise, channelwise
 from iblip.export.quantisation.blockwise import (
@@ -27,6 +29,7 @@ from iblip.export.quantisation.formats import FORMATS
 from iblip.export.quantisation.graph import quantise
 from iblip.export.quantisation.measuring import Measurements
 from iblip.export.quantisation.options import Quantisation, QuantisationOptions, quantisations
+from iblip.export.weights.casts import array_from_tensor
 from iblip.export.weights.recipe import Recipe
 from tests.cases import integers_saturate
 
@@ -56,9 +59,9 @@ def unpacked(numbers, bits):
     return pairs.reshape(*numbers.shape[:-1], -1).astype(np.float32)
 
 
-def floats_from(how, tensor):
+def floats_from(how, tensor, dtype="float32"):
     """The matrix that the recipes stand for."""
-    kinds = {"uint8": Integers, "float32": Scales}
+    kinds = {"uint8": Integers, dtype: Scales}
     numbers, scales = (
         kind(source=tensor, dtype=d, matrix=how).evaluate() for d, kind in kinds.items()
     )
@@ -66,7 +69,7 @@ def floats_from(how, tensor):
     if not how.symmetric:
         packed = ZeroPoints(source=tensor, dtype="uint8", matrix=how).evaluate()
         zeros = unpacked(packed, how.bits)[:, : how.blocks]
-    found = (unpacked(numbers, how.bits) - zeros[..., None]) * scales[..., None]
+    found = (unpacked(numbers, how.bits) - zeros[..., None]) * scales[..., None].astype(np.float32)
     return found.reshape(len(found), -1)[:, : tensor.shape[1]]
 
 
@@ -107,7 +110,7 @@ def test_k_quant_is_nearer_than_rounding_in_large_blocks():
     weights = torch.randn(256, 128, generator=torch.Generator().manual_seed(0))
 
     def error(method):
-        numbers, scales, zeros = METHODS[method, False](weights, 4)
+        numbers, scales, zeros = METHODS[method, False](weights, 4, lambda scales: scales)
         found = (numbers.float() - zeros.float()[:, None]) * scales[:, None]
         return float(torch.square(found - weights).mean())
 
@@ -225,6 +228,65 @@ def test_the_product_is_that_of_the_rounded_weights(source, bits, symmetric, met
     wanted = x @ floats_from(blockwise_matrix(tensor, **how), tensor).T
     for found in run(model, made, x):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), itertools.product((4, 8), (True, False)))
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_product_of_activations_of_sixteen_bits_has_scales_of_sixteen(
+    source, dtype, bits, symmetric
+):
+    _, tensor = source
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        graph ({dtype}[batch, {IN}] x, {dtype}[{OUT}, {IN}] weight, {dtype}[{OUT}] bias) =>
+            (float[batch, {OUT}] y) {{
+            turned = Transpose<perm = [1, 0]>(weight)
+            product = MatMul(x, turned)
+            sum = Add(product, bias)
+            y = Cast<to = 1>(sum)
+        }}"""
+    )
+    bias = torch.randn(OUT, generator=torch.Generator().manual_seed(3)).to(getattr(torch, dtype))
+    for name in ("bias", "weight"):
+        model.graph.initializers[name] = model.graph.inputs.pop()
+    model.graph.initializers["bias"].const_value = ir.tensor(array_from_tensor(bias), name="bias")
+    for value in model.graph.all_nodes():  # as a trace has it
+        for output in value.outputs:
+            output.dtype = output.dtype or ir.DataType[dtype.upper()]
+    how = {"bits": bits, "symmetric": symmetric, "block_size": 32}
+    recipes = {"weight": Recipe(source=tensor, dtype=dtype)}
+    made = quantise(model, recipes, Measurements(quantisation=Quantisation(**how)))
+    (product, _) = model.graph
+    assert product.op_type == "MatMulNBits"
+    assert product.inputs[5].name == "bias"
+    scales = made[f"weight.int{bits}_scales"]
+    assert scales.dtype == dtype
+    assert scales.evaluate().dtype == np.dtype(DTYPES[dtype])
+    assert scales.nbytes == scales.evaluate().nbytes
+    for name, recipe in made.items():
+        model.graph.initializers[name].const_value = ir.tensor(recipe.evaluate(), name=name)
+    product.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
+    assert compute_in_float32(model) == (dtype == "bfloat16")  # the CPU has no kernel for that
+    x = np.random.default_rng(2).standard_normal((4, IN)).astype(DTYPES[dtype])
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    found = run_session(session, ["y"], {"x": x})["y"]
+    weights = floats_from(blockwise_matrix(tensor, **how, dtype=dtype), tensor, dtype)
+    wanted = x.astype(np.float32) @ weights.T + bias.float().numpy()
+    np.testing.assert_allclose(found, wanted, atol=0.02 if dtype == "float16" else 0.15)
+    # The weights are those of the rounded scales: none is further away than half of one.
+    allowed = np.repeat(np.abs(scales.evaluate().astype(np.float32)), 32, axis=1)[:, :IN]
+    assert np.mean(np.abs(weights - source[0]) <= allowed * 0.5001) > 0.95
+
+
+def test_scales_that_a_dtype_does_not_hold_are_refused(tmp_path):
+    matrix = np.full((2, 32), 1e6, np.float32)
+    safetensors.numpy.save_file({"weight": matrix}, tmp_path / "model.safetensors")
+    tensor = tensors_from_safetensors(tmp_path / "model.safetensors")["weight"]
+    how = blockwise_matrix(tensor, dtype="float16")
+    with pytest.raises(
+        ExportError, match=r"weight: its weights have scales up to 1\.25e\+05, which"
+    ):
+        Integers(source=tensor, dtype="uint8", matrix=how).evaluate()
 
 
 @pytest.mark.parametrize("builder", channelwise.BUILDERS)
