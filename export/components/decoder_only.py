@@ -108,7 +108,7 @@ class BatchedDecoder(torch.nn.Module):
         """Gives `logits` float32 `[wanted, vocab]`, then every slot with its new tokens."""
         slots = Slots(
             past=past_key_values,
-            last=position_ids[:, -1].to(torch.int32),
+            last=position_ids.select(1, -1).to(torch.int32),
             total=total_sequence_length,
             rotary=[self.get_buffer(name) for name in self.tables],
         )

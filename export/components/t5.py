@@ -154,7 +154,7 @@ class T5BatchedDecoder(_T5):
         half = len(key_values) // 2
         slots = Slots(
             past=key_values[:half],
-            last=position_ids[:, -1].to(torch.int32),
+            last=position_ids.select(1, -1).to(torch.int32),
             total=total_sequence_length,
             cross=key_values[half:],
             cross_last=(source_lengths - 1).to(torch.int32),
