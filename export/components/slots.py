@@ -70,13 +70,15 @@ def embed(
 
 
 def pick(hidden: torch.Tensor, logits_at: torch.Tensor) -> torch.Tensor:
-    """Returns the hidden states `[wanted, hidden]` whose logits are wanted.
+    """Returns the hidden states `[1, wanted, hidden]` whose logits are wanted.
+
+    With three axes the head is a MatMul like every other matrix; with two it would be a Gemm.
 
     Args:
         hidden: `[batch, sequence, hidden]`.
         logits_at: int64 `[wanted]`, indices into `[batch * sequence]`.
     """
-    return torch.index_select(hidden.flatten(0, 1), 0, logits_at)
+    return torch.index_select(hidden.flatten(0, 1), 0, logits_at)[None]
 
 
 @dataclass

@@ -38,7 +38,7 @@ class _T5(torch.nn.Module):
         self.language_model = module_from_config(T5ForConditionalGeneration, config, self.attention)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        # [..., hidden] to float32 [..., vocab]
+        # [batch, sequence, hidden] to float32 [batch, sequence, vocab]
         model = self.language_model
         if model.config.scale_decoder_outputs:
             hidden = hidden * (model.model_dim**-0.5)
@@ -176,7 +176,7 @@ class T5BatchedDecoder(_T5):
             use_cache=True,
             slots=slots,
         ).last_hidden_state
-        return [self._logits(pick(hidden, logits_at)), *slots.present]
+        return [self._logits(pick(hidden, logits_at)).squeeze(0), *slots.present]
 
     def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """T5's relative position bias, which differs from row to row with its position.
