@@ -37,7 +37,7 @@ def test_an_engine_is_warm_when_it_is_open(engine: Make, scripted: Make) -> None
     assert model.warm
     cold = scripted()
     cold.warm_up = lambda: 1 / 0
-    with pytest.raises(EngineError, match="engine stopped .*ZeroDivisionError"):
+    with pytest.raises(EngineError, match=r"engine stopped .*ZeroDivisionError"):
         engine(cold)
     assert cold.closed
 
