@@ -8,7 +8,8 @@ Importing this module does not load CUDA.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,20 @@ from iblip.export.errors import EngineError
 Array = npt.NDArray[Any]
 
 INSTALL = "Run `pip install cuda-bindings`; the extras gpu, tensorrt and tensorrt-rtx have it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxCopy:
+    """One copy of `Device.copy_boxes`.
+
+    Attributes:
+        target, source: addresses of the first bytes.
+        width: bytes of each row.
+    """
+
+    target: int
+    source: int
+    width: int
 
 
 class Device(Protocol):
@@ -66,10 +81,26 @@ class Device(Protocol):
         """Copies from the GPU into a contiguous array, which is filled after `synchronize`."""
         ...
 
-    def copy_rows(
-        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    def copy_boxes(
+        self,
+        boxes: Sequence[BoxCopy],
+        *,
+        pitch: int,
+        rows: int,
+        layer: int,
+        layers: int,
+        stream: int,
     ) -> None:
-        """Copies within the GPU: `rows` pieces of `width` bytes, `pitch` bytes apart."""
+        """Copies boxes within the GPU, in any order: what is read is not written.
+
+        Args:
+            boxes: of each, `layers` times `rows` pieces of its width.
+            pitch: bytes from one row of a layer to the next.
+            rows: of a layer.
+            layer: bytes from one layer to the next, a multiple of `pitch`.
+            layers: of a box.
+            stream: that the copies are queued on.
+        """
         ...
 
     def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
@@ -162,13 +193,28 @@ class CudaDevice:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(array.ctypes.data, address, array.nbytes, kind, stream)
 
-    def copy_rows(
-        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    def copy_boxes(
+        self,
+        boxes: Sequence[BoxCopy],
+        *,
+        pitch: int,
+        rows: int,
+        layer: int,
+        layers: int,
+        stream: int,
     ) -> None:
-        """As `Device.copy_rows`."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        if width and rows:
-            self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, width, rows, kind, stream)
+        """As `Device.copy_boxes`, in one call."""
+        runtime, copies = self._runtime, []
+        for box in boxes:
+            copy = runtime.cudaMemcpy3DBatchOp()
+            copy.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
+            for operand, address in ((copy.src, box.source), (copy.dst, box.target)):
+                operand.type = runtime.cudaMemcpy3DOperandType.cudaMemcpyOperandTypePointer
+                operand.op.ptr.ptr = address
+                operand.op.ptr.rowLength, operand.op.ptr.layerHeight = pitch, layer // pitch
+            copy.extent.width, copy.extent.height, copy.extent.depth = box.width, rows, layers
+            copies.append(copy)
+        self._call("cudaMemcpy3DBatchAsync", len(copies), copies, 0, stream)
 
     def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
         """As `Device.upload_rows`."""

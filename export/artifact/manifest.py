@@ -23,7 +23,7 @@ from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.rebuild_command import rebuild_command
 from iblip.export.errors import BuildDirectoryError
 
-FORMAT = 4
+FORMAT = 5
 """The manifest's format number; a reader refuses any other."""
 
 SLOTS = 8

@@ -23,10 +23,12 @@ from iblip.export.components.language_model import (
     embed_tokens,
     inputs_embeds_spec,
     logits_spec,
+    slot_logits_spec,
+    slot_specs,
     tensors_from_cache,
 )
 from iblip.export.components.slots import NAME as SLOTS
-from iblip.export.components.slots import Slots
+from iblip.export.components.slots import Slots, embed, pick
 
 
 class Decoder(torch.nn.Module):
@@ -78,7 +80,7 @@ def fuse_nothing(_: Any) -> Sequence[torch.Tensor]:
 
 
 class BatchedDecoder(torch.nn.Module):
-    """Embeddings and slots to logits and the same slots.
+    """Tokens and slots to logits and the same slots; see `export.components.slots`.
 
     Args:
         kind: transformers' class, a causal language model.
@@ -96,31 +98,31 @@ class BatchedDecoder(torch.nn.Module):
 
     def forward(
         self,
+        input_ids: torch.Tensor,
         inputs_embeds: torch.Tensor,
         position_ids: torch.Tensor,
+        logits_at: torch.Tensor,
+        total_sequence_length: torch.Tensor,
         past_key_values: list[torch.Tensor],
     ) -> list[torch.Tensor]:
-        """Gives `logits` float32 `[batch, sequence, vocab]`, then every slot with its new tokens.
-
-        Args:
-            inputs_embeds: `[batch, sequence, hidden]`; sequence above 1 only where batch is 1.
-            position_ids: int64 `[batch, sequence]`, where in its slot each token is put.
-            past_key_values: `[batch, kv_heads, capacity, head_dim]` each.
-        """
+        """Gives `logits` float32 `[wanted, vocab]`, then every slot with its new tokens."""
         slots = Slots(
             past=past_key_values,
-            last=position_ids[:, -1].to(torch.int32),
+            last=position_ids.select(1, -1).to(torch.int32),
+            total=total_sequence_length,
             rotary=[self.get_buffer(name) for name in self.tables],
         )
-        logits = self.language_model(
-            inputs_embeds=inputs_embeds,
+        model = self.language_model
+        hidden = model.model(
+            inputs_embeds=embed(model.get_input_embeddings(), input_ids, inputs_embeds),
             # Of four axes, so that transformers makes none of its own.
             attention_mask=inputs_embeds.new_zeros(1, 1, 1, 1),
             position_ids=position_ids,
             past_key_values=slots,
             use_cache=True,
             slots=slots,
-        ).logits
+        ).last_hidden_state
+        logits = model.lm_head(pick(hidden, logits_at)).squeeze(0)  # [wanted, vocab]
         return [logits.to(torch.float32), *slots.present]
 
 
@@ -169,10 +171,12 @@ def decoder_only(
         graph="batched_decoder",
         precision=precision,
         contract=Contract(
-            inputs=(embeds, positions, *caches("past_key_values", "capacity")),
-            outputs=(logits, *caches("present_key_values", "capacity")),
+            inputs=(*slot_specs(hidden=embeds), *caches("past_key_values", "capacity")),
+            outputs=(
+                slot_logits_spec(text_config.vocab_size),
+                *caches("present_key_values", "capacity"),
+            ),
         ),
         module=lambda: BatchedDecoder(kind, text_config, fuse),
     )
-    embed = embed_tokens(text_config, embedding, precision=precision)
-    return embed, decoder, batched_decoder
+    return embed_tokens(text_config, embedding, precision=precision), decoder, batched_decoder

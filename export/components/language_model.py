@@ -67,6 +67,26 @@ def inputs_embeds_spec(hidden_size: int, precision: str) -> TensorSpec:
     return TensorSpec(name="inputs_embeds", dtype=DTYPES[precision], axes=axes)
 
 
+def slot_specs(*, hidden: TensorSpec | None = None) -> tuple[TensorSpec, ...]:
+    """Returns the inputs of every `batched_decoder` but the caches; see `export.components.slots`.
+
+    Args:
+        hidden: the spec of `inputs_embeds`, where it may take the place of token ids.
+    """
+    return (
+        TensorSpec(name="input_ids", dtype="int64", axes=IDS),
+        *([hidden] if hidden else []),
+        TensorSpec(name="position_ids", dtype="int64", axes=IDS),
+        TensorSpec(name="logits_at", dtype="int64", axes=("wanted",)),
+        TensorSpec(name="total_sequence_length", dtype="int32", axes=(1,)),
+    )
+
+
+def slot_logits_spec(vocab_size: int) -> TensorSpec:
+    """Returns the spec of the next-token scores at the positions `logits_at`, always float32."""
+    return TensorSpec(name="logits", dtype="float32", axes=("wanted", vocab_size))
+
+
 def logits_spec(vocab_size: int) -> TensorSpec:
     """Returns the spec of the next-token scores at every position, always float32."""
     return TensorSpec(name="logits", dtype="float32", axes=(*IDS, vocab_size))

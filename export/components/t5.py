@@ -17,16 +17,17 @@ from iblip.export.components.attention import NAME, causal_mask, module_from_con
 from iblip.export.components.block_marks import mark
 from iblip.export.components.component import Component
 from iblip.export.components.language_model import (
-    IDS,
     cache_from_tensors,
     cache_specs,
     embed_tokens,
     inputs_embeds_spec,
     logits_spec,
+    slot_logits_spec,
+    slot_specs,
     tensors_from_cache,
 )
 from iblip.export.components.slots import NAME as SLOTS
-from iblip.export.components.slots import Slots
+from iblip.export.components.slots import Slots, pick
 
 
 class _T5(torch.nn.Module):
@@ -119,7 +120,7 @@ class T5Decoder(_T5):
 
 
 class T5BatchedDecoder(_T5):
-    """Embeddings and slots to logits and the same slots.
+    """Tokens and slots to logits and the same slots.
 
     Args:
         config: the checkpoint's text config.
@@ -129,19 +130,23 @@ class T5BatchedDecoder(_T5):
 
     def forward(
         self,
-        inputs_embeds: torch.Tensor,
+        input_ids: torch.Tensor,
         position_ids: torch.Tensor,
+        logits_at: torch.Tensor,
+        total_sequence_length: torch.Tensor,
         key_positions: torch.Tensor,
         source_lengths: torch.Tensor,
+        total_source_length: torch.Tensor,
         key_values: list[torch.Tensor],
     ) -> list[torch.Tensor]:
-        """Gives `logits` float32 `[batch, sequence, vocab]`, then every slot with its new tokens.
+        """Gives `logits` float32 `[wanted, vocab]`, then every slot with its new tokens.
 
         Args:
-            inputs_embeds: `[batch, sequence, hidden]`; sequence above 1 only where batch is 1.
-            position_ids: int64 `[batch, sequence]`, where in its slot each token is put.
-            key_positions: int64 `[total]`, 0 to the greatest of `position_ids`.
+            input_ids, position_ids, logits_at, total_sequence_length: see
+                `export.components.slots`.
+            key_positions: int64 `[total]`, 0 to `total_sequence_length` - 1.
             source_lengths: int64 `[batch]`, how much of its cross keys and values each row has.
+            total_source_length: int32 `[1]`, on the host, at least the largest `source_lengths`.
             key_values: the slots of every layer, `[batch, heads, capacity, head_dim]` each; then
                 the encoder's, `[batch, heads, source_capacity, head_dim]` each.
         """
@@ -149,26 +154,29 @@ class T5BatchedDecoder(_T5):
         half = len(key_values) // 2
         slots = Slots(
             past=key_values[:half],
-            last=position_ids[:, -1].to(torch.int32),
+            last=position_ids.select(1, -1).to(torch.int32),
+            total=total_sequence_length,
             cross=key_values[half:],
             cross_last=(source_lengths - 1).to(torch.int32),
+            cross_total=total_source_length,
             bias=self._bias(position_ids, key_positions),
         )
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         cache.self_attention_cache = cache.cross_attention_cache = slots  # type: ignore[assignment]
         cache.is_updated = dict.fromkeys(range(half // 2), True)
         # Of four axes, so that transformers makes none of its own.
-        no_mask = inputs_embeds.new_zeros(1, 1, 1, 1)
+        embeds = model.shared(input_ids)  # [batch, sequence, hidden]
+        no_mask = embeds.new_zeros(1, 1, 1, 1)
         hidden = model.decoder(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=embeds,
             attention_mask=no_mask,
-            encoder_hidden_states=inputs_embeds,
+            encoder_hidden_states=embeds,
             encoder_attention_mask=no_mask,
             past_key_values=cache,
             use_cache=True,
             slots=slots,
         ).last_hidden_state
-        return [self._logits(hidden), *slots.present]
+        return [self._logits(pick(hidden, logits_at)).squeeze(0), *slots.present]
 
     def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """T5's relative position bias, which differs from row to row with its position.
@@ -226,14 +234,17 @@ def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
         precision=precision,
         contract=Contract(
             inputs=(
-                embeds,
-                TensorSpec(name="position_ids", dtype="int64", axes=IDS),
+                *slot_specs(),
                 TensorSpec(name="key_positions", dtype="int64", axes=("total",)),
                 TensorSpec(name="source_lengths", dtype="int64", axes=("batch",)),
+                TensorSpec(name="total_source_length", dtype="int32", axes=(1,)),
                 *caches("past_key_values", "capacity"),
                 *caches("cross_key_values", "source_capacity"),
             ),
-            outputs=(logits_spec(text.vocab_size), *caches("present_key_values", "capacity")),
+            outputs=(
+                slot_logits_spec(text.vocab_size),
+                *caches("present_key_values", "capacity"),
+            ),
         ),
         module=lambda: T5BatchedDecoder(text),
     )

@@ -201,7 +201,7 @@ def _example(contract: Contract, mode: FakeTensorMode) -> tuple[tuple[Any, ...],
     plain = [spec for spec in contract.inputs if LIST_INPUTS not in spec.name]
     listed = [spec for spec in contract.inputs if LIST_INPUTS in spec.name]
     sizes = {"batch": 2, "sequence": 3, "past": 5, "total": 8, "instruction": 7, "source": 11}
-    sizes |= {"capacity": 13, "source_capacity": 17}
+    sizes |= {"capacity": 13, "source_capacity": 17, "wanted": 4}
 
     def tensor(spec: TensorSpec) -> torch.Tensor:
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes]

@@ -48,6 +48,9 @@ class OnnxEngine:
         facts: of the model.
         queue_limit: how many requests may wait, not counting those that run.
         stop: strings that end any answer of this model.
+
+    Raises:
+        EngineError: the model failed as it was warmed up; it is closed then.
     """
 
     def __init__(
@@ -70,11 +73,16 @@ class OnnxEngine:
         self._running: list[Ticket] = []  # for `close`, which another thread calls
         self._stop_reason = ""  # why it takes no more requests; empty while it does
         self._freed = False
+        self._warm = threading.Event()
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="language-model", daemon=True)
         self._worker.start()
         # A daemon thread inside ONNX Runtime while the interpreter ends would crash it.
         atexit.register(self.close)
+        self._warm.wait()
+        if self._stop_reason:
+            self.close()
+            raise EngineError(self._stop_reason)
 
     def __enter__(self) -> OnnxEngine:
         return self
@@ -189,6 +197,8 @@ class OnnxEngine:
 
     def _work(self) -> None:
         try:
+            self._model.warm_up()  # in this thread: captured graphs are a thread's own
+            self._warm.set()
             while self._admit():
                 self._scheduler.turn()
                 self._scheduler.drop()
@@ -197,6 +207,8 @@ class OnnxEngine:
             logger.exception("the language-model engine stopped")
             remedy = RESTART if find_fatal(error) else "Start it again."
             self._stop(f"the language-model engine stopped ({error!r}). {remedy}")
+        finally:
+            self._warm.set()
 
     def _admit(self) -> bool:
         """Admits requests that fit, in order; waits if there are none. `False` at the end."""

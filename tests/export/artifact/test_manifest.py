@@ -19,8 +19,8 @@ def test_a_build_reads_back_as_it_was_written(vicuna_build, tmp_path):
         ("{", "is not valid JSON"),
         ('{"format": 99}', "has format 99; this version reads 4"),
         ('{"format": 3}', "has format 3; this version reads 4. Build it again"),
-        ('{"format": 4}', "is incomplete"),
-        ('{"format": 4, "components": []}', "is incomplete"),
+        ('{"format": 5}', "is incomplete"),
+        ('{"format": 5, "components": []}', "is incomplete"),
         ("[]", "has format None"),
     ],
 )
