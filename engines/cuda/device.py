@@ -8,7 +8,8 @@ Importing this module does not load CUDA.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,20 @@ from iblip.export.errors import EngineError
 Array = npt.NDArray[Any]
 
 INSTALL = "Run `pip install 'iblip[gpu]'` or `pip install 'iblip[tensorrt-rtx]'`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxCopy:
+    """One copy of `Device.copy_boxes`.
+
+    Attributes:
+        target, source: addresses of the first bytes.
+        width: bytes of each row.
+    """
+
+    target: int
+    source: int
+    width: int
 
 
 class Device(Protocol):
@@ -66,10 +81,26 @@ class Device(Protocol):
         """Copies from the GPU into a contiguous array, which is filled after `synchronize`."""
         ...
 
-    def copy_rows(
-        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    def copy_boxes(
+        self,
+        boxes: Sequence[BoxCopy],
+        *,
+        pitch: int,
+        rows: int,
+        layer: int,
+        layers: int,
+        stream: int,
     ) -> None:
-        """Copies within the GPU: `rows` pieces of `width` bytes, `pitch` bytes apart."""
+        """Copies boxes within the GPU, in any order: what is read is not written.
+
+        Args:
+            boxes: of each, `layers` times `rows` pieces of its width.
+            pitch: bytes from one row of a layer to the next.
+            rows: of a layer.
+            layer: bytes from one layer to the next, a multiple of `pitch`.
+            layers: of a box.
+            stream: that the copies are queued on.
+        """
         ...
 
     def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
@@ -162,13 +193,30 @@ class CudaDevice:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(array.ctypes.data, address, array.nbytes, kind, stream)
 
-    def copy_rows(
-        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    def copy_boxes(
+        self,
+        boxes: Sequence[BoxCopy],
+        *,
+        pitch: int,
+        rows: int,
+        layer: int,
+        layers: int,
+        stream: int,
     ) -> None:
-        """As `Device.copy_rows`."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        if width and rows:
-            self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, width, rows, kind, stream)
+        """As `Device.copy_boxes`: one call a box."""
+        for box in boxes:
+            copy = self._runtime.cudaMemcpy3DParms()
+            copy.srcPtr = self._pitched(box.source, pitch, layer)
+            copy.dstPtr = self._pitched(box.target, pitch, layer)
+            copy.extent.width, copy.extent.height, copy.extent.depth = box.width, rows, layers
+            copy.kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+            self._call("cudaMemcpy3DAsync", copy, stream)
+
+    def _pitched(self, address: int, pitch: int, layer: int) -> Any:
+        pointer = self._runtime.cudaPitchedPtr()
+        pointer.ptr, pointer.pitch = address, pitch
+        pointer.xsize, pointer.ysize = pitch, layer // pitch
+        return pointer
 
     def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
         """As `Device.upload_rows`."""

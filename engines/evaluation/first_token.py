@@ -107,7 +107,7 @@ def _run_qformer(
 def _read_first_logits(model: BatchModel, prompt: Any) -> Array:
     """Reads a prompt into a slot, then frees the slot; returns the logits `[vocab]`, float32."""
     slot = model.acquire()
-    logits = model.prefill(slot, prompt, prompt.positions)
+    logits = model.prefill({slot: prompt}, prompt.positions)[slot]
     if logits is None:  # T5 has only encoded
         assert model.start_token is not None
         logits = model.step({slot: model.start_token})[0]

@@ -38,19 +38,23 @@ class Binding:
     """Arrays bound to a session's inputs and outputs, of the host or of a GPU.
 
     What is bound stays bound: to run again on other values, write them into the same arrays. An
-    array may be bound as both an input and an output if the graph's kernels can work in place.
+    array may be bound as both an input and an output if the graph's kernels can work in place. On a
+    GPU, a host's array may be bound only where the graph reads it on the host: elsewhere ONNX
+    Runtime would copy it once, as it is bound.
 
     Args:
         session: an `onnxruntime.InferenceSession`.
         title: of the graph, for messages.
-        memory: ONNX Runtime's name of the memory that the session works in: `cpu` or `cuda`.
+        replayed: of a session that captures CUDA graphs, the number of the one to capture in the
+            first run and to replay in the others, or -1 to capture none; `None` for a session that
+            captures none. Sessions keep captured graphs by thread.
     """
 
-    def __init__(self, session: Any, title: str, *, memory: str = "cpu") -> None:
+    def __init__(self, session: Any, title: str, *, replayed: int | None = None) -> None:
         self._session = session
         self._title = title
-        self._memory = memory
         self._binding = session.io_binding()
+        self._options = None if replayed is None else _options(replayed)
         # Kept alive: ONNX Runtime holds their addresses alone.
         self._inputs: dict[str, Array | DeviceArray] = {}
         self._outputs: dict[str, Array | DeviceArray] = {}
@@ -58,8 +62,7 @@ class Binding:
     def input(self, name: str, array: Array | DeviceArray) -> None:
         """Binds an input, replacing what was bound to it before."""
         self._inputs[name] = array
-        if not self._is_copied(array):
-            _bind(self._binding.bind_input, name, array)
+        _bind(self._binding.bind_input, name, array)
 
     def output(self, name: str, array: Array | DeviceArray) -> None:
         """Binds an output to an array of its shape."""
@@ -67,21 +70,19 @@ class Binding:
         _bind(self._binding.bind_output, name, array)
 
     def run(self) -> None:
-        """Runs the session once. Raises `EngineError` where ONNX Runtime fails."""
+        """Runs the session once, to its end. Raises `EngineError` where ONNX Runtime fails."""
         try:
-            for name, array in self._inputs.items():
-                if self._is_copied(array):
-                    _bind(self._binding.bind_input, name, array)
-            self._session.run_with_iobinding(self._binding)
-            if self._memory != "cpu":
-                self._binding.synchronize_outputs()
+            self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._title} ({error})") from error
 
-    def _is_copied(self, array: Array | DeviceArray) -> bool:
-        """Whether ONNX Runtime copies an input to the session's memory. It does so when binding,
-        so such an input is bound again for every run."""
-        return self._memory != "cpu" and not isinstance(array, DeviceArray)
+
+def _options(replayed: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(replayed))
+    return options
 
 
 def _bind(bind: Any, name: str, array: Array | DeviceArray) -> None:

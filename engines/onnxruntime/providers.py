@@ -30,6 +30,7 @@ class Placement:
         device: the GPU's number, from 0.
         shapes: of the graph's inputs; TensorRT needs them for its profile.
         cache: a directory for engines and kernels that a provider compiles; `None` keeps none.
+        replays: whether runs on bound memory are captured as CUDA graphs and replayed.
 
     Raises:
         EngineError: there is no such kind, or the device's number is negative.
@@ -39,6 +40,7 @@ class Placement:
     device: int = 0
     shapes: Shapes = field(default_factory=dict)
     cache: Path | None = None
+    replays: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in PROVIDERS:
@@ -90,6 +92,7 @@ def _no_options(placement: Placement) -> dict[str, str]:
 def _cuda_options(placement: Placement) -> dict[str, str]:
     return {
         "device_id": str(placement.device),
+        "enable_cuda_graph": str(int(placement.replays)),
         # Allocates what is requested, not the next power of two: other sessions share the card.
         "arena_extend_strategy": "kSameAsRequested",
         # The alternative, EXHAUSTIVE, times every algorithm again for every shape.

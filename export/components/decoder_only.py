@@ -80,7 +80,7 @@ def fuse_nothing(_: Any) -> Sequence[torch.Tensor]:
 
 
 class BatchedDecoder(torch.nn.Module):
-    """Tokens and slots to logits and the same slots, by the convention of `export.components.slots`.
+    """Tokens and slots to logits and the same slots; see `export.components.slots`.
 
     Args:
         kind: transformers' class, a causal language model.
@@ -108,7 +108,7 @@ class BatchedDecoder(torch.nn.Module):
         """Gives `logits` float32 `[wanted, vocab]`, then every slot with its new tokens."""
         slots = Slots(
             past=past_key_values,
-            last=position_ids[:, -1].to(torch.int32),
+            last=position_ids.select(1, -1).to(torch.int32),
             total=total_sequence_length,
             rotary=[self.get_buffer(name) for name in self.tables],
         )
@@ -122,7 +122,7 @@ class BatchedDecoder(torch.nn.Module):
             use_cache=True,
             slots=slots,
         ).last_hidden_state
-        logits = model.lm_head(pick(hidden, logits_at))
+        logits = model.lm_head(pick(hidden, logits_at)).squeeze(0)  # [wanted, vocab]
         return [logits.to(torch.float32), *slots.present]
 
 

@@ -9,26 +9,30 @@ has none of it: see docs/decisions/0006.
 Every `batched_decoder` follows one convention, so that one graph reads prompts and decodes, lies
 wholly on a GPU, and can be replayed there as a CUDA graph on memory that stays in place:
 
-| input | dtype, axes | |
-|---|---|---|
-| `input_ids` | int64 `[batch, sequence]` | the token at each new position; -1: `inputs_embeds` has it |
-| `inputs_embeds` | float `[batch, sequence, hidden]` | read where `input_ids` is -1; T5 has no such input |
-| `position_ids` | int64 `[batch, sequence]` | where in its slot each new position is put; consecutive |
-| `logits_at` | int64 `[wanted]` | the new positions whose logits are returned, as indices into `[batch * sequence]` |
-| `total_sequence_length` | int32 `[1]` | stays on the host: a bound of every row's length |
-| `past_key_values.*` | float `[batch, kv_heads, capacity, head_dim]` | the slots |
+- `input_ids`, int64 `[batch, sequence]`: the token at each new position; -1 where it takes its row
+  of `inputs_embeds` instead.
+- `inputs_embeds`, `[batch, sequence, hidden]`: visual prompts. T5's answers have none, nor does its
+  decoder have this input.
+- `position_ids`, int64 `[batch, sequence]`: where in its slot each new position is put, one after
+  another.
+- `logits_at`, int64 `[wanted]`: the new positions whose logits are returned, as indices into
+  `[batch * sequence]`.
+- `total_sequence_length`, int32 `[1]`: a bound of every row's length. It stays on the host.
+- `past_key_values.*`, `[batch, kv_heads, capacity, head_dim]`: the slots.
 
 It returns `logits` float32 `[wanted, vocab]`, and `present_key_values.*`, bound where the past is.
 
-- A row's length is on the device: its last position in `position_ids`, plus 1. No result depends on
-  `total_sequence_length`, which may be anything from the longest row's length to the capacity; so a
-  captured CUDA graph keeps the capacity. Two cases of the operator's own are exceptions: a bias
-  has `total_sequence_length` columns; and for several new positions in each of several rows, all
-  rows must begin at position 0, and `total_sequence_length` must be `sequence`.
-- Each row gets exactly `sequence` new positions. A shorter row is padded behind its end: no
-  position sees a later one, and the next call overwrites what was padded.
-- An encoder's lengths follow the same rule: `source_lengths` is on the device, and the int32 `[1]`
-  `total_source_length` stays on the host and may be anything up to `source_capacity`.
+A row's length is on the device: its last position in `position_ids`, plus 1. No result depends on
+`total_sequence_length`, which may be anything from the longest row's length to the capacity, so a
+captured CUDA graph keeps the capacity. The operator has two exceptions: a bias has that many
+columns; and for several new positions in each of several rows, all rows must begin at position 0
+and `total_sequence_length` must be `sequence`.
+
+Each row gets `sequence` new positions. A shorter row is padded behind its end: no position sees a
+later one, and the next call overwrites what was padded.
+
+An encoder's lengths follow the same rule: int64 `[batch]` `source_lengths` is on the device; int32
+`[1]` `total_source_length` stays on the host, and may be anything up to `source_capacity`.
 """
 
 from __future__ import annotations
@@ -65,13 +69,15 @@ def embed(
 
 
 def pick(hidden: torch.Tensor, logits_at: torch.Tensor) -> torch.Tensor:
-    """Returns the hidden states `[wanted, hidden]` whose logits are wanted.
+    """Returns the hidden states `[1, wanted, hidden]` whose logits are wanted.
+
+    With three axes the head is a MatMul like every other matrix; with two it would be a Gemm.
 
     Args:
         hidden: `[batch, sequence, hidden]`.
         logits_at: int64 `[wanted]`, indices into `[batch * sequence]`.
     """
-    return hidden.flatten(0, 1)[logits_at]
+    return torch.index_select(hidden.flatten(0, 1), 0, logits_at)[None]
 
 
 @dataclass

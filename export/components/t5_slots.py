@@ -149,7 +149,7 @@ class T5BatchedDecoder(torch.nn.Module):
         half = len(key_values) // 2
         slots = Slots(
             past=key_values[:half],
-            last=position_ids[:, -1].to(torch.int32),
+            last=position_ids.select(1, -1).to(torch.int32),
             total=total_sequence_length,
             cross=key_values[half:],
             cross_last=(source_lengths - 1).to(torch.int32),
@@ -161,8 +161,8 @@ class T5BatchedDecoder(torch.nn.Module):
             hidden = hidden * self.stream_scale
         for block in model.decoder.block:
             hidden = block(hidden, slots)
-        hidden = model.decoder.final_layer_norm(pick(hidden, logits_at))  # [wanted, hidden]
-        return [logits_from_hidden(model, hidden), *slots.present]
+        hidden = model.decoder.final_layer_norm(pick(hidden, logits_at))  # [1, wanted, hidden]
+        return [logits_from_hidden(model, hidden).squeeze(0), *slots.present]
 
     def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """T5's relative position bias, which differs from row to row with its position.

@@ -155,7 +155,8 @@ def _tensor(name: str, tensors: Mapping[str, Array]) -> Array:
     if name == CROSS:
         return np.stack([tensors[key] for key in tensors if key.startswith(CROSS)])
     array = tensors[name]
-    last = name == "logits" and array.ndim == 3  # the reference has those of the last position
+    # The reference and a decoder over slots have those of the last position alone.
+    last = name == "logits" and array.ndim == 3
     return array[:, -1] if last else array
 
 

@@ -109,6 +109,7 @@ def _decoder_only(
     ids = _ids(checkpoint, random, batch, mask.shape[1] - queries)
     yield _embed_case(model, ids)
     embeds = torch.cat([visual_prompt, model.get_input_embeddings()(ids)], dim=1)
+    tokens = np.concatenate([np.full((batch, queries), -1), _array(ids)], axis=1)
     positions = np.cumsum(mask, axis=1) - 1
     cache = DynamicCache()
     for step in range(1 + DECODE_STEPS):
@@ -123,8 +124,9 @@ def _decoder_only(
         ).logits
         case = _decoder_case(step, embeds, mask, past, logits, cache, position_ids=position_ids)
         yield case
-        yield from slot_cases(case)
-        embeds = model.get_input_embeddings()(_ids(checkpoint, random, batch, 1))
+        yield from slot_cases(case, tokens)
+        ids = _ids(checkpoint, random, batch, 1)
+        tokens, embeds = _array(ids), model.get_input_embeddings()(ids)
         mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
         positions = np.cumsum(mask, axis=1) - 1
 
@@ -164,7 +166,7 @@ def _encoder_decoder(
             cross=cross,
         )
         yield case
-        yield from slot_cases(case)
+        yield from slot_cases(case, _array(answer))
         answer = _ids(checkpoint, random, batch, 1)
         mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
 

@@ -23,6 +23,8 @@ def feed_of(
 ) -> dict[str, Array]:
     """Returns the feed of `graph` for a recorded example. A decoder gets the whole prompt, no past.
 
+    A decoder over slots gives the logits of the last position alone.
+
     Args:
         graph: any but `embed_tokens`.
         recording: of the reference.
@@ -57,6 +59,16 @@ def _past(spec: TensorSpec, length: int) -> Array:
     return np.zeros([int(size) for size in shape], spec.numpy_dtype)
 
 
+def _ids(sources: Mapping[str, Array]) -> Array:
+    """Returns -1, which stands for `inputs_embeds`, but of T5 the answer's own ids."""
+    given = sources.get("decoder_ids")
+    return np.full(sources["inputs_embeds"].shape[:2], -1) if given is None else given
+
+
+def _length(sources: Mapping[str, Array]) -> Array:
+    return np.array(sources["inputs_embeds"].shape[1:2])
+
+
 def _positions(sources: Mapping[str, Array]) -> Array:
     return np.arange(sources["inputs_embeds"].shape[1])[None]
 
@@ -68,8 +80,12 @@ def _source(sources: Mapping[str, Array]) -> Array:
 DERIVED: Mapping[str, Callable[[Mapping[str, Array]], Array]] = {
     "attention_mask": lambda sources: np.ones(sources["inputs_embeds"].shape[:2]),
     "encoder_attention_mask": _source,
+    "input_ids": _ids,
     "position_ids": _positions,
+    "logits_at": lambda sources: _length(sources) - 1,
+    "total_sequence_length": _length,
     "key_positions": lambda sources: _positions(sources)[0],
     "source_lengths": lambda sources: _source(sources).sum(axis=1),
+    "total_source_length": lambda sources: _source(sources).sum(axis=1),
 }
-"""Masks and positions, by input; they are derived from the shapes of others."""
+"""Masks, positions and lengths, by input; they are derived from the shapes of others."""

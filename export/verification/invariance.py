@@ -110,7 +110,7 @@ class Row:
 
     def _step(self, feed: Feed) -> Feed:
         """Returns the feed of the step after the prompt of `feed`: one token in every slot."""
-        length = feed["inputs_embeds"].shape[1]
+        length = feed["position_ids"].shape[1]
         roomy = {
             name: np.pad(array, ((0, 0), (0, 0), (0, 1), (0, 0)))
             if name.startswith(PAST)
@@ -119,11 +119,11 @@ class Row:
         }
         present = {name.replace("present", "past"): a for name, a in self._run(roomy).items()}
         step = {name: present.get(name, array) for name, array in feed.items()}
-        step["inputs_embeds"] = feed["inputs_embeds"][:, -1:]
+        step |= {
+            name: feed[name][:, -1:] for name in ("input_ids", "inputs_embeds") if name in feed
+        }
         step["position_ids"] = np.full((1, 1), length, np.int64)
-        if "key_positions" in step:
-            step["key_positions"] = np.arange(length + 1)
-        return step
+        return _with_lengths(step)
 
     def _among(self, batch: int) -> Feed:
         """Returns the row behind `batch - 1` others of the same shape and other content."""
@@ -131,7 +131,7 @@ class Row:
         for spec in self._with_batch():
             row = feed[spec.name]
             feed[spec.name] = np.concatenate([*(_other(row, i) for i in range(1, batch)), row])
-        return feed
+        return _with_lengths(feed)
 
     def _pad(self, feed: Feed, extra: int) -> dict[str, Array]:
         longer = dict(feed)
@@ -151,9 +151,7 @@ class Row:
             if spec.name in ("position_ids", "source_lengths") and self._graph.name == SLOTS:
                 other = other + extra
             feed[spec.name] = np.concatenate([row, other])
-        if "key_positions" in feed:
-            feed["key_positions"] = np.arange(int(feed["position_ids"].max()) + 1)
-        return feed
+        return _with_lengths(feed)
 
     def _with_batch(self) -> list[TensorSpec]:
         return [spec for spec in self._graph.contract.inputs if spec.axes[0] == "batch"]
@@ -168,6 +166,19 @@ class Row:
     def _variation(self, beside: str, outputs: Mapping[str, Array], limit: float) -> Variation:
         largest = max(_difference(outputs[name], alone) for name, alone in self._alone.items())
         return Variation(graph=self.title, beside=beside, difference=largest, limit=limit)
+
+
+def _with_lengths(feed: dict[str, Array]) -> Feed:
+    """Sets what a decoder over slots reads of all rows together; other feeds do not change."""
+    if "logits_at" not in feed:
+        return feed
+    total = int(feed["position_ids"].max()) + 1
+    feed["logits_at"] = np.arange(len(feed["position_ids"]))  # one new position in each row
+    feed["total_sequence_length"] = np.array([total], np.int32)
+    if "source_lengths" in feed:
+        feed["key_positions"] = np.arange(total)
+        feed["total_source_length"] = feed["source_lengths"].max(keepdims=True).astype(np.int32)
+    return feed
 
 
 def _other(row: Array, index: int) -> Array:

@@ -40,7 +40,8 @@ class Recording:
         tensors: by the names of the contracts: `image_embeds`, `visual_prompt`, `inputs_embeds`
             (of LLaMA and OPT the prompt's, of T5 the encoder's), `logits` `[1, vocab]` of the first
             token; `qformer_input_ids` and `qformer_attention_mask` if an instruction is read;
-            of T5 `decoder_embeds` `[1, 1, hidden]` and `cross_key_values.*`.
+            of T5 `decoder_ids` `[1, 1]`, `decoder_embeds` `[1, 1, hidden]` and
+            `cross_key_values.*`.
         blocks: the residual stream after each block, `[1, positions, width]`, by the block's path
             and `.output`, in the order in which they ran.
     """
@@ -160,7 +161,10 @@ def _instruction(_: Any, **given: Any) -> Mapping[str, torch.Tensor]:
 
 def _decoder_embeds(language: Any) -> Callable[..., Mapping[str, torch.Tensor]]:
     embed = language.get_input_embeddings()
-    return lambda _, **given: {"decoder_embeds": embed(given["input_ids"])}
+    return lambda _, **given: {
+        "decoder_ids": given["input_ids"],
+        "decoder_embeds": embed(given["input_ids"]),
+    }
 
 
 def _cross(out: Any, **_: Any) -> Mapping[str, torch.Tensor]:

@@ -24,20 +24,36 @@ JUNK = 7.0
 """Value of the spare positions."""
 
 
-def slot_cases(case: Case) -> Iterator[Case]:
-    """Yields the same step in slots: decoding for all rows, a prefill row by row, in chunks too."""
+def slot_cases(case: Case, ids: Array) -> Iterator[Case]:
+    """Yields the same step in slots.
+
+    Decoding: all rows, with `total_sequence_length` the longest row's length, then the capacity. A
+    prefill: all rows at once, padded; and row by row, in pieces too.
+
+    Args:
+        case: of `decoder`.
+        ids: int64 `[batch, sequence]`, the tokens of its positions; -1 where only `inputs_embeds`
+            has them.
+    """
     mask, sequence = case.feed["attention_mask"], case.feed["inputs_embeds"].shape[1]
+    rows = range(len(mask))
     if sequence == 1:
-        yield _case(case, range(len(mask)), mask.sum(axis=1) - 1)
+        for spare in (0, SPARE):
+            yield _case(case, ids, rows, mask.sum(axis=1) - 1, spare)
         return
+    yield _padded_case(case, ids)
     for row, length in enumerate(mask.sum(axis=1)):
-        yield _case(case, [row], np.array([0]))
+        yield _case(case, ids, [row], np.array([0]))
         if row == 0:
-            yield _case(case, [row], np.array([length // 2]))
+            yield _case(case, ids, [row], np.array([length // 2]))
 
 
-def _case(case: Case, rows: Sequence[int], starts: Lengths) -> Case:
-    """Returns some rows of `case` from `starts` on; earlier positions are in their slots."""
+def _case(case: Case, ids: Array, rows: Sequence[int], starts: Lengths, spare: int = 0) -> Case:
+    """Returns some rows of `case` from `starts` on; earlier positions are in their slots.
+
+    Args:
+        spare: by how much `total_sequence_length` exceeds the longest row.
+    """
     mask, embeds = case.feed["attention_mask"], case.feed["inputs_embeds"]
     ends = mask[rows].sum(axis=1)
     real = [np.flatnonzero(mask[row]) for row in rows]  # where each row's positions lie in `case`
@@ -59,25 +75,73 @@ def _case(case: Case, rows: Sequence[int], starts: Lengths) -> Case:
     present = {name: array for name, array in case.expected.items() if name != "logits"}
     visible = np.arange(int(ends.max()) + SPARE) < ends[:, None]
     positions = starts[:, None] + np.arange(int((ends - starts)[0]))
-    feed = {"inputs_embeds": tokens(embeds), "position_ids": positions}
+    total = int(ends.max()) + spare
+    feed = _inputs(tokens(ids), tokens(embeds), positions, total)
     for name, array in present.items():
         feed[name.replace("present", "past")] = slots(array, starts)
-    if "encoder_attention_mask" in case.feed:
-        feed |= _cross(case, rows) | {"key_positions": np.arange(ends.max())}
+    feed |= _cross(case, rows)
+    bound = f", bounded by {total}" if spare else ""
     return Case(
         graph=case.graph.replace("decoder", "batched_decoder"),
-        name=f"slots of {ends.tolist()}, {positions.shape[1]} new",
+        name=f"slots of {ends.tolist()}, {positions.shape[1]} new{bound}",
         feed=feed,
         expected={
-            "logits": tokens(case.expected["logits"]),
+            "logits": _flat(tokens(case.expected["logits"])),
             **{name: slots(array, ends) for name, array in present.items()},
         },
         real=dict.fromkeys(present, visible[:, None, :, None]),
     )
 
 
+def _padded_case(case: Case, ids: Array) -> Case:
+    """Returns a prefill of all rows at once; shorter ones are padded behind their ends."""
+    mask, embeds = case.feed["attention_mask"], case.feed["inputs_embeds"]
+    batch, sequence = mask.shape
+    room = ((0, 0), (0, 0), (0, SPARE), (0, 0))
+    present = {
+        name: np.pad(array, room, constant_values=JUNK)
+        for name, array in case.expected.items()
+        if name != "logits"
+    }
+    visible = np.pad(mask, ((0, 0), (0, SPARE))) != 0
+    feed = _inputs(ids, embeds, np.tile(np.arange(sequence), (batch, 1)), sequence)
+    for name, array in present.items():
+        feed[name.replace("present", "past")] = np.full_like(array, JUNK)
+    return Case(
+        graph=case.graph.replace("decoder", "batched_decoder"),
+        name=f"slots of {mask.sum(axis=1).tolist()}, padded to {sequence} new",
+        feed=feed | _cross(case, range(batch)),
+        expected={"logits": _flat(case.expected["logits"]), **present},
+        real={
+            "logits": mask.reshape(-1, 1) != 0,
+            **dict.fromkeys(present, visible[:, None, :, None]),
+        },
+    )
+
+
+def _inputs(ids: Array, embeds: Array, positions: Array, total: int) -> Arrays:
+    """Returns the feed but for the slots. Embeddings of tokens that have an id are junk."""
+    return {
+        "input_ids": ids,
+        "inputs_embeds": np.where(ids[..., None] < 0, embeds, np.float32(JUNK)),
+        "position_ids": positions,
+        "logits_at": np.arange(ids.size),
+        "total_sequence_length": np.array([total]),
+        "key_positions": np.arange(total),
+    }
+
+
+def _flat(array: Array) -> Array:
+    # [batch, sequence, vocab] to [batch * sequence, vocab]
+    return array.reshape(-1, array.shape[-1])
+
+
 def _cross(case: Case, rows: Sequence[int]) -> Arrays:
-    feed = {"source_lengths": case.feed["encoder_attention_mask"][rows].sum(axis=1)}
+    """Returns what an encoder gave to `rows`; nothing where there is none."""
+    if "encoder_attention_mask" not in case.feed:
+        return {}
+    lengths = case.feed["encoder_attention_mask"][rows].sum(axis=1)
+    feed = {"source_lengths": lengths, "total_source_length": lengths.max(keepdims=True)}
     for name, array in case.feed.items():
         if name.startswith("cross_key_values"):
             padding = ((0, 0), (0, 0), (0, SPARE), (0, 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 
 from iblip.engines.cache.key import PlanInputs
 from iblip.engines.cache.store import EngineCache
-from iblip.engines.cuda.device import Array
+from iblip.engines.cuda.device import Array, BoxCopy
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import (
     ComponentRecord,
@@ -294,14 +294,28 @@ class HostDevice:
         self._called("download")
         self.put(stream, lambda: self._copy(array.ctypes.data, address, array.nbytes))
 
-    def copy_rows(
-        self, target: int, source: int, *, pitch: int, width: int, rows: int, stream: int
+    def copy_boxes(
+        self,
+        boxes: Sequence[BoxCopy],
+        *,
+        pitch: int,
+        rows: int,
+        layer: int,
+        layers: int,
+        stream: int,
     ) -> None:
-        self._called("copy_rows")
+        self._called("copy_boxes")
+        assert layer % pitch == 0
 
         def work() -> None:
-            for row in range(rows):
-                self._copy(target + row * pitch, source + row * pitch, width)
+            places = [i * layer + j * pitch for i in range(layers) for j in range(rows)]
+            # All is read before anything is written: the order of boxes is nobody's to rely on.
+            read = [
+                [self.bytes_at(box.source + at, box.width).copy() for at in places] for box in boxes
+            ]
+            for box, pieces in zip(boxes, read, strict=True):
+                for at, piece in zip(places, pieces, strict=True):
+                    self.bytes_at(box.target + at, box.width)[:] = piece
 
         self.put(stream, work)
 

@@ -47,6 +47,9 @@ class OnnxEngine:
         facts: of the model.
         queue_limit: how many requests may wait, not counting those that run.
         stop: strings that end any answer of this model.
+
+    Raises:
+        EngineError: the model failed as it was warmed up; it is closed then.
     """
 
     def __init__(
@@ -69,11 +72,16 @@ class OnnxEngine:
         self._running: list[Ticket] = []  # for `close`, which another thread calls
         self._stop_reason = ""  # why it takes no more requests; empty while it does
         self._freed = False
+        self._warm = threading.Event()
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, name="language-model", daemon=True)
         self._worker.start()
         # A daemon thread inside ONNX Runtime while the interpreter ends would crash it.
         atexit.register(self.close)
+        self._warm.wait()
+        if self._stop_reason:
+            self.close()
+            raise EngineError(self._stop_reason)
 
     def __enter__(self) -> OnnxEngine:
         return self
@@ -188,6 +196,8 @@ class OnnxEngine:
 
     def _work(self) -> None:
         try:
+            self._model.warm_up()  # in this thread: captured graphs are a thread's own
+            self._warm.set()
             while self._admit():
                 self._scheduler.turn()
                 self._scheduler.drop()
@@ -195,6 +205,8 @@ class OnnxEngine:
         except Exception as error:  # no caller may wait for a worker that has ended
             logger.exception("the language-model engine stopped")
             self._stop(f"the language-model engine stopped ({error!r}). Start it again.")
+        finally:
+            self._warm.set()
 
     def _admit(self) -> bool:
         """Admits requests that fit, in order; waits if there are none. `False` at the end."""

@@ -5,6 +5,10 @@ sequence. The live rows are always the first ones, so a step runs the decoder on
 the buffers, bound both as its past and as its present: new keys and values are written in place,
 and nothing is copied. A prompt is read into its row in the same way, a piece at a time.
 
+On a CPU, every run has the shape of what it reads. On a GPU, shapes repeat (`Shapes`), so that a
+step of each number of rows is captured once as a CUDA graph, and replayed: what changes from step
+to step lies in memory that stays in place.
+
 There are two kinds of model: decoder-only (LLaMA, OPT), where visual prompt and text begin the
 sequence, and encoder-decoder (T5), where they are encoded and the answer begins with a start token.
 This module knows nothing of text, options or requests.
@@ -12,7 +16,9 @@ This module knows nothing of text, options or requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +36,7 @@ from iblip.engines.language_model.onnx.slots import (
     Slot,
     count_shared_positions,
 )
-from iblip.engines.onnxruntime.binding import Binding
+from iblip.engines.onnxruntime.binding import Binding, DeviceArray
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
 from iblip.engines.types import PromptIds
@@ -43,6 +49,33 @@ MakeCaches = Callable[[Iterable[TensorSpec], Shape], Caches]
 """Makes caches of the decoder's cache inputs, each of the given shape."""
 
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
+
+SMALLEST_PIECE = 64
+"""Positions of the shortest padded piece of a prompt."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The shapes of a model's runs.
+
+    Attributes:
+        piece: positions of prompts that are read at once. They do not depend on the other requests
+            unless shapes repeat, because a sum in another order can give another result.
+        repeat: whether shapes repeat: pieces of prompts are padded to a power of two, short prompts
+            are read together, and lengths are bounded by the capacity.
+    """
+
+    piece: int = 64
+    repeat: bool = False
+
+    def pad(self, positions: int) -> int:
+        """The length of a padded piece, for at most `piece` positions."""
+        return min(max(SMALLEST_PIECE, 1 << (positions - 1).bit_length()), self.piece)
+
+
+ON_CPU, ON_GPU = Shapes(), Shapes(piece=512, repeat=True)
 
 
 class Graph:
@@ -69,7 +102,7 @@ class Graph:
         self._session = open_session(
             path, contract, threads=threads, spin=spin, placement=placement
         )
-        self._memory = placement.memory
+        self._replays = placement.replays
         self._outputs = [spec.name for spec in contract.outputs]
         self.contract = contract
 
@@ -80,9 +113,15 @@ class Graph:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._path} ({error})") from error
 
-    def binding(self) -> Binding:
-        """A new binding, which runs the graph on memory that stays in place."""
-        return Binding(self._session, str(self._path), memory=self._memory)
+    def binding(self, replayed: int = -1) -> Binding:
+        """A new binding, which runs the graph on memory that stays in place.
+
+        Args:
+            replayed: number of the CUDA graph that its runs are captured as, if the session
+                captures any; -1 for none.
+        """
+        number = replayed if self._replays else None
+        return Binding(self._session, str(self._path), replayed=number)
 
 
 class Rows:
@@ -90,36 +129,65 @@ class Rows:
 
     Args:
         model: the model that owns the caches.
-        first: index of the first row.
         count: number of rows.
         sequence: number of new positions in each row.
+        replayed: see `Graph.binding`.
 
     Attributes:
-        embeds: `[count, sequence, hidden]`, in the contract's dtype: input of the next run.
+        ids: int64 `[count, sequence]`: the token at each new position, or -1: inputs of the next
+            run, as are the others but `logits`.
+        embeds: `[count, sequence, hidden]`, in the contract's dtype, read where the id is -1;
+            `None` where the decoder reads none.
         positions: int64 `[count, sequence]`: the position in its row of each new one.
-        logits: `[count, sequence, vocab]`, in the contract's dtype: output of the last run.
+        logits_at: int64 `[count]`, of each row the new position whose logits are wanted, within
+            `[count * sequence]`.
+        total: int32 `[1]`: a bound of every row's length.
+        logits: `[count, vocab]`, in the contract's dtype: output of the last run.
         binding: runs the decoder.
     """
 
-    def __init__(self, model: DecoderOnly, first: int, count: int, sequence: int) -> None:
-        contract = model.decoder.contract
-        embeds, logits = contract.input("inputs_embeds"), contract.output("logits")
-        self.embeds = np.zeros((count, sequence, model.facts.hidden_size), embeds.numpy_dtype)
-        self.positions = np.zeros((count, sequence), np.int64)
-        self.logits = np.zeros((count, sequence, model.facts.vocab_size), logits.numpy_dtype)
-        self.binding = model.decoder.binding()
-        self.binding.input("inputs_embeds", self.embeds)
-        self.binding.input("position_ids", self.positions)
-        self.binding.output("logits", self.logits)
-        for name in model.caches.names:
-            rows = model.caches.rows(name, first, count)  # [count, kv_heads, positions, head_dim]
-            self.binding.input(name, rows)
-            if name.startswith(PAST):
-                self.binding.output(PRESENT + name.removeprefix(PAST), rows)
+    def __init__(self, model: DecoderOnly, count: int, sequence: int, replayed: int = -1) -> None:
+        self._caches, self._contract = model.caches, model.decoder.contract
+        self.count, self.sequence = count, sequence
+        self.binding = model.decoder.binding(replayed)
+        self.ids = self.stage("input_ids", count, sequence)
+        self.positions = self.stage("position_ids", count, sequence)
+        self.logits_at = self.stage("logits_at", count)
+        self.logits_at[:] = sequence * np.arange(1, count + 1) - 1
+        self.total = np.full(1, model.positions, np.int32)
+        self.binding.input("total_sequence_length", self.total)
+        self.embeds: Array | None = None
+        if model.has_embeds:
+            hidden = model.facts.hidden_size
+            if sequence > 1:
+                self.embeds = self.stage("inputs_embeds", count, sequence, hidden)
+            else:
+                self.binding.input("inputs_embeds", model.no_embeds(count))
+        logits = self._contract.output("logits")
+        self.logits, bound = self._caches.stage((count, model.facts.vocab_size), logits.numpy_dtype)
+        self.binding.output("logits", bound)
+        self._first = -1
+
+    def stage(self, name: str, *shape: int) -> Array:
+        """Binds an input to memory that stays in place, zero at first; returns the array."""
+        array, bound = self._caches.stage(shape, self._contract.input(name).numpy_dtype)
+        self.binding.input(name, bound)
+        return array
+
+    def run(self, first: int) -> None:
+        """Runs the decoder on the rows from `first` on."""
+        if first != self._first:
+            for name in self._caches.names:
+                rows = self._caches.rows(name, first, self.count)
+                self.binding.input(name, rows)
+                if name.startswith(PAST):
+                    self.binding.output(PRESENT + name.removeprefix(PAST), rows)
+            self._first = first
+        self.binding.run()
 
 
 class DecoderOnly:
-    """LLaMA and OPT: a `BatchModel` of the graphs `embed_tokens` and `batched_decoder`.
+    """LLaMA and OPT: a `BatchModel` of the graph `batched_decoder`.
 
     Args:
         graphs: by name.
@@ -127,11 +195,13 @@ class DecoderOnly:
         slots: how many sequences it holds.
         positions: how many positions a sequence may have; `None` is the model's own length.
         make_caches: makes the caches.
+        shapes: of its runs.
 
     Attributes:
         decoder: the graph that every step runs.
         facts: of the model.
         caches: keys and values of every slot.
+        has_embeds: whether the decoder reads embeddings too.
     """
 
     start_token: int | None = None
@@ -144,22 +214,36 @@ class DecoderOnly:
         slots: int = SLOTS,
         positions: int | None = None,
         make_caches: MakeCaches = HostCaches,
+        shapes: Shapes = ON_CPU,
     ) -> None:
         self.capacity, self.positions = slots, min(positions or facts.max_length, facts.max_length)
-        self._embed_tokens, self.decoder = graphs["embed_tokens"], graphs["batched_decoder"]
-        self.facts = facts
+        self.decoder, self.facts = graphs["batched_decoder"], facts
+        self._shapes = replace(shapes, piece=min(shapes.piece, self.positions))
         shape = (slots, facts.num_key_value_heads, self.positions, facts.head_dim)
-        inputs = self.decoder.contract.inputs
+        inputs = {spec.name: spec for spec in self.decoder.contract.inputs}
+        self.has_embeds = "inputs_embeds" in inputs
         self.caches = make_caches(
-            [spec for spec in inputs if spec.name.startswith((PAST, CROSS))], shape
+            [spec for name, spec in inputs.items() if name.startswith((PAST, CROSS))], shape
         )
         self._live: list[Slot] = []  # by row
-        self._batches: dict[int, Rows] = {}  # number of rows to the binding of the first rows
+        self._steps: dict[int, Rows] = {}  # by number of rows
+        self._pieces: dict[tuple[int, int], Rows] = {}  # by rows and positions, where these repeat
+        self._no_embeds: dict[int, Array | DeviceArray] = {}
 
     @property
     def used(self) -> int:
         """How many slots are taken."""
         return len(self._live)
+
+    @property
+    def piece(self) -> int:
+        """How many positions of prompts to read at once."""
+        return self._shapes.piece
+
+    @property
+    def prompts_at_once(self) -> int:
+        """How many prompts may be read at once: those that fit into a piece."""
+        return max(1, self.piece // SMALLEST_PIECE) if self._shapes.repeat else 1
 
     def acquire(self) -> Slot:
         """An empty slot, in the row after the live ones; there must be one."""
@@ -171,86 +255,180 @@ class DecoderOnly:
         """Frees a slot; the last live row moves into its row, so that the live rows have no gap."""
         last = self._live.pop()
         if last is not slot:
-            self._copy(last, slot.row, 0)
-            self._copy_source(last, slot.row)
+            self.caches.copy(PAST, [(last.row, slot.row, slice(0, last.length))])
+            self._copy_sources([(last, slot.row)])
             last.row = slot.row
             self._live[slot.row] = last
 
-    def fork(self, source: Slot, target: Slot) -> None:
-        """Makes `target` equal to `source`, copying only the positions where they differ."""
-        self._copy(source, target.row, count_shared_positions(source, target))
-        if target.prompt is not source.prompt:
-            self._copy_source(source, target.row)
-        target.length, target.source_length = source.length, source.source_length
-        target.prompt, target.tokens = source.prompt, source.tokens.copy()
+    def fork(self, targets: Mapping[Slot, Slot]) -> None:
+        """Makes each target equal to its source, copying only the positions where they differ."""
+        assert not targets.keys() & set(targets.values())
+        self.caches.copy(
+            PAST,
+            [
+                (
+                    source.row,
+                    target.row,
+                    slice(count_shared_positions(source, target), source.length),
+                )
+                for target, source in targets.items()
+            ],
+        )
+        self._copy_sources(
+            [
+                (source, target.row)
+                for target, source in targets.items()
+                if target.prompt is not source.prompt
+            ]
+        )
+        for target, source in targets.items():
+            target.length, target.source_length = source.length, source.source_length
+            target.prompt, target.tokens = source.prompt, source.tokens.copy()
 
     def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
-        """Embeds the text, and puts each image's visual prompt `[queries, hidden]` at its place."""
-        text = self._embed(np.array([prompt.ids], np.int64))[0]  # [tokens, hidden]
+        """Puts each image's visual prompt `[queries, hidden]` at its place among the tokens."""
+        text = np.array(prompt.ids, np.int64)  # [tokens]
         first, *others = prompt.pieces
-        parts = [text[first]]
-        for image, piece in zip(visual_prompt.astype(text.dtype), others, strict=True):
-            parts += [image, text[piece]]
-        return Prompt(np.concatenate(parts)[None])  # [1, positions, hidden]
+        dtype = self.decoder.contract.input("inputs_embeds").numpy_dtype
+        hidden = self.facts.hidden_size
+        ids, embeds = [text[first]], [np.zeros((len(text[first]), hidden), dtype)]
+        for image, piece in zip(visual_prompt.astype(dtype), others, strict=True):
+            ids += [np.full(len(image), -1), text[piece]]
+            embeds += [image, np.zeros((len(text[piece]), hidden), dtype)]
+        return Prompt(np.concatenate(embeds)[None], np.concatenate(ids)[None])
 
-    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Array | None:
-        """Reads a piece of the prompt; after the last one, the next token's logits `[vocab]`."""
-        embeds = prompt.embeds[:, prompt.done : prompt.done + limit]  # [1, count, hidden]
-        count = embeds.shape[1]
-        rows = Rows(self, slot.row, 1, count)
-        rows.embeds[:] = embeds
-        rows.positions[:] = np.arange(slot.length, slot.length + count)
-        rows.binding.run()
-        slot.length += count
-        slot.prompt = prompt
-        prompt.done += count
-        return rows.logits[0, -1] if prompt.done == prompt.positions else None
+    def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> dict[Slot, Array | None]:
+        """Reads a piece of the first prompt, and whole prompts beside it where shapes repeat.
+
+        Returns:
+            For each slot that was read into, after the last piece, the next token's logits
+            `[vocab]`.
+        """
+        group, sequence = self._group(prompts, limit)
+        counts = [min(prompt.positions - prompt.done, sequence) for _, prompt in group]
+        rows = self._rows_of_piece(len(group), sequence)
+        first = group[0][0]
+        rows.total[0] = first.length + sequence
+        rows.ids[:] = 0
+        for row, ((slot, prompt), count) in enumerate(zip(group, counts, strict=True)):
+            part = slice(prompt.done, prompt.done + count)
+            assert prompt.ids is not None
+            assert rows.embeds is not None
+            rows.ids[row, :count] = prompt.ids[0, part]
+            rows.embeds[row, :count] = prompt.embeds[0, part]
+            rows.positions[row] = np.arange(slot.length, slot.length + sequence)
+            rows.logits_at[row] = row * sequence + count - 1
+        rows.run(first.row)
+        read: dict[Slot, Array | None] = {}
+        for row, ((slot, prompt), count) in enumerate(zip(group, counts, strict=True)):
+            slot.length += count
+            slot.prompt = prompt
+            prompt.done += count
+            read[slot] = rows.logits[row].copy() if prompt.done == prompt.positions else None
+        return read
+
+    def _group(
+        self, prompts: Mapping[Slot, Prompt], limit: int
+    ) -> tuple[list[tuple[Slot, Prompt]], int]:
+        """What the next run reads: prompts in consecutive rows, and how many positions of each."""
+        (slot, prompt), *others = prompts.items()
+        limit = min(limit, self.piece)
+        count = min(prompt.positions - prompt.done, limit)
+        if not self._shapes.repeat:
+            return [(slot, prompt)], count
+        sequence, group = self._shapes.pad(count), [(slot, prompt)]
+        if slot.length + sequence > self.positions:
+            return group, count  # at the end of the slot there is no room for padding
+        for other, beside in others:
+            padded = max(sequence, self._shapes.pad(min(beside.positions, limit)))
+            adjacent = other.row == group[-1][0].row + 1
+            fresh = not (slot.length or other.length)  # the operator reads several from 0 alone
+            if not (adjacent and fresh and (len(group) + 1) * padded <= self.piece):
+                break
+            group.append((other, beside))
+            sequence = padded
+        del group[1 << (len(group).bit_length() - 1) :]  # a power of two, which repeats
+        return group, sequence
+
+    def _rows_of_piece(self, count: int, sequence: int) -> Rows:
+        if not self._shapes.repeat:
+            return Rows(self, count, sequence)
+        if (count, sequence) not in self._pieces:
+            self._pieces[count, sequence] = Rows(self, count, sequence)
+        return self._pieces[count, sequence]
 
     def step(self, tokens: Mapping[Slot, int]) -> Array:
         """Adds one token to each slot; returns the logits `[len(tokens), vocab]` of the next."""
         count = 1 + max(slot.row for slot in tokens)
         rows = self.rows(count)
-        ids = np.zeros((count, 1), np.int64)  # [count, 1]
+        rows.ids[:] = 0
         for slot in self._live[:count]:
             # A row that is not in `tokens`, because its prompt is still being read, is written at
             # its next position, which its prompt overwrites.
             rows.positions[slot.row] = slot.length
         for slot, token in tokens.items():
-            ids[slot.row] = token
-        rows.embeds[:] = self._embed(ids)  # [count, 1, hidden]
-        self._bind_more(rows, count)
-        rows.binding.run()
+            rows.ids[slot.row] = token
+        if not self._shapes.repeat:
+            rows.total[0] = rows.positions.max() + 1
+        self._set_more(rows)
+        rows.run(0)
         for slot, token in tokens.items():
             slot.tokens.append(token)
             slot.length += 1
-        return rows.logits[[slot.row for slot in tokens], 0]  # [len(tokens), vocab]
+        return rows.logits[[slot.row for slot in tokens]]  # [len(tokens), vocab]
 
     def rows(self, count: int) -> Rows:
         """The decoder bound to the first `count` rows for one new position in each, reused."""
-        if count not in self._batches:
-            self._batches[count] = Rows(self, 0, count, 1)
-        return self._batches[count]
+        if count not in self._steps:
+            self._steps[count] = Rows(self, count, 1, replayed=count)
+            self._bind_more(self._steps[count])
+        return self._steps[count]
+
+    def no_embeds(self, count: int) -> Array | DeviceArray:
+        """Zeros `[count, 1, hidden]` in the graphs' memory, for steps, which read tokens alone."""
+        if count not in self._no_embeds:
+            spec = self.decoder.contract.input("inputs_embeds")
+            zeros = np.zeros((count, 1, self.facts.hidden_size), spec.numpy_dtype)
+            self._no_embeds[count] = self.caches.keep(zeros)
+        return self._no_embeds[count]
+
+    def warm_up(self) -> None:
+        """Runs every shape that repeats once, and so captures a step of each number of rows.
+
+        All slots must be free.
+        """
+        if not self._shapes.repeat:
+            return
+        for count in range(self.capacity, 0, -1):  # the largest first: memory is taken once
+            rows = self.rows(count)
+            self._set_more(rows)
+            rows.run(0)
+        self._warm_up_prompts()
+
+    def _warm_up_prompts(self) -> None:
+        for sequence in sorted({self._shapes.pad(1 << bits) for bits in range(16)}, reverse=True):
+            most = min(self.capacity, self.piece // sequence)
+            for count in (1 << bits for bits in range(most.bit_length())):
+                rows = self._rows_of_piece(count, sequence)
+                rows.positions[:] = np.arange(sequence)
+                rows.total[0] = sequence
+                rows.run(0)
 
     def close(self) -> None:
         """Frees the graphs and the slots."""
-        self._batches.clear()
+        self._steps.clear()
+        self._pieces.clear()
         self.caches.close()
-        del self._embed_tokens, self.decoder
+        del self.decoder
 
-    def _bind_more(self, rows: Rows, count: int) -> None:
+    def _bind_more(self, rows: Rows) -> None:
         """Binds the further inputs of this kind of decoder."""
 
-    def _embed(self, ids: Array) -> Array:
-        """Embeddings `[rows, tokens, hidden]` of ids, int64 `[rows, tokens]`."""
-        return self._embed_tokens({"input_ids": ids})["inputs_embeds"]
+    def _set_more(self, rows: Rows) -> None:
+        """Sets the further inputs of this kind of decoder."""
 
-    def _copy(self, source: Slot, row: int, start: int) -> None:
-        """Copies a slot's keys and values from position `start` on to another row."""
-        names = [name for name in self.caches.names if name.startswith(PAST)]
-        self.caches.copy(names, source.row, row, slice(start, source.length))
-
-    def _copy_source(self, source: Slot, row: int) -> None:
-        """Copies a slot's cross-attention keys and values, if it has any, to another row."""
+    def _copy_sources(self, copies: Sequence[tuple[Slot, int]]) -> None:
+        """Copies slots' cross-attention keys and values, if they have any, to other rows."""
 
 
 class EncoderDecoder(DecoderOnly):
@@ -264,9 +442,17 @@ class EncoderDecoder(DecoderOnly):
         slots: int = SLOTS,
         positions: int | None = None,
         make_caches: MakeCaches = HostCaches,
+        shapes: Shapes = ON_CPU,
     ) -> None:
-        super().__init__(graphs, facts, slots=slots, positions=positions, make_caches=make_caches)
-        self._encoder = graphs["encoder"]
+        super().__init__(
+            graphs,
+            facts,
+            slots=slots,
+            positions=positions,
+            make_caches=make_caches,
+            shapes=shapes,
+        )
+        self._embed_tokens, self._encoder = graphs["embed_tokens"], graphs["encoder"]
         if facts.decoder_start_token_id is None:
             raise BuildDirectoryError(
                 "the manifest names no decoder_start_token_id, which an encoder-decoder starts "
@@ -274,32 +460,67 @@ class EncoderDecoder(DecoderOnly):
             )
         self.start_token = facts.decoder_start_token_id
         self._key_positions = np.arange(self.positions)
+        self._all_key_positions: Array | DeviceArray | None = None
+        self._sources: dict[int, tuple[Array, Array]] = {}  # by rows: lengths, and their bound
 
-    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> None:
-        """Encodes the whole prompt at once, because all its positions attend to one another."""
+    @property
+    def prompts_at_once(self) -> int:
+        """One: an encoder reads a prompt as a whole."""
+        return 1
+
+    def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
+        """Embeds the text, and puts each image's visual prompt `[queries, hidden]` at its place."""
+        ids = np.array([prompt.ids], np.int64)
+        text = self._embed_tokens({"input_ids": ids})["inputs_embeds"][0]  # [tokens, hidden]
+        first, *others = prompt.pieces
+        parts = [text[first]]
+        for image, piece in zip(visual_prompt.astype(text.dtype), others, strict=True):
+            parts += [image, text[piece]]
+        return Prompt(np.concatenate(parts)[None])  # [1, positions, hidden]
+
+    def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> dict[Slot, Array | None]:
+        """Encodes the whole first prompt at once, as all its positions attend to one another."""
+        slot, prompt = next(iter(prompts.items()))
         mask = np.ones((1, prompt.positions), np.int64)
         # cross: each [1, heads, positions, head_dim]
         cross = self._encoder({"inputs_embeds": prompt.embeds, "attention_mask": mask})
         self.caches.write({name: array[0] for name, array in cross.items()}, slot.row)
         slot.prompt, slot.source_length = prompt, prompt.positions
         prompt.done = prompt.positions
+        return {slot: None}
 
     def close(self) -> None:
         """Frees the graphs and the slots."""
         super().close()
-        del self._encoder
+        self._sources.clear()
+        del self._encoder, self._embed_tokens
 
-    def _bind_more(self, rows: Rows, count: int) -> None:
-        source_lengths = np.ones(count, np.int64)  # [count]
-        for slot in self._live[:count]:
-            source_lengths[slot.row] = slot.source_length
-        rows.binding.input("source_lengths", source_lengths)
-        longest = int(rows.positions.max()) + 1
-        rows.binding.input("key_positions", self._key_positions[:longest])  # [longest]
+    def _warm_up_prompts(self) -> None:
+        """Nothing: an encoder's shapes are its prompts'."""
 
-    def _copy_source(self, source: Slot, row: int) -> None:
-        names = [name for name in self.caches.names if name.startswith(CROSS)]
-        self.caches.copy(names, source.row, row, slice(0, source.source_length))
+    def _bind_more(self, rows: Rows) -> None:
+        lengths = rows.stage("source_lengths", rows.count)
+        total = np.full(1, self.positions, np.int32)
+        rows.binding.input("total_source_length", total)
+        self._sources[rows.count] = lengths, total
+        if self._shapes.repeat:
+            if self._all_key_positions is None:
+                self._all_key_positions = self.caches.keep(self._key_positions)
+            rows.binding.input("key_positions", self._all_key_positions)
+
+    def _set_more(self, rows: Rows) -> None:
+        lengths, total = self._sources[rows.count]
+        lengths[:] = 1
+        for slot in self._live[: rows.count]:
+            lengths[slot.row] = slot.source_length
+        if not self._shapes.repeat:
+            total[0] = lengths.max()
+            rows.binding.input("key_positions", self._key_positions[: rows.total[0]])  # [total]
+
+    def _copy_sources(self, copies: Sequence[tuple[Slot, int]]) -> None:
+        self.caches.copy(
+            CROSS, [(slot.row, row, slice(0, slot.source_length)) for slot, row in copies]
+        )
 
 
 MODELS: Mapping[bool, Callable[..., BatchModel]] = {False: DecoderOnly, True: EncoderDecoder}
@@ -339,6 +560,7 @@ def open_model(
         slots=slots,
         positions=positions,
         make_caches=HostCaches if placement.memory == "cpu" else _make_on_gpu(placement),
+        shapes=ON_CPU if placement.memory == "cpu" else ON_GPU,
     )
 
 
@@ -358,24 +580,44 @@ def open_graphs(
         EngineError: a graph cannot be loaded.
     """
     record = manifest.components.get("language_model")
-    encoder = ["encoder"] if manifest.language_model.is_encoder_decoder else []
-    names = ["embed_tokens", "batched_decoder", *encoder]
+    encoder = ["embed_tokens", "encoder"] if manifest.language_model.is_encoder_decoder else []
+    names = ["batched_decoder", *encoder]
     missing = [name for name in names if record is None or name not in record.graphs]
     if record is None or missing:
         message = f"the build in {directory} has no language_model graph {', '.join(missing)}"
         raise BuildDirectoryError(f"{message}. Build it again.")
-    return {
-        name: Graph(
-            directory / record.engine.files[name],
-            record.graphs[name].contract,
-            # It looks up a few rows: a second thread would only wait.
-            threads=1 if name == "embed_tokens" else threads,
-            # Its steps follow one another at once; the others run once an answer or on one thread.
-            spin=name == "batched_decoder",
-            placement=placement,
+    contracts = {name: record.graphs[name].contract for name in names}
+    paths = {name: directory / record.engine.files[name] for name in names}
+    graphs = {"batched_decoder": _open_decoder(paths, contracts, placement, threads)}
+    if encoder:
+        # It looks up a few rows: a second thread would only wait, and a GPU would hold the table
+        # a second time, which its decoder has.
+        graphs["embed_tokens"] = Graph(paths["embed_tokens"], contracts["embed_tokens"], threads=1)
+        graphs["encoder"] = Graph(
+            paths["encoder"], contracts["encoder"], threads=threads, placement=placement
         )
-        for name in names
-    }
+    return graphs
+
+
+def _open_decoder(
+    paths: Mapping[str, Path],
+    contracts: Mapping[str, Contract],
+    placement: Placement,
+    threads: int | None,
+) -> Graph:
+    """Opens the decoder; on a GPU as one that replays its steps, if all of it runs there."""
+    path, contract = paths["batched_decoder"], contracts["batched_decoder"]
+    # Its steps follow one another at once; the others run once an answer or on one thread.
+    if placement.memory == "cpu":
+        return Graph(path, contract, threads=threads, spin=True, placement=placement)
+    try:
+        replaying = replace(placement, replays=True)
+        return Graph(path, contract, threads=threads, spin=True, placement=replaying)
+    except EngineError as error:
+        if "graph capture" not in str(error):
+            raise
+        logger.warning("%s is run without CUDA graphs: not all of it is on the GPU", path)
+        return Graph(path, contract, threads=threads, spin=True, placement=placement)
 
 
 def _make_on_gpu(placement: Placement) -> MakeCaches:

@@ -1,4 +1,4 @@
-"""The keys and values of every slot, in the host's memory or in a GPU's.
+"""The keys and values of every slot, and small tensors beside them, for a CPU or a GPU.
 
 A cache is `[slots, heads, positions, head_dim]`. This module knows nothing of what a slot holds.
 """
@@ -6,19 +6,22 @@ A cache is `[slots, heads, positions, head_dim]`. This module knows nothing of w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from iblip.engines.cuda.device import Device
+from iblip.engines.cuda.device import BoxCopy, Device
 from iblip.engines.onnxruntime.binding import DeviceArray
 from iblip.export.artifact.contract import TensorSpec
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int, int]
 """Slots, heads, positions, head_dim."""
+
+Copy = tuple[int, int, slice]
+"""From one slot to the same positions of another: its row, the other's row, the positions."""
 
 
 class Caches(Protocol):
@@ -33,12 +36,26 @@ class Caches(Protocol):
         """Consecutive slots of a cache, in place: `[count, heads, positions, head_dim]`."""
         ...
 
-    def copy(self, names: Iterable[str], source: int, target: int, place: slice) -> None:
-        """Copies the positions `place` of one slot to the same positions of another."""
+    def copy(self, prefix: str, copies: Sequence[Copy]) -> None:
+        """Copies within all caches whose names begin so. No row is both a source and a target."""
         ...
 
     def write(self, arrays: Mapping[str, Array], row: int) -> None:
         """Writes arrays `[heads, positions, head_dim]` to the beginning of a slot."""
+        ...
+
+    def stage(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> tuple[Array, Array | DeviceArray]:
+        """Makes a tensor of zeros that this process and the graphs read and write in place.
+
+        Returns:
+            The array, and the same memory to bind.
+        """
+        ...
+
+    def keep(self, array: Array) -> Array | DeviceArray:
+        """Copies an array that will not change to where the graphs read it."""
         ...
 
     def close(self) -> None:
@@ -69,16 +86,26 @@ class HostCaches:
         """As `Caches.rows`."""
         return self.buffers[name][first : first + count]
 
-    def copy(self, names: Iterable[str], source: int, target: int, place: slice) -> None:
+    def copy(self, prefix: str, copies: Sequence[Copy]) -> None:
         """As `Caches.copy`."""
-        for name in names:
-            buffer = self.buffers[name]
-            buffer[target, :, place] = buffer[source, :, place]
+        for name, buffer in self.buffers.items():
+            if name.startswith(prefix):
+                for source, target, place in copies:
+                    buffer[target, :, place] = buffer[source, :, place]
 
     def write(self, arrays: Mapping[str, Array], row: int) -> None:
         """As `Caches.write`."""
         for name, array in arrays.items():
             self.buffers[name][row, :, : array.shape[1]] = array
+
+    def stage(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Array, Array]:
+        """As `Caches.stage`."""
+        array = np.zeros(shape, dtype)
+        return array, array
+
+    def keep(self, array: Array) -> Array:
+        """As `Caches.keep`."""
+        return array
 
     def close(self) -> None:
         """As `Caches.close`."""
@@ -86,10 +113,13 @@ class HostCaches:
 
 
 class DeviceCaches:
-    """`Caches` in a GPU's memory, all of it allocated at once.
+    """`Caches` in a GPU's memory: one block, in which the caches lie one after another.
+
+    Staged tensors lie in pinned host memory, which the GPU reads and writes itself: a step then
+    copies nothing.
 
     Args:
-        specs: the decoder's inputs that are caches.
+        specs: the decoder's inputs that are caches, all of one size of element.
         shape: of each.
         device: the GPU.
         number: the GPU's number, from 0.
@@ -110,15 +140,17 @@ class DeviceCaches:
     ) -> None:
         self._shape, self._device = shape, device
         self._number, self._memory = number, memory
-        self._addresses: dict[str, int] = {}
         self._dtypes = {spec.name: spec.numpy_dtype for spec in specs}
+        (self._itemsize,) = {dtype.itemsize for dtype in self._dtypes.values()}
+        self._names = list(self._dtypes)
+        self._blocks: list[int] = []  # what was allocated on the GPU; the caches are the first
+        self._pinned: list[Array] = []
         device.use()
         self._stream = device.open_stream()
         try:
-            for name, dtype in self._dtypes.items():
-                size = math.prod(shape) * dtype.itemsize
-                self._addresses[name] = device.allocate(size)
-                device.clear(self._addresses[name], size, self._stream)
+            size = len(self._names) * self._bytes(math.prod(shape[:3]))
+            self._blocks.append(device.allocate(size))
+            device.clear(self._blocks[0], size, self._stream)
             device.synchronize(self._stream)
         except BaseException:
             self.close()
@@ -127,31 +159,36 @@ class DeviceCaches:
     @property
     def names(self) -> Iterable[str]:
         """The names of all caches."""
-        return self._dtypes
+        return self._names
 
     def rows(self, name: str, first: int, count: int) -> DeviceArray:
         """As `Caches.rows`."""
-        return DeviceArray(
-            address=self._address(name, first, 0),
-            shape=(count, *self._shape[1:]),
-            dtype=self._dtypes[name],
-            memory=self._memory,
-            device=self._number,
+        return self._array(
+            self._address(name, first, 0), (count, *self._shape[1:]), self._dtypes[name]
         )
 
-    def copy(self, names: Iterable[str], source: int, target: int, place: slice) -> None:
-        """As `Caches.copy`."""
-        start, stop, _ = place.indices(self._shape[2])
+    def copy(self, prefix: str, copies: Sequence[Copy]) -> None:
+        """As `Caches.copy`: a box has all heads of all caches, which lie equally far apart."""
+        named = [index for index, name in enumerate(self._names) if name.startswith(prefix)]
+        assert named == list(range(named[0], named[-1] + 1)), "caches of a prefix lie together"
+        slots, heads, positions, _ = self._shape
+        boxes = []
+        for source, target, place in copies:
+            start, stop, _ = place.indices(positions)
+            if start < stop:
+                at = [self._address(self._names[named[0]], row, start) for row in (target, source)]
+                boxes.append(BoxCopy(target=at[0], source=at[1], width=self._bytes(stop - start)))
+        if not boxes:
+            return
         self._device.use()
-        for name in names:
-            self._device.copy_rows(
-                self._address(name, target, start),
-                self._address(name, source, start),
-                pitch=self._bytes(name, self._shape[2]),
-                width=self._bytes(name, stop - start),
-                rows=self._shape[1],
-                stream=self._stream,
-            )
+        self._device.copy_boxes(
+            boxes,
+            pitch=self._bytes(positions),
+            rows=heads,
+            layer=self._bytes(slots * heads * positions),
+            layers=len(named),
+            stream=self._stream,
+        )
         self._device.synchronize(self._stream)
 
     def write(self, arrays: Mapping[str, Array], row: int) -> None:
@@ -162,23 +199,48 @@ class DeviceCaches:
             self._device.upload_rows(
                 self._address(name, row, 0),
                 array,
-                pitch=self._bytes(name, self._shape[2]),
+                pitch=self._bytes(self._shape[2]),
                 stream=self._stream,
             )
         self._device.synchronize(self._stream)
 
+    def stage(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Array, DeviceArray]:
+        """As `Caches.stage`."""
+        kind = np.dtype(dtype)
+        self._device.use()
+        block = self._device.allocate_pinned(math.prod(shape) * kind.itemsize)
+        self._pinned.append(block)
+        block[:] = 0
+        return block.view(kind).reshape(shape), self._array(block.ctypes.data, shape, kind)
+
+    def keep(self, array: Array) -> DeviceArray:
+        """As `Caches.keep`."""
+        self._device.use()
+        self._blocks.append(self._device.allocate(array.nbytes))
+        whole = np.ascontiguousarray(array).reshape(1, -1)
+        self._device.upload_rows(self._blocks[-1], whole, pitch=array.nbytes, stream=self._stream)
+        self._device.synchronize(self._stream)
+        return self._array(self._blocks[-1], array.shape, array.dtype)
+
     def close(self) -> None:
         """As `Caches.close`."""
         self._device.use()
-        while self._addresses:
-            _, address = self._addresses.popitem()
-            self._device.free(address)
+        while self._blocks:
+            self._device.free(self._blocks.pop())
+        while self._pinned:
+            self._device.free_pinned(self._pinned.pop())
         self._device.close_stream(self._stream)
+
+    def _array(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        return DeviceArray(
+            address=address, shape=shape, dtype=dtype, memory=self._memory, device=self._number
+        )
 
     def _address(self, name: str, row: int, position: int) -> int:
         """The address of one position of a slot, in its first head."""
-        _, heads, positions, _ = self._shape
-        return self._addresses[name] + self._bytes(name, row * heads * positions + position)
+        slots, heads, positions, _ = self._shape
+        before = self._names.index(name) * slots + row
+        return self._blocks[0] + self._bytes(before * heads * positions + position)
 
-    def _bytes(self, name: str, positions: int) -> int:
-        return max(positions, 0) * self._shape[3] * self._dtypes[name].itemsize
+    def _bytes(self, positions: int) -> int:
+        return positions * self._shape[3] * self._itemsize

@@ -1,7 +1,8 @@
 """Continuous batching: which sequences each step runs. Requests join and leave at every step.
 
-A turn reads a piece of one prompt, and runs one step of every sequence that is past its prompt, so
-that a long prompt delays no other request. This module knows nothing of threads or queues.
+A turn reads a piece of one prompt, or several short ones where the model takes them together, and
+runs one step of every sequence that is past its prompt, so that a long prompt delays no other
+request. This module knows nothing of threads or queues.
 """
 
 from __future__ import annotations
@@ -20,10 +21,6 @@ from iblip.engines.language_model.totals import Totals
 from iblip.export.errors import EngineError, IblipError
 
 logger = logging.getLogger(__name__)
-
-PIECE = 64
-"""Positions of a prompt that are read at once. It does not depend on the other requests, because a
-sum in another order can give another result."""
 
 
 class _Job:
@@ -80,25 +77,39 @@ class Scheduler:
 
     def turn(self) -> None:
         """Reads a piece of a prompt, and runs one step."""
-        reading = next((job for job in self._jobs if not job.tokens), None)
-        if reading:
-            self._guard([reading], partial(self._read, reading))
+        reading = [job for job in self._jobs if not job.tokens][: self._model.prompts_at_once]
+        for job in reading:
+            if job.prompt is None:
+                self._guard([job], partial(self._embed, job))
+        if reading := [job for job in reading if job.prompt and not job.ticket.ended]:
+            # The others are not to blame if it fails: they are tried again.
+            self._guard(reading[:1], partial(self._read, reading))
         stepping = [job for job in self._jobs if job.tokens and not job.ticket.ended]
         if stepping:
             self._guard(stepping, partial(self._step, stepping))
 
-    def _read(self, job: _Job) -> None:
-        ticket = job.ticket
-        if job.prompt is None:
-            job.prompt = self._model.read(ticket.request.visual_prompt, ticket.prompt)
-        before = job.prompt.done
-        logits = self._model.prefill(job.slots[0], job.prompt, PIECE)  # [vocab], after the last
-        self._totals.prompt_tokens += job.prompt.done - before
+    def _embed(self, job: _Job) -> None:
+        request = job.ticket.request
+        job.prompt = self._model.read(request.visual_prompt, job.ticket.prompt)
+
+    def _read(self, jobs: Sequence[_Job]) -> None:
+        prompts = {job.slots[0]: job.prompt for job in jobs if job.prompt}
+        before = sum(prompt.done for prompt in prompts.values())
+        read = self._model.prefill(prompts, self._model.piece)
+        self._totals.prompt_tokens += sum(prompt.done for prompt in prompts.values()) - before
+        for job in jobs:
+            if job.slots[0] in read:
+                logits = read[job.slots[0]]  # [vocab], after the last piece
+                self._guard([job], partial(self._begin, job, logits))
+
+    def _begin(self, job: _Job, logits: npt.NDArray[Any] | None) -> None:
+        """Begins the answer, if the prompt has been read."""
+        assert job.prompt
         if logits is not None:
-            ticket.note_prefill()
+            job.ticket.note_prefill()
             self._accept(job, logits[None])  # [1, vocab]
         elif job.prompt.done == job.prompt.positions:
-            ticket.note_prefill()
+            job.ticket.note_prefill()
             assert self._model.start_token is not None
             job.tokens = [self._model.start_token]
 
@@ -140,10 +151,13 @@ class Scheduler:
                 assigned[index] = slots[branch.parent]
                 continued.add(slots[branch.parent])
         spare = [slot for slot in slots if slot not in continued]
+        forks: dict[Slot, Slot] = {}  # target to source, which is one of `continued`
         for index, branch in enumerate(branches):
             if index not in assigned:
                 assigned[index] = spare.pop() if spare else self._model.acquire()
-                self._model.fork(slots[branch.parent], assigned[index])
+                forks[assigned[index]] = slots[branch.parent]
+        if forks:
+            self._model.fork(forks)
         for slot in spare:
             self._model.release(slot)
         for index, branch in enumerate(branches):

@@ -22,10 +22,13 @@ class Prompt:
 
     Attributes:
         embeds: `[1, positions, hidden]`, of visual prompt and text.
+        ids: int64 `[1, positions]`, the text's tokens, whose rows of `embeds` are not read, and -1
+            where the visual prompt is; `None` if `embeds` has them all.
         done: how many of its positions have been read.
     """
 
     embeds: Array
+    ids: Array | None = None
     done: int = 0
 
     @property
@@ -93,11 +96,24 @@ class BatchModel(Protocol):
         """Embeds a prompt and its visual prompt `[images, queries, hidden]`, of any float dtype."""
         ...
 
-    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Array | None:
-        """Reads at most `limit` more positions of the prompt into the slot (an encoder reads all).
+    @property
+    def piece(self) -> int:
+        """How many positions of prompts to read at once, between two steps."""
+        ...
 
-        Returns the logits `[vocab]` of the answer's first token once all positions are read; always
-        `None` if there is a `start_token`.
+    @property
+    def prompts_at_once(self) -> int:
+        """How many prompts may be read at once."""
+        ...
+
+    def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> dict[Slot, Array | None]:
+        """Reads at most `limit` more positions of prompts into their slots, in one run.
+
+        Reads of the first prompt, and of those that fit beside it (an encoder reads all of one).
+
+        Returns:
+            For each slot that was read into, the logits `[vocab]` of the answer's first token once
+            all positions are read; always `None` if there is a `start_token`.
         """
         ...
 
@@ -105,8 +121,16 @@ class BatchModel(Protocol):
         """Adds one token to each slot; returns the logits `[len(tokens), vocab]` of the next."""
         ...
 
-    def fork(self, source: Slot, target: Slot) -> None:
-        """Makes `target` equal to `source`, copying only the positions where they differ."""
+    def fork(self, targets: Mapping[Slot, Slot]) -> None:
+        """Makes each target equal to its source, copying only the positions where they differ.
+
+        Args:
+            targets: to the source of each; no slot is both.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Runs every shape that will repeat once, in the thread that will run them."""
         ...
 
     def close(self) -> None:

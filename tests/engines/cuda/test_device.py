@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iblip.engines.cuda.device import CudaDevice
+from iblip.engines.cuda.device import BoxCopy, CudaDevice
 from iblip.engines.cuda.errors import REMEDIES, CudaError, call_checked
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.export.errors import EngineError
@@ -29,8 +29,9 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "cudaGraphLaunch": lambda device: device.launch(8, 8),
     "cudaGraphExecDestroy": lambda device: device.forget(8),
     "cudaMemsetAsync": lambda device: device.clear(256, 64, 8),
-    "cudaMemcpy2DAsync": lambda device: device.copy_rows(
-        256, 512, pitch=16, width=8, rows=4, stream=8
+    "cudaMemcpy2DAsync": lambda device: device.upload_rows(256, ARRAY, pitch=16, stream=8),
+    "cudaMemcpy3DAsync": lambda device: device.copy_boxes(
+        [BoxCopy(target=256, source=512, width=8)], pitch=16, rows=4, layer=64, layers=2, stream=8
     ),
 }
 

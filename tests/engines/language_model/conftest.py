@@ -61,6 +61,8 @@ class ScriptedModel:
     """
 
     start_token = None
+    piece = 64
+    prompts_at_once = 1
 
     def __init__(
         self, script: str | bytes = "It is red.", *, capacity: int = 1, positions: int = 10_000
@@ -75,7 +77,7 @@ class ScriptedModel:
         self.live: list[Slot] = []
         self.second = ord("~")
         self.error: BaseException | None = None
-        self.closed = False
+        self.closed = self.warm = False
         self.stepped = threading.Condition()
 
     @property
@@ -90,19 +92,24 @@ class ScriptedModel:
     def release(self, slot: Slot) -> None:
         self.live.remove(slot)
 
-    def fork(self, source: Slot, target: Slot) -> None:
-        target.length, target.tokens = source.length, source.tokens.copy()
+    def fork(self, targets: Mapping[Slot, Slot]) -> None:
+        for target, source in targets.items():
+            target.length, target.tokens = source.length, source.tokens.copy()
+
+    def warm_up(self) -> None:
+        self.warm = True
 
     def read(self, visual_prompt: Any, prompt: PromptIds) -> Prompt:
         self.prompts.append(bytes(i for i in prompt.ids if i < 256).decode())
         positions = prompt.positions(visual_prompt.shape[1])
         return Prompt(np.zeros((1, positions, 1), np.float32))
 
-    def prefill(self, slot: Slot, prompt: Prompt, limit: int) -> Any:
+    def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> Any:
+        slot, prompt = next(iter(prompts.items()))
         count = min(limit, prompt.positions - prompt.done)
         self.pieces.append((count, self.steps))
         prompt.done += count
-        return self._logits(slot) if prompt.done == prompt.positions else None
+        return {slot: self._logits(slot) if prompt.done == prompt.positions else None}
 
     def step(self, tokens: Mapping[Slot, int]) -> Any:
         if self.gate is not None:

@@ -63,7 +63,7 @@ def read(model: BatchModel, seed: int, ids: tuple[int, ...], piece: int = 100) -
     prompt = model.read(visual(seed), PromptIds(ids))
     logits = None
     while prompt.done < prompt.positions:
-        logits = model.prefill(slot, prompt, piece)
+        logits = model.prefill({slot: prompt}, piece)[slot]
     return slot, model.step({slot: model.start_token})[0] if logits is None else logits
 
 
@@ -119,17 +119,17 @@ def test_sequences_of_any_length_step_together(model: BatchModel, reference: Any
     third = add(2)
     step({third: 7, first: 51, second: 9})
     half, prompt = model.acquire(), model.read(visual(3), PromptIds(IDS))
-    model.prefill(half, prompt, 4)
+    model.prefill({half: prompt}, 4)
     model.release(second)  # so that the last moves into its row
     step({first: 9, third: 20})
-    logits = model.prefill(half, prompt, 100)
+    logits = model.prefill({half: prompt}, 100)[half]
     logits = model.step({half: model.start_token})[0] if logits is None else logits
     found[half], answers[half] = [logits], []
     fork = model.acquire()
-    model.fork(first, fork)
+    model.fork({fork: first})
     found[fork], answers[fork] = found[first].copy(), answers[first].copy()
     step({fork: 12, half: 5, first: 9, third: 30})
-    model.fork(first, fork)  # back to what they share
+    model.fork({fork: first})  # back to what they share
     found[fork], answers[fork] = found[first].copy(), answers[first].copy()
     step({fork: 13, first: 14})
     step({fork: 20, third: 8})
@@ -177,7 +177,7 @@ def _life_of_slots(model: BatchModel) -> np.ndarray:
     first, second = (read(model, seed, IDS, 3)[0] for seed in (0, 1))
     logits = [model.step({first: 30, second: 9})]
     fork = model.acquire()
-    model.fork(second, fork)
+    model.fork({fork: second})
     logits.append(model.step({fork: 12, second: 5, first: 9}))
     model.release(first)
     logits += [model.step({fork: token, second: token}) for token in ANSWER]

@@ -54,9 +54,12 @@ def test_writes_and_copies_go_to_the_same_places(
         for caches in both:
             caches.write(arrays, row)
     copies = (0, 1, slice(1, 4)), (1, 2, slice(0, 5)), (2, 0, slice(3, 3)), (2, 1, slice(4, 2))
-    for source, target, place in copies:
+    for copy in copies:
         for caches in both:
-            caches.copy(["past.key"], source, target, place)
+            caches.copy("past", [copy])
+    for caches in both:  # two of one source
+        caches.copy("", [(0, 1, slice(0, 2)), (0, 2, slice(2, 5))])
+    assert host_device.calls.count("copy_boxes") == 3  # of the two that are empty, none
     for name, buffer in host.buffers.items():
         assert buffer.any()
         assert (content(device, host_device, name) == buffer).all()
