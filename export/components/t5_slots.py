@@ -172,9 +172,8 @@ class T5BatchedDecoder(torch.nn.Module):
         """
         first, buckets = self.language_model.decoder.block[0].layer[0], self.get_buffer("buckets")
         seen = first.SelfAttention.relative_attention_bias(buckets)  # [max_distance + 1, heads]
-        lowest = torch.finfo(seen.dtype).min
-        # By distance + 1: row 0 is what is not seen; all from max_distance on are alike.
-        table = torch.nn.functional.pad(seen, (0, 0, 1, 0), value=lowest)
+        unseen = seen.new_full((1, seen.shape[1]), torch.finfo(seen.dtype).min)
+        table = torch.cat([unseen, seen])  # by distance + 1; all from max_distance on are alike
         distances = position_ids[:, :, None] - key_positions  # [batch, sequence, total]
         rows = (distances + 1).clamp(0, len(buckets))
         # [batch, sequence, total, heads] to [batch, heads, sequence, total]
