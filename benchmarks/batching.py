@@ -158,7 +158,7 @@ def measure(directory: Path, tokens: int) -> dict[str, Any]:
 
 
 def weight_bytes(path: Path) -> int:
-    """Bytes of all weights that a graph reads from files beside it, but for tables of embeddings."""
+    """Bytes of the weights that a graph reads whole: all but tables of embeddings."""
     model = onnx.load(path, load_external_data=False)
     read = {name for node in model.graph.node if node.op_type != "Gather" for name in node.input}
     tensors = (tensor for tensor in model.graph.initializer if tensor.name in read)

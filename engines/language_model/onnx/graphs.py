@@ -131,13 +131,13 @@ class Rows:
         model: the model that owns the caches.
         count: number of rows.
         sequence: number of new positions in each row.
-        replayed: see `Graph.binding`.
+        replayed: see `Graph.binding`; -1 for pieces of prompts, which alone have embeddings.
 
     Attributes:
         ids: int64 `[count, sequence]`: the token at each new position, or -1: inputs of the next
             run, as are the others but `logits`.
-        embeds: `[count, sequence, hidden]`, in the contract's dtype, read where the id is -1;
-            `None` where the decoder reads none.
+        embeds: `[count, sequence, hidden]`, in the contract's dtype, read where the id is -1; of
+            pieces of prompts alone.
         positions: int64 `[count, sequence]`: the position in its row of each new one.
         logits_at: int64 `[count]`, of each row the new position whose logits are wanted, within
             `[count * sequence]`.
@@ -159,7 +159,7 @@ class Rows:
         self.embeds: Array | None = None
         if model.has_embeds:
             hidden = model.facts.hidden_size
-            if sequence > 1:
+            if replayed < 0:
                 self.embeds = self.stage("inputs_embeds", count, sequence, hidden)
             else:
                 self.binding.input("inputs_embeds", model.no_embeds(count))

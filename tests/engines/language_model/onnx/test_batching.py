@@ -57,6 +57,45 @@ def test_a_long_prompt_does_not_stall_the_others(gated: Make, ask: Make) -> None
     assert steps == list(range(steps[0], steps[0] + 7))  # a step between any two pieces
 
 
+def test_prompts_that_the_model_takes_together_are_read_in_one_turn(gated: Make, ask: Make) -> None:
+    model, one = gated(4)
+    model.prompts_at_once, prefill = 3, model.prefill
+    runs: list[int] = []
+
+    def together(prompts: Any, limit: int) -> Any:
+        runs.append(len(prompts))
+        if len(runs) == 2:
+            raise EngineError("no memory")  # the first's alone: the others are tried again
+        return {slot: prefill({slot: prompt}, limit)[slot] for slot, prompt in prompts.items()}
+
+    model.prefill = together
+    running = one.submit(ask("running", temperature=1.0, seed=1, n=4, max_new_tokens=2))
+    others = [one.submit(ask(name)) for name in ("a", "b", "c")]  # wait for slots, all at once
+    model.gate.release(1000)
+    with pytest.raises(EngineError, match="no memory"):
+        others[0].result()
+    assert [other.result().text for other in others[1:]] == ["It is red."] * 2
+    assert running.result().text == "It"
+    assert runs == [1, 3, 2]
+    assert model.live == []
+
+
+def test_the_forks_of_a_step_are_one_call(gated: Make, ask: Make) -> None:
+    model, one = gated(5)
+    model.gate.release(1000)
+    calls, fork = [], model.fork
+
+    def forked(targets: Any) -> None:
+        calls.append(len(targets))
+        assert not set(targets) & set(targets.values())
+        fork(targets)
+
+    model.fork = forked
+    one.submit(ask(num_beams=5, max_new_tokens=8)).result()
+    assert calls[0] == 4
+    assert len(calls) <= model.steps + 1
+
+
 def test_the_first_to_come_is_the_first_to_be_served(gated: Make, ask: Make) -> None:
     model, one = gated(4)
     running = one.submit(ask("running", temperature=1.0, seed=1, n=3))

@@ -31,6 +31,17 @@ def test_an_answer_is_deltas_and_then_itself(engine: Make, scripted: Make, ask: 
     assert min(answer.timing.queue_s, answer.timing.prefill_s, answer.timing.decode_s) >= 0
 
 
+def test_an_engine_is_warm_when_it_is_open(engine: Make, scripted: Make) -> None:
+    model = scripted()
+    engine(model)
+    assert model.warm
+    cold = scripted()
+    cold.warm_up = lambda: 1 / 0
+    with pytest.raises(EngineError, match=r"engine stopped .*ZeroDivisionError"):
+        engine(cold)
+    assert cold.closed
+
+
 def test_the_end_can_be_read_again(engine: Make, scripted: Make, ask: Make) -> None:
     generation = engine(scripted()).submit(ask())
     answer = generation.result()

@@ -14,7 +14,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from iblip.engines.language_model.onnx.graphs import MODELS, open_graphs, open_model
+from iblip.engines.language_model.onnx.graphs import (
+    MODELS,
+    ON_CPU,
+    ON_GPU,
+    Shapes,
+    open_graphs,
+    open_model,
+)
 from iblip.engines.language_model.onnx.key_value_caches import DeviceCaches
 from iblip.engines.language_model.onnx.slots import BatchModel, Slot
 from iblip.engines.language_model.opening import EngineLimits, open_engine
@@ -39,12 +46,26 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[ON_CPU, ON_GPU], ids=["shapes-vary", "shapes-repeat"])
+def shapes(request: pytest.FixtureRequest) -> Shapes:
+    """Of the runs: those of a CPU, and those of a GPU, here on the CPU's provider."""
+    assert isinstance(request.param, Shapes)
+    return request.param
+
+
+def opened(directory: Path, shapes: Shapes, **options: Any) -> Any:
+    manifest = Manifest.read(directory)
+    facts = manifest.language_model
+    graphs = open_graphs(directory, manifest, CPU, threads=1)
+    return MODELS[facts.is_encoder_decoder](graphs, facts, shapes=shapes, **options)
+
+
 @pytest.fixture
-def model(kind: str, random_build: Build) -> Iterator[BatchModel]:
-    directory = random_build(kind)
-    opened = open_model(directory, Manifest.read(directory), threads=1)
-    yield opened
-    opened.close()
+def model(kind: str, shapes: Shapes, random_build: Build) -> Iterator[BatchModel]:
+    made = opened(random_build(kind), shapes)
+    made.warm_up()
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -155,21 +176,79 @@ def test_the_caches_stay_where_they_are(model: BatchModel) -> None:
 
 
 def test_slots_in_a_devices_memory_hold_the_same(
-    kind: str, random_build: Build, host_device: Any, model: BatchModel
+    kind: str, random_build: Build, host_device: Any, model: BatchModel, shapes: Shapes
 ) -> None:
     def on_device(specs: Any, shape: Any) -> DeviceCaches:
         return DeviceCaches(specs, shape, host_device, 0, memory="cpu")
 
-    directory = random_build(kind)
-    manifest = Manifest.read(directory)
-    graphs = open_graphs(directory, manifest, CPU, threads=1)
-    facts = manifest.language_model
-    other = MODELS[facts.is_encoder_decoder](graphs, facts, slots=8, make_caches=on_device)
+    other = opened(random_build(kind), shapes, slots=8, make_caches=on_device)
     found = [_life_of_slots(either) for either in (model, other)]
     assert (found[0] == found[1]).all()
     assert np.ptp(found[0]) > 0
     other.close()
     assert not host_device.memory
+
+
+def test_the_bound_of_lengths_changes_no_bit(kind: str, random_build: Build) -> None:
+    """A captured CUDA graph keeps the capacity as the bound; rows' own lengths are exact."""
+    exact, bounded = (opened(random_build(kind), shapes) for shapes in (ON_CPU, ON_GPU))
+    for one in (exact, bounded):
+        for _ in range(3):
+            one.acquire()
+    live = exact._live  # the same sequences, read once, in both models' slots
+    for seed, slot in enumerate(live):
+        prompt = exact.read(visual(seed), PromptIds(IDS[seed:]))
+        while prompt.done < prompt.positions:
+            exact.prefill({slot: prompt}, 3)
+    for name, buffer in exact.caches.buffers.items():
+        bounded.caches.buffers[name][:] = buffer
+    for slot, other in zip(live, bounded._live, strict=True):
+        other.length, other.source_length = slot.length, slot.source_length
+    for count in (3, 2, 1, 3):
+        for token in ANSWER:
+            logits = exact.step(dict.fromkeys(live[:count], token))
+            same = bounded.step(dict.fromkeys(bounded._live[:count], token))
+            assert (logits == same).all()
+    for name, buffer in exact.caches.buffers.items():
+        assert (bounded.caches.buffers[name] == buffer).all()
+    for one in (exact, bounded):
+        one.close()
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"], indirect=True)
+def test_short_prompts_are_read_together(
+    kind: str, random_build: Build, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iblip.engines.language_model.onnx.graphs.SMALLEST_PIECE", 16)
+    model = opened(random_build(kind), ON_GPU, slots=6)
+    slots = [model.acquire() for _ in range(6)]
+    prompts = {slot: model.read(visual(i), PromptIds(IDS)) for i, slot in enumerate(slots)}
+    found, runs = {}, []
+    while left := {slot: prompt for slot, prompt in prompts.items() if not prompt.done}:
+        read = model.prefill(left, model.piece)
+        runs.append(len(read))
+        found |= read
+    assert runs == [4, 2]  # powers of two, which repeat; 64 positions hold four of 16
+    found = {slot: [logits] for slot, logits in found.items()}
+    for token in ANSWER:
+        for slot, logits in zip(slots, model.step(dict.fromkeys(slots, token)), strict=True):
+            found[slot].append(logits)
+    for seed, slot in enumerate(slots):
+        wanted = recomputed(reference, visual(seed), ANSWER)
+        assert np.abs(np.stack(found[slot]) - wanted).max() < 1e-4
+    model.close()
+
+
+@pytest.mark.parametrize("kind", ["llama"], indirect=True)
+def test_what_does_not_fit_beside_a_prompt_is_read_later(kind: str, random_build: Build) -> None:
+    model = opened(random_build(kind), ON_GPU, slots=4)
+    first, begun, last = (model.acquire() for _ in range(3))
+    prompts = {slot: model.read(visual(0), PromptIds(IDS)) for slot in (first, begun, last)}
+    model.prefill({begun: prompts[begun]}, 4)
+    assert list(model.prefill({first: prompts[first], last: prompts[last]}, 64)) == [first]
+    assert list(model.prefill({begun: prompts[begun], last: prompts[last]}, 64)) == [begun]
+    assert list(model.prefill({last: prompts[last]}, 64)) == [last]
+    model.close()
 
 
 def _life_of_slots(model: BatchModel) -> np.ndarray:
@@ -393,6 +472,28 @@ def test_a_build_that_lacks_a_graph_is_refused(
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(BuildDirectoryError, match="no language_model graph batched_decoder"):
         open_model(tmp_path, Manifest.read(tmp_path))
+
+
+def test_forks_are_copied_in_one_call(
+    kind: str, random_build: Build, host_device: Any, reference: Any
+) -> None:
+    def on_device(specs: Any, shape: Any) -> DeviceCaches:
+        return DeviceCaches(specs, shape, host_device, 0, memory="cpu")
+
+    model = opened(random_build(kind), ON_CPU, slots=5, make_caches=on_device)
+    parents = [read(model, seed, IDS)[0] for seed in range(2)]
+    model.step(dict.fromkeys(parents, ANSWER[0]))
+    children = [model.acquire() for _ in range(3)]
+    host_device.calls.clear()
+    model.fork(dict(zip(children, (parents[1], parents[0], parents[1]), strict=True)))
+    prefixes = 2 if model.start_token is not None else 1  # T5's cross-attention has its own
+    assert host_device.calls.count("copy_boxes") == prefixes
+    assert host_device.calls.count("synchronize") == prefixes
+    logits = model.step(dict.fromkeys([*parents, *children], ANSWER[1]))
+    for row, seed in zip(logits, (0, 1, 1, 0, 1), strict=True):
+        wanted = recomputed(reference, visual(seed), ANSWER[:2])[-1]
+        assert np.abs(row - wanted).max() < 1e-4
+    model.close()
 
 
 def test_a_gpu_is_chosen_by_its_number(
