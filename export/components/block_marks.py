@@ -21,6 +21,9 @@ DOMAIN = "iblip.trace"
 MARK = "Block"
 OUTPUT = ".output"
 """Suffix of the name of a block's result, after the block's path."""
+STREAM_SCALE = "iblip.stream_scale"
+"""Key of a graph's metadata: what its blocks' results are multiplied by, if anything. It is the
+attribute `stream_scale` of the traced module."""
 
 
 def stacks(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.ModuleList]]:

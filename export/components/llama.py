@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.onnx.ops import symbolic
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
 from iblip.export.components.component import Component
 from iblip.export.components.decoder_only import decoder_only
+from iblip.export.components.rms_norm import rms_norm
 from iblip.export.components.slots import Slots, attend
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -46,14 +46,7 @@ class FusedRMSNorm(LlamaRMSNorm):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Any float dtype in and out, the shape unchanged."""
-        return symbolic(
-            "SimplifiedLayerNormalization",
-            (hidden_states, self.weight),
-            {"axis": -1, "epsilon": float(self.variance_epsilon), "stash_type": 1},
-            dtype=hidden_states.dtype,
-            shape=list(hidden_states.shape),
-            version=1,
-        )
+        return rms_norm(hidden_states, self.weight, float(self.variance_epsilon))
 
 
 def llama(config: Any, *, precision: str) -> tuple[Component, ...]:

@@ -44,7 +44,6 @@ from typing import Any
 import torch
 from torch.onnx.ops import symbolic_multi_out
 from transformers import AttentionInterface
-from transformers.cache_utils import DynamicLayer
 
 NAME = "iblip_slots"
 """Name under which this attention is registered with transformers."""
@@ -120,16 +119,6 @@ class Slots:
         """Returns 0: nothing depends on it, as positions are given."""
         return 0
 
-    @property
-    def layers(self) -> list[DynamicLayer]:
-        """The encoder's keys and values, in the form that transformers' cross-attention reads."""
-        layers = []
-        for key, value in zip(self.cross[::2], self.cross[1::2], strict=True):
-            layer = DynamicLayer()  # type: ignore[no-untyped-call]
-            layer.keys, layer.values = key, value
-            layers.append(layer)
-        return layers
-
 
 def attention(
     module: torch.nn.Module,
@@ -145,7 +134,7 @@ def attention(
     """Attends to a slot's text and to the new tokens, which it adds to the slot.
 
     Args:
-        module: the layer; `is_causal` distinguishes self-attention from cross-attention.
+        module: the layer.
         query: `[batch, heads, sequence, head_dim]`.
         key, value: `[batch, kv_heads, sequence, head_dim]`, of the new tokens.
         attention_mask: ignored: `slots` knows what each row may see.
@@ -158,12 +147,8 @@ def attention(
     """
     layer: Any = module
     heads, width = query.shape[1], query.shape[3]
-    queries = _merge_heads(query)  # [batch, sequence, heads * head_dim]
-    if layer.is_causal:
-        keys, values = _merge_heads(key), _merge_heads(value)
-        mixed = attend(layer.layer_idx, queries, keys, values, heads, scaling, slots)
-    else:
-        mixed = _attend_across(queries, [key, value], heads, scaling, slots)
+    merged = (_merge_heads(states) for states in (query, key, value))
+    mixed = attend(layer.layer_idx, *merged, heads, scaling, slots)
     return mixed.reshape(*mixed.shape[:2], heads, width), None
 
 
@@ -202,14 +187,22 @@ def attend(
     return mixed
 
 
-def _attend_across(
-    query: torch.Tensor,
-    cross: Sequence[torch.Tensor],
-    heads: int,
-    scaling: float,
-    slots: Slots,
+def attend_across(
+    layer: int, query: torch.Tensor, heads: int, scaling: float, slots: Slots
 ) -> torch.Tensor:
-    """Computes attention to an encoder's keys and values, which are complete."""
+    """Computes one layer's attention to an encoder's keys and values, which are complete.
+
+    Args:
+        layer: its index.
+        query: `[batch, sequence, heads * head_dim]`.
+        heads: of the query.
+        scaling: of the scores.
+        slots: the caches.
+
+    Returns:
+        `[batch, sequence, heads * head_dim]`.
+    """
+    cross = slots.cross[2 * layer : 2 * layer + 2]  # each [batch, heads, source_capacity, head_dim]
     nothing = query[:, :0]  # [batch, 0, heads * head_dim]
     inputs = [query, nothing, nothing, *cross, slots.cross_last, slots.cross_total]
     (mixed,) = _group_query_attention(inputs, heads, scaling, cross, causal=0)

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
 from iblip.export.artifact.contract import Contract, TensorSpec
-from iblip.export.components.attention import NAME, causal_mask, module_from_config, padding_mask
+from iblip.export.components.attention import causal_mask, module_from_config, padding_mask
 from iblip.export.components.block_marks import mark
 from iblip.export.components.component import Component
 from iblip.export.components.language_model import (
@@ -26,24 +26,13 @@ from iblip.export.components.language_model import (
     slot_specs,
     tensors_from_cache,
 )
-from iblip.export.components.slots import NAME as SLOTS
-from iblip.export.components.slots import Slots, pick
+from iblip.export.components.t5_slots import T5BatchedDecoder, logits_from_hidden
 
 
 class _T5(torch.nn.Module):
-    attention = NAME
-
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.language_model = module_from_config(T5ForConditionalGeneration, config, self.attention)
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        # [batch, sequence, hidden] to float32 [batch, sequence, vocab]
-        model = self.language_model
-        if model.config.scale_decoder_outputs:
-            hidden = hidden * (model.model_dim**-0.5)
-        logits: torch.Tensor = model.lm_head(hidden)
-        return logits.to(torch.float32)
+        self.language_model = module_from_config(T5ForConditionalGeneration, config)
 
 
 class T5Encoder(_T5):
@@ -116,84 +105,7 @@ class T5Decoder(_T5):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return [self._logits(hidden), *tensors_from_cache(past)]
-
-
-class T5BatchedDecoder(_T5):
-    """Tokens and slots to logits and the same slots.
-
-    Args:
-        config: the checkpoint's text config.
-    """
-
-    attention = SLOTS
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logits_at: torch.Tensor,
-        total_sequence_length: torch.Tensor,
-        key_positions: torch.Tensor,
-        source_lengths: torch.Tensor,
-        total_source_length: torch.Tensor,
-        key_values: list[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """Gives `logits` float32 `[wanted, vocab]`, then every slot with its new tokens.
-
-        Args:
-            input_ids, position_ids, logits_at, total_sequence_length: see
-                `export.components.slots`.
-            key_positions: int64 `[total]`, 0 to `total_sequence_length` - 1.
-            source_lengths: int64 `[batch]`, how much of its cross keys and values each row has.
-            total_source_length: int32 `[1]`, on the host, at least the largest `source_lengths`.
-            key_values: the slots of every layer, `[batch, heads, capacity, head_dim]` each; then
-                the encoder's, `[batch, heads, source_capacity, head_dim]` each.
-        """
-        model = self.language_model
-        half = len(key_values) // 2
-        slots = Slots(
-            past=key_values[:half],
-            last=position_ids.select(1, -1).to(torch.int32),
-            total=total_sequence_length,
-            cross=key_values[half:],
-            cross_last=(source_lengths - 1).to(torch.int32),
-            cross_total=total_source_length,
-            bias=self._bias(position_ids, key_positions),
-        )
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        cache.self_attention_cache = cache.cross_attention_cache = slots  # type: ignore[assignment]
-        cache.is_updated = dict.fromkeys(range(half // 2), True)
-        # Of four axes, so that transformers makes none of its own.
-        embeds = model.shared(input_ids)  # [batch, sequence, hidden]
-        no_mask = embeds.new_zeros(1, 1, 1, 1)
-        hidden = model.decoder(
-            inputs_embeds=embeds,
-            attention_mask=no_mask,
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=no_mask,
-            past_key_values=cache,
-            use_cache=True,
-            slots=slots,
-        ).last_hidden_state
-        return [self._logits(pick(hidden, logits_at)).squeeze(0), *slots.present]
-
-    def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        """T5's relative position bias, which differs from row to row with its position.
-
-        Source: Raffel et al. 2020, T5, section 2.1; transformers' T5Attention.compute_bias.
-        """
-        first = self.language_model.decoder.block[0].layer[0].SelfAttention
-        relative = key_positions[None, None, :] - position_ids[:, :, None]
-        buckets = first._relative_position_bucket(
-            relative,
-            bidirectional=False,
-            num_buckets=first.relative_attention_num_buckets,
-            max_distance=first.relative_attention_max_distance,
-        )
-        # [batch, sequence, total, heads] to [batch, heads, sequence, total]
-        bias: torch.Tensor = first.relative_attention_bias(buckets).permute(0, 3, 1, 2)
-        return bias
+        return [logits_from_hidden(model, hidden), *tensors_from_cache(past)]
 
 
 def t5(config: Any, *, precision: str) -> tuple[Component, ...]:

@@ -6,7 +6,7 @@ Importing this module does not load ONNX Runtime.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ BFLOAT16 = 16
 Array = npt.NDArray[Any]
 
 
-def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any:
+Rewrite = Callable[[Path], bytes | None]
+"""Makes another graph of the one at a path; `None` if it leaves it as it is."""
+
+
+def session_from_onnx(
+    path: Path, options: Any, providers: Sequence[Any], *, rewrite: Rewrite | None = None
+) -> Any:
     """Returns an `onnxruntime.InferenceSession` of the graph at `path`.
 
     If ONNX Runtime has no kernel for an operator in bfloat16, every operator computes in float32
@@ -35,18 +41,23 @@ def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any
         path: of the `.onnx` file; its weights lie beside it.
         options: an `onnxruntime.SessionOptions`; may be given the folder of the weights.
         providers: as ONNX Runtime takes them: names, or pairs of a name and its options.
+        rewrite: is given the path; ONNX Runtime opens what it returns instead.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+    def open_as(model: str | bytes) -> Any:
+        if isinstance(model, bytes):
+            options.add_session_config_entry(FOLDER, str(path.parent.absolute()))
+        return onnxruntime.InferenceSession(model, options, providers=list(providers))
+
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return open_as((rewrite(path) if rewrite else None) or str(path))
     except (errors.NotImplemented, errors.InvalidGraph):
         model = with_casts(path)
         if model is None:
             raise
-    options.add_session_config_entry(FOLDER, str(path.parent.absolute()))
-    return onnxruntime.InferenceSession(model, options, providers=list(providers))
+    return open_as(model)
 
 
 def run(session: Any, names: Sequence[str], feed: Mapping[str, Array]) -> dict[str, Array]:

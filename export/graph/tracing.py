@@ -19,7 +19,12 @@ from transformers import PreTrainedModel
 from iblip.export.artifact.contract import DTYPES as CONTRACT_DTYPES
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.components.autocast import autocast, is_matrix
-from iblip.export.components.block_marks import OUTPUT, mark_blocks, take_out_marks
+from iblip.export.components.block_marks import (
+    OUTPUT,
+    STREAM_SCALE,
+    mark_blocks,
+    take_out_marks,
+)
 from iblip.export.components.component import Component
 from iblip.export.components.without_memory import without_memory
 from iblip.export.errors import ExportError
@@ -130,6 +135,8 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
     _tidy(model, contract)
     stamp(model, cuts, component.contract)
     take_out_marks(model)
+    if (scale := getattr(module, "stream_scale", 1.0)) != 1.0:
+        model.metadata_props[STREAM_SCALE] = str(scale)
     passes.RemoveUnusedOpsetsPass()(model)
     name_values(model, OUTPUT)
     for name in parameters & set(model.graph.initializers):

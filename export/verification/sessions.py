@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 
-from iblip.export.components.block_marks import OUTPUT
+from iblip.export.components.block_marks import OUTPUT, STREAM_SCALE
 from iblip.export.graph.bfloat16 import with_casts
 from iblip.export.graph.onnxruntime_values import FOLDER, run, session_from_onnx
 
@@ -44,15 +45,21 @@ class Taps:
         session: of the graph.
         blocks: names of the blocks' results, in order.
         outputs: names of the graph's own outputs.
+        scale: what the graph multiplies its blocks' results by.
     """
 
     session: Any
     blocks: tuple[str, ...]
     outputs: tuple[str, ...]
+    scale: float = 1.0
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns every block's result and every output, by name."""
-        return run(self.session, [*self.blocks, *self.outputs], feed)
+        """Returns every block's result, not scaled, and every output, by name."""
+        arrays = run(self.session, [*self.blocks, *self.outputs], feed)
+        if self.scale != 1.0:
+            for name in self.blocks:
+                arrays[name] = arrays[name].astype(np.float32) / self.scale
+        return arrays
 
     @property
     def types(self) -> Types:
@@ -61,7 +68,7 @@ class Taps:
         return {name: (values[name].type, values[name].shape) for name in self.blocks}
 
     def block_inputs(self, streams: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the inputs of a graph `with_separate_blocks`, cast to their types.
+        """Returns the inputs of a graph `with_separate_blocks`, scaled and cast to their types.
 
         Args:
             streams: the blocks' results in the reference, by name.
@@ -69,7 +76,7 @@ class Taps:
         types = {value.name: value.type for value in self.session.get_inputs()}
         kinds = {name: types[given_name(name)] for name in streams if given_name(name) in types}
         return {
-            given_name(name): streams[name].astype(
+            given_name(name): (streams[name] * self.scale).astype(
                 onnx.helper.tensor_dtype_to_np_dtype(ELEMENTS[kind])
             )
             for name, kind in kinds.items()
@@ -117,7 +124,9 @@ def _taps(proto: onnx.ModelProto, path: Path) -> Taps:
     values = (name for node in proto.graph.node for name in node.output)
     blocks = tuple(name for name in values if name.endswith(OUTPUT) and name not in outputs)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in blocks)
-    return Taps(session=_session(proto, path), blocks=blocks, outputs=outputs)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    scale = float(metadata.get(STREAM_SCALE, 1.0))
+    return Taps(session=_session(proto, path), blocks=blocks, outputs=outputs, scale=scale)
 
 
 def _proto(path: Path) -> onnx.ModelProto:
