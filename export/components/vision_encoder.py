@@ -30,11 +30,15 @@ class PatchEmbeddings(InstructBlipVisionEmbeddings):
 
         The product is computed in the dtype of its weights, which may be narrower.
         """
-        weight, size = self.patch_embedding.weight, self.patch_size  # weight: [d_vision, 3, size, size]
+        weight, size = (
+            self.patch_embedding.weight,
+            self.patch_size,
+        )  # weight: [d_vision, 3, size, size]
         batch, height, width, channels = pixel_values.shape
         rows, columns, row = height // size, width // size, size * channels
-        whole = pixel_values[:, : rows * size, : columns * size]  # a rest at the edge is not read
-        values = whole.to(weight.dtype).reshape(batch, rows, size, columns, row)
+        if height % size or width % size:  # the rest at the edge is not read
+            pixel_values = pixel_values[:, : rows * size, : columns * size]
+        values = pixel_values.to(weight.dtype).reshape(batch, rows, size, columns, row)
         values = values.transpose(2, 3).reshape(batch, rows * columns, size * row)
         matrix = weight.permute(0, 2, 3, 1).flatten(1)  # [d_vision, size * size * 3]
         patches = torch.nn.functional.linear(values, matrix, self.patch_embedding.bias)
