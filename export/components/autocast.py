@@ -1,8 +1,8 @@
 """Modules that compute as under torch's autocast: matrices in a narrow dtype, all else in float32.
 
 LAVIS runs its vision encoder this way. The result of a linear layer or a convolution stays in the
-narrow dtype until it meets something wider, such as the residual stream. The one convolution is that
-of the patches, which `export.components.vision_encoder` computes in the dtype of its weights.
+narrow dtype until it meets something wider, such as the residual stream. The one convolution is of
+the patches; `export.components.vision_encoder` computes it in the dtype of its weights.
 """
 
 from __future__ import annotations

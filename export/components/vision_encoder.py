@@ -17,10 +17,10 @@ from iblip.export.precision import BETWEEN
 class PatchEmbeddings(InstructBlipVisionEmbeddings):
     """The ViT's embeddings, with the convolution over patches as one matrix product.
 
-    Its stride is the size of its kernel, so it is a linear layer over the values of each patch. ONNX
-    has no convolution in bfloat16 in `export.graph.tracing.OPSET`, and has the product. Values of a
-    patch are in the order of the pixels, so that rows of a patch are moved, not single values; the
-    weights are reordered once, when a graph is opened.
+    Its stride is the size of its kernel, so it is a linear layer over the values of each patch. In
+    the opset of the graphs, ONNX has that product in bfloat16, but no convolution. The values of a
+    patch are in the order of the pixels, so that rows of a patch are moved and not single values;
+    the weights are reordered once, when a graph is opened.
     """
 
     def forward(
@@ -30,7 +30,8 @@ class PatchEmbeddings(InstructBlipVisionEmbeddings):
 
         The product is computed in the dtype of its weights, which may be narrower.
         """
-        weight, size = (
+        weight = self.patch_embedding.weight  # [d_vision, 3, size, size]
+        size = weight.shape[-1]
             self.patch_embedding.weight,
             self.patch_size,
         )  # weight: [d_vision, 3, size, size]
