@@ -1,0 +1,106 @@
+"""Upper bounds of what the demos do to a GPU, counted over the stubs. Lower them as graphs improve.
+
+`make test-cuda-stub` prints what was counted beside each bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PRODUCTS = frozenset(
+    {
+        "Attention",
+        "BiasGelu",
+        "BiasSoftmax",
+        "Conv",
+        "FastGelu",
+        "FusedConv",
+        "FusedMatMul",
+        "Gelu",
+        "Gemm",
+        "GroupQueryAttention",
+        "LayerNormalization",
+        "MatMul",
+        "MatMulNBits",
+        "MultiHeadAttention",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "Softmax",
+    }
+)
+"""Operators that work on a model's activations: never on the CPU."""
+
+SHAPE_ARITHMETIC = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Gather",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Range",
+        "ReduceMax",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+        "Where",
+    }
+)
+"""Operators that ONNX Runtime may leave to the CPU, where they compute sizes of tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """Nodes of one graph on the CPU, and nodes that copy between it and the GPU."""
+
+    on_cpu: int
+    memcpy: int
+
+
+OUTSIDE: Mapping[str, Outside] = {
+    "vision_encoder/model": Outside(on_cpu=6, memcpy=0),
+    "qformer/model": Outside(on_cpu=13, memcpy=0),
+    "language_model/embed_tokens": Outside(on_cpu=0, memcpy=0),
+    "language_model/encoder": Outside(on_cpu=20, memcpy=1),
+    "language_model/batched_decoder": Outside(on_cpu=0, memcpy=1),
+}
+"""By component and graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Calls to the device of one decode step of one request.
+
+    Attributes:
+        launches: kernels and library routines, in all.
+        per_layer: the same, by the decoder's layers; what is outside them is shared out.
+        copies: in any direction.
+        synchronizations: waits of the host for the device.
+    """
+
+    launches: int
+    per_layer: int
+    copies: int
+    synchronizations: int
+
+
+STEPS: Mapping[str, Step] = {
+    "llama": Step(launches=64, per_layer=16, copies=8, synchronizations=8),
+    "opt": Step(launches=80, per_layer=20, copies=8, synchronizations=8),
+    "t5": Step(launches=220, per_layer=74, copies=8, synchronizations=8),
+}
+"""By the family of the language model."""
