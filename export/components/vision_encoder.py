@@ -32,9 +32,6 @@ class PatchEmbeddings(InstructBlipVisionEmbeddings):
         """
         weight = self.patch_embedding.weight  # [d_vision, 3, size, size]
         size = weight.shape[-1]
-            self.patch_embedding.weight,
-            self.patch_size,
-        )  # weight: [d_vision, 3, size, size]
         batch, height, width, channels = pixel_values.shape
         rows, columns, row = height // size, width // size, size * channels
         if height % size or width % size:  # the rest at the edge is not read

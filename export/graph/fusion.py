@@ -396,7 +396,12 @@ def _insert(
 
     node = ir.node(op_type, inputs, attributes or {}, domain=domain)
     graph.insert_before(before, node)
-    return node.outputs[0]
+    output, first = node.outputs[0], inputs[0] if inputs else None
+    if op_type == "Cast":
+        output.dtype = ir.DataType(node.attributes["to"].as_int())
+    elif op_type not in ("Shape", "Constant") and first is not None and first.dtype is not None:
+        output.dtype = first.dtype
+    return output
 
 
 def _constant_node(graph: ir.Graph, before: ir.Node, value: Any) -> ir.Value:

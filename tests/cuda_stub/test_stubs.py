@@ -93,7 +93,9 @@ def test_a_captured_copy_runs_when_it_is_launched(device):
 
 WRONG = {
     "a free of an unknown address": lambda device, a, s: device.free(a + 64),
-    "a copy beyond its allocation": lambda device, a, s: device.upload(a, np.zeros(65, np.uint8), s),
+    "a copy beyond its allocation": lambda device, a, s: device.upload(
+        a, np.zeros(65, np.uint8), s
+    ),
     "a copy between device and device of the host's memory": lambda device, a, s: device.copy_rows(
         a, np.zeros(64, np.uint8).ctypes.data, pitch=8, width=8, rows=8, stream=s
     ),

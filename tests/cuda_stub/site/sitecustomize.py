@@ -100,7 +100,9 @@ def _caller(runtime: Any, library: Any, name: str, real: Any) -> Callable[..., t
         bound = signature.bind(*given, **named).args
         values = [result() for result in results]
         plain, pointed = [_plain(value) for value in bound], [ctypes.byref(one) for one in values]
-        status = runtime.cudaError_t(function(*([*plain, *pointed] if last else [*pointed, *plain])))
+        status = runtime.cudaError_t(
+            function(*([*plain, *pointed] if last else [*pointed, *plain]))
+        )
         if status != runtime.cudaError_t.cudaSuccess:
             return (status, *[None] * len(values))
         return (status, *[value.value or 0 for value in values])
