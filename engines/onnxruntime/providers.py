@@ -30,6 +30,7 @@ class Placement:
         device: the GPU's number, from 0.
         shapes: of the graph's inputs; TensorRT needs them for its profile.
         cache: a directory for engines and kernels that a provider compiles; `None` keeps none.
+        captures: whether the CUDA provider may capture runs as CUDA graphs.
 
     Raises:
         EngineError: there is no such kind, or the device's number is negative.
@@ -39,6 +40,7 @@ class Placement:
     device: int = 0
     shapes: Shapes = field(default_factory=dict)
     cache: Path | None = None
+    captures: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in PROVIDERS:
@@ -96,6 +98,7 @@ def _cuda_options(placement: Placement) -> dict[str, str]:
         "cudnn_conv_algo_search": "HEURISTIC",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.
         "use_tf32": "0",
+        "enable_cuda_graph": str(int(placement.captures)),
     }
 
 
