@@ -104,3 +104,13 @@ STEPS: Mapping[str, Step] = {
     "t5": Step(launches=220, per_layer=74, copies=8, synchronizations=8),
 }
 """By the family of the language model."""
+
+LAYERS: Mapping[str, Mapping[str, int]] = {
+    "vision_encoder": {"fp16": 10, "bf16": 10, "lavis": 12},
+    "qformer": {"fp16": 18, "bf16": 18, "lavis": 18},
+}
+"""Operators of the largest layer on CUDA, by component and precision. A layer of a Q-Former that
+reads instructions has two attentions and two multilayer perceptrons."""
+
+WAITS_PER_INPUT = 2
+"""Waits of the host for the device that an input's copy may take."""
