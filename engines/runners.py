@@ -89,6 +89,7 @@ def _open_onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, plac
         device=place.device,
         shapes=shapes,
         cache=provider_cache(engine.kind, graph.digest) if shapes else None,
+        captures=engine.kind == "onnxruntime-cuda",
     )
     return OnnxRuntimeRunner(path, graph.contract, threads=place.threads, placement=placement)
 

@@ -30,7 +30,7 @@ class Placement:
         device: the GPU's number, from 0.
         shapes: of the graph's inputs; TensorRT needs them for its profile.
         cache: a directory for engines and kernels that a provider compiles; `None` keeps none.
-        replays: whether runs on bound memory are captured as CUDA graphs and replayed.
+        captures: whether the CUDA provider may capture runs as CUDA graphs.
 
     Raises:
         EngineError: there is no such kind, or the device's number is negative.
@@ -40,7 +40,7 @@ class Placement:
     device: int = 0
     shapes: Shapes = field(default_factory=dict)
     cache: Path | None = None
-    replays: bool = False
+    captures: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in PROVIDERS:
@@ -94,7 +94,6 @@ def _no_options(placement: Placement) -> dict[str, str]:
 def _cuda_options(placement: Placement) -> dict[str, str]:
     return {
         "device_id": str(placement.device),
-        "enable_cuda_graph": str(int(placement.replays)),
         # What is requested and no more is never enough for a longer prompt: every new length would
         # keep memory of its own. Weights are not in the arena (`session.settle_memory`).
         "arena_extend_strategy": "kNextPowerOfTwo",
@@ -104,6 +103,7 @@ def _cuda_options(placement: Placement) -> dict[str, str]:
         "sdpa_kernel": "3",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.
         "use_tf32": "0",
+        "enable_cuda_graph": str(int(placement.captures)),
     }
 
 

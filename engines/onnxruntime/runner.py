@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,12 +13,15 @@ from typing import Any, Self
 import numpy as np
 
 from iblip.engines.compiled import in_use, opening
+from iblip.engines.onnxruntime.captured import CapturedRuns, run_options
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
 from iblip.engines.onnxruntime.values import KeptTensor, value_of
 from iblip.engines.types import Feed
 from iblip.export.artifact.contract import Contract
 from iblip.export.errors import EngineError
+
+logger = logging.getLogger(__name__)
 
 
 class OnnxRuntimeRunner:
@@ -43,6 +48,7 @@ class OnnxRuntimeRunner:
         self._threads = threads
         self._placement = placement
         self._session: Any = None
+        self._captured: CapturedRuns | None = None
         self._held = contextlib.ExitStack()
 
     @property
@@ -55,15 +61,27 @@ class OnnxRuntimeRunner:
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._placement.cache))
             with opening(self._placement.cache):
-                self._session = open_session(
-                    self._path,
-                    self._contract,
-                    threads=self._threads,
-                    placement=self._placement,
-                    spin=False,
-                )
+                self._session = self._open()
+            if self._placement.captures:
+                device = self._placement.device
+                self._captured = CapturedRuns(self._session, self._contract, device)
             self._held = stack.pop_all()
         return self
+
+    def _open(self) -> Any:
+        settings = {"threads": self._threads, "spin": False}
+        try:
+            return open_session(self._path, self._contract, placement=self._placement, **settings)
+        except EngineError as error:
+            if not self._placement.captures:
+                raise
+            # ONNX Runtime refuses CUDA graphs where a node is left to the CPU.
+            self._placement = replace(self._placement, captures=False)
+            session = open_session(
+                self._path, self._contract, placement=self._placement, **settings
+            )
+            logger.warning("%s runs without CUDA graphs: %s", self._path, error)
+            return session
 
     def __exit__(
         self,
@@ -71,6 +89,9 @@ class OnnxRuntimeRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        captured, self._captured = self._captured, None
+        if captured is not None:
+            captured.close()
         self._session = None  # TensorRT-RTX writes what it compiled when its session goes
         self._held.close()
 
@@ -88,13 +109,22 @@ class OnnxRuntimeRunner:
             raise EngineError(f"the runner of {self._path} is not open: use it in a `with` block")
         self._contract.check_feed(feed)
         try:
-            return self._run(session, feed, keep)
+            captured = self._captured
+            if captured is None:
+                return self._run(session, feed, keep)
+            stays = keep or any(isinstance(array, KeptTensor) for array in feed.values())
+            outputs = None if stays else captured.run(feed)
+            if outputs is None:
+                return captured.call(self._run, session, feed, keep, run_options())
+            return outputs
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = {name: list(array.shape) for name, array in feed.items()}
             message = f"ONNX Runtime failed in {self._path} on {shapes} ({error})"
             raise EngineError(message) from error
 
-    def _run(self, session: Any, feed: Feed, keep: Collection[str]) -> dict[str, Any]:
+    def _run(
+        self, session: Any, feed: Feed, keep: Collection[str], options: Any = None
+    ) -> dict[str, Any]:
         binding = session.io_binding()
         values = {name: value_of(array) for name, array in feed.items()}  # kept alive to the end
         for name, value in values.items():
@@ -103,7 +133,7 @@ class OnnxRuntimeRunner:
         for spec in self._contract.outputs:
             place = (memory, device) if spec.name in keep else ("cpu", 0)
             binding.bind_output(spec.name, *place)
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, options)
         binding.synchronize_outputs()
         pairs = zip(self._contract.outputs, binding.get_outputs(), strict=True)
         outputs = {spec.name: KeptTensor(value, spec.numpy_dtype) for spec, value in pairs}

@@ -6,7 +6,6 @@ Importing this module does not load ONNX Runtime; opening a session does.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from iblip.engines.onnxruntime.probing import provider_obstacle
 from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.errors import EngineError
-from iblip.export.graph.cuda_fusion import fused_for_cuda
-from iblip.export.graph.onnxruntime_values import Rewrite, session_from_onnx
+from iblip.export.graph.onnxruntime_values import session_from_onnx
 
 ONNX_TYPES = {
     "uint8": "tensor(uint8)",
@@ -28,9 +26,6 @@ ONNX_TYPES = {
     "float32": "tensor(float)",
 }
 """A contract's dtypes as ONNX Runtime spells them."""
-
-REWRITES: Mapping[str, Rewrite] = {"onnxruntime-cuda": fused_for_cuda}
-"""What a graph becomes before a provider of this kind opens it."""
 
 
 def open_session(
@@ -74,8 +69,7 @@ def open_session(
     if placement.memory != "cpu":
         settle_memory(options)
     try:
-        providers = offer_providers(ort, options, placement)
-        session = session_from_onnx(path, options, providers, rewrite=REWRITES.get(placement.kind))
+        session = session_from_onnx(path, options, offer_providers(ort, options, placement))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         message = f"ONNX Runtime cannot load {path} ({error}). Build it again."
         raise EngineError(message) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
+from transformers import EncoderDecoderCache, T5ForConditionalGeneration
 
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.components.attention import causal_mask, module_from_config, padding_mask

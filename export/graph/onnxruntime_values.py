@@ -6,7 +6,8 @@ Importing this module does not load ONNX Runtime.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.export.graph.bfloat16 import with_casts
+from iblip.export.graph.fusion import fused_path
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's setting for the folder of the weights, if a model is passed as bytes."""
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 BFLOAT16 = 16
 """ONNX's number for the dtype (`TensorProto.BFLOAT16`)."""
@@ -25,39 +32,34 @@ BFLOAT16 = 16
 Array = npt.NDArray[Any]
 
 
-Rewrite = Callable[[Path], bytes | None]
-"""Makes another graph of the one at a path; `None` if it leaves it as it is."""
-
-
-def session_from_onnx(
-    path: Path, options: Any, providers: Sequence[Any], *, rewrite: Rewrite | None = None
-) -> Any:
+def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any:
     """Returns an `onnxruntime.InferenceSession` of the graph at `path`.
 
-    If ONNX Runtime has no kernel for an operator in bfloat16, every operator computes in float32
-    (`export.graph.bfloat16`).
+    For the CUDA provider, that is the rewritten graph (`export.graph.fusion`), if there is one. If
+    ONNX Runtime has no kernel for an operator in bfloat16, every operator computes in float32
+    (`export.graph.bfloat16`); where that is not on the CPU, a warning says so.
 
     Args:
         path: of the `.onnx` file; its weights lie beside it.
         options: an `onnxruntime.SessionOptions`; may be given the folder of the weights.
         providers: as ONNX Runtime takes them: names, or pairs of a name and its options.
-        rewrite: is given the path; ONNX Runtime opens what it returns instead.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-    def open_as(model: str | bytes) -> Any:
-        if isinstance(model, bytes):
-            options.add_session_config_entry(FOLDER, str(path.parent.absolute()))
-        return onnxruntime.InferenceSession(model, options, providers=list(providers))
-
+    names = [name if isinstance(name, str) else name[0] for name in providers]
+    fused = fused_path(path) if names[:1] == [CUDA] else path
     try:
-        return open_as((rewrite(path) if rewrite else None) or str(path))
-    except (errors.NotImplemented, errors.InvalidGraph):
-        model = with_casts(path)
-        if model is None:
+        file = str(fused if fused.is_file() else path)
+        return onnxruntime.InferenceSession(file, options, providers=list(providers))
+    except (errors.NotImplemented, errors.InvalidGraph) as error:
+        casts = with_casts(path)
+        if casts is None:
             raise
-    return open_as(model)
+        if names != [CPU]:
+            logger.warning("%s computes in float32, not in bfloat16, and slowly: %s", path, error)
+    options.add_session_config_entry(FOLDER, str(path.parent.absolute()))
+    return onnxruntime.InferenceSession(casts, options, providers=list(providers))
 
 
 def run(session: Any, names: Sequence[str], feed: Mapping[str, Array]) -> dict[str, Array]:

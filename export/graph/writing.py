@@ -20,6 +20,7 @@ from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.components.component import Component
 from iblip.export.errors import ExportError
 from iblip.export.graph.digest import FileDigests, graph_digest
+from iblip.export.graph.fusion import fused_from_proto, fused_path
 from iblip.export.progress import Advance
 from iblip.export.system.files import link_or_copy
 from iblip.export.system.interrupts import submit
@@ -245,6 +246,8 @@ def _write_graph(graph: BoundGraph, folder: Path, places: Places) -> OnnxGraph:
     proto = ir.to_proto(model)
     path = folder / f"{component.graph}.onnx"
     path.write_bytes(proto.SerializeToString())
+    if (fused := fused_from_proto(proto)) is not None:
+        fused_path(path).write_bytes(fused.SerializeToString())
     weights = [(name, placed[name].digest) for name in _in_order(model, placed)]
     return OnnxGraph(
         component=component.component,

@@ -102,4 +102,14 @@ STEPS: Mapping[str, Step] = {
     "opt": Step(per_layer=27, copies=16, synchronizations=9),
     "t5": Step(per_layer=74, copies=8, synchronizations=9),
 }
-"""By the family of the language model. All counts are of the demos in fp16."""
+"""By the family of the language model."""
+
+LAYERS: Mapping[str, Mapping[str, int]] = {
+    "vision_encoder": {"fp16": 10, "bf16": 10, "lavis": 12},
+    "qformer": {"fp16": 18, "bf16": 18, "lavis": 18},
+}
+"""Operators of the largest layer on CUDA, by component and precision. A layer of a Q-Former that
+reads instructions has two attentions and two multilayer perceptrons."""
+
+WAITS_PER_INPUT = 2
+"""Waits of the host for the device that an input's copy may take."""

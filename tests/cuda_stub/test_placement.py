@@ -80,6 +80,7 @@ def _served(build: Path) -> dict[str, Path]:
         for component in components
         for path in sorted((build / "graphs" / component).glob("*.onnx"))
         if path.stem != REFERENCE
+        and "." not in path.stem  # the provider opens `*.cuda.onnx` instead
     }
 
 
@@ -101,9 +102,6 @@ def test_only_shape_arithmetic_is_left_to_the_cpu(demo, precision, cuda_build, o
         assert PRODUCTS & opened.on_cuda.keys() or name.endswith("embed_tokens"), name
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="finding 6: no bfloat16 kernel of Conv at opset 20"
-)
 @pytest.mark.parametrize("demo", DEMOS)
 def test_no_graph_in_bf16_is_computed_in_float32_throughout(demo, cuda_build, open_graph):
     cast = [

@@ -102,7 +102,7 @@ class Graph:
         self._session = open_session(
             path, contract, threads=threads, spin=spin, placement=placement
         )
-        self._replays = placement.replays
+        self._replays = placement.captures
         self._outputs = [spec.name for spec in contract.outputs]
         self.contract = contract
 
@@ -612,7 +612,7 @@ def _open_decoder(
     if placement.memory == "cpu":
         return Graph(path, contract, threads=threads, spin=True, placement=placement)
     try:
-        replaying = replace(placement, replays=True)
+        replaying = replace(placement, captures=True)
         return Graph(path, contract, threads=threads, spin=True, placement=replaying)
     except EngineError as error:
         if "graph capture" not in str(error):

@@ -1,12 +1,11 @@
-"""Rewrites graphs for ONNX Runtime's CUDA provider, where each operator costs a launch.
+"""Rewrites decoders for ONNX Runtime's CUDA provider, where each operator costs a launch.
 
-Graphs are written, and proven, without this: a session on CUDA rewrites its graph when it is opened.
-The operators of the result run on a CPU as well, and are compared there in the tests.
+A part of `export.graph.fusion`: residual norms, and attention with a bias. The operators of the
+result run on a CPU as well, and are compared there in the tests.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,20 +17,6 @@ OPSET = 24
 NORM, SKIP_NORM = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
 BIAS = 10
 """Index of `attention_bias` among the inputs of GroupQueryAttention."""
-
-
-def fused_for_cuda(path: Path) -> bytes | None:
-    """Returns the graph at `path` after `fuse_for_cuda`; `None` if that changes nothing."""
-    import onnx_ir as ir
-
-    model = ir.load(path)
-    return ir.to_proto(model).SerializeToString() if fuse_for_cuda(model) else None
-
-
-def fuse_for_cuda(model: ir.Model) -> bool:
-    """Changes `model` in place; returns whether there was anything to change."""
-    norms, attentions = fuse_residual_norms(model), fuse_biased_attention(model)
-    return bool(norms or attentions)
 
 
 def fuse_residual_norms(model: ir.Model) -> int:
@@ -140,9 +125,7 @@ def _attention(
     heads, head_dim = int(past_key.shape[1]), int(past_key.shape[3])  # type: ignore[arg-type]
     index = shared.get(last) or once(last, make("Cast", [last], to=ir.DataType.INT64.value))
     # [batch, heads, 1, capacity] to [batch * heads, 1, 1, capacity]
-    mask = shared.get(bias) or once(
-        bias, reshape(make("Flatten", [bias], axis=2), 0, 1, 1, -1)
-    )
+    mask = shared.get(bias) or once(bias, reshape(make("Flatten", [bias], axis=2), 0, 1, 1, -1))
     present, seen = [], []
     for new, past in ((key, past_key), (value, past_value)):
         update = reshape(new, 0, heads, 1, head_dim)  # from [batch, 1, heads * head_dim]

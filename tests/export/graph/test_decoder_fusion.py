@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.exporter import onnx_from_component
-from iblip.export.graph.cuda_fusion import fused_for_cuda
+from iblip.export.graph.fusion import fused_from_proto
 from iblip.export.graph.onnxruntime_values import FOLDER
 from iblip.export.graph.trace_cache import TraceCache
 from iblip.export.precision import PrecisionPolicy
@@ -25,6 +25,11 @@ from iblip.export.progress import Silent
 Array = npt.NDArray[Any]
 
 HEADS, HEAD_DIM, CAPACITY, WIDTH = 2, 8, 12, 16
+
+
+def fused_for_cuda(path: Path) -> bytes | None:
+    fused = fused_from_proto(onnx.load(path, load_external_data=False))
+    return None if fused is None else fused.SerializeToString()
 
 
 def outputs_of(model: str | bytes, folder: Path, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -37,16 +42,17 @@ def outputs_of(model: str | bytes, folder: Path, feed: Mapping[str, Array]) -> d
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
-def compare(
-    path: Path, feed: Mapping[str, Array], last: Array | None = None
-) -> dict[str, int]:
+def compare(path: Path, feed: Mapping[str, Array], last: Array | None = None) -> dict[str, int]:
     """Compares both graphs; returns how many of each operator the rewritten one has.
 
     Slots are compared up to each row's `last` position: the operators leave other things behind it.
     """
     fused = fused_for_cuda(path)
     assert fused is not None
-    expected, actual = outputs_of(str(path), path.parent, feed), outputs_of(fused, path.parent, feed)
+    expected, actual = (
+        outputs_of(str(path), path.parent, feed),
+        outputs_of(fused, path.parent, feed),
+    )
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         if last is not None and name.startswith("present"):
@@ -147,9 +153,7 @@ def test_attention_with_a_bias_reads_and_writes_the_same_slots(tmp_path: Path) -
     bias[np.broadcast_to(unseen[:, None, None], bias.shape)] = np.finfo(np.float32).min
     feed = {
         **{name: normal(rows, 1, WIDTH) for name in ("query", "key", "value")},
-        **{
-            name: normal(rows, HEADS, CAPACITY, HEAD_DIM) for name in ("past_key", "past_value")
-        },
+        **{name: normal(rows, HEADS, CAPACITY, HEAD_DIM) for name in ("past_key", "past_value")},
         "last": last,
         "total": np.array([CAPACITY], np.int32),
         "bias": bias,
