@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from iblip.engines.evaluation.asking import first_tokens, ranking, submit
 from iblip.engines.evaluation.texts import WAYS as COMPARED
-from iblip.engines.language_model.options import GenerationOptions
-from iblip.engines.language_model.types import Answer
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.references import AnswerReference
 from iblip.export.errors import InputError, OptionError
@@ -159,7 +158,9 @@ class AnswerRecorder:
         for index, question in enumerate(questions[: way.questions]):
             images = tuple((index + further) % len(questions) for further in range(way.images))
             try:
-                answer = ask(pipeline, self.pixels, images, question.prompt, options)
+                answer = submit(
+                    pipeline, self.pixels, images, question.prompt, options
+                ).result()
             except (InputError, OptionError):  # several images may not fit into its positions
                 continue
             answers.append(
@@ -176,30 +177,3 @@ class AnswerRecorder:
                 )
             )
         return answers
-
-
-def ask(
-    pipeline: Pipeline,
-    pixels: Array,
-    images: Sequence[int],
-    prompt: str,
-    options: Mapping[str, Any],
-) -> Answer:
-    """Asks a build about some of the images in `pixels`, `[images, height, width, 3]`."""
-    shown = pixels[images[0]] if len(images) == 1 else pixels[list(images)]
-    return pipeline.answer(shown, prompt, GenerationOptions.from_mapping(options))
-
-
-def first_tokens(answer: Answer) -> tuple[tuple[int, float], ...]:
-    """The likeliest first tokens and their log-probabilities, rounded; empty if none were asked."""
-    if not answer.logprobs:
-        return ()
-    return tuple((token, round(value, 6)) for token, value in answer.logprobs[0].top)
-
-
-def ranking(answer: Answer) -> tuple[float, ...]:
-    """Each candidate's log-probability, rounded, in the order of the request."""
-    by_index = sorted(answer.ranking, key=lambda candidate: candidate.index)
-    return tuple(round(candidate.logprob, 6) for candidate in by_index)
-
-

@@ -19,21 +19,10 @@ from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.examples import EXAMPLES, Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Advance, Progress
+from iblip.export.verification.thresholds import AGREEMENT
 
 if TYPE_CHECKING:
     from iblip.export.verification.reference import Reference
-
-AGREEMENT: Mapping[str, float] = {
-    "fp32": 1.0,
-    "fp16": 0.99,
-    "bf16": 0.97,
-    "lavis": 0.99,
-    "int8": 0.98,
-    "int4": 0.95,
-    "int8-fp16": 0.98,
-    "fp8": 0.98,
-}
-"""Precision to the smallest share of examples whose text must equal transformers'."""
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "text": {},

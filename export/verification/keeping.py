@@ -34,17 +34,14 @@ class CaseKeeper:
     def __call__(self, case: Case) -> None:
         """Takes a case that the verification compares."""
         graph = self._graphs[case.graph]
-        if case.graph not in self._first and case.graph not in self._omitted:
-            kept = _keep(case, graph)
-            if kept is None:
-                self._omitted[case.graph] = (
-                    f"its inputs are more than {FEED_BYTES >> 20} MiB, too many to keep"
-                )
-            else:
-                self._first[case.graph] = kept
-        elif graph.component == "language_model" and _rows(case) == ROWS:
-            if kept := _keep(case, graph):
-                self._last[case.graph] = kept
+        is_new = case.graph not in self._first and case.graph not in self._omitted
+        if not is_new and (graph.component != "language_model" or _rows(case) != ROWS):
+            return
+        kept = _keep(case, graph)
+        if kept is not None:
+            (self._first if is_new else self._last)[case.graph] = kept
+        elif is_new:
+            self._omitted[case.graph] = f"its inputs are more than {FEED_BYTES >> 20} MiB"
 
     @property
     def cases(self) -> list[GraphCase]:

@@ -47,7 +47,7 @@ class ReferenceKeeper:
 
     def write(self, work: Path, manifest: Manifest) -> dict[str, str]:
         """Writes what was collected into the build in `work`; returns digests by path."""
-        from iblip.export.graph.weights_read import weights_read
+        from iblip.export.weights.read_by_graph import weights_read
 
         cases, answers = self._cases, self._answers
         references = References(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from iblip.engines.evaluation.texts import AGREEMENT, on_onnxruntime
+from iblip.engines.evaluation.texts import on_onnxruntime
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.vllm.building import vllm_from_checkpoint
 from iblip.engines.language_model.vllm.environment import VARIABLE
 from iblip.engines.language_model.vllm.settings import VllmSettings
 from iblip.engines.pipeline import Pipeline
+from iblip.export.verification.thresholds import AGREEMENT
 from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.source import ModelSource
