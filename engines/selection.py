@@ -28,8 +28,8 @@ class EngineChoice:
 
 
 PREFERRED = ("onnxruntime-cuda", "onnxruntime")
-"""The engines that `auto` tries, in this order; it takes the first that is proven, by the project or
-by `iblip prove` on this machine, and runs here."""
+"""The engines that `auto` tries, in this order; it takes the first that runs here and is proven, by
+the project or by `iblip prove` on this machine."""
 
 BESIDE: Mapping[str, str] = {
     "onnxruntime-cuda": "onnxruntime-cuda",
@@ -112,9 +112,7 @@ def _find_requested(requested: str) -> EngineChoice:
     return EngineChoice(kind=requested, reason=kind.reason + note)
 
 
-def _choose_automatically(
-    precision: Mapping[str, str] | None, llm_engine: str
-) -> EngineChoice:
+def _choose_automatically(precision: Mapping[str, str] | None, llm_engine: str) -> EngineChoice:
     proofs = {kind: _find_reason(kind, precision, llm_engine) for kind in PREFERRED}
     obstacles = {kind: KINDS[kind].running_obstacle() for kind in PREFERRED if proofs[kind]}
     chosen = next((kind for kind, obstacle in obstacles.items() if obstacle is None), None)

@@ -11,7 +11,6 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, Generation
 from iblip.engines.pipeline import Pipeline
 
-
 PLACES = 9
 """Decimal places of a recorded log-probability, in nats."""
 

@@ -158,9 +158,7 @@ class AnswerRecorder:
         for index, question in enumerate(questions[: way.questions]):
             images = tuple((index + further) % len(questions) for further in range(way.images))
             try:
-                answer = submit(
-                    pipeline, self.pixels, images, question.prompt, options
-                ).result()
+                answer = submit(pipeline, self.pixels, images, question.prompt, options).result()
             except (InputError, OptionError):  # several images may not fit into its positions
                 continue
             answers.append(

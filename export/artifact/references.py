@@ -1,9 +1,9 @@
 """`references/` of a build: what its verification saw, so that `iblip prove` can compare elsewhere.
 
     BUILD/references/
-    ├── references.json   questions with the answers that the build gave on a CPU; names of the cases
-    │                     of graphs; the weights of each graph, in bytes and as matrices
-    └── references.npz    the questions' images, and of each case the inputs and, at some places
+    ├── references.json   questions with the answers that the build gave on a CPU; names of the
+    │                     cases of graphs; each graph's weights, in bytes and as matrices
+    └── references.npz    the questions' images; of each case the inputs and, at some places
                           chosen at random, what transformers computed in float32
 
 The machine that proves a build may have neither torch, transformers, `onnx` nor the checkpoint, so

@@ -61,8 +61,18 @@ def _fill(work: Path, settled: SettledBuild, progress: Progress) -> dict[Path, s
     manifest = _compare_answers(work, settled, manifest, progress, keeper)
     manifest = replace(manifest, references=keeper.write(work, manifest))
     manifest.write(work)
+    if settled.verification is not None:
+        _note_engines(settled, progress)
     _assemble_repository(work, settled, manifest, progress)
     return digests
+
+
+def _note_engines(settled: SettledBuild, progress: Progress) -> None:
+    """Says which engines of the build the comparison has not run."""
+    from iblip.serving.parity.report import engines_left_out
+
+    if note := engines_left_out(str(settled.destination), settled.engines):
+        progress.note(note)
 
 
 def _export_graphs(

@@ -114,9 +114,7 @@ def _same_tokens(subject: Subject, title: str, pairs: Pairs) -> Iterator[Fact]:
         sense="least",
     )
     for reference, answer in different[:SHOWN]:
-        yield Fact(
-            name=f"{title}: {reference.name} differs", value=differences(reference, answer)
-        )
+        yield Fact(name=f"{title}: {reference.name} differs", value=differences(reference, answer))
 
 
 def _compare_first_tokens(subject: Subject, pairs: Pairs) -> Iterator[Fact]:

@@ -36,9 +36,7 @@ def check_machine(subject: Subject) -> Iterator[Fact]:
         yield Fact(name=name, value=version)
     for component, kind in subject.engines.items():
         obstacle = KINDS[kind].running_obstacle() if kind in KINDS else None
-        yield Fact(
-            name=f"{component} on {kind}", value=obstacle or "can run", wrong=bool(obstacle)
-        )
+        yield Fact(name=f"{component} on {kind}", value=obstacle or "can run", wrong=bool(obstacle))
     driver = find_driver()
     if driver is None:
         yield Fact(name="NVIDIA driver", value="none")

@@ -94,7 +94,7 @@ def _place(directory: Path, record: ComponentRecord, graph: str) -> dict[str, Co
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry(RECORDED, "1")
-    path = directory / entry.path
+    path = directory / engine.files[graph]
     try:
         session = session_from_onnx(path, options, offer_providers(ort, options, placement))
         placed: dict[str, Counter[str]] = {}

@@ -151,11 +151,11 @@ class Record:
             if "verdict" in line_:
                 last = line_
                 continue
-            empty = {"ended": None, "reason": "", "seconds": None, "facts": []}
+            empty: dict[str, Any] = {"ended": None, "reason": "", "seconds": None, "facts": []}
             stage = stages.setdefault(line_.pop("stage"), empty)
             if "ended" in line_:
-                stage |= line_
-            elif "name" in line_:
+                stage.update(line_)
+            else:
                 stage["facts"].append(line_)
         return cls(head=head, stages=stages, **{key: last[key] for key in LAST})
 

@@ -27,6 +27,8 @@ from iblip.serving.proving.stages import STAGES
 STAGE_SECONDS = 900
 """Time after which a stage is stopped: a GPU that hangs does not say so."""
 
+WORKER = "iblip.serving.proving.worker"
+
 ENOUGH = 4
 """Questions of a way that a proof compares at least."""
 
@@ -146,7 +148,7 @@ def _run_stage(
     started = time.monotonic()
     # What libraries print goes to standard error: standard output is for the record.
     process = subprocess.Popen(
-        [sys.executable, "-m", __spec__.parent + ".worker", json.dumps(job)],
+        [sys.executable, "-m", WORKER, json.dumps(job)],
         pass_fds=[write],
         stdin=subprocess.DEVNULL,
         stdout=2,

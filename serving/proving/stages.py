@@ -61,9 +61,7 @@ STAGES: Mapping[str, Stage] = {
     "kernels": Stage(
         title="Kernels of attention", module="kernels", function="find_kernels", required=False
     ),
-    "memory": Stage(
-        title="Memory after many requests", module="memory", function="measure_memory"
-    ),
+    "memory": Stage(title="Memory after many requests", module="memory", function="measure_memory"),
     "speed": Stage(title="Speed", module="speed", function="measure_speed", required=False),
 }
 """By name, as `--stage` takes it."""

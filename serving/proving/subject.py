@@ -122,5 +122,3 @@ def least_share(limit: float, count: int) -> float:
 def differences(reference: AnswerReference, answer: Answer) -> str:
     """Two answers that differ, in words."""
     return f"expected {reference.text!r}, found {answer.text!r}"
-
-

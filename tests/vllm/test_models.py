@@ -14,13 +14,13 @@ from iblip.engines.language_model.vllm.building import vllm_from_checkpoint
 from iblip.engines.language_model.vllm.environment import VARIABLE
 from iblip.engines.language_model.vllm.settings import VllmSettings
 from iblip.engines.pipeline import Pipeline
-from iblip.export.verification.thresholds import AGREEMENT
 from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.examples import Example
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Silent
+from iblip.export.verification.thresholds import AGREEMENT
 from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions, EngineOptions, VerificationOptions
 from iblip.serving.cli.quiet import quiet_libraries
