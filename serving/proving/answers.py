@@ -33,6 +33,7 @@ FIRST_TOKENS = tuple[tuple[int, float], ...]
 
 def compare_texts(subject: Subject) -> Iterator[Fact]:
     """Greedy answers and first tokens, then beams."""
+    subject.answers("text")
     with subject.open() as pipeline:
         greedy = _ask_all(subject, pipeline, "text")
         yield from _same_tokens(subject, "greedy", greedy)
