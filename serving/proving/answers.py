@@ -26,6 +26,9 @@ SHOWN = 3
 TOGETHER = 16
 """Requests at once, at least, against the same ones alone."""
 
+STUB_TOKENS = 8
+"""Most tokens of an answer over stubs."""
+
 Pairs = Sequence[tuple[AnswerReference, Answer]]
 
 FIRST_TOKENS = tuple[tuple[int, float], ...]
@@ -72,12 +75,10 @@ def compare_crowds(subject: Subject) -> Iterator[Fact]:
     all be the same: a GPU's libraries choose their kernels by the number of rows."""
     references = subject.answers("text")
     repeated = [references[index % len(references)] for index in range(_crowd(references))]
-    pixels = subject.compared.pixels
     with subject.open() as pipeline:
 
         def start(reference: AnswerReference) -> Generation:
-            options = reference.options
-            return submit(pipeline, pixels, reference.images, reference.prompt, options)
+            return _submit(subject, pipeline, reference)
 
         alone = [start(reference).result().token_ids for reference in references]
         crowd = [generation.result() for generation in [start(r) for r in repeated]]
@@ -99,11 +100,15 @@ def _crowd(references: Sequence[AnswerReference]) -> int:
 
 
 def _ask_all(subject: Subject, pipeline: Pipeline, way: str) -> Pairs:
-    pixels = subject.compared.pixels
-    return [
-        (r, submit(pipeline, pixels, r.images, r.prompt, r.options).result())
-        for r in subject.answers(way)
-    ]
+    return [(r, _submit(subject, pipeline, r).result()) for r in subject.answers(way)]
+
+
+def _submit(subject: Subject, pipeline: Pipeline, reference: AnswerReference) -> Generation:
+    """Asks what a recorded answer was given to."""
+    options = dict(reference.options)
+    if subject.stubs and not reference.ranking:  # what computes nothing does not end an answer
+        options["max_new_tokens"] = STUB_TOKENS
+    return submit(pipeline, subject.compared.pixels, reference.images, reference.prompt, options)
 
 
 def _same_tokens(subject: Subject, title: str, pairs: Pairs) -> Iterator[Fact]:
@@ -141,11 +146,13 @@ def _compare_first_tokens(subject: Subject, pairs: Pairs) -> Iterator[Fact]:
 def divergence(expected: FIRST_TOKENS, found: FIRST_TOKENS) -> float:
     """Kullback-Leibler divergence, in nats, of the distribution `found` from the one `expected`.
 
-    Of each the likeliest tokens and their log-probabilities are known. Tokens that are not in both
-    are taken together, which can only make the divergence smaller.
+    Of each the likeliest tokens and their log-probabilities are known. A token that `found` does
+    not tell is taken to be as likely as the least likely one that it tells: it is no likelier. All
+    other tokens are taken together.
     """
-    others: Mapping[int, float] = dict(found)
-    shared = [(value, others[token]) for token, value in expected if token in others]
-    total = sum(math.exp(p) * (p - q) for p, q in shared)
-    p, q = (max(1 - sum(math.exp(pair[side]) for pair in shared), 1e-12) for side in (0, 1))
+    told: Mapping[int, float] = dict(found)
+    least = min(told.values())
+    pairs = [(p, told.get(token, least)) for token, p in expected]
+    total = sum(math.exp(p) * (p - q) for p, q in pairs)
+    p, q = (max(1 - sum(math.exp(pair[side]) for pair in pairs), 1e-12) for side in (0, 1))
     return max(total + p * math.log(p / q), 0.0)

@@ -10,6 +10,7 @@ from iblip.engines.runners import OPENERS, open_runner
 from iblip.export.artifact.references import GraphCase
 from iblip.export.errors import IblipError
 from iblip.export.verification.comparison import LIMITS, Comparison, compare
+from iblip.serving.proving.placement import NOT_SERVED
 from iblip.serving.proving.record import Fact
 from iblip.serving.proving.subject import NothingToMeasureError, Subject
 
@@ -44,6 +45,8 @@ def _find_obstacle(
         return f"{engine.kind} runs the language model by itself; its answers are compared"
     if graph not in engine.files:
         return f"{engine.kind} has no plan of it"
+    if subject.stubs and title in NOT_SERVED:
+        return "no server opens it, and its shapes depend on values, which stubs do not compute"
     return None if cases else subject.references.omitted.get(title, "the build holds no case of it")
 
 

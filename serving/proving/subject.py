@@ -26,6 +26,10 @@ WITHOUT_QUESTIONS = (
 """Asked for memory and speed where the build holds no questions."""
 
 
+SHOWN = 120
+"""Characters of an answer that are shown."""
+
+
 class NothingToMeasureError(Exception):
     """A stage does not apply, or has nothing to compare with; the message says why."""
 
@@ -39,12 +43,14 @@ class Subject:
         manifest: of the same build.
         limit: most questions of each way; `None` is all.
         torch: whether torch may be measured beside it.
+        stubs: whether the GPU is a stub, which computes nothing.
     """
 
     directory: Path
     manifest: Manifest
     limit: int | None = None
     torch: bool = True
+    stubs: bool = False
 
     @cached_property
     def references(self) -> References:
@@ -121,4 +127,10 @@ def least_share(limit: float, count: int) -> float:
 
 def differences(reference: AnswerReference, answer: Answer) -> str:
     """Two answers that differ, in words."""
-    return f"expected {reference.text!r}, found {answer.text!r}"
+    expected, found = (shorten(text) for text in (reference.text, answer.text))
+    return f"expected {expected!r}, found {found!r}"
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, if it is long."""
+    return text if len(text) <= SHOWN else text[:SHOWN] + " …"

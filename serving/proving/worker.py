@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def _run(job: dict[str, Any], tell: Any) -> tuple[End, str]:
         manifest=Manifest.read(directory),
         limit=job["limit"],
         torch=job["torch"],
+        stubs=job["stubs"],
     )
     try:
         for fact in STAGES[job["stage"]].load()(subject):
@@ -55,6 +57,9 @@ def _run(job: dict[str, Any], tell: Any) -> tuple[End, str]:
         return "skipped", str(reason)
     except IblipError as error:
         return "failed", str(error)
+    except Exception as error:  # a stage is to say what ended it, whatever a library raised
+        traceback.print_exc()
+        return "failed", f"{type(error).__name__}: {error}"
     return "done", ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -235,8 +236,10 @@ def test_the_divergence_of_the_likeliest_tokens_is_that_of_both_distributions():
     first, second = (tuple(enumerate(map(float, values))) for values in (p, q))
     assert divergence(first, second) == pytest.approx(whole, rel=1e-6)
     assert divergence(first, first) == 0
-    # What lies outside the likeliest tokens is taken together, which hides some of it.
-    assert 0 < divergence(first[:4], second[2:]) < whole
+    likely = ((0, math.log(0.6)), (1, math.log(0.3)))
+    assert divergence(likely, ((2, math.log(0.5)), (3, math.log(0.1)))) > 1
+    # All others are taken together, which hides how they differ among themselves.
+    assert divergence(first[:4], second[:4]) < whole
 
 
 def rewrite(path, content):
