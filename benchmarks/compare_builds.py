@@ -31,6 +31,7 @@ IGNORED_FILES: Mapping[str, str] = {
     MANIFEST: "compared field by field",
     "inputs.json": "digests of the code, and times and inodes of files",
     "verification/*": "the report of `export verify`",
+    "proof/*": "the record of `iblip prove`",
     "model_repository/*/1/*.py": "code: it imports the packages by their names",
     "model_repository/*/1/__pycache__/*": "written when a build is served",
 }

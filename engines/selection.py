@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from iblip.engines.hardware.nvidia import has_nvidia_gpu
+from iblip.engines.hardware.nvidia import find_driver, has_nvidia_gpu
 from iblip.engines.kinds import KINDS
 from iblip.engines.precision_support import find_refusal
+from iblip.engines.proofs import find_proof, is_stub, key_here
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
 from iblip.export.quantisation.options import Quantisation
@@ -29,7 +30,8 @@ class EngineChoice:
 
 
 PREFERRED = ("onnxruntime-cuda", "onnxruntime")
-"""The engines that `auto` tries, in this order; it takes the first that is proven and runs here."""
+"""The engines that `auto` tries, in this order; it takes the first that runs here and is proven, by
+the project or by `iblip prove` on this machine."""
 
 BESIDE: Mapping[str, str] = {
     "onnxruntime-cuda": "onnxruntime-cuda",
@@ -57,7 +59,12 @@ def language_model_kind(
     return requested if requested != "onnxruntime" or refused else kind
 
 
-def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineChoice:
+def choose_engine(
+    requested: str = AUTO,
+    targets: Sequence[str] = (),
+    precision: Mapping[str, str] | None = None,
+    llm_engine: str = "onnxruntime",
+) -> EngineChoice:
     """The engine for `requested`: a key of `KINDS`, or `auto`.
 
     `auto` takes the first of `PREFERRED` that is proven and runs here (decision 0017). An engine
@@ -67,13 +74,19 @@ def choose_engine(requested: str = AUTO, targets: Sequence[str] = ()) -> EngineC
     Args:
         requested: `--engine`.
         targets: `--target`, each a GPU family such as `sm89`; empty is this machine's GPU.
+        precision: the word of each component, for which `auto` looks for a proof of `iblip prove`;
+            `None` looks for none.
+        llm_engine: `--llm-engine`, likewise.
 
     Raises:
         OptionError: the name is unknown, this machine cannot build the engine, or the engine does
             not build for a target; the message says what to do.
         EngineError: its library is installed but does not load.
     """
-    choice = _choose_automatically() if requested == AUTO else _find_requested(requested)
+    if requested == AUTO:
+        choice = _choose_automatically(precision, llm_engine)
+    else:
+        choice = _find_requested(requested)
     if KINDS[choice.kind].plans:
         from iblip.engines.tensorrt.libraries import find_library
 
@@ -101,8 +114,9 @@ def _find_requested(requested: str) -> EngineChoice:
     return EngineChoice(kind=requested, reason=kind.reason + note)
 
 
-def _choose_automatically() -> EngineChoice:
-    obstacles = {kind: KINDS[kind].running_obstacle() for kind in PREFERRED if KINDS[kind].proven}
+def _choose_automatically(precision: Mapping[str, str] | None, llm_engine: str) -> EngineChoice:
+    proofs = {kind: _find_reason(kind, precision, llm_engine) for kind in PREFERRED}
+    obstacles = {kind: KINDS[kind].running_obstacle() for kind in PREFERRED if proofs[kind]}
     chosen = next((kind for kind, obstacle in obstacles.items() if obstacle is None), None)
     if chosen is None:
         why = " ".join(obstacle for obstacle in obstacles.values() if obstacle)
@@ -110,8 +124,31 @@ def _choose_automatically() -> EngineChoice:
     if not has_nvidia_gpu():
         why = "This machine has no NVIDIA driver, so the components run on ONNX Runtime's CPU code."
         return EngineChoice(kind=chosen, reason=why)
-    others = [kind for kind, row in KINDS.items() if not row.proven and not row.running_obstacle()]
-    why = f"{KINDS[chosen].title} is what has been compared with transformers (docs/evidence.md)."
+    others = [
+        kind
+        for kind, row in KINDS.items()
+        if not proofs.get(kind) and not row.proven and not row.running_obstacle()
+    ]
+    why = proofs[chosen]
     if others:
-        why += f" This machine has a GPU; these would run on it: --engine {', '.join(others)}."
+        why += (
+            f" This machine has a GPU; these would run on it: --engine {', '.join(others)}."
+            " `iblip prove` of such a build shows whether they answer rightly here."
+        )
     return EngineChoice(kind=chosen, reason=why)
+
+
+def _find_reason(kind: str, precision: Mapping[str, str] | None, llm_engine: str) -> str:
+    """Why `auto` may take an engine: who has compared it; empty if nobody has."""
+    title = KINDS[kind].title
+    if KINDS[kind].proven:
+        return f"{title} is what has been compared with transformers (docs/evidence.md)."
+    driver = find_driver()
+    if precision is None or driver is None or any(is_stub(gpu.name) for gpu in driver.gpus):
+        return ""
+    llm = language_model_kind(llm_engine, kind, precision["language_model"])
+    engines = dict.fromkeys(precision, kind) | {"language_model": llm}
+    proof = find_proof(key_here(engines, precision, driver))
+    if proof is None:
+        return ""
+    return f"{title} was proven on this machine's {proof['gpu']} on {proof['created'][:10]}."

@@ -7,7 +7,7 @@ in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +19,10 @@ from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.examples import EXAMPLES, Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Advance, Progress
+from iblip.export.verification.thresholds import AGREEMENT
 
 if TYPE_CHECKING:
     from iblip.export.verification.reference import Reference
-
-AGREEMENT: Mapping[str, float] = {
-    "fp32": 1.0,
-    "fp16": 0.99,
-    "bf16": 0.97,
-    "lavis": 0.99,
-    "int8": 0.98,
-    "int4": 0.95,
-    "int4-fp16": 0.95,
-    "int4-bf16": 0.95,
-    "int8-bf16": 0.97,
-    "int8-fp16": 0.98,
-    "fp8": 0.98,
-}
-"""Precision to the smallest share of examples whose text must equal transformers'."""
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "text": {},
@@ -45,6 +31,10 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 """Name in the report to the options, which the build and transformers name alike. The first is
 greedy; the second is how InstructBLIP's original answers (LAVIS, blip2_vicuna_instruct.py,
 `generate`)."""
+
+
+Watch = Callable[[Pipeline], None]
+"""What is called with an open build."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +81,7 @@ def verify_texts(
     examples: Sequence[Example],
     progress: Progress,
     ways: Sequence[str] = ("text",),
+    watch: Watch | None = None,
 ) -> dict[str, TextReport]:
     """Compares every example's text with transformers'.
 
@@ -100,6 +91,7 @@ def verify_texts(
         examples: the questions.
         progress: gets a stage for each way, advanced with each answer.
         ways: keys of `WAYS`.
+        watch: called with the open build once it has answered.
 
     Returns:
         A report for each way.
@@ -107,7 +99,7 @@ def verify_texts(
     from iblip.export.verification.references import reference_of
 
     manifest = Manifest.read(directory)
-    texts = build_texts(directory, manifest, examples, progress, ways)
+    texts = build_texts(directory, manifest, examples, progress, ways, watch=watch)
     reference = reference_of(checkpoint, manifest.limits.max_length)
     return {
         way: text_report(
@@ -123,6 +115,8 @@ def build_texts(
     examples: Sequence[Example],
     progress: Progress,
     ways: Sequence[str],
+    *,
+    watch: Watch | None = None,
     **options: Any,
 ) -> dict[str, list[str]]:
     """The build's answer to each example, by way. Arguments as in `verify_texts`; `options` are
@@ -134,6 +128,8 @@ def build_texts(
                 f"ask the build{_describe_beams(way)}", len(examples), "questions"
             ) as advance:
                 texts[way] = _ask_build(pipeline, examples, {**WAYS[way], **options}, advance)
+        if watch is not None:
+            watch(pipeline)
     return texts
 
 
@@ -218,14 +214,32 @@ def _ask_reference(
     return [texts[index] for index in range(len(examples))]
 
 
+def examples_to_ask(
+    checkpoint: Checkpoint, examples: Path | None = None, limit: int | None = None
+) -> list[Example]:
+    """The examples that a build is asked: those named, or the checkpoint's own if it has any.
+
+    Args:
+        checkpoint: what the build is made from.
+        examples: directory with `examples.jsonl`; `None` is the checkpoint's own `examples`.
+        limit: most examples; `None` is all.
+
+    Raises:
+        InputError: `examples` contains no example.
+    """
+    source = examples or checkpoint.directory / "examples"
+    if examples is None and not (source / EXAMPLES).exists():
+        return []
+    return read_examples(source, limit)
+
+
 def text_reports(
     directory: Path,
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     progress: Progress,
-    *,
-    examples: Path | None,
-    limit: int | None,
+    examples: Sequence[Example],
     ways: Sequence[str] = ("text",),
+    watch: Watch | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Reports of `verify_texts`, JSON-ready; `{"text": {"skipped": reason}}` without examples.
 
@@ -233,19 +247,16 @@ def text_reports(
         directory: of the build.
         checkpoint: what it was built from.
         progress: gets a stage for each way, advanced with each answer.
-        examples, limit: as in `verify_build`.
+        examples: as from `examples_to_ask`.
         ways: keys of `engines.evaluation.texts.WAYS`: `text` is greedy.
-
-    Raises:
-        InputError: `examples` contains no example.
+        watch: called with the open build, with or without examples.
     """
-
-    source = examples or checkpoint.directory / "examples"
-    if examples is None and not (source / EXAMPLES).exists():
+    if not examples:
         reason = f"the checkpoint has no examples/{EXAMPLES}, and --examples names none"
         progress.note(f"answers are not compared: {reason}")
+        build_texts(directory, Manifest.read(directory), (), progress, (), watch=watch)
         return {"text": {"skipped": reason}}
-    reports = verify_texts(directory, checkpoint, read_examples(source, limit), progress, ways)
+    reports = verify_texts(directory, checkpoint, examples, progress, ways, watch)
     for report in reports.values():
         progress.note(f"same text as transformers on {report.same} of {report.examples} examples")
     return {way: report.to_json() for way, report in reports.items()}

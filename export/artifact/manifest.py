@@ -6,6 +6,7 @@
     ├── engines/<component>/<graph>.plan     if the engine is TensorRT
     ├── engines/language_model/              if it is vLLM: a Hugging Face directory
     ├── text/tokenizer.json                  and qformer_tokenizer.json if the model has one
+    ├── references/                          what its verification saw, for `iblip prove`
     └── model_repository/<model>/            what Triton serves
 
 Knows numpy only: the server and the command line read it without the tracing libraries.
@@ -248,6 +249,8 @@ class Manifest:
         verification: results of `verify`, or `{"skipped": reason}`.
         tools: versions of the libraries that were used.
         created: time of the build, UTC, ISO 8601.
+        references: sha256 of the files of `export.artifact.references`, by path; empty in builds
+            of versions that kept none.
     """
 
     name: str
@@ -262,6 +265,7 @@ class Manifest:
     verification: Mapping[str, Any]
     tools: Mapping[str, str]
     created: str
+    references: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def synthetic(self) -> bool:
@@ -300,6 +304,7 @@ class Manifest:
             "verification": dict(self.verification),
             "tools": dict(self.tools),
             "created": self.created,
+            "references": dict(self.references),
         }
 
     @classmethod
@@ -330,6 +335,7 @@ class Manifest:
             verification=data["verification"],
             tools=data["tools"],
             created=data["created"],
+            references=data.get("references", {}),
         )
 
     def write(self, directory: Path) -> None:

@@ -12,6 +12,7 @@ from typing import BinaryIO, Self
 import onnx
 
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.references import check_references
 from iblip.export.errors import BuildDirectoryError
 from iblip.export.system.interrupts import submit
 
@@ -146,11 +147,13 @@ class FileDigests:
 
 
 def check_digests(directory: Path, manifest: Manifest) -> None:
-    """Compares every graph of a build, weights included, with its manifest.
+    """Compares every graph of a build, weights included, and its references with its manifest.
 
     Raises:
-        BuildDirectoryError: naming each graph that is missing or not what the manifest says.
+        BuildDirectoryError: naming each graph or file that is missing or not what the manifest
+            says.
     """
+    check_references(directory, manifest)
     faults, known = [], Known()
     for component, record in manifest.components.items():
         for name, graph in record.graphs.items():

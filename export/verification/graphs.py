@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ def compare_graphs(
     checkpoint: Checkpoint,
     progress: Progress,
     reference: Reference | None = None,
+    keep: Callable[[Case], None] | None = None,
 ) -> dict[str, list[Comparison]]:
     """Compares every graph with transformers' own modules; see `export.verification.cases`.
 
@@ -34,6 +35,7 @@ def compare_graphs(
         checkpoint: what it was built from.
         progress: reports the stage.
         reference: of the checkpoint; `None` loads it.
+        keep: called with every case, such as a `CaseKeeper`.
 
     Returns:
         The comparison of every output of every case, by `component/graph`.
@@ -44,20 +46,28 @@ def compare_graphs(
     with progress.stage("compare graphs with transformers"):
         for case in cases(checkpoint, reference or reference_of(checkpoint)):
             graph = by_title[case.graph]
+            if keep is not None:
+                keep(case)
             comparisons[case.graph] += _compare(graph, sessions[case.graph], case)
     return comparisons
 
 
 def verify_graphs(
-    graphs: Sequence[OnnxGraph], checkpoint: Checkpoint, progress: Progress
+    graphs: Sequence[OnnxGraph],
+    checkpoint: Checkpoint,
+    progress: Progress,
+    keep: Callable[[Case], None] | None = None,
 ) -> tuple[VerifiedGraph, ...]:
     """Turns graphs into verified graphs, by `compare_graphs`.
+
+    Args:
+        graphs, checkpoint, progress, keep: as `compare_graphs` takes them.
 
     Raises:
         VerificationError: outputs leave the limits of their precision. The message lists the ten
             worst, and by how much.
     """
-    comparisons = compare_graphs(graphs, checkpoint, progress)
+    comparisons = compare_graphs(graphs, checkpoint, progress, keep=keep)
     failed = [(title, c) for title, results in comparisons.items() for c in results if not c]
     if failed:
         failed.sort(key=lambda item: item[1].cosine)

@@ -89,6 +89,22 @@ whose activations are scaled by what is in a batch; with static scales a value o
 numbers becomes either."""
 
 
+AGREEMENT: Mapping[str, float] = {
+    "fp32": 1.0,
+    "fp16": 0.99,
+    "bf16": 0.97,
+    "lavis": 0.99,
+    "int8": 0.98,
+    "int4": 0.95,
+    "int4-fp16": 0.95,
+    "int4-bf16": 0.95,
+    "int8-bf16": 0.97,
+    "int8-fp16": 0.98,
+    "fp8": 0.98,
+}
+"""Precision to the smallest share of examples whose text must equal transformers'."""
+
+
 def thresholds_of(precisions: Iterable[str]) -> Thresholds:
     """Returns the limits of a chain of components: the laxest of their precisions' for each."""
     rows = [THRESHOLDS[precision] for precision in precisions]

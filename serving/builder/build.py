@@ -16,6 +16,7 @@ from iblip.serving.builder.engines import build_engines
 from iblip.serving.builder.inputs import find_difference, inputs_of
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.records import manifest_of_build
+from iblip.serving.builder.references import ReferenceKeeper
 from iblip.serving.builder.settled import SettledBuild
 from iblip.serving.builder.settling import settle
 
@@ -51,14 +52,27 @@ def _fill(work: Path, settled: SettledBuild, progress: Progress) -> dict[Path, s
     """Makes the build in `work`; returns the sha256 of the checkpoint's files."""
     digests: dict[Path, str] = {}
     graphs = _export_graphs(work / "graphs", settled, progress, digests)
-    verified = _verify_graphs(graphs, settled, progress)
+    keeper = ReferenceKeeper(graphs)
+    verified = _verify_graphs(graphs, settled, progress, keeper)
     engines = build_engines(work, settled, verified, progress)
     files = settled.checkpoint.digests(digests)
     manifest = manifest_of_build(work, settled, verified, engines, files)
     manifest.write(work)
-    manifest = _compare_answers(work, settled, manifest, progress)
+    manifest = _compare_answers(work, settled, manifest, progress, keeper)
+    manifest = replace(manifest, references=keeper.write(work, manifest))
+    manifest.write(work)
+    if settled.verification is not None:
+        _note_engines(settled, progress)
     _assemble_repository(work, settled, manifest, progress)
     return digests
+
+
+def _note_engines(settled: SettledBuild, progress: Progress) -> None:
+    """Says which engines of the build the comparison has not run."""
+    from iblip.serving.parity.report import engines_left_out
+
+    if note := engines_left_out(str(settled.destination), settled.engines):
+        progress.note(note)
 
 
 def _export_graphs(
@@ -82,18 +96,25 @@ def _export_graphs(
 
 
 def _verify_graphs(
-    graphs: tuple[OnnxGraph, ...], settled: SettledBuild, progress: Progress
+    graphs: tuple[OnnxGraph, ...],
+    settled: SettledBuild,
+    progress: Progress,
+    keeper: ReferenceKeeper,
 ) -> tuple[VerifiedGraph, ...]:
     if settled.verification is None:
         progress.note("verification is skipped (--no-verify); the manifest says so")
         return tuple(VerifiedGraph.without_proof(graph, reason="--no-verify") for graph in graphs)
     from iblip.export.verification.graphs import verify_graphs
 
-    return verify_graphs(graphs, settled.checkpoint, progress)
+    return verify_graphs(graphs, settled.checkpoint, progress, keeper.cases())
 
 
 def _compare_answers(
-    work: Path, settled: SettledBuild, manifest: Manifest, progress: Progress
+    work: Path,
+    settled: SettledBuild,
+    manifest: Manifest,
+    progress: Progress,
+    keeper: ReferenceKeeper,
 ) -> Manifest:
     """Compares the texts of the build in `work` with transformers', and adds that to its manifest.
 
@@ -102,15 +123,13 @@ def _compare_answers(
     """
     if (asked := settled.verification) is None:
         return manifest
-    from iblip.engines.evaluation.texts import text_reports
+    from iblip.engines.evaluation.texts import examples_to_ask, text_reports
 
-    report = text_reports(
-        work, settled.checkpoint, progress, examples=asked.examples, limit=asked.limit
-    )["text"]
+    examples = examples_to_ask(settled.checkpoint, asked.examples, asked.limit)
+    recorder = keeper.answers(examples, progress)
+    report = text_reports(work, settled.checkpoint, progress, examples, watch=recorder)["text"]
     _check_answers(report)
-    manifest = replace(manifest, verification={**manifest.verification, "text": report})
-    manifest.write(work)
-    return manifest
+    return replace(manifest, verification={**manifest.verification, "text": report})
 
 
 def _check_answers(report: Mapping[str, Any]) -> None:

@@ -52,7 +52,12 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     from iblip.serving.repository.native import backend_for, check_native, remark_on_native
 
     destination = options.destination.absolute()
-    engine = choose_engine(options.engines.engine, options.plans.targets)
+    engine = choose_engine(
+        options.engines.engine,
+        options.plans.targets,
+        options.policy.to_json(),
+        options.engines.llm_engine,
+    )
     check_owners(options, engine.kind)
     progress.note(f"engine: {engine.kind}. {engine.reason}")
     quantised = quantisations(options.policy, options.quantisation)

@@ -29,6 +29,7 @@ EXPORT: Mapping[str, str] = {
 IBLIP: Mapping[str, str] = {
     "serve": "iblip.serving.cli.serve",
     "ask": "iblip.serving.cli.ask",
+    "prove": "iblip.serving.cli.prove",
     "demo": "iblip.serving.cli.demo",
     "lint": "iblip.serving.cli.lint",
     "models": "iblip.serving.cli.models",

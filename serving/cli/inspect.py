@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from iblip.export.artifact.manifest import GraphRecord
 
 
+NO_RECORD = "none of this build. `iblip prove {}` makes one on the machine where it is to run."
+
+
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
@@ -24,15 +27,21 @@ if TYPE_CHECKING:
 def command(directory: Path, digests: bool, json_: bool) -> None:
     """Show what is in the build in DIRECTORY."""
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
+    from iblip.serving.parity.report import engines_left_out
+    from iblip.serving.proving.record import record_of_build
+    from iblip.serving.proving.text import stages_of
 
     manifest = Manifest.read(directory)
     if digests:
         from iblip.export.graph.digest import check_digests
 
         check_digests(directory, manifest)
+    proven = record_of_build(directory)
     if json_:
-        click.echo(json.dumps(manifest.to_json(), indent=2, ensure_ascii=False))
+        proof = {"proof": proven.to_json() if proven else None}
+        click.echo(json.dumps(manifest.to_json() | proof, indent=2, ensure_ascii=False))
         return
+    engines = {name: entry.engine.kind for name, entry in manifest.components.items()}
     facts = manifest.language_model
     click.echo(f"{manifest.name} ({manifest.family}, {facts.architecture}), {manifest.created}")
     source = manifest.source
@@ -58,6 +67,11 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
         f" {limits.images} image{'s' if limits.images > 1 else ''} a request at most"
     )
     click.echo(f"verification: {_summary(manifest.verification)}")
+    if note := engines_left_out(str(directory), engines):
+        click.echo(f"  {note}")
+    click.echo(f"proof: {proven.summary if proven else NO_RECORD.format(directory)}")
+    for line in stages_of(proven) if proven else ():
+        click.echo(line)
 
 
 def _size(directory: Path, entry: GraphRecord) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 
 from iblip.engines.hardware.compatibility import Place, fit
 from iblip.engines.hardware.containers import DEPLOYED, Container
-from iblip.engines.hardware.findings import Finding
+from iblip.engines.hardware.findings import Finding, Verdict
 from iblip.engines.memory import plan_of_build
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import IblipError, ServingError
 from iblip.serving.doctor.machine import Machine
+from iblip.serving.proving.record import record_of_build
 from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
 from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
@@ -66,7 +67,7 @@ def findings_of_build(
     here += (*_check_vllm(manifest, machine),)
     here += (*_check_memory(directory, manifest, machine),)
     here += (*_check_gpu_memory(manifest, machine),)
-    here += (*_check_shared_memory(manifest, machine),)
+    here += (*_check_shared_memory(manifest, machine), _check_proof(directory, manifest))
     there: tuple[Finding, ...] = ()
     if container is not None:
         here = tuple(map(_as_note, here))
@@ -282,6 +283,32 @@ def _check_gpu_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]
         wanted=wanted,
         remedy=f"Build it with other options: {plan.advice()}",
     )
+
+
+def _check_proof(directory: Path, manifest: Manifest) -> Finding:
+    """What `iblip prove` has found of this very build."""
+    record = record_of_build(directory)
+    kinds = {entry.engine.kind for entry in manifest.components.values()}
+    if record is None:
+        if kinds == {"onnxruntime"}:  # compared on this engine when it was built
+            return Finding(title="proof", verdict="ok", found="none, and none is needed on a CPU")
+        return Finding(
+            title="proof",
+            verdict="note",
+            found="nothing of this build has been compared on its own engines",
+            remedy=f"Run `iblip prove {directory}`.",
+        )
+    if record.verdict == "failed":
+        return Finding(
+            title="proof",
+            verdict="warning",
+            found=record.summary,
+            wanted="a build that answers here as it did when it was verified",
+            remedy="Read proof/record.jsonl in the build; serve it on the CPU meanwhile "
+            "(--engine onnxruntime).",
+        )
+    verdict: Verdict = "ok" if record.verdict == "passed" else "note"
+    return Finding(title="proof", verdict=verdict, found=record.summary)
 
 
 def _check_shared_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]:

@@ -49,6 +49,8 @@ def _facts(report: Json) -> Iterator[str]:
 
 def _faults(report: Json) -> Iterator[str]:
     for build in report["builds"]:
+        if elsewhere := build.get("elsewhere"):
+            yield f'<p class="callout">{escape(build["label"])}: {escape(elsewhere)}</p>'
         if build["first_out"]:
             label, path = escape(build["label"]), escape(build["first_out"])
             yield (

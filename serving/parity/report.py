@@ -89,12 +89,15 @@ class BuildReport:
         label: distinguishes it from the others: its precision, in short.
         precision: by component.
         stages: by name, in order.
+        engines: by component: the kinds that the build is for. Graphs are compared on ONNX
+            Runtime's CPU provider, whatever they are.
     """
 
     build: str
     label: str
     precision: Mapping[str, str]
     stages: Mapping[str, StageReport]
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return all(self.stages.values())
@@ -103,6 +106,11 @@ class BuildReport:
     def first_out(self) -> str:
         """The first block, in the order of the data flow, whose error leaves its band; or empty."""
         return next((stage.fault for stage in self.stages.values() if stage.fault), "")
+
+    @property
+    def elsewhere(self) -> str:
+        """That nothing ran on the engines of the build, where these are others; or empty."""
+        return engines_left_out(self.build, self.engines)
 
     @property
     def verdict(self) -> str:
@@ -117,6 +125,9 @@ class BuildReport:
             "build": self.build,
             "label": self.label,
             "precision": dict(self.precision),
+            "engines": dict(self.engines),
+            "compared_on": COMPARED_ON,
+            "elsewhere": self.elsewhere or None,
             "passed": bool(self),
             "first_out": self.first_out or None,
             "stages": {name: stage.to_json() for name, stage in self.stages.items()},
@@ -125,6 +136,25 @@ class BuildReport:
 
 FORMAT = 1
 """Version of the JSON file."""
+
+COMPARED_ON = "onnxruntime"
+"""The kind of engine on which every build is compared: ONNX Runtime's CPU provider."""
+
+
+def engines_left_out(build: str, engines: Mapping[str, str]) -> str:
+    """A sentence on the engines of a build that a comparison on the CPU leaves out; or empty.
+
+    Args:
+        build: its directory.
+        engines: by component: the kinds that it is for.
+    """
+    others = [kind for kind in dict.fromkeys(engines.values()) if kind != COMPARED_ON]
+    if not others:
+        return ""
+    return (
+        f"The graphs ran on ONNX Runtime's CPU provider: nothing ran on {' or '.join(others)}, "
+        f"which the build is for. `iblip prove {build}` compares it there."
+    )
 
 
 def number(value: float) -> str:

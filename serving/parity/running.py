@@ -22,7 +22,7 @@ from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.verification.choosing import ReferenceChoice, choose_reference
-from iblip.serving.parity.report import BuildReport, Report, StageReport
+from iblip.serving.parity.report import BuildReport, Report, StageReport, engines_left_out
 from iblip.serving.parity.stages import STAGES
 from iblip.serving.parity.subjects import STREAMED_EXAMPLES, STREAMED_TOKENS, Original, Subject
 
@@ -159,12 +159,16 @@ def _precision_of(manifest: Manifest) -> str:
 
 def _compare(subject: Subject, label: str, names: Sequence[str]) -> BuildReport:
     subject.progress.note(f"{subject.directory} ({label})")
+    engines = {name: record.engine.kind for name, record in subject.manifest.components.items()}
+    if note := engines_left_out(str(subject.directory), engines):
+        subject.progress.note(note)
     stages = {name: _run_stage(name, subject) for name in STAGES if name in names}
     return BuildReport(
         build=str(subject.directory),
         label=label,
         precision=dict(subject.manifest.precision),
         stages=stages,
+        engines=engines,
     )
 
 

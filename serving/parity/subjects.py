@@ -60,7 +60,9 @@ class Original:
     ) -> None:
         self.checkpoint, self.examples, self.progress = checkpoint, examples, progress
         self.choice, self.limit = choice, limit
-        self.options = {"max_new_tokens": STREAMED_TOKENS} if choice.streamed else {}
+        self.options: dict[str, Any] = (
+            {"max_new_tokens": STREAMED_TOKENS} if choice.streamed else {}
+        )
         self._references: dict[int, Reference] = {}
         self._texts: dict[tuple[str, int], list[str]] = {}
         self._recordings: list[Recording] = []

@@ -15,6 +15,8 @@ def text_from_report(report: Report) -> str:
     lines.append("transformers: {kind} ({reason})".format(**report.reference))
     for build in report.builds:
         lines += ["", f"{build.build}: {build.label}  {VERDICTS[bool(build)]}"]
+        if build.elsewhere:
+            lines.append(f"  {build.elsewhere}")
         for name, stage in build.stages.items():
             lines += _stage_lines(STAGES[name].title, stage)
         if build.first_out:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from iblip.engines import kinds, selection
-from iblip.engines.hardware.nvidia import has_nvidia_gpu
+from iblip.engines.hardware.nvidia import Driver, Gpu, has_nvidia_gpu
 from iblip.engines.kinds import KINDS
+from iblip.engines.proofs import drop_proof, keep_proof, key_here
 from iblip.engines.selection import choose_engine, language_model_kind
 from iblip.export.errors import OptionError
 from iblip.export.quantisation.options import Quantisation
@@ -35,6 +38,54 @@ def test_auto_takes_what_is_proven_and_names_what_else_would_run(
     proven = {**KINDS, "onnxruntime-cuda": replace(runs, proven=True)}
     monkeypatch.setattr(selection, "KINDS", proven)
     assert choose_engine().kind == "onnxruntime-cuda"
+
+
+HALF = {"vision_encoder": "fp16", "qformer": "fp16", "language_model": "fp16"}
+
+
+def driver(name: str = "NVIDIA L4", version: str = "580.95.05") -> Driver:
+    gpu = Gpu(name=name, memory=24 << 30, capability="sm89")
+    return Driver(version=version, cuda="13.0", gpus=(gpu,))
+
+
+@pytest.fixture
+def cuda_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Driver], None]:
+    """`cuda_runs(driver)`: this machine has that driver, and ONNX Runtime's CUDA provider runs."""
+    runs = replace(KINDS["onnxruntime-cuda"], running_obstacle=lambda: None)
+    monkeypatch.setattr(selection, "KINDS", {**KINDS, "onnxruntime-cuda": runs})
+    monkeypatch.setattr(selection, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setenv("IBLIP_CACHE", str(tmp_path))
+    return lambda found: monkeypatch.setattr(selection, "find_driver", lambda: found)
+
+
+def test_auto_takes_an_engine_that_was_proven_on_this_hardware(
+    cuda_runs: Callable[[Driver], None],
+) -> None:
+    cuda_runs(driver())
+    assert choose_engine("auto", (), HALF).kind == "onnxruntime"
+    key = key_here(dict.fromkeys(HALF, "onnxruntime-cuda"), HALF, driver())
+    assert key.architecture == "sm89"
+    keep_proof(key, {"gpu": "NVIDIA L4", "created": "2026-11-29T00:00:00+00:00"})
+    choice = choose_engine("auto", (), HALF)
+    assert choice.kind == "onnxruntime-cuda"
+    assert "was proven on this machine's NVIDIA L4 on 2026-11-29" in choice.reason
+    assert choose_engine("auto").kind == "onnxruntime"
+    # Of another precision, another language model's engine, another driver it says nothing.
+    assert choose_engine("auto", (), {**HALF, "qformer": "fp32"}).kind == "onnxruntime"
+    assert choose_engine("auto", (), HALF, "vllm").kind == "onnxruntime"
+    cuda_runs(driver(version="590.10"))
+    assert choose_engine("auto", (), HALF).kind == "onnxruntime"
+    cuda_runs(driver())
+    drop_proof(key)
+    assert choose_engine("auto", (), HALF).kind == "onnxruntime"
+
+
+def test_auto_trusts_no_stub(cuda_runs: Callable[[Driver], None]) -> None:
+    stub = driver("CUDA stub (sm_89)")
+    cuda_runs(stub)
+    key = key_here(dict.fromkeys(HALF, "onnxruntime-cuda"), HALF, stub)
+    keep_proof(key, {"gpu": "CUDA stub", "created": "2026-11-29"})
+    assert choose_engine("auto", (), HALF).kind == "onnxruntime"
 
 
 @pytest.mark.skipif(has_nvidia_gpu(), reason="what is said without a GPU")

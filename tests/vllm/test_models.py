@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iblip.engines.evaluation.texts import AGREEMENT, on_onnxruntime
+from iblip.engines.evaluation.texts import on_onnxruntime
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.vllm.building import vllm_from_checkpoint
 from iblip.engines.language_model.vllm.environment import VARIABLE
@@ -20,6 +20,7 @@ from iblip.export.checkpoint.source import ModelSource
 from iblip.export.examples import Example
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Silent
+from iblip.export.verification.thresholds import AGREEMENT
 from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions, EngineOptions, VerificationOptions
 from iblip.serving.cli.quiet import quiet_libraries

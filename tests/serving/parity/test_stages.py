@@ -118,6 +118,27 @@ def test_builds_are_shown_side_by_side(vicuna_build, damaged, tmp_path):
     assert text.count(named) == 1
 
 
+def test_a_build_for_a_gpu_is_said_to_have_run_on_the_cpu(vicuna_build, tmp_path):
+    build = tmp_path / "cuda"
+    shutil.copytree(vicuna_build, build)
+    manifest = (build / "manifest.json").read_text()
+    (build / "manifest.json").write_text(
+        manifest.replace('"kind": "onnxruntime"', '"kind": "onnxruntime-cuda"')
+    )
+    result = call(build, "--stage", "preprocessing", "--limit", 1)
+    assert result.exit_code == 0, result.output
+    note = (
+        "The graphs ran on ONNX Runtime's CPU provider: nothing ran on onnxruntime-cuda, which the "
+        f"build is for. `iblip prove {build}` compares it there."
+    )
+    assert note in result.stdout
+    assert note in result.stderr
+    report = json.loads((build / "verification" / "report.json").read_text())["builds"][0]
+    assert report["elsewhere"] == note
+    assert report["compared_on"] == "onnxruntime"
+    assert escape(note) in (build / "verification" / "report.html").read_text()
+
+
 def test_a_streamed_reference_skips_no_more_than_it_says(vicuna_build, tmp_path):
     where = ("--html", tmp_path / "streamed.html")
     result = call(vicuna_build, "--limit", 2, "--reference", "streamed", *where, "--json")
