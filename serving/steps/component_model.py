@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from iblip.engines.runners import open_runner
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import Tensors, run_joined
+from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.wire import text_from_error
 
 
@@ -21,6 +22,7 @@ class ComponentModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the engine."""
+        start_heartbeat()
         step = StepArguments.from_triton(args)
         component = step.parameters["component"]
         runner = open_runner(
