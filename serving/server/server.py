@@ -160,22 +160,15 @@ class TritonServer:
         assert self._keeper is not None, "the server has not been started"
         return self._keeper.wait()
 
-    def poll(self) -> int | None:
-        """The exit status of a server that has ended by itself; `None` while it runs."""
-        assert self._keeper is not None, "the server has not been started"
-        return self._keeper.poll()
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Ends the server: asks, waits, kills. Called twice it does nothing.
 
-    def kill(self) -> None:
-        """Ends the server at once, with every request that is running."""
-        assert self._keeper is not None, "the server has not been started"
-        self._keeper.terminate()
-        self._keeper.wait()
-
-    def stop(self) -> None:
-        """Ends the server: asks, waits `stop_timeout_s`, kills. Called twice it does nothing."""
+        Args:
+            timeout_s: how long running requests may take to end; `None` is `stop_timeout_s`.
+        """
         with self._stopping:
             if self._keeper is not None:
-                _end(self._keeper)
+                _end(self._keeper, timeout_s)
             if self._scratch is not None:
                 self._scratch.cleanup()
                 self._scratch = None
@@ -313,16 +306,15 @@ def _answers(host: str, port: int, path: str) -> bool:
         connection.close()
 
 
-def _end(keeper: subprocess.Popen[bytes]) -> None:
+def _end(keeper: subprocess.Popen[bytes], timeout_s: float | None) -> None:
     """Closes the pipe, which stops Triton, and waits. A second Ctrl-C kills what is left."""
     assert keeper.stdin is not None
     assert keeper.stdout is not None
     try:
         keeper.stdin.close()
-        keeper.wait()
-    except BaseException:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            keeper.wait(timeout_s)
+    finally:
         keeper.terminate()
         keeper.wait()
-        raise
-    finally:
         keeper.stdout.close()

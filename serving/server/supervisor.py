@@ -30,6 +30,9 @@ WATCH_S = 0.5
 METRICS_S = 5.0
 """Seconds that the server may take to tell its metrics."""
 
+DRAIN_S = 3.0
+"""Seconds in which answers that are being written may still end before a restart."""
+
 DRAINABLE = frozenset({"tokenizer", "vision_encoder", "qformer", "instructblip_unary"})
 """Models without whose process the answers that are being written can still be finished."""
 
@@ -103,8 +106,7 @@ class Supervisor:
                     on_ready(server)
                     fault = self._watch(server)
                     self._note(fault.reason)
-                    if fault.model not in DRAINABLE:
-                        server.kill()
+                    server.stop(DRAIN_S if fault.model in DRAINABLE else 0)
             except ServingError as error:
                 if not self._health.has_started:
                     raise
@@ -116,7 +118,7 @@ class Supervisor:
                 self._health.state = "failed"
                 raise ServingError(self._last_words(failures, fault))
             wait_s = self._policy.wait_s(failures)
-            self._progress(f"{fault.reason}. Starting the server again in {wait_s:g} s.")
+            self._progress(f"Starting the server again in {wait_s:g} s.")
             time.sleep(wait_s)
             self._health.restarts += 1
 
@@ -133,18 +135,17 @@ class Supervisor:
         with Canary(server.grpc_url, progress) as canary:
             while True:
                 time.sleep(WATCH_S)
-                status = server.poll()
-                if status is not None:
-                    reason = f"Triton ended by itself with status {status}\n{why(server.log())}"
-                    return Fault(model="", reason=reason)
                 fault = vitals.fault() or canary.fault
+                if not vitals.is_triton_running:  # asked last: its models end with it
+                    status, log = server.wait(), why(server.log())
+                    return Fault(model="", reason=f"Triton ended with status {status}:\n{log}")
                 if fault is not None:
                     return fault
 
     def _last_words(self, failures: int, fault: Fault) -> str:
         if not self._policy.limit:
-            return f"{fault.reason}. It was not started again (--no-restart)."
+            return f"{fault.reason}\nThe server was not started again, as --no-restart asks."
         return (
-            f"{fault.reason}. It did not stay ready {failures} times in a row: given up. The log "
-            "(--log FILE) says more."
+            f"{fault.reason}\nThe server failed to stay ready {failures} times in a row, and is not "
+            "started again. Its log (--log FILE) says more."
         )

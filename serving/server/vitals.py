@@ -54,6 +54,11 @@ class Vitals:
         self._server, self._heartbeats = server, heartbeats
         self._models = _python_models(server)
 
+    @property
+    def is_triton_running(self) -> bool:
+        """Whether Triton itself runs; its models end with it."""
+        return _is_running(self._server)
+
     def fault(self) -> Fault | None:
         """The process that has died or stands still, if one has."""
         alive = _python_models(self._server)
@@ -138,6 +143,14 @@ def _python_models(server: int) -> dict[int, str]:
         if match:
             models[int(path.name)] = match[1]
     return models
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def _cpu_s(pid: int) -> float:
