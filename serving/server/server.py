@@ -3,8 +3,8 @@
     with TritonServer(build / "model_repository") as server:
         print(server.grpc_url)
 
-The server runs below a process of ours (`keeper.py`), so that nothing of it is left behind: not if a
-model hangs on the way down, and not if this process is killed.
+The server runs below a process of ours (`keeper.py`), so that nothing of it is left behind: not if
+a model hangs on the way down, and not if this process is killed.
 """
 
 from __future__ import annotations

@@ -146,6 +146,6 @@ class Supervisor:
         if not self._policy.limit:
             return f"{fault.reason}\nThe server was not started again, as --no-restart asks."
         return (
-            f"{fault.reason}\nThe server failed to stay ready {failures} times in a row, and is not "
-            "started again. Its log (--log FILE) says more."
+            f"{fault.reason}\nThe server failed to stay ready {failures} times in a row, and is "
+            "not started again. Its log (--log FILE) says more."
         )
