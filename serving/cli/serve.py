@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +13,7 @@ from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
     from iblip.export.artifact.manifest import Manifest
+    from iblip.serving.server.health import Health, HealthServer
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
 
@@ -40,17 +40,28 @@ if TYPE_CHECKING:
     "Default: $IBLIP_VLLM_PYTHON, then .venv-vllm.",
 )
 @click.option(
-    "--exec",
-    "exec_",
-    is_flag=True,
-    help="Replace this process with the server, which logs to this terminal: for containers.",
+    "--health-port",
+    default=8003,
+    show_default=True,
+    help="Where probes ask: /health/live, /health/ready, /health/startup. 0 picks any free port.",
 )
+@click.option(
+    "--max-restarts",
+    default=5,
+    show_default=True,
+    help="Restarts in a row of a server that does not stay ready for a minute; then give up.",
+)
+@click.option("--no-restart", is_flag=True, help="End with status 1 where it would be restarted.")
 @click.option(
     "--print-command",
     is_flag=True,
-    help="Print the command that --exec would run, with its environment variables, and exit.",
+    help="Print the command that starts Triton, with its environment variables, and exit.",
 )
-@click.option("--log", type=click.Path(path_type=Path), help="Write the server's log to this file.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Append the server's log to this file; - is standard error.",
+)
 @click.option(
     "--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait until it is ready."
 )
@@ -59,23 +70,26 @@ def command(
     directory: Path,
     json_: bool,
     vllm_python: Path | None,
-    exec_: bool,
     print_command: bool,
+    health_port: int,
+    max_restarts: int,
+    no_restart: bool,
     **flags: Any,
 ) -> None:
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
-    from iblip.export.errors import ServingError
     from iblip.serving.repository.assembling import REPOSITORY, check_backends
     from iblip.serving.repository.native import flags_for
+    from iblip.serving.server.health import Health
     from iblip.serving.server.installation import find_triton
-    from iblip.serving.server.log import why
     from iblip.serving.server.memory import memory_of_build
     from iblip.serving.server.options import ServerOptions
-    from iblip.serving.server.server import TritonServer
+    from iblip.serving.server.supervisor import RestartPolicy, Supervisor
 
     manifest = Manifest.read(directory)
     check_backends(directory, find_triton(flags["triton"]))
+    if flags["log"] == Path("-"):
+        flags |= {"log": None, "echo_log": True}
     options = ServerOptions(
         environment=_vllm_environment(manifest, vllm_python), extra=flags_for(manifest), **flags
     )
@@ -88,21 +102,31 @@ def command(
     memory = memory_of_build(directory, manifest)
     if memory is not None and memory.advice:
         click.echo(memory.advice, err=True)
-    if exec_:
-        _become(directory / REPOSITORY, options)
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    started = time.monotonic()
+    health, policy = Health(), RestartPolicy(limit=0 if no_restart else max_restarts)
+    supervisor = Supervisor(
+        directory / REPOSITORY, options, policy=policy, health=health, progress=say
+    )
     try:
-        with TritonServer(directory / REPOSITORY, options, progress=say) as server:
-            seconds = time.monotonic() - started
-            _announce(server, manifest, seconds, json_)
-            status = server.wait()
-            log = server.log_path.read_text(encoding="utf-8", errors="replace")
-            raise ServingError(f"Triton exited by itself with status {status}.\n{why(log)}")
+        with _health_server(health, options.host, health_port) as probes:
+            supervisor.run(lambda server: _announce(server, probes, manifest, json_))
     except KeyboardInterrupt:
         say("\nStopped.")
+
+
+def _health_server(health: Health, host: str, port: int) -> HealthServer:
+    from iblip.export.errors import ServingError
+    from iblip.serving.server.health import HealthServer
+
+    try:
+        return HealthServer(health, host, port)
+    except OSError as error:
+        raise ServingError(
+            f"port {port} (health) of {host} cannot be used: {error.strerror}. "
+            "Give another with --health-port, or 0 for any free one."
+        ) from error
 
 
 def _print_command(repository: Path, options: ServerOptions, json_: bool) -> None:
@@ -130,19 +154,6 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
         click.echo(str(shown))
 
 
-def _become(repository: Path, options: ServerOptions) -> NoReturn:
-    from iblip.export.errors import OptionError
-    from iblip.serving.server.command import server_command
-    from iblip.serving.server.server import choose_ports
-
-    if options.log is not None:
-        raise OptionError(
-            f"--log {options.log} does not go with --exec: the server logs to this process's "
-            "stderr. Leave --log out, and redirect stderr."
-        )
-    server_command(repository, options, choose_ports(options)).become()
-
-
 def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
     """The variable that tells the server's models where vLLM is; looked up before any start."""
     record = manifest.components.get("language_model")
@@ -160,18 +171,24 @@ def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
     return {VARIABLE: str(find_python(given))}
 
 
-def _announce(server: TritonServer, manifest: Manifest, seconds: float, json_: bool) -> None:
+def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, json_: bool) -> None:
+    urls = {
+        "grpc": server.grpc_url,
+        "http": server.http_url,
+        "metrics": server.metrics_url,
+        "health": f"{server.http_url.rpartition(':')[0]}:{probes.port}/health/ready",
+    }
     if json_:
-        urls = {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
         facts = {"name": manifest.name, "synthetic": manifest.synthetic}
-        click.echo(json.dumps({**facts, "ready_s": round(seconds, 3), **urls}))
+        click.echo(json.dumps({**facts, "ready_s": round(server.ready_s, 3), **urls}))
         return
     port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
     click.echo(
-        f"\n{manifest.name} is ready ({seconds:.1f} s).\n"
-        f"  gRPC     {server.grpc_url}\n"
-        f"  HTTP     {server.http_url}\n"
-        f"  metrics  {server.metrics_url}\n\n"
+        f"\n{manifest.name} is ready ({server.ready_s:.1f} s).\n"
+        f"  gRPC     {urls['grpc']}\n"
+        f"  HTTP     {urls['http']}\n"
+        f"  metrics  {urls['metrics']}\n"
+        f"  health   {urls['health']}\n\n"
         f'Ask it:   iblip ask IMAGE "What is in the image?"{port}\n'
         "Stop it:  Ctrl-C"
     )

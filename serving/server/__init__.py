@@ -1,8 +1,9 @@
 """A build as a running Triton server: `iblip serve`.
 
-`server.TritonServer` is the entry point: it starts the server, waits until it is ready, and stops
-it. `installation.py` finds `tritonserver`, `command.py` has the command that starts it, and
-`launch.py` makes the server end with its parent. `log.py` finds in the log why a model did not
-load, and `memory.py` estimates what serving a build takes. Knows nothing of what the models
-compute.
+`supervisor.Supervisor` keeps a server running: it starts `server.TritonServer`, watches it from
+outside (`vitals.py`, `canary.py`) and starts it again; `health.py` answers probes. `server.py`
+starts one server, waits until it is ready, and stops it; `keeper.py` leaves nothing of it behind.
+`installation.py` finds `tritonserver`, `command.py` has the command that starts it, `log.py` finds
+in the log why a model did not load, and `memory.py` estimates what serving a build takes. Knows
+nothing of what the models compute.
 """

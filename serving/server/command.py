@@ -1,7 +1,7 @@
 """The command that starts Triton: one, whoever starts it, here or in a container.
 
-`iblip serve` watches over a server of its own (`serving.server.server`); with `--exec` it becomes
-the server, which is what a container wants; `--print-command` shows that. Triton is told the same.
+`iblip serve` starts it and watches over it (`serving.server.supervisor`), and `--print-command`
+shows it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import iblip
 from iblip.engines.language_model.vllm.environment import DIRECTORY, VARIABLE
@@ -53,12 +53,6 @@ class ServerCommand:
         """As a shell takes it."""
         changes = [f"{name}={value}" for name, value in self.changes.items()]
         return shlex.join(["env", f"--chdir={self.directory}", *changes, *self.arguments])
-
-    def become(self) -> NoReturn:
-        """Replaces this process by the server."""
-        program, *_ = self.arguments
-        os.chdir(self.directory)
-        os.execve(program, list(self.arguments), dict(self.environment))
 
 
 def server_command(

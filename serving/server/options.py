@@ -26,7 +26,8 @@ class ServerOptions:
         triton: a `tritonserver`, or the folder above its `bin`; `None` looks for one.
         ready_timeout_s: how long the models may take to load.
         stop_timeout_s: how long running requests may take to end, before they are killed.
-        log: file for the server's log; `None` keeps it only while the server runs.
+        log: file for the server's log, appended to; `None` keeps it only while the server runs.
+        echo_log: whether to copy the log to standard error, where it goes to no file.
         environment: variables for the server and its models, besides this process's own.
         extra: more flags for `tritonserver`, as they are.
 
@@ -43,6 +44,7 @@ class ServerOptions:
     ready_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
     log: Path | None = None
+    echo_log: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 

@@ -3,8 +3,8 @@
     with TritonServer(build / "model_repository") as server:
         print(server.grpc_url)
 
-The server runs in a process group of its own, so that nothing of it is left behind: not when a
-model hangs on the way down, and (on Linux) not when this process is killed.
+The server runs below a process of ours (`keeper.py`), so that nothing of it is left behind: not if
+a model hangs on the way down, and not if this process is killed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import http.client
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ from iblip.export.errors import ServingError
 from iblip.serving.server.command import server_command
 from iblip.serving.server.log import ready_models, why
 from iblip.serving.server.options import LOOPBACK, ServerOptions
+from iblip.serving.steps.heartbeat import DIRECTORY
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,11 @@ Progress = Callable[[str], None]
 
 READY_POLL_S = 0.05
 
-LAUNCH = Path(__file__).with_name("launch.py")
+LOG_PERIOD_S = 0.2
+LOG_BYTES = 1 << 22
+"""Size at which a log that nobody asked for begins anew."""
+
+KEEPER = Path(__file__).with_name("keeper.py")
 
 
 class _CrashedError(ServingError):
@@ -51,6 +56,9 @@ class TritonServer:
         repository: the folder of models.
         options: see `ServerOptions`.
         progress: told of each model that is loaded.
+
+    Attributes:
+        ready_s: seconds from the start until every model was ready.
 
     Raises (on entering):
         ServingError: there is no Triton, a port is taken, or a model did not load; the message
@@ -67,10 +75,12 @@ class TritonServer:
         self.repository = repository.absolute()
         self.options = options or ServerOptions()
         self._progress = progress
-        self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._pid = self._log_start = 0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._ports: dict[str, int] = {}
         self._stopping = threading.Lock()
+        self.ready_s = 0.0
 
     @property
     def http_url(self) -> str:
@@ -87,20 +97,37 @@ class TritonServer:
         """Prometheus' text, over HTTP."""
         return f"http://{self._reachable}:{self._ports['metrics']}/metrics"
 
+    def options_with_ports(self) -> ServerOptions:
+        """Its options, with the ports that it listens on."""
+        http, grpc, metrics = (self._ports[name] for name in ("http", "grpc", "metrics"))
+        return replace(self.options, http_port=http, grpc_port=grpc, metrics_port=metrics)
+
+    @property
+    def heartbeats(self) -> Path:
+        """The folder where each Python model shows that it is alive."""
+        return self._scratch_path / "heartbeats"
+
     @property
     def pid(self) -> int:
         """Of the server's process, which leads its process group."""
-        assert self._process is not None, "the server has not been started"
-        return self._process.pid
+        assert self._keeper is not None, "the server has not been started"
+        return self._pid
 
     @property
     def log_path(self) -> Path:
-        """The server's log."""
+        """The server's log, to which every start appends."""
         if self.options.log is not None:
             return self.options.log.absolute()
         return self._scratch_path / "triton.log"
 
+    def log(self) -> str:
+        """What the server has logged since it was started."""
+        with self.log_path.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode("utf-8", errors="replace")
+
     def __enter__(self) -> Self:
+        started = time.monotonic()
         try:
             self._begin()
         except _CrashedError as crash:
@@ -108,6 +135,7 @@ class TritonServer:
             # nothing is wrong with them, and a second start has always worked.
             self._progress(f"{crash} Starting it again.")
             self._begin()
+        self.ready_s = time.monotonic() - started
         return self
 
     def _begin(self) -> None:
@@ -129,16 +157,19 @@ class TritonServer:
 
     def wait(self) -> int:
         """Waits until the server ends by itself, and returns its exit status."""
-        assert self._process is not None, "the server has not been started"
-        return self._process.wait()
+        assert self._keeper is not None, "the server has not been started"
+        return self._keeper.wait()
 
-    def stop(self) -> None:
-        """Ends the server: asks, waits `stop_timeout_s`, kills. Called twice it does nothing."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Ends the server: asks, waits, kills. Called twice it does nothing.
+
+        Args:
+            timeout_s: how long running requests may take to end; `None` is `stop_timeout_s`.
+        """
         with self._stopping:
-            if self._process is not None:
-                _end_group(self._process, self.options.stop_timeout_s)
+            if self._keeper is not None:
+                _end(self._keeper, timeout_s)
             if self._scratch is not None:
-                _remove_shared_memory(self._scratch_path.name)
                 self._scratch.cleanup()
                 self._scratch = None
 
@@ -155,17 +186,44 @@ class TritonServer:
         self._ports = choose_ports(self.options)
         command = server_command(self.repository, self.options, self._ports, self._scratch_path)
         logger.debug("starting %s", command)
-        launch = (sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()))
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*launch, *command.arguments, self._shared_memory()],
-                env=command.environment,
+        keeper = (sys.executable, "-I", "-S", KEEPER, command.directory)
+        self.heartbeats.mkdir()
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._keeper = subprocess.Popen(
+                [
+                    *keeper,
+                    str(self.options.stop_timeout_s),
+                    *command.arguments,
+                    self._shared_memory(),
+                ],
+                env={**command.environment, DIRECTORY: str(self.heartbeats)},
                 cwd=command.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for this process alone
             )
+        assert self._keeper.stdout is not None
+        self._pid = int(self._keeper.stdout.readline() or 0)  # none where it could not be started
+        if self.options.log is None:
+            arguments = (self.log_path, self._keeper)
+            threading.Thread(target=self._drain_log, args=arguments, daemon=True).start()
+
+    def _drain_log(self, path: Path, keeper: subprocess.Popen[bytes]) -> None:
+        """Copies the log to standard error if that was asked for, and keeps the file small."""
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it was stopped
+            is_running = True
+            while is_running or file.tell() < path.stat().st_size:
+                is_running = keeper.poll() is None
+                text = file.read()
+                if self.options.echo_log:
+                    sys.stderr.buffer.write(text)
+                    sys.stderr.flush()
+                if file.tell() > LOG_BYTES:
+                    os.truncate(path, 0)
+                    file.seek(0)
+                time.sleep(LOG_PERIOD_S)
 
     def _shared_memory(self) -> str:
         # A name by which to find what a killed server leaves in /dev/shm. Its own number is not
@@ -174,12 +232,12 @@ class TritonServer:
         return f"--backend-config=python,shm-region-prefix-name={name}"
 
     def _wait_until_ready(self) -> None:
-        assert self._process is not None
+        assert self._keeper is not None
         end = time.monotonic() + self.options.ready_timeout_s
         told = 0
         while not self._is_ready():
-            log = self.log_path.read_text(encoding="utf-8", errors="replace")
-            status = self._process.poll()
+            log = self.log()
+            status = self._keeper.poll()
             if status is not None:
                 kind = _CrashedError if status < 0 else ServingError
                 raise kind(f"Triton did not start.\n{why(log)}")
@@ -188,7 +246,7 @@ class TritonServer:
                 raise ServingError(f"Triton was not ready after {waited}.\n{why(log)}")
             told = self._tell(log, told)
             time.sleep(READY_POLL_S)
-        self._tell(self.log_path.read_text(encoding="utf-8", errors="replace"), told)
+        self._tell(self.log(), told)
 
     def _is_ready(self) -> bool:
         # The metrics come up last, after the models are said to be ready.
@@ -248,30 +306,15 @@ def _answers(host: str, port: int, path: str) -> bool:
         connection.close()
 
 
-def _end_group(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+def _end(keeper: subprocess.Popen[bytes], timeout_s: float | None) -> None:
+    """Closes the pipe, which stops Triton, and waits. A second Ctrl-C kills what is left."""
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
     try:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        logger.warning("Triton did not stop in %g seconds; killing it", timeout_s)
-    finally:  # also where a second Ctrl-C ends the wait
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # Python models that outlived it, too
-        process.wait()
-        _wait_until_gone(process.pid)
-
-
-def _wait_until_gone(group: int, timeout_s: float = 3.0) -> None:
-    """What was killed takes a moment to go, and holds its shared memory until then."""
-    end = time.monotonic() + timeout_s
-    with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < end:
-            os.killpg(group, 0)
-            time.sleep(0.01)
-
-
-def _remove_shared_memory(name: str) -> None:
-    """A killed server leaves its Python models' shared memory behind."""
-    for path in Path("/dev/shm").glob(f"{name}*"):
-        path.unlink(missing_ok=True)
+        keeper.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            keeper.wait(timeout_s)
+    finally:
+        keeper.terminate()
+        keeper.wait()
+        keeper.stdout.close()

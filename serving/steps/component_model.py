@@ -14,6 +14,7 @@ from iblip.engines.runners import open_runner
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import Tensors, run_joined
 from iblip.serving.steps.ending import end_if_fatal
+from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.wire import text_from_error
 
 
@@ -22,6 +23,7 @@ class ComponentModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Loads the engine."""
+        start_heartbeat()
         step = StepArguments.from_triton(args)
         component = step.parameters["component"]
         runner = open_runner(

@@ -157,8 +157,8 @@ def test_its_command_is_that_of_iblip_serve(commands, vicuna_build, tmp_path, mo
     program, *words = command
     assert program == "/opt/iblip/bin/iblip"
     assert words[:2] == ["serve", "/build"]
-    assert "--exec" in words
-    shown = [str(vicuna_build) if word == "/build" else word for word in words if word != "--exec"]
+    assert words[-2:] == ["--log", "-"]  # the server's log is the container's
+    shown = [str(vicuna_build) if word == "/build" else word for word in words]
     done = CliRunner().invoke(iblip, [*shown, "--print-command", "--json"])
     assert done.exit_code == 0, done.output
     printed = json.loads(done.output)["command"]
@@ -185,7 +185,7 @@ def test_compose_keeps_to_the_recipe(tmp_path):
     assert (mount["source"], mount["target"]) == (str(tmp_path), "/build")
     assert mount["read_only"]
     assert {port["host_ip"] for port in service["ports"]} == {"127.0.0.1"}
-    assert [port["target"] for port in service["ports"]] == [8000, 8001, 8002]
+    assert [port["target"] for port in service["ports"]] == [8000, 8001, 8002, 8003]
     assert service["restart"] == "unless-stopped"
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,29 +26,9 @@ from iblip.serving.client import (
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.server import TritonServer
+from tests.e2e.processes import children, group, wait_until_gone
 
 SHARED_MEMORY = Path("/dev/shm")
-
-
-def group(pid: int) -> list[int]:
-    """The processes of a process group that still run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        state, leader = fields[0], int(fields[2])
-        if leader == pid and state != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def wait_until_gone(pid: int) -> None:
-    end = time.monotonic() + 60
-    while group(pid):
-        assert time.monotonic() < end, f"still running: {group(pid)}"
-        time.sleep(0.05)
 
 
 def in_shared_memory(scratch: Path) -> list[Path]:
@@ -156,7 +135,7 @@ def iblip(*arguments, **options):
 
 
 def serve(build, *arguments):
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
     return iblip("serve", build, *ports, *arguments)
 
 
@@ -185,8 +164,8 @@ def test_the_command_serves_until_it_is_told_to_stop(vicuna_build, examples, num
 def test_a_killed_command_takes_its_server_with_it(vicuna_build):
     process = serve(vicuna_build, "--json")
     ready = json.loads(process.stdout.readline())
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    (triton,) = [int(child) for child in children]
+    (keeper,) = children(process.pid)
+    (triton,) = children(keeper)
     process.kill()
     process.communicate(timeout=60)
     wait_until_gone(triton)

@@ -2,6 +2,7 @@
 
 import triton_python_backend_utils as pb_utils
 
+from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.wire import (
     ENSEMBLE,
     FINISH,
@@ -17,6 +18,10 @@ from iblip.serving.wire import (
 
 class TritonPythonModel:
     """One whole answer a request."""
+
+    def initialize(self, args):
+        """Shows the supervisor that it is alive."""
+        start_heartbeat()
 
     def execute(self, requests):
         """One response a request, in their order."""

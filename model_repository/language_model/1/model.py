@@ -11,6 +11,7 @@ from iblip.engines.language_model.types import GenerationRequest
 from iblip.export.errors import InputError
 from iblip.serving.steps.answering import Answering
 from iblip.serving.steps.arguments import StepArguments
+from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
 from iblip.serving.steps.prompts import check_fault, prompt_from_tensor, seconds_since
 from iblip.serving.wire import (
@@ -34,6 +35,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Loads the engine."""
+        start_heartbeat()
         step = StepArguments.from_triton(args)
         step.check_alone()
         engine = open_engine(

@@ -6,6 +6,7 @@ import triton_python_backend_utils as pb_utils
 
 from iblip.engines.text.instructions import InstructionTokenizer
 from iblip.serving.steps.arguments import StepArguments
+from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.steps.prompts import text_tensors
 from iblip.serving.wire import PIXELS, PROMPT, text_from_error
 
@@ -15,6 +16,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Loads the tokenizer."""
+        start_heartbeat()
         step = StepArguments.from_triton(args)
         self.tokenizer = InstructionTokenizer.from_build(step.directory, step.manifest)
         self.most_images = step.manifest.limits.images

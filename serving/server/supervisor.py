@@ -1,0 +1,151 @@
+"""Keeps a build served: notices a server that has died or hangs, and starts it again.
+
+`Supervisor.run` returns only by an error: with Ctrl-C, or once the server has failed to stay ready
+too many times in a row. Then an orchestrator, or a person, has to look.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from iblip.export.errors import OptionError, ServingError
+from iblip.serving.server.canary import Canary
+from iblip.serving.server.health import Health
+from iblip.serving.server.log import why
+from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.server import Progress as Tell
+from iblip.serving.server.server import TritonServer
+from iblip.serving.server.vitals import Fault, Progress, Vitals, read_metrics
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.5
+"""Seconds between two looks at the server's processes."""
+
+METRICS_S = 5.0
+"""Seconds that the server may take to tell its metrics."""
+
+DRAIN_S = 3.0
+"""Seconds in which answers that are being written may still end before a restart."""
+
+DRAINABLE = frozenset({"tokenizer", "vision_encoder", "qformer", "instructblip_unary"})
+"""Models without whose process the answers that are being written can still be finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartPolicy:
+    """When a server is started again.
+
+    Attributes:
+        limit: restarts in a row, each after less than `stable_s` of being ready; 0 restarts never.
+        first_s, longest_s: wait before a restart; it doubles with each in a row.
+        stable_s: seconds of being ready after which the count begins anew.
+    """
+
+    limit: int = 5
+    first_s: float = 1.0
+    longest_s: float = 30.0
+    stable_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise OptionError(f"the limit of restarts is {self.limit}; expected 0 (none) or more")
+
+    def wait_s(self, failures: int) -> float:
+        """Seconds before the restart after so many failures in a row, 1 or more."""
+        return float(min(self.longest_s, self.first_s * 2 ** (failures - 1)))
+
+
+class Supervisor:
+    """Serves one model repository, whatever happens to its processes.
+
+    Args:
+        repository: the folder of models.
+        options: see `ServerOptions`. A restarted server has the ports of the first.
+        policy: when it is started again.
+        health: what probes are told; kept up to date.
+        progress: told in one line of what has happened.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        options: ServerOptions,
+        *,
+        policy: RestartPolicy,
+        health: Health,
+        progress: Tell,
+    ) -> None:
+        self._repository, self._options = repository, options
+        self._policy, self._health, self._progress = policy, health, progress
+
+    def run(self, on_ready: Callable[[TritonServer], None]) -> NoReturn:
+        """Serves until it is interrupted.
+
+        Args:
+            on_ready: called each time that the server has become ready.
+
+        Raises:
+            ServingError: the first start failed, or the server did not stay ready.
+        """
+        failures = 0
+        while True:
+            ready_at = None
+            try:
+                with TritonServer(
+                    self._repository, self._options, progress=self._progress
+                ) as server:
+                    ready_at = time.monotonic()
+                    self._options = server.options_with_ports()
+                    self._health.state, self._health.has_started = "ready", True
+                    on_ready(server)
+                    fault = self._watch(server)
+                    self._note(fault.reason)
+                    server.stop(DRAIN_S if fault.model in DRAINABLE else 0)
+            except ServingError as error:
+                if not self._health.has_started:
+                    raise
+                fault = Fault(model="", reason=str(error))
+                self._note(fault.reason)
+            stable = ready_at is not None and time.monotonic() - ready_at > self._policy.stable_s
+            failures = 1 if stable else failures + 1
+            if failures > self._policy.limit:
+                self._health.state = "failed"
+                raise ServingError(self._last_words(failures, fault))
+            wait_s = self._policy.wait_s(failures)
+            self._progress(f"Starting the server again in {wait_s:g} s.")
+            time.sleep(wait_s)
+            self._health.restarts += 1
+
+    def _note(self, reason: str) -> None:
+        logger.error("%s", reason)
+        self._health.state, self._health.reason = "restarting", reason
+
+    def _watch(self, server: TritonServer) -> Fault:
+        vitals = Vitals(server.pid, server.heartbeats)
+
+        def progress() -> Progress:
+            return vitals.progress(read_metrics(server.metrics_url, METRICS_S))
+
+        with Canary(server.grpc_url, progress) as canary:
+            while True:
+                time.sleep(WATCH_S)
+                fault = vitals.fault() or canary.fault
+                if not vitals.is_triton_running:  # asked last: its models end with it
+                    status, log = server.wait(), why(server.log())
+                    return Fault(model="", reason=f"Triton ended with status {status}:\n{log}")
+                if fault is not None:
+                    return fault
+
+    def _last_words(self, failures: int, fault: Fault) -> str:
+        if not self._policy.limit:
+            return f"{fault.reason}\nThe server was not started again, as --no-restart asks."
+        return (
+            f"{fault.reason}\nThe server failed to stay ready {failures} times in a row, and is "
+            "not started again. Its log (--log FILE) says more."
+        )
