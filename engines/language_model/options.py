@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from iblip.engines.language_model.option_table import OPTIONS, VLLM
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
@@ -55,6 +57,7 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
+            object.__setattr__(self, name, without_numpy(getattr(self, name)))
             option.check(getattr(self, name))
         self._check_lengths()
         self._check_instruction()
@@ -139,6 +142,19 @@ class GenerationOptions:
         if "logit_bias" in made:
             made["logit_bias"] = {str(token): bias for token, bias in self.logit_bias.items()}
         return made
+
+
+def without_numpy(value: Any) -> Any:
+    """A value with numpy's numbers and arrays, also in a tuple or mapping, as Python's own."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist()) if value.ndim == 1 else value
+    if isinstance(value, tuple):
+        return tuple(map(without_numpy, value))
+    if isinstance(value, Mapping):
+        return {without_numpy(key): without_numpy(one) for key, one in value.items()}
+    return value
 
 
 def _attributes() -> str:
