@@ -95,7 +95,7 @@ def _rgb_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _rgb(source: str | Path | bytes | Image.Image) -> Image.Image:
+def _rgb(source: str | Path | bytes | Readable | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, "the Pillow image")
     if isinstance(source, bytes | bytearray | memoryview):

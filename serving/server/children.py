@@ -39,7 +39,7 @@ class ModelProcesses:
         return self._names.get(late[0], "") if late else None
 
     def _children(self) -> set[int]:
-        found = set()
+        found: set[int] = set()
         for path in Path(f"/proc/{self._pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):  # a thread that has just ended
                 found.update(map(int, path.read_text().split()))
