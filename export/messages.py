@@ -35,7 +35,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
         known: names that it might be instead.
         cutoff: how alike the two must be at least, from 0 to 1, as `difflib` measures it.
     """
-    return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    return next(iter(get_close_matches(name[:LONGEST], list(known), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

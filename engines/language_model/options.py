@@ -12,7 +12,7 @@ import numpy as np
 
 from iblip.engines.language_model.option_table import OPTIONS, VLLM
 from iblip.export.errors import OptionError
-from iblip.export.messages import did_you_mean
+from iblip.export.messages import did_you_mean, shown
 
 
 def _default(name: str) -> Any:
@@ -145,16 +145,18 @@ class GenerationOptions:
 
 
 def without_numpy(value: Any) -> Any:
-    """A value with numpy's numbers and arrays, also in a tuple or mapping, as Python's own."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist()) if value.ndim == 1 else value
+    """A value with numpy's numbers, and an array of them, as Python's own."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value.tolist())
     if isinstance(value, tuple):
-        return tuple(map(without_numpy, value))
+        return tuple(map(_plain, value))
     if isinstance(value, Mapping):
-        return {without_numpy(key): without_numpy(one) for key, one in value.items()}
-    return value
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _attributes() -> str:
@@ -176,10 +178,11 @@ def _attributes() -> str:
 GenerationOptions.__doc__ = f"{inspect.getdoc(GenerationOptions)}\n\n{_attributes()}"
 
 
-def _id(key: object) -> object:
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+def _id(key: Any) -> Any:
+    is_number = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+    return int(key) if is_number else key
 
 
 def _unknown(name: str) -> str:
     options = ", ".join(sorted(OPTIONS))
-    return f"there is no option {name!r}.{did_you_mean(name, OPTIONS)} Options: {options}"
+    return f"there is no option {shown(name)}.{did_you_mean(name, OPTIONS)} Options: {options}"

@@ -67,6 +67,7 @@ def command(
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
     from iblip.export.errors import ServingError
     from iblip.serving.repository.assembling import REPOSITORY, check_backends
+    from iblip.serving.repository.files import check_files
     from iblip.serving.repository.native import flags_for
     from iblip.serving.server.installation import find_triton
     from iblip.serving.server.log import why
@@ -76,6 +77,7 @@ def command(
 
     manifest = Manifest.read(directory)
     check_backends(directory, find_triton(flags["triton"]))
+    check_files(directory, manifest)
     options = ServerOptions(
         environment=_vllm_environment(manifest, vllm_python), extra=flags_for(manifest), **flags
     )

@@ -15,6 +15,9 @@ from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import IblipError, ServingError
 from iblip.serving.doctor.machine import Machine
+from iblip.serving.lint.checking import lint
+from iblip.serving.lint.reading import PIP_SERVER, server_of_container
+from iblip.serving.lint.rule import Severity
 from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
 from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
@@ -23,6 +26,9 @@ from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 
 BATCH = 8
 """Rows in one run of a component, unless the build gives another number (`--max-batch`)."""
+
+CHECKED_HERE = frozenset({"build-files", "model-outdated", "backend-not-offered"})
+"""Rules of `iblip lint` that repeat a check of this module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,7 @@ def findings_of_build(
     except (IblipError, OSError) as error:
         return BuildFindings(directory=directory, name=None, here=(_not_a_build(error),))
     files = (*_check_files(directory, manifest), *_check_models(directory))
+    files += (*_check_repository(directory, container),)
     here = (*_check_components(manifest, backends, place_here(machine)),)
     here += (*_check_vllm(manifest, machine),)
     here += (*_check_memory(directory, manifest, machine),)
@@ -156,6 +163,25 @@ def _check_models(directory: Path) -> Iterator[Finding]:
             wanted="models that import `iblip.serving`",
             remedy=how_to_rebuild(directory / REPOSITORY),
         )
+
+
+def _check_repository(directory: Path, container: Container | None) -> Iterator[Finding]:
+    """The errors that `iblip lint` finds, but for those that have checks of their own here."""
+    server = PIP_SERVER if container is None else server_of_container(container.tag)
+    try:
+        diagnostics = lint(directory, server).diagnostics
+    except IblipError as error:
+        yield _not_a_build(error)
+        return
+    for one in diagnostics:
+        if one.rule.severity == Severity.ERROR and one.rule.id not in CHECKED_HERE:
+            yield Finding(
+                title="repository",
+                verdict="problem",
+                found=f"{one.place}: {one.message}",
+                wanted=one.rule.title.rstrip("."),
+                remedy=one.rule.mend,
+            )
 
 
 def _check_components(
