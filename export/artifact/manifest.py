@@ -48,8 +48,8 @@ MANIFEST = "manifest.json"
 MEANS_NOTHING = "synthetic weights: answers mean nothing"
 """Note in every report of a build whose checkpoint is synthetic (`export.synthesis`)."""
 
-COMPONENTS = ("vision_encoder", "qformer", "language_model")
-"""What every build has."""
+IN_BATCHES = ("vision_encoder", "qformer")
+"""Components of one graph, `model`, which every build has."""
 
 Images = Literal["one", "frames", "places"]
 """How many images a request may have: one; several before the prompt, in sequence, as frames of a
@@ -353,9 +353,11 @@ class Manifest:
 
 def _check(manifest: Manifest, data: Mapping[str, Any]) -> None:
     """Raises ValueError where the manifest is not of a whole build, or leaves its directory."""
-    for name in COMPONENTS:
+    for name in IN_BATCHES:
         if name not in manifest.components:
             raise ValueError(f"there is no component {name}")
+        if "model" not in manifest.components[name].graphs:
+            raise ValueError(f"the component {name} has no graph")
     records = manifest.components.values()
     graphs = [graph for record in records for graph in record.graphs.values()]
     paths = [

@@ -9,8 +9,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every usual file system."""
 
 
 @contextlib.contextmanager
@@ -86,8 +89,11 @@ def is_inside(name: object) -> bool:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         return False
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:  # half a character
+        return False
+    return bool(parts[0]) and b".." not in parts and max(map(len, parts)) <= LONGEST_NAME
 
 
 def sha256(path: Path) -> str:

@@ -103,10 +103,10 @@ class AsyncClient(BaseClient):
         return self._contract or await self._ask_contract(Deadline(timeout_s))
 
     async def _ask_contract(self, deadline: Deadline) -> ServerContract:
-        request = config_request(self.model)
+        request, fault = config_request(self.model), None
         while self._contract is None:
             try:
-                response = await self._stub.ModelConfig(request, timeout=deadline.remaining())
+                response = await self._stub.ModelConfig(request, timeout=deadline.remaining(fault))
             except grpc.RpcError as error:
                 fault = error_from_rpc(error, self._place)
                 if not waits_for(fault, deadline):
@@ -183,8 +183,9 @@ class AsyncClient(BaseClient):
             pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
         )
 
-        def send() -> Any:
-            return self._stub.ModelStreamInfer(iter([request]), timeout=deadline.remaining())
+        def send(late: IblipError | None = None) -> Any:
+            left = deadline.remaining(late)
+            return self._stub.ModelStreamInfer(iter([request]), timeout=left)
 
         reader = AnswerReader(self._place)
         return AsyncAnswerStream(send, reader, deadline, lambda: self._forget(request.id)), preset
@@ -202,7 +203,7 @@ class AsyncAnswerStream:
 
     def __init__(
         self,
-        send: Callable[[], Any],
+        send: Callable[..., Any],
         reader: AnswerReader,
         deadline: Deadline,
         forget: Callable[[], Awaitable[None]],
@@ -260,7 +261,7 @@ class AsyncAnswerStream:
                 if not waits_for(fault, self._deadline):
                     raise fault from error
             await asyncio.sleep(RECONNECT_POLL_S)
-            self._call = self._send()
+            self._call = self._send(fault)
 
     @property
     def text(self) -> str:

@@ -117,13 +117,17 @@ class Deadline:
             raise OptionError(f"timeout_s is {timeout_s!r}; expected {expected}")
         self._end = None if timeout_s is None else time.monotonic() + float(timeout_s)
 
-    def remaining(self) -> float | None:
-        """Seconds left; `None` where there is no limit. Raises `DeadlineError` once it is over."""
+    def remaining(self, late: IblipError | None = None) -> float | None:
+        """Seconds left; `None` where there is no limit.
+
+        Raises:
+            DeadlineError: it is over; or `late`, where that is given.
+        """
         if self._end is None:
             return None
         left = self._end - time.monotonic()
         if left <= 0:
-            raise DeadlineError("the answer was not finished by its deadline")
+            raise late or DeadlineError("the answer was not finished by its deadline")
         return left
 
     def allows(self, seconds: float) -> bool:

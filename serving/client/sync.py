@@ -95,10 +95,10 @@ class Client(BaseClient):
         return self._contract or self._ask_contract(Deadline(timeout_s))
 
     def _ask_contract(self, deadline: Deadline) -> ServerContract:
-        request = config_request(self.model)
+        request, fault = config_request(self.model), None
         while self._contract is None:
             try:
-                response = self._stub.ModelConfig(request, timeout=deadline.remaining())
+                response = self._stub.ModelConfig(request, timeout=deadline.remaining(fault))
             except grpc.RpcError as error:
                 fault = error_from_rpc(error, self._place)
                 if not waits_for(fault, deadline):
@@ -202,8 +202,9 @@ class Client(BaseClient):
             pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
         )
 
-        def send() -> Any:
-            return self._stub.ModelStreamInfer(iter([request]), timeout=deadline.remaining())
+        def send(late: IblipError | None = None) -> Any:
+            left = deadline.remaining(late)
+            return self._stub.ModelStreamInfer(iter([request]), timeout=left)
 
         reader = AnswerReader(self._place)
         return AnswerStream(send, reader, deadline, lambda: self._forget(request.id)), preset
@@ -224,7 +225,7 @@ class AnswerStream:
 
     def __init__(
         self,
-        send: Callable[[], Any],
+        send: Callable[..., Any],
         reader: AnswerReader,
         deadline: Deadline,
         forget: Callable[[], None],
@@ -274,7 +275,7 @@ class AnswerStream:
                 if not waits_for(fault, self._deadline):
                     raise fault from error
             time.sleep(RECONNECT_POLL_S)
-            self._call = self._send()
+            self._call = self._send(fault)
 
     @property
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -125,7 +126,7 @@ def bytes_a_position(decoder: Contract) -> int:
     for spec in decoder.inputs:
         if spec.name.startswith(CACHES):
             sizes = [axis for axis in spec.axes if isinstance(axis, int)]  # heads, head_dim
-            total += int(np.prod(sizes)) * np.dtype(spec.numpy_dtype).itemsize
+            total += math.prod(sizes) * np.dtype(spec.numpy_dtype).itemsize
     return total
 
 
