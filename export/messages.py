@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-LONGEST = 200
+LONGEST = 500
 """Characters of a value that a message repeats."""
 
 _UNSHOWN = frozenset({"Cc", "Cf", "Cs"})

@@ -27,7 +27,7 @@ from iblip.serving.wire import LANGUAGE_MODEL
 BATCH = 8
 """Rows in one run of a component, unless the build gives another number (`--max-batch`)."""
 
-CHECKED_HERE = frozenset({"build-files", "model-outdated", "backend-not-offered"})
+CHECKED_HERE = frozenset({"build-files", "model-outdated", "backend-not-offered", "plan-version"})
 """Rules of `iblip lint` that repeat a check of this module."""
 
 
