@@ -44,7 +44,7 @@ def from_fields(kind: type[T], data: object, place: str = "") -> T:
 
 def _value(name: str, hint: Any, value: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return from_fields(hint, value, name)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_value(name, args[0], one) for one in value)

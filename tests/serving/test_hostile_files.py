@@ -122,7 +122,7 @@ def torch_file(directory: Path) -> Reader:
     path = directory / "pytorch_model.bin"
     torch.save({"model": {**TENSORS, "t": torch.arange(12.0).reshape(3, 4).t()}, "epoch": 3}, path)
     read = partial(read_all, read=tensors_from_torch_file)
-    return Reader(partial(damaged_bytes, path.read_bytes()), partial(written, path, read), 60)
+    return Reader(partial(damaged_bytes, path.read_bytes()), partial(written, path, read), 40)
 
 
 def checkpoint_config(directory: Path) -> Reader:
@@ -146,7 +146,7 @@ def manifest_of_build(directory: Path, manifest: Manifest) -> Reader:
         ServerContract.from_manifest(Manifest.read(directory))
 
     data = {"source": {}, **json.loads(json.dumps(manifest.to_json()))}
-    return Reader(partial(damaged_json, data), partial(written, path, read), 60)
+    return Reader(partial(damaged_json, data), partial(written, path, read), 40)
 
 
 def model_config(directory: Path) -> Reader:
@@ -161,7 +161,7 @@ def model_config(directory: Path) -> Reader:
         lint(path.parents[1])
         read_config(path)
 
-    return Reader(damage, partial(written, path, read), 40)
+    return Reader(damage, partial(written, path, read), 30)
 
 
 def onnx_graph(directory: Path) -> Reader:
