@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from iblip.export.errors import InputError
+from iblip.export.system.json_text import parse_json
 
 EXAMPLES = "examples.jsonl"
 """Name of the file, in a directory of its own or in a checkpoint's `examples`."""
@@ -52,7 +52,7 @@ def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
     path = directory / EXAMPLES
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        examples = [_example(directory, json.loads(line)) for line in lines if line.strip()]
+        examples = [_example(directory, parse_json(line)) for line in lines if line.strip()]
     except FileNotFoundError:
         raise InputError(f"there is no {path}; expected one JSON object a line") from None
     except (ValueError, KeyError, TypeError) as error:

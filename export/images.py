@@ -10,10 +10,15 @@ This module knows Pillow and numpy only: a client needs nothing else.
 
 from __future__ import annotations
 
+import base64
+import inspect
 import io
+import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +27,34 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import InputError
 
-ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A path, an encoded image, a Pillow image, or uint8 `[height, width, 3]` (RGB)."""
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file opened to read bytes, or what behaves like one: `BytesIO`, an upload."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The bytes that follow."""
+        ...
+
+
+ImageSource = str | Path | bytes | Readable | Image.Image | npt.NDArray[np.uint8]
+"""A path, an encoded image, a file object, a Pillow image, or uint8 `[height, width, 3]` (RGB). A
+string may also be a `data:` or `file://` address, or an encoded image in base64."""
 
 ImageSources = ImageSource | Sequence[ImageSource]
 """One image, or several: a list of them, or uint8 `[frames, height, width, 3]`."""
 
 MAX_PIXELS = 89_478_485
 """The largest image that is decoded, in pixels: where Pillow starts to warn (256 MiB of RGB)."""
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""The largest encoded image that is read: so many pixels of four 16-bit channels, uncompressed."""
+
+_SHOWN = 80
+"""Characters of a string that a message repeats."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}", re.ASCII)
+"""Base64 in either alphabet, as long as the smallest images."""
 
 
 def pixels_from_image(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -70,38 +95,128 @@ def _rgb_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _rgb(source: str | Path | bytes | Image.Image) -> Image.Image:
+def _rgb(source: str | Path | bytes | Readable | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, "the Pillow image")
     if isinstance(source, bytes | bytearray | memoryview):
-        name = f"the image given as {len(source)} bytes"
-        if not len(source):
-            raise InputError("the image is empty: 0 bytes were given")
-        return _open(io.BytesIO(source), name)
-    if isinstance(source, str | Path):
-        return _open_path(source)
-    expected = "a path, bytes, a Pillow image or a uint8 array"
+        return _open(source, f"the image given as {len(source)} bytes")
+    if isinstance(source, str):
+        return _from_text(source)
+    if isinstance(source, Path):
+        return _open(_bytes_of(source), str(source))
+    if isinstance(source, Readable):
+        name = f"the image in {_shown(repr(source))}"
+        return _open(_read(source, name), name)
+    expected = "a path, bytes, a file object, a Pillow image or a uint8 array"
     raise InputError(f"an image cannot be a {type(source).__name__}; expected {expected}")
 
 
-def _open_path(source: str | Path) -> Image.Image:
-    if str(source).startswith(("http://", "https://")):
-        raise InputError(f"{source} is an address; download it first and give the file")
+def _from_text(source: str) -> Image.Image:
+    if source.startswith(("http://", "https://")):
+        raise InputError(f"{_shown(source)} is an address; download it first and give the file")
+    if source.startswith("data:"):
+        return _open(_data(source), f"the image in {_shown(source)}")
+    if source.startswith("file:"):
+        return _open(_bytes_of(_path_of_address(source)), _shown(source))
+    data = _from_base64(source)
+    if data is not None:
+        return _open(data, "the image given in base64")
+    return _open(_bytes_of(source), _shown(source))
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes, if a string is an image in base64: a path that were one does not occur."""
+    text = "".join(text.split())
+    if not _BASE64.fullmatch(text):
+        return None
     try:
-        data = Path(source).read_bytes()
+        data = _decode_base64(text)
+        Image.open(io.BytesIO(data))
+    except (ValueError, UnidentifiedImageError):
+        return None
+    except Exception:  # it is an image, and `_open` says what is wrong with it
+        return data
+    return data
+
+
+def _bytes_of(path: str | Path) -> bytes:
+    """The content of a regular file: a pipe may never come to an end, nor a device."""
+    name = _shown(str(path))
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISREG(mode):
+            with Path(path).open("rb") as file:
+                return _read(file, name)
     except FileNotFoundError:
-        raise InputError(f"there is no file {source}") from None
+        raise InputError(f"there is no file {name}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{source} cannot be read: {reason}") from error
-    if not data:
-        raise InputError(f"{source} is empty (0 bytes)")
-    return _open(io.BytesIO(data), str(source))
+        raise InputError(f"{name} cannot be read: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{name} cannot be read: Is a directory")
+    raise InputError(
+        f"{name} is a device, a pipe or a socket; give a file, or the bytes (on the command line "
+        "`-` is standard input)"
+    )
 
 
-def _open(file: io.BytesIO, name: str) -> Image.Image:
+def _read(file: Readable, name: str) -> bytes:
+    if isinstance(file, io.TextIOBase):
+        raise InputError(f'{name} is opened as text; open it with mode "rb"')
     try:
-        image = Image.open(file)
+        data: Any = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # a closed file raises the latter
+        raise InputError(f"{name} cannot be read: {error}") from error
+    if inspect.iscoroutine(data):
+        data.close()
+        raise InputError(f"{name} is read with await; give what `await file.read()` returns")
+    if not isinstance(data, bytes | bytearray):
+        kind = type(data).__name__
+        raise InputError(f"{name} gives {kind}; expected bytes")
+    return bytes(data)
+
+
+def _data(address: str) -> bytes:
+    """The bytes of a `data:` address (RFC 2397)."""
+    head, comma, content = address.partition(",")
+    if not comma:
+        raise InputError(f"{_shown(address)} has no comma; expected data:image/png;base64,...")
+    if not head.endswith(";base64"):
+        return unquote_to_bytes(content)
+    try:
+        return _decode_base64("".join(unquote(content).split()))
+    except ValueError as error:
+        raise InputError(f"{_shown(address)} is not base64: {error}") from error
+
+
+def _decode_base64(text: str) -> bytes:
+    """Base64 in either alphabet, with or without the padding at its end."""
+    padded = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+    return base64.b64decode(padded.replace("-", "+").replace("_", "/"), validate=True)
+
+
+def _path_of_address(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise InputError(f"{_shown(address)} is not an address: {error}") from error
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{_shown(address)} is on another machine; expected file:///path")
+    return unquote(parts.path)
+
+
+def _shown(text: str) -> str:
+    """A string for a message, which never repeats megabytes."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+
+
+def _open(data: bytes | bytearray | memoryview, name: str) -> Image.Image:
+    if not len(data):
+        raise InputError(f"{name} is empty: 0 bytes (a file that has been read wants seek(0))")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{name} has more than {MAX_BYTES} bytes, the most accepted")
+    try:
+        image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels, the most accepted") from None
     except UnidentifiedImageError:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+LONGEST = 500
+"""Characters of a value that a message repeats."""
+
+_UNSHOWN = frozenset({"Cc", "Cf", "Cs"})
+"""Unicode's categories of what a terminal obeys instead of showing it, and of half characters."""
 
 SHOWN = 20
 """Number of faults that a message lists; the rest are counted."""
@@ -28,7 +35,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
         known: names that it might be instead.
         cutoff: how alike the two must be at least, from 0 to 1, as `difflib` measures it.
     """
-    return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    return next(iter(get_close_matches(name[:LONGEST], list(known), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -48,3 +55,22 @@ def nearest(name: str, others: Iterable[str], label: str = "nearest") -> str:
     """
     near = closest(name, others)
     return "" if near is None else f" ({label}: {near})"
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, but never for pages."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or with thousands of digits
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters, as names in a file may have, are escaped."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in _UNSHOWN
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         DisconnectedError,
         NotServedError,
         ProtocolError,
+        UnknownHostError,
         UnreachableError,
     )
     from iblip.serving.client.sync import Client
@@ -63,6 +64,7 @@ __all__ = [
     "ProtocolError",
     "QueueFullError",
     "ServingError",
+    "UnknownHostError",
     "UnreachableError",
     "UsageError",
     "VerificationError",

@@ -24,6 +24,7 @@ from iblip.engines.language_model.types import (
     TokenLogprob,
 )
 from iblip.export.artifact.manifest import Manifest, Preprocessing
+from iblip.export.artifact.typed import from_fields
 from iblip.export.errors import (
     ContractError,
     DeadlineError,
@@ -34,6 +35,8 @@ from iblip.export.errors import (
     QueueFullError,
     UsageError,
 )
+from iblip.export.messages import shown
+from iblip.export.system.json_text import parse_json
 
 VERSION = 3
 """Of this wire format; a client refuses a server that speaks another."""
@@ -50,6 +53,9 @@ ARRIVED = "arrived"
 FAULT = "fault"
 TEXT = "text"
 FINISH = "finish"
+
+MAX_TIMEOUT_US = 10**15
+"""The longest `timeout` of a request, about 30 years."""
 
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
@@ -198,8 +204,8 @@ class ServerContract:
 def _read_parameter(kind: type[T], parameters: Mapping[str, str], name: str) -> T:
     text = parameters.get(name)
     try:
-        return kind(**json.loads(text or "null"))
-    except (TypeError, ValueError) as error:
+        return from_fields(kind, parse_json(text or "null"))
+    except ValueError as error:
         raise ContractError(
             f"the parameter {name} of the server's model config is "
             f"{'missing' if text is None else text[:200]}; expected a JSON object of "
@@ -222,7 +228,7 @@ def answer_from_finish(text: str, finish: str) -> Answer:
         ContractError: `finish` is not what `finish_from_answer` writes.
     """
     try:
-        content = json.loads(finish)
+        content = parse_json(finish)
         content["timing"] = Timing(**content["timing"])
         content["others"] = tuple(Completion(**_completion(other)) for other in content["others"])
         content["ranking"] = tuple(
@@ -230,7 +236,7 @@ def answer_from_finish(text: str, finish: str) -> Answer:
             for candidate in content["ranking"]
         )
         return Answer(text=text, **_completion(content))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the finish of the answer is damaged: {finish[:200]!r}") from error
 
 
@@ -274,17 +280,30 @@ def stream_from_parameters(parameters: Mapping[str, Any]) -> bool:
     """
     stream = parameters.get(STREAM, True)
     if not isinstance(stream, bool):
-        raise OptionError(f"{STREAM} is {stream!r}; expected true or false")
+        raise OptionError(f"{STREAM} is {shown(stream)}; expected true or false")
     return stream
+
+
+def seconds_from_timeout(timeout_us: int) -> float | None:
+    """A request's `timeout` in seconds; `None` for 0, which is none.
+
+    Raises:
+        OptionError: it is below 0, or longer than clocks can tell.
+    """
+    if not 0 <= timeout_us <= MAX_TIMEOUT_US:
+        raise OptionError(
+            f"timeout is {shown(timeout_us)}; expected 0 (none) to {MAX_TIMEOUT_US} microseconds"
+        )
+    return timeout_us / 1e6 if timeout_us else None
 
 
 def _unpacked(value: object) -> Mapping[str, Any]:
     try:
-        parameters = json.loads(value) if isinstance(value, str) else None
+        parameters = parse_json(value) if isinstance(value, str) else None
     except ValueError:
         parameters = None
     if not isinstance(parameters, dict):
-        raise OptionError(f"{PACKED} is {value!r}; expected a JSON object in a string")
+        raise OptionError(f"{PACKED} is {shown(value)}; expected a JSON object in a string")
     return parameters
 
 
@@ -296,13 +315,13 @@ def _from_parameter(option: Option, value: object) -> Any:
     if option.kind.json is None:
         return value
     try:
-        parsed = json.loads(value) if isinstance(value, str) else None
+        parsed = parse_json(value) if isinstance(value, str) else None
     except ValueError:
         parsed = None
     if not isinstance(parsed, option.kind.json):
         raise OptionError(
-            f"{option.name} is {value!r}; expected {option.kind.expected}, as JSON in a string, "
-            f"such as {option.example}"
+            f"{option.name} is {shown(value)}; expected {option.kind.expected}, as JSON in a "
+            f"string, such as {option.example}"
         )
     return parsed
 

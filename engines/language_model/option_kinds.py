@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from iblip.export.errors import OptionError
+from iblip.export.messages import shown
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class Kind:
             OptionError: naming the option, the value that was given, and those expected.
         """
         if not self.accepts(value):
-            raise OptionError(f"{name} is {value!r}; expected {self.expected}")
+            raise OptionError(f"{name} is {shown(value)}; expected {self.expected}")
+
+
+MOST = 2**63 - 1
+"""The largest integer that travels."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Integer(Kind):
         """See `Kind`."""
         if not isinstance(value, int) or isinstance(value, bool):
             return False
-        return value >= self.least and (self.most is None or value <= self.most)
+        return self.least <= value <= (MOST if self.most is None else self.most)
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,12 @@ class Texts(Kind):
             raise OptionError(f"{name} has {len(value)} texts; expected at most {self.most}")
         for text in value:
             if not self.blank and not text.strip():
-                raise OptionError(f"{name} has {text!r}; expected texts that are not blank")
+                raise OptionError(f"{name} has {shown(text)}; expected texts that are not blank")
             try:
                 text.encode()
             except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
                 raise OptionError(
-                    f"{name} has {text!r}, which is not valid Unicode text"
+                    f"{name} has {shown(text)}, which is not valid Unicode text"
                 ) from error
 
 
@@ -197,7 +202,7 @@ class Biases(Kind):
         super().check(name, value)
         for token, bias in value.items():
             TOKEN.check(f"a token in {name}", token)
-            self.bias.check(f"{name} of {token}", bias)
+            self.bias.check(f"{name} of {shown(token)}", bias)
 
 
 def joined(words: Iterable[str], conjunction: str, *, quote: str = "`") -> str:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from iblip.engines.language_model.option_table import OPTIONS, VLLM
 from iblip.export.errors import OptionError
-from iblip.export.messages import did_you_mean
+from iblip.export.messages import did_you_mean, shown
 
 
 def _default(name: str) -> Any:
@@ -55,6 +57,7 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
+            object.__setattr__(self, name, without_numpy(getattr(self, name)))
             option.check(getattr(self, name))
         self._check_lengths()
         self._check_instruction()
@@ -141,6 +144,21 @@ class GenerationOptions:
         return made
 
 
+def without_numpy(value: Any) -> Any:
+    """A value with numpy's numbers, and an array of them, as Python's own."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value.tolist())
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _attributes() -> str:
     """The options as a docstring describes them."""
     paragraphs = []
@@ -160,10 +178,11 @@ def _attributes() -> str:
 GenerationOptions.__doc__ = f"{inspect.getdoc(GenerationOptions)}\n\n{_attributes()}"
 
 
-def _id(key: object) -> object:
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+def _id(key: Any) -> Any:
+    is_number = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+    return int(key) if is_number else key
 
 
 def _unknown(name: str) -> str:
     options = ", ".join(sorted(OPTIONS))
-    return f"there is no option {name!r}.{did_you_mean(name, OPTIONS)} Options: {options}"
+    return f"there is no option {shown(name)}.{did_you_mean(name, OPTIONS)} Options: {options}"

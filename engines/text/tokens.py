@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iblip.export.errors import BuildDirectoryError, InputError
+from iblip.export.system.files import refuse_irregular
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,6 +22,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
+        refuse_irregular(path)
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception for everything
         message = f"{path} cannot be read as a tokenizer ({error}). Build the directory again."

@@ -15,14 +15,18 @@ Knows numpy only: the server and the command line read it without the tracing li
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.rebuild_command import rebuild_command
-from iblip.export.errors import BuildDirectoryError
+from iblip.export.artifact.typed import from_fields
+from iblip.export.errors import BuildDirectoryError, ContractError
+from iblip.export.messages import printable, shown
+from iblip.export.system.files import is_inside, refuse_irregular
+from iblip.export.system.json_text import parse_json
 
 FORMAT = 5
 """The manifest's format number; a reader refuses any other."""
@@ -44,6 +48,9 @@ MANIFEST = "manifest.json"
 
 MEANS_NOTHING = "synthetic weights: answers mean nothing"
 """Note in every report of a build whose checkpoint is synthetic (`export.synthesis`)."""
+
+IN_BATCHES = ("vision_encoder", "qformer")
+"""Components of one graph, `model`, which every build has."""
 
 Images = Literal["one", "frames", "places"]
 """How many images a request may have: one; several before the prompt, in sequence, as frames of a
@@ -75,16 +82,6 @@ class GraphRecord:
             "digest": self.digest,
             "contract": self.contract.to_json(),
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        return cls(
-            path=data["path"],
-            weights=tuple(data["weights"]),
-            digest=data["digest"],
-            contract=Contract.from_json(data["contract"]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,34 +306,13 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        components = {
-            name: ComponentRecord(
-                precision=record["precision"],
-                graphs={k: GraphRecord.from_json(g) for k, g in record["graphs"].items()},
-                engine=EngineRecord(**record["engine"]),
-                quantisation=record.get("quantisation", {}),
-            )
-            for name, record in data["components"].items()
-        }
-        facts = dict(data["language_model"])
-        facts["eos_token_ids"] = tuple(facts["eos_token_ids"])
-        text = {**data["text"], "stop": tuple(data["text"]["stop"])}
-        return cls(
-            name=data["name"],
-            family=data["family"],
-            source=data["source"],
-            precision=data["precision"],
-            components=components,
-            preprocessing=Preprocessing(**data["preprocessing"]),
-            text=TextFacts(**text),
-            language_model=LanguageModelFacts(**facts),
-            limits=ServingLimits(**data["limits"]),
-            verification=data["verification"],
-            tools=data["tools"],
-            created=data["created"],
-            references=data.get("references", {}),
-        )
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another type.
+            ContractError: a tensor has a dtype or size that there is none of.
+        """
+        return from_fields(cls, {name: value for name, value in data.items() if name != "format"})
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json` into `directory`."""
@@ -356,7 +332,8 @@ class Manifest:
         if not directory.is_dir():
             raise BuildDirectoryError(f"there is no directory {directory}. {hint}")
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            refuse_irregular(path)
+            data = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             message = f"{directory} is not a build: it has no {MANIFEST}. {hint}"
             raise BuildDirectoryError(message) from None
@@ -370,6 +347,45 @@ class Manifest:
             again = f"Build it again, with its other options: `{rebuild_command(directory, data)}`."
             raise BuildDirectoryError(f"{message} {again}")
         try:
-            return cls.from_json(data)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise BuildDirectoryError(f"{path} is incomplete ({error!r}). {hint}") from error
+            manifest = cls.from_json(data)
+            _check(manifest, data)
+        except (ContractError, ValueError) as error:
+            raise BuildDirectoryError(
+                f"{path} is incomplete or damaged: {error}. {hint}"
+            ) from error
+        return manifest
+
+
+def _check(manifest: Manifest, data: Mapping[str, Any]) -> None:
+    """Raises ValueError where the manifest is not of a whole build, or leaves its directory."""
+    for name in IN_BATCHES:
+        if name not in manifest.components:
+            raise ValueError(f"there is no component {name}")
+        if "model" not in manifest.components[name].graphs:
+            raise ValueError(f"the component {name} has no graph")
+    records = manifest.components.values()
+    graphs = [graph for record in records for graph in record.graphs.values()]
+    paths = [
+        *(path for graph in graphs for path in (graph.path, *graph.weights)),
+        *(path for record in records for path in record.engine.files.values()),
+        *filter(None, (manifest.text.tokenizer, manifest.text.qformer_tokenizer)),
+    ]
+    outside = [path for path in paths if not is_inside(path)]
+    if outside:
+        raise ValueError(f"the file {shown(outside[0])} is outside of the build")
+    for text in _strings({name: value for name, value in data.items() if name != "text"}):
+        if printable(text) != text:
+            raise ValueError(f"{shown(text)} has characters that no name has")
+
+
+def _strings(data: Any) -> Iterator[str]:
+    """Every key and value of JSON that is a string."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield key
+            yield from _strings(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _strings(value)

@@ -11,6 +11,7 @@ from typing import Any
 from iblip.export.checkpoint.directory import (
     object_from_json,
     refuse_adapter,
+    refuse_irregular_files,
     tensors_from_directory,
 )
 from iblip.export.checkpoint.source import ModelSource
@@ -18,6 +19,7 @@ from iblip.export.errors import CheckpointError
 from iblip.export.families import FAMILIES
 from iblip.export.families.family import Family, Projector
 from iblip.export.families.parts import Parts
+from iblip.export.messages import shown
 from iblip.export.system.files import sha256
 from iblip.export.weights.weight import Weight
 
@@ -135,17 +137,20 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
             f"there is no checkpoint directory {directory}. Give --model a local Hugging Face"
             " directory (with config.json and model.safetensors)."
         )
+    refuse_irregular_files(directory)
     refuse_adapter(directory)
     config = directory / "config.json"
     if not config.exists():
         raise CheckpointError(f"{config} is missing: {directory} is not a Hugging Face checkpoint")
     raw = object_from_json(config)
-    architectures = raw.get("architectures") or [raw.get("model_type", "none")]
-    family = FAMILIES.get(architectures[0])
+    architecture = raw.get("architectures") or raw.get("model_type", "none")
+    if isinstance(architecture, list):
+        architecture = architecture[0]
+    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
     if family is None:
+        name = architecture if isinstance(architecture, str) else shown(architecture)
         raise CheckpointError(
-            f"{directory} holds a {architectures[0]};"
-            f" supported architectures: {', '.join(FAMILIES)}"
+            f"{directory} holds a {name}; supported architectures: {', '.join(FAMILIES)}"
         )
     return Checkpoint(
         directory=directory,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
 from iblip.export.errors import CheckpointError
+from iblip.export.messages import shown
+from iblip.export.system.files import is_inside, refuse_irregular
+from iblip.export.system.json_text import parse_json
 from iblip.export.weights.weight import Weight
 
 Read = Callable[[Path], Mapping[str, Weight]]
@@ -38,12 +40,25 @@ def tensors_from_directory(directory: Path) -> dict[str, Weight]:
         CheckpointError: there is no weights file, or one is missing, cut off or damaged; the
             weights are those of an adapter.
     """
+    refuse_irregular_files(directory)
     refuse_adapter(directory)
     tensors = _tensors(directory)
     adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
     if adapters:
         raise _adapter_error(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
     return tensors
+
+
+def refuse_irregular_files(directory: Path) -> None:
+    """Raises CheckpointError if `directory` holds a pipe or a device, which readers would wait for.
+
+    Of its folders, the tokenizers' are looked into.
+    """
+    try:
+        for path in (*directory.glob("*"), *directory.glob("*/*")):
+            refuse_irregular(path)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def refuse_adapter(directory: Path) -> None:
@@ -71,10 +86,16 @@ def _tensors_of_shards(index: Path, read: Read) -> dict[str, Weight]:
     places = object_from_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} is no index of weights: it has no weight_map")
+    outside = [shown(piece) for piece in places.values() if not is_inside(piece)]
+    _refuse(index, outside, "not the name of a file beside it")
     pieces = sorted(set(places.values()))
     missing = [piece for piece in pieces if not (index.parent / piece).exists()]
     _refuse(index, missing, f"missing, of {len(pieces)} pieces")
-    tensors = {k: v for piece in pieces for k, v in read(index.parent / piece).items()}
+    tensors: dict[str, Weight] = {}
+    for piece in pieces:
+        found = read(index.parent / piece)
+        _refuse(index, [shown(name) for name in found if name in tensors], "in two pieces")
+        tensors |= found
     without = sorted({piece for name, piece in places.items() if name not in tensors})
     _refuse(index, without, "without tensors that it says are there")
     return tensors
@@ -100,10 +121,13 @@ def object_from_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
     Raises:
-        CheckpointError: it is not JSON, or holds something else.
+        CheckpointError: it cannot be read, is not JSON, or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        refuse_irregular(path)
+        data = parse_json(path.read_text(encoding="utf-8"), unique=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(data, dict):

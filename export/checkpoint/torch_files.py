@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iblip.export.errors import CheckpointError
+from iblip.export.messages import LONGEST
+from iblip.export.system.files import refuse_irregular
 from iblip.export.weights.weight import SourceTensor, Strided, Weight
 
 if TYPE_CHECKING:
@@ -43,11 +45,16 @@ def tensors_from_torch_file(file: Path) -> dict[str, Weight]:
     _check_form(file)
     loaded = _load(file)
     section = next((loaded[name] for name in SECTIONS if _is_section(loaded.get(name))), loaded)
-    return {name: _weight(name, file, tensor) for name, tensor in _tensors(section)}
+    try:
+        return {name: _weight(name, file, tensor) for name, tensor in _tensors(section)}
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        # A tensor that has no memory of its own in the file: sparse, of another device, or a lie.
+        raise CheckpointError(_damaged(file, error)) from error
 
 
 def _check_form(file: Path) -> None:
     try:
+        refuse_irregular(file)
         with file.open("rb") as stream:
             head = stream.read(len(LEGACY))
     except OSError as error:
@@ -57,9 +64,18 @@ def _check_form(file: Path) -> None:
     if not zipfile.is_zipfile(file):
         fault = "is cut off" if head.startswith(b"PK") else "is not a file of torch.save"
         raise CheckpointError(f"{file} {fault}. Download it again.")
-    with zipfile.ZipFile(file) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise CheckpointError(f"{file} is a compressed archive. {_convert(file)}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except Exception as error:  # the library lets out whatever a damaged directory trips
+        raise CheckpointError(_damaged(file, error)) from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointError(f"{file} is a compressed archive. {_convert(file)}")
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    reason = str(error).partition("\n")[0][:LONGEST] or type(error).__name__
+    return f"{file} is damaged ({reason}). Download it again."
 
 
 def _convert(file: Path) -> str:
@@ -83,8 +99,8 @@ def _load(file: Path) -> Mapping[str, Any]:
             f" ({str(error).splitlines()[0]}). Save its tensors alone (a state_dict), where you"
             " trust it."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}). Download it again.") from error
+    except Exception as error:  # torch's own reader raises whatever a damaged file trips
+        raise CheckpointError(_damaged(file, error)) from error
     if not isinstance(loaded, Mapping):
         message = f"{file} holds a {type(loaded).__name__}; expected tensors by name"
         raise CheckpointError(message)
@@ -109,6 +125,12 @@ def _weight(name: str, file: Path, tensor: torch.Tensor) -> Weight:
     size, shape = tensor.element_size(), tuple(tensor.shape)
     start: int = storage._checkpoint_offset  # of the storage; the tensor may begin further on
     first = int(tensor.storage_offset())
+    last = first + sum((n - 1) * step for n, step in zip(shape, tensor.stride(), strict=True))
+    end = start + storage.nbytes()
+    if math.prod(shape) and not (0 <= first <= last < storage.nbytes() // size):
+        raise ValueError(f"{name} reaches beyond its storage")
+    if not 0 <= start <= end <= file.stat().st_size:
+        raise ValueError(f"{name} reaches beyond the file")
     if tensor.is_contiguous():
         return SourceTensor(
             name=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from iblip.export.families.minigpt4 import (
     minigpt4_config,
 )
 from iblip.export.models.model import Model
+from iblip.export.system.files import refuse_irregular
+from iblip.export.system.json_text import parse_json
 
 TRAINED: Mapping[str, tuple[str, ...]] = {
     "t5": ("dense_act_fn",),
@@ -55,7 +56,8 @@ def config_from_file(model: Model, path: Path) -> Any:
         CheckpointError: it is no config in transformers' form of `model`'s architecture.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        refuse_irregular(path)
+        data = parse_json(path.read_text(encoding="utf-8"), unique=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--part config={path} cannot be read: {error}") from error
     if not isinstance(data, dict):
@@ -71,16 +73,19 @@ def parse_config(model: Model, data: Mapping[str, Any]) -> Any:
     """
     import transformers
 
-    architecture = (data.get("architectures") or ["none"])[0]
+    architectures = data.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else "none"
     if architecture != model.architecture:
         raise CheckpointError(
             f"--part config is of a {architecture}; {model.name} is a {model.architecture}"
         )
-    if model.family.processor is None:
-        return minigpt4_config(data)
     name = model.architecture.replace("ForConditionalGeneration", "Config")
     try:
+        if model.family.processor is None:
+            return minigpt4_config(data)
         return getattr(transformers, name).from_dict(dict(data))
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"--part config is no {name}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every usual file system."""
 
 
 @contextlib.contextmanager
@@ -65,6 +69,31 @@ def link_or_copy(source: Path, target: Path, others: Sequence[Path] = ()) -> Non
         else:
             shutil.copyfile(source, draft)
         draft.replace(target)
+
+
+def refuse_irregular(path: Path) -> None:
+    """Refuses what is there but is neither a file nor a directory: to read it may never end.
+
+    Raises:
+        OSError: it is a pipe, a device or a socket.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        message = "it is a pipe, a device or a socket; expected a file"
+        raise OSError(errno.EINVAL, message, str(path))
+
+
+def is_inside(name: object) -> bool:
+    """Whether a relative path, as a file spells it, stays in the directory that it is relative to.
+
+    Links are not followed: the hub's cache has links for files.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:  # half a character
+        return False
+    return bool(parts[0]) and b".." not in parts and max(map(len, parts)) <= LONGEST_NAME
 
 
 def sha256(path: Path) -> str:

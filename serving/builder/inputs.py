@@ -20,6 +20,7 @@ from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.errors import InputError
 from iblip.export.examples import EXAMPLES, read_examples
 from iblip.export.system.files import sha256
+from iblip.export.system.json_text import parse_json
 from iblip.export.system.toolchain import code_digest, library_versions
 
 if TYPE_CHECKING:
@@ -214,11 +215,11 @@ def find_difference(directory: Path, inputs: Inputs) -> str | None:
         A clause for the user, such as "--max-batch is another".
     """
     try:
-        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((directory / RECORD).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             return f"{RECORD} is of another version"
         return next(_find_differences(directory, record, inputs), None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.info("%s cannot be read: %r", directory / RECORD, error)
         return f"it has no {RECORD} that can be read"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def command(
         click.echo(json.dumps({"directory": str(directory), **manifest.to_json()}, indent=2))
     else:
         shown = _shown(directory)
-        click.echo(f"Built {shown}\nServe it:  iblip serve {shown}")
+        click.echo(f"Built {shown}\nServe it:  iblip serve {shlex.quote(str(shown))}")
 
 
 def _shown(directory: Path) -> Path:

@@ -24,9 +24,11 @@ def command(builds: tuple[Path, ...], container: str | None, json_: bool) -> Non
     Checks drivers, libraries, servers, memory and disk, and whether this machine or the container
     can load the engines of each BUILD. The exit status is 1 if there is a problem.
     """
+    from iblip.export.messages import printable
     from iblip.serving.doctor.report import examine, text_from_report
 
     report = examine(builds, container)
-    click.echo(json.dumps(report.to_json(), indent=2) if json_ else text_from_report(report))
+    text = json.dumps(report.to_json(), indent=2) if json_ else text_from_report(report)
+    click.echo(printable(text))
     if report.verdict == "problem":
         raise SystemExit(1)

@@ -75,7 +75,11 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
 
 
 def _size(directory: Path, entry: GraphRecord) -> str:
-    stats = [(directory / path).stat() for path in {entry.path, *entry.weights}]
+    paths = [directory / path for path in {entry.path, *entry.weights}]
+    missing = sorted(path.name for path in paths if not path.is_file())
+    if missing:
+        return f"missing: {', '.join(missing)}"
+    stats = [path.stat() for path in paths]
     own = sum(stat.st_size for stat in stats if stat.st_nlink == 1)
     linked = any(stat.st_nlink > 1 for stat in stats)
     return f"{own / 2**20:,.1f} MiB" + (" beside the checkpoint's own file" if linked else "")

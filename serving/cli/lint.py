@@ -45,11 +45,12 @@ def command(
     Every finding names file and line, why it matters and what to do. The exit status is 1 if there
     are errors, or with --strict warnings.
     """
+    from iblip.export.messages import printable
     from iblip.serving.lint.checking import lint
     from iblip.serving.lint.reading import PIP_SERVER, server_of_container
 
     server = PIP_SERVER if container is None else server_of_container(container)
     report = lint(directory, server)
-    click.echo(json.dumps(report.to_json(), indent=2) if json_ else str(report))
+    click.echo(printable(json.dumps(report.to_json(), indent=2) if json_ else str(report)))
     if not report.passed(strict=strict):
         ctx.exit(1)

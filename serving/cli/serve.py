@@ -79,6 +79,7 @@ def command(
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
     from iblip.serving.repository.assembling import REPOSITORY, check_backends
+    from iblip.serving.repository.files import check_files
     from iblip.serving.repository.native import flags_for
     from iblip.serving.server.health import Health
     from iblip.serving.server.installation import find_triton
@@ -88,6 +89,7 @@ def command(
 
     manifest = Manifest.read(directory)
     check_backends(directory, find_triton(flags["triton"]))
+    check_files(directory, manifest)
     if flags["log"] == Path("-"):
         flags |= {"log": None, "echo_log": True}
     options = ServerOptions(

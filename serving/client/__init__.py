@@ -1,7 +1,8 @@
 """The client: images and questions in, answers out.
 
-`Client` and `AsyncClient` ask a server; they share everything but the I/O (`messages.py`: requests
-and responses as protobuf messages; `faults.py`: gRPC's failures as the errors of `errors.py`). What
+`Client` and `AsyncClient` ask a server; they share everything but the I/O (`base.py`: their
+settings; `address.py`: where a server is; `messages.py`: requests and responses as protobuf
+messages; `faults.py`: gRPC's failures as the errors of `errors.py`). What
 a server takes and serves, a client reads from the server's own config (`serving.wire`), so it needs
 no model files. `compat.py` asks as an original does; `lavis*.py` are LAVIS's own calls and prompts.
 Needs Pillow, numpy and `tritonclient[grpc]`; knows nothing of torch, transformers, onnxruntime or
@@ -22,6 +23,7 @@ from iblip.serving.client.errors import (
     OptionError,
     ProtocolError,
     QueueFullError,
+    UnknownHostError,
     UnreachableError,
 )
 from iblip.serving.client.messages import DEFAULT_URL, KeepAlive
@@ -52,5 +54,6 @@ __all__ = [
     "RankedCandidate",
     "ServerContract",
     "Timing",
+    "UnknownHostError",
     "UnreachableError",
 ]

@@ -15,30 +15,30 @@ from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
+from iblip.serving.client.base import BaseClient
 from iblip.serving.client.compat import Options, resolve_options, trim_answer
-from iblip.serving.client.errors import CancelledError
+from iblip.serving.client.errors import CancelledError, ClientError
 from iblip.serving.client.faults import error_from_rpc
 from iblip.serving.client.lavis import AsyncLavis
 from iblip.serving.client.messages import (
     CANCEL_TIMEOUT_S,
-    DEFAULT_URL,
     GREEDY,
+    RECONNECT_POLL_S,
     AnswerReader,
     Deadline,
-    KeepAlive,
     cancel_request,
-    channel_options,
     config_request,
     contract_from_config,
     infer_request,
     pixels_of_request,
     ranking_options,
+    waits_for,
 )
-from iblip.serving.wire import ENSEMBLE, ServerContract
+from iblip.serving.wire import ServerContract
 
 
-class AsyncClient:
-    """Asks a server about images from one event loop; arguments as in `Client`.
+class AsyncClient(BaseClient):
+    """Asks a server about images from an event loop; arguments as in `Client`.
 
     ::
 
@@ -46,25 +46,17 @@ class AsyncClient:
             answer = await client.ask("digits.png", "How many digits are there?")
             async for text in await client.stream("digits.png", "Describe the image."):
                 print(text, end="", flush=True)
+
+    It may be made anywhere, such as in a module or another thread, and used in one loop after
+    another (`asyncio.run` twice), but not in two that run at the same time: a `ClientError` then
+    says so.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float | None = None,
-        model: str = ENSEMBLE,
-        keepalive: KeepAlive | None = None,
-    ) -> None:
-        from tritonclient.grpc import service_pb2_grpc
-
-        self.url = url
-        self.model = model
-        self.timeout_s = timeout_s
-        options = channel_options(keepalive or KeepAlive())
-        self._channel = grpc.aio.insecure_channel(url, options=options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._contract: ServerContract | None = None
+    def _open(self) -> None:
+        # A channel belongs to the loop in which it was made: the first call makes it.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._service: Any = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,18 +71,49 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection, which ends every answer that is still being generated."""
-        await self._channel.close()
+        self._closed = True
+        if self._channel is not None and self._loop is asyncio.get_running_loop():
+            await self._channel.close()
+        self._channel = self._service = None
+
+    @property
+    def _stub(self) -> Any:
+        """The service, connected from the running loop."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._connect(loop)
+        return self._service
+
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        from tritonclient.grpc import service_pb2_grpc
+
+        if self._loop is not None and self._loop.is_running():
+            raise ClientError(
+                f"this AsyncClient of {self.url} is in use in another event loop, which still runs."
+                " Create one client for each loop."
+            )
+        target = self._address.target
+        self._channel = grpc.aio.insecure_channel(target, options=self._channel_options())
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._loop = loop
 
     async def contract(self, *, timeout_s: float | None = None) -> ServerContract:
         """As `Client.contract`."""
-        if self._contract is None:
+        return self._contract or await self._ask_contract(Deadline(timeout_s))
+
+    async def _ask_contract(self, deadline: Deadline) -> ServerContract:
+        request, fault = config_request(self.model), None
+        while self._contract is None:
             try:
-                response = await self._stub.ModelConfig(
-                    config_request(self.model), timeout=timeout_s
-                )
+                response = await self._stub.ModelConfig(request, timeout=deadline.remaining(fault))
             except grpc.RpcError as error:
-                raise error_from_rpc(error, self.url) from error
-            self._contract = contract_from_config(response)
+                fault = error_from_rpc(error, self._place)
+                if not waits_for(fault, deadline):
+                    raise fault from error
+                await asyncio.sleep(RECONNECT_POLL_S)
+            else:
+                self._contract = contract_from_config(response)
         return self._contract
 
     async def ask(
@@ -152,20 +175,25 @@ class AsyncClient:
     ) -> tuple[AsyncAnswerStream, Preset | None]:
         """Sends the question; the preset is the one that `compat` names."""
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
-        contract = await self.contract(timeout_s=deadline.remaining())
+        contract = self._contract or await self._ask_contract(deadline)
         pixels = await asyncio.to_thread(pixels_of_request, image, contract)
         settled, preset = resolve_options(contract, options, compat)
         remaining = deadline.remaining()
         request = infer_request(
             pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
         )
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
-        answer = AsyncAnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
-        return answer, preset
+
+        def send(late: IblipError | None = None) -> Any:
+            left = deadline.remaining(late)
+            return self._stub.ModelStreamInfer(iter([request]), timeout=left)
+
+        reader = AnswerReader(self._place)
+        return AsyncAnswerStream(send, reader, deadline, lambda: self._forget(request.id)), preset
 
     async def _forget(self, request_id: str) -> None:
         message = iter([cancel_request(request_id)])
-        with contextlib.suppress(grpc.RpcError):  # a server that is gone forgets
+        # A server that is gone forgets, and so does one that was left by closing the client.
+        with contextlib.suppress(grpc.RpcError, ClientError):
             async for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
                 pass
 
@@ -174,12 +202,18 @@ class AsyncAnswerStream:
     """Iterates over the pieces of an answer; as `AnswerStream`."""
 
     def __init__(
-        self, call: Any, reader: AnswerReader, forget: Callable[[], Awaitable[None]]
+        self,
+        send: Callable[..., Any],
+        reader: AnswerReader,
+        deadline: Deadline,
+        forget: Callable[[], Awaitable[None]],
     ) -> None:
-        self._call = call
+        self._send = send
+        self._call = send()
         self._reader = reader
+        self._deadline = deadline
         self._forget = forget
-        self._responses = aiter(call)
+        self._responses = self._receive()
         self._answer: Answer | None = None
 
     async def __aenter__(self) -> Self:
@@ -205,8 +239,6 @@ class AsyncAnswerStream:
                 if text:
                     return text
             self._answer = self._reader.answer()
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self._reader.url) from error
         except asyncio.CancelledError:
             # gRPC raises the task's own exception for a cancelled call as well.
             if not self._call.cancelled() or _task_is_cancelled():
@@ -216,6 +248,20 @@ class AsyncAnswerStream:
             self._call.cancel()  # nobody will read the rest
             raise
         raise StopAsyncIteration
+
+    async def _receive(self) -> AsyncIterator[Any]:
+        """The responses; sends again what never reached a server."""
+        while True:
+            try:
+                async for response in self._call:
+                    yield response
+                return
+            except grpc.RpcError as error:
+                fault = error_from_rpc(error, self._reader.url)
+                if not waits_for(fault, self._deadline):
+                    raise fault from error
+            await asyncio.sleep(RECONNECT_POLL_S)
+            self._call = self._send(fault)
 
     @property
     def text(self) -> str:

@@ -10,6 +10,7 @@
     └── ServingError
         └── ClientError
             ├── UnreachableError   there is no server at that address
+            │   └── UnknownHostError   there is no host of that name
             ├── NotServedError     a server, but without this model, or not ready
             ├── DisconnectedError  the server went away before the answer was complete
             ├── CancelledError     the answer was cancelled, here or by the server
@@ -42,6 +43,7 @@ __all__ = [
     "OptionError",
     "ProtocolError",
     "QueueFullError",
+    "UnknownHostError",
     "UnreachableError",
 ]
 
@@ -52,6 +54,10 @@ class ClientError(ServingError):
 
 class UnreachableError(ClientError):
     """There is no server at that address."""
+
+
+class UnknownHostError(UnreachableError):
+    """There is no host of that name, or nobody who knows it could be asked."""
 
 
 class NotServedError(ClientError):

@@ -13,6 +13,7 @@ from iblip.serving.client.errors import (
     DisconnectedError,
     NotServedError,
     QueueFullError,
+    UnknownHostError,
     UnreachableError,
 )
 from iblip.serving.wire import error_from_text
@@ -24,7 +25,8 @@ _ENSEMBLE = re.compile(r"^(?:\[request id: [^\]]*\] )?in ensemble '[^']*', ")
 # Phrases of Triton's own messages, from any step: its codes do not distinguish these.
 _PHRASES: tuple[tuple[str, Maker], ...] = (
     ("failed to connect", UnreachableError),
-    ("DNS resolution failed", UnreachableError),
+    ("errors resolving", UnknownHostError),
+    ("DNS resolution failed", UnknownHostError),
     ("timeout expired", DeadlineError),
     ("maximum queue size", QueueFullError),
     ("unknown model", NotServedError),
@@ -45,6 +47,7 @@ _CODES: Mapping[str, Maker] = {
 }
 
 _MESSAGES: Mapping[type[IblipError], str] = {
+    UnknownHostError: "the host of {url} cannot be found ({text}). Check its spelling, and DNS.",
     UnreachableError: "no server answers at {url} ({text}). `iblip serve DIR` starts one.",
     DisconnectedError: "the server at {url} went away before the answer was complete ({text})",
     NotServedError: "the server at {url} does not serve this model: {text}",
@@ -82,6 +85,6 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
     make = next(makers, _CODES.get(code, ClientError))
     error = make(text)
     if isinstance(error, UnreachableError):
-        text = text.rsplit(": ", 1)[-1]  # gRPC lists every attempt; the last part says why
+        text = text.rsplit(": ", 1)[-1].rstrip("]")  # gRPC lists every attempt; the last says why
     message = _MESSAGES.get(type(error), "{text}")
     return make(message.format(url=url, text=text or code))

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ from iblip.engines.language_model.types import Answer
 from iblip.engines.text.checks import check_images
 from iblip.export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
 from iblip.export.images import ImageSources, each_image, pixels_from_image
-from iblip.serving.client.errors import DisconnectedError, ProtocolError
+from iblip.serving.client.errors import (
+    DisconnectedError,
+    ProtocolError,
+    UnknownHostError,
+    UnreachableError,
+)
 from iblip.serving.client.faults import error_from_status
 from iblip.serving.wire import (
     CANCEL,
@@ -41,6 +47,15 @@ Message = Any
 CANCEL_TIMEOUT_S = 2.0
 """Seconds that a cancellation may take; a server that is slower is taken to be gone."""
 
+RECONNECT_POLL_S = 0.1
+"""Seconds between two attempts to reach a server that is down, while there is time."""
+
+MAX_TIMEOUT_S = 1e9
+"""The longest deadline, about 30 years; gRPC's and Triton's numbers end not far behind it."""
+
+MAX_KEEPALIVE_S = 2_000_000
+"""The longest time between pings; gRPC counts its milliseconds in 32 bits."""
+
 MAX_MESSAGE_BYTES = 2**31 - 1
 
 
@@ -60,13 +75,21 @@ class KeepAlive:
     timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
-        if not (self.every_s > 0 and self.timeout_s > 0):
-            raise OptionError(f"{self}: expected more than 0 seconds")
+        for seconds in (self.every_s, self.timeout_s):
+            if not 0 < seconds <= MAX_KEEPALIVE_S:
+                raise OptionError(
+                    f"{self}: expected more than 0 seconds, at most {MAX_KEEPALIVE_S}"
+                )
 
 
-def channel_options(keepalive: KeepAlive) -> list[tuple[str, int]]:
-    """gRPC's options for a channel."""
+def channel_options(keepalive: KeepAlive, *, proxy: bool = False) -> list[tuple[str, int]]:
+    """gRPC's options for a channel, through a proxy of the environment or without one."""
     return [
+        ("grpc.enable_http_proxy", int(proxy)),
+        # gRPC's own pauses between attempts grow to two minutes, and all channels share them.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", int(keepalive.every_s * 1000)),
@@ -83,22 +106,42 @@ class Deadline:
         timeout_s: seconds from now; `None` is no limit.
 
     Raises:
-        OptionError: `timeout_s` is not more than 0.
+        OptionError: `timeout_s` is not a number above 0, or above `MAX_TIMEOUT_S`.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
-        if timeout_s is not None and not timeout_s > 0:
-            raise OptionError(f"timeout_s is {timeout_s}; expected more than 0 seconds, or None")
-        self._end = None if timeout_s is None else time.monotonic() + timeout_s
+        if timeout_s is not None and not (
+            isinstance(timeout_s, Real) and 0 < timeout_s <= MAX_TIMEOUT_S
+        ):
+            expected = f"more than 0 seconds, at most {MAX_TIMEOUT_S:g}, or None"
+            raise OptionError(f"timeout_s is {timeout_s!r}; expected {expected}")
+        self._end = None if timeout_s is None else time.monotonic() + float(timeout_s)
 
-    def remaining(self) -> float | None:
-        """Seconds left; `None` where there is no limit. Raises `DeadlineError` once it is over."""
+    def remaining(self, late: IblipError | None = None) -> float | None:
+        """Seconds left; `None` where there is no limit.
+
+        Raises:
+            DeadlineError: it is over; or `late`, where that is given.
+        """
         if self._end is None:
             return None
         left = self._end - time.monotonic()
         if left <= 0:
-            raise DeadlineError("the answer was not finished by its deadline")
+            raise late or DeadlineError("the answer was not finished by its deadline")
         return left
+
+    def allows(self, seconds: float) -> bool:
+        """Whether there is a limit, and more than so many seconds are left until then."""
+        return self._end is not None and self._end - time.monotonic() > seconds
+
+
+def waits_for(fault: IblipError, deadline: Deadline) -> bool:
+    """Whether to try again: the server is down, so nothing was sent, and there is time to wait.
+
+    A host that has no address is not waited for: that is a word misspelt more often than an outage.
+    """
+    is_down = isinstance(fault, UnreachableError) and not isinstance(fault, UnknownHostError)
+    return is_down and deadline.allows(RECONNECT_POLL_S)
 
 
 def config_request(model: str) -> Message:

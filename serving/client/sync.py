@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -13,28 +14,29 @@ from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
+from iblip.serving.client.base import BaseClient
 from iblip.serving.client.compat import Options, resolve_options, trim_answer
+from iblip.serving.client.errors import ClientError
 from iblip.serving.client.faults import error_from_rpc
 from iblip.serving.client.lavis import Lavis
 from iblip.serving.client.messages import (
     CANCEL_TIMEOUT_S,
-    DEFAULT_URL,
     GREEDY,
+    RECONNECT_POLL_S,
     AnswerReader,
     Deadline,
-    KeepAlive,
     cancel_request,
-    channel_options,
     config_request,
     contract_from_config,
     infer_request,
     pixels_of_request,
     ranking_options,
+    waits_for,
 )
-from iblip.serving.wire import ENSEMBLE, ServerContract
+from iblip.serving.wire import ServerContract
 
 
-class Client:
+class Client(BaseClient):
     """Asks a server about images. Thread-safe; threads may ask at the same time.
 
         with Client("127.0.0.1:8001") as client:
@@ -47,30 +49,18 @@ class Client:
     several images (`contract().limits.images`), `image` may be a list of them, or uint8
     `[frames, height, width, 3]`.
 
-    Args:
-        url: `host:port` of the server's gRPC service. The first call connects.
-        timeout_s: seconds for each answer, unless the call gives its own; `None` is no limit.
-        model: name of the Triton ensemble.
-        keepalive: pings that detect a server that has vanished.
+    Where `timeout_s` is given, a server that is down is waited for until then; without it, an
+    `UnreachableError` comes at once. A client may be pickled, and closed more than once.
+
+    Arguments: see `BaseClient`.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout_s: float | None = None,
-        model: str = ENSEMBLE,
-        keepalive: KeepAlive | None = None,
-    ) -> None:
+    def _open(self) -> None:
         from tritonclient.grpc import service_pb2_grpc
 
-        self.url = url
-        self.model = model
-        self.timeout_s = timeout_s
-        options = channel_options(keepalive or KeepAlive())
-        self._channel = grpc.insecure_channel(url, options=options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._contract: ServerContract | None = None
+        target = self._address.target
+        self._channel = grpc.insecure_channel(target, options=self._channel_options())
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +75,13 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection, which ends every answer that is still being generated."""
+        self._closed = True
         self._channel.close()
+
+    @property
+    def _stub(self) -> Any:
+        self._check_open()
+        return self._service
 
     def contract(self, *, timeout_s: float | None = None) -> ServerContract:
         """What the server says about itself: preprocessing, limits, build. Requested once.
@@ -96,12 +92,20 @@ class Client:
             ProtocolError: the model is not one of this project's, or of another version.
             DeadlineError: the server did not reply in time.
         """
-        if self._contract is None:
+        return self._contract or self._ask_contract(Deadline(timeout_s))
+
+    def _ask_contract(self, deadline: Deadline) -> ServerContract:
+        request, fault = config_request(self.model), None
+        while self._contract is None:
             try:
-                response = self._stub.ModelConfig(config_request(self.model), timeout=timeout_s)
+                response = self._stub.ModelConfig(request, timeout=deadline.remaining(fault))
             except grpc.RpcError as error:
-                raise error_from_rpc(error, self.url) from error
-            self._contract = contract_from_config(response)
+                fault = error_from_rpc(error, self._place)
+                if not waits_for(fault, deadline):
+                    raise fault from error
+                time.sleep(RECONNECT_POLL_S)
+            else:
+                self._contract = contract_from_config(response)
         return self._contract
 
     def ask(
@@ -190,20 +194,25 @@ class Client:
     ) -> tuple[AnswerStream, Preset | None]:
         """Sends the question; the preset is the one that `compat` names."""
         deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
-        contract = self.contract(timeout_s=deadline.remaining())
+        contract = self._contract or self._ask_contract(deadline)
         pixels = pixels_of_request(image, contract)
         settled, preset = resolve_options(contract, options, compat)
         remaining = deadline.remaining()
         request = infer_request(
             pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
         )
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=remaining)
-        answer = AnswerStream(call, AnswerReader(self.url), lambda: self._forget(request.id))
-        return answer, preset
+
+        def send(late: IblipError | None = None) -> Any:
+            left = deadline.remaining(late)
+            return self._stub.ModelStreamInfer(iter([request]), timeout=left)
+
+        reader = AnswerReader(self._place)
+        return AnswerStream(send, reader, deadline, lambda: self._forget(request.id)), preset
 
     def _forget(self, request_id: str) -> None:
         message = iter([cancel_request(request_id)])
-        with contextlib.suppress(grpc.RpcError, ValueError):  # a server that is gone forgets
+        # A server that is gone forgets, and so does one that was left by closing the client.
+        with contextlib.suppress(grpc.RpcError, ValueError, ClientError):
             for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
                 pass
 
@@ -214,9 +223,17 @@ class AnswerStream:
     A context manager: leaving it early cancels the answer, which frees its slot in the engine.
     """
 
-    def __init__(self, call: Any, reader: AnswerReader, forget: Callable[[], None]) -> None:
-        self._call = call
+    def __init__(
+        self,
+        send: Callable[..., Any],
+        reader: AnswerReader,
+        deadline: Deadline,
+        forget: Callable[[], None],
+    ) -> None:
+        self._send = send
+        self._call = send()
         self._reader = reader
+        self._deadline = deadline
         self._forget = forget
         self._answer: Answer | None = None
 
@@ -238,17 +255,27 @@ class AnswerStream:
         if self._answer is not None:
             raise StopIteration
         try:
-            for response in self._call:
+            while (response := self._receive()) is not None:
                 text = self._reader.feed(response)
                 if text:
                     return text
             self._answer = self._reader.answer()
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self._reader.url) from error
         except IblipError:
             self._call.cancel()  # nobody will read the rest
             raise
         raise StopIteration
+
+    def _receive(self) -> Any:
+        """The next response, `None` after the last; sends again what never reached a server."""
+        while True:
+            try:
+                return next(self._call, None)
+            except grpc.RpcError as error:
+                fault = error_from_rpc(error, self._reader.url)
+                if not waits_for(fault, self._deadline):
+                    raise fault from error
+            time.sleep(RECONNECT_POLL_S)
+            self._call = self._send(fault)
 
     @property
     def text(self) -> str:

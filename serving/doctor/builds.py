@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from iblip.engines.hardware.compatibility import Place, fit
 from iblip.engines.hardware.containers import DEPLOYED, Container
 from iblip.engines.hardware.findings import Finding, Verdict
 from iblip.engines.memory import plan_of_build
-from iblip.export.artifact.contract import Contract
+from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import Manifest
-from iblip.export.errors import IblipError, ServingError
+from iblip.export.errors import ContractError, IblipError, ServingError
 from iblip.serving.doctor.machine import Machine
+from iblip.serving.lint.checking import lint
+from iblip.serving.lint.reading import PIP_SERVER, server_of_container
+from iblip.serving.lint.rule import Severity
 from iblip.serving.proving.record import record_of_build
 from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
 from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
 from iblip.serving.server.memory import gib, memory_of_build
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
+from iblip.serving.wire import LANGUAGE_MODEL
 
 BATCH = 8
 """Rows in one run of a component, unless the build gives another number (`--max-batch`)."""
+
+CHECKED_HERE = frozenset({"build-files", "model-outdated", "backend-not-offered", "plan-version"})
+"""Rules of `iblip lint` that repeat a check of this module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,7 @@ def findings_of_build(
     except (IblipError, OSError) as error:
         return BuildFindings(directory=directory, name=None, here=(_not_a_build(error),))
     files = (*_check_files(directory, manifest), *_check_models(directory))
+    files += (*_check_repository(directory, container),)
     here = (*_check_components(manifest, backends, place_here(machine)),)
     here += (*_check_vllm(manifest, machine),)
     here += (*_check_memory(directory, manifest, machine),)
@@ -134,6 +141,14 @@ def _as_note(finding: Finding) -> Finding:
 
 def _check_files(directory: Path, manifest: Manifest) -> Iterator[Finding]:
     """Whether every file that serving opens is there, with the size that was built."""
+    if LANGUAGE_MODEL not in manifest.components:
+        yield Finding(
+            title="components",
+            verdict="problem",
+            found=f"the manifest has no {LANGUAGE_MODEL}",
+            wanted="a whole build",
+            remedy="Build it again.",
+        )
     files = files_of_build(manifest)
     faulty = [f"{path} ({fault})" for path, fault in faults(directory, files)]
     if faulty:
@@ -159,6 +174,25 @@ def _check_models(directory: Path) -> Iterator[Finding]:
             wanted="models that import `iblip.serving`",
             remedy=how_to_rebuild(directory / REPOSITORY),
         )
+
+
+def _check_repository(directory: Path, container: Container | None) -> Iterator[Finding]:
+    """The errors that `iblip lint` finds, but for those that have checks of their own here."""
+    server = PIP_SERVER if container is None else server_of_container(container.tag)
+    try:
+        diagnostics = lint(directory, server).diagnostics
+    except IblipError as error:
+        yield _not_a_build(error)
+        return
+    for one in diagnostics:
+        if one.rule.severity == Severity.ERROR and one.rule.id not in CHECKED_HERE:
+            yield Finding(
+                title="repository",
+                verdict="problem",
+                found=f"{one.place}: {one.message}",
+                wanted=one.rule.title.rstrip("."),
+                remedy=one.rule.mend,
+            )
 
 
 def _check_components(
@@ -226,7 +260,8 @@ def _check_packages(
 
 
 def _check_vllm(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
-    kind = manifest.components["language_model"].engine.kind
+    record = manifest.components.get(LANGUAGE_MODEL)
+    kind = None if record is None else record.engine.kind
     if kind == "vllm" and (machine.vllm is None or machine.vllm.version is None):
         yield Finding(
             title="vLLM",
@@ -313,7 +348,18 @@ def _check_proof(directory: Path, manifest: Manifest) -> Finding:
 
 def _check_shared_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
     """Whether the tensors that the models of a busy server exchange fit into `/dev/shm`."""
-    free, needed = machine.shared_memory, tensors_in_flight(manifest)
+    free = machine.shared_memory
+    try:
+        needed = tensors_in_flight(manifest)
+    except ContractError as error:
+        yield Finding(
+            title="components",
+            verdict="problem",
+            found=str(error),
+            wanted="graphs with the tensors of a build",
+            remedy="Build it again.",
+        )
+        return
     if free is not None and free < needed:
         yield Finding(
             title="shared memory",
@@ -332,17 +378,15 @@ def tensors_in_flight(manifest: Manifest) -> int:
     limits = manifest.limits
     contracts = [manifest.components[name].graphs["model"].contract for name in COMPONENTS]
     batch = sum(_row_bytes(contract) for contract in contracts) * BATCH * limits.images
-    prompt = _bytes(contracts[-1], "visual_prompt") * limits.images
+    prompt = _bytes(contracts[-1].output("visual_prompt")) * limits.images
     return batch + prompt * (limits.slots + limits.queue)
 
 
 def _row_bytes(contract: Contract) -> int:
-    names = [spec.name for spec in (*contract.inputs, *contract.outputs)]
-    return sum(_bytes(contract, name) for name in names)
+    return sum(map(_bytes, (*contract.inputs, *contract.outputs)))
 
 
-def _bytes(contract: Contract, name: str) -> int:
+def _bytes(spec: TensorSpec) -> int:
     """Bytes in one row of a tensor, with dynamic axes left out."""
-    spec = next(spec for spec in (*contract.inputs, *contract.outputs) if spec.name == name)
     sizes = [axis for axis in spec.axes[1:] if isinstance(axis, int)]
-    return int(np.prod(sizes, dtype=np.int64)) * spec.numpy_dtype.itemsize
+    return math.prod(sizes) * spec.numpy_dtype.itemsize

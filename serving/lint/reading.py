@@ -16,6 +16,7 @@ from typing import Any
 from iblip.engines.hardware.containers import find_container
 from iblip.export.artifact.manifest import MANIFEST, ComponentRecord, Manifest
 from iblip.export.errors import InputError
+from iblip.export.system.files import refuse_irregular
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.text_format import Node, Step, find_invalid_space, tree_of
 from iblip.serving.repository.assembling import REPOSITORY
@@ -248,6 +249,7 @@ def read_model(path: Path) -> Model:
 
     config_path = path / CONFIG
     try:
+        refuse_irregular(config_path)
         raw = config_path.read_bytes()
     except OSError as error:
         return Model(path, None, Node(line=1), Fault(f"{CONFIG} cannot be read: {error.strerror}"))
@@ -256,7 +258,10 @@ def read_model(path: Path) -> Model:
         message = f"it begins with a byte order mark of {MARKS[mark]}; expected UTF-8 without one"
         return Model(path, None, Node(line=1), Fault(message, line=1))
     text, damage = _decode(raw)
-    tree = tree_of(text)
+    try:
+        tree = tree_of(text)
+    except RecursionError:
+        return Model(path, None, Node(line=1), Fault("it is nested too deeply", line=1), damage)
     config = model_config_pb2.ModelConfig()
     try:
         # Unknown fields have a rule of their own; the other rules still apply.
@@ -264,6 +269,8 @@ def read_model(path: Path) -> Model:
     except text_format.ParseError as error:
         fault = Fault(_reason(str(error)), line=error.GetLine())
         return Model(path, None, tree, fault, damage)
+    except (RecursionError, ValueError) as error:  # protobuf's own, without a line
+        return Model(path, None, tree, Fault(_reason(str(error)), line=1), damage)
     invalid = find_invalid_space(text)
     if invalid is not None:
         line, character = invalid

@@ -13,6 +13,7 @@ from typing import Any
 
 from iblip.export.artifact.contract import TensorSpec
 from iblip.export.errors import ServingError
+from iblip.export.system.files import refuse_irregular
 
 ModelConfig = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which has no types to check against."""
@@ -56,13 +57,14 @@ def read_config(path: Path) -> ModelConfig:
     from tritonclient.grpc import model_config_pb2
 
     try:
+        refuse_irregular(path)
         text = path.read_text(encoding="utf-8")
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except OSError as error:
         raise ServingError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ServingError(f"{path} is not UTF-8: {error.reason}, at {error.start}") from error
-    except text_format.ParseError as error:
+    except (text_format.ParseError, RecursionError, ValueError) as error:
         raise ServingError(f"{path} is not a Triton model config: {error}") from error
 
 

@@ -18,6 +18,7 @@ import iblip
 from iblip.engines.language_model.vllm.environment import DIRECTORY, VARIABLE
 from iblip.export.errors import ServingError
 from iblip.export.system.cache_directory import VARIABLE as CACHE_VARIABLE
+from iblip.serving.server.address import ListenAddress
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions
 
 MIB = 2**20
+
+SCRATCH = "iblip-triton-"
+"""How the folder of a server's own files begins."""
 
 PATHS = (VARIABLE, CACHE_VARIABLE, "PYTHONPATH")
 """Variables that hold paths, which the server would read from another working directory."""
@@ -80,7 +84,7 @@ def server_command(
     check_repository(repository)
     installation = find_triton(options.triton)
     if scratch is None:
-        scratch = Path(tempfile.mkdtemp(prefix="iblip-triton-"))
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch_parent()))
     package = Path(iblip.__file__).parent
     (scratch / package.name).symlink_to(package)
     return ServerCommand(
@@ -99,7 +103,7 @@ def triton_arguments(
 ) -> list[str]:
     """`tritonserver` and every flag that it is started with."""
     flags = {
-        "model-repository": repository.absolute(),
+        "model-repository": _plain(repository.absolute(), scratch),
         "model-control-mode": "none",
         "exit-on-error": "true",
         "strict-readiness": "true",
@@ -109,8 +113,9 @@ def triton_arguments(
         "grpc-http2-min-recv-ping-interval-without-data": 5000,
         "grpc-keepalive-permit-without-calls": "true",
     }
+    address = ListenAddress.resolve(options.host)
     for name, port in ports.items():
-        flags[f"{name}-address"] = options.host
+        flags[f"{name}-address"] = address.flag(name)
         flags[f"{name}-port"] = port
     if options.cache_mib:
         flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
@@ -121,6 +126,37 @@ def triton_arguments(
         *installation.arguments(scratch),
         *options.extra,
     ]
+
+
+def scratch_parent() -> Path:
+    """The folder for a server's own files: that of temporary files, if its name is plain.
+
+    Raises:
+        ServingError: its name is not, and `/tmp` cannot be used.
+    """
+    usual, other = Path(tempfile.gettempdir()).absolute(), Path("/tmp")
+    if is_plain(usual):
+        return usual
+    if os.access(other, os.W_OK | os.X_OK):
+        return other
+    raise ServingError(
+        f"the folder for temporary files is {str(usual)!r}; Triton hands paths to a shell as they "
+        "are, so its name must be of ASCII letters, digits and . _ - alone. Set TMPDIR to another."
+    )
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a path is the same to a shell without quotes, in every locale."""
+    return shlex.quote(str(path)) == str(path)
+
+
+def _plain(repository: Path, scratch: Path) -> Path:
+    """The repository under a plain name: Triton starts Python models by `bash -c`, unquoted."""
+    if is_plain(repository):
+        return repository
+    link = scratch / repository.name if is_plain(Path(repository.name)) else scratch / "models"
+    link.symlink_to(repository)
+    return link
 
 
 def triton_environment(installation: Installation, options: ServerOptions) -> dict[str, str]:

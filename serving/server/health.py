@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from iblip.serving.server.address import ListenAddress
+
 State = Literal["starting", "ready", "restarting", "failed"]
 
 
@@ -56,11 +58,14 @@ class HealthServer:
 
     Raises:
         OSError: the port cannot be used.
+        ServingError: there is no such host.
     """
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         handler = type("Handler", (_Handler,), {"health": health})
-        self._server = ThreadingHTTPServer((host, port), handler)
+        address = ListenAddress.resolve(host)
+        kind = type("Server", (ThreadingHTTPServer,), {"address_family": address.family})
+        self._server = kind((address.number, port), handler)
         self._server.daemon_threads = True
 
     @property

@@ -50,6 +50,16 @@ def why(text: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:]) or "it wrote no log"
 
 
+def last_words(text: str) -> str:
+    """What processes of models, and shells that start them, wrote to the log before they ended."""
+    lines = [line for line in text.splitlines() if line and not _LINE.match(line)]
+    strays = [line for line in lines if line[0] not in "|+"]  # no rows of Triton's tables
+    return "\n".join(_unique(strays[-LAST_LINES:])) or (
+        "It wrote nothing: a file of the model may be missing (`iblip lint` tells), or something "
+        "killed it, such as the kernel when memory is short."
+    )
+
+
 def _message(entry: str) -> str:
     return _LINE.sub("", entry).strip().strip('"')
 

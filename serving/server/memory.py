@@ -102,8 +102,12 @@ def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None
         return None
     if not all(path.is_file() for path in graphs):
         return None
+    try:
+        loaded = loaded_by_place(graphs)
+    except Exception:  # protobuf's or a number's: `iblip doctor` says what is wrong with the graph
+        return None
     return ServingMemory(
-        weights=sum(loaded_by_place(graphs).values()),
+        weights=sum(loaded.values()),
         position=bytes_a_position(decoder.contract),
         slots=manifest.limits.slots,
         positions=manifest.limits.max_length,

@@ -6,12 +6,12 @@ imported `serving` and `engines`, which have become `iblip.serving` and `iblip.e
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.artifact.rebuild_command import rebuild_command
+from iblip.export.system.json_text import parse_json
 
 _OLD_IMPORT = re.compile(r"^from serving\.(steps|wire)\b", re.MULTILINE)
 
@@ -34,7 +34,7 @@ def how_to_rebuild(repository: Path) -> str:
     """A sentence with the command that makes the build of a repository again."""
     directory = repository.absolute().parent
     try:
-        data = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        data = parse_json((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "Make the build again that it belongs to."
     return f"Build it again, with its other options: `{rebuild_command(directory, data)}`."

@@ -10,6 +10,7 @@ a model hangs on the way down, and not if this process is killed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import logging
 import os
@@ -26,9 +27,11 @@ from types import TracebackType
 from typing import Self
 
 from iblip.export.errors import ServingError
-from iblip.serving.server.command import server_command
-from iblip.serving.server.log import ready_models, why
-from iblip.serving.server.options import LOOPBACK, ServerOptions
+from iblip.serving.server.address import ListenAddress
+from iblip.serving.server.children import ModelProcesses
+from iblip.serving.server.command import SCRATCH, scratch_parent, server_command
+from iblip.serving.server.log import last_words, ready_models, why
+from iblip.serving.server.options import ServerOptions
 from iblip.serving.steps.heartbeat import DIRECTORY
 
 logger = logging.getLogger(__name__)
@@ -139,7 +142,7 @@ class TritonServer:
         return self
 
     def _begin(self) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="iblip-triton-")
+        self._scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=scratch_parent())
         try:
             self._start()
             self._wait_until_ready()
@@ -180,7 +183,7 @@ class TritonServer:
 
     @property
     def _reachable(self) -> str:
-        return LOOPBACK if self.options.host == "0.0.0.0" else self.options.host
+        return ListenAddress.resolve(self.options.host).reachable
 
     def _start(self) -> None:
         self._ports = choose_ports(self.options)
@@ -235,12 +238,20 @@ class TritonServer:
         assert self._keeper is not None
         end = time.monotonic() + self.options.ready_timeout_s
         told = 0
+        models = ModelProcesses(self._pid)
         while not self._is_ready():
             log = self.log()
             status = self._keeper.poll()
             if status is not None:
                 kind = _CrashedError if status < 0 else ServingError
                 raise kind(f"Triton did not start.\n{why(log)}")
+            lost = models.lost()
+            if lost is not None:
+                name = lost or "a model"
+                raise ServingError(
+                    f"Triton did not start: the process of {name} ended before it had loaded, "
+                    f"and Triton would wait for it.\n{last_words(log)}"
+                )
             if time.monotonic() > end:
                 waited = f"{self.options.ready_timeout_s:g} seconds"
                 raise ServingError(f"Triton was not ready after {waited}.\n{why(log)}")
@@ -273,20 +284,23 @@ def choose_ports(options: ServerOptions) -> dict[str, int]:
         "grpc": options.grpc_port,
         "metrics": options.metrics_port,
     }
+    address = ListenAddress.resolve(options.host)
     ports = {}
     sockets = []
     try:
         for name, port in wanted.items():
-            one = socket.socket()
+            one = socket.socket(address.family)
             sockets.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                one.bind((options.host, port))
+                one.bind((address.number, port))
             except OSError as error:
                 message = (
                     f"port {port} ({name}) of {options.host} cannot be used: {error.strerror}."
                 )
                 hint = f"Give another with --{name}-port, or 0 for any free one."
+                if error.errno == errno.EADDRNOTAVAIL:
+                    hint = "Give --host an address of this machine."
                 raise ServingError(f"{message} {hint}") from error
             ports[name] = one.getsockname()[1]
     finally:
@@ -296,7 +310,7 @@ def choose_ports(options: ServerOptions) -> dict[str, int]:
 
 
 def _answers(host: str, port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=5)
+    connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=5)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from iblip.serving.server.children import children_of, is_zombie, model_of
+
 STALE_S = 6.0
 """Age in seconds from which a heartbeat counts as missed; one is due every half second."""
 
@@ -22,7 +24,6 @@ IDLE_SHARE = 0.05
 """Share of one core below which a process with work to do counts as standing still."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_MODEL = re.compile(r"/([^/]+)/\d+/model\.py$")
 _SERIES = re.compile(r'^(\w+)\{[^}]*model="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
 
 DONE = ("nv_inference_exec_count", "iblip_generated_tokens_total", "iblip_prompt_tokens_total")
@@ -57,7 +58,7 @@ class Vitals:
     @property
     def is_triton_running(self) -> bool:
         """Whether Triton itself runs; its models end with it."""
-        return _is_running(self._server)
+        return Path(f"/proc/{self._server}").exists() and not is_zombie(self._server)
 
     def fault(self) -> Fault | None:
         """The process that has died or stands still, if one has."""
@@ -130,27 +131,9 @@ def read_metrics(url: str, timeout_s: float) -> str:
 
 def _python_models(server: int) -> dict[int, str]:
     """The running processes of a server's Python models: process id to model."""
-    models = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(group) != server or state == "Z":
-                continue
-            words = (path / "cmdline").read_text().split("\0")
-        except (OSError, ValueError):  # it has ended meanwhile
-            continue
-        match = _MODEL.search(words[1]) if len(words) > 1 else None
-        if match:
-            models[int(path.name)] = match[1]
-    return models
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    running = (pid for pid in children_of(server) if not is_zombie(pid))
+    models = {pid: model_of(pid) for pid in running}
+    return {pid: model for pid, model in models.items() if model}
 
 
 def _cpu_s(pid: int) -> float:

@@ -43,7 +43,11 @@ class StepArguments:
         config = json.loads(args["model_config"])
         entries = config.get("parameters", {})
         parameters = {name: entry["string_value"] for name, entry in entries.items()}
-        directory = (Path(args["model_repository"]) / parameters["build"]).resolve()
+        directory = Path(args["model_repository"]) / parameters["build"]
+        resolved = directory.resolve()
+        # Triton's Python reads names of files as ASCII, and no library takes what it makes of
+        # others; the server then reaches the build by a link with a plain name.
+        directory = resolved if str(resolved).isascii() else directory
         on_gpu = args["model_instance_kind"] == "GPU"  # the others are CPU and MODEL
         return cls(
             directory=directory,

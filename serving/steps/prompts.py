@@ -25,19 +25,23 @@ PLACEHOLDER = "."
 """What the Q-Former reads instead of a prompt with a fault."""
 
 
-def prompt_from_tensor(tensor: npt.NDArray[Any]) -> str:
+def prompt_from_tensor(tensor: npt.NDArray[Any], name: str = "prompt") -> str:
     """The text of a BYTES tensor of one element, as Triton hands it over (object dtype).
+
+    Args:
+        tensor: of any shape.
+        name: of it, for messages.
 
     Raises:
         InputError: not one element, or not UTF-8.
     """
     if tensor.size != 1:
-        raise InputError(f"the prompt has shape {list(tensor.shape)}; expected one string, [1]")
+        raise InputError(f"the {name} has shape {list(tensor.shape)}; expected one string, [1]")
     data = tensor.reshape(-1)[0]
     try:
         return str(data, "utf-8") if isinstance(data, bytes) else str(data)
     except UnicodeDecodeError as error:
-        raise InputError(f"the prompt is not UTF-8: {error}") from error
+        raise InputError(f"the {name} is not UTF-8: {error}") from error
 
 
 def text_tensors(
@@ -90,12 +94,18 @@ def text_tensors(
 
 
 def check_fault(tensor: npt.NDArray[Any] | None) -> None:
-    """Raises the `InputError` or `OptionError` that the text step found, if any."""
-    error = None if tensor is None else error_from_text(tensor[0].decode())
+    """Raises the `InputError` or `OptionError` that the text step found, if any.
+
+    Raises:
+        InputError: also where the tensor is not one text.
+    """
+    error = None if tensor is None else error_from_text(prompt_from_tensor(tensor, FAULT))
     if error is not None:
         raise error
 
 
 def seconds_since(arrived: npt.NDArray[np.int64] | None) -> float:
     """Seconds since a request arrived at the text step; 0 for one that did not pass it."""
-    return 0.0 if arrived is None else (time.monotonic_ns() - int(arrived[0])) / 1e9
+    if arrived is None or arrived.size != 1:
+        return 0.0
+    return (time.monotonic_ns() - int(arrived.reshape(-1)[0])) / 1e9

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +19,7 @@ import pytest
 
 from iblip.export.errors import ServingError
 from iblip.serving.client import (
+    AsyncClient,
     Client,
     DisconnectedError,
     GenerationOptions,
@@ -27,6 +30,7 @@ from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.server import TritonServer
 from tests.e2e.processes import children, group, wait_until_gone
+from tests.ports import free_ports
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -106,6 +110,55 @@ def test_a_moved_build_is_served(vicuna_build, tmp_path, examples):
         assert client.ask(examples[0].image, examples[0].prompt).text
     assert "instructblip is loaded" in told
     assert "successfully loaded 'instructblip'" in log.read_text()  # a log asked for is kept
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_a_build_with_any_name_is_served_at_any_loopback(
+    vicuna_build, tmp_path, examples, monkeypatch, host
+):
+    moved = tmp_path / 'l\'été & $HOME; a "b"'
+    shutil.copytree(vicuna_build, moved, symlinks=True)
+    (tmp_path / "tmp é; x").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp é; x"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("LC_ALL", "C")
+    with (
+        TritonServer(moved / REPOSITORY, ServerOptions(host=host)) as server,
+        Client(server.grpc_url) as client,
+    ):
+        assert client.ask(examples[0].image, examples[0].prompt).text
+        assert urllib.request.urlopen(server.metrics_url, timeout=60).status == 200
+        assert urllib.request.urlopen(f"{server.http_url}/v2/health/ready").status == 200
+
+
+def test_clients_come_back_with_their_server(vicuna_build, examples):
+    ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
+    options = ServerOptions(**ports)
+    image, prompt = examples[0].image, examples[0].prompt
+    with TritonServer(vicuna_build / REPOSITORY, options) as server:
+        url = server.grpc_url
+        old = Client(url)
+        expected = old.ask(image, prompt).text
+    with pytest.raises((UnreachableError, DisconnectedError)):
+        old.ask(image, prompt)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [
+            pool.submit(old.ask, image, prompt, timeout_s=300),
+            pool.submit(Client(url).ask, image, prompt, timeout_s=300),
+            pool.submit(asyncio.run, AsyncClient(url).ask(image, prompt, timeout_s=300)),
+        ]
+        with TritonServer(vicuna_build / REPOSITORY, options):
+            assert [one.result(timeout=300).text for one in waiting] == [expected] * 3
+            assert Client(url).ask(image, prompt).text == expected
+
+
+def test_a_model_without_its_file_is_noticed_while_it_loads(vicuna_build, tmp_path):
+    broken = tmp_path / "build"
+    shutil.copytree(vicuna_build, broken, symlinks=True)
+    (broken / REPOSITORY / "tokenizer" / "1" / "model.py").unlink()
+    server = TritonServer(broken / REPOSITORY)
+    with pytest.raises(ServingError, match="the process of tokenizer ended before it"), server:
+        pass
 
 
 def test_faulty_prompts_leave_nothing_in_flight(vicuna_build, tmp_path, examples):

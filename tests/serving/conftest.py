@@ -25,6 +25,12 @@ IDS = TensorSpec(name="qformer_input_ids", dtype="int64", axes=("batch", "instru
 MASK = TensorSpec(name="qformer_attention_mask", dtype="int64", axes=("batch", "instruction"))
 VISUAL = TensorSpec(name="visual_prompt", dtype="float32", axes=("batch", 8, 128))
 
+NO_NODES = b"\x08\x0a\x3a\x00"
+"""An ONNX file: its version, and a graph of nothing."""
+
+NO_WORDS = '{"model": {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"}}'
+"""A tokenizer's file."""
+
 
 def component(kind: str, name: str, *, inputs: tuple[TensorSpec, ...], output: TensorSpec):
     contract = Contract(inputs=inputs, outputs=(output,))
@@ -93,11 +99,12 @@ def make_build(tmp_path: Path) -> Callable[..., tuple[Path, Manifest]]:
         for name, record in manifest.components.items():
             file = directory / record.engine.files["model"]
             file.parent.mkdir(parents=True)
-            file.write_bytes(f"{file.suffix[1:]} of {name}".encode())
+            content = f"plan of {name}".encode() if file.suffix == ".plan" else NO_NODES
+            file.write_bytes(content)
         for path in (manifest.text.tokenizer, manifest.text.qformer_tokenizer):
             if path is not None:
                 (directory / path).parent.mkdir(exist_ok=True)
-                (directory / path).write_text("{}")
+                (directory / path).write_text(NO_WORDS)
         return directory, manifest
 
     return make

@@ -24,6 +24,7 @@ from iblip.serving.wire import (
     VISUAL_PROMPT,
     finish_from_answer,
     options_from_parameters,
+    seconds_from_timeout,
     status_from_error,
     stream_from_parameters,
     text_from_error,
@@ -76,12 +77,12 @@ def generation_request(request, parameters):
     check_fault(optional_tensor(request, FAULT))
     prompt = tensor(request, PROMPT)
     visual_prompt = tensor(request, VISUAL_PROMPT)
-    timeout_us = request.timeout()  # 0: none was given
+    seconds = seconds_from_timeout(request.timeout())
     return GenerationRequest(
         prompt=prompt_from_tensor(prompt),
         visual_prompt=visual_prompt,
         options=options_from_parameters(parameters),
-        deadline=time.monotonic() + timeout_us / 1e6 if timeout_us else None,
+        deadline=None if seconds is None else time.monotonic() + seconds,
         vision_s=seconds_since(optional_tensor(request, ARRIVED)),
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from iblip.export.artifact.contract import TensorSpec
 from iblip.export.artifact.manifest import MANIFEST, TextFacts
+from iblip.export.system.json_text import parse_json
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import FILES, Model, Repository, parameters_of, value_name
 from iblip.serving.lint.rule import Rule, Severity, Verdict
@@ -142,7 +142,7 @@ def _outdated(model: Model, repository: Repository) -> Iterator[Fault]:
 def limits_of(model: Model) -> dict[str, Any] | None:
     """What clients are told, by the ensemble; `None` where it is damaged."""
     try:
-        limits = json.loads(parameters_of(model).get("limits", "{}"))
+        limits = parse_json(parameters_of(model).get("limits", "{}"))
     except ValueError:
         return None
     return limits if isinstance(limits, dict) else None

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iblip.export.messages import did_you_mean
-from iblip.serving.lint.external_data import external_faults, onnx_files, onnx_installed
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import (
     FILES,
@@ -21,6 +20,7 @@ from iblip.serving.lint.reading import (
 from iblip.serving.lint.rule import Rule, Severity, Verdict
 from iblip.serving.lint.text_format import Entry
 from iblip.serving.repository.model_config import PLATFORMS
+from iblip.serving.repository.onnx_files import onnx_faults
 
 ENVIRONMENT = "EXECUTION_ENV_PATH"
 """The parameter that names the environment of a Python model: an archive, or a folder."""
@@ -163,16 +163,15 @@ def _check_link_leaves(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def _check_external_data(model: Model, repository: Repository) -> Iterator[Fault]:
-    for path in onnx_files(model):
-        yield from (Fault(message, path=path) for message in external_faults(path))
+    for path in _onnx_files(model):
+        yield from (Fault(message, path=path) for message in onnx_faults(path))
 
 
-def _check_external_data_unread(model: Model, repository: Repository) -> Iterator[Fault]:
-    if not onnx_installed():
-        yield from (
-            Fault("the location of its weights was not checked", path=path)
-            for path in onnx_files(model)
-        )
+def _onnx_files(model: Model) -> Iterator[Path]:
+    """The ONNX file of each version, if ONNX Runtime runs the model."""
+    if model.backend == "onnxruntime":
+        name = model.config.default_model_filename or "model.onnx"
+        yield from (path for folder in model.versions if (path := folder / name).is_file())
 
 
 RULES = (
@@ -312,20 +311,11 @@ RULES = (
     Rule(
         id="external-data",
         severity=Severity.ERROR,
-        title="The weights of an ONNX file lie in its own folder or below.",
+        title="An ONNX file is whole, and its weights lie in its own folder or below.",
         why="ONNX Runtime refuses absolute paths, and weights outside of the ONNX file's folder "
         "once the links of both are resolved.",
         mend="Put or hard-link the weights beside the file, under the name that it refers to.",
         server=Verdict.UNASKED,
         check=_check_external_data,
-    ),
-    Rule(
-        id="external-data-unread",
-        severity=Severity.NOTE,
-        title="The location of an ONNX file's weights can be checked.",
-        why="The check needs the package `onnx`, which is not installed here.",
-        mend="Run `pip install onnx`.",
-        server=Verdict.UNASKED,
-        check=_check_external_data_unread,
     ),
 )

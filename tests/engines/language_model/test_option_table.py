@@ -79,7 +79,7 @@ def good(option: Option) -> Iterator[Any]:
     """The ends of the range, and all of a choice."""
     match option.kind:
         case Integer(least, most):
-            yield from (least, least + 1, 10**30 if most is None else most)
+            yield from (least, least + 1, 2**63 - 1 if most is None else most)
         case Number(least, most, above):
             yield from (5e-324 if above and not least else least, most, float(most))
         case Choice(values):
@@ -100,7 +100,7 @@ def bad(option: Option) -> Iterator[tuple[Any, str]]:
     wrong: list[Any]
     match option.kind:
         case Integer(least, most):
-            above = [] if most is None else [most + 1, 10**400]
+            above = [2**63, 10**400] if most is None else [most + 1, 10**400]
             wrong = [least - 1, *above, True, 1.0, nan, "1", [1]]
             expected = f"an integer, {least} or more" if most is None else f"from {least} to {most}"
         case Number(least, most, above_least):

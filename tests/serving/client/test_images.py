@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import os
 import struct
 import zlib
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -162,11 +165,70 @@ PNG = encoded(picture(200, 200))
         (np.zeros((1, 8, 8, 3), np.uint8), r"shape \[1, 8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), "is empty"),
         (None, "an image cannot be a NoneType"),
+        (io.StringIO("x"), 'is opened as text; open it with mode "rb"'),
+        (io.BytesIO(), r"is empty: 0 bytes .*seek\(0\)"),
+        ("data:image/png", "has no comma"),
+        ("data:image/png;base64,?", "is not base64"),
+        ("data:text/plain,hello", "not an image that Pillow can read"),
+        ("file://elsewhere/a.png", "is on another machine"),
+        ("file:///no/such.png", "there is no file /no/such.png"),
+        (base64.b64encode(PNG[: len(PNG) // 2]).decode(), "given in base64 is truncated"),
+        ("A" * 3_000_000, r"^A{80}… \(3,000,000 characters\) cannot be read: File name too long"),
+        ("data:image/png;base64," + "A" * 3_000_000, "not an image that Pillow can read"),
+        ("/dev/zero", "is a device, a pipe or a socket; give a file, or the bytes"),
     ],
 )
 def test_what_cannot_be_used_is_said(source, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         pixels_from_image(source, SMALL)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for source in (tmp_path / "pipe.png", str(tmp_path / "pipe.png")):
+        with pytest.raises(InputError, match=r"pipe\.png is a device, a pipe or a socket"):
+            pixels_from_image(source, SMALL)
+
+
+def test_an_upload_that_is_read_with_await_is_said():
+    class Upload:
+        async def read(self, size=-1):
+            return PNG
+
+    with pytest.raises(InputError, match=r"is read with await; give what `await file\.read\(\)`"):
+        pixels_from_image(Upload(), SMALL)
+
+
+def test_a_file_without_an_end_is_read_no_further_than_the_limit(monkeypatch):
+    monkeypatch.setattr("iblip.export.images.MAX_BYTES", 10)
+    with pytest.raises(InputError, match="has more than 10 bytes, the most accepted"):
+        pixels_from_image(io.BytesIO(b"x" * 1000), SMALL)
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        io.BytesIO,
+        lambda data: base64.b64encode(data).decode(),
+        lambda data: base64.encodebytes(data).decode(),
+        lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+        lambda data: "data:image/png;base64," + base64.b64encode(data).decode(),
+        lambda data: "data:image/png;base64," + quote(base64.b64encode(data).decode()),
+        lambda data: "data:image/png," + quote(data),
+    ],
+)
+def test_an_image_in_any_wrapping_is_the_same(give):
+    expected = pixels_from_image(PNG, SMALL)
+    np.testing.assert_array_equal(pixels_from_image(give(PNG), SMALL), expected)
+
+
+def test_a_file_by_its_address(tmp_path):
+    path = tmp_path / "a é b.png"
+    path.write_bytes(PNG)
+    for address in (path.as_uri(), path.as_uri().replace("file://", "file://localhost")):
+        expected = pixels_from_image(path, SMALL)
+        np.testing.assert_array_equal(pixels_from_image(address, SMALL), expected)
 
 
 def test_a_picture_just_over_the_limit_is_refused_before_it_is_decoded(monkeypatch):

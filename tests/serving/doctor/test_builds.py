@@ -47,6 +47,8 @@ def made(vicuna_build, tmp_path):
             plan.write_bytes(b"plan")
             config = copy / "model_repository" / "vision_encoder" / "config.pbtxt"
             text = config.read_text().replace('backend: "python"', f'platform: "{platform}"')
+            text = text.replace("KIND_CPU", "KIND_GPU")
+            os.link(plan, config.parent / "1" / "model.plan")
             config.unlink()  # a link to the build's own
             config.write_text(text)
         engine = EngineRecord(kind=kind, files=files, details=details)
@@ -181,3 +183,57 @@ def test_what_is_the_same_of_several_is_told_once(vicuna_build):
     text = text_from_report(examine([vicuna_build], machine=machine))
     assert text.count("It is not installed.") == 1
     assert "vision_encoder, qformer, language_model of " in " ".join(text.split())
+
+
+def cut(path, size):
+    data = path.read_bytes()[:size]
+    path.unlink()  # a link to the build's own
+    path.write_bytes(data)
+
+
+BROKEN = {
+    "weights": (lambda build: cut(build / "graphs/vision_encoder/model.safetensors", 1000), "1000"),
+    "no weights": (lambda build: (build / "graphs/qformer/model.safetensors").unlink(), "missing"),
+    "graph": (lambda build: cut(build / "graphs/qformer/model.onnx", 5000), "is not an ONNX file"),
+    "tokenizer": (lambda build: cut(build / "text/tokenizer.json", 2), "is no tokenizer"),
+    "no tokenizer": (lambda build: (build / "text/tokenizer.json").unlink(), "missing"),
+    "config": (
+        lambda build: cut(build / "model_repository/tokenizer/config.pbtxt", 300),
+        "Expected",
+    ),
+    "model": (lambda build: (build / "model_repository/tokenizer/1/model.py").unlink(), "model.py"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_build_that_cannot_start_is_found_before_it_is_started(name, vicuna_build, tmp_path):
+    damage, message = BROKEN[name]
+    build = tmp_path / "build"
+    shutil.copytree(vicuna_build, build, copy_function=os.link)
+    damage(build)
+    found = findings_of_build(build, HERE).here
+    assert any(message in one.found for one in found if one.verdict == "problem")
+    for command in (["doctor", str(build)], ["lint", str(build)]):
+        result = CliRunner().invoke(iblip, command)
+        assert result.exit_code == 1, result.output
+        assert message in " ".join(result.output.split())
+    if message not in ("Expected", "model.py"):  # what Triton itself says of a model
+        result = CliRunner().invoke(iblip, ["serve", str(build)])
+        assert result.exit_code == 1
+        assert "cannot be served: " in result.stderr
+        assert message in result.stderr
+    assert CliRunner().invoke(iblip, ["export", "inspect", str(build)]).exit_code == 0
+
+
+def test_no_name_of_a_file_reaches_the_terminal_raw(vicuna_build, tmp_path):
+    repository = tmp_path / "\x1b[2Jmodels"
+    shutil.copytree(vicuna_build / "model_repository", repository)
+    (repository / "tokenizer").rename(repository / "\x1b]0;token\x07")
+    for command in (
+        ["lint", str(repository)],
+        ["doctor", str(repository)],
+        ["serve", str(repository)],
+    ):
+        output = CliRunner().invoke(iblip, command).output
+        assert not set(output) & {"\x1b", "\x07"}
+        assert r"\x1b" in output

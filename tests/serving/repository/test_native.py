@@ -60,10 +60,8 @@ def accelerators(config):
 def test_every_native_repository_is_clean_but_for_the_servers_backends(make_build, kind):
     repository, _ = assembled(make_build, kind)
     found = lint(repository.path).diagnostics
-    onnx = kind.startswith("onnxruntime")  # the files of these builds are no graphs
-    odd = {one.rule.id for one in found if one.rule.severity != Severity.NOTE}
-    assert odd == ({"external-data"} if onnx else set())
-    assert {one.rule.id for one in found} - odd == {"backend-not-offered"}
+    assert {one.rule.id for one in found} == {"backend-not-offered"}
+    assert {one.rule.severity for one in found} == {Severity.NOTE}
 
 
 @pytest.mark.parametrize("kind", ENGINES)

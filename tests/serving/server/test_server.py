@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from iblip.export.errors import OptionError, ServingError
 from iblip.serving.server import installation
+from iblip.serving.server.address import ListenAddress
+from iblip.serving.server.command import scratch_parent, server_command
 from iblip.serving.server.installation import find_triton
 from iblip.serving.server.log import ready_models, why
 from iblip.serving.server.options import ServerOptions
@@ -110,6 +114,83 @@ def test_python_models_get_this_interpreter_first(tmp_path):
 def test_nonsense_options_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         ServerOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("host", "flags", "reachable"),
+    [
+        ("localhost", ["127.0.0.1", "127.0.0.1"], "127.0.0.1"),
+        ("0.0.0.0", ["0.0.0.0", "0.0.0.0"], "127.0.0.1"),
+        ("::1", ["ipv6:::1", "[::1]"], "[::1]"),
+        ("::", ["ipv6:::", "[::]"], "[::1]"),
+    ],
+)
+def test_a_host_is_resolved_before_triton_sees_it(host, flags, reachable):
+    address = ListenAddress.resolve(host)
+    assert [address.flag("http"), address.flag("grpc")] == flags
+    assert address.reachable == reachable
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "", "a" * 300, "x\0y"])
+def test_a_host_that_is_none_is_said(host, tmp_path):
+    server = TritonServer(tmp_path, ServerOptions(host=host))
+    with pytest.raises(ServingError, match=r"--host .* Give an address of this machine"), server:
+        pass
+
+
+def test_a_host_of_another_machine_is_said(tmp_path):
+    server = TritonServer(tmp_path, ServerOptions(host="192.0.2.1"))  # of documentation alone
+    with pytest.raises(ServingError, match=r"cannot be used: .*Give --host an address"), server:
+        pass
+
+
+ODD = ["with space", "it's", "a&b", "x;y", "$HOME", "été", 'say "no"', "~tilde", "a*b", "new\nline"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_triton_sees_plain_paths_alone(tmp_path, monkeypatch, name):
+    repository, scratch = tmp_path / name / "model_repository", tmp_path / "scratch"
+    repository.mkdir(parents=True)
+    scratch.mkdir()
+    options = ServerOptions(triton=executable(tmp_path / "tritonserver"))
+    command = server_command(repository, options, {}, scratch)
+    (flag,) = [one for one in command.arguments if one.startswith("--model-repository=")]
+    path = flag.partition("=")[2]
+    assert shlex.quote(path) == path
+    assert Path(path).samefile(repository)
+
+
+def test_a_plain_path_is_given_as_it_is(tmp_path):
+    options = ServerOptions(triton=executable(tmp_path / "tritonserver"))
+    (tmp_path / "scratch").mkdir()
+    command = server_command(tmp_path, options, {}, tmp_path / "scratch")
+    assert f"--model-repository={tmp_path}" in command.arguments
+
+
+def test_a_folder_of_temporary_files_with_an_odd_name_is_not_used(tmp_path, monkeypatch):
+    (tmp_path / "été & co").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "été & co"))
+    assert scratch_parent() == Path("/tmp")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ServingError, match=r"été & co.* Set TMPDIR to another"):
+        scratch_parent()
+
+
+def test_a_model_whose_process_dies_while_it_loads_is_noticed(tmp_path):
+    binary = executable(tmp_path / "tritonserver")
+    # As Triton does: it starts a process for a model, and does not ask after it.
+    binary.write_text(
+        "#!/bin/sh\n"
+        "sh -c 'echo \"what():  no such luck\"; sleep 0.5' models/tokenizer/1/model.py &\n"
+        "exec sleep 600\n"
+    )
+    server = TritonServer(tmp_path, ServerOptions(triton=binary))
+    with pytest.raises(ServingError) as caught, server:
+        pass
+    assert str(caught.value) == (
+        "Triton did not start: the process of tokenizer ended before it had loaded, and Triton "
+        "would wait for it.\nwhat():  no such luck"
+    )
 
 
 def test_a_missing_repository_is_said_with_the_command_that_makes_one(tmp_path):

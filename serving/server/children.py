@@ -1,0 +1,64 @@
+"""The processes that Triton has started for its Python models, as Linux's `/proc` shows them.
+
+Triton starts a process for each Python model, and does not ask after it before it has loaded; one
+that has ended stays a zombie. Reads Linux's `/proc`, and sees nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+GRACE_S = 3.0
+"""Seconds that Triton has to notice by itself, and to say why."""
+
+
+class ModelProcesses:
+    """Notices models whose process ends while they load: Triton 2.51 waits for some for ever.
+
+    Args:
+        pid: of the server.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._names: dict[int, str] = {}
+        self._ended: dict[int, float] = {}
+
+    def lost(self) -> str | None:
+        """The model whose process ended unnoticed; empty if it is not known which."""
+        ended = {}
+        for child in children_of(self._pid):
+            if is_zombie(child):
+                ended[child] = self._ended.get(child, time.monotonic())
+            elif name := model_of(child):
+                self._names[child] = name
+        self._ended = ended
+        late = [one for one, since in ended.items() if time.monotonic() - since > GRACE_S]
+        return self._names.get(late[0], "") if late else None
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes that a process has started."""
+    children: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            children.update(map(int, path.read_text().split()))
+    return children
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether a process has ended without its parent having taken notice."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+def model_of(pid: int) -> str:
+    """The model that a process runs: it is given the path of `MODEL/VERSION/model.py`."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        paths = [Path(word) for word in words if word.endswith(".py")]
+        return paths[0].parts[-3] if paths and len(paths[0].parts) > 2 else ""
+    return ""
