@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from iblip.engines.cuda.device import CudaDevice, Device
+from iblip.engines.cuda.device import BoxCopy, CudaDevice, Device
 from iblip.engines.cuda.errors import CudaError
 from iblip.engines.hardware.nvidia import find_driver, find_runtime
 from iblip.engines.kinds import KINDS
@@ -104,9 +104,8 @@ def _check_rows(device: Device, stream: int) -> str:
     address = device.allocate(expected.nbytes)
     device.clear(address, expected.nbytes, stream)
     device.upload_rows(address, sent, pitch=pitch, stream=stream)
-    device.copy_rows(
-        address + rows * pitch, address, pitch=pitch, width=width // 2, rows=rows, stream=stream
-    )
+    half = BoxCopy(target=address + rows * pitch, source=address, width=width // 2)
+    device.copy_boxes([half], pitch=pitch, rows=rows, layer=rows * pitch, layers=1, stream=stream)
     device.download(back, address, stream)
     device.synchronize(stream)
     device.free(address)
@@ -126,22 +125,17 @@ def _check_pinned(device: Device, stream: int) -> str:
 
 
 def _check_graph(device: Device, stream: int) -> str:
-    """Captures a copy, and launches it after what it reads has changed."""
-    sent, back = _bytes(SIZE), np.zeros(SIZE, np.uint8)
-    source, target = device.allocate(SIZE), device.allocate(SIZE)
-
-    def work() -> None:
-        device.copy_rows(target, source, pitch=SIZE, width=SIZE, rows=1, stream=stream)
-
-    graph = device.capture(stream, work)
-    device.upload(source, sent, stream)
+    """Captures a clearing, and launches it after the memory has been written."""
+    sent, back = _bytes(SIZE), np.ones(SIZE, np.uint8)
+    address = device.allocate(SIZE)
+    graph = device.capture(stream, lambda: device.clear(address, SIZE, stream))
+    device.upload(address, sent, stream)
     device.launch(graph, stream)
-    device.download(back, target, stream)
+    device.download(back, address, stream)
     device.synchronize(stream)
     device.forget(graph)
-    device.free(source)
-    device.free(target)
-    return _differ(back, sent)
+    device.free(address)
+    return _differ(back, np.zeros_like(back))
 
 
 CHECKS: Mapping[str, Callable[[Device, int], str]] = {

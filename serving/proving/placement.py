@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from iblip.engines.onnxruntime.compiled import provider_cache
+from iblip.engines.compiled import provider_cache
 
 from iblip.engines.onnxruntime.providers import CPU_PROVIDER, PROVIDERS, Placement
 from iblip.engines.onnxruntime.session import check_placement, load_onnxruntime, offer_providers

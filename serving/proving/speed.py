@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from iblip.engines.cuda.device import CudaDevice
+from iblip.engines.cuda.device import BoxCopy, CudaDevice
 from iblip.engines.pipeline import Pipeline
 from iblip.engines.runners import open_runner
 from iblip.engines.types import Runner
@@ -150,10 +150,11 @@ def _copy_rate(subject: Subject) -> float:
     device = CudaDevice()
     stream = device.open_stream()
     source_, target_ = device.allocate(COPIED), device.allocate(COPIED)
+    box = BoxCopy(target=target_, source=source_, width=COPIED)
 
     def copy() -> None:
         for _ in range(4):
-            device.copy_rows(target_, source_, pitch=COPIED, width=COPIED, rows=1, stream=stream)
+            device.copy_boxes([box], pitch=COPIED, rows=1, layer=COPIED, layers=1, stream=stream)
         device.synchronize(stream)
 
     copy()
