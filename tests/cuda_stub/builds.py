@@ -3,8 +3,8 @@
     python -m tests.cuda_stub.builds DIRECTORY
 
 It reads names from standard input, such as `instructblip-demo-vicuna fp16`, makes a build of each
-in `DIRECTORY`, and answers with its path, or with `failed` and why. One process makes all: importing
-torch takes long. What is there already is kept, unless the code that makes it has changed.
+in `DIRECTORY`, and answers with its path, or with `failed` and why. One process makes all, because
+importing torch takes long. What is there already is kept, unless the code that makes it changed.
 """
 
 from __future__ import annotations
