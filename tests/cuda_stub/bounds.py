@@ -76,7 +76,7 @@ OUTSIDE: Mapping[str, Outside] = {
     "qformer/model": Outside(on_cpu=13, memcpy=0),
     "language_model/embed_tokens": Outside(on_cpu=0, memcpy=0),
     "language_model/encoder": Outside(on_cpu=7, memcpy=0),
-    "language_model/batched_decoder of llama": Outside(on_cpu=0, memcpy=1),
+    "language_model/batched_decoder of llama": Outside(on_cpu=5, memcpy=1),
     "language_model/batched_decoder of opt": Outside(on_cpu=8, memcpy=1),
     "language_model/batched_decoder of t5": Outside(on_cpu=8, memcpy=2),
 }
