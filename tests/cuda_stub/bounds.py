@@ -75,10 +75,12 @@ OUTSIDE: Mapping[str, Outside] = {
     "vision_encoder/model": Outside(on_cpu=6, memcpy=0),
     "qformer/model": Outside(on_cpu=13, memcpy=0),
     "language_model/embed_tokens": Outside(on_cpu=0, memcpy=0),
-    "language_model/encoder": Outside(on_cpu=20, memcpy=1),
-    "language_model/batched_decoder": Outside(on_cpu=0, memcpy=1),
+    "language_model/encoder": Outside(on_cpu=7, memcpy=0),
+    "language_model/batched_decoder of llama": Outside(on_cpu=0, memcpy=1),
+    "language_model/batched_decoder of opt": Outside(on_cpu=8, memcpy=1),
+    "language_model/batched_decoder of t5": Outside(on_cpu=8, memcpy=2),
 }
-"""By component and graph."""
+"""By component and graph, and by the language model's family where that makes a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
