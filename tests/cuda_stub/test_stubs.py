@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 
 from iblip.engines.cuda.device import CudaDevice
-from iblip.engines.cuda.errors import CudaError
+from iblip.engines.cuda.errors import CudaError, call_checked
 from iblip.engines.hardware.nvidia import find_driver
 from tests.cuda_stub.counting import counted, read_counters, settings
 from tests.pins import PINS
@@ -19,6 +21,18 @@ pytestmark = pytest.mark.cuda_stub
 @pytest.fixture
 def device() -> CudaDevice:
     return CudaDevice()
+
+
+def copy_rows(target: int, source: int, *, pitch: int, width: int, rows: int, stream: int) -> None:
+    kind = runtime().cudaMemcpyKind.cudaMemcpyDeviceToDevice
+    sizes = (pitch, source, pitch, width, rows)
+    call_checked(runtime(), "cudaMemcpy2DAsync", target, *sizes, kind, stream)
+
+
+def runtime() -> Any:
+    from cuda.bindings import runtime
+
+    return runtime
 
 
 def test_this_environment_has_the_pinned_onnxruntime_gpu_and_numpy_2():
@@ -49,7 +63,7 @@ def test_rows_are_copied_as_numpy_would(device):
         try:
             device.upload(address, source, stream)
             device.clear(other, 384, stream)
-            device.copy_rows(other, address, pitch=64, width=16, rows=6, stream=stream)
+            copy_rows(other, address, pitch=64, width=16, rows=6, stream=stream)
             sevens = np.full((2, 16), 7, np.uint8)
             device.upload_rows(other + 2 * 64 + 32, sevens, pitch=64, stream=stream)
             found = np.empty_like(source)
@@ -119,7 +133,7 @@ WRONG = {
     "a copy beyond its allocation": lambda device, a, s: device.upload(
         a, np.zeros(65, np.uint8), s
     ),
-    "a copy between device and device of the host's memory": lambda device, a, s: device.copy_rows(
+    "a copy between device and device of the host's memory": lambda device, a, s: copy_rows(
         a, np.zeros(64, np.uint8).ctypes.data, pitch=8, width=8, rows=8, stream=s
     ),
     "work on a stream that was never opened": lambda device, a, s: device.clear(a, 64, s + 8),
@@ -135,6 +149,12 @@ def test_a_call_that_no_correct_program_makes_fails_and_is_counted(device, wrong
     assert counts["faults"] == 1
     device.free(address)
     device.close_stream(stream)
+
+
+def test_a_failure_of_the_bindings_is_not_taken_for_one_of_onnx_runtime(device):
+    with pytest.raises(CudaError):
+        device.free(64)
+    assert ctypes.CDLL("libcudart.so.13").cudaPeekAtLastError() == 0
 
 
 def test_a_wait_within_a_capture_spoils_it(device):
