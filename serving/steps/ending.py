@@ -1,7 +1,8 @@
 """Ends the process of a Python model that can no longer do its work.
 
-A Python model that fails at every request still counts as ready. One whose process has ended does
-not, and whoever watches the server sees it and starts it again.
+A Python model that fails at every request looks like one that is asked wrongly. One whose process
+has ended says so: Triton answers that its stub process is not healthy (2.51 does not start it
+again, and still calls the model ready), and whoever watches the processes can restart the server.
 """
 
 from __future__ import annotations

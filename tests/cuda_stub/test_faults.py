@@ -87,16 +87,6 @@ print(provider_obstacle("onnxruntime-cuda"))
 """
 
 
-def test_the_provider_runs_here(in_process_of_its_own: Run) -> None:
-    assert in_process_of_its_own(OBSTACLE.format(first="")).stdout == "None\n"
-
-
-def test_a_missing_cudnn_is_named_before_a_session_is_made(in_process_of_its_own: Run) -> None:
-    obstacle = in_process_of_its_own(OBSTACLE.format(first=""), cudnn=False).stdout
-    assert "CUDAExecutionProvider cannot be loaded (libcudnn.so.9: cannot open" in obstacle
-    assert "pip install 'iblip[gpu]'" in obstacle
-
-
 def test_missing_bindings_are_named_before_a_session_is_made(in_process_of_its_own: Run) -> None:
     first = "sys.modules['cuda.bindings'] = None"
     obstacle = in_process_of_its_own(OBSTACLE.format(first=first)).stdout
@@ -121,17 +111,6 @@ def test_what_numpy_cannot_have_is_refused_by_name(make: Make) -> None:
         kept = runner.infer({"x": np.ones((2, WIDTH), ml_dtypes.bfloat16)}, keep=["y"])["y"]
         with pytest.raises(IblipError, match=r"a bfloat16 tensor of shape .* in cuda memory"):
             np.asarray(kept)
-
-
-def test_several_images_are_one_question(opened: Callable[..., Any]) -> None:
-    pipeline = opened("instructblip-demo-vicuna")
-    size = pipeline.manifest.preprocessing
-    pixels = np.zeros((2, size.height, size.width, 3), np.uint8)
-    pixels[1] = 255
-    answer = pipeline.answer(pixels, "What is different?")
-    alone = pipeline.answer(pixels[0], "What is different?")
-    queries = pipeline.manifest.language_model.num_query_tokens
-    assert answer.prompt_tokens >= alone.prompt_tokens + queries
 
 
 LOST = """

@@ -109,6 +109,11 @@ def test_a_provider_that_is_missing_is_said(made):
     assert (finding.verdict, finding.remedy) == ("problem", "Install onnxruntime-gpu.")
 
 
+def test_a_container_for_cuda_is_said_to_need_the_bindings(made):
+    there = findings_of_build(made("onnxruntime-cuda"), WITH_GPU, DEPLOYED).there
+    assert "onnxruntime-gpu and cuda-bindings" in about(there, "Python models").found
+
+
 def test_files_that_are_missing_or_cut_short_are_named(made):
     plan = {"version": "11.1.0.106", "targets": ["sm89"], "bytes": 5}
     build = made("tensorrt", "tensorrt_plan", **plan)
