@@ -8,6 +8,7 @@ confirmed them yet (docs/evidence.md). Why builds decide by it: docs/decisions/0
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -88,7 +89,7 @@ def bytes_a_position(decoder: Contract) -> int:
     for spec in decoder.inputs:
         if spec.name.startswith(CACHES):
             sizes = [axis for axis in spec.axes if isinstance(axis, int)]  # heads, head_dim
-            total += int(np.prod(sizes)) * np.dtype(spec.numpy_dtype).itemsize
+            total += math.prod(sizes) * np.dtype(spec.numpy_dtype).itemsize
     return total
 
 
@@ -337,9 +338,11 @@ def plan_of_build(
     limits, record = manifest.limits, manifest.components.get("language_model")
     decoder = record and record.graphs.get("batched_decoder")
     caches = decoder is not None and "language_model" in rows
+    settings = record.engine.details if record else {}
+    shares = math.prod(settings.get(name, 1) for name in ("tensor_parallel", "pipeline_parallel"))
     return MemoryPlan(
         components=tuple(rows.values()),
-        position=bytes_a_position(decoder.contract) if decoder and caches else 0,
+        position=bytes_a_position(decoder.contract) // shares if decoder and caches else 0,
         slots=slots or limits.slots,
         positions=positions or limits.max_length,
         card=card,

@@ -72,6 +72,7 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
     policy = _resolve_policy(options, engines[LANGUAGE_MODEL], checkpoint, progress)
+    vllm = _settle_vllm(options, checkpoint, policy.language_model)
     facts = language_model_facts(checkpoint)
     _check_length(options.limits, facts)
     memory = plan_of_options(options, checkpoint, policy, quantised, engines, facts, progress)
@@ -88,7 +89,7 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         sizes=profile_options(options.sizes, limits.max_batch, limits.max_instruction),
         limits=limits,
         memory=memory,
-        vllm=_settle_vllm(options, checkpoint, policy.language_model),
+        vllm=vllm,
         caches=options.caches,
         verification=options.verification,
     )

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_a_plan_of_a_build_is_what_it_recorded(manifest: Manifest, tmp_path: Pat
     shutil.rmtree(path)
 
 
-def with_vllm(manifest: Manifest, **settings: float) -> Manifest:
+def with_vllm(manifest: Manifest, **settings: Any) -> Manifest:
     record = manifest.components["language_model"]
     details = {**VllmSettings(**settings).to_details(), MEMORY: ROWS["language_model"].to_json()}
     engine = EngineRecord(kind="vllm", files=record.engine.files, details=details)
@@ -139,6 +140,14 @@ def test_vllm_gets_what_the_components_leave(manifest: Manifest) -> None:
         share_of_gpu(built, replace(built.limits, slots=900), driver(card))["kv_cache_memory_bytes"]
         <= left
     )
+
+
+def test_a_model_that_is_spread_over_gpus_is_planned_for_one_of_them(manifest: Manifest) -> None:
+    spread = with_vllm(manifest, tensor_parallel=2, pipeline_parallel=2)
+    plan, whole = plan_of_build(spread), plan_of_build(with_vllm(manifest))
+    assert plan is not None
+    assert whole is not None
+    assert 4 * plan.position == whole.position
 
 
 def test_vllm_takes_the_share_that_was_asked_for_and_nothing_without_a_gpu(

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from iblip.engines.hardware.containers import CONTAINERS, DEPLOYED
 from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.engines.memory import ComponentMemory
 from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.serving.cli import iblip
 from iblip.serving.doctor.builds import findings_of_build, tensors_in_flight
@@ -112,6 +113,19 @@ def test_a_provider_that_is_missing_is_said(made):
 def test_a_container_for_cuda_is_said_to_need_the_bindings(made):
     there = findings_of_build(made("onnxruntime-cuda"), WITH_GPU, DEPLOYED).there
     assert "onnxruntime-gpu and cuda-bindings" in about(there, "Python models").found
+
+
+def test_a_gpu_that_does_not_hold_what_a_build_recorded_is_said(made):
+    row = ComponentMemory(component="vision_encoder", weights=30 << 30, work=0)
+    build = made("onnxruntime-cuda", memory=row.to_json())
+    finding = about(findings_of_build(build, WITH_GPU).here, "GPU memory")
+    assert finding.verdict == "warning"
+    assert finding.found == "24.00 GiB in all"
+    assert "vision_encoder 30.50 GiB" in finding.wanted
+    large = replace(L4, gpus=(replace(L4.gpus[0], memory=48 << 30),))
+    finding = about(findings_of_build(build, replace(WITH_GPU, driver=large)).here, "GPU memory")
+    assert (finding.verdict, finding.found[:13]) == ("ok", "serving takes")
+    assert about(findings_of_build(build, HERE).here, "GPU memory").verdict == "note"
 
 
 def test_files_that_are_missing_or_cut_short_are_named(made):
