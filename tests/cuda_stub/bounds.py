@@ -76,8 +76,8 @@ OUTSIDE: Mapping[str, Outside] = {
     "qformer/model": Outside(on_cpu=13, memcpy=0),
     "language_model/embed_tokens": Outside(on_cpu=0, memcpy=0),
     "language_model/encoder": Outside(on_cpu=7, memcpy=0),
-    "language_model/batched_decoder of llama": Outside(on_cpu=5, memcpy=1),
-    "language_model/batched_decoder of opt": Outside(on_cpu=8, memcpy=1),
+    "language_model/batched_decoder of llama": Outside(on_cpu=5, memcpy=0),
+    "language_model/batched_decoder of opt": Outside(on_cpu=11, memcpy=0),
     "language_model/batched_decoder of t5": Outside(on_cpu=8, memcpy=2),
 }
 """By component and graph, and by the language model's family where that makes a difference."""
@@ -89,7 +89,7 @@ class Step:
 
     Attributes:
         per_layer: kernels and library routines, by the decoder's layers; those outside the layers
-            are shared out among them.
+            are shared out among them. None where the step is one graph launch.
         copies: in any direction.
         synchronizations: waits of the host for the device.
     """
@@ -100,8 +100,8 @@ class Step:
 
 
 STEPS: Mapping[str, Step] = {
-    "llama": Step(per_layer=19, copies=8, synchronizations=9),
-    "opt": Step(per_layer=27, copies=16, synchronizations=9),
+    "llama": Step(per_layer=0, copies=0, synchronizations=1),
+    "opt": Step(per_layer=0, copies=0, synchronizations=1),
     "t5": Step(per_layer=74, copies=8, synchronizations=9),
 }
 """By the family of the language model."""

@@ -43,6 +43,12 @@ def image_of(pipeline: Pipeline, seed: int = 0) -> np.ndarray:
     return generator.integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
 
 
+def work() -> int:
+    """Kernels and graphs launched so far."""
+    counters = read_counters()
+    return counters["launches"] + counters["graph_launches"]
+
+
 def length(tokens: int, **options: object) -> GenerationOptions:
     return GenerationOptions(min_new_tokens=tokens, max_new_tokens=tokens, **options)
 
@@ -128,27 +134,22 @@ def test_candidates_are_ranked(demo, opened):
     assert counts["faults"] == 0
 
 
-def _work_done() -> int:
-    counters = read_counters()
-    return counters["launches"] + counters["graph_launches"]
-
-
 @pytest.mark.parametrize("demo", FAMILIES)
 def test_a_cancelled_request_stops_the_gpu(demo, opened):
     pipeline = opened(demo)
     image, longest = image_of(pipeline), pipeline.manifest.language_model.max_length - 64
     pipeline.answer(image, PROMPT, length(2))
     generation = pipeline.submit(image, PROMPT, length(longest))
-    begun = _work_done()
-    while _work_done() < begun + 100:  # more than the prompt takes, fewer than all tokens
+    begun = work()
+    while work() < begun + 100:  # more than the prompt takes, fewer than all tokens
         time.sleep(0.01)
     generation.cancel()
     answer = generation.result()
     assert answer.finish_reason == "cancelled"
     assert 0 < answer.completion_tokens < longest
-    idle = _work_done()
+    idle = work()
     time.sleep(0.2)
-    assert _work_done() == idle
+    assert work() == idle
 
 
 @pytest.mark.parametrize("demo", DEMOS_THAT_RUN)
