@@ -90,6 +90,8 @@ class Device(Protocol):
         layer: int,
         layers: int,
         stream: int,
+        source_pitch: int | None = None,
+        source_layer: int | None = None,
     ) -> None:
         """Copies boxes within the GPU, in any order: what is read is not written.
 
@@ -100,6 +102,7 @@ class Device(Protocol):
             layer: bytes from one layer to the next, a multiple of `pitch`.
             layers: of a box.
             stream: that the copies are queued on.
+            source_pitch, source_layer: as `pitch` and `layer`, of the sources; `None` if the same.
         """
         ...
 
@@ -202,11 +205,13 @@ class CudaDevice:
         layer: int,
         layers: int,
         stream: int,
+        source_pitch: int | None = None,
+        source_layer: int | None = None,
     ) -> None:
         """As `Device.copy_boxes`: one call a box."""
         for box in boxes:
             copy = self._runtime.cudaMemcpy3DParms()
-            copy.srcPtr = self._pitched(box.source, pitch, layer)
+            copy.srcPtr = self._pitched(box.source, source_pitch or pitch, source_layer or layer)
             copy.dstPtr = self._pitched(box.target, pitch, layer)
             copy.extent.width, copy.extent.height, copy.extent.depth = box.width, rows, layers
             copy.kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice

@@ -162,7 +162,7 @@ class T5BatchedDecoder(torch.nn.Module):
         for block in model.decoder.block:
             hidden = block(hidden, slots)
         hidden = model.decoder.final_layer_norm(pick(hidden, logits_at))  # [1, wanted, hidden]
-        return [logits_from_hidden(model, hidden).squeeze(0), *slots.present]
+        return [raw_logits(model, hidden).squeeze(0).to(torch.float32), *slots.present]
 
     def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """T5's relative position bias, which differs from row to row with its position.
@@ -174,7 +174,7 @@ class T5BatchedDecoder(torch.nn.Module):
         seen = first.SelfAttention.relative_attention_bias(buckets)  # [max_distance + 1, heads]
         unseen = seen.new_full((1, seen.shape[1]), torch.finfo(seen.dtype).min)
         table = torch.cat([unseen, seen])  # by distance + 1; all from max_distance on are alike
-        distances = position_ids[:, :, None] - key_positions  # [batch, sequence, total]
+        distances = position_ids.unsqueeze(-1) - key_positions  # [batch, sequence, total]
         rows = (distances + 1).clamp(0, len(buckets))
         # [batch, sequence, total, heads] to [batch, heads, sequence, total]
         return torch.nn.functional.embedding(rows, table).permute(0, 3, 1, 2)
@@ -185,12 +185,12 @@ def scale_of(dtype: torch.dtype) -> float:
     return FLOAT16_SCALE if dtype == torch.float16 else 1.0
 
 
-def logits_from_hidden(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Returns float32 `[…, vocab]` of the decoder's normalised result `[…, hidden]`."""
+def raw_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Returns `[…, vocab]`, not yet float32, of the decoder's normalised result `[…, hidden]`."""
     if model.config.scale_decoder_outputs:
         hidden = hidden * (model.model_dim**-0.5)
     logits: torch.Tensor = model.lm_head(hidden)
-    return logits.to(torch.float32)
+    return logits
 
 
 def _fuse(module: torch.nn.Module) -> None:

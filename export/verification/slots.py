@@ -28,7 +28,8 @@ def slot_cases(case: Case, ids: Array) -> Iterator[Case]:
     """Yields the same step in slots.
 
     Decoding: all rows, with `total_sequence_length` the longest row's length, then the capacity. A
-    prefill: all rows at once, padded; and row by row, in pieces too.
+    prefill: row by row, in pieces too; and all rows at once, padded, unless an encoder reads prompts:
+    attention to its result takes several new positions in one row only.
 
     Args:
         case: of `decoder`.
@@ -41,7 +42,8 @@ def slot_cases(case: Case, ids: Array) -> Iterator[Case]:
         for spare in (0, SPARE):
             yield _case(case, ids, rows, mask.sum(axis=1) - 1, spare)
         return
-    yield _padded_case(case, ids)
+    if "encoder_attention_mask" not in case.feed:
+        yield _padded_case(case, ids)
     for row, length in enumerate(mask.sum(axis=1)):
         yield _case(case, ids, [row], np.array([0]))
         if row == 0:
