@@ -208,20 +208,21 @@ class CudaDevice:
         source_pitch: int | None = None,
         source_layer: int | None = None,
     ) -> None:
-        """As `Device.copy_boxes`: one call a box."""
+        """As `Device.copy_boxes`, in one call."""
+        runtime, copies = self._runtime, []
         for box in boxes:
-            copy = self._runtime.cudaMemcpy3DParms()
-            copy.srcPtr = self._pitched(box.source, source_pitch or pitch, source_layer or layer)
-            copy.dstPtr = self._pitched(box.target, pitch, layer)
+            copy = runtime.cudaMemcpy3DBatchOp()
+            copy.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
+            for operand, address, length, height in (
+                (copy.src, box.source, source_pitch or pitch, source_layer or layer),
+                (copy.dst, box.target, pitch, layer),
+            ):
+                operand.type = runtime.cudaMemcpy3DOperandType.cudaMemcpyOperandTypePointer
+                operand.op.ptr.ptr = address
+                operand.op.ptr.rowLength, operand.op.ptr.layerHeight = length, height // length
             copy.extent.width, copy.extent.height, copy.extent.depth = box.width, rows, layers
-            copy.kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-            self._call("cudaMemcpy3DAsync", copy, stream)
-
-    def _pitched(self, address: int, pitch: int, layer: int) -> Any:
-        pointer = self._runtime.cudaPitchedPtr()
-        pointer.ptr, pointer.pitch = address, pitch
-        pointer.xsize, pointer.ysize = pitch, layer // pitch
-        return pointer
+            copies.append(copy)
+        self._call("cudaMemcpy3DBatchAsync", len(copies), copies, 0, stream)
 
     def upload_rows(self, address: int, array: Array, *, pitch: int, stream: int) -> None:
         """As `Device.upload_rows`."""

@@ -305,7 +305,8 @@ class DecoderOnly:
             `[vocab]`.
         """
         group, sequence = self._group(prompts, limit)
-        counts = [min(prompt.positions - prompt.done, sequence) for _, prompt in group]
+        most = min(sequence, limit)
+        counts = [min(prompt.positions - prompt.done, most) for _, prompt in group]
         rows = self._rows_of_piece(len(group), sequence)
         first = group[0][0]
         rows.total[0] = first.length + sequence

@@ -86,6 +86,7 @@ def redirect(runtime: Any) -> None:
         elif name.startswith("cuda") and inspect.isroutine(real) and name not in ON_THE_HOST:
             setattr(runtime, name, _missing(name))
     runtime.cudaGetDeviceProperties = _properties_of(runtime, library)
+    runtime.cudaMemcpy3DBatchAsync = _batch_of(runtime, library)
 
 
 def _caller(runtime: Any, library: Any, name: str, real: Any) -> Callable[..., tuple[Any, ...]]:
@@ -122,6 +123,38 @@ def _properties_of(runtime: Any, library: Any) -> Callable[[int], tuple[Any, Any
         return status, None if status else properties
 
     return get
+
+
+class _Work(ctypes.Structure):
+    """`struct work` of `c/stub.h`."""
+
+    _fields_ = (
+        ("what", NUMBER),
+        ("target", ADDRESS),
+        ("source", ADDRESS),
+        *((name, SIZE) for name in ("width", "rows", "depth")),
+        *((name, SIZE) for name in ("target_pitch", "source_pitch")),
+        *((name, SIZE) for name in ("target_slice", "source_slice")),
+        ("value", NUMBER),
+    )
+
+
+def _batch_of(runtime: Any, library: Any) -> Callable[..., tuple[Any]]:
+    """Of copies between pointers; elements are bytes."""
+
+    def copy(count: int, copies: Sequence[Any], flags: int, stream: Any) -> tuple[Any]:
+        boxes = (_Work * count)()
+        for box, one in zip(boxes, copies, strict=True):
+            target, source, extent = one.dst.op.ptr, one.src.op.ptr, one.extent
+            box.target, box.source = int(target.ptr), int(source.ptr)
+            box.width, box.rows, box.depth = extent.width, extent.height, extent.depth
+            box.target_pitch, box.source_pitch = target.rowLength, source.rowLength
+            box.target_slice = target.rowLength * target.layerHeight
+            box.source_slice = source.rowLength * source.layerHeight
+        stream = ctypes.c_void_p(_plain(stream))
+        return (runtime.cudaError_t(library.stub_copy_batch(SIZE(count), boxes, stream)),)
+
+    return copy
 
 
 def _missing(name: str) -> Callable[..., Any]:

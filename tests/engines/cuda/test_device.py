@@ -30,7 +30,7 @@ CALLS: dict[str, Callable[[CudaDevice], Any]] = {
     "cudaGraphExecDestroy": lambda device: device.forget(8),
     "cudaMemsetAsync": lambda device: device.clear(256, 64, 8),
     "cudaMemcpy2DAsync": lambda device: device.upload_rows(256, ARRAY, pitch=16, stream=8),
-    "cudaMemcpy3DAsync": lambda device: device.copy_boxes(
+    "cudaMemcpy3DBatchAsync": lambda device: device.copy_boxes(
         [BoxCopy(target=256, source=512, width=8)], pitch=16, rows=4, layer=64, layers=2, stream=8
     ),
 }
