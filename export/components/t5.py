@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
+from transformers import EncoderDecoderCache, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from iblip.export.artifact.contract import Contract, TensorSpec

@@ -5,9 +5,9 @@ relative positions that are computed anew. Here each block runs on transformers'
 
 - RMSNorm is one operator, and the relative position bias is looked up by distance.
 - Nothing is clamped. transformers clamps a float16 stream after each sublayer; its own is float32
-  from the first feed-forward on, whose `wo` it keeps in float32 because the stream leaves float16's
-  range. In float16 the stream here is scaled by `FLOAT16_SCALE`, which is exact, as RMSNorm does not
-  depend on its input's scale. So it can be float16 throughout, and `wo` too.
+  from the first feed-forward on, whose `wo` it keeps in float32 because the stream leaves the range
+  of float16. In float16 the stream here is scaled by `FLOAT16_SCALE`, which is exact, as RMSNorm
+  does not depend on its input's scale. So it can be float16 throughout, and `wo` too.
 - In bfloat16, which has float32's range, transformers has `wo` and the stream in bfloat16 as well.
 """
 
@@ -85,14 +85,13 @@ class SlotBlock(T5Block):
         """`[batch, sequence, hidden]`, the scaled stream, in and out."""
         scale = scale_of(hidden.dtype)
         attention, across, feed = self.layer
-        for run in (
-            lambda: attention.SelfAttention(attention.layer_norm(hidden), slots),
-            lambda: across.EncDecAttention(across.layer_norm(hidden), slots),
-            lambda: feed_forward(feed.DenseReluDense, feed.layer_norm(hidden)),
-        ):
-            added = run()
-            hidden = hidden + (added if scale == 1.0 else added * scale)
-        return hidden
+
+        def add(result: torch.Tensor) -> torch.Tensor:
+            return hidden + (result if scale == 1.0 else result * scale)
+
+        hidden = add(attention.SelfAttention(attention.layer_norm(hidden), slots))
+        hidden = add(across.EncDecAttention(across.layer_norm(hidden), slots))
+        return add(feed_forward(feed.DenseReluDense, feed.layer_norm(hidden)))
 
 
 class T5BatchedDecoder(torch.nn.Module):
@@ -201,6 +200,5 @@ def _fuse(module: torch.nn.Module) -> None:
         module.__class__ = SlotBlock
     elif isinstance(module, T5LayerNorm):
         module.__class__ = SlotNorm
-    elif isinstance(module, T5DenseActDense | T5DenseGatedActDense):
-        if isinstance(module.act, NewGELUActivation):  # the same formula, of a dozen operators
-            module.act = torch.nn.GELU(approximate="tanh")
+    elif isinstance(getattr(module, "act", None), NewGELUActivation):  # the same formula
+        module.act = torch.nn.GELU(approximate="tanh")

@@ -1,7 +1,7 @@
 """Rewrites graphs for ONNX Runtime's CUDA provider, where each operator costs a launch.
 
-Graphs are written, and proven, without this: a session on CUDA rewrites its graph when it is opened.
-The operators of the result run on a CPU as well, and are compared there in the tests.
+Graphs are written, and proven, without this: a session on CUDA rewrites its graph when it is
+opened. The operators of the result run on a CPU as well, and are compared there in the tests.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def fuse_biased_attention(model: ir.Model) -> int:
 
     It writes the new key and value with `TensorScatter`, and attends with `Attention` to the whole
     slot, each head as a batch of its own: so no tensor is transposed. What is not to be seen must
-    have the lowest bias, and there must be one new position a row and a bias of the slot's capacity.
+    have the lowest bias. There must be one new position a row, and a bias of the slot's capacity.
 
     Returns:
         How many were replaced.
@@ -140,9 +140,7 @@ def _attention(
     heads, head_dim = int(past_key.shape[1]), int(past_key.shape[3])  # type: ignore[arg-type]
     index = shared.get(last) or once(last, make("Cast", [last], to=ir.DataType.INT64.value))
     # [batch, heads, 1, capacity] to [batch * heads, 1, 1, capacity]
-    mask = shared.get(bias) or once(
-        bias, reshape(make("Flatten", [bias], axis=2), 0, 1, 1, -1)
-    )
+    mask = shared.get(bias) or once(bias, reshape(make("Flatten", [bias], axis=2), 0, 1, 1, -1))
     present, seen = [], []
     for new, past in ((key, past_key), (value, past_value)):
         update = reshape(new, 0, heads, 1, head_dim)  # from [batch, 1, heads * head_dim]

@@ -28,8 +28,8 @@ def slot_cases(case: Case, ids: Array) -> Iterator[Case]:
     """Yields the same step in slots.
 
     Decoding: all rows, with `total_sequence_length` the longest row's length, then the capacity. A
-    prefill: row by row, in pieces too; and all rows at once, padded, unless an encoder reads prompts:
-    attention to its result takes several new positions in one row only.
+    prefill: row by row, in pieces too; and all rows at once, padded, unless an encoder reads
+    prompts: attention to its result takes several new positions in one row only.
 
     Args:
         case: of `decoder`.

@@ -37,16 +37,17 @@ def outputs_of(model: str | bytes, folder: Path, feed: Mapping[str, Array]) -> d
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
-def compare(
-    path: Path, feed: Mapping[str, Array], last: Array | None = None
-) -> dict[str, int]:
+def compare(path: Path, feed: Mapping[str, Array], last: Array | None = None) -> dict[str, int]:
     """Compares both graphs; returns how many of each operator the rewritten one has.
 
     Slots are compared up to each row's `last` position: the operators leave other things behind it.
     """
     fused = fused_for_cuda(path)
     assert fused is not None
-    expected, actual = outputs_of(str(path), path.parent, feed), outputs_of(fused, path.parent, feed)
+    expected, actual = (
+        outputs_of(str(path), path.parent, feed),
+        outputs_of(fused, path.parent, feed),
+    )
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         if last is not None and name.startswith("present"):
@@ -66,10 +67,11 @@ def test_an_addition_and_the_norm_of_its_sum_become_one_operator(tmp_path: Path)
     path = write(
         tmp_path / "norm.onnx",
         """<ir_version: 10, opset_import: ["" : 20]>
-        g (float[b, s, 8] x, float[b, s, 8] y, float[8] w) => (float[b, s, 8] normed, float[b, s, 8] z)
+        g (float[b, s, 8] x, float[b, s, 8] y, float[8] w)
+        => (float[b, s, 8] normed, float[b, s, 8] z)
         {
             sum = Add (x, y)
-            normed = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01, stash_type = 1> (sum, w)
+            normed = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01> (sum, w)
             z = Mul (sum, y)
         }""",
     )
@@ -147,9 +149,7 @@ def test_attention_with_a_bias_reads_and_writes_the_same_slots(tmp_path: Path) -
     bias[np.broadcast_to(unseen[:, None, None], bias.shape)] = np.finfo(np.float32).min
     feed = {
         **{name: normal(rows, 1, WIDTH) for name in ("query", "key", "value")},
-        **{
-            name: normal(rows, HEADS, CAPACITY, HEAD_DIM) for name in ("past_key", "past_value")
-        },
+        **{name: normal(rows, HEADS, CAPACITY, HEAD_DIM) for name in ("past_key", "past_value")},
         "last": last,
         "total": np.array([CAPACITY], np.int32),
         "bias": bias,
