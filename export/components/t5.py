@@ -40,7 +40,8 @@ class DividedRMSNorm(T5LayerNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """As transformers': any float dtype in, the weight's out, the shape unchanged."""
         if self.weight.dtype == torch.bfloat16:
-            return super().forward(hidden_states)
+            own: torch.Tensor = super().forward(hidden_states)  # type: ignore[no-untyped-call]
+            return own
         wide = hidden_states.to(torch.float32)
         variance = wide.pow(2).mean(-1, keepdim=True)
         normed = wide / torch.sqrt(variance + self.variance_epsilon)

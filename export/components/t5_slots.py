@@ -13,7 +13,7 @@ relative positions that are computed anew. Here each block runs on transformers'
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import T5ForConditionalGeneration
@@ -47,7 +47,11 @@ class SlotNorm(T5LayerNorm):
 class SlotSelfAttention(T5Attention):
     """Causal attention, whose operator puts new keys and values into their slots."""
 
-    def forward(self, normed: torch.Tensor, slots: Slots) -> torch.Tensor:
+    layer_idx: int
+
+    def forward(  # type: ignore[override]
+        self, normed: torch.Tensor, slots: Slots
+    ) -> torch.Tensor:
         """`[batch, sequence, hidden]` in and out."""
         projected = self.q(normed), self.k(normed), self.v(normed)
         mixed: torch.Tensor = self.o(
@@ -59,7 +63,11 @@ class SlotSelfAttention(T5Attention):
 class SlotCrossAttention(T5Attention):
     """Attention to the keys and values that the encoder gave."""
 
-    def forward(self, normed: torch.Tensor, slots: Slots) -> torch.Tensor:
+    layer_idx: int
+
+    def forward(  # type: ignore[override]
+        self, normed: torch.Tensor, slots: Slots
+    ) -> torch.Tensor:
         """`[batch, sequence, hidden]` in and out."""
         query = self.q(normed)
         mixed: torch.Tensor = self.o(
@@ -78,13 +86,15 @@ def feed_forward(dense: T5DenseActDense | T5DenseGatedActDense, normed: torch.Te
     return torch.nn.functional.linear(inner, weight.to(inner.dtype))
 
 
-class SlotBlock(T5Block):
+class SlotBlock(T5Block):  # type: ignore[no-untyped-call]
     """A block of the decoder over slots."""
 
-    def forward(self, hidden: torch.Tensor, slots: Slots) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: torch.Tensor, slots: Slots
+    ) -> torch.Tensor:
         """`[batch, sequence, hidden]`, the scaled stream, in and out."""
-        scale = scale_of(hidden.dtype)
-        attention, across, feed = self.layer
+        scale, layers = scale_of(hidden.dtype), cast(Any, self.layer)
+        attention, across, feed = layers
 
         def add(result: torch.Tensor) -> torch.Tensor:
             return hidden + (result if scale == 1.0 else result * scale)
