@@ -3,13 +3,14 @@
     python -m tests.cuda_stub.builds DIRECTORY
 
 It reads names from standard input, such as `instructblip-demo-vicuna fp16`, makes a build of each
-in `DIRECTORY`, and answers with its path. One process makes all: importing torch takes long. What
-is there already is kept, unless the code that makes it has changed.
+in `DIRECTORY`, and answers with its path, or with `failed` and why. One process makes all, because
+importing torch takes long. What is there already is kept, unless the code that makes it changed.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def main(directory: Path) -> None:
     quiet_libraries()
     for line in sys.stdin:
         with redirect_stdout(sys.stderr):
-            build = make_build(directory, *line.split())
-        print(build, flush=True)
+            try:
+                answer = str(make_build(directory, *line.split()))
+            except Exception as error:
+                traceback.print_exc()
+                answer = f"failed: {' '.join(str(error).split())}"
+        print(answer, flush=True)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def cuda_build(stubs: Path) -> Iterator[Callable[[str, str], Path]]:
     del environment["LD_LIBRARY_PATH"]
     BUILDS.mkdir(parents=True, exist_ok=True)
     command = [os.environ[PYTHON], "-m", "tests.cuda_stub.builds", str(BUILDS)]
-    known: dict[tuple[str, str], Path] = {}
+    known: dict[tuple[str, str], str] = {}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True
@@ -55,9 +55,11 @@ def cuda_build(stubs: Path) -> Iterator[Callable[[str, str], Path]]:
                 assert maker.stdin
                 assert maker.stdout
                 print(demo, precision, file=maker.stdin, flush=True)
-                known[demo, precision] = Path(maker.stdout.readline().strip())
-                assert known[demo, precision].is_dir(), "the build failed: see standard error"
-            return known[demo, precision]
+                known[demo, precision] = maker.stdout.readline().strip()
+            answer = known[demo, precision]
+            assert answer, "no build was made: see standard error"
+            assert not answer.startswith("failed"), answer
+            return Path(answer)
 
         yield make
         assert maker.stdin

@@ -86,23 +86,32 @@ def _served(build: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("demo", DEMOS)
 def test_only_shape_arithmetic_is_left_to_the_cpu(demo, precision, cuda_build, open_graph, record):
-    for name, path in _served(cuda_build(demo, precision)).items():
-        opened, bound = open_graph(path), OUTSIDE[name]
+    build, complaints = cuda_build(demo, precision), []
+    architecture = Manifest.read(build).language_model.architecture
+    for name, path in _served(build).items():
+        opened = open_graph(path)
+        bound = OUTSIDE.get(f"{name} of {architecture}") or OUTSIDE[name]
         record(
             f"{demo} {precision} {name}",
             cuda=opened.on_cuda.total(),
             cpu=(opened.on_cpu.total(), bound.on_cpu),
             memcpy=(opened.memcpy, bound.memcpy),
         )
-        assert not PRODUCTS & opened.on_cpu.keys(), name
-        assert opened.on_cpu.keys() <= SHAPE_ARITHMETIC, name
-        assert opened.on_cpu.total() <= bound.on_cpu, (name, opened.on_cpu)
-        assert opened.memcpy <= bound.memcpy, name
-        assert PRODUCTS & opened.on_cuda.keys() or name.endswith("embed_tokens"), name
+        if not opened.on_cpu.keys() <= SHAPE_ARITHMETIC or PRODUCTS & opened.on_cpu.keys():
+            complaints.append(f"{name} leaves {dict(opened.on_cpu)} to the CPU")
+        if opened.on_cpu.total() > bound.on_cpu or opened.memcpy > bound.memcpy:
+            complaints.append(f"{name} has {opened}, and the bound is {bound}")
+        if not PRODUCTS & opened.on_cuda.keys() and not name.endswith("embed_tokens"):
+            complaints.append(f"{name} has no product on the GPU")
+    assert complaints == []
 
 
-@pytest.mark.xfail(strict=True, reason="finding 6: Conv has no bfloat16 kernel at opset 20")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="finding 6: no bfloat16 kernel of Conv at opset 20"
+)
 @pytest.mark.parametrize("demo", DEMOS)
 def test_no_graph_in_bf16_is_computed_in_float32_throughout(demo, cuda_build, open_graph):
-    cast = [name for name, path in _served(cuda_build(demo, "bf16")).items() if open_graph(path).cast]
+    cast = [
+        name for name, path in _served(cuda_build(demo, "bf16")).items() if open_graph(path).cast
+    ]
     assert cast == []

@@ -309,16 +309,18 @@ class DecoderOnly:
         counts = [min(prompt.positions - prompt.done, most) for _, prompt in group]
         rows = self._rows_of_piece(len(group), sequence)
         first = group[0][0]
-        rows.total[0] = first.length + sequence
+        # Near the end of a slot there is no room for padding: what comes before is read again.
+        back = max(0, first.length + sequence - self.positions)
+        rows.total[0] = first.length - back + sequence
         rows.ids[:] = 0
         for row, ((slot, prompt), count) in enumerate(zip(group, counts, strict=True)):
-            part = slice(prompt.done, prompt.done + count)
+            part = slice(prompt.done - back, prompt.done + count)
             assert prompt.ids is not None
             assert rows.embeds is not None
-            rows.ids[row, :count] = prompt.ids[0, part]
-            rows.embeds[row, :count] = prompt.embeds[0, part]
-            rows.positions[row] = np.arange(slot.length, slot.length + sequence)
-            rows.logits_at[row] = row * sequence + count - 1
+            rows.ids[row, : back + count] = prompt.ids[0, part]
+            rows.embeds[row, : back + count] = prompt.embeds[0, part]
+            rows.positions[row] = slot.length - back + np.arange(sequence)
+            rows.logits_at[row] = row * sequence + back + count - 1
         rows.run(first.row)
         read: dict[Slot, Array | None] = {}
         for row, ((slot, prompt), count) in enumerate(zip(group, counts, strict=True)):
@@ -338,8 +340,6 @@ class DecoderOnly:
         if not self._shapes.repeat:
             return [(slot, prompt)], count
         sequence, group = self._shapes.pad(count), [(slot, prompt)]
-        if slot.length + sequence > self.positions:
-            return group, count  # at the end of the slot there is no room for padding
         for other, beside in others:
             padded = max(sequence, self._shapes.pad(min(beside.positions, limit)))
             adjacent = other.row == group[-1][0].row + 1

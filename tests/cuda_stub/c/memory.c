@@ -4,8 +4,6 @@
 
 #include <sys/mman.h>
 
-enum place { PAGEABLE, PINNED, DEVICE };
-
 struct block {
     enum place place;
     char *address; /* as CUDA tells it */
@@ -31,6 +29,14 @@ static struct block *find(const void *address)
             && (const char *)address < block->address + (block->size ? block->size : 1))
             return block;
     return NULL;
+}
+
+enum place stub_place(const char *bytes)
+{
+    for (struct block *block = blocks; block; block = block->next)
+        if (bytes >= block->bytes && bytes < block->bytes + block->size)
+            return block->place;
+    return PAGEABLE;
 }
 
 static cudaError_t allocate(void **address, size_t size, enum place place)
@@ -63,6 +69,7 @@ static cudaError_t release(void *address, enum place place)
 {
     if (!address)
         return cudaSuccess;
+    stub_flush_all();
     for (struct block **link = &blocks; *link; link = &(*link)->next) {
         struct block *block = *link;
         if (block->address != address || block->place != place)
@@ -253,7 +260,11 @@ static cudaError_t perform(const char *call, struct work work, enum cudaMemcpyKi
         COUNTER(host_to_device_bytes) += actual == cudaMemcpyHostToDevice ? bytes : 0;
         COUNTER(device_to_host_bytes) += actual == cudaMemcpyDeviceToHost ? bytes : 0;
     }
-    stub_do(&work);
+    if (waits) {
+        stub_flush_blocking();
+        stub_do(&work);
+    } else
+        stub_queue(stream, &work);
     return cudaSuccess;
 }
 

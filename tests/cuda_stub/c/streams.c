@@ -1,4 +1,4 @@
-/* Streams, events, captures and graphs. What is queued is done at once, in a capture when launched. */
+/* Streams, events, captures and graphs. Copies of page-locked memory wait until the host does. */
 #include "stub.h"
 
 struct graph {
@@ -7,8 +7,15 @@ struct graph {
     struct work *works;
 };
 
+struct pending {
+    struct work work;
+    uint64_t sum; /* of what it reads of page-locked memory, when it was queued */
+    struct pending *next;
+};
+
 struct CUstream_st {
     unsigned flags;
+    struct pending *first;
     int capturing; /* a cudaStreamCaptureStatus */
     enum cudaStreamCaptureMode mode;
     pthread_t owner;
@@ -17,6 +24,7 @@ struct CUstream_st {
 
 struct CUevent_st {
     unsigned flags;
+    cudaStream_t stream; /* that it was last recorded in */
 };
 
 /* Graphs and graphs ready to launch: CUDA's CUgraph_st and CUgraphExec_st. */
@@ -110,6 +118,78 @@ int stub_recorded(cudaStream_t stream, const struct work *work)
     return 1;
 }
 
+/* FNV-1a over every row that a copy reads. */
+static uint64_t sum_of(const struct work *work)
+{
+    uint64_t sum = 14695981039346656037ull;
+    for (size_t plane = 0; plane < work->depth; plane++)
+        for (size_t row = 0; row < work->rows; row++) {
+            const char *source =
+                work->source + plane * work->source_slice + row * work->source_pitch;
+            for (size_t i = 0; i < work->width; i++)
+                sum = (sum ^ (unsigned char)source[i]) * 1099511628211ull;
+        }
+    return sum;
+}
+
+static int reads_pinned(const struct work *work)
+{
+    return work->what == COPY && stub_place(work->source) == PINNED;
+}
+
+void stub_queue(cudaStream_t stream, const struct work *work)
+{
+    int writes = stub_place(work->target) == PINNED, reads = reads_pinned(work);
+    int pageable = stub_place(work->target) == PAGEABLE
+                   || (work->what == COPY && stub_place(work->source) == PAGEABLE);
+    if (is_default(stream) || pageable || !(reads || writes || stream->first)) {
+        stub_flush(stream); /* such a call returns when it is done */
+        stub_do(work);
+        return;
+    }
+    struct pending **link = &stream->first;
+    while (*link)
+        link = &(*link)->next;
+    *link = malloc(sizeof **link);
+    **link = (struct pending){*work, reads ? sum_of(work) : 0, NULL};
+    if (writes) {
+        struct work poison = *work;
+        poison.what = FILL;
+        poison.value = 0xFF;
+        stub_do(&poison);
+    }
+}
+
+void stub_flush(cudaStream_t stream)
+{
+    while (!is_default(stream) && stream->first) {
+        struct pending *pending = stream->first;
+        stream->first = pending->next;
+        if (reads_pinned(&pending->work) && sum_of(&pending->work) != pending->sum)
+            stub_fault(cudaSuccess, "page-locked memory changed before the copy from it was done");
+        stub_do(&pending->work);
+        free(pending);
+    }
+}
+
+static void flush_each(unsigned without)
+{
+    for (struct handle *handle = handles; handle; handle = handle->next)
+        if (handle->kind == STREAM && !(((cudaStream_t)handle->what)->flags & without))
+            stub_flush(handle->what);
+}
+
+void stub_flush_all(void) { flush_each(0); }
+
+void stub_flush_blocking(void) { flush_each(cudaStreamNonBlocking); }
+
+/* What the event was recorded behind; more may be done, as on a quick GPU. */
+static void flush_event(cudaEvent_t event)
+{
+    if (exists(STREAM, event->stream))
+        stub_flush(event->stream);
+}
+
 /* From here on the GPU is broken, if it was to be. The launch itself still succeeds. */
 static void count_launch(void)
 {
@@ -152,6 +232,8 @@ cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWith
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     ENTER;
+    if (exists(STREAM, stream))
+        stub_flush(stream);
     cudaError_t error = drop(STREAM, stream);
     if (!error)
         COUNTER(streams)--;
@@ -165,6 +247,7 @@ static cudaError_t wait_for(const char *call, cudaStream_t stream)
         return error;
     if (captures(stream))
         return invalidate(stream, call);
+    stub_flush(stream);
     COUNTER(synchronizations)++;
     stub_log("%s %p", call, (void *)stream);
     return cudaSuccess;
@@ -179,13 +262,17 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
     ENTER;
-    return stub_check_stream(stream);
+    cudaError_t error = stub_check_stream(stream);
+    if (!error)
+        stub_flush(stream);
+    return error;
 }
 
 cudaError_t cudaDeviceSynchronize(void)
 {
     ENTER;
     cudaError_t error = stub_unsafe("cudaDeviceSynchronize");
+    stub_flush_all();
     return error ? error : wait_for("cudaDeviceSynchronize", NULL);
 }
 
@@ -221,6 +308,8 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
     ENTER;
     stub_log("cudaEventRecord %p stream=%p", (void *)event, (void *)stream);
     cudaError_t error = check_event(event);
+    if (!error)
+        event->stream = stream;
     return error ? error : stub_check_stream(stream);
 }
 
@@ -232,14 +321,20 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     ENTER;
-    return check_event(event);
+    cudaError_t error = check_event(event);
+    if (!error)
+        flush_event(event);
+    return error;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     ENTER;
     cudaError_t error = check_event(event);
-    return error ? error : wait_for("cudaEventSynchronize", NULL);
+    if (error)
+        return error;
+    flush_event(event);
+    return wait_for("cudaEventSynchronize", NULL);
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end)
@@ -256,7 +351,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     COUNTER(event_waits)++;
     stub_log("cudaStreamWaitEvent stream=%p event=%p", (void *)stream, (void *)event);
     cudaError_t error = check_event(event);
-    return error ? error : stub_check_stream(stream);
+    if (error)
+        return error;
+    flush_event(event);
+    return stub_check_stream(stream);
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data)
@@ -265,6 +363,7 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void 
     cudaError_t error = stub_check_stream(stream);
     if (error)
         return error;
+    stub_flush(stream);
     stub_log("cudaLaunchHostFunc stream=%p", (void *)stream);
     function(data);
     return cudaSuccess;
@@ -374,7 +473,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
     stub_log("cudaGraphLaunch launches=%lld copies=%zu stream=%p", exec->graph.launches,
              exec->graph.count, (void *)stream);
     for (size_t i = 0; i < exec->graph.count; i++)
-        stub_do(&exec->graph.works[i]);
+        stub_queue(stream, &exec->graph.works[i]);
     count_launch();
     return cudaSuccess;
 }

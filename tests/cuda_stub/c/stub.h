@@ -9,13 +9,15 @@
  * whether all memory is given back.
  *
  * What they do not show: any number that a kernel computes (kernels do nothing, so outputs are what
- * was in the memory), speed, races (a copy is done at once), which kernel a real cuBLAS or cuDNN
- * would choose or refuse, and whether a kernel has code for a GPU.
+ * was in the memory), speed, races of kernels, which kernel a real cuBLAS or cuDNN would choose or
+ * refuse, and whether a kernel has code for a GPU.
  *
  * They are strict where CUDA is. Device memory cannot be read or written by the host: that ends the
  * process with SIGSEGV, as it would beside a GPU. A copy must lie within one allocation, in the
  * direction that it names; a free must name an allocation; streams, events and graphs must exist. A
- * call that breaks this fails with CUDA's own error and is counted in `faults`.
+ * call that breaks this fails with CUDA's own error and is counted in `faults`. A copy from or to
+ * page-locked memory is done as late as CUDA allows: when the host waits for its stream. Until then,
+ * what it is to fill is 0xFF, and what it reads must not change, or that is counted in `faults`.
  *
  * A program reads counters with `stub_counter(name)` and changes settings with `stub_set(name,
  * value)`; a setting called `total_bytes` starts as the environment's CUDA_STUB_TOTAL_BYTES. Where
@@ -112,6 +114,17 @@ struct work {
     int value;
 };
 void stub_do(const struct work *work);
+
+/* Does it now, or when the host waits for the stream, if it reads or writes page-locked memory. */
+void stub_queue(cudaStream_t stream, const struct work *work);
+/* Does what is left: of one stream; of all that the default stream waits for; of all. */
+void stub_flush(cudaStream_t stream);
+void stub_flush_blocking(void);
+void stub_flush_all(void);
+
+enum place { PAGEABLE, PINNED, DEVICE };
+/* Of what is at an address of the host; for DEVICE that is not the address that CUDA told. */
+enum place stub_place(const char *bytes);
 
 /* Records work in the stream's capture, if it has one. */
 int stub_recorded(cudaStream_t stream, const struct work *work);

@@ -41,7 +41,6 @@ FUNCTIONS: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "cudaFreeHost": ([], [ADDRESS]),
     "cudaGetDevice": ([NUMBER], []),
     "cudaGetDeviceCount": ([NUMBER], []),
-    "cudaGetLastError": ([], []),
     "cudaGraphDestroy": ([], [ADDRESS]),
     "cudaGraphExecDestroy": ([], [ADDRESS]),
     "cudaGraphInstantiate": ([ADDRESS], [ADDRESS, FLAGS]),
@@ -57,7 +56,6 @@ FUNCTIONS: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "cudaMemcpy3DAsync": ([], [ADDRESS, ADDRESS]),
     "cudaMemset": ([], [ADDRESS, NUMBER, SIZE]),
     "cudaMemsetAsync": ([], [ADDRESS, NUMBER, SIZE, ADDRESS]),
-    "cudaPeekAtLastError": ([], []),
     "cudaRuntimeGetVersion": ([NUMBER], []),
     "cudaSetDevice": ([], [NUMBER]),
     "cudaStreamBeginCapture": ([], [ADDRESS, NUMBER]),
@@ -101,8 +99,11 @@ def _caller(runtime: Any, library: Any, name: str, real: Any) -> Callable[..., t
         bound = signature.bind(*given, **named).args
         values = [result() for result in results]
         plain, pointed = [_plain(value) for value in bound], [ctypes.byref(one) for one in values]
-        status = runtime.cudaError_t(function(*([*plain, *pointed] if last else [*pointed, *plain])))
+        status = runtime.cudaError_t(
+            function(*([*plain, *pointed] if last else [*pointed, *plain]))
+        )
         if status != runtime.cudaError_t.cudaSuccess:
+            library.cudaGetLastError()  # the bindings' own CUDA runtime remembers its own errors
             return (status, *[None] * len(values))
         return (status, *[value.value or 0 for value in values])
 
