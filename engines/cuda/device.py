@@ -90,6 +90,8 @@ class Device(Protocol):
         layer: int,
         layers: int,
         stream: int,
+        source_pitch: int | None = None,
+        source_layer: int | None = None,
     ) -> None:
         """Copies boxes within the GPU, in any order: what is read is not written.
 
@@ -100,6 +102,7 @@ class Device(Protocol):
             layer: bytes from one layer to the next, a multiple of `pitch`.
             layers: of a box.
             stream: that the copies are queued on.
+            source_pitch, source_layer: as `pitch` and `layer`, of the sources; `None` if the same.
         """
         ...
 
@@ -202,16 +205,21 @@ class CudaDevice:
         layer: int,
         layers: int,
         stream: int,
+        source_pitch: int | None = None,
+        source_layer: int | None = None,
     ) -> None:
         """As `Device.copy_boxes`, in one call."""
         runtime, copies = self._runtime, []
         for box in boxes:
             copy = runtime.cudaMemcpy3DBatchOp()
             copy.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
-            for operand, address in ((copy.src, box.source), (copy.dst, box.target)):
+            for operand, address, length, height in (
+                (copy.src, box.source, source_pitch or pitch, source_layer or layer),
+                (copy.dst, box.target, pitch, layer),
+            ):
                 operand.type = runtime.cudaMemcpy3DOperandType.cudaMemcpyOperandTypePointer
                 operand.op.ptr.ptr = address
-                operand.op.ptr.rowLength, operand.op.ptr.layerHeight = pitch, layer // pitch
+                operand.op.ptr.rowLength, operand.op.ptr.layerHeight = length, height // length
             copy.extent.width, copy.extent.height, copy.extent.depth = box.width, rows, layers
             copies.append(copy)
         self._call("cudaMemcpy3DBatchAsync", len(copies), copies, 0, stream)

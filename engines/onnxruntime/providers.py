@@ -99,7 +99,7 @@ def _cuda_options(placement: Placement) -> dict[str, str]:
         "arena_extend_strategy": "kNextPowerOfTwo",
         # The alternative, EXHAUSTIVE, times every algorithm again for every shape.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # Flash or memory-efficient attention. cuDNN's takes more launches, and plans each shape anew.
+        # Flash or memory-efficient attention: cuDNN's takes more launches, and plans each shape.
         "sdpa_kernel": "3",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.
         "use_tf32": "0",

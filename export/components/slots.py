@@ -147,8 +147,8 @@ def attention(
     """
     layer: Any = module
     heads, width = query.shape[1], query.shape[3]
-    merged = (_merge_heads(states) for states in (query, key, value))
-    mixed = attend(layer.layer_idx, *merged, heads, scaling, slots)
+    queries, keys, values = map(_merge_heads, (query, key, value))
+    mixed = attend(layer.layer_idx, queries, keys, values, heads, scaling, slots)
     return mixed.reshape(*mixed.shape[:2], heads, width), None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import EncoderDecoderCache, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.components.attention import causal_mask, module_from_config, padding_mask
@@ -26,13 +27,34 @@ from iblip.export.components.language_model import (
     slot_specs,
     tensors_from_cache,
 )
-from iblip.export.components.t5_slots import T5BatchedDecoder, logits_from_hidden
+from iblip.export.components.t5_slots import T5BatchedDecoder, raw_logits
+
+
+class DividedRMSNorm(T5LayerNorm):
+    """RMSNorm in standard operators, as ONNX Runtime recognises it and makes one operator of it.
+
+    torch's `rsqrt` becomes two operators, which it does not recognise. In bfloat16 it must not: it
+    has no kernel for a float32 stream and a bfloat16 weight.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """As transformers': any float dtype in, the weight's out, the shape unchanged."""
+        if self.weight.dtype == torch.bfloat16:
+            own: torch.Tensor = super().forward(hidden_states)  # type: ignore[no-untyped-call]
+            return own
+        wide = hidden_states.to(torch.float32)
+        variance = wide.pow(2).mean(-1, keepdim=True)
+        normed = wide / torch.sqrt(variance + self.variance_epsilon)
+        return self.weight * normed.to(self.weight.dtype)
 
 
 class _T5(torch.nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.language_model = module_from_config(T5ForConditionalGeneration, config)
+        for module in self.language_model.modules():
+            if isinstance(module, T5LayerNorm):
+                module.__class__ = DividedRMSNorm
 
 
 class T5Encoder(_T5):
@@ -105,7 +127,7 @@ class T5Decoder(_T5):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return [logits_from_hidden(model, hidden), *tensors_from_cache(past)]
+        return [raw_logits(model, hidden).to(torch.float32), *tensors_from_cache(past)]
 
 
 def t5(config: Any, *, precision: str) -> tuple[Component, ...]:

@@ -5,15 +5,15 @@ relative positions that are computed anew. Here each block runs on transformers'
 
 - RMSNorm is one operator, and the relative position bias is looked up by distance.
 - Nothing is clamped. transformers clamps a float16 stream after each sublayer; its own is float32
-  from the first feed-forward on, whose `wo` it keeps in float32 because the stream leaves float16's
-  range. In float16 the stream here is scaled by `FLOAT16_SCALE`, which is exact, as RMSNorm does not
-  depend on its input's scale. So it can be float16 throughout, and `wo` too.
+  from the first feed-forward on, whose `wo` it keeps in float32 because the stream leaves the range
+  of float16. In float16 the stream here is scaled by `FLOAT16_SCALE`, which is exact, as RMSNorm
+  does not depend on its input's scale. So it can be float16 throughout, and `wo` too.
 - In bfloat16, which has float32's range, transformers has `wo` and the stream in bfloat16 as well.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import T5ForConditionalGeneration
@@ -47,7 +47,11 @@ class SlotNorm(T5LayerNorm):
 class SlotSelfAttention(T5Attention):
     """Causal attention, whose operator puts new keys and values into their slots."""
 
-    def forward(self, normed: torch.Tensor, slots: Slots) -> torch.Tensor:
+    layer_idx: int
+
+    def forward(  # type: ignore[override]
+        self, normed: torch.Tensor, slots: Slots
+    ) -> torch.Tensor:
         """`[batch, sequence, hidden]` in and out."""
         projected = self.q(normed), self.k(normed), self.v(normed)
         mixed: torch.Tensor = self.o(
@@ -59,7 +63,11 @@ class SlotSelfAttention(T5Attention):
 class SlotCrossAttention(T5Attention):
     """Attention to the keys and values that the encoder gave."""
 
-    def forward(self, normed: torch.Tensor, slots: Slots) -> torch.Tensor:
+    layer_idx: int
+
+    def forward(  # type: ignore[override]
+        self, normed: torch.Tensor, slots: Slots
+    ) -> torch.Tensor:
         """`[batch, sequence, hidden]` in and out."""
         query = self.q(normed)
         mixed: torch.Tensor = self.o(
@@ -78,21 +86,22 @@ def feed_forward(dense: T5DenseActDense | T5DenseGatedActDense, normed: torch.Te
     return torch.nn.functional.linear(inner, weight.to(inner.dtype))
 
 
-class SlotBlock(T5Block):
+class SlotBlock(T5Block):  # type: ignore[no-untyped-call]
     """A block of the decoder over slots."""
 
-    def forward(self, hidden: torch.Tensor, slots: Slots) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, hidden: torch.Tensor, slots: Slots
+    ) -> torch.Tensor:
         """`[batch, sequence, hidden]`, the scaled stream, in and out."""
-        scale = scale_of(hidden.dtype)
-        attention, across, feed = self.layer
-        for run in (
-            lambda: attention.SelfAttention(attention.layer_norm(hidden), slots),
-            lambda: across.EncDecAttention(across.layer_norm(hidden), slots),
-            lambda: feed_forward(feed.DenseReluDense, feed.layer_norm(hidden)),
-        ):
-            added = run()
-            hidden = hidden + (added if scale == 1.0 else added * scale)
-        return hidden
+        scale, layers = scale_of(hidden.dtype), cast(Any, self.layer)
+        attention, across, feed = layers
+
+        def add(result: torch.Tensor) -> torch.Tensor:
+            return hidden + (result if scale == 1.0 else result * scale)
+
+        hidden = add(attention.SelfAttention(attention.layer_norm(hidden), slots))
+        hidden = add(across.EncDecAttention(across.layer_norm(hidden), slots))
+        return add(feed_forward(feed.DenseReluDense, feed.layer_norm(hidden)))
 
 
 class T5BatchedDecoder(torch.nn.Module):
@@ -162,7 +171,7 @@ class T5BatchedDecoder(torch.nn.Module):
         for block in model.decoder.block:
             hidden = block(hidden, slots)
         hidden = model.decoder.final_layer_norm(pick(hidden, logits_at))  # [1, wanted, hidden]
-        return [logits_from_hidden(model, hidden).squeeze(0), *slots.present]
+        return [raw_logits(model, hidden).squeeze(0).to(torch.float32), *slots.present]
 
     def _bias(self, position_ids: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
         """T5's relative position bias, which differs from row to row with its position.
@@ -174,7 +183,7 @@ class T5BatchedDecoder(torch.nn.Module):
         seen = first.SelfAttention.relative_attention_bias(buckets)  # [max_distance + 1, heads]
         unseen = seen.new_full((1, seen.shape[1]), torch.finfo(seen.dtype).min)
         table = torch.cat([unseen, seen])  # by distance + 1; all from max_distance on are alike
-        distances = position_ids[:, :, None] - key_positions  # [batch, sequence, total]
+        distances = position_ids.unsqueeze(-1) - key_positions  # [batch, sequence, total]
         rows = (distances + 1).clamp(0, len(buckets))
         # [batch, sequence, total, heads] to [batch, heads, sequence, total]
         return torch.nn.functional.embedding(rows, table).permute(0, 3, 1, 2)
@@ -185,12 +194,12 @@ def scale_of(dtype: torch.dtype) -> float:
     return FLOAT16_SCALE if dtype == torch.float16 else 1.0
 
 
-def logits_from_hidden(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Returns float32 `[…, vocab]` of the decoder's normalised result `[…, hidden]`."""
+def raw_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Returns `[…, vocab]`, not yet float32, of the decoder's normalised result `[…, hidden]`."""
     if model.config.scale_decoder_outputs:
         hidden = hidden * (model.model_dim**-0.5)
     logits: torch.Tensor = model.lm_head(hidden)
-    return logits.to(torch.float32)
+    return logits
 
 
 def _fuse(module: torch.nn.Module) -> None:
@@ -201,6 +210,5 @@ def _fuse(module: torch.nn.Module) -> None:
         module.__class__ = SlotBlock
     elif isinstance(module, T5LayerNorm):
         module.__class__ = SlotNorm
-    elif isinstance(module, T5DenseActDense | T5DenseGatedActDense):
-        if isinstance(module.act, NewGELUActivation):  # the same formula, of a dozen operators
-            module.act = torch.nn.GELU(approximate="tanh")
+    elif isinstance(getattr(module, "act", None), NewGELUActivation):  # the same formula
+        module.act = torch.nn.GELU(approximate="tanh")

@@ -63,7 +63,7 @@ def fuse_biased_attention(model: ir.Model) -> int:
 
     It writes the new key and value with `TensorScatter`, and attends with `Attention` to the whole
     slot, each head as a batch of its own: so no tensor is transposed. What is not to be seen must
-    have the lowest bias, and there must be one new position a row and a bias of the slot's capacity.
+    have the lowest bias. There must be one new position a row, and a bias of the slot's capacity.
 
     Returns:
         How many were replaced.

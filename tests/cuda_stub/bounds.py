@@ -78,7 +78,7 @@ OUTSIDE: Mapping[str, Outside] = {
     "language_model/encoder": Outside(on_cpu=7, memcpy=0),
     "language_model/batched_decoder of llama": Outside(on_cpu=5, memcpy=0),
     "language_model/batched_decoder of opt": Outside(on_cpu=11, memcpy=0),
-    "language_model/batched_decoder of t5": Outside(on_cpu=8, memcpy=2),
+    "language_model/batched_decoder of t5": Outside(on_cpu=5, memcpy=0),
 }
 """By component and graph, and by the language model's family where that makes a difference."""
 
@@ -102,7 +102,7 @@ class Step:
 STEPS: Mapping[str, Step] = {
     "llama": Step(per_layer=0, copies=0, synchronizations=1),
     "opt": Step(per_layer=0, copies=0, synchronizations=1),
-    "t5": Step(per_layer=74, copies=8, synchronizations=9),
+    "t5": Step(per_layer=0, copies=0, synchronizations=1),
 }
 """By the family of the language model."""
 

@@ -16,6 +16,7 @@ from iblip.engines.onnxruntime.providers import CPU_PROVIDER, Placement
 from iblip.engines.onnxruntime.session import load_onnxruntime, offer_providers
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.graph import onnxruntime_values
+from iblip.export.graph.cuda_fusion import fused_for_cuda
 from tests.cuda_stub.bounds import OUTSIDE, PRODUCTS, SHAPE_ARITHMETIC
 
 pytestmark = pytest.mark.cuda_stub
@@ -61,7 +62,9 @@ def open_graph(monkeypatch, tmp_path) -> Callable[[Path], Opened]:
 
         monkeypatch.setattr(onnxruntime_values, "with_casts", note)
         providers = offer_providers(ort, options, Placement(kind="onnxruntime-cuda"))
-        session = onnxruntime_values.session_from_onnx(path, options, providers)
+        session = onnxruntime_values.session_from_onnx(
+            path, options, providers, rewrite=fused_for_cuda
+        )
         nodes: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         for part in session.get_provider_graph_assignment_info():
             nodes[part.ep_name == CPU_PROVIDER].update(node.op_type for node in part.get_nodes())

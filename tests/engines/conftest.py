@@ -303,15 +303,22 @@ class HostDevice:
         layer: int,
         layers: int,
         stream: int,
+        source_pitch: int | None = None,
+        source_layer: int | None = None,
     ) -> None:
         self._called("copy_boxes")
-        assert layer % pitch == 0
+        pitches, steps = (pitch, source_pitch or pitch), (layer, source_layer or layer)
+        assert not any(step % pitch for step, pitch in zip(steps, pitches, strict=True))
 
         def work() -> None:
-            places = [i * layer + j * pitch for i in range(layers) for j in range(rows)]
+            places, sources = (
+                [i * step + j * pitch for i in range(layers) for j in range(rows)]
+                for step, pitch in zip(steps, pitches, strict=True)
+            )
             # All is read before anything is written: the order of boxes is nobody's to rely on.
             read = [
-                [self.bytes_at(box.source + at, box.width).copy() for at in places] for box in boxes
+                [self.bytes_at(box.source + at, box.width).copy() for at in sources]
+                for box in boxes
             ]
             for box, pieces in zip(boxes, read, strict=True):
                 for at, piece in zip(places, pieces, strict=True):

@@ -482,10 +482,14 @@ class EncoderDecoder(DecoderOnly):
     def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> dict[Slot, Array | None]:
         """Encodes the whole first prompt at once, as all its positions attend to one another."""
         slot, prompt = next(iter(prompts.items()))
-        mask = np.ones((1, prompt.positions), np.int64)
-        # cross: each [1, heads, positions, head_dim]
-        cross = self._encoder({"inputs_embeds": prompt.embeds, "attention_mask": mask})
-        self.caches.write({name: array[0] for name, array in cross.items()}, slot.row)
+        binding = self._encoder.binding()
+        binding.input("inputs_embeds", np.ascontiguousarray(prompt.embeds))
+        binding.input("attention_mask", np.ones((1, prompt.positions), np.int64))
+        # Each [1, heads, positions, head_dim], where the slots are: none comes to the host.
+        for name, array in self.caches.lend(CROSS, prompt.positions).items():
+            binding.output(name, array)
+        binding.run()
+        self.caches.take(CROSS, prompt.positions, slot.row)
         slot.prompt, slot.source_length = prompt, prompt.positions
         prompt.done = prompt.positions
         return {slot: None}

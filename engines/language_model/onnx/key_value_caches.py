@@ -6,7 +6,7 @@ A cache is `[slots, heads, positions, head_dim]`. This module knows nothing of w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,8 +40,15 @@ class Caches(Protocol):
         """Copies within all caches whose names begin so. No row is both a source and a target."""
         ...
 
-    def write(self, arrays: Mapping[str, Array], row: int) -> None:
-        """Writes arrays `[heads, positions, head_dim]` to the beginning of a slot."""
+    def lend(self, prefix: str, positions: int) -> dict[str, Array] | dict[str, DeviceArray]:
+        """Memory for `[1, heads, positions, head_dim]` of each cache whose name begins so.
+
+        A graph may leave its outputs there; the next call lends the same memory.
+        """
+        ...
+
+    def take(self, prefix: str, positions: int, row: int) -> None:
+        """Copies what was left in the lent memory to the beginning of a slot."""
         ...
 
     def stage(
@@ -76,6 +83,7 @@ class HostCaches:
 
     def __init__(self, specs: Iterable[TensorSpec], shape: Shape) -> None:
         self.buffers = {spec.name: np.zeros(shape, spec.numpy_dtype) for spec in specs}
+        self._lent: dict[str, Array] = {}
 
     @property
     def names(self) -> Iterable[str]:
@@ -93,10 +101,20 @@ class HostCaches:
                 for source, target, place in copies:
                     buffer[target, :, place] = buffer[source, :, place]
 
-    def write(self, arrays: Mapping[str, Array], row: int) -> None:
-        """As `Caches.write`."""
-        for name, array in arrays.items():
-            self.buffers[name][row, :, : array.shape[1]] = array
+    def lend(self, prefix: str, positions: int) -> dict[str, Array]:
+        """As `Caches.lend`."""
+        self._lent = {
+            name: np.empty((1, buffer.shape[1], positions, buffer.shape[3]), buffer.dtype)
+            for name, buffer in self.buffers.items()
+            if name.startswith(prefix)
+        }
+        return self._lent
+
+    def take(self, prefix: str, positions: int, row: int) -> None:
+        """As `Caches.take`."""
+        for name, array in self._lent.items():
+            self.buffers[name][row, :, :positions] = array[0]
+        self._lent = {}
 
     def stage(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Array, Array]:
         """As `Caches.stage`."""
@@ -145,6 +163,7 @@ class DeviceCaches:
         self._names = list(self._dtypes)
         self._blocks: list[int] = []  # what was allocated on the GPU; the caches are the first
         self._pinned: list[Array] = []
+        self._lent, self._lent_size = 0, 0  # address and bytes
         device.use()
         self._stream = device.open_stream()
         try:
@@ -169,14 +188,13 @@ class DeviceCaches:
 
     def copy(self, prefix: str, copies: Sequence[Copy]) -> None:
         """As `Caches.copy`: a box has all heads of all caches, which lie equally far apart."""
-        named = [index for index, name in enumerate(self._names) if name.startswith(prefix)]
-        assert named == list(range(named[0], named[-1] + 1)), "caches of a prefix lie together"
+        named = self._named(prefix)
         slots, heads, positions, _ = self._shape
         boxes = []
         for source, target, place in copies:
             start, stop, _ = place.indices(positions)
             if start < stop:
-                at = [self._address(self._names[named[0]], row, start) for row in (target, source)]
+                at = [self._address(named[0], row, start) for row in (target, source)]
                 boxes.append(BoxCopy(target=at[0], source=at[1], width=self._bytes(stop - start)))
         if not boxes:
             return
@@ -191,17 +209,38 @@ class DeviceCaches:
         )
         self._device.synchronize(self._stream)
 
-    def write(self, arrays: Mapping[str, Array], row: int) -> None:
-        """As `Caches.write`."""
+    def lend(self, prefix: str, positions: int) -> dict[str, DeviceArray]:
+        """As `Caches.lend`. The block grows to the longest that was asked for."""
+        named, (_, heads, _, head_dim) = self._named(prefix), self._shape
+        each = self._bytes(heads * positions)
+        size = len(named) * each
+        if size > self._lent_size:
+            self._device.use()
+            if self._lent:
+                self._device.free(self._lent)
+            self._lent_size, self._lent = 0, 0  # should the allocation fail
+            self._lent, self._lent_size = self._device.allocate(size), size
+        shape = (1, heads, positions, head_dim)
+        return {
+            name: self._array(self._lent + index * each, shape, self._dtypes[name])
+            for index, name in enumerate(named)
+        }
+
+    def take(self, prefix: str, positions: int, row: int) -> None:
+        """As `Caches.take`: one copy of all heads of all caches."""
+        named, (slots, heads, capacity, _) = self._named(prefix), self._shape
+        width = self._bytes(positions)
         self._device.use()
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        for name, array in whole.items():
-            self._device.upload_rows(
-                self._address(name, row, 0),
-                array,
-                pitch=self._bytes(self._shape[2]),
-                stream=self._stream,
-            )
+        self._device.copy_boxes(
+            [BoxCopy(target=self._address(named[0], row, 0), source=self._lent, width=width)],
+            pitch=self._bytes(capacity),
+            rows=heads,
+            layer=self._bytes(slots * heads * capacity),
+            layers=len(named),
+            source_pitch=width,
+            source_layer=heads * width,
+            stream=self._stream,
+        )
         self._device.synchronize(self._stream)
 
     def stage(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Array, DeviceArray]:
@@ -227,9 +266,18 @@ class DeviceCaches:
         self._device.use()
         while self._blocks:
             self._device.free(self._blocks.pop())
+        if self._lent:
+            self._device.free(self._lent)
+            self._lent = 0
         while self._pinned:
             self._device.free_pinned(self._pinned.pop())
         self._device.close_stream(self._stream)
+
+    def _named(self, prefix: str) -> list[str]:
+        """The caches whose names begin so; they lie together."""
+        at = [index for index, name in enumerate(self._names) if name.startswith(prefix)]
+        assert at == list(range(at[0], at[-1] + 1)), "caches of a prefix lie together"
+        return self._names[at[0] : at[-1] + 1]
 
     def _array(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         return DeviceArray(

@@ -72,10 +72,11 @@ def test_an_addition_and_the_norm_of_its_sum_become_one_operator(tmp_path: Path)
     path = write(
         tmp_path / "norm.onnx",
         """<ir_version: 10, opset_import: ["" : 20]>
-        g (float[b, s, 8] x, float[b, s, 8] y, float[8] w) => (float[b, s, 8] normed, float[b, s, 8] z)
+        g (float[b, s, 8] x, float[b, s, 8] y, float[8] w)
+        => (float[b, s, 8] normed, float[b, s, 8] z)
         {
             sum = Add (x, y)
-            normed = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01, stash_type = 1> (sum, w)
+            normed = SimplifiedLayerNormalization <axis = -1, epsilon = 0.01> (sum, w)
             z = Mul (sum, y)
         }""",
     )

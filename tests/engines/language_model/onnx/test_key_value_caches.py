@@ -47,19 +47,21 @@ def test_writes_and_copies_go_to_the_same_places(
         assert not content(device, host_device, "past.key").any()
         assert list(caches.names) == ["past.key", "cross.key"]
     for row, count in ((0, 5), (1, 3), (2, 1)):
-        arrays = {
-            spec.name: rng.standard_normal((count, 2, 4)).astype(spec.numpy_dtype).swapaxes(0, 1)
-            for spec in SPECS
-        }
-        for caches in both:
-            caches.write(arrays, row)
+        for spec in SPECS:
+            array = rng.standard_normal((1, 2, count, 4)).astype(spec.numpy_dtype)
+            host.lend(spec.name, count)[spec.name][:] = array
+            lent = device.lend(spec.name, count)[spec.name]
+            host_device.bytes_at(lent.address, array.nbytes)[:] = array.view(np.uint8).ravel()
+            for caches in both:
+                caches.take(spec.name, count, row)
     copies = (0, 1, slice(1, 4)), (1, 2, slice(0, 5)), (2, 0, slice(3, 3)), (2, 1, slice(4, 2))
     for copy in copies:
         for caches in both:
             caches.copy("past", [copy])
     for caches in both:  # two of one source
         caches.copy("", [(0, 1, slice(0, 2)), (0, 2, slice(2, 5))])
-    assert host_device.calls.count("copy_boxes") == 3  # of the two that are empty, none
+    taken = 3 * len(SPECS)
+    assert host_device.calls.count("copy_boxes") == taken + 3  # of the two that are empty, none
     for name, buffer in host.buffers.items():
         assert buffer.any()
         assert (content(device, host_device, name) == buffer).all()
