@@ -57,7 +57,6 @@ class OnnxRuntimeRunner:
         return self._contract
 
     def __enter__(self) -> Self:
-        # Runs are far apart here, so idle threads sleep instead of occupying cores.
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._placement.cache))
             with opening(self._placement.cache):
@@ -69,19 +68,22 @@ class OnnxRuntimeRunner:
         return self
 
     def _open(self) -> Any:
-        settings = {"threads": self._threads, "spin": False}
         try:
-            return open_session(self._path, self._contract, placement=self._placement, **settings)
+            return self._open_on(self._placement)
         except EngineError as error:
             if not self._placement.captures:
                 raise
             # ONNX Runtime refuses CUDA graphs where a node is left to the CPU.
             self._placement = replace(self._placement, captures=False)
-            session = open_session(
-                self._path, self._contract, placement=self._placement, **settings
-            )
+            session = self._open_on(self._placement)
             logger.warning("%s runs without CUDA graphs: %s", self._path, error)
             return session
+
+    def _open_on(self, placement: Placement) -> Any:
+        # Runs are far apart here, so idle threads sleep instead of occupying cores.
+        return open_session(
+            self._path, self._contract, threads=self._threads, placement=placement, spin=False
+        )
 
     def __exit__(
         self,
