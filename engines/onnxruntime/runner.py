@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from iblip.engines.onnxruntime.captured import CapturedRuns, run_options
+from iblip.engines.onnxruntime.captured import CapturedRuns, fill_up, run_options
 from iblip.engines.onnxruntime.compiled import in_use, opening
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
@@ -117,7 +117,9 @@ class OnnxRuntimeRunner:
             stays = keep or any(isinstance(array, KeptTensor) for array in feed.values())
             outputs = None if stays else captured.run(feed)
             if outputs is None:
-                return captured.call(self._run, session, feed, keep, run_options())
+                return captured.call(
+                    self._run, session, fill_up(self._contract, feed), keep, run_options()
+                )
             return outputs
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = {name: list(array.shape) for name, array in feed.items()}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iblip.engines.onnxruntime.captured import sizes_of_run
+from iblip.engines.onnxruntime.captured import fill_up, sizes_of_run
 from iblip.export.artifact.contract import Contract, TensorSpec
 
 CONTRACT = Contract(
@@ -33,3 +33,10 @@ def test_a_large_batch_or_an_unknown_axis_is_run_as_it_is():
     other = TensorSpec(name="ids", dtype="int64", axes=("batch", "sequence"))
     contract = Contract(inputs=(CONTRACT.inputs[0], other), outputs=CONTRACT.outputs)
     assert sizes_of_run(contract, feed(1, 8)) is None
+
+
+def test_a_run_without_a_graph_has_its_instruction_filled_up_with_zeros():
+    given = {"image_embeds": np.ones((9, 5, 4)), "ids": np.ones((9, 5), np.int64)}
+    filled = fill_up(CONTRACT, given)
+    assert filled["image_embeds"] is given["image_embeds"]
+    np.testing.assert_array_equal(filled["ids"], [[1, 1, 1, 1, 1, 0, 0, 0]] * 9)
