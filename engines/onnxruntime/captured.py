@@ -49,10 +49,25 @@ def sizes_of_run(contract: Contract, feed: Mapping[str, Array]) -> dict[str, int
             if axis == "batch":
                 sizes[axis] = next((batch for batch in BATCHES if batch >= size), 0)
             elif isinstance(axis, str):
-                sizes[axis] = (
-                    -(-size // MULTIPLES[axis]) * MULTIPLES[axis] if axis in MULTIPLES else 0
-                )
+                sizes[axis] = _filled_size(axis, size) if axis in MULTIPLES else 0
     return sizes if all(sizes.values()) else None
+
+
+def fill_up(contract: Contract, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the inputs with the axes of `MULTIPLES` filled up, for a run without a graph."""
+    filled = dict(feed)
+    for spec in contract.inputs:
+        if not MULTIPLES.keys().isdisjoint(axis for axis in spec.axes if isinstance(axis, str)):
+            array = np.asarray(feed[spec.name])
+            axes = zip(spec.axes, array.shape, strict=True)
+            sizes = {axis: _filled_size(axis, n) for axis, n in axes if isinstance(axis, str)}
+            filled[spec.name] = _filled(spec, array, sizes)
+    return filled
+
+
+def _filled_size(axis: str, size: int) -> int:
+    step = MULTIPLES.get(axis, 1)
+    return -(-size // step) * step
 
 
 @dataclass(frozen=True, kw_only=True)

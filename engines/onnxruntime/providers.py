@@ -92,7 +92,8 @@ def _no_options(placement: Placement) -> dict[str, str]:
 
 
 def _cuda_options(placement: Placement) -> dict[str, str]:
-    return {
+    graphs = {"enable_cuda_graph": "1"} if placement.captures else {}
+    return graphs | {
         "device_id": str(placement.device),
         # What is requested and no more is never enough for a longer prompt: every new length would
         # keep memory of its own. Weights are not in the arena (`session.settle_memory`).
@@ -103,7 +104,6 @@ def _cuda_options(placement: Placement) -> dict[str, str]:
         "sdpa_kernel": "3",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.
         "use_tf32": "0",
-        "enable_cuda_graph": str(int(placement.captures)),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from iblip.engines.compiled import in_use, opening
-from iblip.engines.onnxruntime.captured import CapturedRuns, run_options
+from iblip.engines.onnxruntime.captured import CapturedRuns, fill_up, run_options
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
 from iblip.engines.onnxruntime.values import KeptTensor, value_of
@@ -57,7 +57,6 @@ class OnnxRuntimeRunner:
         return self._contract
 
     def __enter__(self) -> Self:
-        # Runs are far apart here, so idle threads sleep instead of occupying cores.
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._placement.cache))
             with opening(self._placement.cache):
@@ -69,19 +68,22 @@ class OnnxRuntimeRunner:
         return self
 
     def _open(self) -> Any:
-        settings = {"threads": self._threads, "spin": False}
         try:
-            return open_session(self._path, self._contract, placement=self._placement, **settings)
+            return self._open_on(self._placement)
         except EngineError as error:
             if not self._placement.captures:
                 raise
             # ONNX Runtime refuses CUDA graphs where a node is left to the CPU.
             self._placement = replace(self._placement, captures=False)
-            session = open_session(
-                self._path, self._contract, placement=self._placement, **settings
-            )
+            session = self._open_on(self._placement)
             logger.warning("%s runs without CUDA graphs: %s", self._path, error)
             return session
+
+    def _open_on(self, placement: Placement) -> Any:
+        # Runs are far apart here, so idle threads sleep instead of occupying cores.
+        return open_session(
+            self._path, self._contract, threads=self._threads, placement=placement, spin=False
+        )
 
     def __exit__(
         self,
@@ -115,7 +117,9 @@ class OnnxRuntimeRunner:
             stays = keep or any(isinstance(array, KeptTensor) for array in feed.values())
             outputs = None if stays else captured.run(feed)
             if outputs is None:
-                return captured.call(self._run, session, feed, keep, run_options())
+                return captured.call(
+                    self._run, session, fill_up(self._contract, feed), keep, run_options()
+                )
             return outputs
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shapes = {name: list(array.shape) for name, array in feed.items()}

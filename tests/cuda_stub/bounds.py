@@ -112,6 +112,3 @@ LAYERS: Mapping[str, Mapping[str, int]] = {
 }
 """Operators of the largest layer on CUDA, by component and precision. A layer of a Q-Former that
 reads instructions has two attentions and two multilayer perceptrons."""
-
-WAITS_PER_INPUT = 2
-"""Waits of the host for the device that an input's copy may take."""

@@ -117,6 +117,18 @@ def test_a_masked_instruction_is_not_read(exported):
     assert not np.allclose(outputs(fused_path(graph.path), graph, feed)["visual_prompt"], masked)
 
 
+def test_an_instruction_may_be_filled_up(exported):
+    graph = exported("vicuna", "fp32")["qformer/model"]
+    feed = feed_of(graph)
+    expected = outputs(fused_path(graph.path), graph, feed)["visual_prompt"]
+    feed |= {
+        name: np.pad(feed[name], ((0, 0), (0, 1)))
+        for name in ("qformer_input_ids", "qformer_attention_mask")
+    }
+    filled = outputs(fused_path(graph.path), graph, feed)["visual_prompt"]
+    np.testing.assert_allclose(filled, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_layer_of_a_vit_is_ten_operators(exported, precision):
     path = fused_path(exported("vicuna", precision)["vision_encoder/model"].path)
