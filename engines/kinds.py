@@ -22,7 +22,8 @@ class EngineKind:
         reason: the sentence for the user if it is requested by name.
         plans: whether plans are built for it; otherwise it runs the graphs themselves.
         gpu: whether it runs on a GPU; otherwise on the CPU.
-        proven: whether its answers have been compared on its own device; `auto` takes only such.
+        proven: whether the project has compared its answers on its own device. `auto` takes only
+            such, and what a record of `iblip prove` has shown on this machine (`engines.proofs`).
     """
 
     title: str

@@ -202,7 +202,7 @@ def _judge(record: Record, manifest: Manifest) -> tuple[Verdict, bool, str]:
     failures = record.failures
     if failures:
         more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
-        return "failed", False, f"{failures[0]}{more}."
+        return "failed", False, f"{failures[0].rstrip('.')}{more}."
     if record.head["stubs"]:
         return "stubs", False, "Stub libraries pose as the GPU: it ran, and nothing was computed."
     missing = [
