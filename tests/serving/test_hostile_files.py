@@ -5,6 +5,7 @@ A failure names the number of its mutation, which the seed makes again.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
 from iblip.export.errors import BuildDirectoryError, CheckpointError, OptionError
 from iblip.export.images import pixels_from_image
+from iblip.export.originals.reading import checkpoint_from_original
 from iblip.serving.doctor.builds import findings_of_build
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.lint.checking import lint
@@ -178,11 +180,20 @@ def onnx_graph(directory: Path) -> Reader:
     return Reader(partial(damaged_bytes, path.read_bytes()), partial(written, path, read))
 
 
+def mapping_from(text: str) -> dict[str, Any]:
+    """What a program has read of JSON and passes on as options; nothing where it cannot."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    return given if isinstance(given, dict) else {}
+
+
 def wire_options(directory: Path) -> Reader:
     options = GenerationOptions(
         max_new_tokens=9, temperature=0.5, stop=("#",), logit_bias={3: 1.5}, stop_token_ids=(1,)
     )
-    parameters = {**parameters_from_options(options), "candidates": '["a"]', "top_k": 3}
+    parameters = {**parameters_from_options(options), "top_k": 3}
 
     def damage(dice: random.Random) -> str:
         if dice.random() < 0.5:
@@ -192,10 +203,9 @@ def wire_options(directory: Path) -> Reader:
         return json.dumps({**parameters, name: inner})
 
     def read(text: str) -> None:
+        with contextlib.suppress(OptionError):
+            GenerationOptions.from_mapping(mapping_from(text))
         options_from_parameters({PACKED: text})
-        given = json.loads(text)  # valid JSON, now
-        options_from_parameters(given)
-        GenerationOptions.from_mapping({k: v for k, v in given.items() if k != "stream"})
 
     return Reader(damage, read, 500)
 
@@ -444,3 +454,15 @@ def test_a_builds_copy_without_a_file_is_no_traceback(make_build):
     shutil.rmtree(directory / "graphs")
     assert not lint(directory).passed()
     assert "problem" in {one.verdict for one in findings_of_build(directory, Machine()).here}
+
+
+def test_a_part_with_a_pipe_among_its_files_is_refused(tmp_path):
+    language_model = tmp_path / "vicuna"
+    language_model.mkdir()
+    os.mkfifo(language_model / "config.json")
+    parts = {"checkpoint": tmp_path / "x.pth", "vit": tmp_path / "vit.pth"}
+    for path in parts.values():
+        path.touch()
+    parts["language_model"] = language_model
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: it is a pipe"):
+        checkpoint_from_original("lavis", "blip2_vicuna_instruct/vicuna7b", parts)
