@@ -31,7 +31,7 @@ from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.directory import tensors_from_directory
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
-from iblip.export.errors import BuildDirectoryError, CheckpointError, OptionError
+from iblip.export.errors import BuildDirectoryError, CheckpointError, InputError, OptionError
 from iblip.export.images import pixels_from_image
 from iblip.export.originals.reading import checkpoint_from_original
 from iblip.serving.doctor.builds import findings_of_build
@@ -40,6 +40,7 @@ from iblip.serving.lint.checking import lint
 from iblip.serving.repository.assembling import repository_from_engines
 from iblip.serving.repository.model_config import read_config
 from iblip.serving.repository.onnx_files import onnx_faults
+from iblip.serving.steps.prompts import check_fault, seconds_since
 from iblip.serving.wire import (
     PACKED,
     ServerContract,
@@ -47,6 +48,7 @@ from iblip.serving.wire import (
     finish_from_answer,
     options_from_parameters,
     parameters_from_options,
+    seconds_from_timeout,
 )
 from tests.cases import exhaustive
 from tests.mutations import damaged_bytes, damaged_json, survivors
@@ -466,3 +468,25 @@ def test_a_part_with_a_pipe_among_its_files_is_refused(tmp_path):
     parts["language_model"] = language_model
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read: it is a pipe"):
         checkpoint_from_original("lavis", "blip2_vicuna_instruct/vicuna7b", parts)
+
+
+@pytest.mark.parametrize("timeout_us", [10**15 + 1, 2**64 - 1, 10**5000, -1])
+def test_a_timeout_that_no_clock_can_tell_is_refused(timeout_us):
+    with pytest.raises(OptionError, match="expected 0 .none. to 1000000000000000 microseconds"):
+        seconds_from_timeout(timeout_us)
+    assert seconds_from_timeout(0) is None
+    assert seconds_from_timeout(1_500_000) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (np.array([b"\xff\xfe"], np.object_), "the fault is not UTF-8"),
+        (np.array([], np.object_), r"the fault has shape \[0\]; expected one string"),
+        (np.array([b"a", b"b"], np.object_), r"the fault has shape \[2\]"),
+    ],
+)
+def test_a_fault_that_is_no_text_is_its_callers(tensor, message):
+    with pytest.raises(InputError, match=message):
+        check_fault(tensor)
+    assert seconds_since(np.array([], np.int64)) == 0
