@@ -60,7 +60,7 @@ def damaged_json(value: Any, dice: random.Random) -> str:
 def _changed(value: Any, dice: random.Random) -> Any:
     places = list(_places(value))
     if not places or dice.random() < 0.02:
-        return dice.choice(VALUES)
+        return copy.deepcopy(dice.choice(VALUES))
     container, key = dice.choice(places)
     change = dice.randrange(4)
     if change == 0:
@@ -72,7 +72,7 @@ def _changed(value: Any, dice: random.Random) -> Any:
         if place in other if isinstance(other, dict) else place < len(other):
             container[key] = copy.deepcopy(other[place])
     else:
-        container[key] = dice.choice(VALUES)
+        container[key] = copy.deepcopy(dice.choice(VALUES))
     return value
 
 

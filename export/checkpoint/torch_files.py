@@ -61,12 +61,14 @@ def _check_form(file: Path) -> None:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     if head == LEGACY:
         raise CheckpointError(f"{file} has the form of torch before 1.6. {_convert(file)}")
-    if not zipfile.is_zipfile(file):
-        fault = "is cut off" if head.startswith(b"PK") else "is not a file of torch.save"
-        raise CheckpointError(f"{file} {fault}. Download it again.")
     try:
+        if not zipfile.is_zipfile(file):
+            fault = "is cut off" if head.startswith(b"PK") else "is not a file of torch.save"
+            raise CheckpointError(f"{file} {fault}. Download it again.")
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+    except CheckpointError:
+        raise
     except Exception as error:  # the library lets out whatever a damaged directory trips
         raise CheckpointError(_damaged(file, error)) from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):

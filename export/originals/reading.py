@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iblip.export.checkpoint.directory import tensors_from_directory
+from iblip.export.checkpoint.directory import refuse_irregular_files, tensors_from_directory
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
 from iblip.export.models.model import Model
@@ -35,6 +35,8 @@ def checkpoint_from_original(scheme: str, name: str, parts: Mapping[str, Path]) 
     model = model_of(scheme, name)
     check_parts(model, parts)
     parts = {part: path.resolve() for part, path in parts.items()}
+    for directory in filter(Path.is_dir, parts.values()):
+        refuse_irregular_files(directory)
     if "config" in parts:
         config = config_from_file(model, parts["config"])
     else:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iblip.engines.compiled import provider_cache
-
 from iblip.engines.onnxruntime.providers import CPU_PROVIDER, PROVIDERS, Placement
 from iblip.engines.onnxruntime.session import check_placement, load_onnxruntime, offer_providers
 from iblip.engines.tensorrt.profile import profile_from_json

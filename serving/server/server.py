@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -181,7 +182,7 @@ class TritonServer:
         assert self._scratch is not None, "the server has not been started"
         return Path(self._scratch.name)
 
-    @property
+    @cached_property
     def _reachable(self) -> str:
         return ListenAddress.resolve(self.options.host).reachable
 

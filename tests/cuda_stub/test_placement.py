@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from iblip.export.graph.cuda_fusion import fused_for_cuda
 
 from checkpoints import DEMOS
 from iblip.engines.onnxruntime.probing import preload_cuda
@@ -16,7 +17,6 @@ from iblip.engines.onnxruntime.providers import CPU_PROVIDER, Placement
 from iblip.engines.onnxruntime.session import load_onnxruntime, offer_providers
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.graph import onnxruntime_values
-from iblip.export.graph.cuda_fusion import fused_for_cuda
 from tests.cuda_stub.bounds import OUTSIDE, PRODUCTS, SHAPE_ARITHMETIC
 
 pytestmark = pytest.mark.cuda_stub

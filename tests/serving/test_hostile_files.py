@@ -5,6 +5,7 @@ A failure names the number of its mutation, which the seed makes again.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -30,14 +31,16 @@ from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.directory import tensors_from_directory
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
-from iblip.export.errors import BuildDirectoryError, CheckpointError, OptionError
+from iblip.export.errors import BuildDirectoryError, CheckpointError, InputError, OptionError
 from iblip.export.images import pixels_from_image
+from iblip.export.originals.reading import checkpoint_from_original
 from iblip.serving.doctor.builds import findings_of_build
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.lint.checking import lint
 from iblip.serving.repository.assembling import repository_from_engines
 from iblip.serving.repository.model_config import read_config
 from iblip.serving.repository.onnx_files import onnx_faults
+from iblip.serving.steps.prompts import check_fault, seconds_since
 from iblip.serving.wire import (
     PACKED,
     ServerContract,
@@ -45,6 +48,7 @@ from iblip.serving.wire import (
     finish_from_answer,
     options_from_parameters,
     parameters_from_options,
+    seconds_from_timeout,
 )
 from tests.cases import exhaustive
 from tests.mutations import damaged_bytes, damaged_json, survivors
@@ -178,11 +182,20 @@ def onnx_graph(directory: Path) -> Reader:
     return Reader(partial(damaged_bytes, path.read_bytes()), partial(written, path, read))
 
 
+def mapping_from(text: str) -> dict[str, Any]:
+    """What a program has read of JSON and passes on as options; nothing where it cannot."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    return given if isinstance(given, dict) else {}
+
+
 def wire_options(directory: Path) -> Reader:
     options = GenerationOptions(
         max_new_tokens=9, temperature=0.5, stop=("#",), logit_bias={3: 1.5}, stop_token_ids=(1,)
     )
-    parameters = {**parameters_from_options(options), "candidates": '["a"]', "top_k": 3}
+    parameters = {**parameters_from_options(options), "top_k": 3}
 
     def damage(dice: random.Random) -> str:
         if dice.random() < 0.5:
@@ -192,10 +205,9 @@ def wire_options(directory: Path) -> Reader:
         return json.dumps({**parameters, name: inner})
 
     def read(text: str) -> None:
+        with contextlib.suppress(OptionError):
+            GenerationOptions.from_mapping(mapping_from(text))
         options_from_parameters({PACKED: text})
-        given = json.loads(text)  # valid JSON, now
-        options_from_parameters(given)
-        GenerationOptions.from_mapping({k: v for k, v in given.items() if k != "stream"})
 
     return Reader(damage, read, 500)
 
@@ -444,3 +456,37 @@ def test_a_builds_copy_without_a_file_is_no_traceback(make_build):
     shutil.rmtree(directory / "graphs")
     assert not lint(directory).passed()
     assert "problem" in {one.verdict for one in findings_of_build(directory, Machine()).here}
+
+
+def test_a_part_with_a_pipe_among_its_files_is_refused(tmp_path):
+    language_model = tmp_path / "vicuna"
+    language_model.mkdir()
+    os.mkfifo(language_model / "config.json")
+    parts = {"checkpoint": tmp_path / "x.pth", "vit": tmp_path / "vit.pth"}
+    for path in parts.values():
+        path.touch()
+    parts["language_model"] = language_model
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: it is a pipe"):
+        checkpoint_from_original("lavis", "blip2_vicuna_instruct/vicuna7b", parts)
+
+
+@pytest.mark.parametrize("timeout_us", [10**15 + 1, 2**64 - 1, 10**400, -1])
+def test_a_timeout_that_no_clock_can_tell_is_refused(timeout_us):
+    with pytest.raises(OptionError, match=r"expected 0 \(none\) to 10+ microseconds"):
+        seconds_from_timeout(timeout_us)
+    assert seconds_from_timeout(0) is None
+    assert seconds_from_timeout(1_500_000) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (np.array([b"\xff\xfe"], np.object_), "the fault is not UTF-8"),
+        (np.array([], np.object_), r"the fault has shape \[0\]; expected one string"),
+        (np.array([b"a", b"b"], np.object_), r"the fault has shape \[2\]"),
+    ],
+)
+def test_a_fault_that_is_no_text_is_its_callers(tensor, message):
+    with pytest.raises(InputError, match=message):
+        check_fault(tensor)
+    assert seconds_since(np.array([], np.int64)) == 0
