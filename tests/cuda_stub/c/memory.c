@@ -239,8 +239,11 @@ static cudaError_t perform(const char *call, struct work work, enum cudaMemcpyKi
                                    work.source_slice), &from);
     if (!work.target || (work.what == COPY && !work.source))
         return stub_fault(cudaErrorInvalidValue, "a copy that leaves its allocation");
-    enum cudaMemcpyKind actual = (from == DEVICE ? 2 : 0) + (to == DEVICE ? 1 : 0);
-    if (work.what == FILL && to != DEVICE)
+    /* The GPU reads and writes page-locked memory, so it passes for memory of either side. */
+    int reads_device = from == DEVICE || (from == PINNED && kind != cudaMemcpyDefault && kind & 2);
+    int writes_device = to == DEVICE || (to == PINNED && kind != cudaMemcpyDefault && kind & 1);
+    enum cudaMemcpyKind actual = (reads_device ? 2 : 0) + (writes_device ? 1 : 0);
+    if (work.what == FILL && to == PAGEABLE)
         return stub_fault(cudaErrorInvalidValue, "a memset outside device memory");
     if (work.what == COPY && kind != cudaMemcpyDefault && kind != actual)
         return stub_fault(cudaErrorInvalidValue, "a copy in another direction than it names");
