@@ -92,13 +92,13 @@ def _no_options(placement: Placement) -> dict[str, str]:
 def _cuda_options(placement: Placement) -> dict[str, str]:
     return {
         "device_id": str(placement.device),
-        "enable_cuda_graph": str(int(placement.replays)),
         # Allocates what is requested, not the next power of two: other sessions share the card.
         "arena_extend_strategy": "kSameAsRequested",
         # The alternative, EXHAUSTIVE, times every algorithm again for every shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         # A graph in float32 is verified in float32; TF32 would round its factors to 11 bits.
         "use_tf32": "0",
+        **({"enable_cuda_graph": "1"} if placement.replays else {}),
     }
 
 
