@@ -81,6 +81,13 @@ def test_tensorrt_is_told_the_sizes_and_keeps_the_graphs_dtypes(
     assert nothing == {}
 
 
+def test_runs_are_captured_where_that_is_asked_for() -> None:
+    for replays in (False, True):
+        placement = Placement(kind="onnxruntime-cuda", replays=replays)
+        told = offer_providers(None, None, placement)[0][1]
+        assert told.get("enable_cuda_graph") == ("1" if replays else None)
+
+
 def test_what_a_provider_compiles_is_kept_for_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
