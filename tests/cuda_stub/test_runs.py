@@ -23,15 +23,8 @@ LLAMA, T5 = "instructblip-demo-vicuna", "instructblip-demo-flant5"
 
 PROMPT = "which digit is at the left?"
 
-T5_LENGTH = pytest.mark.xfail(
-    strict=True,
-    raises=EngineError,
-    reason="finding 7: a length that kernels compute is 0 over the stubs",
-)
 
-DEMOS_THAT_RUN = [pytest.param(demo, marks=T5_LENGTH if "flant5" in demo else ()) for demo in DEMOS]
-
-FAMILIES = [LLAMA, pytest.param(T5, marks=T5_LENGTH)]
+FAMILIES = [LLAMA, T5]
 
 RESOURCES = ("allocated_bytes", "streams", "events", "graphs")
 """Counters of what exists now."""
@@ -53,7 +46,7 @@ def length(tokens: int, **options: object) -> GenerationOptions:
     return GenerationOptions(min_new_tokens=tokens, max_new_tokens=tokens, **options)
 
 
-@pytest.mark.parametrize("demo", DEMOS_THAT_RUN)
+@pytest.mark.parametrize("demo", DEMOS)
 def test_a_decode_step_stays_within_its_bounds(demo, opened, record):
     pipeline, found = opened(demo), {}
     facts, image = pipeline.manifest.language_model, image_of(pipeline)
@@ -152,7 +145,7 @@ def test_a_cancelled_request_stops_the_gpu(demo, opened):
     assert work() == idle
 
 
-@pytest.mark.parametrize("demo", DEMOS_THAT_RUN)
+@pytest.mark.parametrize("demo", DEMOS)
 def test_a_pipeline_gives_back_everything_and_takes_no_more_with_time(demo, cuda_build):
     with counted() as counts:
         with Pipeline(cuda_build(demo, "fp16")) as pipeline:
