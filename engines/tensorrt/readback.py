@@ -121,7 +121,7 @@ def _layer(layer: Any, makers: Mapping[str, Any]) -> Layer:
     quantised = {_find_quantised_dtype(origin) for origin in origins}
     (narrow,) = quantised if len(quantised) == 1 else (None,)
     # A convolution's kernel is its own, unless it is quantised.
-    constant = any(origin and origin[-1].type.name == "CONSTANT" for origin in origins)
+    constant = any(_ends_in_a_matrix(origin) for origin in origins)
     return Layer(
         name=layer.name,
         kind=kind,
@@ -138,6 +138,14 @@ def _trace_origins(tensor: Any, makers: Mapping[str, Any]) -> Iterator[Any]:
         if maker.type.name not in PASSING or not maker.num_inputs:
             return
         tensor = maker.get_input(0)
+
+
+def _ends_in_a_matrix(origin: Sequence[Any]) -> bool:
+    """Whether it is a constant matrix. The ViT's patches are multiplied by a reordered kernel of a
+    convolution, of four axes, which is not quantised."""
+    if not origin or origin[-1].type.name != "CONSTANT":
+        return False
+    return len(tuple(origin[-1].get_output(0).shape)) <= 2
 
 
 def _find_quantised_dtype(origin: Sequence[Any]) -> str | None:

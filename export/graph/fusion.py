@@ -37,6 +37,9 @@ OPSET = 23
 
 MICROSOFT = "com.microsoft"
 
+SKIP_BIAS = 4
+"""Index of `bias` among the inputs of SkipLayerNormalization, behind its optional shift."""
+
 
 def fused_path(path: Path) -> Path:
     """Returns where the rewritten graph lies of the graph at `path`, if it has one."""
@@ -276,7 +279,7 @@ def _mask(
 
 def _fuse_layer_norm(graph: ir.Graph, norm: ir.Node) -> None:
     """Has a LayerNorm between two casts compute in the dtype around it, and add what it is of."""
-    source, scale, shift = norm.inputs
+    source, *given = norm.inputs  # scale, and shift where there is one
     cast, result = _producer(source, "Cast"), norm.outputs[0]
     users = [user.node for user in result.uses()]
     if cast is not None:
@@ -284,11 +287,12 @@ def _fuse_layer_norm(graph: ir.Graph, norm: ir.Node) -> None:
         source = cast.inputs[0]
         if source is None or source.dtype is None or kinds != {source.dtype.value}:
             return
-    if source is None or source.dtype is None or scale is None or shift is None:
+    values = [value for value in given if value is not None]
+    if source is None or source.dtype is None or not values:
         return
     ends = [user.outputs[0] for user in users] if cast is not None else [result]
     dtype = source.dtype
-    parameters = [_parameter(graph, value, dtype) for value in (scale, shift)]
+    parameters = [_parameter(graph, value, dtype) for value in values]
     epsilon = norm.attributes["epsilon"].as_float()
     add = _producer(source, "Add")
     if add is not None and _is_residual(add):
@@ -309,7 +313,9 @@ def _skip(
 
     total = add.outputs[0]
     (left, right), bias = _added(graph, add)
-    inputs = [left, right, *parameters, *([] if bias is None else [bias])]
+    inputs: list[ir.Value | None] = [left, right, *parameters]
+    if bias is not None:
+        inputs += [None] * (SKIP_BIAS - len(inputs)) + [bias]
     node = ir.node(
         "SkipLayerNormalization", inputs, {"epsilon": epsilon}, domain=MICROSOFT, num_outputs=4
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iblip.export.graph.cuda_fusion import fused_for_cuda
 
 from checkpoints import DEMOS
 from iblip.engines.onnxruntime.probing import preload_cuda
@@ -62,9 +61,7 @@ def open_graph(monkeypatch, tmp_path) -> Callable[[Path], Opened]:
 
         monkeypatch.setattr(onnxruntime_values, "with_casts", note)
         providers = offer_providers(ort, options, Placement(kind="onnxruntime-cuda"))
-        session = onnxruntime_values.session_from_onnx(
-            path, options, providers, rewrite=fused_for_cuda
-        )
+        session = onnxruntime_values.session_from_onnx(path, options, providers)
         nodes: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         for part in session.get_provider_graph_assignment_info():
             nodes[part.ep_name == CPU_PROVIDER].update(node.op_type for node in part.get_nodes())

@@ -82,10 +82,10 @@ def test_tensorrt_is_told_the_sizes_and_keeps_the_graphs_dtypes(
 
 
 def test_runs_are_captured_where_that_is_asked_for() -> None:
-    for replays in (False, True):
-        placement = Placement(kind="onnxruntime-cuda", replays=replays)
+    for captures in (False, True):
+        placement = Placement(kind="onnxruntime-cuda", captures=captures)
         told = offer_providers(None, None, placement)[0][1]
-        assert told.get("enable_cuda_graph") == ("1" if replays else None)
+        assert told.get("enable_cuda_graph") == ("1" if captures else None)
 
 
 def test_what_a_provider_compiles_is_kept_for_the_next_start(

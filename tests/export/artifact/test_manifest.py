@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from iblip.export.artifact.manifest import MANIFEST, Manifest
+from iblip.export.artifact.manifest import FORMAT, MANIFEST, Manifest
 from iblip.export.errors import BuildDirectoryError
 
 
@@ -17,10 +17,10 @@ def test_a_build_reads_back_as_it_was_written(vicuna_build, tmp_path):
     [
         (None, f"is not a build: it has no {MANIFEST}"),
         ("{", "is not valid JSON"),
-        ('{"format": 99}', "has format 99; this version reads 4"),
-        ('{"format": 3}', "has format 3; this version reads 4. Build it again"),
-        ('{"format": 5}', "is incomplete"),
-        ('{"format": 5, "components": []}', "is incomplete"),
+        ('{"format": 99}', f"has format 99; this version reads {FORMAT}"),
+        ('{"format": 3}', f"has format 3; this version reads {FORMAT}. Build it again"),
+        (f'{{"format": {FORMAT}}}', "is incomplete"),
+        (f'{{"format": {FORMAT}, "components": []}}', "is incomplete"),
         ("[]", "has format None"),
     ],
 )

@@ -175,3 +175,29 @@ def test_onnx_has_every_operator_in_bfloat16(exported, name):
     proto = onnx.load(graph.path, load_external_data=False)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     assert any(t.data_type == onnx.TensorProto.BFLOAT16 for t in proto.graph.initializer)
+
+
+def test_a_norm_without_a_shift_is_fused_with_what_it_adds(tmp_path):
+    path = tmp_path / "norm.onnx"
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[b, s, 8] x, float[b, s, 8] y, float[8] b1, float[8] w) => (float[b, s, 8] out)
+    {
+        moved = Add (x, b1)
+        sum = Add (moved, y)
+        normed = LayerNormalization <axis = -1, epsilon = 0.01> (sum, w)
+        out = Mul (normed, sum)
+    }"""
+    proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text))
+    onnx.save(proto, path)
+    fused = fused_from_proto(proto)
+    onnx.save(fused, fused_path(path))
+    generator = np.random.default_rng(0)
+    shapes = {"x": (2, 3, 8), "y": (2, 3, 8), "b1": (8,), "w": (8,)}
+    feed = {
+        name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    expected, actual = (
+        run(open_on_cpu(one), ["out"], feed)["out"] for one in (path, fused_path(path))
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    assert "SkipLayerNormalization" in {node.op_type for node in fused.graph.node}

@@ -83,7 +83,8 @@ def test_a_build_records_what_its_graphs_take(
     directory = build(options)
     manifest = Manifest.read(directory)
     for component, record in manifest.components.items():
-        served = [graph for graph in record.graphs if graph != "decoder"]
+        # `decoder` is not served, and the table of tokens lies in `batched_decoder` or on the CPU.
+        served = [graph for graph in record.graphs if graph not in ("decoder", "embed_tokens")]
         taken = sum(on_device(directory / record.graphs[graph].path) for graph in served)
         planned = record.engine.details[MEMORY]["weights"]
         assert planned == pytest.approx(taken, rel=0.001), component
@@ -94,7 +95,7 @@ def at_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     """Checkpoints of released models' shapes, whose files have no bytes on the disk."""
 
     def make_hole(weights: Any, name: str, file: int, offset: int, advance: Any) -> None:
-        os.ftruncate(file, max(os.fstat(file).st_size, offset + weights.nbytes(name)))
+        os.pwrite(file, b"\0", offset + weights.nbytes(name) - 1)  # threads share the file
 
     monkeypatch.setattr(shards, "_write_tensor", make_hole)
     monkeypatch.setattr(synthesis, "_check_space", lambda size, destination: None)

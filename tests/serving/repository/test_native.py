@@ -140,7 +140,7 @@ def test_cudas_provider_is_told_what_the_runner_tells_it(make_build):
     _, configs = assembled(make_build, "onnxruntime-cuda")
     # By number: of these Triton heeds parameters alone.
     assert parameters(configs[0]) == {"cudnn_conv_algo_search": "1", "arena_extend_strategy": "1"}
-    assert accelerators(configs[0]) == {"cuda": {"use_tf32": "0"}}
+    assert accelerators(configs[0]) == {"cuda": {"sdpa_kernel": "3", "use_tf32": "0"}}
 
 
 def test_tensorrts_provider_is_told_profile_and_cache(make_build):
@@ -153,7 +153,7 @@ def test_tensorrts_provider_is_told_profile_and_cache(make_build):
     assert told["tensorrt"]["trt_engine_cache_prefix"] == "qformer"
     assert told["tensorrt"]["precision_mode"] == "FP32"
     assert "trt_fp16_enable" not in told["tensorrt"]  # Triton refuses what it does not know
-    assert told["cuda"] == {"use_tf32": "0"}  # takes what TensorRT leaves
+    assert told["cuda"] == {"sdpa_kernel": "3", "use_tf32": "0"}  # takes what TensorRT leaves
     assert [sample.batch_size for sample in qformer.model_warmup] == [1, 2, 8]
 
 

@@ -451,9 +451,7 @@ def test_half_precision_graphs_are_fed_and_read_in_their_own_dtypes(
 ) -> None:
     logits = {}
     for precision in ("fp32", "fp16"):
-        # Where another test wants the whole build too, that one is taken.
-        parts = ("language_model",) if (kind, precision) == ("t5", "fp16") else ()
-        directory = random_build(kind, precision, *parts)
+        directory = random_build(kind, precision)
         model = open_model(directory, Manifest.read(directory), threads=1)
         slot, first = read(model, 0, IDS)
         logits[precision] = np.concatenate([first, *(model.step({slot: t})[0] for t in ANSWER)])
