@@ -252,11 +252,19 @@ class DecoderOnly:
         return self._live[-1]
 
     def release(self, slot: Slot) -> None:
-        """Frees a slot; the last live row moves into its row, so that the live rows have no gap."""
+        """Frees a slot; the last live row moves into its row, so that the live rows have no gap.
+
+        Attention on CUDA multiplies what it does not see by zero (`export.graph.decoder_fusion`),
+        which leaves a NaN a NaN: none may stay for the next sequence.
+        """
         last = self._live.pop()
+        if slot.spoiled:
+            self.caches.clear(slot.row)
         if last is not slot:
             self.caches.copy(PAST, [(last.row, slot.row, slice(0, last.length))])
             self._copy_sources([(last, slot.row)])
+            if last.spoiled:
+                self.caches.clear(last.row)
             last.row = slot.row
             self._live[slot.row] = last
 
@@ -284,6 +292,7 @@ class DecoderOnly:
         for target, source in targets.items():
             target.length, target.source_length = source.length, source.source_length
             target.prompt, target.tokens = source.prompt, source.tokens.copy()
+            target.spoiled |= source.spoiled
 
     def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
         """Puts each image's visual prompt `[queries, hidden]` at its place among the tokens."""
@@ -327,6 +336,7 @@ class DecoderOnly:
             slot.length += count
             slot.prompt = prompt
             prompt.done += count
+            slot.spoiled |= bool(np.isnan(rows.logits[row, 0]))
             read[slot] = rows.logits[row].copy() if prompt.done == prompt.positions else None
         return read
 
@@ -376,6 +386,7 @@ class DecoderOnly:
         for slot, token in tokens.items():
             slot.tokens.append(token)
             slot.length += 1
+            slot.spoiled |= bool(np.isnan(rows.logits[slot.row, 0]))
         return rows.logits[[slot.row for slot in tokens]]  # [len(tokens), vocab]
 
     def rows(self, count: int) -> Rows:

@@ -40,6 +40,10 @@ class Caches(Protocol):
         """Copies within all caches whose names begin so. No row is both a source and a target."""
         ...
 
+    def clear(self, row: int) -> None:
+        """Sets a slot to zero in all caches."""
+        ...
+
     def lend(self, prefix: str, positions: int) -> dict[str, Array] | dict[str, DeviceArray]:
         """Memory for `[1, heads, positions, head_dim]` of each cache whose name begins so.
 
@@ -100,6 +104,11 @@ class HostCaches:
             if name.startswith(prefix):
                 for source, target, place in copies:
                     buffer[target, :, place] = buffer[source, :, place]
+
+    def clear(self, row: int) -> None:
+        """As `Caches.clear`."""
+        for buffer in self.buffers.values():
+            buffer[row] = 0
 
     def lend(self, prefix: str, positions: int) -> dict[str, Array]:
         """As `Caches.lend`."""
@@ -207,6 +216,15 @@ class DeviceCaches:
             layers=len(named),
             stream=self._stream,
         )
+        self._device.synchronize(self._stream)
+
+    def clear(self, row: int) -> None:
+        """As `Caches.clear`."""
+        _, heads, positions, _ = self._shape
+        self._device.use()
+        for name in self._names:
+            size = self._bytes(heads * positions)
+            self._device.clear(self._address(name, row, 0), size, self._stream)
         self._device.synchronize(self._stream)
 
     def lend(self, prefix: str, positions: int) -> dict[str, DeviceArray]:

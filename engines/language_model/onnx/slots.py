@@ -47,6 +47,7 @@ class Slot:
         prompt: the prompt that it began with; the forks of a sequence share it.
         source_length: positions of the encoder's output that it attends to.
         tokens: the tokens read after the prompt; their keys and values are in the cache.
+        spoiled: whether the model has returned NaN for it, so that its caches may hold some.
     """
 
     row: int
@@ -54,6 +55,7 @@ class Slot:
     prompt: Prompt | None = None
     source_length: int = 1
     tokens: list[int] = field(default_factory=list)
+    spoiled: bool = False
 
     def take_back(self, count: int) -> None:
         """Drops its last tokens. Their keys and values stay, unread, until they are overwritten."""

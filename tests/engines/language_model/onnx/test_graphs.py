@@ -189,6 +189,20 @@ def test_slots_in_a_devices_memory_hold_the_same(
     assert not host_device.memory
 
 
+def test_no_nan_is_left_for_the_next_sequence(model: BatchModel) -> None:
+    """Attention on CUDA multiplies by zero what it does not see; a NaN stays one."""
+    first, _ = read(model, 0, IDS)
+    spoiled = model.acquire()
+    prompt = model.read(np.full_like(visual(1), np.nan), PromptIds(IDS))
+    while prompt.done < prompt.positions:
+        model.prefill({spoiled: prompt}, 100)
+    assert np.isnan(model.step({spoiled: ANSWER[0]})).all()
+    model.fork({first: spoiled})
+    for slot in (first, spoiled):
+        model.release(slot)
+    assert not any(np.isnan(buffer).any() for buffer in model.caches.buffers.values())
+
+
 def test_the_bound_of_lengths_changes_no_bit(kind: str, random_build: Build) -> None:
     """A captured CUDA graph keeps the capacity as the bound; rows' own lengths are exact."""
     exact, bounded = (opened(random_build(kind), shapes) for shapes in (ON_CPU, ON_GPU))

@@ -65,6 +65,11 @@ def test_writes_and_copies_go_to_the_same_places(
     for name, buffer in host.buffers.items():
         assert buffer.any()
         assert (content(device, host_device, name) == buffer).all()
+    for caches in both:
+        caches.clear(1)
+    for name, buffer in host.buffers.items():
+        assert [row.any() for row in buffer] == [True, False, True]
+        assert (content(device, host_device, name) == buffer).all()
 
 
 def test_rows_are_where_they_are(both: tuple[HostCaches, DeviceCaches]) -> None:
