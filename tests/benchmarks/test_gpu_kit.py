@@ -152,7 +152,7 @@ def test_a_transfer_holds_what_it_has_room_for(tmp_path):
     transfer.add_build(tmp_path / "b.tar.xz")
     assert (tmp_path / "1" / "builds.txt").read_text() == "b\n"
     assert not transfer.fits(tmp_path / "b.tar.xz")
-    with pytest.raises(SystemExit, match="transfer 1 .* it may hold 4,000"):
+    with pytest.raises(SystemExit, match=r"transfer 1 .* it may hold 4,000"):
         transfer.add(tmp_path / "b.tar.xz", "site")
 
 

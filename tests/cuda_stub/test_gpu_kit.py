@@ -1,4 +1,4 @@
-"""A dress rehearsal of the kit for a GPU machine: made, carried, unpacked and run over the stubs."""
+"""A rehearsal of the kit for a GPU machine: made, unpacked and run, over the stubs."""
 
 from __future__ import annotations
 
