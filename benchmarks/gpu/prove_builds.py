@@ -42,11 +42,13 @@ class Proofs:
         facts: where every line goes.
         records: folder of the records' own files, outside of what is brought back.
         end: time on `time.monotonic` after which no further proof begins.
+        stage_s: seconds after which a stage is stopped.
     """
 
     facts: Facts
     records: Path
     end: float
+    stage_s: float
 
     def run(self, build: Path, stages: Sequence[str] = (), name: str | None = None) -> None:
         """Proves a build in some stages, or in all. Says so where it did not begin: time was over.
@@ -67,7 +69,8 @@ class Proofs:
             self.facts.write(name, line)
             print(f"{name}: {line_of(line)}", flush=True)
 
-        options = ProofOptions(stages=tuple(stages), record=self.records / f"{name}.jsonl")
+        path = self.records / f"{name}.jsonl"
+        options = ProofOptions(stages=tuple(stages), record=path, stage_s=self.stage_s)
         try:
             prove(build, options, tell)
         except IblipError as error:
@@ -94,6 +97,11 @@ def compare_builds(builds: Sequence[Path], proofs: Proofs, workers: int = WORKER
 @click.argument("builds", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--seconds", default=180.0, help="After which no further proof begins.")
+@click.option(
+    "--stage-seconds",
+    default=60.0,
+    help="After which a stage is stopped: a GPU that hangs is not to take all the time.",
+)
 @click.option("--workers", default=WORKERS, help="Builds that are compared at a time.")
 @click.option("--side-by-side", is_flag=True, help="Compare all builds, several at a time.")
 @click.option("--stage", "stages", multiple=True, help="Run only this stage. Repeatable.")
@@ -101,6 +109,7 @@ def main(
     builds: tuple[Path, ...],
     out: Path,
     seconds: float,
+    stage_seconds: float,
     workers: int,
     side_by_side: bool,
     stages: tuple[str, ...],
@@ -108,7 +117,7 @@ def main(
     """Prove BUILDS, in this order, and write each fact to a file in the folder OUT."""
     end = time.monotonic() + seconds
     with Facts(out) as facts, TemporaryDirectory() as records:
-        proofs = Proofs(facts=facts, records=Path(records), end=end)
+        proofs = Proofs(facts=facts, records=Path(records), end=end, stage_s=stage_seconds)
         if side_by_side:
             compare_builds(builds, proofs, workers)
         elif stages:
