@@ -106,4 +106,4 @@ gpu-kit: $(SETUP)
 	$(BIN)/python -m benchmarks.gpu.make_kit $(addprefix --transfer ,$(TRANSFER))
 
 clean:
-	rm -rf build .kit $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build .kit/parts .kit/[0-9] $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ A transfer carries the repository's own files too, but for the checkpoints' weig
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import shutil
@@ -27,6 +28,7 @@ import click
 from benchmarks.gpu.prune import prune_provider
 from benchmarks.gpu.slim import slim_build
 from benchmarks.gpu.true_size import strip_build
+from iblip.export.system.toolchain import code_digest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,7 +46,8 @@ WEIGHTS = "checkpoints/*/model.safetensors"
 PYTHON = "3.12"
 """Of the GPU machine."""
 
-PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+PLATFORMS = ("manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, 40)))
+"""Wheels that it takes: pip wants each by name."""
 
 DEMOS = (
     "instructblip-demo-vicuna",
@@ -61,6 +64,9 @@ SIZED = ("instructblip-vicuna-7b", "instructblip-flan-t5-xl")
 """Models whose graphs are carried at their true size; both have ViT-g."""
 
 ENGINE = ("--engine", "onnxruntime-cuda", "--llm-engine", "onnxruntime-cuda")
+
+PACKAGES = ("iblip.export", "iblip.engines", "iblip.serving", "iblip.model_repository")
+"""Whose code a build follows from."""
 
 LEFT_OUT = (
     *("*/onnxruntime/tools/*", "*/onnxruntime/transformers/*", "*/onnxruntime/quantization/*"),
@@ -150,7 +156,7 @@ def pack(folder: Path, archive: Path, *, left_out: Sequence[str] = (), preset: i
     effort = preset | (lzma.PRESET_EXTREME if preset == 9 else 0)
     with (
         lzma.open(archive, "w", preset=effort) as out,
-        tarfile.open(fileobj=out, mode="w:") as packed,
+        tarfile.open(fileobj=out, mode="w:", dereference=True) as packed,
     ):
         for path in sorted(folder.iterdir()):
             packed.add(path, path.name, filter=choose)
@@ -167,7 +173,7 @@ def pack_onnxruntime(packages: Path, archive: Path, *, preset: int = 9) -> None:
     with TemporaryDirectory(dir=archive.parent) as scratch:
         folder = Path(scratch)
         for name in ("onnxruntime", *(path.name for path in packages.glob("onnxruntime_gpu-*"))):
-            shutil.copytree(packages / name, folder / name, copy_function=os.link)
+            shutil.copytree(packages.absolute() / name, folder / name, copy_function=os.symlink)
         (folder / PROVIDER).unlink()
         kept, cut = prune_provider(packages / PROVIDER, folder / PROVIDER)
         click.echo(f"device code: {kept:,} bytes kept, {cut:,} cut")
@@ -213,15 +219,23 @@ class Workshop:
 
     Attributes:
         scratch: an empty folder, with 40 GB for builds of true size.
-        parts: finished archives; what is there already is kept.
+        parts: finished archives; one is kept as long as the code and the pins that it follows from.
     """
 
     scratch: Path
     parts: Path
 
+    def _part(self, name: str, *modules: str) -> Path:
+        """Where the archive of that name lies, made by this code of the kit and of `modules`."""
+        pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+        digest = hashlib.sha256((code_digest("benchmarks.gpu", *modules) + pins).encode())
+        folder = self.parts / digest.hexdigest()[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.tar.xz"
+
     def onnxruntime(self) -> Path:
         """The archive of ONNX Runtime."""
-        archive = self.parts / "onnxruntime.tar.xz"
+        archive = self._part("onnxruntime")
         if not archive.exists():
             _download(["onnxruntime-gpu"], self.scratch / "onnxruntime")
             pack_onnxruntime(self.scratch / "onnxruntime", archive)
@@ -229,7 +243,7 @@ class Workshop:
 
     def triton(self) -> Path:
         """The archive of Triton and of its client's needs."""
-        archive = self.parts / "triton.tar.xz"
+        archive = self._part("triton")
         if not archive.exists():
             folder = self.scratch / "triton"
             _download(TRITON, folder)
@@ -245,7 +259,7 @@ class Workshop:
 
     def build(self, demo: str, precision: str) -> Path:
         """The archive of a demo's verified build."""
-        archive = self.parts / f"{demo}-{precision}.tar.xz"
+        archive = self._part(f"{demo}-{precision}", *PACKAGES)
         if not archive.exists():
             output = self.scratch / f"{demo}-{precision}"
             model = str(REPOSITORY / "checkpoints" / demo)
@@ -257,7 +271,7 @@ class Workshop:
 
     def true_size(self, model: str) -> Path:
         """The archive of a model's graphs at their true size, in fp16."""
-        archive = self.parts / f"{model}-fp16.tar.xz"
+        archive = self._part(f"{model}-fp16", *PACKAGES)
         if not archive.exists():
             checkpoint, output = self.scratch / model, self.scratch / f"{model}-fp16"
             _iblip("export", "synthesize", model, str(checkpoint), "--dtype", "float16")
