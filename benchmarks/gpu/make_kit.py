@@ -37,8 +37,11 @@ KIT = REPOSITORY / ".kit"
 LIMIT = 64 << 20
 """Bytes of a transfer, the repository's own files included."""
 
-SPARE = 1 << 20
+SPARE = 512 << 10
 """Bytes that a transfer leaves free: names and folders take room too."""
+
+LEAST = 4_000_000
+"""Bytes of the smallest build, about."""
 
 WEIGHTS = "checkpoints/*/model.safetensors"
 """Tracked files that stay behind: `carry.sh` has the same pattern."""
@@ -314,10 +317,11 @@ def _fill_with_builds(transfer: Transfer, workshop: Workshop, already: Sequence[
     for demo, precision in names:
         if f"{demo}-{precision}" in already:
             continue
+        if transfer.room - transfer.size < LEAST:
+            return  # nothing fits any more, and a build takes a minute to make
         archive = workshop.build(demo, precision)
-        if not transfer.fits(archive):
-            return  # the next would take the place of one that is worth more
-        transfer.add_build(archive)
+        if transfer.fits(archive):
+            transfer.add_build(archive)
 
 
 TRANSFERS: Mapping[str, Callable[[Transfer, Workshop], None]] = {
