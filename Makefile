@@ -5,6 +5,7 @@
 #   make test-all    every test there is, and all held-out examples
 #   make test-vllm   the language model on vLLM, in an environment of its own
 #   make test-cuda-stub   ONNX Runtime's CUDA provider over stubs of CUDA, in an environment of its own
+#   make gpu-kit     what a GPU machine without a network needs to prove builds, in .kit (benchmarks/gpu/README.md)
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
@@ -31,7 +32,7 @@ CUDA_STUB_SETUP := $(CUDA_STUB_VENV)/.installed
 CUDA_STUB_PIP := $(CUDA_STUB_VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 CUDA_STUBS := $(abspath $(CUDA_STUB_VENV)/stubs)
 
-.PHONY: setup demo test test-all test-vllm test-cuda-stub check lint format bench clean
+.PHONY: setup demo test test-all test-vllm test-cuda-stub check lint format bench gpu-kit clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
@@ -77,7 +78,7 @@ test-vllm: $(SETUP) $(VLLM_SETUP)
 $(CUDA_STUB_SETUP): tests/cuda_stub/constraints.txt constraints.txt pyproject.toml | $(SETUP)
 	test -x $(CUDA_STUB_VENV)/bin/python || $(BIN)/python -m venv $(CUDA_STUB_VENV)
 	{ grep -v '^numpy==' constraints.txt; cat tests/cuda_stub/constraints.txt; } >$(CUDA_STUB_VENV)/constraints.txt
-	$(CUDA_STUB_PIP) -c $(CUDA_STUB_VENV)/constraints.txt -e '.[runtime]' onnxruntime-gpu cuda-bindings onnx-ir pytest pytest-timeout pytest-xdist
+	$(CUDA_STUB_PIP) -c $(CUDA_STUB_VENV)/constraints.txt -e '.[runtime]' onnxruntime-gpu cuda-bindings onnx-ir zstandard pytest pytest-timeout pytest-xdist
 	$(CUDA_STUB_PIP) -c $(CUDA_STUB_VENV)/constraints.txt --no-deps --upgrade --target $(CUDA_STUB_VENV)/cuda nvidia-cuda-runtime nvidia-cuda-crt
 	touch $@
 
@@ -99,5 +100,10 @@ bench: $(SETUP)
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
+# 40 GB of disk for graphs of true size, and half an hour; TRANSFER=1 makes that alone.
+gpu-kit: $(SETUP)
+	$(PIP) install --quiet -c constraints.txt -e '.[kit]'
+	$(BIN)/python -m benchmarks.gpu.make_kit $(addprefix --transfer ,$(TRANSFER))
+
 clean:
-	rm -rf build $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build .kit/parts .kit/[0-9] $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,8 +24,8 @@ from iblip.export.system.files import sha256
 from iblip.serving.proving.record import FORMAT, RECORD, Record, Verdict, Writer
 from iblip.serving.proving.stages import STAGES
 
-STAGE_SECONDS = 900
-"""Time after which a stage is stopped: a GPU that hangs does not say so."""
+STAGE_S = 900.0
+"""Default number of seconds after which a stage is stopped: a GPU that hangs does not say so."""
 
 WORKER = "iblip.serving.proving.worker"
 
@@ -45,17 +45,21 @@ class ProofOptions:
         limit: most questions of each way; `None` is all that the build holds.
         record: the record's file; `None` is in the build, `proof/record.jsonl`.
         torch: whether `speed` may measure torch beside the build, where it is installed.
+        stage_s: seconds after which a stage is stopped.
 
     Raises:
-        OptionError: there is no such stage, or the limit is below 1.
+        OptionError: there is no such stage, the limit is below 1, or a stage has no time.
     """
 
     stages: tuple[str, ...] = ()
     limit: int | None = None
     record: Path | None = None
     torch: bool = True
+    stage_s: float = STAGE_S
 
     def __post_init__(self) -> None:
+        if not self.stage_s > 0:
+            raise OptionError(f"stage_s is {self.stage_s}; expected more than 0 seconds")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit is {self.limit}; expected 1 or more")
         for name in self.stages:
@@ -155,7 +159,7 @@ def _run_stage(
     )
     os.close(write)
     end: dict[str, Any] | None = None
-    watch = _stop_after(process, STAGE_SECONDS)
+    watch = _stop_after(process, options.stage_s)
     try:
         with os.fdopen(read, encoding="utf-8") as lines:
             for text in lines:
@@ -173,7 +177,9 @@ def _run_stage(
         yield {
             "stage": name,
             "ended": "failed",
-            "reason": _describe_end(process.returncode, time.monotonic() - started),
+            "reason": _describe_end(
+                process.returncode, time.monotonic() - started, options.stage_s
+            ),
             "seconds": round(time.monotonic() - started, 2),
         }
 
@@ -188,10 +194,10 @@ def _stop_after(process: subprocess.Popen[bytes], seconds: float) -> Callable[[]
     return timer.cancel
 
 
-def _describe_end(status: int, seconds: float) -> str:
+def _describe_end(status: int, seconds: float, most: float) -> str:
     """Why a stage's process ended before its stage, in words."""
-    if seconds >= STAGE_SECONDS:
-        return f"it did not end within {STAGE_SECONDS} s and was stopped"
+    if seconds >= most:
+        return f"it did not end within {most:g} s and was stopped"
     if status < 0:
         return f"its process was ended by signal {-status}; what it said is on standard error"
     return f"its process ended with status {status}; what it said is on standard error"

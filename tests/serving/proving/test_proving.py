@@ -18,6 +18,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.references import FACTS, TENSORS
 from iblip.serving.proving.answers import divergence
 from iblip.serving.proving.record import RECORD, Record, record_of_build
+from iblip.serving.proving.running import ProofOptions, prove
 from iblip.serving.proving.stages import STAGES
 
 CHILDREN = "/proc/{0}/task/{0}/children"
@@ -167,6 +168,15 @@ def test_a_stage_whose_process_dies_fails_and_the_next_one_runs(proven, copied):
     assert record.stages["invariance"]["ended"] == "done"
 
 
+def test_a_stage_that_takes_too_long_is_stopped_and_the_next_one_runs(proven, tmp_path):
+    path = tmp_path / "record.jsonl"
+    options = ProofOptions(stages=("text", "memory"), record=path, stage_s=0.2)
+    record = prove(proven.build, options, lambda line: None)
+    reasons = [stage["reason"] for stage in record.stages.values()]
+    assert reasons == ["it did not end within 0.2 s and was stopped"] * 2
+    assert record.verdict == "failed"
+
+
 def test_a_build_without_verification_proves_nothing_and_says_so(
     checkpoints, tmp_path, make_once, call
 ):
@@ -212,6 +222,7 @@ import sys
 from pathlib import Path
 from iblip.export.artifact.manifest import Manifest
 from iblip.serving.proving import running
+from iblip.serving.proving.running import ProofOptions, prove
 from iblip.serving.proving.stages import STAGES
 from iblip.serving.proving.subject import Subject, NothingToMeasureError
 build = Path(sys.argv[1])
