@@ -20,6 +20,9 @@ pytestmark = pytest.mark.cuda_stub
 TOTAL = 140 << 30
 """`total_bytes` of the stubs."""
 
+PROCESS = 1 << 20
+"""Bytes that ONNX Runtime keeps for a process once buffers have been made on the device."""
+
 VICUNA = "instructblip-demo-vicuna"
 PRECISIONS = ("fp16", "vision_encoder=fp16,qformer=fp16,language_model=int4")
 
@@ -49,7 +52,7 @@ def test_a_component_takes_what_was_planned(component, cuda_build):
         runner.infer(zeros(runner.contract, batch=BATCH, instruction=128))
         # The buffers of captured runs are left to the plan's reserve.
         assert loaded < taken() - before <= 1.2 * (row.weights + row.work)
-    assert taken() == before
+    assert taken() - before in (0, PROCESS)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
