@@ -101,10 +101,12 @@ class Supervisor:
                     self._repository, self._options, progress=self._progress
                 ) as server:
                     ready_at = time.monotonic()
+                    # Before anybody hears that it is ready: what dies then must be known.
+                    vitals = Vitals(server.pid, server.heartbeats)
                     self._options = server.options_with_ports()
                     self._health.state, self._health.has_started = "ready", True
                     on_ready(server)
-                    fault = self._watch(server)
+                    fault = self._watch(server, vitals)
                     self._note(fault.reason)
                     server.stop(DRAIN_S if fault.model in DRAINABLE else 0)
             except ServingError as error:
@@ -126,9 +128,7 @@ class Supervisor:
         logger.error("%s", reason)
         self._health.state, self._health.reason = "restarting", reason
 
-    def _watch(self, server: TritonServer) -> Fault:
-        vitals = Vitals(server.pid, server.heartbeats)
-
+    def _watch(self, server: TritonServer, vitals: Vitals) -> Fault:
         def progress() -> Progress:
             return vitals.progress(read_metrics(server.metrics_url, METRICS_S))
 
