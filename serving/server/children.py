@@ -10,6 +10,8 @@ import contextlib
 import time
 from pathlib import Path
 
+from iblip.serving.server.log import loading_models
+
 GRACE_S = 3.0
 """Seconds that Triton has to notice by itself, and to say why."""
 
@@ -26,17 +28,27 @@ class ModelProcesses:
         self._names: dict[int, str] = {}
         self._ended: dict[int, float] = {}
 
-    def lost(self) -> str | None:
-        """The model whose process ended unnoticed; empty if it is not known which."""
+    def lost(self, log: str) -> str | None:
+        """The model whose process ended unnoticed, or those of which it is one.
+
+        Args:
+            log: what the server has logged. A process may end before anybody has seen its name:
+                then it is of a model that is neither loaded nor has another process.
+        """
         ended = {}
+        running = set()
         for child in children_of(self._pid):
             if is_zombie(child):
                 ended[child] = self._ended.get(child, time.monotonic())
             elif name := model_of(child):
                 self._names[child] = name
+                running.add(name)
         self._ended = ended
         late = [one for one, since in ended.items() if time.monotonic() - since > GRACE_S]
-        return self._names.get(late[0], "") if late else None
+        if not late:
+            return None
+        missing = [name for name in loading_models(log) if name not in running]
+        return self._names.get(late[0]) or " or ".join(missing) or "a model"
 
 
 def children_of(pid: int) -> set[int]:

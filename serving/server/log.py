@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterable
 
 _LINE = re.compile(r"^[IWEF]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ")
+_LOADING = re.compile(r"\"loading: ([^\":]+):\d+\"")
 _READY = re.compile(r"successfully loaded '([^']+)'")
+_STUB_FAILED = re.compile(r"pb_stub\.cc:\d+\] +(Failed .*)")
+"""What a Python model's process says of itself in a line of Triton's form."""
 _FAILED = re.compile(r"failed to load '([^']+)' version \d+: (.*)", re.DOTALL)
 
 LAST_LINES = 15
@@ -35,6 +38,12 @@ def ready_models(text: str) -> list[str]:
     return _READY.findall(text)
 
 
+def loading_models(text: str) -> list[str]:
+    """The models that the server has begun to load and has not loaded."""
+    ready = ready_models(text)
+    return [name for name in _LOADING.findall(text) if name not in ready]
+
+
 def why(text: str) -> str:
     """Why a server with this log did not start, in as few lines as tell it."""
     found = (_FAILED.search(entry) for entry in entries(text))
@@ -54,7 +63,8 @@ def last_words(text: str) -> str:
     """What processes of models, and shells that start them, wrote to the log before they ended."""
     lines = [line for line in text.splitlines() if line and not _LINE.match(line)]
     strays = [line for line in lines if line[0] not in "|+"]  # no rows of Triton's tables
-    return "\n".join(_unique(strays[-LAST_LINES:])) or (
+    told = [*_STUB_FAILED.findall(text), *strays]
+    return "\n".join(_unique(told[-LAST_LINES:])) or (
         "It wrote nothing: a file of the model may be missing (`iblip lint` tells), or something "
         "killed it, such as the kernel when memory is short."
     )

@@ -246,11 +246,10 @@ class TritonServer:
             if status is not None:
                 kind = _CrashedError if status < 0 else ServingError
                 raise kind(f"Triton did not start.\n{why(log)}")
-            lost = models.lost()
+            lost = models.lost(log)
             if lost is not None:
-                name = lost or "a model"
                 raise ServingError(
-                    f"Triton did not start: the process of {name} ended before it had loaded, "
+                    f"Triton did not start: the process of {lost} ended before it had loaded, "
                     f"and Triton would wait for it.\n{last_words(log)}"
                 )
             if time.monotonic() > end:

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from iblip.export.errors import OptionError, ServingError
 from iblip.serving.server import installation
 from iblip.serving.server.address import ListenAddress
+from iblip.serving.server.children import ModelProcesses
 from iblip.serving.server.command import scratch_parent, server_command
 from iblip.serving.server.installation import find_triton
-from iblip.serving.server.log import ready_models, why
+from iblip.serving.server.log import last_words, loading_models, ready_models, why
 from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.server import TritonServer
 
@@ -30,6 +32,14 @@ EngineError: there is no graph model.onnx\nBuild it again.\n\nAt:\n  /b/model.py
 I1121 22:15:58.958166 5664 model_lifecycle.cc:777] "failed to load 'qformer'"
 error: creating server: Internal - failed to load all models
 """.replace("\\\n", "")
+
+LOADING = """\
+I1129 06:17:04.796667 57 model_lifecycle.cc:472] "loading: qformer:1"
+I1129 06:17:04.796728 57 model_lifecycle.cc:472] "loading: language_model:1"
+I1129 06:17:04.796794 57 model_lifecycle.cc:472] "loading: tokenizer:1"
+I1129 06:17:04.876235 91 pb_stub.cc:2105]  Failed to preinitialize Python stub: no 'model.py'
+I1129 06:17:06.027134 57 model_lifecycle.cc:839] "successfully loaded 'qformer'"
+"""
 
 UNPARSED = """\
 E1121 22:15:58.587144 5664 server.cc:241] "CudaDriverHelper has not been initialized."
@@ -60,6 +70,33 @@ def test_a_log_that_explains_nothing_is_shown_at_its_end():
 
 def test_loaded_models_are_read_from_the_log():
     assert ready_models(FAILED) == ["tokenizer"]
+
+
+def test_models_that_still_load_are_read_from_the_log():
+    assert loading_models(LOADING) == ["language_model", "tokenizer"]
+
+
+def test_what_a_models_process_says_in_tritons_own_words_is_told():
+    assert last_words(LOADING) == "Failed to preinitialize Python stub: no 'model.py'"
+
+
+def test_a_process_that_ended_unseen_is_of_a_model_that_still_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("iblip.serving.server.children.GRACE_S", -1.0)
+    model = tmp_path / "language_model" / "1" / "model.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("import sys; print(flush=True); sys.stdin.read()")
+    command = (sys.executable, model)
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(command, stdin=pipe, stdout=pipe) as running,
+        subprocess.Popen("true", stdin=pipe),
+    ):
+        assert running.stdout is not None
+        running.stdout.readline()
+        models = ModelProcesses(os.getpid())
+        while (lost := models.lost(LOADING)) is None:
+            pass
+        assert lost == "tokenizer"
 
 
 def executable(path: Path) -> Path:
