@@ -25,8 +25,9 @@ import onnx
 
 from benchmarks.measure import RESULTS, read_bandwidth, save_figures
 from benchmarks.plots import plot_batching
+from iblip.engines.language_model.onnx.decoder_only import DecoderOnly
 from iblip.engines.language_model.onnx.engine import OnnxEngine
-from iblip.engines.language_model.onnx.graphs import DecoderOnly, open_model
+from iblip.engines.language_model.onnx.opening import open_model
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import GenerationRequest
 from iblip.engines.onnxruntime.binding import Binding

@@ -8,7 +8,6 @@ for each, in `$IBLIP_CACHE/proofs`.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from iblip.engines.hardware.nvidia import Driver, find_driver
 from iblip.engines.kinds import runs_on_gpu
 from iblip.export.system.cache_directory import cache_directory
 from iblip.export.system.files import write_whole
+from iblip.export.system.toolchain import library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,11 @@ LIBRARIES = (
     "iblip",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "tensorrt",
-    "tensorrt-rtx",
+    "tensorrt-rtx-cu12-libs",
+    "tensorrt-rtx-cu13-libs",
     "vllm",
     "cuda-bindings",
     "nvidia-cudnn-cu13",
@@ -87,19 +89,8 @@ def key_here(
         precision=dict(precision),
         architecture=driver.gpus[0].capability if driver and driver.gpus else CPU,
         driver=(driver.version or "") if driver else "",
-        versions=installed_versions(),
+        versions=library_versions(LIBRARIES),
     )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of `LIBRARIES` that are installed, by name."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def is_stub(name: str) -> bool:

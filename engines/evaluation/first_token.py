@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from iblip.engines.language_model.onnx.graphs import open_model
+from iblip.engines.language_model.onnx.opening import open_model
 from iblip.engines.language_model.onnx.slots import BatchModel
 from iblip.engines.runners import open_runner
 from iblip.engines.text.instructions import InstructionTokenizer

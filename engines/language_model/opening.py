@@ -96,7 +96,7 @@ def _open_onnxruntime(
     directory: Path, manifest: Manifest, place: Place, limits: ServingLimits
 ) -> LanguageModelEngine:
     from iblip.engines.language_model.onnx.engine import OnnxEngine
-    from iblip.engines.language_model.onnx.graphs import open_model
+    from iblip.engines.language_model.onnx.opening import open_model
     from iblip.engines.text.prompts import PromptTokenizer
 
     check_free_memory(

@@ -25,10 +25,10 @@ LIBRARIES = (
 """Distributions that a build depends on."""
 
 
-def library_versions() -> dict[str, str]:
-    """Returns the versions of `LIBRARIES` that are installed, by name."""
+def library_versions(libraries: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Returns the versions of those distributions that are installed, by name."""
     versions = {}
-    for name in LIBRARIES:
+    for name in libraries:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

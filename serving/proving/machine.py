@@ -12,7 +12,8 @@ from iblip.engines.cuda.device import BoxCopy, CudaDevice, Device
 from iblip.engines.cuda.errors import CudaError
 from iblip.engines.hardware.nvidia import find_driver, find_runtime
 from iblip.engines.kinds import KINDS
-from iblip.engines.proofs import installed_versions
+from iblip.engines.proofs import LIBRARIES
+from iblip.export.system.toolchain import library_versions
 from iblip.serving.proving.record import Fact
 from iblip.serving.proving.subject import Subject
 
@@ -32,7 +33,7 @@ TOO_MUCH = 1 << 50
 def check_machine(subject: Subject) -> Iterator[Fact]:
     """Says what the machine is, then tries what engines do with a GPU's memory."""
     yield Fact(name="Python", value=platform.python_version())
-    for name, version in installed_versions().items():
+    for name, version in library_versions(LIBRARIES).items():
         yield Fact(name=name, value=version)
     for component, kind in subject.engines.items():
         obstacle = KINDS[kind].running_obstacle() if kind in KINDS else None

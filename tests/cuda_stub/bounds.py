@@ -34,34 +34,6 @@ PRODUCTS = frozenset(
 )
 """Operators that work on a model's activations: never on the CPU."""
 
-SHAPE_ARITHMETIC = frozenset(
-    {
-        "Add",
-        "Cast",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Expand",
-        "Gather",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Range",
-        "ReduceMax",
-        "Reshape",
-        "Shape",
-        "Size",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Unsqueeze",
-        "Where",
-    }
-)
-"""Operators that ONNX Runtime may leave to the CPU, where they compute sizes of tensors."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:

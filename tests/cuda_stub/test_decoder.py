@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iblip.engines.language_model.onnx.graphs import DecoderOnly, open_model
+from iblip.engines.language_model.onnx.decoder_only import DecoderOnly
+from iblip.engines.language_model.onnx.opening import open_model
 from iblip.engines.language_model.onnx.slots import Slot
 from iblip.engines.language_model.opening import EngineLimits, open_engine
 from iblip.engines.language_model.options import GenerationOptions

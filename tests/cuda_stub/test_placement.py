@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from checkpoints import DEMOS
+from iblip.engines.onnxruntime.assignment import ARITHMETIC
 from iblip.engines.onnxruntime.probing import preload_cuda
 from iblip.engines.onnxruntime.providers import CPU_PROVIDER, Placement
 from iblip.engines.onnxruntime.session import load_onnxruntime, offer_providers
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.graph import onnxruntime_values
-from tests.cuda_stub.bounds import OUTSIDE, PRODUCTS, SHAPE_ARITHMETIC
+from tests.cuda_stub.bounds import OUTSIDE, PRODUCTS
 
 pytestmark = pytest.mark.cuda_stub
 
@@ -98,7 +99,7 @@ def test_only_shape_arithmetic_is_left_to_the_cpu(demo, precision, cuda_build, o
             cpu=(opened.on_cpu.total(), bound.on_cpu),
             memcpy=(opened.memcpy, bound.memcpy),
         )
-        if not opened.on_cpu.keys() <= SHAPE_ARITHMETIC or PRODUCTS & opened.on_cpu.keys():
+        if not opened.on_cpu.keys() <= ARITHMETIC or PRODUCTS & opened.on_cpu.keys():
             complaints.append(f"{name} leaves {dict(opened.on_cpu)} to the CPU")
         if opened.on_cpu.total() > bound.on_cpu or opened.memcpy > bound.memcpy:
             complaints.append(f"{name} has {opened}, and the bound is {bound}")

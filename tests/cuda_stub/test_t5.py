@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iblip.engines.language_model.onnx.graphs import EncoderDecoder, open_model
+from iblip.engines.language_model.onnx.encoder_decoder import EncoderDecoder
+from iblip.engines.language_model.onnx.opening import open_model
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import Manifest
 from tests.cuda_stub.counting import counted

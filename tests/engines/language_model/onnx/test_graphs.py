@@ -14,15 +14,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from iblip.engines.language_model.onnx.graphs import (
-    MODELS,
-    ON_CPU,
-    ON_GPU,
-    Shapes,
-    open_graphs,
-    open_model,
-)
+from iblip.engines.language_model.onnx.graph import ON_CPU, ON_GPU, Shapes
 from iblip.engines.language_model.onnx.key_value_caches import DeviceCaches
+from iblip.engines.language_model.onnx.opening import MODELS, open_graphs, open_model
 from iblip.engines.language_model.onnx.slots import BatchModel, Slot
 from iblip.engines.language_model.opening import EngineLimits, open_engine
 from iblip.engines.language_model.options import GenerationOptions

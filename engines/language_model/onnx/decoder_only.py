@@ -1,4 +1,4 @@
-"""A language model's graphs on ONNX Runtime, over slots that are allocated once.
+"""Decoder-only language models (LLaMA, OPT) over slots that are allocated once.
 
 The decoder's keys and values live in buffers `[slots, kv_heads, positions, head_dim]`, one row per
 sequence. The live rows are always the first ones, so a step runs the decoder on the beginning of
@@ -9,119 +9,37 @@ On a CPU, every run has the shape of what it reads. On a GPU, shapes repeat (`Sh
 step of each number of rows is captured once as a CUDA graph, and replayed: what changes from step
 to step lies in memory that stays in place.
 
-There are two kinds of model: decoder-only (LLaMA, OPT), where visual prompt and text begin the
-sequence, and encoder-decoder (T5), where they are encoded and the answer begins with a start token.
-This module knows nothing of text, options or requests.
+Visual prompt and text begin the sequence. This module knows nothing of text, options or requests.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
+from iblip.engines.language_model.onnx.graph import ON_CPU, SMALLEST_PIECE, Graph, Shapes
 from iblip.engines.language_model.onnx.key_value_caches import (
     Caches,
-    DeviceCaches,
     HostCaches,
     Shape,
 )
 from iblip.engines.language_model.onnx.slots import (
     Array,
-    BatchModel,
     Prompt,
     Slot,
     count_shared_positions,
 )
-from iblip.engines.onnxruntime.binding import Binding, DeviceArray
-from iblip.engines.onnxruntime.providers import CPU, Placement
-from iblip.engines.onnxruntime.session import open_session
+from iblip.engines.onnxruntime.binding import DeviceArray
 from iblip.engines.types import PromptIds
-from iblip.export.artifact.contract import Contract, TensorSpec
-from iblip.export.artifact.manifest import SLOTS, LanguageModelFacts, Manifest
-from iblip.export.errors import BuildDirectoryError, EngineError
-from iblip.export.graph.onnxruntime_values import run
+from iblip.export.artifact.contract import TensorSpec
+from iblip.export.artifact.manifest import SLOTS, LanguageModelFacts
 
 MakeCaches = Callable[[Iterable[TensorSpec], Shape], Caches]
 """Makes caches of the decoder's cache inputs, each of the given shape."""
 
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
-
-SMALLEST_PIECE = 64
-"""Positions of the shortest padded piece of a prompt."""
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """The shapes of a model's runs.
-
-    Attributes:
-        piece: positions of prompts that are read at once. They do not depend on the other requests
-            unless shapes repeat, because a sum in another order can give another result.
-        repeat: whether shapes repeat: pieces of prompts are padded to a power of two, short prompts
-            are read together, and lengths are bounded by the capacity.
-    """
-
-    piece: int = 64
-    repeat: bool = False
-
-    def pad(self, positions: int) -> int:
-        """The length of a padded piece, for at most `piece` positions."""
-        return min(max(SMALLEST_PIECE, 1 << (positions - 1).bit_length()), self.piece)
-
-
-ON_CPU, ON_GPU = Shapes(), Shapes(piece=512, repeat=True)
-
-
-class Graph:
-    """One ONNX graph on ONNX Runtime.
-
-    Args:
-        path: of the `.onnx` file.
-        contract: its inputs and outputs.
-        threads: for one operator; `None` takes one per core.
-        spin: whether idle threads wait busily for the next call.
-        placement: the execution provider, its device and its options.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        contract: Contract,
-        *,
-        threads: int | None = None,
-        spin: bool = False,
-        placement: Placement = CPU,
-    ) -> None:
-        self._path = path
-        self._session = open_session(
-            path, contract, threads=threads, spin=spin, placement=placement
-        )
-        self._replays = placement.captures
-        self._outputs = [spec.name for spec in contract.outputs]
-        self.contract = contract
-
-    def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph; returns every output by name. Raises `EngineError` if that fails."""
-        try:
-            return run(self._session, self._outputs, arrays)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise EngineError(f"ONNX Runtime failed in {self._path} ({error})") from error
-
-    def binding(self, replayed: int = -1) -> Binding:
-        """A new binding, which runs the graph on memory that stays in place.
-
-        Args:
-            replayed: number of the CUDA graph that its runs are captured as, if the session
-                captures any; -1 for none.
-        """
-        number = replayed if self._replays else None
-        return Binding(self._session, str(self._path), replayed=number)
 
 
 class Rows:
@@ -441,205 +359,3 @@ class DecoderOnly:
 
     def _copy_sources(self, copies: Sequence[tuple[Slot, int]]) -> None:
         """Copies slots' cross-attention keys and values, if they have any, to other rows."""
-
-
-class EncoderDecoder(DecoderOnly):
-    """T5: a `BatchModel` of `embed_tokens`, `encoder` and `batched_decoder`."""
-
-    def __init__(
-        self,
-        graphs: Mapping[str, Graph],
-        facts: LanguageModelFacts,
-        *,
-        slots: int = SLOTS,
-        positions: int | None = None,
-        make_caches: MakeCaches = HostCaches,
-        shapes: Shapes = ON_CPU,
-    ) -> None:
-        super().__init__(
-            graphs,
-            facts,
-            slots=slots,
-            positions=positions,
-            make_caches=make_caches,
-            shapes=shapes,
-        )
-        self._embed_tokens, self._encoder = graphs["embed_tokens"], graphs["encoder"]
-        if facts.decoder_start_token_id is None:
-            raise BuildDirectoryError(
-                "the manifest names no decoder_start_token_id, which an encoder-decoder starts "
-                "from. Build it again."
-            )
-        self.start_token = facts.decoder_start_token_id
-        self._key_positions = np.arange(self.positions)
-        self._all_key_positions: Array | DeviceArray | None = None
-        self._sources: dict[int, tuple[Array, Array]] = {}  # by rows: lengths, and their bound
-
-    @property
-    def prompts_at_once(self) -> int:
-        """One: an encoder reads a prompt as a whole."""
-        return 1
-
-    def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
-        """Embeds the text, and puts each image's visual prompt `[queries, hidden]` at its place."""
-        ids = np.array([prompt.ids], np.int64)
-        text = self._embed_tokens({"input_ids": ids})["inputs_embeds"][0]  # [tokens, hidden]
-        first, *others = prompt.pieces
-        parts = [text[first]]
-        for image, piece in zip(visual_prompt.astype(text.dtype), others, strict=True):
-            parts += [image, text[piece]]
-        return Prompt(np.concatenate(parts)[None])  # [1, positions, hidden]
-
-    def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> dict[Slot, Array | None]:
-        """Encodes the whole first prompt at once, as all its positions attend to one another."""
-        slot, prompt = next(iter(prompts.items()))
-        binding = self._encoder.binding()
-        binding.input("inputs_embeds", np.ascontiguousarray(prompt.embeds))
-        binding.input("attention_mask", np.ones((1, prompt.positions), np.int64))
-        # Each [1, heads, positions, head_dim], where the slots are: none comes to the host.
-        for name, array in self.caches.lend(CROSS, prompt.positions).items():
-            binding.output(name, array)
-        binding.run()
-        self.caches.take(CROSS, prompt.positions, slot.row)
-        slot.prompt, slot.source_length = prompt, prompt.positions
-        prompt.done = prompt.positions
-        return {slot: None}
-
-    def close(self) -> None:
-        """Frees the graphs and the slots."""
-        super().close()
-        self._sources.clear()
-        del self._encoder, self._embed_tokens
-
-    def _warm_up_prompts(self) -> None:
-        """Nothing: an encoder's shapes are its prompts'."""
-
-    def _bind_more(self, rows: Rows) -> None:
-        lengths = rows.stage("source_lengths", rows.count)
-        total = np.full(1, self.positions, np.int32)
-        rows.binding.input("total_source_length", total)
-        self._sources[rows.count] = lengths, total
-        if self._shapes.repeat:
-            if self._all_key_positions is None:
-                self._all_key_positions = self.caches.keep(self._key_positions)
-            rows.binding.input("key_positions", self._all_key_positions)
-
-    def _set_more(self, rows: Rows) -> None:
-        lengths, total = self._sources[rows.count]
-        lengths[:] = 1
-        for slot in self._live[: rows.count]:
-            lengths[slot.row] = slot.source_length
-        if not self._shapes.repeat:
-            total[0] = lengths.max()
-            rows.binding.input("key_positions", self._key_positions[: rows.total[0]])  # [total]
-
-    def _copy_sources(self, copies: Sequence[tuple[Slot, int]]) -> None:
-        self.caches.copy(
-            CROSS, [(slot.row, row, slice(0, slot.source_length)) for slot, row in copies]
-        )
-
-
-MODELS: Mapping[bool, Callable[..., BatchModel]] = {False: DecoderOnly, True: EncoderDecoder}
-"""`is_encoder_decoder` to the kind of model."""
-
-
-def open_model(
-    directory: Path,
-    manifest: Manifest,
-    *,
-    threads: int | None = None,
-    device: int = 0,
-    slots: int = SLOTS,
-    positions: int | None = None,
-) -> BatchModel:
-    """The language model of a build, with its graphs loaded.
-
-    Args:
-        directory: of the build.
-        manifest: of the same build.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
-        device: the GPU's number, from 0, if the engine runs on one; its slots lie there too.
-        slots: how many sequences it holds.
-        positions: how many positions a sequence may have; `None` is the model's own length.
-
-    Raises:
-        BuildDirectoryError: the build lacks one of its graphs.
-        EngineError: a graph cannot be loaded.
-    """
-    record = manifest.components.get("language_model")
-    placement = CPU if record is None else Placement(kind=record.engine.kind, device=device)
-    facts = manifest.language_model
-    graphs = open_graphs(directory, manifest, placement, threads=threads)
-    return MODELS[facts.is_encoder_decoder](
-        graphs,
-        facts,
-        slots=slots,
-        positions=positions,
-        make_caches=HostCaches if placement.memory == "cpu" else _make_on_gpu(placement),
-        shapes=ON_CPU if placement.memory == "cpu" else ON_GPU,
-    )
-
-
-def open_graphs(
-    directory: Path, manifest: Manifest, placement: Placement, *, threads: int | None = None
-) -> dict[str, Graph]:
-    """The graphs of a build's language model, by name.
-
-    Args:
-        directory: of the build.
-        manifest: of the same build.
-        placement: the execution provider, its device and its options.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
-
-    Raises:
-        BuildDirectoryError: the build lacks one of them.
-        EngineError: a graph cannot be loaded.
-    """
-    record = manifest.components.get("language_model")
-    encoder = ["embed_tokens", "encoder"] if manifest.language_model.is_encoder_decoder else []
-    names = ["batched_decoder", *encoder]
-    missing = [name for name in names if record is None or name not in record.graphs]
-    if record is None or missing:
-        message = f"the build in {directory} has no language_model graph {', '.join(missing)}"
-        raise BuildDirectoryError(f"{message}. Build it again.")
-    contracts = {name: record.graphs[name].contract for name in names}
-    paths = {name: directory / record.engine.files[name] for name in names}
-    graphs = {"batched_decoder": _open_decoder(paths, contracts, placement, threads)}
-    if encoder:
-        # It looks up a few rows: a second thread would only wait, and a GPU would hold the table
-        # a second time, which its decoder has.
-        graphs["embed_tokens"] = Graph(paths["embed_tokens"], contracts["embed_tokens"], threads=1)
-        graphs["encoder"] = Graph(
-            paths["encoder"], contracts["encoder"], threads=threads, placement=placement
-        )
-    return graphs
-
-
-def _open_decoder(
-    paths: Mapping[str, Path],
-    contracts: Mapping[str, Contract],
-    placement: Placement,
-    threads: int | None,
-) -> Graph:
-    """Opens the decoder; on a GPU as one that replays its steps, if all of it runs there."""
-    path, contract = paths["batched_decoder"], contracts["batched_decoder"]
-    # Its steps follow one another at once; the others run once an answer or on one thread.
-    if placement.memory == "cpu":
-        return Graph(path, contract, threads=threads, spin=True, placement=placement)
-    try:
-        replaying = replace(placement, captures=True)
-        return Graph(path, contract, threads=threads, spin=True, placement=replaying)
-    except EngineError as error:
-        if "graph capture" not in str(error):
-            raise
-        logger.warning("%s is run without CUDA graphs: not all of it is on the GPU", path)
-        return Graph(path, contract, threads=threads, spin=True, placement=placement)
-
-
-def _make_on_gpu(placement: Placement) -> MakeCaches:
-    from iblip.engines.cuda.device import CudaDevice
-
-    def make(specs: Iterable[TensorSpec], shape: Shape) -> Caches:
-        return DeviceCaches(specs, shape, CudaDevice(placement.device), placement.device)
-
-    return make

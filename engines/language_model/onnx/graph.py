@@ -1,0 +1,88 @@
+"""One graph of a language model on ONNX Runtime, and the shapes of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from iblip.engines.language_model.onnx.slots import (
+    Array,
+)
+from iblip.engines.onnxruntime.binding import Binding
+from iblip.engines.onnxruntime.providers import CPU, Placement
+from iblip.engines.onnxruntime.session import open_session
+from iblip.export.artifact.contract import Contract
+from iblip.export.errors import EngineError
+from iblip.export.graph.onnxruntime_values import run
+
+SMALLEST_PIECE = 64
+"""Positions of the shortest padded piece of a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The shapes of a model's runs.
+
+    Attributes:
+        piece: positions of prompts that are read at once. They do not depend on the other requests
+            unless shapes repeat, because a sum in another order can give another result.
+        repeat: whether shapes repeat: pieces of prompts are padded to a power of two, short prompts
+            are read together, and lengths are bounded by the capacity.
+    """
+
+    piece: int = 64
+    repeat: bool = False
+
+    def pad(self, positions: int) -> int:
+        """The length of a padded piece, for at most `piece` positions."""
+        return min(max(SMALLEST_PIECE, 1 << (positions - 1).bit_length()), self.piece)
+
+
+ON_CPU, ON_GPU = Shapes(), Shapes(piece=512, repeat=True)
+
+
+class Graph:
+    """One ONNX graph on ONNX Runtime.
+
+    Args:
+        path: of the `.onnx` file.
+        contract: its inputs and outputs.
+        threads: for one operator; `None` takes one per core.
+        spin: whether idle threads wait busily for the next call.
+        placement: the execution provider, its device and its options.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        contract: Contract,
+        *,
+        threads: int | None = None,
+        spin: bool = False,
+        placement: Placement = CPU,
+    ) -> None:
+        self._path = path
+        self._session = open_session(
+            path, contract, threads=threads, spin=spin, placement=placement
+        )
+        self._replays = placement.captures
+        self._outputs = [spec.name for spec in contract.outputs]
+        self.contract = contract
+
+    def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph; returns every output by name. Raises `EngineError` if that fails."""
+        try:
+            return run(self._session, self._outputs, arrays)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise EngineError(f"ONNX Runtime failed in {self._path} ({error})") from error
+
+    def binding(self, replayed: int = -1) -> Binding:
+        """A new binding, which runs the graph on memory that stays in place.
+
+        Args:
+            replayed: number of the CUDA graph that its runs are captured as, if the session
+                captures any; -1 for none.
+        """
+        number = replayed if self._replays else None
+        return Binding(self._session, str(self._path), replayed=number)
