@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from iblip.engines.language_model.onnx.graph import ON_CPU, SMALLEST_PIECE, Graph, Shapes
+from iblip.engines.language_model.onnx.graph import ON_CPU, Graph, Shapes
 from iblip.engines.language_model.onnx.key_value_caches import (
     Caches,
     HostCaches,
@@ -160,8 +160,8 @@ class DecoderOnly:
 
     @property
     def prompts_at_once(self) -> int:
-        """How many prompts may be read at once: those that fit into a piece."""
-        return max(1, self.piece // SMALLEST_PIECE) if self._shapes.repeat else 1
+        """How many prompts may be read at once."""
+        return self._shapes.prompts_at_once
 
     def acquire(self) -> Slot:
         """An empty slot, in the row after the live ones; there must be one."""

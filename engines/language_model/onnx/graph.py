@@ -38,6 +38,11 @@ class Shapes:
         """The length of a padded piece, for at most `piece` positions."""
         return min(max(SMALLEST_PIECE, 1 << (positions - 1).bit_length()), self.piece)
 
+    @property
+    def prompts_at_once(self) -> int:
+        """How many prompts may be read at once: the shortest ones that fit into a piece."""
+        return max(1, self.piece // SMALLEST_PIECE) if self.repeat else 1
+
 
 ON_CPU, ON_GPU = Shapes(), Shapes(piece=512, repeat=True)
 

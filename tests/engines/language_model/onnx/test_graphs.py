@@ -227,7 +227,7 @@ def test_the_bound_of_lengths_changes_no_bit(kind: str, random_build: Build) -> 
 def test_short_prompts_are_read_together(
     kind: str, random_build: Build, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iblip.engines.language_model.onnx.graphs.SMALLEST_PIECE", 16)
+    monkeypatch.setattr("iblip.engines.language_model.onnx.graph.SMALLEST_PIECE", 16)
     model = opened(random_build(kind), ON_GPU, slots=6)
     slots = [model.acquire() for _ in range(6)]
     prompts = {slot: model.read(visual(i), PromptIds(IDS)) for i, slot in enumerate(slots)}
@@ -514,7 +514,7 @@ def test_a_gpu_is_chosen_by_its_number(
         placements.append(placement)
         raise EngineError("no GPU here")
 
-    monkeypatch.setattr("iblip.engines.language_model.onnx.graphs.open_graphs", opened)
+    monkeypatch.setattr("iblip.engines.language_model.onnx.opening.open_graphs", opened)
     for opening in (open_model, open_engine):
         with pytest.raises(EngineError, match="no GPU here"):
             opening(random_build("llama"), manifest, device=1)
