@@ -33,7 +33,7 @@ from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import AsyncClient, CancelledError
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
-from iblip.serving.wire import ENSEMBLE
+from iblip.serving.wire import MODEL
 
 REQUESTS = 2000
 AT_ONCE = 16
@@ -226,7 +226,7 @@ class Soak:
             asked.pixels,
             asked.prompt,
             GenerationOptions(),
-            model=ENSEMBLE,
+            model=MODEL,
             timeout_s=None,
             stream=True,
         )

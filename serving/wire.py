@@ -38,21 +38,28 @@ from iblip.export.errors import (
 from iblip.export.messages import shown
 from iblip.export.system.json_text import parse_json
 
-VERSION = 3
+VERSION = 4
 """Of this wire format; a client refuses a server that speaks another."""
 
-ENSEMBLE = "instructblip"
-LANGUAGE_MODEL = "language_model"
+MODEL = "instructblip"
+"""What callers ask."""
+
 UNARY = "instructblip_unary"
+"""The same in one response."""
+
+CHAIN = "visual_prompt"
+"""The ensemble of vision encoder and Q-Former."""
 
 PIXELS = "pixels"
 PROMPT = "prompt"
-ACCEPTED_PIXELS = "accepted_pixels"
 VISUAL_PROMPT = "visual_prompt"
-ARRIVED = "arrived"
-FAULT = "fault"
 TEXT = "text"
 FINISH = "finish"
+
+CALLS = 288
+"""Requests that a Python model may have under way at another: more than the usual slots and queue,
+so that `UNARY` meets the queue of `MODEL`. Triton's own queue before it (for 32 threads, unless it
+is told this number) knows neither deadlines nor callers that have gone."""
 
 MAX_TIMEOUT_US = 10**15
 """The longest `timeout` of a request, about 30 years."""
@@ -60,9 +67,12 @@ MAX_TIMEOUT_US = 10**15
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
 
+CANCEL_KEY = "cancel_key"
+"""A request parameter: a secret of the caller's own, by which `CANCEL` ends the request."""
+
 CANCEL = "cancel"
-"""A request parameter of `language_model` only: the id of a request that nobody waits for. Triton
-2.51 tells an ensemble that its caller has gone, but not the step that is running."""
+"""The one parameter of a request that cancels others: their `CANCEL_KEY`. For callers that cannot
+close a stream: Triton 2.51 does not tell a model that a Python model, its caller, has gone."""
 
 PACKED = "options_json"
 """A request parameter that holds all the others, as one JSON object in a string. The one-answer
@@ -87,6 +97,12 @@ STATUSES: Mapping[type[Exception], str] = {
 }
 """Triton's error code for each kind; `INTERNAL` for the others."""
 
+TRITON_PHRASES: Mapping[str, type[IblipError]] = {
+    "timeout expired": DeadlineError,
+    "maximum queue size": QueueFullError,
+}
+"""Errors of Triton's own queues, by a phrase in their text: its codes do not distinguish them."""
+
 _TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
 
 
@@ -102,6 +118,9 @@ class Limits:
         default_max_new_tokens: most tokens of an answer whose request names no limit.
         slots: most answers (`n`) or beams of one request.
         queue: most requests that may wait.
+        max_prompt_bytes: most bytes of a prompt, in UTF-8.
+        max_option_bytes: most bytes of a request's parameters, as JSON.
+        max_logprobs: most log-probabilities of one request, in all its answers.
     """
 
     max_instruction: int | None
@@ -111,6 +130,9 @@ class Limits:
     default_max_new_tokens: int
     slots: int
     queue: int
+    max_prompt_bytes: int
+    max_option_bytes: int
+    max_logprobs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +159,7 @@ T = TypeVar("T", Preprocessing, Limits, ServedBuild)
 
 @dataclass(frozen=True, kw_only=True)
 class ServerContract:
-    """What a client must know of a server: read from the ensemble's own config.
+    """What a client must know of a server: read from the model's own config.
 
     Attributes:
         preprocessing: what to do to an image.
@@ -162,6 +184,9 @@ class ServerContract:
             default_max_new_tokens=model.default_max_new_tokens,
             slots=manifest.limits.slots,
             queue=manifest.limits.queue,
+            max_prompt_bytes=manifest.limits.max_prompt_bytes,
+            max_option_bytes=manifest.limits.max_option_bytes,
+            max_logprobs=manifest.limits.max_logprobs,
         )
         build = ServedBuild(
             name=manifest.name,
@@ -173,7 +198,7 @@ class ServerContract:
         return cls(preprocessing=manifest.preprocessing, limits=limits, build=build)
 
     def to_parameters(self) -> dict[str, str]:
-        """As parameters of the ensemble's config: JSON strings by name."""
+        """As parameters of the model's config: JSON strings by name."""
         return {
             "wire_version": str(VERSION),
             "preprocessing": json.dumps(asdict(self.preprocessing)),
@@ -264,8 +289,6 @@ def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
     Raises:
         OptionError: naming the option, what was given and its range.
     """
-    if PACKED in parameters:
-        parameters = _unpacked(parameters[PACKED])
     given = {name: value for name, value in parameters.items() if not _is_no_option(name)}
     for name in OPTIONS.keys() & given.keys():
         given[name] = _from_parameter(OPTIONS[name], given[name])
@@ -297,18 +320,24 @@ def seconds_from_timeout(timeout_us: int) -> float | None:
     return timeout_us / 1e6 if timeout_us else None
 
 
-def _unpacked(value: object) -> Mapping[str, Any]:
+def unpacked(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's parameters, with those in `PACKED` in its place.
+
+    Raises:
+        OptionError: `PACKED` is no JSON object.
+    """
+    value = parameters.get(PACKED, "{}")
     try:
-        parameters = parse_json(value) if isinstance(value, str) else None
+        packed = parse_json(value) if isinstance(value, str) else None
     except ValueError:
-        parameters = None
-    if not isinstance(parameters, dict):
+        packed = None
+    if not isinstance(packed, dict):
         raise OptionError(f"{PACKED} is {shown(value)}; expected a JSON object in a string")
-    return parameters
+    return {**packed, **{name: given for name, given in parameters.items() if name != PACKED}}
 
 
 def _is_no_option(name: str) -> bool:
-    return name.startswith("triton_") or name in ("binary_data_output", STREAM)
+    return name.startswith("triton_") or name in ("binary_data_output", STREAM, CANCEL_KEY)
 
 
 def _from_parameter(option: Option, value: object) -> Any:
@@ -338,6 +367,12 @@ def status_from_error(error: Exception | None) -> str:
     """The name of Triton's error code for an error."""
     codes = (code for kind, code in STATUSES.items() if isinstance(error, kind))
     return next(codes, "INTERNAL")
+
+
+def error_from_chain(text: str) -> IblipError:
+    """The error behind what Triton says of a failed run of the chain."""
+    kinds = (kind for phrase, kind in TRITON_PHRASES.items() if phrase in text)
+    return error_from_text(text) or next(kinds, EngineError)(text)
 
 
 def error_from_text(text: str) -> IblipError | None:

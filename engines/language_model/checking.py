@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.language_model.totals import Totals
 from iblip.engines.language_model.types import GenerationRequest
 from iblip.export.artifact.manifest import LanguageModelFacts, how_to_raise
 from iblip.export.errors import EngineError, InputError, OptionError, QueueFullError
@@ -55,12 +56,18 @@ def copy_visual_prompt(request: GenerationRequest) -> GenerationRequest:
     return replace(request, visual_prompt=np.array(request.visual_prompt))
 
 
-def queue_full_error(waiting: int) -> QueueFullError:
-    """The error of an engine in which `waiting` requests wait, as many as it takes."""
-    return QueueFullError(
-        f"{waiting} requests are waiting, as many as this engine takes. "
-        f"Try again later; {how_to_raise('queue')}."
-    )
+def check_queue(waiting: int, limit: int, totals: Totals) -> None:
+    """Refuses a request, and counts it, where as many wait as the engine takes.
+
+    Raises:
+        QueueFullError: naming the number.
+    """
+    if waiting >= limit:
+        totals.count_refused()
+        raise QueueFullError(
+            f"{waiting} requests are waiting, as many as this engine takes. "
+            f"Try again later; {how_to_raise('queue')}."
+        )
 
 
 def closed_error() -> EngineError:

@@ -127,13 +127,13 @@ class Texts(Kind):
     """
 
     json = list
-    most: int | None = None
+    most: int
     blank: bool = True
 
     @property
     def expected(self) -> str:
         """See `Kind`."""
-        return f"a list of {f'at most {self.most} ' if self.most else ''}non-empty strings"
+        return f"a list of at most {self.most} non-empty strings"
 
     def accepts(self, value: object) -> bool:
         """See `Kind`; `check` looks at the strings, too."""
@@ -142,7 +142,7 @@ class Texts(Kind):
     def check(self, name: str, value: Any) -> None:
         """See `Kind`."""
         super().check(name, value)
-        if self.most is not None and len(value) > self.most:
+        if len(value) > self.most:
             raise OptionError(f"{name} has {len(value)} texts; expected at most {self.most}")
         for text in value:
             if not self.blank and not text.strip():
@@ -161,14 +161,15 @@ TOKEN = Integer(0)
 
 @dataclass(frozen=True)
 class TokenIds(Kind):
-    """A tuple of token ids."""
+    """A tuple of token ids, so many at most."""
 
     json = list
+    most: int
 
     @property
     def expected(self) -> str:
         """See `Kind`."""
-        return "a list of token ids"
+        return f"a list of at most {self.most} token ids"
 
     def accepts(self, value: object) -> bool:
         """See `Kind`; `check` looks at the ids, too."""
@@ -177,6 +178,8 @@ class TokenIds(Kind):
     def check(self, name: str, value: Any) -> None:
         """See `Kind`."""
         super().check(name, value)
+        if len(value) > self.most:
+            raise OptionError(f"{name} has {len(value)} token ids; expected at most {self.most}")
         for token in value:
             TOKEN.check(f"a token in {name}", token)
 

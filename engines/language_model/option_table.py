@@ -28,6 +28,8 @@ MAX_SEED = 2**63 - 1
 MOST_SEQUENCES = 64
 MOST_LOGPROBS = 100
 MOST_CANDIDATES = 1000
+MOST_LISTED = 1000
+"""Entries of `banned_words`, `stop` and `stop_token_ids`."""
 
 ONNXRUNTIME = "onnxruntime"
 VLLM = "vllm"
@@ -222,7 +224,7 @@ OPTIONS: Mapping[str, Option] = {
         ),
         Option(
             name="banned_words",
-            kind=Texts(),
+            kind=Texts(MOST_LISTED),
             default=(),
             example='["red", "blue"]',
             help="Words that the answer may not contain, as tokens of their own.",
@@ -231,7 +233,7 @@ OPTIONS: Mapping[str, Option] = {
         ),
         Option(
             name="stop",
-            kind=Texts(),
+            kind=Texts(MOST_LISTED),
             default=(),
             example='["\\n", "###"]',
             help="Strings before which the answer ends.",
@@ -240,7 +242,7 @@ OPTIONS: Mapping[str, Option] = {
         ),
         Option(
             name="stop_token_ids",
-            kind=TokenIds(),
+            kind=TokenIds(MOST_LISTED),
             default=(),
             example="[13, 29]",
             help="Tokens before which the answer ends.",

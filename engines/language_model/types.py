@@ -212,6 +212,16 @@ class LanguageModelEngine(Protocol):
             EngineError: the engine is closed.
         """
 
+    def check_queue(self, ahead: int) -> None:
+        """Refuses a request before anything is computed for it.
+
+        Args:
+            ahead: requests that are sure to be submitted before it.
+
+        Raises:
+            QueueFullError: behind them it would meet a full queue.
+        """
+
     def status(self) -> EngineStatus:
         """What the engine is doing, and its totals. Cheap; works on a closed engine too."""
         ...

@@ -28,8 +28,11 @@ from iblip.export.messages import printable, shown
 from iblip.export.system.files import is_inside, refuse_irregular
 from iblip.export.system.json_text import parse_json
 
-FORMAT = 5
+FORMAT = 6
 """The manifest's format number; a reader refuses any other."""
+
+LANGUAGE_MODEL = "language_model"
+"""The component that writes the answer."""
 
 SLOTS = 8
 """Default number of sequences at once."""
@@ -210,6 +213,9 @@ class ServingLimits:
         max_batch: largest number of images in one run of vision encoder or Q-Former.
         max_instruction: largest number of tokens of an instruction, if the Q-Former's engine is
             built for fewer than the model takes; `None` is the model's own limit.
+        max_prompt_bytes: largest number of bytes of a prompt, in UTF-8.
+        max_option_bytes: largest number of bytes of a request's parameters, as JSON.
+        max_logprobs: largest number of log-probabilities in the answers to a request.
     """
 
     slots: int
@@ -218,6 +224,9 @@ class ServingLimits:
     images: int
     max_batch: int = BATCH
     max_instruction: int | None = None
+    max_prompt_bytes: int = 65_536
+    max_option_bytes: int = 262_144
+    max_logprobs: int = 100_000
 
 
 BUILT_IN = ("max_batch", "max_instruction", "max_images")
@@ -229,7 +238,7 @@ def how_to_raise(limit: str) -> str:
     flag = limit.replace("_", "-")
     if limit in BUILT_IN:
         return f"`--{flag}` of `export build` raises it"
-    return f"`--{flag}` of `export build` or `{limit}` in language_model/config.pbtxt raises it"
+    return f"`--{flag}` of `export build` or `{limit}` in instructblip/config.pbtxt raises it"
 
 
 @dataclass(frozen=True, kw_only=True)

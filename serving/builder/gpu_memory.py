@@ -26,7 +26,7 @@ from iblip.engines.memory import (
     choose_limits,
 )
 from iblip.export.artifact.contract import DTYPES as ITEMS
-from iblip.export.artifact.manifest import BATCH, LanguageModelFacts
+from iblip.export.artifact.manifest import BATCH, LANGUAGE_MODEL, LanguageModelFacts
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.precision import DTYPES, PrecisionPolicy
@@ -34,8 +34,6 @@ from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation
 from iblip.serving.builder.options import LLM_ENGINES, BuildOptions
 from iblip.serving.builder.sizes import INSTRUCTION
-
-LANGUAGE_MODEL = "language_model"
 
 
 def find_card(options: BuildOptions) -> int | None:

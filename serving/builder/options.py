@@ -13,7 +13,7 @@ from typing import Any
 
 from iblip.engines.language_model.vllm.settings import VllmSettings
 from iblip.engines.tensorrt.options import PlanOptions
-from iblip.export.artifact.manifest import QUEUE, SLOTS
+from iblip.export.artifact.manifest import QUEUE, SLOTS, ServingLimits
 from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import OptionError
@@ -121,6 +121,9 @@ class LimitOptions:
         queue: requests that may wait for slots.
         max_images: most images of a request; `None` is `IMAGES`, or what fits into `max_length`,
             where the family takes several, and else 1.
+        max_prompt_bytes: most bytes of a prompt, in UTF-8.
+        max_option_bytes: most bytes of a request's parameters, as JSON.
+        max_logprobs: most log-probabilities in the answers to a request.
 
     Raises:
         OptionError: a limit below 1.
@@ -130,9 +133,12 @@ class LimitOptions:
     max_length: int | None = None
     queue: int = QUEUE
     max_images: int | None = None
+    max_prompt_bytes: int = ServingLimits.max_prompt_bytes
+    max_option_bytes: int = ServingLimits.max_option_bytes
+    max_logprobs: int = ServingLimits.max_logprobs
 
     def __post_init__(self) -> None:
-        _check_counts(self, "slots", "max_length", "queue", "max_images")
+        _check_counts(self, *(one.name for one in fields(self)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from iblip.engines.memory import MemoryPlan
 from iblip.export.artifact.manifest import (
     BATCH,
     IMAGES,
+    LANGUAGE_MODEL,
     MEANS_NOTHING,
     LanguageModelFacts,
     ServingLimits,
@@ -24,8 +25,6 @@ from iblip.serving.builder.settled import SettledBuild
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.vllm.settings import VllmSettings
-
-LANGUAGE_MODEL = "language_model"
 
 STAYS_ON_CPU = (
     "the language model stays on the CPU: in float32 ONNX Runtime's CUDA provider has no attention"
@@ -186,6 +185,9 @@ def _settle_limits(
         # The images of one request are one batch.
         max_batch=max(options.sizes.max_batch or BATCH, images),
         max_instruction=longest_instruction(options.sizes.max_instruction, kind, checkpoint),
+        max_prompt_bytes=asked.max_prompt_bytes,
+        max_option_bytes=asked.max_option_bytes,
+        max_logprobs=asked.max_logprobs,
     )
 
 

@@ -118,6 +118,21 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 )
 @click.option("--queue", default=256, show_default=True, help="Requests that may wait for slots.")
 @click.option(
+    "--max-prompt-bytes", default=65_536, show_default=True, help="Most bytes of a prompt."
+)
+@click.option(
+    "--max-option-bytes",
+    default=262_144,
+    show_default=True,
+    help="Most bytes of a request's options, as JSON.",
+)
+@click.option(
+    "--max-logprobs",
+    default=100_000,
+    show_default=True,
+    help="Most log-probabilities in the answers to a request.",
+)
+@click.option(
     "--verify/--no-verify",
     default=True,
     help="Compare graphs and answers with transformers before the build is put in place.",

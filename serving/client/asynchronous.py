@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,12 +20,10 @@ from iblip.serving.client.errors import CancelledError, ClientError
 from iblip.serving.client.faults import error_from_rpc
 from iblip.serving.client.lavis import AsyncLavis
 from iblip.serving.client.messages import (
-    CANCEL_TIMEOUT_S,
     GREEDY,
     RECONNECT_POLL_S,
     AnswerReader,
     Deadline,
-    cancel_request,
     config_request,
     contract_from_config,
     infer_request,
@@ -188,14 +185,7 @@ class AsyncClient(BaseClient):
             return self._stub.ModelStreamInfer(iter([request]), timeout=left)
 
         reader = AnswerReader(self._place)
-        return AsyncAnswerStream(send, reader, deadline, lambda: self._forget(request.id)), preset
-
-    async def _forget(self, request_id: str) -> None:
-        message = iter([cancel_request(request_id)])
-        # A server that is gone forgets, and so does one that was left by closing the client.
-        with contextlib.suppress(grpc.RpcError, ClientError):
-            async for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
-                pass
+        return AsyncAnswerStream(send, reader, deadline), preset
 
 
 class AsyncAnswerStream:
@@ -206,13 +196,11 @@ class AsyncAnswerStream:
         send: Callable[..., Any],
         reader: AnswerReader,
         deadline: Deadline,
-        forget: Callable[[], Awaitable[None]],
     ) -> None:
         self._send = send
         self._call = send()
         self._reader = reader
         self._deadline = deadline
-        self._forget = forget
         self._responses = self._receive()
         self._answer: Answer | None = None
 
@@ -276,12 +264,11 @@ class AsyncAnswerStream:
         return self._answer
 
     async def cancel(self) -> None:
-        """Stops the answer; returns once its slot in the engine is free.
+        """Stops the answer: the server frees its slot within a step.
 
         Iterating further raises `CancelledError`. Does nothing after the end.
         """
-        if self._call.cancel():
-            await self._forget()
+        self._call.cancel()
 
 
 def _task_is_cancelled() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from iblip.serving.client.address import Address
 from iblip.serving.client.errors import ClientError
 from iblip.serving.client.messages import DEFAULT_URL, KeepAlive, channel_options
-from iblip.serving.wire import ENSEMBLE, ServerContract
+from iblip.serving.wire import MODEL, ServerContract
 
 
 class BaseClient:
@@ -17,7 +17,7 @@ class BaseClient:
     Args:
         url: `host:port` of the server's gRPC service. The first call connects.
         timeout_s: seconds for each answer, unless the call gives its own; `None` is no limit.
-        model: name of the Triton ensemble.
+        model: name of the Triton model.
         keepalive: pings that detect a server that has vanished.
 
     Raises:
@@ -29,7 +29,7 @@ class BaseClient:
         url: str = DEFAULT_URL,
         *,
         timeout_s: float | None = None,
-        model: str = ENSEMBLE,
+        model: str = MODEL,
         keepalive: KeepAlive | None = None,
     ) -> None:
         self.url = url

@@ -12,11 +12,10 @@ from iblip.serving.client.errors import (
     ClientError,
     DisconnectedError,
     NotServedError,
-    QueueFullError,
     UnknownHostError,
     UnreachableError,
 )
-from iblip.serving.wire import error_from_text
+from iblip.serving.wire import TRITON_PHRASES, error_from_text
 
 Maker = Callable[[str], IblipError]
 
@@ -27,8 +26,7 @@ _PHRASES: tuple[tuple[str, Maker], ...] = (
     ("failed to connect", UnreachableError),
     ("errors resolving", UnknownHostError),
     ("DNS resolution failed", UnknownHostError),
-    ("timeout expired", DeadlineError),
-    ("maximum queue size", QueueFullError),
+    *TRITON_PHRASES.items(),
     ("unknown model", NotServedError),
     ("is not ready", NotServedError),
     ("unexpected shape for input", InputError),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -29,9 +28,7 @@ from iblip.serving.client.errors import (
 )
 from iblip.serving.client.faults import error_from_status
 from iblip.serving.wire import (
-    CANCEL,
     FINISH,
-    LANGUAGE_MODEL,
     PIXELS,
     PROMPT,
     STREAM,
@@ -43,9 +40,6 @@ from iblip.serving.wire import (
 
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
-
-CANCEL_TIMEOUT_S = 2.0
-"""Seconds that a cancellation may take; a server that is slower is taken to be gone."""
 
 RECONNECT_POLL_S = 0.1
 """Seconds between two attempts to reach a server that is down, while there is time."""
@@ -203,7 +197,7 @@ def infer_request(
         pixels: uint8 `[images, height, width, 3]` at the server's own size.
         prompt: as the user wrote it.
         options: sent as request parameters.
-        model: name of the ensemble.
+        model: name of the Triton model.
         timeout_s: seconds after which the server, too, drops the request; `None` is no limit.
         stream: whether to send the text as it is generated, not all at once.
 
@@ -213,7 +207,7 @@ def infer_request(
     from tritonclient.grpc import service_pb2
 
     data = _encode(prompt)
-    request = service_pb2.ModelInferRequest(model_name=model, id=uuid.uuid4().hex)
+    request = service_pb2.ModelInferRequest(model_name=model)
     request.inputs.add(name=PIXELS, datatype="UINT8", shape=pixels.shape)
     request.inputs.add(name=PROMPT, datatype="BYTES", shape=[1])
     request.raw_input_contents.append(pixels.tobytes())
@@ -223,15 +217,6 @@ def infer_request(
     request.parameters[STREAM].bool_param = stream
     if timeout_s is not None:
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
-    return request
-
-
-def cancel_request(request_id: str) -> Message:
-    """The request that cancels another in the language model, which Triton itself does not do."""
-    from tritonclient.grpc import service_pb2
-
-    request = service_pb2.ModelInferRequest(model_name=LANGUAGE_MODEL)
-    request.parameters[CANCEL].string_param = request_id
     return request
 
 

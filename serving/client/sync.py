@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -16,16 +15,13 @@ from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
 from iblip.serving.client.base import BaseClient
 from iblip.serving.client.compat import Options, resolve_options, trim_answer
-from iblip.serving.client.errors import ClientError
 from iblip.serving.client.faults import error_from_rpc
 from iblip.serving.client.lavis import Lavis
 from iblip.serving.client.messages import (
-    CANCEL_TIMEOUT_S,
     GREEDY,
     RECONNECT_POLL_S,
     AnswerReader,
     Deadline,
-    cancel_request,
     config_request,
     contract_from_config,
     infer_request,
@@ -207,14 +203,7 @@ class Client(BaseClient):
             return self._stub.ModelStreamInfer(iter([request]), timeout=left)
 
         reader = AnswerReader(self._place)
-        return AnswerStream(send, reader, deadline, lambda: self._forget(request.id)), preset
-
-    def _forget(self, request_id: str) -> None:
-        message = iter([cancel_request(request_id)])
-        # A server that is gone forgets, and so does one that was left by closing the client.
-        with contextlib.suppress(grpc.RpcError, ValueError, ClientError):
-            for _ in self._stub.ModelStreamInfer(message, timeout=CANCEL_TIMEOUT_S):
-                pass
+        return AnswerStream(send, reader, deadline), preset
 
 
 class AnswerStream:
@@ -228,13 +217,11 @@ class AnswerStream:
         send: Callable[..., Any],
         reader: AnswerReader,
         deadline: Deadline,
-        forget: Callable[[], None],
     ) -> None:
         self._send = send
         self._call = send()
         self._reader = reader
         self._deadline = deadline
-        self._forget = forget
         self._answer: Answer | None = None
 
     def __enter__(self) -> Self:
@@ -291,9 +278,8 @@ class AnswerStream:
         return self._answer
 
     def cancel(self) -> None:
-        """Stops the answer; returns once its slot in the engine is free.
+        """Stops the answer: the server frees its slot within a step.
 
         Iterating further raises `CancelledError`. Does nothing after the end.
         """
-        if self._call.cancel():
-            self._forget()
+        self._call.cancel()

@@ -12,7 +12,7 @@ from iblip.engines.hardware.containers import DEPLOYED, Container
 from iblip.engines.hardware.findings import Finding, Verdict
 from iblip.engines.memory import plan_of_build
 from iblip.export.artifact.contract import Contract, TensorSpec
-from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
 from iblip.export.errors import ContractError, IblipError, ServingError
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.lint.checking import lint
@@ -24,7 +24,6 @@ from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
 from iblip.serving.server.memory import gib, memory_of_build
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
-from iblip.serving.wire import LANGUAGE_MODEL
 
 BATCH = 8
 """Rows in one run of a component, unless the build gives another number (`--max-batch`)."""
@@ -288,7 +287,7 @@ def _check_memory(directory: Path, manifest: Manifest, machine: Machine) -> Iter
         remedy="It may not load. Serve it where there is more memory, or make the build smaller: "
         "`--precision language_model=int4`."
         if free < needed.least
-        else "Use fewer slots or positions: `slots`, `max_length` in language_model/config.pbtxt.",
+        else "Use fewer slots or positions: `slots`, `max_length` in instructblip/config.pbtxt.",
     )
 
 

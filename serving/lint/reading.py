@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from iblip.engines.hardware.containers import find_container
-from iblip.export.artifact.manifest import MANIFEST, ComponentRecord, Manifest
+from iblip.export.artifact.manifest import LANGUAGE_MODEL, MANIFEST, ComponentRecord, Manifest
 from iblip.export.errors import InputError
 from iblip.export.system.files import refuse_irregular
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.text_format import Node, Step, find_invalid_space, tree_of
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.repository.model_config import ModelConfig, backend_of
+from iblip.serving.wire import MODEL
 
 CONFIG = "config.pbtxt"
 
@@ -202,8 +203,9 @@ class Repository:
     server: Server = PIP_SERVER
 
     def record(self, model: Model) -> ComponentRecord | None:
-        """The build's record of a model that is one of its components; `None` for others."""
-        return None if self.manifest is None else self.manifest.components.get(model.name)
+        """The build's record of the component that a model runs; `None` where it runs none."""
+        name = LANGUAGE_MODEL if model.name == MODEL else model.name
+        return None if self.manifest is None else self.manifest.components.get(name)
 
 
 def read_repository(directory: Path, server: Server = PIP_SERVER) -> Repository:

@@ -16,7 +16,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from iblip.export.artifact.contract import TensorSpec
-from iblip.export.artifact.manifest import Manifest
+from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
 from iblip.export.errors import ServingError
 from iblip.serving.repository.model_config import (
     ModelConfig,
@@ -36,10 +36,8 @@ from iblip.serving.repository.native import (
 )
 from iblip.serving.server.installation import Installation
 from iblip.serving.wire import (
-    ACCEPTED_PIXELS,
-    ENSEMBLE,
-    LANGUAGE_MODEL,
-    PIXELS,
+    CHAIN,
+    MODEL,
     UNARY,
     ServerContract,
 )
@@ -102,7 +100,7 @@ def repository_from_engines(
     if target.exists():
         shutil.rmtree(target)
     specs = _tensors(manifest)
-    names = ["tokenizer", *COMPONENTS, LANGUAGE_MODEL, ENSEMBLE, UNARY]
+    names = [*COMPONENTS, CHAIN, MODEL, UNARY]
     with as_file(files("iblip.model_repository")) as source:
         for name in names:
             config = read_config(source / name / "config.pbtxt")
@@ -157,16 +155,15 @@ def _fill(
     if record is not None:
         fill_native(config, record.engine, record.graphs["model"].contract, backend)
     if config.backend == "python":
-        set_parameter(config, "build", TO_BUILD)
+        set_parameter(config, "directory", TO_BUILD)
         if record is not None:
             set_parameter(config, "component", config.name)
-    if config.name == LANGUAGE_MODEL:
+    if config.name == MODEL:
         if LANGUAGE_MODEL in manifest.components:
             kind = manifest.components[LANGUAGE_MODEL].engine.kind
             place_instances(config, kind, alone=True)
         for name in OPERATORS:
             set_parameter(config, name, str(getattr(manifest.limits, name)))
-    if config.name == ENSEMBLE:
         for name, value in ServerContract.from_manifest(manifest).to_parameters().items():
             set_parameter(config, name, value)
 
@@ -175,8 +172,7 @@ def _tensors(manifest: Manifest) -> dict[str, TensorSpec]:
     """Every tensor that passes between models, by name, as the graphs' contracts have it."""
     contracts = [manifest.components[name].graphs["model"].contract for name in COMPONENTS]
     specs = [spec for contract in contracts for spec in (*contract.inputs, *contract.outputs)]
-    found = {spec.name: spec for spec in specs}
-    return {**found, ACCEPTED_PIXELS: found[PIXELS]}
+    return {spec.name: spec for spec in specs}
 
 
 def _add_version(config: ModelConfig, source: Path, directory: Path, manifest: Manifest) -> None:

@@ -27,10 +27,15 @@ def files_of_component(record: ComponentRecord) -> Mapping[str, int | None]:
     return files
 
 
+def files_of_texts(manifest: Manifest) -> Mapping[str, int | None]:
+    """The files of its tokenizers."""
+    texts = (manifest.text.tokenizer, manifest.text.qformer_tokenizer)
+    return {path: None for path in texts if path is not None}
+
+
 def files_of_build(manifest: Manifest) -> Mapping[str, int | None]:
     """The files that serving the whole build opens, with its tokenizers."""
-    texts = (manifest.text.tokenizer, manifest.text.qformer_tokenizer)
-    files: dict[str, int | None] = {path: None for path in texts if path is not None}
+    files = dict(files_of_texts(manifest))
     for record in manifest.components.values():
         files |= files_of_component(record)
     return files

@@ -21,11 +21,13 @@ from iblip.export.system.cache_directory import VARIABLE as CACHE_VARIABLE
 from iblip.serving.server.address import ListenAddress
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
+from iblip.serving.wire import CALLS
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions
 
 MIB = 2**20
+
 
 SCRATCH = "iblip-triton-"
 """How the folder of a server's own files begins."""
@@ -123,6 +125,7 @@ def triton_arguments(
         str(installation.binary),
         *(f"--{name}={value}" for name, value in flags.items()),
         "--disable-auto-complete-config",
+        f"--backend-config=python,thread-pool-size={CALLS}",
         *installation.arguments(scratch),
         *options.extra,
     ]

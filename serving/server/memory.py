@@ -81,7 +81,7 @@ class ServingMemory:
         return (
             f"memory: it takes {self}. {gib(free)} are free here: fewer slots or positions"
             " (`--slots` and `--max-length` of `export build`, or `slots` and `max_length` in"
-            " language_model/config.pbtxt) keep it within them."
+            " instructblip/config.pbtxt) keep it within them."
         )
 
 

@@ -33,7 +33,7 @@ METRICS_S = 5.0
 DRAIN_S = 3.0
 """Seconds in which answers that are being written may still end before a restart."""
 
-DRAINABLE = frozenset({"tokenizer", "vision_encoder", "qformer", "instructblip_unary"})
+DRAINABLE = frozenset({"vision_encoder", "qformer", "instructblip_unary"})
 """Models without whose process the answers that are being written can still be finished."""
 
 

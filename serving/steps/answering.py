@@ -1,4 +1,4 @@
-"""Answers many requests at once: passes an engine's events on to replies, each on its own thread.
+"""Answers many questions at once: admits them, has images encoded, passes answers on.
 
 Knows neither Triton nor any engine: a `Reply` takes an answer, and says whether its caller is still
 there.
@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from iblip.engines.language_model.types import (
     Answer,
     Event,
     Generation,
-    GenerationRequest,
     LanguageModelEngine,
 )
+from iblip.export.errors import DeadlineError, EngineError, QueueFullError
 from iblip.serving.steps.ending import end_if_fatal
+from iblip.serving.steps.questions import Question
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
 """Seconds between two checks whether callers are still there."""
 
-REMEMBERED = 256
-"""Number of cancelled ids kept, for a cancellation that arrives before its request."""
+ENCODERS = 16
+"""Questions whose images are encoded at the same time: two batches of the default size."""
+
+Encode = Callable[[Question], npt.NDArray[Any]]
+"""From a question to its visual prompt, float `[images, queries, d_llm]`."""
 
 
 class Reply(Protocol):
@@ -47,15 +54,31 @@ class Reply(Protocol):
         ...
 
 
-class Answering:
-    """Takes requests, and follows each to its end.
+@dataclass(frozen=True, kw_only=True)
+class CallerLimits:
+    """What one caller may have under way at once; `None` is no limit.
 
-    A waiting request costs a sleeping thread; the engine limits how many may wait. One more thread
-    checks whether the callers are still there, so that an answer nobody waits for frees its slot
-    within a step, even before its first token.
+    Attributes:
+        requests: that wait or run.
+        tokens: the most that these may generate, together.
+    """
+
+    requests: int | None = None
+    tokens: int | None = None
+
+
+class Answering:
+    """Takes questions, and follows each to its end.
+
+    A question that meets a full queue is refused before anything is computed for it. One that is
+    waiting costs a sleeping thread at most. One more thread checks whether the callers are still
+    there, so that an answer nobody waits for frees its place within a step, and its images, if they
+    still wait, are not encoded.
 
     Args:
-        engine: answers the requests; closed by `close`.
+        engine: answers the questions; closed by `close`.
+        encode: encodes a question's images; called from several threads at once.
+        callers: what each may have under way.
         poll_s: seconds between two checks whether callers are still there.
         failed: takes each error after its caller has it; by default it ends the process where the
             GPU can no longer be used.
@@ -64,127 +87,168 @@ class Answering:
     def __init__(
         self,
         engine: LanguageModelEngine,
+        encode: Encode,
         *,
+        callers: CallerLimits | None = None,
         poll_s: float = POLL_S,
         failed: Callable[[Exception], object] = end_if_fatal,
     ) -> None:
-        self._engine = engine
-        self._failed = failed
+        self._engine, self._encode, self._failed = engine, encode, failed
+        self._limits = callers or CallerLimits()
         self._poll_s = poll_s
-        self._running: dict[Generation, _Caller] = {}
-        self._cancelled_ids: deque[str] = deque(maxlen=REMEMBERED)
+        self._open: set[_Caller] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
+        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
         self._watcher.start()
 
-    def answer(self, request: GenerationRequest, reply: Reply, request_id: str = "") -> None:
-        """Queues the request and returns; a request that the engine refuses fails at once.
-
-        Args:
-            request: to submit to the engine.
-            reply: takes the answer.
-            request_id: identifies the request for `cancel`; empty if it has no id.
-        """
-        caller = _Caller(reply, request_id)
+    def answer(self, question: Question, reply: Reply) -> None:
+        """Admits the question and returns; one that is refused fails at once."""
+        caller = _Caller(question, reply)
         try:
-            generation = self._engine.submit(request)
+            self._admit(caller)
+            self._encoders.submit(self._ask, caller)
         except Exception as error:  # any error belongs to this caller; the process serves on
-            self._fail(caller, error)
-            return
-        thread = threading.Thread(
-            target=self._follow, args=(generation, caller), name="answer", daemon=True
-        )
-        with self._lock:
-            self._running[generation] = caller
-            self._threads.add(thread)
-            is_cancelled = request_id in self._cancelled_ids
-        thread.start()
-        if is_cancelled:
-            generation.cancel()
+            self._end(caller, error)
 
-    def cancel(self, request_id: str) -> int:
-        """Cancels the requests with that id, even one that is still to come.
-
-        An empty id cancels nothing, because many requests have none.
+    def cancel(self, key: str) -> int:
+        """Cancels the questions with that secret; an empty one is of none.
 
         Returns:
-            how many requests with that id were running.
+            how many were under way.
         """
-        if not request_id:
-            return 0
-        with self._lock:
-            self._cancelled_ids.append(request_id)
-            matches = [g for g, caller in self._running.items() if caller.request_id == request_id]
-        for generation in matches:
-            generation.cancel()
-        return len(matches)
+        found = [caller for caller in self._callers() if key and caller.question.cancel_key == key]
+        for caller in found:
+            self._give_up(caller)
+        return len(found)
 
     def close(self) -> None:
-        """Ends every request with an error, waits for the replies, and closes the engine."""
+        """Ends every question with an error, waits for the replies, and closes the engine."""
         self._closed.set()
         self._watcher.join()
         self._engine.close()
+        self._encoders.shutdown()
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
             thread.join()
 
+    def _callers(self) -> list[_Caller]:
+        with self._lock:
+            return list(self._open)
+
+    def _admit(self, caller: _Caller) -> None:
+        """Raises `QueueFullError` where there is no place for one more."""
+        with self._lock:
+            self._engine.check_queue(sum(one.generation is None for one in self._open))
+            if caller.question.caller:
+                self._check_share(caller.question)
+            self._open.add(caller)
+
+    def _check_share(self, question: Question) -> None:
+        mine = [one.question for one in self._open if one.question.caller == question.caller]
+        tokens = question.tokens + sum(one.tokens for one in mine)
+        for what, count, most in (
+            ("requests", len(mine) + 1, self._limits.requests),
+            ("tokens to generate", tokens, self._limits.tokens),
+        ):
+            if most is not None and count > most:
+                raise QueueFullError(
+                    f"with this request its caller would have {count} {what} under way; expected "
+                    f"at most {most}. Try again when others have ended."
+                )
+
+    def _ask(self, caller: _Caller) -> None:
+        """Has the images encoded, and passes the question to the engine."""
+        if caller.has_ended:  # while it waited
+            return
+        question = caller.question
+        try:
+            if (left := question.seconds_left) is not None and left <= 0:
+                raise DeadlineError("the answer was not finished by its deadline")
+            generation = self._engine.submit(question.request(self._encode(question)))
+        except Exception as error:  # as in `answer`
+            self._end(caller, error)
+            return
+        thread = threading.Thread(
+            target=self._follow, args=(generation, caller), name="answer", daemon=True
+        )
+        with self._lock:
+            caller.generation = generation
+            self._threads.add(thread)
+        thread.start()
+        if caller.has_ended:
+            generation.cancel()
+
     def _follow(self, generation: Generation, caller: _Caller) -> None:
         try:
             for event in generation:
                 caller.pass_on(event)
+            self._forget(caller)
         except Exception as error:  # as in `answer`
             generation.cancel()
-            self._fail(caller, error)
+            self._end(caller, error)
         finally:
             with self._lock:
-                self._running.pop(generation, None)
                 self._threads.discard(threading.current_thread())
 
-    def _fail(self, caller: _Caller, error: Exception) -> None:
+    def _give_up(self, caller: _Caller) -> None:
+        """Ends what nobody waits for any more."""
+        if caller.generation is not None:
+            caller.generation.cancel()
+        else:
+            caller.fail(EngineError("it was cancelled before it began"))
+            self._forget(caller)
+
+    def _end(self, caller: _Caller, error: Exception) -> None:
+        self._forget(caller)
         caller.fail(error)
         self._failed(error)
 
+    def _forget(self, caller: _Caller) -> None:
+        with self._lock:
+            self._open.discard(caller)
+
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_s):
-            with self._lock:
-                running = list(self._running.items())
-            for generation, caller in running:
+            for caller in self._callers():
                 if caller.has_gone():
-                    generation.cancel()
+                    self._give_up(caller)
 
 
 class _Caller:
-    """A reply that ends once, and is not used after its end.
+    """A question and its reply, which ends once, and is not used after its end.
 
     Triton frees a request with its last response; asking afterwards, from another thread, whether
     it is cancelled crashes the server with a segmentation fault.
     """
 
-    def __init__(self, reply: Reply, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, question: Question, reply: Reply) -> None:
+        self.question = question
+        self.generation: Generation | None = None
+        self.has_ended = False
         self._reply = reply
-        self._ended = False
         self._lock = threading.Lock()
 
     def pass_on(self, event: Event) -> None:
-        """Passes an event to the reply."""
-        if isinstance(event, Answer):
-            with self._lock:
-                self._ended = True
+        """Passes an event to the reply, unless it has ended before."""
+        with self._lock:
+            if self.has_ended:
+                return
+            if isinstance(event, Answer):
+                self.has_ended = True
                 self._reply.finish(event)
-        else:
-            self._reply.delta(event.text)
+            else:
+                self._reply.delta(event.text)
 
     def fail(self, error: Exception) -> None:
         """Passes an error to the reply, unless it has ended before."""
         with self._lock:
-            if self._ended:
-                logger.error("an answer could not be sent: %s", error)
+            if self.has_ended:
                 return
-            self._ended = True
+            self.has_ended = True
             try:
                 self._reply.fail(error)
             except Exception:  # the caller has gone
@@ -193,4 +257,4 @@ class _Caller:
     def has_gone(self) -> bool:
         """Whether the reply is open but its caller no longer waits."""
         with self._lock:
-            return not self._ended and self._reply.is_cancelled()
+            return not self.has_ended and self._reply.is_cancelled()

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Self
 
 from iblip.engines.language_model.opening import EngineLimits
+from iblip.engines.text.instructions import InstructionTokenizer
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
+from iblip.serving.steps.policy import Policy
+from iblip.serving.steps.questions import QuestionReader
+from iblip.serving.wire import ServerContract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +41,13 @@ class StepArguments:
         """From the mapping that `TritonPythonModel.initialize` receives.
 
         Raises:
-            BuildDirectoryError: the parameter `build` is not a path from the model's folder to a
+            BuildDirectoryError: the parameter `directory` is not a path from the model's folder to a
                 build.
         """
         config = json.loads(args["model_config"])
         entries = config.get("parameters", {})
         parameters = {name: entry["string_value"] for name, entry in entries.items()}
-        directory = Path(args["model_repository"]) / parameters["build"]
+        directory = Path(args["model_repository"]) / parameters["directory"]
         resolved = directory.resolve()
         # Triton's Python reads names of files as ASCII, and no library takes what it makes of
         # others; the server then reaches the build by a link with a plain name.
@@ -88,6 +92,20 @@ class StepArguments:
             slots=self._limit("slots"),
             positions=self._limit("max_length"),
             queue=self._limit("queue"),
+        )
+
+    def question_reader(self, policy: Policy) -> QuestionReader:
+        """What reads this model's requests: its limits are those that clients are told.
+
+        Raises:
+            BuildDirectoryError: the instruction's tokenizer is missing or broken.
+            ContractError: the parameter `limits` is damaged.
+        """
+        return QuestionReader(
+            limits=ServerContract.from_parameters(self.parameters).limits,
+            tokenizer=InstructionTokenizer.from_build(self.directory, self.manifest),
+            default_timeout_s=policy.default_timeout_s,
+            caller_parameter=policy.caller_header,
         )
 
     def _limit(self, name: str) -> int | None:

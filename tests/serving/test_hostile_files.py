@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from iblip.serving.steps.prompts import check_fault, seconds_since
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -40,7 +41,6 @@ from iblip.serving.lint.checking import lint
 from iblip.serving.repository.assembling import repository_from_engines
 from iblip.serving.repository.model_config import read_config
 from iblip.serving.repository.onnx_files import onnx_faults
-from iblip.serving.steps.prompts import check_fault, seconds_since
 from iblip.serving.wire import (
     PACKED,
     ServerContract,

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from iblip.serving.steps.prompts import prompt_from_tensor
 
 from iblip.engines.language_model.option_kinds import Choice, Integer, Number
 from iblip.engines.language_model.option_table import OPTIONS
@@ -26,7 +27,6 @@ from iblip.export.errors import (
     OptionError,
     QueueFullError,
 )
-from iblip.serving.steps.prompts import prompt_from_tensor
 from iblip.serving.wire import (
     PACKED,
     Limits,

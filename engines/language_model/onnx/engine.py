@@ -16,11 +16,11 @@ from functools import partial
 from iblip.engines.cuda.errors import RESTART, find_fatal
 from iblip.engines.language_model.answering import CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
+    check_queue,
     check_tokens,
     check_visual_prompt,
     closed_error,
     copy_visual_prompt,
-    queue_full_error,
 )
 from iblip.engines.language_model.decoding.decoding import decoding_for
 from iblip.engines.language_model.detokenise import special_tokens
@@ -107,12 +107,16 @@ class OnnxEngine:
             if self._stop_reason:
                 raise EngineError(self._stop_reason)
             self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
-            if len(self._waiting) >= self._queue_limit:
-                self._totals.count_refused()
-                raise queue_full_error(len(self._waiting))
+            check_queue(len(self._waiting), self._queue_limit, self._totals)
             self._waiting.append(ticket)
             self._changed.notify()
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
+
+    def check_queue(self, ahead: int) -> None:
+        """See `LanguageModelEngine`."""
+        with self._changed:
+            waiting = len(self._waiting) + max(0, ahead - self._model.capacity + self._model.used)
+            check_queue(waiting, self._queue_limit, self._totals)
 
     def status(self) -> EngineStatus:
         """See `LanguageModelEngine`."""

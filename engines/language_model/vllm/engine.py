@@ -23,11 +23,11 @@ import numpy as np
 
 from iblip.engines.language_model.answering import AnswerLimits, CompletionBuilder, settle_limits
 from iblip.engines.language_model.checking import (
+    check_queue,
     check_tokens,
     check_visual_prompt,
     closed_error,
     copy_visual_prompt,
-    queue_full_error,
 )
 from iblip.engines.language_model.decoding.logits_processors import Words
 from iblip.engines.language_model.detokenise import special_tokens
@@ -167,12 +167,16 @@ class VllmEngine:
             if self._failure is not None:
                 raise self._failure
             self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
-            if len(self._waiting) >= self._queue_limit:
-                self._totals.count_refused()
-                raise queue_full_error(len(self._waiting))
+            check_queue(len(self._waiting), self._queue_limit, self._totals)
             self._waiting.append(ticket)
         self._events.put(None)
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
+
+    def check_queue(self, ahead: int) -> None:
+        """See `LanguageModelEngine`."""
+        with self._lock:
+            waiting = len(self._waiting) + max(0, ahead - self._capacity + len(self._running))
+            check_queue(waiting, self._queue_limit, self._totals)
 
     def status(self) -> EngineStatus:
         """See `LanguageModelEngine`. A slot is a sequence that vLLM is generating."""

@@ -1,11 +1,18 @@
-"""Triton's Python model of the one-answer mode: asks the ensemble for a single response."""
+"""Triton's Python model of the one-answer mode: asks `instructblip` for a single response."""
+
+import secrets
+import threading
 
 import triton_python_backend_utils as pb_utils
 
+from iblip.export.errors import QueueFullError
 from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.wire import (
-    ENSEMBLE,
+    CALLS,
+    CANCEL,
+    CANCEL_KEY,
     FINISH,
+    MODEL,
     PACKED,
     PIXELS,
     PROMPT,
@@ -13,32 +20,82 @@ from iblip.serving.wire import (
     TEXT,
     error_from_text,
     status_from_error,
+    text_from_error,
 )
+
+MOST = CALLS - 32
+"""Requests under way at once; the rest of the calls are for cancelling."""
+
+POLL_S = 0.1
+"""Seconds between two checks whether callers are still there."""
 
 
 class TritonPythonModel:
-    """One whole answer a request."""
+    """One whole answer a request; each waits for its own in a thread."""
 
     def initialize(self, args):
-        """Shows the supervisor that it is alive."""
+        """Begins to look after callers that go."""
         start_heartbeat()
+        self.waiting, self.lock = {}, threading.Lock()
+        self.closed = threading.Event()
+        self.watcher = threading.Thread(target=self.watch, name="watch-callers", daemon=True)
+        self.watcher.start()
 
     def execute(self, requests):
-        """One response a request, in their order."""
-        return [answer(request) for request in requests]
+        """Begins to answer the requests; the responses follow."""
+        for request in requests:
+            key, sender = secrets.token_hex(16), request.get_response_sender()
+            with self.lock:
+                is_full = len(self.waiting) >= MOST
+                if not is_full:
+                    self.waiting[key] = sender
+            if is_full:
+                text = text_from_error(QueueFullError(f"{MOST} requests are under way"))
+                send(sender, pb_utils.InferenceResponse(error=triton_error(text)))
+                continue
+            call = call_for(request, key)
+            threading.Thread(target=self.answer, args=(call, key), daemon=True).start()
+
+    def finalize(self):
+        """Triton ends a model when it has no request any more."""
+        self.closed.set()
+        self.watcher.join()
+
+    def answer(self, call, key):
+        """Waits for the answer, and sends it."""
+        response = answer(call)
+        with self.lock:
+            sender = self.waiting.pop(key)
+        send(sender, response)
+
+    def watch(self):
+        """Cancels the answers that nobody waits for."""
+        while not self.closed.wait(POLL_S):
+            with self.lock:  # a sender that has sent its response may not be asked
+                gone = [key for key, sender in self.waiting.items() if sender.is_cancelled()]
+            for key in gone:
+                cancel(key)
 
 
-def answer(request):
-    """Asks the ensemble as the caller asked, and waits for the end."""
-    call = pb_utils.InferenceRequest(
-        model_name=ENSEMBLE,
+def send(sender, response):
+    """Sends the one response of a request."""
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def call_for(request, key):
+    """What `instructblip` is asked: as the caller asked."""
+    return pb_utils.InferenceRequest(
+        model_name=MODEL,
         requested_output_names=[TEXT, FINISH],
         inputs=[pb_utils.get_input_tensor_by_name(request, name) for name in (PIXELS, PROMPT)],
-        parameters={PACKED: request.parameters() or "{}", STREAM: False},
+        parameters={PACKED: request.parameters() or "{}", STREAM: False, CANCEL_KEY: key},
         timeout=request.timeout(),
     )
-    error = None
-    tensors = []
+
+
+def answer(call):
+    """The one response to a call."""
+    error, tensors = None, []
     for part in call.exec(decoupled=True):  # to its end: Triton waits for ever where it is not
         if part.has_error():
             error = triton_error(part.error().message())
@@ -47,7 +104,16 @@ def answer(request):
     return pb_utils.InferenceResponse(output_tensors=tensors, error=error)
 
 
+def cancel(key):
+    """Cancels the answer with that secret."""
+    call = pb_utils.InferenceRequest(
+        model_name=MODEL, requested_output_names=[FINISH], inputs=[], parameters={CANCEL: key}
+    )
+    for _ in call.exec(decoupled=True):
+        pass
+
+
 def triton_error(text):
-    """The ensemble's error under the code of its kind, which Triton loses on the way."""
+    """The model's error under the code of its kind, which Triton loses on the way."""
     code = status_from_error(error_from_text(text))
     return pb_utils.TritonError(text, getattr(pb_utils.TritonError, code))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from iblip.export.artifact.contract import TensorSpec
-from iblip.export.artifact.manifest import MANIFEST, TextFacts
+from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.system.json_text import parse_json
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import FILES, Model, Repository, parameters_of, value_name
@@ -14,24 +14,15 @@ from iblip.serving.lint.rule import Rule, Severity, Verdict
 from iblip.serving.lint.tensor_shapes import fits
 from iblip.serving.lint.text_format import Entry
 from iblip.serving.repository.assembling import COMPONENTS
-from iblip.serving.repository.files import faults, files_of_component
+from iblip.serving.repository.files import faults, files_of_component, files_of_texts
 from iblip.serving.repository.model_config import DATA_TYPES
 from iblip.serving.server.outdated import is_outdated
-from iblip.serving.wire import ENSEMBLE, LANGUAGE_MODEL, UNARY
+from iblip.serving.wire import MODEL, UNARY
 
 GRAPH = "model"
 """The graph of a component that Triton batches."""
 
-TOKENIZER = "tokenizer"
-"""The model of the text step."""
-
-TEXTS: Mapping[str, Callable[[TextFacts], str | None]] = {
-    LANGUAGE_MODEL: lambda text: text.tokenizer,
-    TOKENIZER: lambda text: text.qformer_tokenizer,
-}
-"""The tokenizer file that each of these models opens."""
-
-PYTHON_MODELS = frozenset({*COMPONENTS, TOKENIZER, LANGUAGE_MODEL, UNARY})
+PYTHON_MODELS = frozenset({*COMPONENTS, MODEL, UNARY})
 """Models of a build that may run in the Python backend."""
 
 SHARED_LIMITS = ("slots", "max_length", "queue")
@@ -92,32 +83,31 @@ def _check_engine_shape(model: Model, repository: Repository) -> Iterator[Fault]
 
 
 def _check_limits_differ(model: Model, repository: Repository) -> Iterator[Fault]:
-    engine = repository.models.get(LANGUAGE_MODEL)
-    if model.name != ENSEMBLE or repository.manifest is None or engine is None:
+    if model.name != MODEL or repository.manifest is None:
         return
     limits, line = limits_of(model), model.line("parameters", Entry("limits"))
     if limits is None:
         yield Fault("the parameter limits is not a JSON object", line)
         return
-    actual = parameters_of(engine)
+    actual = parameters_of(model)
     for name, value in limits.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             yield Fault(f"clients are told {name} {value!r}; expected an integer", line)
     for name in SHARED_LIMITS:
         if name in limits and actual.get(name, str(limits[name])) != str(limits[name]):
-            message = f"clients are told {name} {limits[name]}; {LANGUAGE_MODEL} has {actual[name]}"
+            message = f"clients are told {name} {limits[name]}; the model has {actual[name]}"
             yield Fault(message, line)
 
 
 def _check_build_place(model: Model, repository: Repository) -> Iterator[Fault]:
-    build = parameters_of(model).get("build")
+    build = parameters_of(model).get("directory")
     if repository.manifest is None or model.backend != "python":
         return
-    line = model.line("parameters", Entry("build"))
+    line = model.line("parameters", Entry("directory"))
     if build is None and model.name in PYTHON_MODELS:
-        yield Fault("there is no parameter build", line)
+        yield Fault("there is no parameter directory", line)
     elif build is not None and not (model.path / build / MANIFEST).is_file():
-        yield Fault(f"the parameter build is {build!r}, where there is no {MANIFEST}", line)
+        yield Fault(f"the parameter directory is {build!r}, where there is no {MANIFEST}", line)
 
 
 def _check_build_files(model: Model, repository: Repository) -> Iterator[Fault]:
@@ -125,9 +115,8 @@ def _check_build_files(model: Model, repository: Repository) -> Iterator[Fault]:
     if manifest is None or repository.directory is None:
         return
     files = dict(files_of_component(record)) if record is not None else {}
-    text = TEXTS[model.name](manifest.text) if model.name in TEXTS else None
-    if text is not None:
-        files[text] = None
+    if model.name == MODEL:
+        files |= files_of_texts(manifest)
     for path, fault in faults(repository.directory, files):
         yield Fault(f"{path} of the build: {fault}", line=1)
 
@@ -140,7 +129,7 @@ def _outdated(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def limits_of(model: Model) -> dict[str, Any] | None:
-    """What clients are told, by the ensemble; `None` where it is damaged."""
+    """What clients are told; `None` where it is damaged."""
     try:
         limits = parse_json(parameters_of(model).get("limits", "{}"))
     except ValueError:
@@ -181,7 +170,7 @@ RULES = (
         severity=Severity.WARNING,
         title="In a build, clients are told the actual limits of the language model.",
         why="A client refuses what the server would accept, or sends what it refuses.",
-        mend="Write the same numbers in both configs.",
+        mend="Write the same numbers in both parameters.",
         server=Verdict.ACCEPTS,
         check=_check_limits_differ,
     ),

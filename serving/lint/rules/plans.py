@@ -12,7 +12,7 @@ from iblip.serving.lint.rule import Rule, Severity, Verdict
 from iblip.serving.lint.rules.builds import GRAPH, limits_of
 from iblip.serving.lint.text_format import Entry
 from iblip.serving.repository.profiles import BATCH, Profile, profiles_of, sizes_of, takes
-from iblip.serving.wire import ENSEMBLE
+from iblip.serving.wire import MODEL
 
 PROFILED = {"max_instruction": ("qformer", "instruction"), "images": ("vision_encoder", BATCH)}
 """Limits that clients are told, and the component and axis whose profiles bound each."""
@@ -56,7 +56,7 @@ def _check_plan_warmup(model: Model, repository: Repository) -> Iterator[Fault]:
 
 
 def _check_limits_beyond_plan(model: Model, repository: Repository) -> Iterator[Fault]:
-    limits = limits_of(model) if model.name == ENSEMBLE else None
+    limits = limits_of(model) if model.name == MODEL else None
     for name, (component, axis) in PROFILED.items() if limits else ():
         profiles = _profiles(component, repository)
         most = max((profile[axis][-1] for profile in profiles if axis in profile), default=None)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from iblip.serving.steps.prompts import check_fault, seconds_since, text_tensors
 
 import model_repository
 from iblip.engines.language_model.opening import EngineLimits
@@ -29,7 +30,6 @@ from iblip.serving.steps.answering import Answering
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import run_joined
 from iblip.serving.steps.ending import EXIT_STATUS
-from iblip.serving.steps.prompts import check_fault, seconds_since, text_tensors
 
 PICTURE = np.zeros((1, 4, 6, 3), np.uint8)
 REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((1, 8, 4), np.float32))

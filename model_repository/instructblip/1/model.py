@@ -1,44 +1,43 @@
-"""Triton's Python model of the language model: requests to the engine, its events to responses."""
+"""Triton's Python model that callers ask: requests to questions, the answers to responses."""
 
 import json
-import time
+import os
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from iblip.engines.language_model.opening import open_engine
-from iblip.engines.language_model.types import GenerationRequest
 from iblip.export.errors import InputError
-from iblip.serving.steps.answering import Answering
+from iblip.serving.steps.answering import Answering, CallerLimits
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
-from iblip.serving.steps.prompts import check_fault, prompt_from_tensor, seconds_since
+from iblip.serving.steps.policy import Policy
 from iblip.serving.wire import (
-    ARRIVED,
     CANCEL,
-    FAULT,
+    CHAIN,
     FINISH,
+    PIXELS,
     PROMPT,
     TEXT,
     VISUAL_PROMPT,
+    error_from_chain,
     finish_from_answer,
-    options_from_parameters,
-    seconds_from_timeout,
     status_from_error,
-    stream_from_parameters,
     text_from_error,
 )
 
 
 class TritonPythonModel:
-    """Decoupled: `execute` queues, the answers follow as the engine writes them."""
+    """Decoupled: `execute` admits, the answers follow as the engine writes them."""
 
     def initialize(self, args):
-        """Loads the engine."""
+        """Loads the language model's engine."""
         start_heartbeat()
         step = StepArguments.from_triton(args)
         step.check_alone()
+        policy = Policy.from_environment(os.environ)
+        self.read = step.question_reader(policy)
         engine = open_engine(
             step.directory,
             step.manifest,
@@ -46,25 +45,26 @@ class TritonPythonModel:
             device=step.device,
             limits=step.limits,
         )
-        self.answering = Answering(engine)
+        callers = CallerLimits(requests=policy.max_caller_requests, tokens=policy.max_caller_tokens)
+        self.answering = Answering(engine, encode, callers=callers)
         metrics = EngineMetrics(make_family, {"model": args["model_name"]})
         self.metrics = MetricsThread(metrics, engine.status)
 
     def execute(self, requests):
-        """Queues the requests in their order."""
+        """Admits the requests in their order."""
         for request in requests:
             reply = TritonReply(request.get_response_sender())
             try:
-                parameters = json.loads(request.parameters() or "{}")
-                if CANCEL in parameters:
-                    reply.cancelled(self.answering.cancel(str(parameters[CANCEL])))
+                if key := cancel_key(request):
+                    reply.cancelled(self.answering.cancel(key))
                     continue
-                reply.stream = stream_from_parameters(parameters)
-                asked = generation_request(request, parameters)
+                pixels, prompt = (tensor(request, name) for name in (PIXELS, PROMPT))
+                question = self.read(pixels, prompt, request.parameters(), request.timeout())
             except Exception as fault:  # it belongs to this request, not to the model's process
                 reply.fail(fault)
             else:
-                self.answering.answer(asked, reply, request.request_id())
+                reply.stream = question.stream
+                self.answering.answer(question, reply)
 
     def finalize(self):
         """Ends what is running and frees the engine."""
@@ -72,33 +72,34 @@ class TritonPythonModel:
         self.answering.close()
 
 
-def generation_request(request, parameters):
-    """Triton's request in the engine's words."""
-    check_fault(optional_tensor(request, FAULT))
-    prompt = tensor(request, PROMPT)
-    visual_prompt = tensor(request, VISUAL_PROMPT)
-    seconds = seconds_from_timeout(request.timeout())
-    return GenerationRequest(
-        prompt=prompt_from_tensor(prompt),
-        visual_prompt=visual_prompt,
-        options=options_from_parameters(parameters),
-        deadline=None if seconds is None else time.monotonic() + seconds,
-        vision_s=seconds_since(optional_tensor(request, ARRIVED)),
-    )
+def cancel_key(request):
+    """The secret of the requests that this one, which has no inputs, cancels; empty otherwise."""
+    return "" if request.inputs() else str(json.loads(request.parameters()).get(CANCEL, ""))
 
 
 def tensor(request, name):
     """An input that is optional in the config only so that a cancellation needs none."""
-    found = optional_tensor(request, name)
+    found = pb_utils.get_input_tensor_by_name(request, name)
     if found is None:
         raise InputError(f"the input {name!r} is missing")
-    return found
+    return found.as_numpy()
 
 
-def optional_tensor(request, name):
-    """An input, or nothing."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    return None if found is None else found.as_numpy()
+def encode(question):
+    """The visual prompt of a question's images, from the chain of vision encoder and Q-Former."""
+    seconds = question.seconds_left
+    call = pb_utils.InferenceRequest(
+        model_name=CHAIN,
+        requested_output_names=[VISUAL_PROMPT],
+        inputs=[pb_utils.Tensor(name, array) for name, array in question.inputs.items()],
+        timeout=0 if seconds is None else max(1, int(seconds * 1e6)),
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+    )
+    response = call.exec()
+    if response.has_error():
+        raise error_from_chain(response.error().message())
+    # The memory is the response's, and is freed with it.
+    return np.array(pb_utils.get_output_tensor_by_name(response, VISUAL_PROMPT).as_numpy())
 
 
 def make_family(name, text, kind):
@@ -133,7 +134,7 @@ class TritonReply:
         self.sender.send(response(self.unsent, finish_from_answer(answer)), flags=final)
 
     def cancelled(self, count):
-        """The end of a cancellation: how many running requests it met."""
+        """The end of a cancellation: how many requests it met."""
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self.sender.send(response("", json.dumps({"cancelled": count})), flags=final)
 
