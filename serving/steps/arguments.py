@@ -41,8 +41,8 @@ class StepArguments:
         """From the mapping that `TritonPythonModel.initialize` receives.
 
         Raises:
-            BuildDirectoryError: the parameter `directory` is not a path from the model's folder to a
-                build.
+            BuildDirectoryError: the parameter `directory` is not a path from the model's folder to
+                a build.
         """
         config = json.loads(args["model_config"])
         entries = config.get("parameters", {})

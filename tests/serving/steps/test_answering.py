@@ -1,0 +1,327 @@
+"""Questions on their way to an engine and back, without Triton: a fake engine, fake callers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from iblip.engines.language_model.types import Answer, TextDelta, Timing
+from iblip.export.errors import DeadlineError, EngineError, InputError, QueueFullError
+from iblip.serving.steps.answering import ENCODERS, Answering, CallerLimits
+from iblip.serving.steps.questions import Question
+
+LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory access ; GPU=0)")
+
+
+def question(**facts):
+    return Question(prompt="What?", inputs={}, **facts)
+
+
+def encode(question):
+    return np.zeros((1, 8, 4), np.float32)
+
+
+def answer(text, reason="eos"):
+    return Answer(
+        text=text,
+        token_ids=(),
+        finish_reason=reason,
+        prompt_tokens=1,
+        completion_tokens=1,
+        seed=None,
+        timing=Timing(vision_s=0, queue_s=0, prefill_s=0, decode_s=0),
+    )
+
+
+class FakeGeneration:
+    """Hands out events as the test puts them in; cancelled, it ends as an engine's would."""
+
+    def __init__(self, events=()):
+        self.events = queue.SimpleQueue()
+        self.cancelled = threading.Event()
+        for event in events:
+            self.events.put(event)
+
+    def __iter__(self):
+        while True:
+            event = self.events.get(timeout=10)
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Answer):
+                return
+
+    def cancel(self):
+        if not self.cancelled.is_set():
+            self.cancelled.set()
+            self.events.put(answer("", "cancelled"))
+
+
+class FakeEngine:
+    def __init__(self, *generations):
+        self.generations = list(generations)
+        self.running = []
+        self.queue = 1000
+
+    def check_queue(self, ahead):
+        if ahead >= self.queue:
+            raise QueueFullError(f"{ahead} wait")
+
+    def submit(self, request):
+        generation = self.generations.pop(0)
+        if isinstance(generation, Exception):
+            raise generation
+        self.running.append(generation)
+        return generation
+
+    def close(self):
+        for generation in self.running:
+            generation.events.put(EngineError("the engine is closed"))
+
+
+class FakeReply:
+    """Collects; fails the test where it is used after its end."""
+
+    def __init__(self):
+        self.texts = []
+        self.end = None
+        self.ended = threading.Event()
+        self.gone = threading.Event()
+        self.asked_late = False
+
+    def delta(self, text):
+        assert not self.ended.is_set()
+        self.texts.append(text)
+
+    def finish(self, answer):
+        self._end(answer)
+
+    def fail(self, error):
+        self._end(error)
+
+    def is_cancelled(self):
+        self.asked_late |= self.ended.is_set()
+        return self.gone.is_set()
+
+    def _end(self, end):
+        assert not self.ended.is_set()
+        self.end = end
+        self.ended.set()
+
+
+@pytest.fixture
+def answering():
+    opened = []
+
+    def make(*generations, encode=encode, queue=1000, **limits):
+        engine = FakeEngine(*generations)
+        engine.queue = queue
+        callers = CallerLimits(**limits)
+        opened.append(Answering(engine, encode, callers=callers, poll_s=0.001))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+def test_deltas_then_the_finish(answering):
+    reply = FakeReply()
+    deltas = [TextDelta(text="a ", token_ids=(1,)), TextDelta(text="7", token_ids=(2,))]
+    answering(FakeGeneration([*deltas, answer("a 7")])).answer(question(), reply)
+    assert reply.ended.wait(10)
+    assert reply.texts == ["a ", "7"]
+    assert reply.end.text == "a 7"
+
+
+@pytest.mark.parametrize("error", [QueueFullError("256 wait"), InputError("too long")])
+def test_a_request_that_the_engine_refuses_fails(answering, error):
+    reply = FakeReply()
+    answering(error).answer(question(), reply)
+    assert reply.ended.wait(10)
+    assert reply.end is error
+
+
+def test_an_engines_failure_reaches_its_caller_after_the_text(answering):
+    reply = FakeReply()
+    error = EngineError("broken")
+    answering(FakeGeneration([TextDelta(text="a", token_ids=(1,)), error])).answer(
+        question(), reply
+    )
+    assert reply.ended.wait(10)
+    assert reply.texts == ["a"]
+    assert reply.end is error
+
+
+def test_a_caller_who_goes_before_the_first_text_frees_the_engine(answering):
+    generation, reply = FakeGeneration(), FakeReply()
+    answering(generation).answer(question(), reply)
+    reply.gone.set()
+    assert generation.cancelled.wait(10)
+    assert reply.ended.wait(10)
+    assert reply.end.finish_reason == "cancelled"
+
+
+def test_a_question_is_cancelled_by_its_secret_and_no_other_is(answering):
+    generations, replies = [FakeGeneration() for _ in range(3)], [FakeReply() for _ in range(3)]
+    running = answering(*generations)
+    for reply, key in zip(replies, ("one", "two", ""), strict=True):
+        running.answer(question(cancel_key=key), reply)
+    assert running.cancel("two") == 1
+    assert replies[1].ended.wait(10)
+    assert [reply.ended.is_set() for reply in replies] == [False, True, False]
+    assert running.cancel("three") == running.cancel("") == 0
+
+
+def test_a_cancellation_harms_no_later_question_of_that_secret(answering):
+    reply = FakeReply()
+    running = answering(FakeGeneration([answer("7")]))
+    assert running.cancel("1") == 0
+    running.answer(question(cancel_key="1"), reply)
+    assert reply.ended.wait(10)
+    assert reply.end.text == "7"
+
+
+class Gate:
+    """Encodes once it is opened; counts."""
+
+    def __init__(self):
+        self.opened = threading.Event()
+        self.count = 0
+
+    def __call__(self, question):
+        self.count += 1
+        assert self.opened.wait(10)
+        return encode(question)
+
+
+def test_a_full_queue_refuses_before_an_image_is_encoded(answering):
+    gate, replies = Gate(), [FakeReply() for _ in range(3)]
+    running = answering(*(FakeGeneration([answer("7")]) for _ in range(2)), encode=gate, queue=2)
+    for reply in replies:
+        running.answer(question(), reply)
+    assert isinstance(replies[2].end, QueueFullError)
+    gate.opened.set()
+    assert all(reply.ended.wait(10) for reply in replies)
+    assert [reply.end.text for reply in replies[:2]] == ["7", "7"]
+    assert gate.count == 2
+
+
+def test_images_of_callers_who_have_gone_are_not_encoded(answering):
+    gate = Gate()
+    first, others = [FakeReply() for _ in range(ENCODERS)], [FakeReply() for _ in range(3)]
+    running = answering(*(FakeGeneration([answer("7")]) for _ in range(ENCODERS + 1)), encode=gate)
+    for reply in [*first, *others]:
+        running.answer(question(), reply)
+    for reply in others[:2]:
+        reply.gone.set()
+    assert all(reply.ended.wait(10) for reply in others[:2])
+    assert not any(reply.ended.is_set() for reply in [*first, others[2]])
+    gate.opened.set()
+    assert all(reply.ended.wait(10) for reply in [*first, others[2]])
+    assert gate.count == ENCODERS + 1
+
+
+def test_a_caller_who_goes_while_images_are_encoded_costs_the_engine_nothing(answering):
+    gate, reply, generation = Gate(), FakeReply(), FakeGeneration()
+    running = answering(generation, encode=gate)
+    running.answer(question(), reply)
+    reply.gone.set()
+    assert reply.ended.wait(10)
+    gate.opened.set()
+    assert generation.cancelled.wait(10)
+
+
+def test_a_question_past_its_deadline_is_not_encoded(answering):
+    gate, reply = Gate(), FakeReply()
+    answering(encode=gate).answer(question(deadline=time.monotonic() - 1), reply)
+    assert reply.ended.wait(10)
+    assert isinstance(reply.end, DeadlineError)
+    assert gate.count == 0
+
+
+def test_images_that_cannot_be_encoded_are_the_askers_trouble_alone(answering):
+    def encode_some(question):
+        if question.caller:
+            raise EngineError("no picture")
+        return encode(question)
+
+    replies = [FakeReply(), FakeReply()]
+    running = answering(FakeGeneration([answer("7")]), encode=encode_some)
+    running.answer(question(caller="b"), replies[0])
+    running.answer(question(), replies[1])
+    assert all(reply.ended.wait(10) for reply in replies)
+    assert str(replies[0].end) == "no picture"
+    assert replies[1].end.text == "7"
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"requests": 2}, "would have 3 requests under way; expected at most 2"),
+        ({"tokens": 25}, "would have 30 tokens to generate under way; expected at most 25"),
+    ],
+)
+def test_a_caller_has_a_limit_of_its_own(answering, limits, told):
+    generations, replies = [FakeGeneration() for _ in range(4)], [FakeReply() for _ in range(4)]
+    running = answering(*generations, **limits)
+    for reply, caller in zip(replies, ("a", "a", "a", "b"), strict=True):
+        running.answer(question(caller=caller, tokens=10), reply)
+    assert replies[2].ended.wait(10)
+    assert isinstance(replies[2].end, QueueFullError)
+    assert told in str(replies[2].end)
+    assert not any(replies[index].ended.is_set() for index in (0, 1, 3))
+
+
+def test_nothing_is_asked_of_a_reply_after_its_end(answering):
+    # Triton's own answer to that question is a segmentation fault.
+    replies = [FakeReply() for _ in range(50)]
+    running = answering(*(FakeGeneration([answer("x")]) for _ in replies))
+    for reply in replies:
+        running.answer(question(), reply)
+    assert all(reply.ended.wait(10) for reply in replies)
+    assert not any(reply.asked_late for reply in replies)
+
+
+def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(answering):
+    class Broken(FakeReply):
+        def delta(self, text):
+            raise RuntimeError("the caller has gone")
+
+    broken, whole = Broken(), FakeReply()
+    first = FakeGeneration([TextDelta(text="a", token_ids=(1,))])
+    running = answering(first, FakeGeneration([answer("b")]))
+    running.answer(question(), broken)
+    running.answer(question(), whole)
+    assert first.cancelled.wait(10)
+    assert whole.ended.wait(10)
+    assert whole.end.text == "b"
+
+
+def test_what_ends_the_process_is_told_after_the_caller_knows_it():
+    told = []
+    replies = [FakeReply(), FakeReply()]
+
+    def failed(error):
+        told.append((error, [reply.end for reply in replies if reply.ended.is_set()]))
+
+    engine = FakeEngine(FakeGeneration([LOST]), LOST)
+    running = Answering(engine, encode, poll_s=0.001, failed=failed)
+    running.answer(question(), replies[0])
+    while not told:
+        time.sleep(0.001)
+    running.answer(question(), replies[1])
+    running.close()
+    assert told == [(LOST, [LOST]), (LOST, [LOST, LOST])]
+
+
+def test_closing_ends_what_is_running():
+    reply = FakeReply()
+    running = Answering(FakeEngine(FakeGeneration()), encode, poll_s=0.001)
+    running.answer(question(), reply)
+    running.close()
+    assert isinstance(reply.end, EngineError)
