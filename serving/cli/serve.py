@@ -53,6 +53,27 @@ if TYPE_CHECKING:
 )
 @click.option("--no-restart", is_flag=True, help="End with status 1 where it would be restarted.")
 @click.option(
+    "--default-timeout",
+    "default_timeout_s",
+    type=float,
+    metavar="SECONDS",
+    help="Deadline of requests that bring no timeout. Default: none.",
+)
+@click.option(
+    "--caller-header",
+    default="",
+    metavar="NAME",
+    help="Header of gRPC and HTTP by which callers are told apart, such as authorization.",
+)
+@click.option(
+    "--max-caller-requests", type=int, help="Requests that one caller may have under way."
+)
+@click.option(
+    "--max-caller-tokens",
+    type=int,
+    help="Tokens that the requests of one caller may still generate, together.",
+)
+@click.option(
     "--print-command",
     is_flag=True,
     help="Print the command that starts Triton, with its environment variables, and exit.",
@@ -74,6 +95,10 @@ def command(
     health_port: int,
     max_restarts: int,
     no_restart: bool,
+    default_timeout_s: float | None,
+    caller_header: str,
+    max_caller_requests: int | None,
+    max_caller_tokens: int | None,
     **flags: Any,
 ) -> None:
     """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
@@ -86,14 +111,24 @@ def command(
     from iblip.serving.server.memory import memory_of_build
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.supervisor import RestartPolicy, Supervisor
+    from iblip.serving.steps.policy import Policy
 
     manifest = Manifest.read(directory)
     check_backends(directory, find_triton(flags["triton"]))
     check_files(directory, manifest)
     if flags["log"] == Path("-"):
         flags |= {"log": None, "echo_log": True}
+    requests = Policy(
+        default_timeout_s=default_timeout_s,
+        caller_header=caller_header,
+        max_caller_requests=max_caller_requests,
+        max_caller_tokens=max_caller_tokens,
+    )
     options = ServerOptions(
-        environment=_vllm_environment(manifest, vllm_python), extra=flags_for(manifest), **flags
+        policy=requests,
+        environment=_vllm_environment(manifest, vllm_python),
+        extra=flags_for(manifest),
+        **flags,
     )
     if print_command:
         _print_command(directory / REPOSITORY, options, json_)

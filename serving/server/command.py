@@ -7,6 +7,7 @@ shows it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -119,6 +120,9 @@ def triton_arguments(
     for name, port in ports.items():
         flags[f"{name}-address"] = address.flag(name)
         flags[f"{name}-port"] = port
+    if header := options.policy.caller_header:
+        for name in ("grpc", "http"):
+            flags[f"{name}-header-forward-pattern"] = f"(?i){re.escape(header)}"
     if options.cache_mib:
         flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
     return [
@@ -164,7 +168,7 @@ def _plain(repository: Path, scratch: Path) -> Path:
 
 def triton_environment(installation: Installation, options: ServerOptions) -> dict[str, str]:
     """Every variable of the server's process."""
-    environment = {**os.environ, **options.environment}
+    environment = {**os.environ, **options.policy.to_environment(), **options.environment}
     if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
         environment.setdefault(VARIABLE, str(DIRECTORY))
     for name in PATHS:

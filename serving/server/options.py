@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from iblip.export.errors import OptionError
+from iblip.serving.steps.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class ServerOptions:
         stop_timeout_s: how long running requests may take to end, before they are killed.
         log: file for the server's log, appended to; `None` keeps it only while the server runs.
         echo_log: whether to copy the log to standard error, where it goes to no file.
+        policy: what the operator has decided for all requests.
         environment: variables for the server and its models, besides this process's own.
         extra: more flags for `tritonserver`, as they are.
 
@@ -45,6 +47,7 @@ class ServerOptions:
     stop_timeout_s: float = 10.0
     log: Path | None = None
     echo_log: bool = False
+    policy: Policy = field(default_factory=Policy)
     environment: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 

@@ -119,7 +119,7 @@ class QuestionReader:
         check_images(len(pixels), self.limits.images)
         text = prompt_from_tensor(prompt, self.limits.max_prompt_bytes)
         check_prompt(text, may_be_empty=self.tokenizer is None)
-        caller = str(given.pop(self.caller_parameter, "")) if self.caller_parameter else ""
+        caller = self._caller(given)
         options = options_from_parameters(given)
         self._check_logprobs(options)
         instruction = instruction_tensors(
@@ -141,6 +141,12 @@ class QuestionReader:
             caller=caller,
             cancel_key=str(given.get(CANCEL_KEY, "")),
         )
+
+    def _caller(self, given: dict[str, Any]) -> str:
+        """Takes out of the parameters what tells callers apart; HTTP keeps the case of headers."""
+        wanted = self.caller_parameter.lower()
+        names = [name for name in given if wanted and name.lower() == wanted]
+        return str([given.pop(name) for name in names][-1]) if names else ""
 
     def _parameters(self, text: str) -> dict[str, Any]:
         """The request's parameters; those that the one-answer model has packed, if it has."""

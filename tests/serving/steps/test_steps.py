@@ -22,6 +22,7 @@ from iblip.export.errors import EngineError, OptionError
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import run_joined
 from iblip.serving.steps.ending import EXIT_STATUS
+from iblip.serving.wire import ServerContract
 
 PICTURE = np.zeros((1, 4, 6, 3), np.uint8)
 REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((1, 8, 4), np.float32))
@@ -197,8 +198,9 @@ def test_a_component_is_opened_on_its_instances_gpu(make_build, monkeypatch, nam
 def test_the_language_model_is_opened_on_its_instances_gpu_if_it_is_alone(make_build, monkeypatch):
     module = model_of("instructblip", monkeypatch)
     monkeypatch.setattr(module, "open_engine", opening)
-    directory, _ = make_build()
-    arguments = triton_arguments(directory, kind="GPU", device=1, directory="../..")
+    directory, manifest = make_build()
+    told = ServerContract.from_manifest(manifest).to_parameters()
+    arguments = triton_arguments(directory, kind="GPU", device=1, directory="../..", **told)
     with pytest.raises(OpenedError) as found:
         module.TritonPythonModel().initialize(arguments)
     assert found.value.args[1] == {"threads": None, "device": 1, "limits": EngineLimits()}
