@@ -44,7 +44,7 @@ def test_a_language_model_of_several_instances_is_refused_with_what_to_write(
     vicuna_build: Path, tmp_path: Path
 ) -> None:
     build = Path(shutil.copytree(vicuna_build, tmp_path / "build", symlinks=True))
-    config = build / REPOSITORY / "language_model" / "config.pbtxt"
+    config = build / REPOSITORY / "instructblip" / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 1", "count: 2"))
     with (
         pytest.raises(ServingError, match=r"language_model: .* asks for 2 instances.*`count: 1`"),

@@ -13,7 +13,7 @@ from iblip.engines.language_model.types import Outcome
 from iblip.serving.client import CancelledError, GenerationOptions, OptionError
 from iblip.serving.steps.metrics import FAMILIES, PERIOD_S, RATE
 
-LINE = re.compile(r'^(iblip_\w+)\{model="language_model"(?:,reason="(\w+)")?\} (\S+)$', re.M)
+LINE = re.compile(r'^(iblip_\w+)\{model="instructblip"(?:,reason="(\w+)")?\} (\S+)$', re.M)
 
 
 def read(served):

@@ -77,18 +77,18 @@ def test_a_server_killed_in_mid_stream_is_said_and_cleaned_up(vicuna_build, exam
 
 def test_why_a_model_did_not_load_is_told(vicuna_build, tmp_path):
     repository = tmp_path / REPOSITORY  # no build above it
-    shutil.copytree(vicuna_build / REPOSITORY / "tokenizer", repository / "tokenizer")
+    shutil.copytree(vicuna_build / REPOSITORY / "qformer", repository / "qformer")
     with pytest.raises(ServingError) as caught, TritonServer(repository):
         pass
-    assert str(caught.value).startswith("Triton did not start.\ntokenizer: ")
+    assert str(caught.value).startswith("Triton did not start.\nqformer: ")
     assert "is not a build: it has no manifest.json" in str(caught.value)
     assert "At:" not in str(caught.value)
 
 
 def test_a_damaged_config_is_told(vicuna_build, tmp_path):
     repository = tmp_path / REPOSITORY
-    shutil.copytree(vicuna_build / REPOSITORY / "tokenizer", repository / "tokenizer")
-    config = repository / "tokenizer" / "config.pbtxt"
+    shutil.copytree(vicuna_build / REPOSITORY / "qformer", repository / "qformer")
+    config = repository / "qformer" / "config.pbtxt"
     config.write_text(config.read_text() + "\nmax_bath_size: 3\n")
     with (
         pytest.raises(ServingError, match=r"max_bath_size|config\.pbtxt"),
@@ -155,9 +155,9 @@ def test_clients_come_back_with_their_server(vicuna_build, examples):
 def test_a_model_without_its_file_is_noticed_while_it_loads(vicuna_build, tmp_path):
     broken = tmp_path / "build"
     shutil.copytree(vicuna_build, broken, symlinks=True)
-    (broken / REPOSITORY / "tokenizer" / "1" / "model.py").unlink()
+    (broken / REPOSITORY / "qformer" / "1" / "model.py").unlink()
     server = TritonServer(broken / REPOSITORY)
-    with pytest.raises(ServingError, match="the process of tokenizer ended before it"), server:
+    with pytest.raises(ServingError, match="the process of qformer ended before it"), server:
         pass
 
 

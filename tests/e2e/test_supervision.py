@@ -98,7 +98,7 @@ def ask_long(url, image):
 
 def test_whatever_dies_is_started_again(supervised, examples):
     assert supervised.probe("startup")[0] == supervised.probe("ready")[0] == 200
-    for number, name in enumerate(("language_model", "tokenizer", "triton"), start=1):
+    for number, name in enumerate(("instructblip", "vision_encoder", "triton"), start=1):
         before = supervised.triton
         thread, errors = ask_long(supervised.urls["grpc"], examples[0].image)
         os.kill(supervised.pid_of(name), signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_whatever_dies_is_started_again(supervised, examples):
         # Nothing could finish this answer: its caller is told, and does not wait for a deadline.
         thread.join(LIMIT_S)
         assert not thread.is_alive()
-        assert errors or name == "tokenizer"
+        assert errors or name == "vision_encoder"
         assert supervised.probe("live")[0] == 200
         supervised.wait_until_ready_is(200)
         assert supervised.probe("ready")[1]["restarts"] == number
@@ -116,7 +116,7 @@ def test_whatever_dies_is_started_again(supervised, examples):
             assert client.ask(examples[0].image, examples[0].prompt).text
 
 
-@pytest.mark.parametrize("name", ["language_model", "triton"])
+@pytest.mark.parametrize("name", ["instructblip", "triton"])
 def test_what_stands_still_is_started_again(supervised, examples, name):
     os.kill(supervised.pid_of(name), signal.SIGSTOP)
     supervised.wait_until_ready_is(503)
@@ -147,10 +147,10 @@ def test_a_server_that_does_not_stay_ready_is_given_up(vicuna_build, tmp_path):
 def test_an_orchestrator_may_restart_it_instead(vicuna_build, tmp_path):
     with Supervised(vicuna_build, tmp_path, "--no-restart") as server:
         triton = server.triton
-        os.kill(server.pid_of("language_model"), signal.SIGKILL)
+        os.kill(server.pid_of("instructblip"), signal.SIGKILL)
         _, stderr = server.process.communicate(timeout=LIMIT_S)
     assert server.process.returncode == 1
-    assert "the process of language_model has died" in stderr
+    assert "the process of instructblip has died" in stderr
     wait_until_gone(triton)
 
 

@@ -52,9 +52,8 @@ def test_the_q_former_reads_no_instruction(blip2_build, manifest):
     models = {path.name for path in (blip2_build / "model_repository").iterdir()}
     assert models == {
         "vision_encoder",
-        "tokenizer",  # notes when a request arrived
         "qformer",
-        "language_model",
+        "visual_prompt",
         "instructblip",
         "instructblip_unary",
     }

@@ -21,7 +21,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from iblip.serving.steps.prompts import check_fault, seconds_since
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -32,7 +31,7 @@ from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.directory import tensors_from_directory
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
-from iblip.export.errors import BuildDirectoryError, CheckpointError, InputError, OptionError
+from iblip.export.errors import BuildDirectoryError, CheckpointError, OptionError
 from iblip.export.images import pixels_from_image
 from iblip.export.originals.reading import checkpoint_from_original
 from iblip.serving.doctor.builds import findings_of_build
@@ -476,17 +475,3 @@ def test_a_timeout_that_no_clock_can_tell_is_refused(timeout_us):
         seconds_from_timeout(timeout_us)
     assert seconds_from_timeout(0) is None
     assert seconds_from_timeout(1_500_000) == 1.5
-
-
-@pytest.mark.parametrize(
-    ("tensor", "message"),
-    [
-        (np.array([b"\xff\xfe"], np.object_), "the fault is not UTF-8"),
-        (np.array([], np.object_), r"the fault has shape \[0\]; expected one string"),
-        (np.array([b"a", b"b"], np.object_), r"the fault has shape \[2\]"),
-    ],
-)
-def test_a_fault_that_is_no_text_is_its_callers(tensor, message):
-    with pytest.raises(InputError, match=message):
-        check_fault(tensor)
-    assert seconds_since(np.array([], np.int64)) == 0

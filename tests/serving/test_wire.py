@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from iblip.serving.steps.prompts import prompt_from_tensor
 
 from iblip.engines.language_model.option_kinds import Choice, Integer, Number
 from iblip.engines.language_model.option_table import OPTIONS
@@ -27,12 +26,14 @@ from iblip.export.errors import (
     OptionError,
     QueueFullError,
 )
+from iblip.serving.steps.questions import prompt_from_tensor
 from iblip.serving.wire import (
     PACKED,
     Limits,
     ServedBuild,
     ServerContract,
     answer_from_finish,
+    error_from_chain,
     error_from_text,
     finish_from_answer,
     options_from_parameters,
@@ -40,6 +41,7 @@ from iblip.serving.wire import (
     status_from_error,
     stream_from_parameters,
     text_from_error,
+    unpacked,
 )
 
 ANSWER = Answer(
@@ -107,7 +109,7 @@ def test_options_survive_the_wire(options):
     # As Triton hands them over, and as the one-answer model sends them on:
     as_json = json.dumps(parameters)
     assert options_from_parameters(json.loads(as_json)) == options
-    assert options_from_parameters({PACKED: as_json}) == options
+    assert options_from_parameters(unpacked({PACKED: as_json})) == options
 
 
 COMPANIONS = {
@@ -212,7 +214,7 @@ def test_only_what_differs_from_the_default_travels():
 )
 def test_a_bad_option_is_named_with_its_range(parameters, message):
     with pytest.raises(OptionError, match=message):
-        options_from_parameters(parameters)
+        options_from_parameters(unpacked(parameters))
 
 
 def test_tritons_own_parameters_are_no_options():
@@ -263,11 +265,26 @@ def test_a_text_of_tritons_own_is_no_error_of_ours():
 def test_a_prompt_is_one_string_of_utf8():
     import numpy as np
 
-    assert prompt_from_tensor(np.array(["é".encode()], dtype=object)) == "é"
+    assert prompt_from_tensor(np.array(["é".encode()], dtype=object), 2) == "é"
     with pytest.raises(InputError, match="not UTF-8"):
-        prompt_from_tensor(np.array([b"\xff"], dtype=object))
+        prompt_from_tensor(np.array([b"\xff"], dtype=object), 2)
+    with pytest.raises(InputError, match="the prompt has 3 bytes; expected at most 2"):
+        prompt_from_tensor(np.array([b"abc"], dtype=object), 2)
     with pytest.raises(InputError, match=r"shape \[2\]; expected one string"):
-        prompt_from_tensor(np.array([b"a", b"b"], dtype=object))
+        prompt_from_tensor(np.array([b"a", b"b"], dtype=object), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("in ensemble 'visual_prompt', InputError: the picture", InputError),
+        ("Request timeout expired", DeadlineError),
+        ("in ensemble 'visual_prompt', Exceeds maximum queue size", QueueFullError),
+        ("Stub process 'qformer_0_0' is not healthy.", EngineError),
+    ],
+)
+def test_what_triton_says_of_a_step_has_a_kind(text, kind):
+    assert type(error_from_chain(text)) is kind
 
 
 CONTRACT = ServerContract(
@@ -280,6 +297,9 @@ CONTRACT = ServerContract(
         default_max_new_tokens=32,
         slots=4,
         queue=16,
+        max_prompt_bytes=65_536,
+        max_option_bytes=262_144,
+        max_logprobs=100_000,
     ),
     build=ServedBuild(
         name="small",

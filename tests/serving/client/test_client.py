@@ -23,7 +23,6 @@ from iblip.serving.client.messages import (
     AnswerReader,
     Deadline,
     KeepAlive,
-    cancel_request,
     channel_options,
     contract_from_config,
     infer_request,
@@ -98,7 +97,6 @@ def test_a_question_as_a_message():
     assert request.parameters["stop"].string_param == '["#"]'
     assert request.parameters["timeout"].int64_param == 1_500_000
     assert request.parameters["stream"].bool_param is True
-    assert cancel_request(request.id).parameters["cancel"].string_param == request.id
 
 
 def test_without_a_deadline_none_is_sent():

@@ -217,10 +217,10 @@ BROKEN = {
     "tokenizer": (lambda build: cut(build / "text/tokenizer.json", 2), "is no tokenizer"),
     "no tokenizer": (lambda build: (build / "text/tokenizer.json").unlink(), "missing"),
     "config": (
-        lambda build: cut(build / "model_repository/tokenizer/config.pbtxt", 300),
+        lambda build: cut(build / "model_repository/instructblip/config.pbtxt", 300),
         "Expected",
     ),
-    "model": (lambda build: (build / "model_repository/tokenizer/1/model.py").unlink(), "model.py"),
+    "model": (lambda build: (build / "model_repository/qformer/1/model.py").unlink(), "model.py"),
 }
 
 
@@ -247,7 +247,7 @@ def test_a_build_that_cannot_start_is_found_before_it_is_started(name, vicuna_bu
 def test_no_name_of_a_file_reaches_the_terminal_raw(vicuna_build, tmp_path):
     repository = tmp_path / "\x1b[2Jmodels"
     shutil.copytree(vicuna_build / "model_repository", repository)
-    (repository / "tokenizer").rename(repository / "\x1b]0;token\x07")
+    (repository / "qformer").rename(repository / "\x1b]0;token\x07")
     for command in (
         ["lint", str(repository)],
         ["doctor", str(repository)],

@@ -106,15 +106,19 @@ def test_files_of_the_build_that_are_missing_or_another_are_named(repository):
     (repository.parent / manifest.components["vision_encoder"].engine.files["model"]).unlink()
     (repository.parent / "text" / "qformer_tokenizer.json").unlink()
     found = {one.path: one.message for one in lint(repository).diagnostics}
-    assert {path.partition("/")[0] for path in found} == {"vision_encoder", "qformer", "tokenizer"}
+    assert {path.partition("/")[0] for path in found} == {
+        "vision_encoder",
+        "qformer",
+        "instructblip",
+    }
     assert "vision_encoder/model.onnx of the build: missing" in found["vision_encoder/config.pbtxt"]
     assert "instead of 1" in found["qformer/config.pbtxt"]
 
 
 def test_python_models_of_a_build_want_the_way_to_it(repository):
-    edit(repository / "tokenizer" / "config.pbtxt", 'key: "build"', 'key: "bild"')
+    edit(repository / "qformer" / "config.pbtxt", 'key: "directory"', 'key: "dir"')
     (found,) = lint(repository).diagnostics
-    assert (found.rule.id, found.message) == ("build-place", "there is no parameter build")
+    assert (found.rule.id, found.message) == ("build-place", "there is no parameter directory")
 
 
 @pytest.mark.parametrize("value", [r"\"4\"", "true", "4.5", "[4]"])
@@ -132,7 +136,7 @@ def test_a_limit_that_is_no_number_is_named(repository, value):
         ("vision_encoder", "dims: 48", "dims: 49", "engine-shape"),
         ("vision_encoder", 'name: "pixels"', 'name: "pixel"', "engine-tensor"),
         ("vision_encoder", "kind: KIND_CPU", "kind: KIND_GPU", "gpu-for-cpu-engine"),
-        ("tokenizer", '"../.."', '"../../.."', "build-place"),
+        ("qformer", '"../.."', '"../../.."', "build-place"),
         ("instructblip", r"\"queue\": 17", r"\"queue\": 16", "limits-differ"),
     ],
 )

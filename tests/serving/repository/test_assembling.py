@@ -57,16 +57,13 @@ def test_sizes_and_data_types_come_from_the_contracts(make_build):
     assert list(warm["image_embeds"].dims) == [17, 96]
     assert list(warm["qformer_input_ids"].dims) == [16]  # the config's own: the axis is dynamic
 
-    assert tensors(read["language_model"].input) == {
-        "visual_prompt": ("TYPE_FP32", [-1, 8, 128]),
-        "prompt": ("TYPE_STRING", [1]),
-        "arrived": ("TYPE_INT64", [1]),
-        "fault": ("TYPE_STRING", [1]),
+    assert tensors(read["visual_prompt"].input) == {
+        "pixels": ("TYPE_UINT8", [-1, 48, 64, 3]),
+        "qformer_input_ids": ("TYPE_INT64", [-1, -1]),
+        "qformer_attention_mask": ("TYPE_INT64", [-1, -1]),
     }
-    made = tensors(read["tokenizer"].output)
-    assert made["accepted_pixels"] == ("TYPE_UINT8", [-1, 48, 64, 3])
-    assert made["qformer_input_ids"] == ("TYPE_INT64", [-1, -1])
-    for name in ("tokenizer", "instructblip", "instructblip_unary"):
+    assert tensors(read["visual_prompt"].output) == {"visual_prompt": ("TYPE_FP32", [-1, 8, 128])}
+    for name in ("instructblip", "instructblip_unary"):
         assert tensors(read[name].input) == {
             "pixels": ("TYPE_UINT8", [-1, 48, 64, 3]),
             "prompt": ("TYPE_STRING", [1]),
@@ -81,14 +78,14 @@ def test_policy_stays_the_operators(make_build):
     assert vision.response_cache.enable
     assert vision.dynamic_batching.max_queue_delay_microseconds == 500
     assert vision.dynamic_batching.default_queue_policy.max_queue_size == 256
-    assert read["language_model"].model_transaction_policy.decoupled
-    assert not read["language_model"].response_cache.enable
-    assert read["instructblip_unary"].instance_group[0].count == 2
+    assert read["instructblip"].model_transaction_policy.decoupled
+    assert not read["instructblip"].response_cache.enable
+    assert read["instructblip_unary"].instance_group[0].count == 1
 
 
 def test_an_ensemble_holds_nothing_that_triton_forbids_it(make_build):
     directory, manifest = make_build()
-    ensemble = configs(repository_from_engines(directory, manifest))["instructblip"]
+    ensemble = configs(repository_from_engines(directory, manifest))["visual_prompt"]
     assert not ensemble.instance_group
     assert not ensemble.model_warmup
     assert not ensemble.HasField("optimization")
@@ -106,7 +103,7 @@ def test_max_batch_size_is_always_written(make_build):
 def test_every_step_input_is_made_by_someone(make_build, instruction):
     directory, manifest = make_build(instruction=instruction)
     read = configs(repository_from_engines(directory, manifest))
-    ensemble = read["instructblip"]
+    ensemble = read["visual_prompt"]
     steps = ensemble.ensemble_scheduling.step
     made = {tensor.name for tensor in ensemble.input}
     made |= {name for step in steps for name in step.output_map.values()}
@@ -115,16 +112,15 @@ def test_every_step_input_is_made_by_someone(make_build, instruction):
         assert set(step.input_map) == {t.name for t in read[step.model_name].input}
 
 
-def test_without_an_instruction_the_text_step_only_notes_the_arrival(make_build):
+def test_without_an_instruction_the_chain_takes_pixels_alone(make_build):
     directory, manifest = make_build(instruction=False)
     repository = repository_from_engines(directory, manifest)
     read = configs(repository)
 
-    assert set(tensors(read["tokenizer"].output)) == {"accepted_pixels", "arrived", "fault"}
+    assert set(tensors(read["visual_prompt"].input)) == {"pixels"}
     assert set(tensors(read["qformer"].input)) == {"image_embeds"}
     assert set(read["qformer"].model_warmup[0].inputs) == {"image_embeds"}
-    steps = {step.model_name: step for step in read["instructblip"].ensemble_scheduling.step}
-    assert set(steps["tokenizer"].output_map) == {"accepted_pixels", "arrived", "fault"}
+    steps = {step.model_name: step for step in read["visual_prompt"].ensemble_scheduling.step}
     assert set(steps["qformer"].input_map) == {"image_embeds"}
 
 
@@ -156,9 +152,8 @@ def test_python_models_of_engines_for_gpus_have_an_instance_on_each(make_build, 
         (group,) = read[name].instance_group
         assert read[name].backend == "python"
         assert (group.kind, group.count, list(group.gpus)) == (group.KIND_GPU, 1, [])
-    for name in ("tokenizer", "instructblip_unary"):  # these have no engine
-        group = read[name].instance_group[0]
-        assert group.kind == group.KIND_CPU
+    group = read["instructblip_unary"].instance_group[0]  # it has no engine
+    assert group.kind == group.KIND_CPU
 
 
 @pytest.mark.parametrize(
@@ -167,7 +162,7 @@ def test_python_models_of_engines_for_gpus_have_an_instance_on_each(make_build, 
 def test_the_language_model_has_one_instance_and_so_one_gpu(make_build, kind, on_gpu):
     directory, manifest = make_build()
     repository = repository_from_engines(directory, with_language_model(manifest, kind))
-    (group,) = configs(repository)["language_model"].instance_group
+    (group,) = configs(repository)["instructblip"].instance_group
     assert group.kind == (group.KIND_GPU if on_gpu else group.KIND_CPU)
     assert (group.count, list(group.gpus)) == (1, [0] if on_gpu else [])
 
@@ -200,9 +195,9 @@ def test_a_build_can_be_moved_whole(make_build):
 
     plan = moved / "model_repository" / "qformer" / "1" / "model.plan"
     assert plan.read_bytes() == b"plan of qformer"
-    config = read_config(moved / "model_repository" / "language_model" / "config.pbtxt")
-    model = moved / "model_repository" / "language_model"
-    assert (model / config.parameters["build"].string_value).resolve() == moved.resolve()
+    config = read_config(moved / "model_repository" / "instructblip" / "config.pbtxt")
+    model = moved / "model_repository" / "instructblip"
+    assert (model / config.parameters["directory"].string_value).resolve() == moved.resolve()
 
 
 def test_a_missing_plan_is_named(make_build):
@@ -220,10 +215,10 @@ def test_assembling_again_replaces_what_was_there(make_build):
     assert not (repository.path / "qformer" / "stale").exists()
 
 
-def test_the_contract_for_clients_is_in_the_ensembles_config(make_build):
+def test_the_contract_for_clients_is_in_the_models_config(make_build):
     directory, manifest = make_build()
-    ensemble = configs(repository_from_engines(directory, manifest))["instructblip"]
-    parameters = {name: ensemble.parameters[name].string_value for name in ensemble.parameters}
+    read = configs(repository_from_engines(directory, manifest))["instructblip"].parameters
+    parameters = {name: read[name].string_value for name in read}
     contract = ServerContract.from_parameters(parameters)
     assert contract.preprocessing == manifest.preprocessing
     assert contract.limits.max_instruction == 128
@@ -235,10 +230,11 @@ def test_the_contract_for_clients_is_in_the_ensembles_config(make_build):
 
 def test_the_language_model_is_told_its_limits(make_build):
     directory, manifest = make_build()
-    parameters = configs(repository_from_engines(directory, manifest))["language_model"].parameters
-    written = {name: parameters[name].string_value for name in parameters}
+    parameters = configs(repository_from_engines(directory, manifest))["instructblip"].parameters
+    told = ServerContract.from_manifest(manifest).to_parameters()
+    written = {name: parameters[name].string_value for name in parameters.keys() - told.keys()}
     assert written == {
-        "build": "../..",
+        "directory": "../..",
         "threads": "0",
         "slots": "3",
         "max_length": "200",

@@ -109,7 +109,7 @@ def test_a_failed_run_is_the_result_of_its_own_requests_only():
     assert isinstance(bad, EngineError)
 
 
-def triton_arguments(build, *, kind="CPU", device=0, groups=(), **parameters):
+def triton_arguments(build, /, *, kind="CPU", device=0, groups=(), **parameters):
     """As Triton 2.51 has them: it fills in a group, and each group's GPUs."""
     groups = list(groups) or [{"kind": f"KIND_{kind}", "count": 1, "gpus": []}]
     written = {name: {"string_value": value} for name, value in parameters.items()}
