@@ -79,10 +79,11 @@ def serve(listeners: Iterable[Listener], limits: Limits) -> None:
     """Passes requests on until the process ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it ends with Triton, which may have work to finish
-    asyncio.run(_serve(listeners, limits))
+    asyncio.run(serving(listeners, limits))
 
 
-async def _serve(listeners: Iterable[Listener], limits: Limits) -> None:
+async def serving(listeners: Iterable[Listener], limits: Limits) -> None:
+    """What `serve` runs."""
     room, checking = Room(HELD * limits.body), asyncio.Lock()
     for listener in listeners:
         session = aiohttp.ClientSession(
@@ -217,6 +218,8 @@ class Gate:
 async def _body(request: web.BaseRequest, limit: int, take: Callable[[int], None]) -> bytes:
     if (request.content_length or 0) > limit:
         raise too_large("body", limit)
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
