@@ -91,7 +91,7 @@ def server_command(
     arguments = triton_arguments(repository, options, ports, installation, scratch)
     if installation.walled:
         host, most = ListenAddress.resolve(options.host).number, options.max_http_body_mib * MIB
-        arguments = [*wall_arguments(host, ports, most), *arguments]
+        arguments = [*wall_arguments(host, ports, most, scratch), *arguments]
     return ServerCommand(
         arguments=tuple(arguments),
         environment=triton_environment(installation, options),

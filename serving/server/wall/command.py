@@ -23,17 +23,21 @@ def triton_address(service: str) -> str:
     return f"unix:{service}.sock"
 
 
-def wall_arguments(host: str, ports: Mapping[str, int], max_body: int) -> list[str]:
+def wall_arguments(host: str, ports: Mapping[str, int], max_body: int, scratch: Path) -> list[str]:
     """The program that starts the wall and becomes the command that follows.
 
     Args:
         host: to listen on, as a number.
         ports: of each service.
         max_body: bytes of a request's body; 0 is no wall before HTTP.
+        scratch: the working directory. The library is linked there: the linker takes a list of
+            names, and splits them at spaces and colons.
     """
     arguments = [sys.executable, str(LAUNCH), f"--max-body={max_body}"]
     try:
-        arguments.append(f"--preload={classification_library()}")
+        library = classification_library()
+        (scratch / library.name).symlink_to(library)
+        arguments.append(f"--preload={library.name}")
     except NoLibraryError as error:
         logger.warning("%s", error)
     for service in SERVICES if max_body else ():

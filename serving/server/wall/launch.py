@@ -40,7 +40,8 @@ def main() -> None:
         _serve(listeners, arguments.max_body)
     if arguments.preload:
         others = os.environ.get("LD_PRELOAD")
-        os.environ["LD_PRELOAD"] = ":".join(filter(None, (arguments.preload, others)))
+        library = str(Path(arguments.preload).absolute())
+        os.environ["LD_PRELOAD"] = ":".join(filter(None, (library, others)))
     os.execvp(arguments.command[0], arguments.command)
 
 

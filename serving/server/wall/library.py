@@ -76,9 +76,25 @@ def _compile(compiler: str, path: Path) -> None:
                 text=True,
                 timeout=COMPILE_S,
             )
+            _try(draft)
             draft.replace(path)
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
         raise NoLibraryError(f"{compiler}: {lines[0]}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoLibraryError(str(error)) from error
+
+
+def _try(library: Path) -> None:
+    """Loads it into a process: where no code may run from that folder, the linker ignores it."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", ":"],
+        env={"LD_PRELOAD": f"./{library.name}"},
+        cwd=library.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMPILE_S,
+    )
+    if done.returncode or done.stderr:
+        raise NoLibraryError(f"it does not load: {done.stderr.strip() or done.returncode}")

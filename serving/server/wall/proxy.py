@@ -41,6 +41,9 @@ HELD = 8
 IDLE_S = 75.0
 """Seconds that a connection may wait for its next request."""
 
+LINGER_S = 2.0
+"""Seconds in which the rest of a refused body is read, so that its sender gets to the refusal."""
+
 SERVER = "iblip"
 
 OF_CONNECTION = frozenset(
@@ -100,6 +103,7 @@ async def serving(listeners: Iterable[Listener], limits: Limits) -> None:
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
         )
         runner = web.ServerRunner(server)
         await runner.setup()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from iblip.serving.server.wall import proxy
 from iblip.serving.server.wall.limits import Limits
@@ -61,7 +62,9 @@ def test_a_request_arrives_in_one_piece_and_keeps_what_is_its_own(tmp_path):
 
             headers = {"X-Own": "a", "Connection": "X-Hop", "X-Hop": "b", "Expect": "100-continue"}
             path = "/v2/models/a%20b/generate?c=%2F&d"
-            async with session.post(path, data=pieces(), headers=headers) as response:
+            async with session.post(
+                URL(path, encoded=True), data=pieces(), headers=headers
+            ) as response:
                 assert (response.status, await response.text()) == (200, "{}")
             ((method, target, got, body),) = arrived
             assert (method, target, body) == ("POST", path, b"[1,2]")
