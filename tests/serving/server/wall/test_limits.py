@@ -11,6 +11,7 @@ import pytest
 
 from iblip.export.errors import OptionError
 from iblip.serving.server.wall.limits import (
+    MAX_BRACKETS,
     MAX_DEPTH,
     MIB,
     WINDOW,
@@ -111,6 +112,14 @@ def test_strings_need_not_be_utf_8():
 def test_json_has_a_limit_of_its_own():
     with pytest.raises(RefusedError, match="more than 10 bytes") as caught:
         check(b'"123456789"', 11, Limits(json=10))
+    assert caught.value.status == 413
+
+
+def test_there_is_an_end_to_arrays_and_objects():
+    many = b"[" + b",".join([b"[]"] * (MAX_BRACKETS - 1)) + b"]"
+    check(many, len(many), Limits())
+    with pytest.raises(RefusedError, match="more than 1000000 arrays and objects") as caught:
+        check(b"[{}," + many[1:], len(many), Limits())
     assert caught.value.status == 413
 
 
