@@ -38,6 +38,9 @@ BODY_S = 60.0
 HELD = 8
 """Bodies of the largest size that are held at once, decompressed or not; then callers must wait."""
 
+AT_ONCE = 512
+"""Requests to one port of Triton's at a time; more wait. It may have 1,024 descriptors in all."""
+
 IDLE_S = 75.0
 """Seconds that a connection may wait for its next request."""
 
@@ -90,7 +93,7 @@ async def serving(listeners: Iterable[Listener], limits: Limits) -> None:
     room, checking = Room(HELD * limits.body), asyncio.Lock()
     for listener in listeners:
         session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(listener.target, limit=0, force_close=True),
+            connector=aiohttp.UnixConnector(listener.target, limit=AT_ONCE, force_close=True),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
