@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="MiB for encoded images, so that an image is encoded once for many questions. 0: none.",
 )
+@click.option(
+    "--max-http-body",
+    "max_http_body_mib",
+    default=64,
+    show_default=True,
+    help="Most MiB of a request over HTTP. 0: Triton's own HTTP server, with no wall before it.",
+)
 @triton_option
 @click.option(
     "--vllm-python",

@@ -20,6 +20,7 @@ from iblip.engines.kinds import KINDS
 from iblip.engines.tensorrt.libraries import SOURCES, find_library
 from iblip.export.errors import EngineError, ServingError
 from iblip.serving.server.installation import find_triton
+from iblip.serving.server.wall.library import NoLibraryError, classification_library
 
 LOADED: Mapping[str, str] = {
     "onnxruntime": "onnxruntime",
@@ -58,12 +59,14 @@ class Triton:
         version: `None` where it is not known.
         backends: names in its folder of backends.
         wheel: whether it is the one in `nvidia-pytriton`.
+        unprotected: why a request can still end it; `None` if none can that is known.
     """
 
     origin: str
     version: str | None
     backends: tuple[str, ...]
     wheel: bool
+    unprotected: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,16 @@ def find_server(packages: Mapping[str, str]) -> Triton | None:
         version=WHEELS.get(packages.get("nvidia-pytriton", "")) if wheel else _version_record(home),
         backends=installation.backend_names,
         wheel=wheel,
+        unprotected=_unprotected() if installation.walled else None,
     )
+
+
+def _unprotected() -> str | None:
+    try:
+        classification_library()
+    except NoLibraryError as error:
+        return error.reason
+    return None
 
 
 def find_vllm() -> Vllm:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from iblip.engines.hardware.compatibility import numbers
 from iblip.engines.hardware.findings import Finding
 from iblip.serving.doctor.machine import PORTS, Machine
+from iblip.serving.server.wall.library import HARM, REMEDY
 
 WHEEL_GLIBC = (2, 35)
 """The glibc that the server of `nvidia-pytriton` is linked to."""
@@ -37,6 +38,14 @@ def check_triton(machine: Machine) -> Iterator[Finding]:
         )
         return
     yield Finding(title="Triton", verdict="ok", found=text)
+    if triton.unprotected:
+        yield Finding(
+            title="Triton",
+            verdict="warning",
+            found=f"{HARM} ({triton.unprotected})",
+            wanted="the library that prevents it, compiled on this machine",
+            remedy=REMEDY,
+        )
 
 
 def check_vllm(machine: Machine) -> Iterator[Finding]:

@@ -51,6 +51,10 @@ class ModelProcesses:
         return self._names.get(late[0]) or " or ".join(missing) or "a model"
 
 
+WALL = "the wall"
+"""What the process before Triton's HTTP server goes by (`serving.server.wall`)."""
+
+
 def children_of(pid: int) -> set[int]:
     """The processes that a process has started."""
     children: set[int] = set()
@@ -72,5 +76,7 @@ def model_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         paths = [Path(word) for word in words if word.endswith(".py")]
+        if paths and paths[0].parts[-2:] == ("wall", "launch.py"):
+            return WALL
         return paths[0].parts[-3] if paths and len(paths[0].parts) > 2 else ""
     return ""

@@ -23,6 +23,7 @@ from iblip.serving.server.address import ListenAddress
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 from iblip.serving.wire import CALLS
+from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions
@@ -90,8 +91,12 @@ def server_command(
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch_parent()))
     package = Path(iblip.__file__).parent
     (scratch / package.name).symlink_to(package)
+    arguments = triton_arguments(repository, options, ports, installation, scratch)
+    if installation.walled:
+        host, most = ListenAddress.resolve(options.host).number, options.max_http_body_mib * MIB
+        arguments = [*wall_arguments(host, ports, most, scratch), *arguments]
     return ServerCommand(
-        arguments=tuple(triton_arguments(repository, options, ports, installation, scratch)),
+        arguments=tuple(arguments),
         environment=triton_environment(installation, options),
         directory=scratch,
     )
@@ -123,6 +128,8 @@ def triton_arguments(
     if header := options.policy.caller_header:
         for name in ("grpc", "http"):
             flags[f"{name}-header-forward-pattern"] = f"(?i){re.escape(header)}"
+    for name in SERVICES if installation.walled and options.max_http_body_mib else ():
+        flags[f"{name}-address"] = triton_address(name)
     if options.cache_mib:
         flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
     return [

@@ -33,6 +33,7 @@ class Installation:
             `backends` has its own.
         libraries: folders that the dynamic linker must search.
         origin: for people: which of the three places this is.
+        walled: whether a request can end it, so that a wall has to stand before it.
     """
 
     binary: Path
@@ -41,6 +42,7 @@ class Installation:
     caches: Path | None = None
     python_stub: Path | None = None
     libraries: tuple[Path, ...] = ()
+    walled: bool = False
 
     @property
     def backend_names(self) -> tuple[str, ...]:
@@ -147,6 +149,7 @@ def _wheel() -> Installation | None:
             package.parent / "nvidia_pytriton.libs",
             *([Path(libpython)] if libpython else []),
         ),
+        walled=True,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from iblip.export.errors import OptionError
 from iblip.serving.steps.policy import Policy
+from iblip.serving.server.wall.limits import MOST_MIB
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class ServerOptions:
         http_port, grpc_port, metrics_port: 0 takes a free one.
         cache_mib: of the response cache, in MiB; 0 is no cache, and every question about an image
             then encodes it again.
+        max_http_body_mib: most MiB of a request's body over HTTP, where a wall stands before
+            Triton; 0 is no wall, and Triton's own HTTP server listens.
         triton: a `tritonserver`, or the folder above its `bin`; `None` looks for one.
         ready_timeout_s: how long the models may take to load.
         stop_timeout_s: how long running requests may take to end, before they are killed.
@@ -42,6 +45,7 @@ class ServerOptions:
     grpc_port: int = 0
     metrics_port: int = 0
     cache_mib: int = 64
+    max_http_body_mib: int = 64
     triton: Path | None = None
     ready_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
@@ -60,3 +64,8 @@ class ServerOptions:
                 raise OptionError(f"{name} is {value}; expected more than 0 seconds")
         if self.cache_mib < 0:
             raise OptionError(f"cache_mib is {self.cache_mib}; expected 0 (no cache) or more MiB")
+        if not 0 <= self.max_http_body_mib <= MOST_MIB:
+            raise OptionError(
+                f"max_http_body_mib is {self.max_http_body_mib}; expected 0 (no wall before "
+                f"Triton's HTTP server) to {MOST_MIB} MiB"
+            )

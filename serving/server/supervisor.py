@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from iblip.export.errors import OptionError, ServingError
 from iblip.serving.server.canary import Canary
+from iblip.serving.server.children import WALL
 from iblip.serving.server.health import Health
 from iblip.serving.server.log import why
 from iblip.serving.server.options import ServerOptions
@@ -33,7 +34,7 @@ METRICS_S = 5.0
 DRAIN_S = 3.0
 """Seconds in which answers that are being written may still end before a restart."""
 
-DRAINABLE = frozenset({"vision_encoder", "qformer", "instructblip_unary"})
+DRAINABLE = frozenset({"vision_encoder", "qformer", "instructblip_unary", WALL})
 """Models without whose process the answers that are being written can still be finished."""
 
 

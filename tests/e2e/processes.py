@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from iblip.serving.server.children import WALL
+
 LIMIT_S = 60
 
 
@@ -31,11 +33,12 @@ def children(pid: int) -> list[int]:
 
 
 def models_of(triton: int) -> dict[str, int]:
-    """The processes of Triton's Python models, by model; one of each."""
+    """The processes of Triton's Python models, by model; one of each. The wall's is among them."""
     models = {}
     for child in children(triton):
         words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-        models[Path(words[1]).parents[1].name] = child
+        path = Path(words[1])
+        models[WALL if path.name == "launch.py" else path.parents[1].name] = child
     return models
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from iblip.serving.client import Client, ClientError, EngineError, GenerationOptions
+from iblip.serving.server.children import WALL
 from tests.e2e.processes import children, models_of, wait_until_gone
 
 LIMIT_S = 120
@@ -60,7 +61,7 @@ class Supervised:
         return triton
 
     def pid_of(self, name):
-        """A process of Triton's or of one of its models."""
+        """A process of Triton's, of one of its models, or of the wall before it."""
         return self.triton if name == "triton" else models_of(self.triton)[name]
 
     def __enter__(self):
@@ -98,7 +99,7 @@ def ask_long(url, image):
 
 def test_whatever_dies_is_started_again(supervised, examples):
     assert supervised.probe("startup")[0] == supervised.probe("ready")[0] == 200
-    for number, name in enumerate(("instructblip", "vision_encoder", "triton"), start=1):
+    for number, name in enumerate(("instructblip", "vision_encoder", WALL, "triton"), start=1):
         before = supervised.triton
         thread, errors = ask_long(supervised.urls["grpc"], examples[0].image)
         os.kill(supervised.pid_of(name), signal.SIGKILL)
@@ -107,7 +108,7 @@ def test_whatever_dies_is_started_again(supervised, examples):
         # Nothing could finish this answer: its caller is told, and does not wait for a deadline.
         thread.join(LIMIT_S)
         assert not thread.is_alive()
-        assert errors or name == "vision_encoder"
+        assert errors or name in ("vision_encoder", WALL)
         assert supervised.probe("live")[0] == 200
         supervised.wait_until_ready_is(200)
         assert supervised.probe("ready")[1]["restarts"] == number

@@ -1,0 +1,166 @@
+"""The HTTP server before Triton, with a server behind it that writes down what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from iblip.serving.server.wall import proxy
+from iblip.serving.server.wall.limits import Limits
+from iblip.serving.server.wall.proxy import Listener
+
+LIMITS = Limits(body=1000)
+
+
+@asynccontextmanager
+async def walled(folder, behind=None):
+    """Yields the wall's address, and what arrives behind it: method, path, headers, body."""
+    arrived = []
+
+    async def answer(request):
+        arrived.append((request.method, request.raw_path, request.headers, await request.read()))
+        return await behind(request) if behind else web.Response(text="{}")
+
+    target = str(folder / "http.sock")
+    runner = web.ServerRunner(web.Server(answer, auto_decompress=False))
+    await runner.setup()
+    await web.UnixSite(runner, target).start()
+    port = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{port.getsockname()[1]}"
+    task = asyncio.create_task(proxy.serving([Listener(port=port, target=target)], LIMITS))
+    async with aiohttp.ClientSession(address) as session:
+        yield session, arrived
+    task.cancel()
+    await runner.cleanup()
+
+
+async def raw(session, *parts):
+    """What the wall says to bytes as they are."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", session._base_url.port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+def test_a_request_arrives_in_one_piece_and_keeps_what_is_its_own(tmp_path):
+    async def test():
+        async with walled(tmp_path) as (session, arrived):
+
+            async def pieces():
+                for part in (b"[1,", b"2", b"]"):
+                    yield part
+
+            headers = {"X-Own": "a", "Connection": "X-Hop", "X-Hop": "b", "Expect": "100-continue"}
+            path = "/v2/models/a%20b/generate?c=%2F&d"
+            async with session.post(
+                URL(path, encoded=True), data=pieces(), headers=headers
+            ) as response:
+                assert (response.status, await response.text()) == (200, "{}")
+            ((method, target, got, body),) = arrived
+            assert (method, target, body) == ("POST", path, b"[1,2]")
+            assert (got["X-Own"], got["Content-Length"]) == ("a", "5")
+            assert not {"X-Hop", "Transfer-Encoding", "Expect"} & set(got)
+
+    asyncio.run(test())
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole(tmp_path):
+    async def broken(request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"a")
+        await asyncio.sleep(0.1)
+        request.transport.abort()
+        return response
+
+    async def test():
+        async with walled(tmp_path, broken) as (session, _):
+            with pytest.raises(aiohttp.ClientPayloadError):
+                async with session.get("/v2") as response:
+                    await response.read()
+
+    asyncio.run(test())
+
+
+def test_without_triton_it_says_so(tmp_path):
+    async def test():
+        async with walled(tmp_path) as (session, _):
+            (tmp_path / "http.sock").unlink()
+            async with session.get("/v2/health/ready") as response:
+                assert response.status == 503
+                assert "does not listen" in (await response.json())["error"]
+
+    asyncio.run(test())
+
+
+def test_bodies_that_are_held_have_a_limit_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(proxy, "HELD", 1)
+
+    async def test():
+        async with walled(tmp_path) as (session, arrived):
+            head = b"POST /v2/models/a/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n"
+            first = asyncio.create_task(raw(session, head, b" " * 899))
+            await asyncio.sleep(0.2)
+            async with session.post("/v2/models/a/infer", data=b" " * 900) as response:
+                assert response.status == 503
+                assert "ask again" in (await response.json())["error"]
+            first.cancel()
+            await asyncio.sleep(0.2)
+            async with session.post(
+                "/v2/models/a/infer", data=b'"' + b" " * 898 + b'"'
+            ) as response:
+                assert response.status == 200
+            assert len(arrived) == 1
+
+    asyncio.run(test())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(proxy, "BODY_S", 0.2)
+
+    async def test():
+        async with walled(tmp_path) as (session, arrived):
+            head = b"POST /v2 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1"
+            answer = await raw(session, head)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert not arrived
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("target", ["*", "http://a/v2", "/v2#/v2/models/a/infer", "/v2/\xff"])
+def test_an_address_is_a_path(tmp_path, target):
+    async def test():
+        async with walled(tmp_path) as (session, arrived):
+            answer = await raw(
+                session,
+                f"OPTIONS {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode(),
+            )
+            assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+            assert not arrived
+
+    asyncio.run(test())
+
+
+def test_tensors_may_follow_json_where_they_are_read(tmp_path):
+    async def test():
+        async with walled(tmp_path) as (session, arrived):
+            headers = {"Inference-Header-Content-Length": "2"}
+            for path, status in (("/v2/models/a/infer", 200), ("/v2/models/a/generate", 400)):
+                body = b"{}" + b"[" * 500
+                async with session.post(path, data=body, headers=headers) as response:
+                    assert response.status == status
+            ((_, _, got, body),) = arrived
+            assert (got["Inference-Header-Content-Length"], body) == ("2", b"{}" + b"[" * 500)
+
+    asyncio.run(test())
