@@ -20,6 +20,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import ServingError
 from iblip.serving.repository.model_config import (
     ModelConfig,
+    add_row_axis,
     backend_of,
     drop_tensors,
     read_config,
@@ -160,6 +161,7 @@ def _fill(
         set_parameter(config, "build", TO_BUILD)
         if record is not None:
             set_parameter(config, "component", config.name)
+            add_row_axis(config)
     if config.name == LANGUAGE_MODEL:
         if LANGUAGE_MODEL in manifest.components:
             kind = manifest.components[LANGUAGE_MODEL].engine.kind
