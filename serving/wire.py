@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from iblip.engines.language_model.option_table import OPTIONS, Option
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
     Completion,
+    Priority,
     RankedCandidate,
     Timing,
     TokenLogprob,
@@ -59,6 +60,11 @@ MAX_TIMEOUT_US = 10**15
 
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
+
+PRIORITY = "priority_class"
+"""A request parameter: one of `PRIORITIES`. Triton itself takes `priority`, and wants a number."""
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 CANCEL = "cancel"
 """A request parameter of `language_model` only: the id of a request that nobody waits for. Triton
@@ -259,14 +265,13 @@ def parameters_from_options(options: GenerationOptions) -> dict[str, int | float
 
 
 def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
-    """The inverse of `parameters_from_options`; `stream` and Triton's own are passed over.
+    """The inverse of `parameters_from_options`; what are none is passed over.
 
     Raises:
         OptionError: naming the option, what was given and its range.
     """
-    if PACKED in parameters:
-        parameters = _unpacked(parameters[PACKED])
-    given = {name: value for name, value in parameters.items() if not _is_no_option(name)}
+    options = _options_of(parameters)
+    given = {name: value for name, value in options.items() if not _is_no_option(name)}
     for name in OPTIONS.keys() & given.keys():
         given[name] = _from_parameter(OPTIONS[name], given[name])
     return GenerationOptions.from_mapping(given)
@@ -284,6 +289,32 @@ def stream_from_parameters(parameters: Mapping[str, Any]) -> bool:
     return stream
 
 
+def priority_from_parameters(parameters: Mapping[str, Any]) -> Priority:
+    """A request's place in the queue; interactive unless the request says otherwise.
+
+    Raises:
+        OptionError: it is not one of `PRIORITIES`.
+    """
+    return check_priority(_options_of(parameters).get(PRIORITY, PRIORITIES[0]), PRIORITY)
+
+
+def check_priority(priority: object, name: str = "priority") -> Priority:
+    """Returns what was given.
+
+    Args:
+        priority: should be one of `PRIORITIES`.
+        name: of what was given, for messages.
+
+    Raises:
+        OptionError: it is none of them.
+    """
+    for known in PRIORITIES:
+        if priority == known:
+            return known
+    words = " or ".join(f'"{known}"' for known in PRIORITIES)
+    raise OptionError(f"{name} is {shown(priority)}; expected {words}")
+
+
 def seconds_from_timeout(timeout_us: int) -> float | None:
     """A request's `timeout` in seconds; `None` for 0, which is none.
 
@@ -297,6 +328,11 @@ def seconds_from_timeout(timeout_us: int) -> float | None:
     return timeout_us / 1e6 if timeout_us else None
 
 
+def _options_of(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters as the caller sent them, from `PACKED` if they are there."""
+    return _unpacked(parameters[PACKED]) if PACKED in parameters else parameters
+
+
 def _unpacked(value: object) -> Mapping[str, Any]:
     try:
         parameters = parse_json(value) if isinstance(value, str) else None
@@ -308,7 +344,7 @@ def _unpacked(value: object) -> Mapping[str, Any]:
 
 
 def _is_no_option(name: str) -> bool:
-    return name.startswith("triton_") or name in ("binary_data_output", STREAM)
+    return name.startswith("triton_") or name in ("binary_data_output", STREAM, PRIORITY)
 
 
 def _from_parameter(option: Option, value: object) -> Any:

@@ -37,6 +37,7 @@ from iblip.serving.wire import (
     finish_from_answer,
     options_from_parameters,
     parameters_from_options,
+    priority_from_parameters,
     status_from_error,
     stream_from_parameters,
     text_from_error,
@@ -220,8 +221,18 @@ def test_tritons_own_parameters_are_no_options():
         "triton_enable_empty_final_response": True,
         "binary_data_output": True,
         "stream": False,
+        "priority_class": "bulk",
     }
     assert options_from_parameters(given) == GenerationOptions()
+
+
+def test_a_request_is_interactive_unless_it_says_otherwise():
+    assert priority_from_parameters({}) == "interactive"
+    assert priority_from_parameters({"priority_class": "bulk"}) == "bulk"
+    assert priority_from_parameters({PACKED: '{"priority_class": "bulk"}'}) == "bulk"
+    for wrong in ("urgent", "", 1, True, None):
+        with pytest.raises(OptionError, match='expected "interactive" or "bulk"'):
+            priority_from_parameters({"priority_class": wrong})
 
 
 def test_stream_is_on_unless_the_request_says_otherwise():

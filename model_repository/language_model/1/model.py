@@ -24,6 +24,7 @@ from iblip.serving.wire import (
     VISUAL_PROMPT,
     finish_from_answer,
     options_from_parameters,
+    priority_from_parameters,
     seconds_from_timeout,
     status_from_error,
     stream_from_parameters,
@@ -84,6 +85,7 @@ def generation_request(request, parameters):
         options=options_from_parameters(parameters),
         deadline=None if seconds is None else time.monotonic() + seconds,
         vision_s=seconds_since(optional_tensor(request, ARRIVED)),
+        priority=priority_from_parameters(parameters),
     )
 
 
