@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from iblip.engines.language_model.option_table import OPTIONS, Option
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import (
     Answer,
     Completion,
+    Priority,
     RankedCandidate,
     Timing,
     TokenLogprob,
@@ -69,6 +70,11 @@ STREAM = "stream"
 
 CANCEL_KEY = "cancel_key"
 """A request parameter: a secret of the caller's own, by which `CANCEL` ends the request."""
+
+PRIORITY = "priority_class"
+"""A request parameter: one of `PRIORITIES`. Triton itself takes `priority`, and wants a number."""
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 CANCEL = "cancel"
 """The one parameter of a request that cancels others: their `CANCEL_KEY`. For callers that cannot
@@ -284,7 +290,7 @@ def parameters_from_options(options: GenerationOptions) -> dict[str, int | float
 
 
 def options_from_parameters(parameters: Mapping[str, Any]) -> GenerationOptions:
-    """The inverse of `parameters_from_options`; `stream` and Triton's own are passed over.
+    """The inverse of `parameters_from_options`; what are none is passed over.
 
     Raises:
         OptionError: naming the option, what was given and its range.
@@ -305,6 +311,32 @@ def stream_from_parameters(parameters: Mapping[str, Any]) -> bool:
     if not isinstance(stream, bool):
         raise OptionError(f"{STREAM} is {shown(stream)}; expected true or false")
     return stream
+
+
+def priority_from_parameters(parameters: Mapping[str, Any]) -> Priority:
+    """A request's place in the queue; interactive unless the request says otherwise.
+
+    Raises:
+        OptionError: it is not one of `PRIORITIES`.
+    """
+    return check_priority(parameters.get(PRIORITY, PRIORITIES[0]), PRIORITY)
+
+
+def check_priority(priority: object, name: str = "priority") -> Priority:
+    """Returns what was given.
+
+    Args:
+        priority: should be one of `PRIORITIES`.
+        name: of what was given, for messages.
+
+    Raises:
+        OptionError: it is none of them.
+    """
+    for known in PRIORITIES:
+        if priority == known:
+            return known
+    words = " or ".join(f'"{known}"' for known in PRIORITIES)
+    raise OptionError(f"{name} is {shown(priority)}; expected {words}")
 
 
 def seconds_from_timeout(timeout_us: int) -> float | None:
@@ -337,7 +369,12 @@ def unpacked(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_no_option(name: str) -> bool:
-    return name.startswith("triton_") or name in ("binary_data_output", STREAM, CANCEL_KEY)
+    return name.startswith("triton_") or name in (
+        "binary_data_output",
+        STREAM,
+        CANCEL_KEY,
+        PRIORITY,
+    )
 
 
 def _from_parameter(option: Option, value: object) -> Any:

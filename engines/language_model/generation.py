@@ -66,6 +66,11 @@ class Pending:
         deadline = self.request.deadline
         return deadline is not None and time.monotonic() >= deadline
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was submitted."""
+        return time.monotonic() - self._submitted
+
     def note_start(self) -> None:
         """Notes that it no longer waits."""
         self._started = time.monotonic()

@@ -19,6 +19,9 @@ FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
 """Why an answer ended: an end-of-sequence token; a stop string or stop token; `max_new_tokens` or
 the model's length; it was ranked first among candidates; or the caller cancelled it."""
 
+Priority = Literal["interactive", "bulk"]
+"""Which of the waiting requests is next: interactive ones go first; see `waiting`."""
+
 Outcome = Literal["eos", "stop", "length", "ranked", "cancelled", "late", "failed", "refused"]
 """How a request ended: with an answer, late, by a failure, or refused by a full queue."""
 
@@ -34,6 +37,7 @@ class GenerationRequest:
         deadline: `time.monotonic()` seconds after which the request is given up with
             `DeadlineError`; `None` is no deadline.
         vision_s: seconds that the visual prompt took, for the answer's `Timing`.
+        priority: whether it goes before others in the queue.
     """
 
     prompt: str
@@ -41,6 +45,7 @@ class GenerationRequest:
     options: GenerationOptions = field(default_factory=GenerationOptions)
     deadline: float | None = None
     vision_s: float = 0.0
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +205,10 @@ class EngineStatus:
 
 
 class LanguageModelEngine(Protocol):
-    """Answers requests in order, as many at once as it can. Thread-safe."""
+    """Answers requests in order of their priority and arrival, as many at once as it can.
+
+    Thread-safe.
+    """
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queues the request and returns at once.

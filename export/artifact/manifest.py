@@ -150,6 +150,8 @@ class TextFacts:
             post-processor adds the original's special tokens (BOS, or T5's closing EOS).
         qformer_tokenizer: the same for the Q-Former's instruction; `None` if it takes none.
         qformer_pad_token_id: fills `qformer_input_ids` where the mask is 0.
+        qformer_vocab_size: of the Q-Former's token embeddings; 0 if it takes no instruction, and in
+            builds of versions that did not record it.
         max_instruction: longest instruction that the model's Q-Former takes, in tokens; 0 if it
             takes none. An engine may take less: `Manifest.max_instruction`.
         prompt_template: text around a user's `{prompt}`, with the place of the `{image}`.
@@ -160,6 +162,7 @@ class TextFacts:
     tokenizer: str
     qformer_tokenizer: str | None = None
     qformer_pad_token_id: int = 0
+    qformer_vocab_size: int = 0
     max_instruction: int = 0
     prompt_template: str = "{image}{prompt}"
     stop: tuple[str, ...] = ()

@@ -44,6 +44,7 @@ def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
         plain,
         qformer_tokenizer="text/qformer_tokenizer.json",
         qformer_pad_token_id=processor.qformer_tokenizer.pad_token_id or 0,
+        qformer_vocab_size=checkpoint.config.qformer_config.vocab_size,
         max_instruction=checkpoint.config.qformer_config.max_position_embeddings,
     )
 

@@ -17,6 +17,7 @@ from iblip.serving.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from iblip.engines.language_model.types import Priority
     from iblip.serving.client import AnswerStream
 
 
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
     help="Answer like this original; options given here override its own.",
 )
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
+@click.option(
+    "--priority",
+    type=click.Choice(["interactive", "bulk"]),
+    default="interactive",
+    show_default=True,
+    help="Where others wait, interactive questions go first.",
+)
 @generation_options
 def command(
     images: tuple[str, ...],
@@ -46,6 +54,7 @@ def command(
     url: str,
     compat: str | None,
     timeout_s: float | None,
+    priority: Priority,
     **flags: Any,
 ) -> None:
     """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
@@ -59,14 +68,15 @@ def command(
     options = given_from_flags(flags) if compat else options_from_flags(flags)
     from iblip.serving.client import Client
 
+    how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     with Client(url, timeout_s=timeout_s) as client:
         if stream and not flags["candidates"]:
-            with client.stream(sources, prompt, options=options, compat=compat) as pieces:
+            with client.stream(sources, prompt, **how) as pieces:
                 _print_pieces(pieces, json_)
                 answer = pieces.answer
         else:
-            answer = client.ask(sources, prompt, options=options, compat=compat)
+            answer = client.ask(sources, prompt, **how)
     if json_:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))
     elif answer.ranking:

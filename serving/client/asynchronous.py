@@ -11,7 +11,7 @@ import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
 from iblip.engines.language_model.presets import Preset
-from iblip.engines.language_model.types import Answer, RankedCandidate
+from iblip.engines.language_model.types import Answer, Priority, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
 from iblip.serving.client.base import BaseClient
@@ -121,9 +121,12 @@ class AsyncClient(BaseClient):
         options: Options = GREEDY,
         compat: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> Answer:
         """As `Client.ask`. Cancelling the task cancels the answer."""
-        stream, preset = await self._start(image, prompt, options, compat, timeout_s, stream=False)
+        stream, preset = await self._start(
+            image, prompt, options, compat, timeout_s, priority, stream=False
+        )
         async with stream:
             answer = await stream.answer()
         return trim_answer(answer, preset)
@@ -136,9 +139,12 @@ class AsyncClient(BaseClient):
         options: Options = GREEDY,
         compat: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> AsyncAnswerStream:
         """As `Client.stream`; the image is decoded in another thread."""
-        stream, _ = await self._start(image, prompt, options, compat, timeout_s, stream=True)
+        stream, _ = await self._start(
+            image, prompt, options, compat, timeout_s, priority, stream=True
+        )
         return stream
 
     async def rank(
@@ -149,10 +155,13 @@ class AsyncClient(BaseClient):
         *,
         length_penalty: float | None = None,
         timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> tuple[RankedCandidate, ...]:
         """As `Client.rank`. Cancelling the task cancels the ranking."""
         options = ranking_options(candidates, length_penalty)
-        answer = await self.ask(image, prompt, options=options, timeout_s=timeout_s)
+        answer = await self.ask(
+            image, prompt, options=options, timeout_s=timeout_s, priority=priority
+        )
         return answer.ranking
 
     @property
@@ -167,6 +176,7 @@ class AsyncClient(BaseClient):
         options: Options,
         compat: str | None,
         timeout_s: float | None,
+        priority: Priority,
         *,
         stream: bool,
     ) -> tuple[AsyncAnswerStream, Preset | None]:
@@ -177,7 +187,13 @@ class AsyncClient(BaseClient):
         settled, preset = resolve_options(contract, options, compat)
         remaining = deadline.remaining()
         request = infer_request(
-            pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
+            pixels,
+            prompt,
+            settled,
+            model=self.model,
+            timeout_s=remaining,
+            stream=stream,
+            priority=priority,
         )
 
         def send(late: IblipError | None = None) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.engines.language_model.options import GenerationOptions
-from iblip.engines.language_model.types import Answer
+from iblip.engines.language_model.types import Answer, Priority
 from iblip.engines.text.checks import check_images
 from iblip.export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
 from iblip.export.images import ImageSources, each_image, pixels_from_image
@@ -30,11 +30,14 @@ from iblip.serving.client.faults import error_from_status
 from iblip.serving.wire import (
     FINISH,
     PIXELS,
+    PRIORITIES,
+    PRIORITY,
     PROMPT,
     STREAM,
     TEXT,
     ServerContract,
     answer_from_finish,
+    check_priority,
     parameters_from_options,
 )
 
@@ -190,6 +193,7 @@ def infer_request(
     model: str,
     timeout_s: float | None,
     stream: bool,
+    priority: Priority = "interactive",
 ) -> Message:
     """The request that asks one question.
 
@@ -200,8 +204,10 @@ def infer_request(
         model: name of the Triton model.
         timeout_s: seconds after which the server, too, drops the request; `None` is no limit.
         stream: whether to send the text as it is generated, not all at once.
+        priority: its place among the requests that wait.
 
     Raises:
+        OptionError: `priority` is none.
         InputError: the prompt is not text that can be encoded as UTF-8.
     """
     from tritonclient.grpc import service_pb2
@@ -215,6 +221,8 @@ def infer_request(
     for name, value in parameters_from_options(options).items():
         _set_parameter(request.parameters[name], value)
     request.parameters[STREAM].bool_param = stream
+    if check_priority(priority) != PRIORITIES[0]:
+        request.parameters[PRIORITY].string_param = priority
     if timeout_s is not None:
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
     return request

@@ -10,7 +10,7 @@ from typing import Any, Self
 import grpc  # type: ignore[import-untyped]
 
 from iblip.engines.language_model.presets import Preset
-from iblip.engines.language_model.types import Answer, RankedCandidate
+from iblip.engines.language_model.types import Answer, Priority, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
 from iblip.serving.client.base import BaseClient
@@ -112,6 +112,7 @@ class Client(BaseClient):
         options: Options = GREEDY,
         compat: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> Answer:
         """The whole answer.
 
@@ -122,6 +123,8 @@ class Client(BaseClient):
             compat: the original to answer like, `"lavis"`, `"hf"` or `"minigpt4"`: its options,
                 which `options` override, and its trimming of the text. See `Preset.with_options`.
             timeout_s: seconds for this answer; `None` takes the client's own.
+            priority: where others wait, interactive requests are answered before bulk ones, and
+                bulk ones that have waited 30 seconds count as interactive.
 
         Raises:
             InputError: an image or the prompt cannot be used, or there are too many images.
@@ -130,7 +133,9 @@ class Client(BaseClient):
             EngineError, QueueFullError: the server's engine failed, or its queue is full.
             ClientError: see `serving.client.errors`.
         """
-        stream, preset = self._start(image, prompt, options, compat, timeout_s, stream=False)
+        stream, preset = self._start(
+            image, prompt, options, compat, timeout_s, priority, stream=False
+        )
         with stream:
             answer = stream.answer
         return trim_answer(answer, preset)
@@ -143,13 +148,14 @@ class Client(BaseClient):
         options: Options = GREEDY,
         compat: str | None = None,
         timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> AnswerStream:
         """The answer's text as it is generated; arguments and errors as in `ask`.
 
         The text is not trimmed as `compat` would: the pieces are the model's own text. The request
         is sent before this returns; iterating raises the error that ended it, if any.
         """
-        return self._start(image, prompt, options, compat, timeout_s, stream=True)[0]
+        return self._start(image, prompt, options, compat, timeout_s, priority, stream=True)[0]
 
     def rank(
         self,
@@ -159,6 +165,7 @@ class Client(BaseClient):
         *,
         length_penalty: float | None = None,
         timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> tuple[RankedCandidate, ...]:
         """The candidates as answers, the most likely first; errors as in `ask`.
 
@@ -169,9 +176,12 @@ class Client(BaseClient):
             length_penalty: the sum of a candidate's log-probabilities is divided by its number of
                 tokens to this power; `None` is 0.
             timeout_s: seconds for this answer; `None` takes the client's own.
+            priority: see `ask`.
         """
         options = ranking_options(candidates, length_penalty)
-        return self.ask(image, prompt, options=options, timeout_s=timeout_s).ranking
+        return self.ask(
+            image, prompt, options=options, timeout_s=timeout_s, priority=priority
+        ).ranking
 
     @property
     def lavis(self) -> Lavis:
@@ -185,6 +195,7 @@ class Client(BaseClient):
         options: Options,
         compat: str | None,
         timeout_s: float | None,
+        priority: Priority,
         *,
         stream: bool,
     ) -> tuple[AnswerStream, Preset | None]:
@@ -195,7 +206,13 @@ class Client(BaseClient):
         settled, preset = resolve_options(contract, options, compat)
         remaining = deadline.remaining()
         request = infer_request(
-            pixels, prompt, settled, model=self.model, timeout_s=remaining, stream=stream
+            pixels,
+            prompt,
+            settled,
+            model=self.model,
+            timeout_s=remaining,
+            stream=stream,
+            priority=priority,
         )
 
         def send(late: IblipError | None = None) -> Any:

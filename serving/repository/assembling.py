@@ -20,6 +20,7 @@ from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
 from iblip.export.errors import ServingError
 from iblip.serving.repository.model_config import (
     ModelConfig,
+    add_row_axis,
     backend_of,
     drop_tensors,
     read_config,
@@ -158,6 +159,7 @@ def _fill(
         set_parameter(config, "directory", TO_BUILD)
         if record is not None:
             set_parameter(config, "component", config.name)
+            add_row_axis(config)
     if config.name == MODEL:
         if LANGUAGE_MODEL in manifest.components:
             kind = manifest.components[LANGUAGE_MODEL].engine.kind

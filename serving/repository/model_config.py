@@ -111,6 +111,18 @@ def set_tensors(config: ModelConfig, specs: Mapping[str, TensorSpec]) -> None:
             given.dims[:] = [new if new > 0 else kept for new, kept in zip(dims, old, strict=False)]
 
 
+def add_row_axis(config: ModelConfig) -> None:
+    """Lets Triton hand each input over as `[batch, 1, ...]`, where clients send `[batch, ...]`.
+
+    Triton 2.51 takes a request with a batch of 0, and leaves the 0 out of its shape. Its Python
+    backend then takes the next axis for the batch, finds too many rows in the batch that the
+    request shares, and refuses them all. With an axis of 1 there it counts as one row, and the
+    model can refuse it alone.
+    """
+    for tensor in config.input:
+        tensor.reshape.shape[:] = [1, *tensor.dims]
+
+
 def drop_tensors(config: ModelConfig, names: set[str]) -> None:
     """Removes tensors from a config: from its inputs and outputs, its warm-ups and its steps."""
     for tensors in (config.input, config.output):

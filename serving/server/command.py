@@ -22,8 +22,8 @@ from iblip.export.system.cache_directory import VARIABLE as CACHE_VARIABLE
 from iblip.serving.server.address import ListenAddress
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
-from iblip.serving.wire import CALLS
 from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
+from iblip.serving.wire import CALLS
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions

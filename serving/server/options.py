@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from iblip.export.errors import OptionError
-from iblip.serving.steps.policy import Policy
 from iblip.serving.server.wall.limits import MOST_MIB
+from iblip.serving.steps.policy import Policy
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ class StepArguments:
         device: index of the GPU that Triton gave this instance; 0 if it gave none. An engine on a
             CPU ignores it.
         instances: number of the model's instances, on all devices.
+        row_axis: whether inputs have an axis more: `serving.repository.model_config.add_row_axis`.
     """
 
     directory: Path
@@ -35,6 +36,7 @@ class StepArguments:
     parameters: Mapping[str, str]
     device: int
     instances: int
+    row_axis: bool
 
     @classmethod
     def from_triton(cls, args: Mapping[str, str]) -> Self:
@@ -62,6 +64,7 @@ class StepArguments:
             instances=sum(
                 group["count"] * max(1, len(group["gpus"])) for group in config["instance_group"]
             ),
+            row_axis=any("reshape" in tensor for tensor in config.get("input", ())),
         )
 
     def check_alone(self) -> None:

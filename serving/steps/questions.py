@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.engines.language_model.options import GenerationOptions
-from iblip.engines.language_model.types import GenerationRequest
+from iblip.engines.language_model.types import GenerationRequest, Priority
 from iblip.engines.text.checks import check_images, check_prompt
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
 from iblip.export.artifact.manifest import how_to_raise
@@ -24,6 +24,7 @@ from iblip.serving.wire import (
     PROMPT,
     Limits,
     options_from_parameters,
+    priority_from_parameters,
     seconds_from_timeout,
     stream_from_parameters,
     unpacked,
@@ -50,6 +51,7 @@ class Question:
         deadline: likewise; `None` is no deadline.
         caller: who asks, where the operator has that told apart; empty otherwise.
         cancel_key: the secret by which it can be cancelled; empty if it has none.
+        priority: before which others it is answered.
     """
 
     prompt: str
@@ -61,6 +63,7 @@ class Question:
     deadline: float | None = None
     caller: str = ""
     cancel_key: str = ""
+    priority: Priority = "interactive"
 
     @property
     def seconds_left(self) -> float | None:
@@ -75,6 +78,7 @@ class Question:
             options=self.options,
             deadline=self.deadline,
             vision_s=time.monotonic() - self.arrived,
+            priority=self.priority,
         )
 
 
@@ -140,6 +144,7 @@ class QuestionReader:
             deadline=None if seconds is None else arrived + seconds,
             caller=caller,
             cancel_key=str(given.get(CANCEL_KEY, "")),
+            priority=priority_from_parameters(given),
         )
 
     def _caller(self, given: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ from iblip.serving.wire import (
     finish_from_answer,
     options_from_parameters,
     parameters_from_options,
+    priority_from_parameters,
     status_from_error,
     stream_from_parameters,
     text_from_error,
@@ -171,7 +172,10 @@ def test_only_what_differs_from_the_default_travels():
         ({"max_new_tokens": 0}, "max_new_tokens is 0; expected an integer, 1 or more"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5; expected an integer"),
         ({"max_new_tokens": "5"}, "max_new_tokens is '5'; expected an integer"),
-        ({"stop": "###"}, "stop is '###'; expected a list of at most 1000 non-empty strings, as JSON in a"),
+        (
+            {"stop": "###"},
+            "stop is '###'; expected a list of at most 1000 non-empty strings, as JSON in a",
+        ),
         ({"stop": '{"a": 1}'}, "expected a list of .*, as JSON in a string"),
         ({"stop": "[1]"}, "expected a list of at most 1000 non-empty strings"),
         ({"stop": 4}, r'expected a list of .*, as JSON in a string, such as \["\\n", "###"\]'),
@@ -185,7 +189,10 @@ def test_only_what_differs_from_the_default_travels():
             "logit_bias of 3 is 101; expected a number from -100 to 100",
         ),
         ({"stop_token_ids": "[-1]"}, "a token in stop_token_ids is -1; expected an integer"),
-        ({"banned_words": '[""]'}, "banned_words is .*; expected a list of at most 1000 non-empty strings"),
+        (
+            {"banned_words": '[""]'},
+            "banned_words is .*; expected a list of at most 1000 non-empty strings",
+        ),
         ({"min_p": 2}, "min_p is 2; expected a number from 0 to 1"),
         ({"logprobs": 101}, "logprobs is 101; expected an integer from 0 to 100"),
         ({"n": 2}, "n is 2; with temperature 0 all answers would be the same"),
@@ -222,8 +229,18 @@ def test_tritons_own_parameters_are_no_options():
         "triton_enable_empty_final_response": True,
         "binary_data_output": True,
         "stream": False,
+        "priority_class": "bulk",
     }
     assert options_from_parameters(given) == GenerationOptions()
+
+
+def test_a_request_is_interactive_unless_it_says_otherwise():
+    assert priority_from_parameters({}) == "interactive"
+    assert priority_from_parameters({"priority_class": "bulk"}) == "bulk"
+    assert priority_from_parameters({PACKED: '{"priority_class": "bulk"}'}) == "bulk"
+    for wrong in ("urgent", "", 1, True, None):
+        with pytest.raises(OptionError, match='expected "interactive" or "bulk"'):
+            priority_from_parameters({"priority_class": wrong})
 
 
 def test_stream_is_on_unless_the_request_says_otherwise():

@@ -1,7 +1,7 @@
 """A language-model engine in this process: a queue, and a worker thread that runs the batch.
 
-Requests are taken in order of arrival, as soon as there are slots for them. The worker owns the
-model; callers reach it only through tickets.
+Requests are taken in order of priority and arrival, as soon as there are slots for them. The worker
+owns the model; callers reach it only through tickets.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections import deque
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +30,7 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.stopping import StopTokens
 from iblip.engines.language_model.totals import Totals
 from iblip.engines.language_model.types import EngineStatus, GenerationRequest
+from iblip.engines.language_model.waiting import BULK_PATIENCE_S, WaitingRequests
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import answers_from_text, words_from_text
 from iblip.export.artifact.manifest import QUEUE, LanguageModelFacts, how_to_raise
@@ -48,6 +48,7 @@ class OnnxEngine:
         facts: of the model.
         queue_limit: how many requests may wait, not counting those that run.
         stop: strings that end any answer of this model.
+        patience_s: seconds after which a waiting bulk request counts as interactive.
 
     Raises:
         EngineError: the model failed as it was warmed up; it is closed then.
@@ -61,6 +62,7 @@ class OnnxEngine:
         *,
         queue_limit: int = QUEUE,
         stop: tuple[str, ...] = (),
+        patience_s: float = BULK_PATIENCE_S,
     ) -> None:
         self._model = model
         self._prompts = prompts
@@ -69,7 +71,7 @@ class OnnxEngine:
         self._scheduler = Scheduler(model, self._totals)
         self._queue_limit, self._stop_strings = queue_limit, stop
         self._special = special_tokens(prompts.tokenizer)
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: WaitingRequests[Ticket] = WaitingRequests(patience_s)
         self._running: list[Ticket] = []  # for `close`, which another thread calls
         self._stop_reason = ""  # why it takes no more requests; empty while it does
         self._freed = False
@@ -106,9 +108,9 @@ class OnnxEngine:
         with self._changed:
             if self._stop_reason:
                 raise EngineError(self._stop_reason)
-            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
+            self._waiting.drop_given_up()
             check_queue(len(self._waiting), self._queue_limit, self._totals)
-            self._waiting.append(ticket)
+            self._waiting.add(ticket)
             self._changed.notify()
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
@@ -143,8 +145,7 @@ class OnnxEngine:
         """Accepts no more requests, and ends those that it has."""
         with self._changed:
             self._stop_reason = self._stop_reason or reason
-            unfinished = [*self._waiting, *self._running]
-            self._waiting.clear()
+            unfinished = [*self._waiting.take_all(), *self._running]
             self._changed.notify()
         for ticket in unfinished:
             ticket.end(EngineError(reason))
@@ -193,9 +194,7 @@ class OnnxEngine:
     def _cancel(self, ticket: Ticket) -> None:
         ticket.cancelled = True
         with self._changed:
-            waiting = ticket in self._waiting
-            if waiting:
-                self._waiting.remove(ticket)
+            waiting = self._waiting.remove(ticket)
         if waiting:
             ticket.end()
 
@@ -219,11 +218,10 @@ class OnnxEngine:
         with self._changed:
             self._running = self._scheduler.running
             self._changed.wait_for(lambda: self._waiting or self._running or self._stop_reason)
-            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
-            while self._waiting and self._scheduler.fits(self._waiting[0]):
-                self._scheduler.add(self._waiting[0])
+            self._waiting.drop_given_up()
+            while (ticket := self._waiting.next) and self._scheduler.fits(ticket):
+                self._scheduler.add(ticket)
                 self._running = self._scheduler.running
-                self._waiting.popleft()  # only now: if `add` fails, the request is still queued
-            next_width = self._waiting[0].decoding.width if self._waiting else 0
-            self._scheduler.slots_awaited = next_width
+                self._waiting.remove(ticket)  # only now: if `add` fails, it is still queued
+            self._scheduler.slots_awaited = ticket.decoding.width if ticket else 0
             return not self._stop_reason

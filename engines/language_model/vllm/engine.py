@@ -1,8 +1,8 @@
 """A language-model engine in another process: vLLM's.
 
-Requests wait here, in order of arrival, until vLLM has room for their sequences; so a full queue, a
-deadline and a cancellation mean the same as on every engine. One thread sends requests, receives
-tokens, and restarts the process if it dies.
+Requests wait here, in order of priority and arrival, until vLLM has room for their sequences; so a
+full queue, a deadline and a cancellation mean the same as on every engine. One thread sends
+requests, receives tokens, and restarts the process if it dies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +41,7 @@ from iblip.engines.language_model.vllm.options import (
 from iblip.engines.language_model.vllm.process import Message, WorkerProcess
 from iblip.engines.language_model.vllm.restarts import Restarts
 from iblip.engines.language_model.vllm.sequences import Sequences
+from iblip.engines.language_model.waiting import WaitingRequests
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import words_from_text
 from iblip.engines.types import PromptIds
@@ -125,7 +125,7 @@ class VllmEngine:
         self._special = special_tokens(prompts.tokenizer)
         self._events: SimpleQueue[tuple[WorkerProcess, Message | None] | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._waiting: deque[_Request] = deque()
+        self._waiting: WaitingRequests[_Request] = WaitingRequests()
         self._running: dict[int, _Running] = {}
         self._numbers = itertools.count(1)
         self._process: WorkerProcess | None = None
@@ -166,9 +166,9 @@ class VllmEngine:
                 raise closed_error()
             if self._failure is not None:
                 raise self._failure
-            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
+            self._waiting.drop_given_up()
             check_queue(len(self._waiting), self._queue_limit, self._totals)
-            self._waiting.append(ticket)
+            self._waiting.add(ticket)
         self._events.put(None)
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
@@ -305,7 +305,7 @@ class VllmEngine:
             if ticket.end_if_given_up():
                 self._remove(ticket)
         with self._lock:
-            self._waiting = deque(t for t in self._waiting if not t.end_if_given_up())
+            self._waiting.drop_given_up()
 
     def _admit(self) -> None:
         """Sends requests that fit, in order; starts the process when it is time."""
@@ -313,10 +313,10 @@ class VllmEngine:
             self._launch()
         while self._ready_at is not None:
             with self._lock:
-                used = len(self._running)
-                if not self._waiting or used + self._waiting[0].sequences.width > self._capacity:
+                ticket, free = self._waiting.next, self._capacity - len(self._running)
+                if ticket is None or ticket.sequences.width > free:
                     return
-                ticket = self._waiting.popleft()
+                self._waiting.remove(ticket)
             self._generate(ticket)
 
     def _generate(self, ticket: _Request) -> None:
@@ -397,6 +397,6 @@ class VllmEngine:
     def _end_all(self, error: EngineError) -> None:
         self._end_running(error)
         with self._lock:
-            waiting, self._waiting = self._waiting, deque()
+            waiting = self._waiting.take_all()
         for ticket in waiting:
             ticket.end(error)

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from iblip.engines.language_model.onnx.engine import OnnxEngine
 from iblip.engines.language_model.onnx.slots import Prompt, Slot
 from iblip.engines.language_model.options import GenerationOptions
-from iblip.engines.language_model.types import GenerationRequest
+from iblip.engines.language_model.types import GenerationRequest, Priority
+from iblip.engines.language_model.waiting import BULK_PATIENCE_S
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import LanguageModelFacts
@@ -148,7 +149,12 @@ def engine(
     opened: list[OnnxEngine] = []
 
     def make(
-        model: ScriptedModel, *, queue_limit: int = 64, stop: tuple[str, ...] = (), **changes: Any
+        model: ScriptedModel,
+        *,
+        queue_limit: int = 64,
+        stop: tuple[str, ...] = (),
+        patience_s: float = BULK_PATIENCE_S,
+        **changes: Any,
     ) -> OnnxEngine:
         made = facts(image_token_id=IMAGE, **changes)
         prompts = PromptTokenizer(
@@ -159,7 +165,11 @@ def engine(
             most_images=4,
             image_token_id=IMAGE,
         )
-        opened.append(OnnxEngine(model, prompts, made, queue_limit=queue_limit, stop=stop))
+        opened.append(
+            OnnxEngine(
+                model, prompts, made, queue_limit=queue_limit, stop=stop, patience_s=patience_s
+            )
+        )
         return opened[-1]
 
     yield make
@@ -172,13 +182,19 @@ def ask() -> Callable[..., GenerationRequest]:
     """`ask("What?", deadline=…, max_new_tokens=…)`: a request with a fitting visual prompt."""
 
     def make(
-        prompt: str = "What?", *, deadline: float | None = None, images: int = 1, **options: Any
+        prompt: str = "What?",
+        *,
+        deadline: float | None = None,
+        images: int = 1,
+        priority: Priority = "interactive",
+        **options: Any,
     ) -> GenerationRequest:
         return GenerationRequest(
             prompt=prompt,
             visual_prompt=np.zeros((images, 4, 8), np.float32),
             options=GenerationOptions.from_mapping(options),
             deadline=deadline,
+            priority=priority,
         )
 
     return make

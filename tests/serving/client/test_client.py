@@ -201,6 +201,25 @@ def test_every_failure_of_grpc_has_its_error(code, details, kind, message):
         raise error
 
 
+def test_only_another_priority_than_usual_is_sent():
+    def sent(**priority):
+        request = infer_request(
+            PIXELS[None],
+            "Why?",
+            GenerationOptions(),
+            model="m",
+            timeout_s=None,
+            stream=True,
+            **priority,
+        )
+        return {name: value.string_param for name, value in request.parameters.items()}
+
+    assert "priority_class" not in sent() | sent(priority="interactive")
+    assert sent(priority="bulk")["priority_class"] == "bulk"
+    with pytest.raises(errors.OptionError, match="priority is 'slow'; expected \"interactive\" or"):
+        sent(priority="slow")
+
+
 def test_a_ranking_needs_something_to_rank():
     assert ranking_options(["a", "b"], None).candidates == ("a", "b")
     with pytest.raises(errors.OptionError, match="candidates is empty; expected at least one text"):

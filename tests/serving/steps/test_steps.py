@@ -51,9 +51,17 @@ def test_a_process_without_its_gpu_answers_and_ends():
     assert done.stderr.count("cudaErrorIllegalAddress: this process can no longer use the GPU") == 1
 
 
+class TritonError(str):
+    INTERNAL = "INTERNAL"
+    INVALID_ARG = "INVALID_ARG"
+
+    def __new__(cls, text, code):
+        return str.__new__(cls, f"{code}: {text}")
+
+
 def test_a_component_without_its_gpu_answers_and_ends(monkeypatch):
     backend = types.ModuleType("pb_utils")
-    backend.TritonError = str
+    backend.TritonError = TritonError
     backend.InferenceResponse = lambda output_tensors, error: error
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
     monkeypatch.delitem(sys.modules, "iblip.serving.steps.component_model", raising=False)
@@ -67,7 +75,8 @@ def test_a_component_without_its_gpu_answers_and_ends(monkeypatch):
         raise LOST
 
     model = module.ComponentModel()
-    model.runner = types.SimpleNamespace(infer=fail)
+    model.runner, model.largest = types.SimpleNamespace(infer=fail), 8
+    model.rules = types.SimpleNamespace(checked=lambda tensors: tensors)
     (response,) = model.execute([request])
     assert "CUDA failure 700" in response
     assert ended == [LOST]
@@ -88,7 +97,7 @@ def test_requests_of_one_shape_run_once_and_get_their_own_rows():
         runs.append(joined["x"].shape)
         return doubled(joined)
 
-    results = run_joined([feed([1, 2]), feed([3, 4], [5, 6]), feed([7, 8, 9])], infer)
+    results = run_joined([feed([1, 2]), feed([3, 4], [5, 6]), feed([7, 8, 9])], infer, largest=8)
     assert runs == [(3, 2), (1, 3)]
     assert [result["y"].tolist() for result in results] == [
         [[2, 4]],
@@ -104,9 +113,48 @@ def test_a_failed_run_is_the_result_of_its_own_requests_only():
             raise EngineError("no threes")
         return doubled(joined)
 
-    good, bad = run_joined([feed([1, 2]), feed([1, 2, 3])], infer)
+    good, bad = run_joined([feed([1, 2]), feed([1, 2, 3])], infer, largest=8)
     assert good["y"].tolist() == [[2, 4]]
     assert isinstance(bad, EngineError)
+
+
+def test_a_request_that_fails_takes_no_other_of_its_run_with_it():
+    runs = []
+
+    def infer(joined):
+        runs.append(len(joined["x"]))
+        if (joined["x"] == 6).any():
+            raise EngineError("no sixes")
+        return doubled(joined)
+
+    asked = [feed([1, 2]), feed([3, 4], [5, 6]), feed([7, 8])]
+    first, bad, last = run_joined(asked, infer, largest=8)
+    assert runs == [4, 1, 2, 1]
+    assert (first["y"].tolist(), last["y"].tolist()) == ([[2, 4]], [[14, 16]])
+    assert isinstance(bad, EngineError)
+
+
+def test_nothing_is_run_again_without_a_gpu():
+    runs = []
+
+    def infer(joined):
+        runs.append(len(joined["x"]))
+        raise LOST
+
+    assert run_joined([feed([1, 2]), feed([3, 4])], infer, largest=8) == [LOST, LOST]
+    assert runs == [2]
+
+
+def test_more_rows_than_an_engine_takes_are_run_in_turns():
+    runs = []
+
+    def infer(joined):
+        runs.append(joined["x"].ravel().tolist())
+        return doubled(joined)
+
+    results = run_joined([feed([1]), feed([2], [3], [4], [5]), feed([6])], infer, largest=2)
+    assert runs == [[1, 2], [3, 4], [5, 6]]
+    assert [r["y"].ravel().tolist() for r in results] == [[2], [4, 6, 8, 10], [12]]
 
 
 def triton_arguments(build, /, *, kind="CPU", device=0, groups=(), **parameters):

@@ -178,6 +178,17 @@ def test_a_full_queue_refuses_and_others_wait_their_turn(engine: Make, ask: Make
     assert [one.result().text for one in waiting] == ["0", "1"]
 
 
+def test_interactive_requests_are_sent_to_vllm_first(engine: Make, ask: Make) -> None:
+    opened = engine(sequences=1, queue_limit=9)
+    running = hang(opened, ask)
+    bulk = opened.submit(ask("hang", priority="bulk"))
+    interactive = opened.submit(ask("say a"))
+    running.cancel()
+    assert interactive.result().text == "a"
+    assert next(iter(bulk)).text == "h"
+    bulk.cancel()
+
+
 def test_the_status_is_what_runs_and_what_has_been(engine: Make, ask: Make) -> None:
     opened = engine(sequences=3, queue_limit=1)
     assert opened.submit(ask("say ab")).result().text == "ab"
