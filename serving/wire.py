@@ -57,6 +57,12 @@ FINISH = "finish"
 MAX_TIMEOUT_US = 10**15
 """The longest `timeout` of a request, about 30 years."""
 
+TOKEN = "iblip-token"
+"""The HTTP header that has the token, where the server wants one."""
+
+GRPC_TOKEN = f"triton-grpc-protocol-{TOKEN}"
+"""The same as gRPC metadata: Triton puts this before the name of a header."""
+
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
 

@@ -173,7 +173,7 @@ class TestFace:
             for name, value in inspect.getmembers(module, inspect.isclass)
             if issubclass(value, errors.IblipError)
         }
-        assert iblip.__all__ == sorted({"Client", "AsyncClient", *classes})
+        assert iblip.__all__ == ["TLS", *sorted({"Client", "AsyncClient", *classes})]
 
     def test_every_name_is_there_for_programs_and_for_type_checkers(self):
         for name in iblip.__all__:

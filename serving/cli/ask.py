@@ -11,6 +11,8 @@ import click
 
 from iblip.serving.cli.options import (
     as_json,
+    connection_from_flags,
+    connection_options,
     generation_options,
     given_from_flags,
     options_from_flags,
@@ -25,12 +27,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @as_json
-@click.option(
-    "--url",
-    default="127.0.0.1:8001",
-    show_default=True,
-    help="The server's gRPC address, host:port.",
-)
+@connection_options
 @click.option(
     "--compat",
     type=click.Choice(["lavis", "hf", "minigpt4"]),
@@ -43,7 +40,6 @@ def command(
     prompt: str,
     stream: bool,
     json_: bool,
-    url: str,
     compat: str | None,
     timeout_s: float | None,
     **flags: Any,
@@ -59,8 +55,9 @@ def command(
     options = given_from_flags(flags) if compat else options_from_flags(flags)
     from iblip.serving.client import Client
 
+    connection = connection_from_flags(flags)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    with Client(url, timeout_s=timeout_s) as client:
+    with Client(**connection, timeout_s=timeout_s) as client:
         if stream and not flags["candidates"]:
             with client.stream(sources, prompt, options=options, compat=compat) as pieces:
                 _print_pieces(pieces, json_)
