@@ -9,6 +9,7 @@ messages or of numpy.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -37,6 +38,8 @@ from iblip.export.errors import (
 )
 from iblip.export.messages import shown
 from iblip.export.system.json_text import parse_json
+
+logger = logging.getLogger(__name__)
 
 VERSION = 3
 """Of this wire format; a client refuses a server that speaks another."""
@@ -92,6 +95,12 @@ STATUSES: Mapping[type[Exception], str] = {
     # Triton has no code for a missed deadline, and `CANCELLED` is what a caller asked for.
 }
 """Triton's error code for each kind; `INTERNAL` for the others."""
+
+_PATH = re.compile(r"(?<![\w.:/-])/[^\s'\"`,;()\[\]<>]+|\biblip-triton-\w+")
+"""A path from the root, or a name in shared memory."""
+
+_STACK = re.compile(r"\n[ \t]*(?:Stack ?trace|Traceback|At:|File \"|#\d+ ).*", re.DOTALL | re.I)
+"""Where a stack begins, as ONNX Runtime, Python, pybind11 and C++ write it, and all behind it."""
 
 _TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
 
@@ -333,11 +342,28 @@ def _from_parameter(option: Option, value: object) -> Any:
 
 
 def text_from_error(error: Exception) -> str:
-    """An error as text that keeps its kind: `InputError: the prompt is empty`."""
+    """An error as text that keeps its kind: `InputError: the prompt is empty`.
+
+    It goes to callers, so it holds no path of the server and no stack; the whole text is logged.
+    """
     for name, kind in ERROR_KINDS.items():
         if isinstance(error, kind):
-            return f"{name}: {error}"
-    return f"EngineError: {type(error).__name__}: {error}"
+            return f"{name}: {_for_callers(error)}"
+    return f"EngineError: {type(error).__name__}: {_for_callers(error)}"
+
+
+def _for_callers(error: Exception) -> str:
+    """An error's text without what is the server's own business: paths, regions, stacks.
+
+    Those are in the log. What a caller did wrong is told as it is.
+    """
+    full = str(error)
+    if isinstance(error, UsageError):
+        return full
+    text = _PATH.sub("…", _STACK.sub("", full))
+    if text != full:
+        logger.error("%s: %s", type(error).__name__, full)
+    return text
 
 
 def status_from_error(error: Exception | None) -> str:

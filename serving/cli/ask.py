@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import (
     as_json,
     connection_from_flags,
@@ -65,17 +66,17 @@ def command(
         else:
             answer = client.ask(sources, prompt, options=options, compat=compat)
     if json_:
-        click.echo(json.dumps(asdict(answer), ensure_ascii=False))
+        echo(json.dumps(asdict(answer), ensure_ascii=False))
     elif answer.ranking:
         for candidate in answer.ranking:
-            click.echo(f"{candidate.score:10.4f}  {candidate.text}")
+            echo(f"{candidate.score:10.4f}  {candidate.text}")
     elif not stream:
-        click.echo(answer.text)
+        echo(answer.text)
 
 
 def _print_pieces(answer: AnswerStream, json_: bool) -> None:
     for text in answer:
         line = json.dumps({"delta": text}, ensure_ascii=False) + "\n" if json_ else text
-        click.echo(line, nl=False)
+        echo(line, nl=False)
     if not json_:
-        click.echo()
+        echo()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json, triton_option
 from iblip.serving.server.closed import CLOSED
 
@@ -151,12 +152,12 @@ def command(
     if print_command:
         _print_command(directory / REPOSITORY, options, json_)
         return
-    say = (lambda _: None) if json_ else click.echo
+    say = (lambda _: None) if json_ else echo
     if manifest.synthetic:
-        click.echo(MEANS_NOTHING, err=True)
+        echo(MEANS_NOTHING, err=True)
     memory = memory_of_build(directory, manifest)
     if memory is not None and memory.advice:
-        click.echo(memory.advice, err=True)
+        echo(memory.advice, err=True)
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -207,7 +208,7 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
             )
     shown = server_command(repository, options, ports)
     if json_:
-        click.echo(
+        echo(
             json.dumps(
                 {
                     "command": shown.arguments,
@@ -217,7 +218,7 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
             )
         )
     else:
-        click.echo(str(shown))
+        echo(str(shown))
 
 
 def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
@@ -246,12 +247,12 @@ def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, js
     }
     if json_:
         facts = {"name": manifest.name, "synthetic": manifest.synthetic}
-        click.echo(json.dumps({**facts, "ready_s": round(server.ready_s, 3), **urls}))
+        echo(json.dumps({**facts, "ready_s": round(server.ready_s, 3), **urls}))
         return
     port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
     port += " --tls-ca PEM" if server.options.tls else ""
     port += " --token-file FILE" if server.options.token else ""
-    click.echo(
+    echo(
         f"\n{manifest.name} is ready ({server.ready_s:.1f} s).\n"
         f"  gRPC     {urls['grpc']}\n"
         f"  HTTP     {urls['http']}\n"
