@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -11,6 +12,9 @@ LONGEST = 500
 
 _UNSHOWN = frozenset({"Cc", "Cf", "Cs"})
 """Unicode's categories of what a terminal obeys instead of showing it, and of half characters."""
+
+_KEPT = "\n\t\u200c\u200d"
+"""Of those, what texts are laid out with, and the joiners of scripts and emoji."""
 
 SHOWN = 20
 """Number of faults that a message lists; the rest are counted."""
@@ -67,10 +71,13 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: control characters, as names in a file may have, are escaped."""
+    """A text for a terminal: control characters, as names in a file may have, are escaped.
+
+    As JSON escapes them, so that JSON stays what it is.
+    """
     return "".join(
         character
-        if character in "\n\t" or unicodedata.category(character) not in _UNSHOWN
-        else character.encode("unicode_escape").decode()
+        if character in _KEPT or unicodedata.category(character) not in _UNSHOWN
+        else json.dumps(character)[1:-1]
         for character in text
     )

@@ -29,23 +29,31 @@ if TYPE_CHECKING:
     )
     from iblip.serving.client.asynchronous import AsyncClient
     from iblip.serving.client.errors import (
+        AccessError,
         CancelledError,
         ClientError,
         DisconnectedError,
+        NoTLSError,
         NotServedError,
         ProtocolError,
+        RefusedError,
         UnknownHostError,
         UnreachableError,
+        UntrustedError,
     )
+    from iblip.serving.client.security import TLS
     from iblip.serving.client.sync import Client
 
 _HOMES = {
     "Client": "iblip.serving.client.sync",
     "AsyncClient": "iblip.serving.client.asynchronous",
+    "TLS": "iblip.serving.client.security",
 }
 _ERRORS = ("iblip.export.errors", "iblip.serving.client.errors")
 
 __all__ = [
+    "TLS",
+    "AccessError",
     "AsyncClient",
     "BuildDirectoryError",
     "CancelledError",
@@ -59,13 +67,16 @@ __all__ = [
     "ExportError",
     "IblipError",
     "InputError",
+    "NoTLSError",
     "NotServedError",
     "OptionError",
     "ProtocolError",
     "QueueFullError",
+    "RefusedError",
     "ServingError",
     "UnknownHostError",
     "UnreachableError",
+    "UntrustedError",
     "UsageError",
     "VerificationError",
 ]

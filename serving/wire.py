@@ -9,6 +9,7 @@ messages or of numpy.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -39,6 +40,8 @@ from iblip.export.errors import (
 from iblip.export.messages import shown
 from iblip.export.system.json_text import parse_json
 
+logger = logging.getLogger(__name__)
+
 VERSION = 4
 """Of this wire format; a client refuses a server that speaks another."""
 
@@ -64,6 +67,12 @@ is told this number) knows neither deadlines nor callers that have gone."""
 
 MAX_TIMEOUT_US = 10**15
 """The longest `timeout` of a request, about 30 years."""
+
+TOKEN = "iblip-token"
+"""The HTTP header that has the token, where the server wants one."""
+
+GRPC_TOKEN = f"triton-grpc-protocol-{TOKEN}"
+"""The same as gRPC metadata: Triton puts this before the name of a header."""
 
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""
@@ -108,6 +117,12 @@ TRITON_PHRASES: Mapping[str, type[IblipError]] = {
     "maximum queue size": QueueFullError,
 }
 """Errors of Triton's own queues, by a phrase in their text: its codes do not distinguish them."""
+
+_PATH = re.compile(r"(?<![\w.:/-])/[^\s'\"`,;()\[\]<>]+|\biblip-triton-\w+")
+"""A path from the root, or a name in shared memory."""
+
+_STACK = re.compile(r"\n[ \t]*(?:Stack ?trace|Traceback|At:|File \"|#\d+ ).*", re.DOTALL | re.I)
+"""Where a stack begins, as ONNX Runtime, Python, pybind11 and C++ write it, and all behind it."""
 
 _TAGGED = re.compile(rf"\b({'|'.join(ERROR_KINDS)}): (.*)", re.DOTALL)
 
@@ -393,11 +408,28 @@ def _from_parameter(option: Option, value: object) -> Any:
 
 
 def text_from_error(error: Exception) -> str:
-    """An error as text that keeps its kind: `InputError: the prompt is empty`."""
+    """An error as text that keeps its kind: `InputError: the prompt is empty`.
+
+    It goes to callers, so it holds no path of the server and no stack; the whole text is logged.
+    """
     for name, kind in ERROR_KINDS.items():
         if isinstance(error, kind):
-            return f"{name}: {error}"
-    return f"EngineError: {type(error).__name__}: {error}"
+            return f"{name}: {_for_callers(error)}"
+    return f"EngineError: {type(error).__name__}: {_for_callers(error)}"
+
+
+def _for_callers(error: Exception) -> str:
+    """An error's text without what is the server's own business: paths, regions, stacks.
+
+    Those are in the log. What a caller did wrong is told as it is.
+    """
+    full = str(error)
+    if isinstance(error, UsageError):
+        return full
+    text = _PATH.sub("…", _STACK.sub("", full))
+    if text != full:
+        logger.error("%s: %s", type(error).__name__, full)
+    return text
 
 
 def status_from_error(error: Exception | None) -> str:

@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.fixtures.tokenizers",
     "tests.fixtures.checkpoints",
     "tests.fixtures.builds",
+    "tests.fixtures.certificates",
     "tests.fixtures.damaged",
     "tests.fixtures.serving",
 ]

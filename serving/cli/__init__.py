@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from iblip.export.errors import IblipError
-from iblip.export.messages import printable
+from iblip.serving.cli.formatting import echo
 
 EXPORT: Mapping[str, str] = {
     "build": "iblip.serving.cli.build",
@@ -68,7 +68,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except IblipError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
+            echo(f"error: {error}", err=True)
             ctx.exit(error.exit_status)
 
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import (
     as_json,
+    connection_from_flags,
+    connection_options,
     generation_options,
     given_from_flags,
     options_from_flags,
@@ -26,12 +29,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @as_json
-@click.option(
-    "--url",
-    default="127.0.0.1:8001",
-    show_default=True,
-    help="The server's gRPC address, host:port.",
-)
+@connection_options
 @click.option(
     "--compat",
     type=click.Choice(["lavis", "hf", "minigpt4"]),
@@ -51,7 +49,6 @@ def command(
     prompt: str,
     stream: bool,
     json_: bool,
-    url: str,
     compat: str | None,
     timeout_s: float | None,
     priority: Priority,
@@ -69,8 +66,9 @@ def command(
     from iblip.serving.client import Client
 
     how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
+    connection = connection_from_flags(flags)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    with Client(url, timeout_s=timeout_s) as client:
+    with Client(**connection, timeout_s=timeout_s) as client:
         if stream and not flags["candidates"]:
             with client.stream(sources, prompt, **how) as pieces:
                 _print_pieces(pieces, json_)
@@ -78,17 +76,17 @@ def command(
         else:
             answer = client.ask(sources, prompt, **how)
     if json_:
-        click.echo(json.dumps(asdict(answer), ensure_ascii=False))
+        echo(json.dumps(asdict(answer), ensure_ascii=False))
     elif answer.ranking:
         for candidate in answer.ranking:
-            click.echo(f"{candidate.score:10.4f}  {candidate.text}")
+            echo(f"{candidate.score:10.4f}  {candidate.text}")
     elif not stream:
-        click.echo(answer.text)
+        echo(answer.text)
 
 
 def _print_pieces(answer: AnswerStream, json_: bool) -> None:
     for text in answer:
         line = json.dumps({"delta": text}, ensure_ascii=False) + "\n" if json_ else text
-        click.echo(line, nl=False)
+        echo(line, nl=False)
     if not json_:
-        click.echo()
+        echo()

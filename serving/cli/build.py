@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -202,15 +203,15 @@ def command(
         from iblip.serving.builder.dry_run import plan
 
         planned = plan(asked)
-        click.echo(json.dumps(planned.to_json(), indent=2) if json_ else str(planned))
+        echo(json.dumps(planned.to_json(), indent=2) if json_ else str(planned))
         return
     directory = build(asked, Terminal())
     if json_:
         manifest = Manifest.read(directory)
-        click.echo(json.dumps({"directory": str(directory), **manifest.to_json()}, indent=2))
+        echo(json.dumps({"directory": str(directory), **manifest.to_json()}, indent=2))
     else:
         shown = _shown(directory)
-        click.echo(f"Built {shown}\nServe it:  iblip serve {shlex.quote(str(shown))}")
+        echo(f"Built {shown}\nServe it:  iblip serve {shlex.quote(str(shown))}")
 
 
 def _shown(directory: Path) -> Path:

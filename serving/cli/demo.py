@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ def command(
     if json_:
         summary = {"right": right, "asked": len(results), "wanted": least}
         answers = [result.to_json() for result in results]
-        click.echo(json.dumps({**summary, "answers": answers}, indent=2))
+        echo(json.dumps({**summary, "answers": answers}, indent=2))
     else:
-        click.echo(f"\n{right} of {len(results)} right.")
+        echo(f"\n{right} of {len(results)} right.")
     if right < least:
-        click.echo(f"error: the checkpoint claims at least {least} right of these", err=True)
+        echo(f"error: the checkpoint claims at least {least} right of these", err=True)
         sys.exit(1)
 
 
@@ -111,7 +112,7 @@ def _ask(
             for result in ask_all(client, questions):
                 results.append(result)
                 if not json_:
-                    click.echo(_text_of(result))
+                    echo(_text_of(result))
     note("Triton stopped.")
     return results
 

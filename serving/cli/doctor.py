@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 
@@ -24,11 +25,10 @@ def command(builds: tuple[Path, ...], container: str | None, json_: bool) -> Non
     Checks drivers, libraries, servers, memory and disk, and whether this machine or the container
     can load the engines of each BUILD. The exit status is 1 if there is a problem.
     """
-    from iblip.export.messages import printable
     from iblip.serving.doctor.report import examine, text_from_report
 
     report = examine(builds, container)
     text = json.dumps(report.to_json(), indent=2) if json_ else text_from_report(report)
-    click.echo(printable(text))
+    echo(text)
     if report.verdict == "problem":
         raise SystemExit(1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.serving.cli.formatting import age_of, count_of, fact_lines, size_of, table_lines
+from iblip.serving.cli.formatting import age_of, count_of, echo, fact_lines, size_of, table_lines
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -91,7 +91,7 @@ def build(
     outcomes = list(plans_of_build(directory, manifest, target, how, Terminal(), graphs))
     if json_:
         report = {"directory": str(target), "plans": [outcome.to_json() for outcome in outcomes]}
-        click.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         _print_outcomes(outcomes)
     click.get_current_context().exit(1 if any(outcome.reason for outcome in outcomes) else 0)
@@ -101,10 +101,10 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     """A table of the plans, and on stderr why others could not be built."""
     rows = (_plan_row(outcome) for outcome in outcomes if outcome.plan)
     for line in table_lines([PLAN_COLUMNS, *rows]):
-        click.echo(line)
+        echo(line)
     for outcome in outcomes:
         if outcome.reason:
-            click.echo(f"{outcome.title}: {outcome.reason}", err=True)
+            echo(f"{outcome.title}: {outcome.reason}", err=True)
 
 
 PLAN_COLUMNS = ("graph", "precision", "seconds", "size", "matrix layers", "other layers")
@@ -147,25 +147,23 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
             "timing": [{"name": path.name, "bytes": path.stat().st_size} for path in timing],
             "providers": [folder.to_json() for folder in contents.providers],
         }
-        click.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
         return
     total = sum(entry.size for entry in contents.entries)
-    click.echo(f"{cache.directory}: {count_of(len(contents.entries), 'plan')}, {size_of(total)}")
+    echo(f"{cache.directory}: {count_of(len(contents.entries), 'plan')}, {size_of(total)}")
     for line in table_lines([COLUMNS, *map(_row, contents.entries)] if contents.entries else []):
-        click.echo(line)
+        echo(line)
     for key, reason in contents.damaged.items():
-        click.echo(f"{key[:12]} is damaged: {reason}. The next build that needs it rebuilds it.")
+        echo(f"{key[:12]} is damaged: {reason}. The next build that needs it rebuilds it.")
     for path in timing:
-        click.echo(f"timings of {path.stem}: {size_of(path.stat().st_size)}")
+        echo(f"timings of {path.stem}: {size_of(path.stat().st_size)}")
     if contents.providers:
         size = size_of(sum(folder.size for folder in contents.providers))
         graphs = count_of(len(contents.providers), "graph")
-        click.echo(f"compiled by engines at their start: {graphs}, {size}")
+        echo(f"compiled by engines at their start: {graphs}, {size}")
     for folder in contents.providers:
         kind, graph = folder.name.split("/")
-        click.echo(
-            f"{graph[:12]} by {kind}: {size_of(folder.size)}, used {age_of(folder.used)} ago"
-        )
+        echo(f"{graph[:12]} by {kind}: {size_of(folder.size)}, used {age_of(folder.used)} ago")
 
 
 @command.command()
@@ -187,12 +185,12 @@ def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
         entry = find(_cache(engine_cache), key_or_build)
         plans = {entry.key: {**entry.to_json(), **_inspect(entry.plan, entry.details)}}
     if json_:
-        click.echo(json.dumps(plans, indent=2))
+        echo(json.dumps(plans, indent=2))
         return
     for name, facts in plans.items():
-        click.echo(name)
+        echo(name)
         for line in fact_lines(facts, "  "):
-            click.echo(line)
+            echo(line)
 
 
 @command.command()
@@ -231,7 +229,7 @@ def prune(
     pruned = prune_cache(cache, policy, dry_run=dry_run)
     if json_:
         report = {"directory": str(cache.directory), "dry_run": dry_run, **asdict(pruned)}
-        click.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
         return
     would = "would be " if dry_run else ""
     what = count_of(len(pruned.removed), "plan")
@@ -239,12 +237,12 @@ def prune(
         what += f" and {count_of(len(pruned.timing), 'timing cache')}"
     if pruned.providers:
         what += f" and what engines compiled of {count_of(len(pruned.providers), 'graph')}"
-    click.echo(f"{what} {would}removed: {size_of(pruned.freed)} {would}freed")
+    echo(f"{what} {would}removed: {size_of(pruned.freed)} {would}freed")
     if pruned.held:
-        click.echo(f"{size_of(pruned.held)} stay on the disk, because builds share those plans")
+        echo(f"{size_of(pruned.held)} stay on the disk, because builds share those plans")
     if pruned.busy:
-        click.echo(f"{count_of(len(pruned.busy), 'plan')} in use by another process, and kept")
-    click.echo(f"{size_of(pruned.kept)} are left in {cache.directory}")
+        echo(f"{count_of(len(pruned.busy), 'plan')} in use by another process, and kept")
+    echo(f"{size_of(pruned.kept)} are left in {cache.directory}")
 
 
 COLUMNS = ("key", "graph", "library", "for", "size", "built", "used", "hits")

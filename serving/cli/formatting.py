@@ -7,6 +7,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import click
+
+from iblip.export.messages import printable
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Prints for a person or a program; what a terminal would obey is shown escaped."""
+    click.echo(printable(text), err=err, nl=nl)
+
 
 def table_lines(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Lines of aligned columns."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -39,39 +40,39 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
     proven = record_of_build(directory)
     if json_:
         proof = {"proof": proven.to_json() if proven else None}
-        click.echo(json.dumps(manifest.to_json() | proof, indent=2, ensure_ascii=False))
+        echo(json.dumps(manifest.to_json() | proof, indent=2, ensure_ascii=False))
         return
     engines = {name: entry.engine.kind for name, entry in manifest.components.items()}
     facts = manifest.language_model
-    click.echo(f"{manifest.name} ({manifest.family}, {facts.architecture}), {manifest.created}")
+    echo(f"{manifest.name} ({manifest.family}, {facts.architecture}), {manifest.created}")
     source = manifest.source
     commit = f"{source['model']} at {source['revision']}, " if source.get("revision") else ""
-    click.echo(f"from {commit}{source['path']}")
+    echo(f"from {commit}{source['path']}")
     if manifest.synthetic:
-        click.echo(MEANS_NOTHING)
+        echo(MEANS_NOTHING)
     for name, record in manifest.components.items():
-        click.echo(f"\n{name}: {record.precision} on {record.engine.kind}")
+        echo(f"\n{name}: {record.precision} on {record.engine.kind}")
         if record.quantisation:
-            click.echo(f"  {record.quantisation['summary']}")
+            echo(f"  {record.quantisation['summary']}")
         for graph, entry in record.graphs.items():
-            click.echo(f"  {graph}  {_size(directory, entry)}  sha256 {entry.digest[:16]}…")
+            echo(f"  {graph}  {_size(directory, entry)}  sha256 {entry.digest[:16]}…")
             for arrow, specs in (("in ", entry.contract.inputs), ("out", entry.contract.outputs)):
                 for spec in specs[:4]:
-                    click.echo(f"    {arrow} {spec}")
+                    echo(f"    {arrow} {spec}")
                 if len(specs) > 4:
-                    click.echo(f"    {arrow} … and {len(specs) - 4} more")
+                    echo(f"    {arrow} … and {len(specs) - 4} more")
     limits = manifest.limits
-    click.echo(
+    echo(
         f"\nlimits: {limits.slots} slots of {limits.max_length} positions"
         f" (the model's own: {facts.max_length}), {limits.queue} requests may wait,"
         f" {limits.images} image{'s' if limits.images > 1 else ''} a request at most"
     )
-    click.echo(f"verification: {_summary(manifest.verification)}")
+    echo(f"verification: {_summary(manifest.verification)}")
     if note := engines_left_out(str(directory), engines):
-        click.echo(f"  {note}")
-    click.echo(f"proof: {proven.summary if proven else NO_RECORD.format(directory)}")
+        echo(f"  {note}")
+    echo(f"proof: {proven.summary if proven else NO_RECORD.format(directory)}")
     for line in stages_of(proven) if proven else ():
-        click.echo(line)
+        echo(line)
 
 
 def _size(directory: Path, entry: GraphRecord) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 
@@ -14,7 +15,7 @@ def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) ->
     if asked:
         from iblip.serving.lint.page import rules_page
 
-        click.echo(rules_page(), nl=False)
+        echo(rules_page(), nl=False)
         ctx.exit()
 
 
@@ -45,12 +46,11 @@ def command(
     Every finding names file and line, why it matters and what to do. The exit status is 1 if there
     are errors, or with --strict warnings.
     """
-    from iblip.export.messages import printable
     from iblip.serving.lint.checking import lint
     from iblip.serving.lint.reading import PIP_SERVER, server_of_container
 
     server = PIP_SERVER if container is None else server_of_container(container)
     report = lint(directory, server)
-    click.echo(printable(json.dumps(report.to_json(), indent=2) if json_ else str(report)))
+    echo(json.dumps(report.to_json(), indent=2) if json_ else str(report))
     if not report.passed(strict=strict):
         ctx.exit(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ def command(json_: bool) -> None:
 
     rows = list(MODELS.values())
     if json_:
-        click.echo(json.dumps([model.to_json() for model in rows], indent=2))
+        echo(json.dumps([model.to_json() for model in rows], indent=2))
         return
     groups: dict[str, list[Model]] = {}
     for model in rows:
         groups.setdefault(model.demo, []).append(model)
-    click.echo("\n\n".join(_block(group) for group in groups.values()))
-    click.echo(f"\n{MORE}")
+    echo("\n\n".join(_block(group) for group in groups.values()))
+    echo(f"\n{MORE}")
 
 
 def _block(models: Sequence[Model]) -> str:

@@ -116,6 +116,55 @@ def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "json_", is_flag=True, help=text)(function)
 
 
+def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what leads to a server; `connection_from_flags` reads it."""
+    pem: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "PEM"}
+    for option in (
+        click.option(
+            "--token-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="File with the token that the server wants.",
+        ),
+        click.option("--tls-server-name", help="Name in its certificate, if not the address."),
+        click.option("--tls-key", **pem, help="The key of --tls-cert."),
+        click.option("--tls-cert", **pem, help="Certificate for a server with mutual TLS."),
+        click.option("--tls-ca", **pem, help="TLS, with a certificate signed by one of these."),
+        click.option("--tls", is_flag=True, help="TLS, with a certificate of a public authority."),
+        click.option(
+            "--url",
+            default="127.0.0.1:8001",
+            show_default=True,
+            help="The server's gRPC address, host:port.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def connection_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a client among a command's flags, which they are taken out of.
+
+    Raises:
+        OptionError: a file cannot be used.
+    """
+    from iblip.serving.client.security import TLS
+    from iblip.serving.credentials import read_token
+
+    files = {
+        "authorities": flags.pop("tls_ca"),
+        "certificate": flags.pop("tls_cert"),
+        "key": flags.pop("tls_key"),
+        "server_name": flags.pop("tls_server_name"),
+    }
+    token_file = flags.pop("token_file")
+    return {
+        "url": flags.pop("url"),
+        "tls": TLS(**files) if flags.pop("tls") or any(files.values()) else None,
+        "token": None if token_file is None else read_token(token_file),
+    }
+
+
 def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--triton`."""
     return click.option(

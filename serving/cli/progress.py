@@ -10,6 +10,7 @@ from typing import TextIO
 
 import click
 
+from iblip.export.messages import printable
 from iblip.export.progress import Advance
 
 BYTES = "B"
@@ -64,7 +65,7 @@ class Terminal:
 
     def note(self, message: str) -> None:
         """Prints one line."""
-        click.echo(message, file=self._stream)
+        click.echo(printable(message), file=self._stream)
 
     def _lines(self, title: str, total: int, unit: str, started: float) -> Advance:
         done, shown = 0, started

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 
@@ -58,16 +59,16 @@ def command(
     options = ProofOptions(stages=stages, limit=limit, record=record, torch=torch)
 
     def tell(line: Mapping[str, Any]) -> None:
-        click.echo(line_of(line), err=json_)
+        echo(line_of(line), err=json_)
 
     result = prove(build, options, tell)
     path = record or build / RECORD
     if html:
         from iblip.serving.proving.page import write_page
 
-        click.echo(f"page: {write_page(result, path)}", err=True)
+        echo(f"page: {write_page(result, path)}", err=True)
     if json_:
-        click.echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
-    click.echo(f"record: {path}", err=True)
+        echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+    echo(f"record: {path}", err=True)
     if result.verdict == "failed":
         raise VerificationError(f"{build} is not proven here: {'; '.join(result.failures[:5])}")

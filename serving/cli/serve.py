@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json, triton_option
+from iblip.serving.server.closed import CLOSED
 
 if TYPE_CHECKING:
     from iblip.export.artifact.manifest import Manifest
     from iblip.serving.server.health import Health, HealthServer
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
+    from iblip.serving.server.tls import ServerTLS
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("triton_flags", metavar="[-- TRITON_FLAGS...]", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--http-port", default=8000, show_default=True, help="0 picks any free port.")
 @click.option("--grpc-port", default=8001, show_default=True, help="0 picks any free port.")
@@ -45,6 +49,41 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="vLLM's environment, or its Python, for a build that runs on vLLM. "
     "Default: $IBLIP_VLLM_PYTHON, then .venv-vllm.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="The server's certificate: gRPC speaks TLS. Triton has no TLS for HTTP and metrics, which "
+    "then listen on 127.0.0.1 alone.",
+)
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="The certificate's key."
+)
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Mutual TLS: callers need a certificate that one of these authorities has signed.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File with a token that callers must send; without one anybody may ask.",
+)
+@click.option(
+    "--open",
+    "opened",
+    multiple=True,
+    type=click.Choice(CLOSED),
+    help="Let any caller use what is closed. Repeatable.",
+)
+@click.option(
+    "--allow-known-vulnerabilities",
+    is_flag=True,
+    help="Let other machines reach a Triton that has some, as the one from pip has "
+    "(docs/security.md).",
 )
 @click.option(
     "--health-port",
@@ -96,8 +135,13 @@ if TYPE_CHECKING:
 @as_json
 def command(
     directory: Path,
+    triton_flags: tuple[str, ...],
     json_: bool,
     vllm_python: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    token_file: Path | None,
     print_command: bool,
     health_port: int,
     max_restarts: int,
@@ -108,11 +152,16 @@ def command(
     max_caller_tokens: int | None,
     **flags: Any,
 ) -> None:
-    """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C."""
+    """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C.
+
+    Flags after -- are handed to Triton, such as `iblip serve DIRECTORY -- --log-verbose=1`.
+    """
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
+    from iblip.serving.credentials import read_token
     from iblip.serving.repository.assembling import REPOSITORY, check_backends
     from iblip.serving.repository.files import check_files
     from iblip.serving.repository.native import flags_for
+    from iblip.serving.server.access import check_triton_flags
     from iblip.serving.server.health import Health
     from iblip.serving.server.installation import find_triton
     from iblip.serving.server.memory import memory_of_build
@@ -131,21 +180,24 @@ def command(
         max_caller_requests=max_caller_requests,
         max_caller_tokens=max_caller_tokens,
     )
+    check_triton_flags(triton_flags)
     options = ServerOptions(
         policy=requests,
+        tls=_tls(tls_cert, tls_key, tls_client_ca),
+        token=None if token_file is None else read_token(token_file),
         environment=_vllm_environment(manifest, vllm_python),
-        extra=flags_for(manifest),
+        extra=flags_for(manifest) + triton_flags,
         **flags,
     )
     if print_command:
         _print_command(directory / REPOSITORY, options, json_)
         return
-    say = (lambda _: None) if json_ else click.echo
+    say = (lambda _: None) if json_ else echo
     if manifest.synthetic:
-        click.echo(MEANS_NOTHING, err=True)
+        echo(MEANS_NOTHING, err=True)
     memory = memory_of_build(directory, manifest)
     if memory is not None and memory.advice:
-        click.echo(memory.advice, err=True)
+        echo(memory.advice, err=True)
     # SIGINT too: a shell that starts this in the background has it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -158,6 +210,17 @@ def command(
             supervisor.run(lambda server: _announce(server, probes, manifest, json_))
     except KeyboardInterrupt:
         say("\nStopped.")
+
+
+def _tls(certificate: Path | None, key: Path | None, authorities: Path | None) -> ServerTLS | None:
+    from iblip.export.errors import OptionError
+    from iblip.serving.server.tls import ServerTLS
+
+    if certificate is not None and key is not None:
+        return ServerTLS(certificate=certificate, key=key, client_authorities=authorities)
+    if certificate is None and key is None and authorities is None:
+        return None
+    raise OptionError("TLS needs both --tls-cert and --tls-key; --tls-client-ca is in addition")
 
 
 def _health_server(health: Health, host: str, port: int) -> HealthServer:
@@ -185,7 +248,7 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
             )
     shown = server_command(repository, options, ports)
     if json_:
-        click.echo(
+        echo(
             json.dumps(
                 {
                     "command": shown.arguments,
@@ -195,7 +258,7 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
             )
         )
     else:
-        click.echo(str(shown))
+        echo(str(shown))
 
 
 def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
@@ -220,14 +283,16 @@ def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, js
         "grpc": server.grpc_url,
         "http": server.http_url,
         "metrics": server.metrics_url,
-        "health": f"{server.http_url.rpartition(':')[0]}:{probes.port}/health/ready",
+        "health": f"http://{server.grpc_url.rpartition(':')[0]}:{probes.port}/health/ready",
     }
     if json_:
         facts = {"name": manifest.name, "synthetic": manifest.synthetic}
-        click.echo(json.dumps({**facts, "ready_s": round(server.ready_s, 3), **urls}))
+        echo(json.dumps({**facts, "ready_s": round(server.ready_s, 3), **urls}))
         return
     port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
-    click.echo(
+    port += " --tls-ca PEM" if server.options.tls else ""
+    port += " --token-file FILE" if server.options.token else ""
+    echo(
         f"\n{manifest.name} is ready ({server.ready_s:.1f} s).\n"
         f"  gRPC     {urls['grpc']}\n"
         f"  HTTP     {urls['http']}\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 
@@ -40,9 +41,9 @@ def command(name: str, out: Path, dtype: str, seed: int, json_: bool) -> None:
     if json_:
         facts = {"model": name, "dtype": dtype, "seed": seed, "bytes": size}
         result = {"directory": str(out.absolute()), **facts, "seconds": round(seconds, 3)}
-        click.echo(json.dumps(result, indent=2))
+        echo(json.dumps(result, indent=2))
     else:
-        click.echo(
+        echo(
             f"Wrote {out}: {name} in {dtype}, {size / 2**30:.2f} GiB, {seconds:.0f} s"
             f" ({size / 1e6 / seconds:.0f} MB/s). {MEANS_NOTHING.capitalize()}.\n"
             f"Build it:  export build --model {out} --no-verify"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json, source_options
 
 
@@ -79,9 +80,9 @@ def command(
     report = parity_report(directories, progress, options)
     progress.note("report: {}, {}".format(*write_report(report, page)))
     if json_:
-        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
-        click.echo(text_from_report(report))
+        echo(text_from_report(report))
     broken = [build for build in report.builds if not build]
     if broken:
         raise VerificationError("; ".join(build.verdict for build in broken))

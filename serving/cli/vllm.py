@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from iblip.serving.cli.formatting import echo
 from iblip.serving.cli.options import as_json
 
 
@@ -38,6 +39,6 @@ def install(directory: Path, package: str, ray: bool, json_: bool) -> None:
 
     version = install_vllm(directory, package, Terminal(), ray=ray)
     if json_:
-        click.echo(json.dumps({"directory": str(directory), "package": package, "vllm": version}))
+        echo(json.dumps({"directory": str(directory), "package": package, "vllm": version}))
     else:
-        click.echo(f"vLLM {version} is in {directory}")
+        echo(f"vLLM {version} is in {directory}")

@@ -1,8 +1,8 @@
 """The client: images and questions in, answers out.
 
 `Client` and `AsyncClient` ask a server; they share everything but the I/O (`base.py`: their
-settings; `address.py`: where a server is; `messages.py`: requests and responses as protobuf
-messages; `faults.py`: gRPC's failures as the errors of `errors.py`). What
+settings; `address.py`: where a server is; `security.py`: TLS and tokens; `messages.py`: requests
+and responses as protobuf messages; `faults.py`: gRPC's failures as the errors of `errors.py`). What
 a server takes and serves, a client reads from the server's own config (`serving.wire`), so it needs
 no model files. `compat.py` asks as an original does; `lavis*.py` are LAVIS's own calls and prompts.
 Needs Pillow, numpy and `tritonclient[grpc]`; knows nothing of torch, transformers, onnxruntime or
@@ -13,25 +13,32 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, FinishReason, RankedCandidate, Timing
 from iblip.serving.client.asynchronous import AsyncAnswerStream, AsyncClient
 from iblip.serving.client.errors import (
+    AccessError,
     CancelledError,
     ClientError,
     DeadlineError,
     DisconnectedError,
     EngineError,
     InputError,
+    NoTLSError,
     NotServedError,
     OptionError,
     ProtocolError,
     QueueFullError,
+    RefusedError,
     UnknownHostError,
     UnreachableError,
+    UntrustedError,
 )
 from iblip.serving.client.messages import DEFAULT_URL, KeepAlive
+from iblip.serving.client.security import TLS
 from iblip.serving.client.sync import AnswerStream, Client
 from iblip.serving.wire import Limits, ServerContract
 
 __all__ = [
     "DEFAULT_URL",
+    "TLS",
+    "AccessError",
     "Answer",
     "AnswerStream",
     "AsyncAnswerStream",
@@ -47,13 +54,16 @@ __all__ = [
     "InputError",
     "KeepAlive",
     "Limits",
+    "NoTLSError",
     "NotServedError",
     "OptionError",
     "ProtocolError",
     "QueueFullError",
     "RankedCandidate",
+    "RefusedError",
     "ServerContract",
     "Timing",
     "UnknownHostError",
     "UnreachableError",
+    "UntrustedError",
 ]

@@ -83,16 +83,12 @@ class AsyncClient(BaseClient):
         return self._service
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        from tritonclient.grpc import service_pb2_grpc
-
         if self._loop is not None and self._loop.is_running():
             raise ClientError(
                 f"this AsyncClient of {self.url} is in use in another event loop, which still runs."
                 " Create one client for each loop."
             )
-        target = self._address.target
-        self._channel = grpc.aio.insecure_channel(target, options=self._channel_options())
-        self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._channel, self._service = self._connect_channel(grpc.aio)
         self._loop = loop
 
     async def contract(self, *, timeout_s: float | None = None) -> ServerContract:

@@ -11,6 +11,10 @@
         └── ClientError
             ├── UnreachableError   there is no server at that address
             │   └── UnknownHostError   there is no host of that name
+            ├── AccessError        the server wants what the client lacks, or the reverse
+            │   ├── NoTLSError     the client speaks TLS, the server does not
+            │   ├── UntrustedError the server's certificate is not trusted, or of another name
+            │   └── RefusedError   the server wants a token: another, or one at all
             ├── NotServedError     a server, but without this model, or not ready
             ├── DisconnectedError  the server went away before the answer was complete
             ├── CancelledError     the answer was cancelled, here or by the server
@@ -33,18 +37,22 @@ from iblip.export.errors import (
 )
 
 __all__ = [
+    "AccessError",
     "CancelledError",
     "ClientError",
     "DeadlineError",
     "DisconnectedError",
     "EngineError",
     "InputError",
+    "NoTLSError",
     "NotServedError",
     "OptionError",
     "ProtocolError",
     "QueueFullError",
+    "RefusedError",
     "UnknownHostError",
     "UnreachableError",
+    "UntrustedError",
 ]
 
 
@@ -58,6 +66,22 @@ class UnreachableError(ClientError):
 
 class UnknownHostError(UnreachableError):
     """There is no host of that name, or nobody who knows it could be asked."""
+
+
+class AccessError(ClientError):
+    """The server wants what the client lacks, or the reverse. Trying again does not help."""
+
+
+class NoTLSError(AccessError):
+    """The client speaks TLS, and the server does not."""
+
+
+class UntrustedError(AccessError):
+    """The server's certificate is not trusted, or of another name."""
+
+
+class RefusedError(AccessError):
+    """The server wants a token: another, or one at all."""
 
 
 class NotServedError(ClientError):

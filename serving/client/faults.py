@@ -11,9 +11,12 @@ from iblip.serving.client.errors import (
     CancelledError,
     ClientError,
     DisconnectedError,
+    NoTLSError,
     NotServedError,
+    RefusedError,
     UnknownHostError,
     UnreachableError,
+    UntrustedError,
 )
 from iblip.serving.wire import TRITON_PHRASES, error_from_text
 
@@ -23,6 +26,10 @@ _ENSEMBLE = re.compile(r"^(?:\[request id: [^\]]*\] )?in ensemble '[^']*', ")
 
 # Phrases of Triton's own messages, from any step: its codes do not distinguish these.
 _PHRASES: tuple[tuple[str, Maker], ...] = (
+    ("WRONG_VERSION_NUMBER", NoTLSError),
+    ("CERTIFICATE_VERIFY_FAILED", UntrustedError),
+    ("Hostname Verification", UntrustedError),
+    ("is restricted, expecting header", RefusedError),
     ("failed to connect", UnreachableError),
     ("errors resolving", UnknownHostError),
     ("DNS resolution failed", UnknownHostError),
@@ -44,8 +51,21 @@ _CODES: Mapping[str, Maker] = {
     "UNIMPLEMENTED": NotServedError,
 }
 
+CLOSED = (
+    "the server at {url} closes every connection before anything is said. One that speaks TLS does "
+    "so to clients without tls= (--tls-ca), and one with mutual TLS to clients without a "
+    "certificate that it trusts (--tls-cert, --tls-key)."
+)
+"""It does not say why, and may also be a proxy whose server is down: worth waiting for."""
+
 _MESSAGES: Mapping[type[IblipError], str] = {
     UnknownHostError: "the host of {url} cannot be found ({text}). Check its spelling, and DNS.",
+    NoTLSError: "the server at {url} does not speak TLS. Leave out tls= (--tls, --tls-ca).",
+    UntrustedError: "the certificate of the server at {url} is not trusted ({text}). Give its "
+    "authority with TLS(authorities=…) (--tls-ca), and the name in it with server_name "
+    "(--tls-server-name) where it is not the address.",
+    RefusedError: "the server at {url} wants a token: another, or one at all. Give it with token= "
+    "(--token-file). ({text})",
     UnreachableError: "no server answers at {url} ({text}). `iblip serve DIR` starts one.",
     DisconnectedError: "the server at {url} went away before the answer was complete ({text})",
     NotServedError: "the server at {url} does not serve this model: {text}",
@@ -84,5 +104,17 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
     error = make(text)
     if isinstance(error, UnreachableError):
         text = text.rsplit(": ", 1)[-1].rstrip("]")  # gRPC lists every attempt; the last says why
+        if text == "Socket closed":
+            return make(CLOSED.format(url=url))
+    if isinstance(error, UntrustedError):
+        text = _reason(text)
     message = _MESSAGES.get(type(error), "{text}")
     return make(message.format(url=url, text=text or code))
+
+
+def _reason(text: str) -> str:
+    """Of gRPC's words on a certificate, those that say what is wrong with it."""
+    words = (
+        text.partition("CERTIFICATE_VERIFY_FAILED: ")[2] or text.rpartition("UNAUTHENTICATED: ")[2]
+    )
+    return words.removesuffix(": OK").rstrip(".")

@@ -52,11 +52,7 @@ class Client(BaseClient):
     """
 
     def _open(self) -> None:
-        from tritonclient.grpc import service_pb2_grpc
-
-        target = self._address.target
-        self._channel = grpc.insecure_channel(target, options=self._channel_options())
-        self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._channel, self._service = self._connect_channel(grpc)
 
     def __enter__(self) -> Self:
         return self

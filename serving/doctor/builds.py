@@ -15,6 +15,7 @@ from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
 from iblip.export.errors import ContractError, IblipError, ServingError
 from iblip.serving.doctor.machine import Machine
+from iblip.serving.doctor.permissions import check_permissions
 from iblip.serving.lint.checking import lint
 from iblip.serving.lint.reading import PIP_SERVER, server_of_container
 from iblip.serving.lint.rule import Severity
@@ -69,6 +70,7 @@ def findings_of_build(
         return BuildFindings(directory=directory, name=None, here=(_not_a_build(error),))
     files = (*_check_files(directory, manifest), *_check_models(directory))
     files += (*_check_repository(directory, container),)
+    files += (*check_permissions(directory, in_container=container is not None),)
     here = (*_check_components(manifest, backends, place_here(machine)),)
     here += (*_check_vllm(manifest, machine),)
     here += (*_check_memory(directory, manifest, machine),)

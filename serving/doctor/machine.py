@@ -86,7 +86,7 @@ def read_machine() -> Machine:
         providers=probes.onnxruntime_providers(),
         torch_cuda=probes.torch_cuda(),
         faults=probes.load_faults(packages),
-        triton=probes.find_server(packages),
+        triton=probes.find_server(),
         vllm=probes.find_vllm(),
         glibc=probes.glibc(),
         memory=available(),

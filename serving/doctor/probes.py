@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from iblip.engines.hardware.containers import WHEELS
 from iblip.engines.kinds import KINDS
 from iblip.engines.tensorrt.libraries import SOURCES, find_library
 from iblip.export.errors import EngineError, ServingError
@@ -165,19 +164,17 @@ def load_faults(packages: Mapping[str, str]) -> dict[str, str]:
     return faults
 
 
-def find_server(packages: Mapping[str, str]) -> Triton | None:
+def find_server() -> Triton | None:
     """The Triton that `iblip serve` would start; `None` where there is none."""
     try:
         installation = find_triton()
     except ServingError:
         return None
-    home = installation.binary.parents[1]
-    wheel = installation.python_stub is not None
     return Triton(
         origin=installation.origin,
-        version=WHEELS.get(packages.get("nvidia-pytriton", "")) if wheel else _version_record(home),
+        version=installation.version,
         backends=installation.backend_names,
-        wheel=wheel,
+        wheel=installation.python_stub is not None,
         unprotected=_unprotected() if installation.walled else None,
     )
 
@@ -213,12 +210,6 @@ def glibc() -> str | None:
         return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ") or None
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def _version_record(home: Path) -> str | None:
-    """The version in the file that NVIDIA's containers have beside Triton."""
-    record = home / "TRITON_VERSION"
-    return record.read_text(encoding="utf-8").strip() if record.is_file() else None
 
 
 def _is_installed(module: str) -> bool:

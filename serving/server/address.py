@@ -5,6 +5,7 @@ Triton's HTTP server takes numbers alone, and binds to 255.255.255.255 for a nam
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from dataclasses import dataclass
 from typing import Self
@@ -50,6 +51,11 @@ class ListenAddress:
     def is_ipv6(self) -> bool:
         """Whether it is an IPv6 address."""
         return self.family == socket.AF_INET6
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this machine alone can reach it."""
+        return ipaddress.ip_address(self.number.partition("%")[0]).is_loopback
 
     def flag(self, service: str) -> str:
         """As Triton's flag for `http`, `grpc` or `metrics` spells it."""

@@ -1,7 +1,7 @@
 """A small question asked again and again: whether the whole chain still answers.
 
-It goes the way of any request: through the ensemble, over gRPC, with a black image. Being refused
-by a full queue is an answer too, and a late answer is no fault while the models make progress.
+It goes the way of any request (`question.py`). Being refused by a full queue is an
+answer too, and a late answer is no fault while the models make progress.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from iblip.export.errors import DeadlineError, IblipError, QueueFullError, UsageError
-from iblip.serving.client import Client, GenerationOptions
 from iblip.serving.server.vitals import Fault, Progress
 
 logger = logging.getLogger(__name__)
@@ -30,20 +27,17 @@ SHARE = 0.05
 FAILURES = 2
 """Errors in a row that are a fault."""
 
-QUESTION = "What is in the image?"
-BLACK = np.zeros((32, 32, 3), np.uint8)
-
 
 class Canary:
     """Asks from a thread of its own until it is left. A context manager.
 
     Args:
-        url: `host:port` of the server's gRPC service.
+        ask: asks the question, given seconds for it; raises as a client does.
         progress: what the models have done so far; raises `OSError` if the server does not tell.
     """
 
-    def __init__(self, url: str, progress: Callable[[], Progress]) -> None:
-        self._url, self._progress = url, progress
+    def __init__(self, ask: Callable[[float], object], progress: Callable[[], Progress]) -> None:
+        self._question, self._progress = ask, progress
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
         self.fault: Fault | None = None
@@ -78,8 +72,7 @@ class Canary:
     def _ask(self) -> Fault | None:
         try:
             before = self._progress()
-            with Client(self._url, timeout_s=ANSWER_S) as client:
-                client.ask(BLACK, QUESTION, options=GenerationOptions(max_new_tokens=1))
+            self._question(ANSWER_S)
         except (QueueFullError, UsageError):
             return None
         except DeadlineError:

@@ -19,7 +19,12 @@ import iblip
 from iblip.engines.language_model.vllm.environment import DIRECTORY, VARIABLE
 from iblip.export.errors import ServingError
 from iblip.export.system.cache_directory import VARIABLE as CACHE_VARIABLE
-from iblip.serving.server.address import ListenAddress
+from iblip.serving.server.access import (
+    access_flags,
+    address_of,
+    check_vulnerabilities,
+    flag_name,
+)
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
@@ -33,6 +38,9 @@ MIB = 2**20
 
 SCRATCH = "iblip-triton-"
 """How the folder of a server's own files begins."""
+
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 20_000, 10_000
+"""Milliseconds between pings to a caller, and until one without a reply ends the connection."""
 
 PATHS = (VARIABLE, CACHE_VARIABLE, "PYTHONPATH")
 """Variables that hold paths, which the server would read from another working directory."""
@@ -87,13 +95,14 @@ def server_command(
     """
     check_repository(repository)
     installation = find_triton(options.triton)
+    check_vulnerabilities(options, installation)
     if scratch is None:
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=scratch_parent()))
     package = Path(iblip.__file__).parent
     (scratch / package.name).symlink_to(package)
     arguments = triton_arguments(repository, options, ports, installation, scratch)
     if installation.walled:
-        host, most = ListenAddress.resolve(options.host).number, options.max_http_body_mib * MIB
+        host, most = address_of("http", options).number, options.max_http_body_mib * MIB
         arguments = [*wall_arguments(host, ports, most, scratch), *arguments]
     return ServerCommand(
         arguments=tuple(arguments),
@@ -120,10 +129,13 @@ def triton_arguments(
         # Clients ping on quiet connections; Triton's own default takes that for an attack.
         "grpc-http2-min-recv-ping-interval-without-data": 5000,
         "grpc-keepalive-permit-without-calls": "true",
+        # A caller that has vanished or stands still is let go, and with it what it did not read.
+        "grpc-keepalive-time": KEEPALIVE_MS,
+        "grpc-keepalive-timeout": KEEPALIVE_TIMEOUT_MS,
+        "grpc-http2-max-pings-without-data": 0,
     }
-    address = ListenAddress.resolve(options.host)
     for name, port in ports.items():
-        flags[f"{name}-address"] = address.flag(name)
+        flags[f"{name}-address"] = address_of(name, options).flag(name)
         flags[f"{name}-port"] = port
     if header := options.policy.caller_header:
         for name in ("grpc", "http"):
@@ -132,11 +144,13 @@ def triton_arguments(
         flags[f"{name}-address"] = triton_address(name)
     if options.cache_mib:
         flags["cache-config"] = f"local,size={options.cache_mib * MIB}"
+    given = {flag_name(flag) for flag in options.extra}
     return [
         str(installation.binary),
-        *(f"--{name}={value}" for name, value in flags.items()),
+        *(f"--{name}={value}" for name, value in flags.items() if name not in given),
         "--disable-auto-complete-config",
         f"--backend-config=python,thread-pool-size={CALLS}",
+        *access_flags(options),
         *installation.arguments(scratch),
         *options.extra,
     ]

@@ -12,9 +12,11 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from iblip.engines.hardware.containers import WHEELS
 from iblip.export.errors import ServingError
 
 CONTAINER = Path("/opt/tritonserver")
@@ -43,6 +45,14 @@ class Installation:
     python_stub: Path | None = None
     libraries: tuple[Path, ...] = ()
     walled: bool = False
+
+    @property
+    def version(self) -> str | None:
+        """Triton's own; `None` where nothing here tells."""
+        if self.python_stub is not None:
+            return WHEELS.get(metadata.version("nvidia-pytriton"))
+        record = self.binary.parents[1] / "TRITON_VERSION"  # NVIDIA's containers have it
+        return record.read_text(encoding="utf-8").strip() if record.is_file() else None
 
     @property
     def backend_names(self) -> tuple[str, ...]:

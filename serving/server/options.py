@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from iblip.export.errors import OptionError
+from iblip.serving.credentials import check_token
+from iblip.serving.server.closed import CLOSED
+from iblip.serving.server.tls import ServerTLS
 from iblip.serving.server.wall.limits import MOST_MIB
 from iblip.serving.steps.policy import Policy
 
@@ -33,8 +36,12 @@ class ServerOptions:
         log: file for the server's log, appended to; `None` keeps it only while the server runs.
         echo_log: whether to copy the log to standard error, where it goes to no file.
         policy: what the operator has decided for all requests.
+        tls: of gRPC; with it HTTP and metrics, for which Triton has no TLS, stay on this machine.
+        token: what callers must have in a header to be answered; `None` asks for none.
+        opened: which of `closed.CLOSED` anybody may call.
+        allow_known_vulnerabilities: whether to let other machines reach a Triton that has some.
         environment: variables for the server and its models, besides this process's own.
-        extra: more flags for `tritonserver`, as they are.
+        extra: more flags for `tritonserver`; they go before this project's own defaults.
 
     Raises:
         OptionError: a port, a size or a time is out of range.
@@ -52,6 +59,10 @@ class ServerOptions:
     log: Path | None = None
     echo_log: bool = False
     policy: Policy = field(default_factory=Policy)
+    tls: ServerTLS | None = None
+    token: str | None = field(default=None, repr=False)
+    opened: tuple[str, ...] = ()
+    allow_known_vulnerabilities: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 
@@ -69,3 +80,7 @@ class ServerOptions:
                 f"max_http_body_mib is {self.max_http_body_mib}; expected 0 (no wall before "
                 f"Triton's HTTP server) to {MOST_MIB} MiB"
             )
+        if unknown := set(self.opened) - set(CLOSED):
+            raise OptionError(f"{sorted(unknown)} cannot be opened; expected of {list(CLOSED)}")
+        if self.token is not None:
+            check_token(self.token)

@@ -22,13 +22,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from iblip.export.errors import ServingError
-from iblip.serving.server.address import ListenAddress
+from iblip.serving.server.access import address_of
 from iblip.serving.server.children import ModelProcesses
 from iblip.serving.server.command import SCRATCH, scratch_parent, server_command
 from iblip.serving.server.log import last_words, ready_models, why
@@ -83,23 +82,24 @@ class TritonServer:
         self._pid = self._log_start = 0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._ports: dict[str, int] = {}
+        self._hosts: dict[str, str] = {}
         self._stopping = threading.Lock()
         self.ready_s = 0.0
 
     @property
     def http_url(self) -> str:
         """`http://host:port`."""
-        return f"http://{self._reachable}:{self._ports['http']}"
+        return f"http://{self._hosts['http']}:{self._ports['http']}"
 
     @property
     def grpc_url(self) -> str:
         """`host:port`, what the clients take."""
-        return f"{self._reachable}:{self._ports['grpc']}"
+        return f"{self._hosts['grpc']}:{self._ports['grpc']}"
 
     @property
     def metrics_url(self) -> str:
         """Prometheus' text, over HTTP."""
-        return f"http://{self._reachable}:{self._ports['metrics']}/metrics"
+        return f"http://{self._hosts['metrics']}:{self._ports['metrics']}/metrics"
 
     def options_with_ports(self) -> ServerOptions:
         """Its options, with the ports that it listens on."""
@@ -182,12 +182,9 @@ class TritonServer:
         assert self._scratch is not None, "the server has not been started"
         return Path(self._scratch.name)
 
-    @cached_property
-    def _reachable(self) -> str:
-        return ListenAddress.resolve(self.options.host).reachable
-
     def _start(self) -> None:
         self._ports = choose_ports(self.options)
+        self._hosts = {name: address_of(name, self.options).reachable for name in self._ports}
         command = server_command(self.repository, self.options, self._ports, self._scratch_path)
         logger.debug("starting %s", command)
         keeper = (sys.executable, "-I", "-S", KEEPER, command.directory)
@@ -261,9 +258,10 @@ class TritonServer:
 
     def _is_ready(self) -> bool:
         # The metrics come up last, after the models are said to be ready.
-        host, ports = self._reachable, self._ports
-        return _answers(host, ports["http"], "/v2/health/ready") and _answers(
-            host, ports["metrics"], "/metrics"
+        paths = {"http": "/v2/health/ready", "metrics": "/metrics"}
+        return all(
+            _answers(self._hosts[service], self._ports[service], path)
+            for service, path in paths.items()
         )
 
     def _tell(self, log: str, told: int) -> int:
@@ -284,11 +282,11 @@ def choose_ports(options: ServerOptions) -> dict[str, int]:
         "grpc": options.grpc_port,
         "metrics": options.metrics_port,
     }
-    address = ListenAddress.resolve(options.host)
     ports = {}
     sockets = []
     try:
         for name, port in wanted.items():
+            address = address_of(name, options)
             one = socket.socket(address.family)
             sockets.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,6 +19,7 @@ from iblip.serving.server.children import WALL
 from iblip.serving.server.health import Health
 from iblip.serving.server.log import why
 from iblip.serving.server.options import ServerOptions
+from iblip.serving.server.question import canary_question
 from iblip.serving.server.server import Progress as Tell
 from iblip.serving.server.server import TritonServer
 from iblip.serving.server.vitals import Fault, Progress, Vitals, read_metrics
@@ -133,7 +134,7 @@ class Supervisor:
         def progress() -> Progress:
             return vitals.progress(read_metrics(server.metrics_url, METRICS_S))
 
-        with Canary(server.grpc_url, progress) as canary:
+        with Canary(canary_question(server), progress) as canary:
             while True:
                 time.sleep(WATCH_S)
                 fault = vitals.fault() or canary.fault

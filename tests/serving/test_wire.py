@@ -275,6 +275,44 @@ def test_a_fault_of_ours_travels_as_an_engines_error():
     assert str(read) == "ZeroDivisionError: division by zero"
 
 
+SESSION_ERROR = """\
+[ONNXRuntimeError] : 1 : FAIL : Load model from /srv/models/qformer/1/model.onnx failed:
+/onnxruntime_src/core/graph/model.cc:149 onnxruntime::Model::Model() bad opset
+Stacktrace: 0x7f"""
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            RuntimeError(SESSION_ERROR),
+            "EngineError: RuntimeError: [ONNXRuntimeError] : 1 : FAIL : Load model from … failed:\n"
+            "… onnxruntime::Model::Model() bad opset",
+        ),
+        (
+            FileNotFoundError(2, "No such file", "/srv/a b/tokenizer.json"),
+            "EngineError: FileNotFoundError: [Errno 2] No such file: '… b/tokenizer.json'",
+        ),
+        (
+            EngineError(
+                'no room in iblip-triton-ab12_3 for 4/5 of\n  File "x.py", line 3\n    f()'
+            ),
+            "EngineError: no room in … for 4/5 of",
+        ),
+        (ContractError("a\nin /srv/x.json"), "ContractError: a\nin …"),
+    ],
+)
+def test_a_callers_text_holds_no_path_region_or_stack_and_the_log_has_all(error, text, caplog):
+    assert text_from_error(error) == text
+    assert str(error) in caplog.text
+
+
+def test_what_a_caller_wrote_is_told_as_it_is(caplog):
+    error = InputError("the prompt is '/tmp/x\ny'")
+    assert text_from_error(error) == f"InputError: {error}"
+    assert not caplog.text
+
+
 def test_a_text_of_tritons_own_is_no_error_of_ours():
     assert error_from_text("unexpected shape for input 'pixels'") is None
 

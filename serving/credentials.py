@@ -1,0 +1,112 @@
+"""Certificates and tokens, checked before a server or a client uses them.
+
+Both ends read them from files; gRPC itself would say of a faulty one only that it has no security
+handshaker. Does not know what they are used for.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from pathlib import Path
+
+from iblip.export.errors import OptionError
+from iblip.export.messages import shown
+
+TOKEN_LENGTHS = (16, 4096)
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]*")
+
+
+class _EncryptedError(Exception):
+    """A key wants a password."""
+
+
+def check_key_pair(certificate: Path, key: Path) -> None:
+    """Checks that a certificate and its private key can be used together.
+
+    Args:
+        certificate: PEM; the certificate itself first, then those that signed it.
+        key: PEM, not encrypted.
+
+    Raises:
+        OptionError: a file cannot be read, is of another kind, or the two do not belong together.
+    """
+    _read(certificate, "certificate")
+    _read(key, "private key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, _refuse_password)
+    except _EncryptedError:
+        raise OptionError(
+            f"the private key {key} is encrypted, which gRPC cannot read. "
+            "`openssl pkey -in KEY -out PLAIN` decrypts it."
+        ) from None
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise OptionError(
+                f"the private key {key} is not that of the certificate {certificate}"
+            ) from error
+        raise OptionError(
+            f"{certificate} and {key} cannot be used: {error.reason or error}. "
+            "Expected a certificate and its private key, both PEM."
+        ) from error
+
+
+def check_authorities(path: Path) -> None:
+    """Checks a file of certificate authorities, PEM.
+
+    Raises:
+        OptionError: it cannot be read, or holds no certificate.
+    """
+    _read(path, "file of certificate authorities")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise OptionError(
+            f"{path} holds no certificate authority ({error.reason or error}). "
+            "Expected certificates, PEM."
+        ) from error
+
+
+def check_token(token: object) -> None:
+    """Checks that a token can travel in a header and in a flag.
+
+    Raises:
+        OptionError: it is too short to be a secret, too long, or has other characters than base64
+            and hexadecimal numbers have. Never repeats it.
+    """
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise OptionError(f"the token has a character other than A-Z a-z 0-9 . _ ~ + / = -. {MAKE}")
+    least, most = TOKEN_LENGTHS
+    if not least <= len(token) <= most:
+        raise OptionError(
+            f"the token has {len(token)} characters; expected {least} to {most}. {MAKE}"
+        )
+
+
+MAKE = "`openssl rand -hex 32` makes one."
+
+
+def read_token(path: Path) -> str:
+    """The token in a file; blanks and line breaks around it do not count.
+
+    Raises:
+        OptionError: the file cannot be read, or holds no token.
+    """
+    token = _read(path, "token file").decode(errors="replace").strip()
+    check_token(token)
+    return token
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(2, "no such file")
+        return path.read_bytes()
+    except OSError as error:
+        message = f"the {what} {shown(str(path))} cannot be read: {error.strerror}"
+        raise OptionError(message) from error
+
+
+def _refuse_password() -> str:
+    raise _EncryptedError
