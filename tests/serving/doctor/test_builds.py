@@ -17,6 +17,7 @@ from iblip.export.artifact.manifest import EngineRecord, Manifest
 from iblip.serving.cli import iblip
 from iblip.serving.doctor.builds import findings_of_build, tensors_in_flight
 from iblip.serving.doctor.machine import Machine
+from iblip.serving.doctor.permissions import CONTAINER_USER
 from iblip.serving.doctor.probes import TensorRt, Triton
 from iblip.serving.doctor.report import examine, text_from_report
 
@@ -242,6 +243,26 @@ def test_a_build_that_cannot_start_is_found_before_it_is_started(name, vicuna_bu
         assert "cannot be served: " in result.stderr
         assert message in result.stderr
     assert CliRunner().invoke(iblip, ["export", "inspect", str(build)]).exit_code == 0
+
+
+def test_a_build_that_the_containers_user_cannot_read_is_named(vicuna_build, tmp_path):
+    build = tmp_path / "build"
+    shutil.copytree(vicuna_build, build)
+
+    def verdicts(container=None):
+        findings = findings_of_build(build, HERE, container)
+        return [f for f in (*findings.here, *findings.there) if f.title == "permissions"]
+
+    assert not verdicts(DEPLOYED)
+    (build / "graphs").chmod(0o750)
+    (build / "manifest.json").chmod(0o600)
+    (note,) = verdicts()
+    assert note.verdict == "note"
+    (problem,) = verdicts(DEPLOYED)
+    assert problem.verdict == "problem"
+    assert problem.found == "'graphs' and 1 more: other users may not read it"
+    assert str(CONTAINER_USER) in problem.wanted
+    assert f"chmod -R o+rX {build}" in problem.remedy
 
 
 def test_no_name_of_a_file_reaches_the_terminal_raw(vicuna_build, tmp_path):

@@ -1,0 +1,38 @@
+"""What commands print: nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iblip.export.messages import printable
+from iblip.serving import cli
+from iblip.serving.cli.formatting import echo
+
+HOSTILE = "a\x1b[2Jb\x9bc\x7f\r\u202ed\U000e0001"
+
+
+def test_what_a_terminal_obeys_is_shown_escaped(capsys):
+    echo(HOSTILE + "\tz\n")
+    shown = capsys.readouterr().out
+    assert shown == r"a\u001b[2Jb\u009bc\u007f\r\u202ed\udb40\udc01" + "\tz\n\n"
+
+
+def test_json_stays_json(capsys):
+    echo(json.dumps({"text": HOSTILE}, ensure_ascii=False))
+    shown = capsys.readouterr().out
+    assert shown.strip().isprintable()
+    assert json.loads(shown) == {"text": HOSTILE}
+
+
+@pytest.mark.parametrize("text", ["می‌خواهم", "👩‍🚀 ok", "«7»\n"])
+def test_scripts_and_emoji_are_left_as_they_are(text):
+    assert printable(text) == text
+
+
+def test_every_command_prints_by_it():
+    allowed = {"formatting.py", "progress.py"}  # the latter draws, and escapes what it is told
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        assert path.name in allowed or "click.echo" not in path.read_text(), path.name
