@@ -17,11 +17,14 @@ from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.serving.cli.quiet import quiet_libraries
 
 NAMES = ("builds", "heldout", "beams", "originals", "crowd", "one_image", "latency", "load", "soak")
+LONG = ("chaos", "overload")
+"""Run only if they are named."""
+
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(NAMES))
+@click.argument("names", nargs=-1, type=click.Choice((*NAMES, *LONG)))
 @click.option(
     "--model", "models", multiple=True, default=MODELS, help="Demo checkpoint to use. Repeatable."
 )
@@ -29,8 +32,21 @@ MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
     "--seconds", default=120.0, show_default=True, help="Duration of the arrivals (load)."
 )
 @click.option("--requests", default=2000, show_default=True, help="Number of requests (soak).")
-def main(names: tuple[str, ...], models: tuple[str, ...], seconds: float, requests: int) -> None:
-    """Run the benchmarks NAMES, or all of them; saved figures of the others stay."""
+@click.option("--minutes", default=30.0, show_default=True, help="Duration of the events (chaos).")
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another checkout, measured in turns with this one (overload).",
+)
+def main(
+    names: tuple[str, ...],
+    models: tuple[str, ...],
+    seconds: float,
+    requests: int,
+    minutes: float,
+    against: Path | None,
+) -> None:
+    """Run the benchmarks NAMES, or all but chaos and overload; saved figures of the others stay."""
     quiet_libraries()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["machine"] = {
@@ -41,6 +57,8 @@ def main(names: tuple[str, ...], models: tuple[str, ...], seconds: float, reques
     options: dict[str, dict[str, Any]] = {
         "load": {"seconds": seconds},
         "soak": {"requests": requests},
+        "chaos": {"minutes": minutes},
+        "overload": {"against": against},
     }
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
         for name in names or NAMES:

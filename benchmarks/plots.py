@@ -60,6 +60,47 @@ def plot_load(path: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     _save(figure, path)
 
 
+def plot_chaos(
+    path: Path,
+    samples: Sequence[tuple[float, float, float]],
+    events: Sequence[Mapping[str, Any]],
+) -> None:
+    """Memory and descriptors over time, and how long the server was not ready after each event.
+
+    Args:
+        path: of the SVG.
+        samples: seconds, MiB and number of descriptors, while the server was ready.
+        events: with `at_s`, `what` and `ready_again_s`.
+    """
+    plt = _pyplot()
+    plt.rcParams["svg.fonttype"] = "none"  # letters as text: a file of half the size
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(10, 5.5), sharex=True, layout="constrained"
+    )
+    seconds, mib, descriptors = zip(*samples[:: max(1, len(samples) // 150)], strict=True)
+    above.plot(seconds, mib, color="C0")
+    above.set(ylabel="memory (blue), MiB", ylim=0)
+    right = above.twinx()
+    right.plot(seconds, descriptors, color="C1")
+    right.set(ylabel="descriptors (orange)", ylim=0)
+    for index, kind in enumerate(sorted({str(event["kind"]) for event in events})):
+        chosen = [event for event in events if event["kind"] == kind]
+        below.plot(
+            [event["at_s"] for event in chosen],
+            [event["ready_again_s"] for event in chosen],
+            "o",
+            ms=4,
+            color=f"C{index}",
+            label=kind,
+        )
+    below.axhline(15, color="grey", lw=1)
+    below.set(xlabel="seconds", ylabel="ready again after, s")
+    below.legend(fontsize="small")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
     """A bar for each way: its time as a share of the first one's."""
     figure, axes = _pyplot().subplots(figsize=(7, 0.5 + 0.45 * len(ratios)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Thousands of requests through Triton: a tenth cancelled in mid-stream, a tenth malformed.
+"""Thousands of requests through Triton: a tenth cancelled in mid-stream, a tenth hostile.
 
 Every other answer must be the one that the same request got alone, in this process, beforehand.
 Memory is read all along; at the end no slot may be taken.
@@ -24,6 +24,7 @@ import psutil
 from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.builds import build
+from benchmarks.hostile import Target
 from benchmarks.served import idle_metrics, serve
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer
@@ -84,6 +85,10 @@ def _no_prompt(request: Message) -> None:
     del request.inputs[1], request.raw_input_contents[1]
 
 
+def _replaced(message: Message) -> Callable[[Message], None]:
+    return lambda request: request.CopyFrom(message)
+
+
 MALFORMED: Mapping[str, tuple[Callable[[Message], None], str]] = {
     "an unknown option": (_parameter("temprature", 1.0), "OptionError"),
     "an option out of range": (_parameter("top_p", 1.5), "OptionError"),
@@ -91,6 +96,14 @@ MALFORMED: Mapping[str, tuple[Callable[[Message], None], str]] = {
     "no JSON": (_parameter("stop", "["), "OptionError"),
     "more beams than slots": (_parameter("num_beams", 60), "OptionError"),
     "a token that is none": (_parameter("stop_token_ids", "[99999999]"), "OptionError"),
+    "no priority": (_parameter("priority_class", "urgent"), "OptionError"),
+    "JSON that is too deep": (_parameter("stop", "[" * 100_000), "OptionError"),
+    "a number of 5,000 digits": (_parameter("logit_bias", "9" * 5000), "OptionError"),
+    "a million tokens to stop at": (
+        _parameter("stop_token_ids", str([5] * 1_000_000)),
+        "OptionError",
+    ),
+    "a prompt of a megabyte": (_prompt(b"digit " * 170_000), "InputError"),
     "an empty prompt": (_prompt(b" "), "InputError"),
     "a prompt that is not UTF-8": (_prompt(b"\xff\xfe"), "InputError"),
     "a prompt that is too long": (_prompt(b"digit " * 5000), "InputError"),
@@ -103,7 +116,7 @@ MALFORMED: Mapping[str, tuple[Callable[[Message], None], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Something to ask, and the answer that it has."""
+    """Something to ask, and the answer that it has; pixels `[images, height, width, 3]`."""
 
     pixels: npt.NDArray[np.uint8]
     prompt: str
@@ -114,14 +127,14 @@ class Question:
 def main(checkpoint: Path, scratch: Path, *, requests: int = REQUESTS) -> dict[str, Any]:
     """Counts, memory, and what is left in the engine."""
     directory = build(checkpoint, scratch)
-    questions = _questions(directory, read_examples(checkpoint / "examples"))
+    questions = questions_of(directory, read_examples(checkpoint / "examples"))
     chance = random.Random(11)
     tenth = requests // 10
-    kinds = ["cancelled"] * tenth + ["malformed"] * tenth
+    kinds = ["cancelled"] * tenth + ["hostile"] * tenth
     kinds += ["answered"] * (requests - len(kinds))
     chance.shuffle(kinds)
     with serve(directory) as server:
-        soak = Soak(server.grpc_url, questions, chance)
+        soak = Soak(server.grpc_url, questions, chance, Manifest.read(directory))
         memory = Memory(server.pid)
         counts, seconds = asyncio.run(soak.run(kinds, memory))
         left = idle_metrics(server)
@@ -142,17 +155,35 @@ def main(checkpoint: Path, scratch: Path, *, requests: int = REQUESTS) -> dict[s
     }
 
 
-def _questions(directory: Path, examples: Sequence[Example]) -> list[Question]:
-    """Each answered alone, in this process."""
+def questions_of(
+    directory: Path,
+    examples: Sequence[Example],
+    options: Sequence[Mapping[str, Any]] = OPTIONS,
+    images: Sequence[int] = (1,),
+) -> list[Question]:
+    """Questions with their answers, each given alone, in this process.
+
+    Args:
+        directory: of the build.
+        examples: whose images and prompts are used.
+        options: of the first question, of the second, and so on, again and again.
+        images: how many images these have.
+    """
     preprocessing, questions = Manifest.read(directory).preprocessing, []
     with Pipeline(directory) as pipeline:
         for number in range(DIFFERENT):
             example = examples[number % len(examples)]
-            options = GenerationOptions(**OPTIONS[number % len(OPTIONS)])
-            pixels = pixels_from_image(example.image, preprocessing)
-            answer = pipeline.answer(pixels, example.prompt, options)
+            settled = GenerationOptions(**options[number % len(options)])
+            count = images[number // len(options) % len(images)]
+            pixels = np.stack(
+                [
+                    pixels_from_image(examples[(number + k) % len(examples)].image, preprocessing)
+                    for k in range(count)
+                ]
+            )
+            answer = pipeline.answer(pixels, example.prompt, settled)
             questions.append(
-                Question(pixels=pixels, prompt=example.prompt, options=options, answer=answer)
+                Question(pixels=pixels, prompt=example.prompt, options=settled, answer=answer)
             )
     return questions
 
@@ -164,16 +195,26 @@ class Soak:
         url: of the server.
         questions: with their answers.
         chance: chooses among them.
+        manifest: of the build.
     """
 
-    def __init__(self, url: str, questions: Sequence[Question], chance: random.Random) -> None:
+    def __init__(
+        self,
+        url: str,
+        questions: Sequence[Question],
+        chance: random.Random,
+        manifest: Manifest,
+    ) -> None:
         self._url = url
         self._questions = questions
         self._chance = chance
+        target = Target(urls={}, manifest=manifest, pixels=questions[0].pixels)
+        step = target.step("qformer", batch=1, token=99999)
+        self._hostile = {**MALFORMED, "a step asked": (_replaced(step), "has the token 99999")}
         self._ways = {
             "answered": self._ask,
             "cancelled": self._cancel,
-            "malformed": self._send_malformed,
+            "hostile": self._send_hostile,
         }
 
     async def run(self, kinds: Sequence[str], memory: Memory) -> tuple[Counter[str], float]:
@@ -201,7 +242,7 @@ class Soak:
             answer = await stream.answer()
         except Exception as error:  # counted as lost
             return f"LOST: {type(error).__name__}: {error}"
-        right = _same(answer, asked.answer) and text == answer.text
+        right = is_same(answer, asked.answer) and text == answer.text
         return "right" if right else f"WRONG: {asked.prompt!r}, {asked.options}"
 
     async def _cancel(self, client: AsyncClient) -> str:
@@ -218,12 +259,12 @@ class Soak:
             return f"NOT CANCELLED: {type(error).__name__}: {error}"
         return "ended before it was cancelled"
 
-    async def _send_malformed(self, client: AsyncClient) -> str:
+    async def _send_hostile(self, client: AsyncClient) -> str:
         asked = self._chance.choice(self._questions)
-        name = self._chance.choice(list(MALFORMED))
-        change, refusal = MALFORMED[name]
+        name = self._chance.choice(list(self._hostile))
+        change, refusal = self._hostile[name]
         request = infer_request(
-            asked.pixels,
+            asked.pixels[:1],
             asked.prompt,
             GenerationOptions(),
             model=MODEL,
@@ -241,7 +282,7 @@ class Soak:
         return "refused" if refused else f"NOT REFUSED: {name}: {messages[:2]}"
 
 
-def _same(answer: Answer, expected: Answer) -> bool:
+def is_same(answer: Answer, expected: Answer) -> bool:
     """Whether two answers are equal but for their times."""
     return replace(answer, timing=expected.timing) == expected
 

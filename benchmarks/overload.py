@@ -1,0 +1,184 @@
+"""More callers than a server takes: what it still writes, and how soon it refuses the others.
+
+    python -m benchmarks overload [--against CHECKOUT]
+
+Each caller asks again and again for streamed answers of one length, and waits a moment where it is
+refused. With a second checkout both serve builds of their own, in turns, under the same callers,
+who speak the wire and never ask for the server's contract.
+
+The time of a refusal as a caller sees it contains the waiting of hundreds of callers for one
+interpreter. So Triton's own figure is beside it: the mean time from a request's arrival in the
+server to its failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2_grpc
+
+from benchmarks.builds import build
+from benchmarks.server_process import ROOT, ServerProcess, python_of
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import IblipError, QueueFullError
+from iblip.export.examples import read_examples
+from iblip.export.images import pixels_from_image
+from iblip.serving.client.messages import AnswerReader, KeepAlive, channel_options, infer_request
+
+CLIENTS, SECONDS, TOKENS, ROUNDS = 400, 40.0, 64, 2
+
+RETRY_S = 0.5
+"""Seconds that a refused caller waits."""
+
+WARM_UP_S = 5.0
+"""Seconds at the start that are not counted."""
+
+MODEL = "instructblip"
+
+Question = tuple[npt.NDArray[np.uint8], str]
+"""Pixels `[1, height, width, 3]`, and the prompt."""
+
+
+def main(
+    checkpoint: Path, scratch: Path, *, seconds: float = SECONDS, against: Path | None = None
+) -> dict[str, Any]:
+    """Figures of this checkout, and of the other: the median of each over the rounds."""
+    checkouts = {"this checkout": ROOT}
+    if against is not None:
+        checkouts = {"before": against.resolve(), **checkouts}
+    builds = {name: _build(checkpoint, scratch, path) for name, path in checkouts.items()}
+    questions = _questions(checkpoint, builds["this checkout"])
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
+    for number in range(ROUNDS if against else 1):
+        for name, path in checkouts.items():
+            log = scratch / f"overload-{number}-{name.replace(' ', '-')}.log"
+            with ServerProcess(builds[name], log, checkout=path) as server:
+                overload = Overload(server, questions)
+                rounds[name].append(asyncio.run(overload.run(seconds)))
+    return {
+        "clients": CLIENTS,
+        "tokens": TOKENS,
+        "seconds": seconds,
+        **{
+            name: {key: round(statistics.median(f[key] for f in figures), 2) for key in figures[0]}
+            for name, figures in rounds.items()
+        },
+    }
+
+
+def _build(checkpoint: Path, scratch: Path, checkout: Path) -> Path:
+    """A build by the checkout's own code: a server takes those of its own version."""
+    if checkout == ROOT:
+        return build(checkpoint, scratch)
+    output = scratch / f"{checkpoint.name}-before"
+    if not output.exists():
+        options = ["--output", str(output.resolve()), "--no-verify"]
+        command = python_of(checkout, "export", "build", "--model", str(checkpoint), *options)
+        subprocess.run(**command, check=True, stdout=subprocess.DEVNULL)  # type: ignore[call-overload]
+    return output
+
+
+def _questions(checkpoint: Path, directory: Path) -> list[Question]:
+    preprocessing = Manifest.read(directory).preprocessing
+    return [
+        (pixels_from_image(example.image, preprocessing)[None], example.prompt)
+        for example in read_examples(checkpoint / "examples", 64)
+    ]
+
+
+class Overload:
+    """The callers of one server.
+
+    Args:
+        server: is ready.
+        questions: asked in turn.
+    """
+
+    def __init__(self, server: ServerProcess, questions: Sequence[Question]) -> None:
+        self._server, self._questions = server, questions
+        self._from = self._end = 0.0
+        self._tokens = self._answers = self._lost = 0
+        self._failed_ms = 0.0
+        self._first_s: list[float] = []
+        self._refused_s: list[float] = []
+
+    async def run(self, seconds: float) -> dict[str, float]:
+        """Asks for so many seconds, after a warm-up."""
+        self._from = time.perf_counter() + WARM_UP_S
+        self._end = self._from + seconds
+        async with grpc.aio.insecure_channel(
+            self._server.urls["grpc"], options=channel_options(KeepAlive())
+        ) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            callers = [self._call(stub, number) for number in range(CLIENTS)]
+            await asyncio.gather(self._count_failures(), *callers)
+        return {
+            "tokens_per_s": self._tokens / seconds,
+            "answers": self._answers,
+            "lost": self._lost,
+            "refused": len(self._refused_s),
+            "first_text_s_p50": _median(self._first_s),
+            "refused_ms_p50_of_callers": _median(self._refused_s) * 1e3,
+            "failed_ms_mean_in_triton": self._failed_ms,
+        }
+
+    async def _call(self, stub: Any, number: int) -> None:
+        while (asked := time.perf_counter()) < self._end:
+            number += CLIENTS
+            try:
+                first_s, tokens = await self._ask(stub, number)
+            except QueueFullError:
+                if asked >= self._from:
+                    self._refused_s.append(time.perf_counter() - asked)
+                await asyncio.sleep(RETRY_S)
+            except (IblipError, grpc.RpcError):
+                self._lost += 1
+                await asyncio.sleep(RETRY_S)
+            else:
+                if self._from <= time.perf_counter() < self._end:
+                    self._answers += 1
+                    self._tokens += tokens
+                    self._first_s.append(first_s)
+
+    async def _ask(self, stub: Any, number: int) -> tuple[float, int]:
+        """Seconds until the first text, and the number of tokens, of one answer."""
+        pixels, prompt = self._questions[number % len(self._questions)]
+        options = GenerationOptions(min_new_tokens=TOKENS, max_new_tokens=TOKENS)
+        request = infer_request(pixels, prompt, options, model=MODEL, timeout_s=None, stream=True)
+        started, first_s = time.perf_counter(), 0.0
+        reader = AnswerReader(MODEL)
+        async for response in stub.ModelStreamInfer(iter([request])):
+            if reader.feed(response) and not first_s:
+                first_s = time.perf_counter() - started
+        return first_s, reader.answer().completion_tokens
+
+    async def _count_failures(self) -> None:
+        await asyncio.sleep(self._from - time.perf_counter())
+        count, ns = await asyncio.to_thread(self._failures)
+        await asyncio.sleep(self._end - time.perf_counter())
+        more, more_ns = await asyncio.to_thread(self._failures)
+        self._failed_ms = (more_ns - ns) / max(1, more - count) / 1e6
+
+    def _failures(self) -> tuple[int, int]:
+        """Triton's number of failed requests so far, and their time in nanoseconds."""
+        url = f"http://{self._server.urls['http'].removeprefix('http://')}/v2/models/{MODEL}/stats"
+        with urllib.request.urlopen(url) as response:
+            (stats,) = json.loads(response.read())["model_stats"]
+        failed = stats["inference_stats"]["fail"]
+        return int(failed["count"]), int(failed["ns"])
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
