@@ -102,8 +102,9 @@ def server_command(
     (scratch / package.name).symlink_to(package)
     arguments = triton_arguments(repository, options, ports, installation, scratch)
     if installation.walled:
-        host, most = address_of("http", options).number, options.max_http_body_mib * MIB
-        arguments = [*wall_arguments(host, ports, most, scratch), *arguments]
+        hosts = {name: address_of(name, options).number for name in ports}
+        most = options.max_http_body_mib * MIB
+        arguments = [*wall_arguments(hosts, ports, most, scratch), *arguments]
     return ServerCommand(
         arguments=tuple(arguments),
         environment=triton_environment(installation, options),

@@ -255,7 +255,7 @@ def test_a_shape_of_a_region_that_is_not_there_takes_none_either(caller):
     region = {"shared_memory_region": "a", "shared_memory_byte_size": 5}
     change = {"shape": [1, 10**5, 10**5, 3], "data": None, "parameters": region}
     status, text = caller.post(f"{UNARY}/infer", caller.body(pixels=change))
-    assert (status, "shared memory" in text) == (400, True), text
+    assert (status, "shared memory region: 'a'" in text) == (404, True)
 
 
 def test_the_first_of_two_shapes_does_not_count_either(caller):

@@ -23,11 +23,13 @@ def triton_address(service: str) -> str:
     return f"unix:{service}.sock"
 
 
-def wall_arguments(host: str, ports: Mapping[str, int], max_body: int, scratch: Path) -> list[str]:
+def wall_arguments(
+    hosts: Mapping[str, str], ports: Mapping[str, int], max_body: int, scratch: Path
+) -> list[str]:
     """The program that starts the wall and becomes the command that follows.
 
     Args:
-        host: to listen on, as a number.
+        hosts: of each service: where to listen, as a number.
         ports: of each service.
         max_body: bytes of a request's body; 0 is no wall before HTTP.
         scratch: the working directory. The library is linked there: the linker takes a list of
@@ -41,5 +43,5 @@ def wall_arguments(host: str, ports: Mapping[str, int], max_body: int, scratch: 
     except NoLibraryError as error:
         logger.warning("%s", error)
     for service in SERVICES if max_body else ():
-        arguments += ["--listen", host, str(ports[service]), f"{service}.sock"]
+        arguments += ["--listen", hosts[service], str(ports[service]), f"{service}.sock"]
     return [*arguments, "--"]

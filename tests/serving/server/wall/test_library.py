@@ -15,6 +15,7 @@ from iblip.serving.server.wall.command import LAUNCH, wall_arguments
 from iblip.serving.server.wall.library import NoLibraryError, classification_library
 
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+HOSTS = dict.fromkeys(PORTS, "127.0.0.1")
 
 
 @pytest.fixture
@@ -78,13 +79,13 @@ def test_why_there_is_none_is_told_with_what_to_do(
     assert "apt install gcc" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(cache.rglob("*.so"))
-    arguments = wall_arguments("127.0.0.1", PORTS, 7, tmp_path)
+    arguments = wall_arguments(HOSTS, PORTS, 7, tmp_path)
     assert not [word for word in arguments if "preload" in word]
     assert caplog.messages == [str(caught.value)]
 
 
 def test_without_a_wall_before_http_the_library_stays(cache, tmp_path):
-    arguments = wall_arguments("127.0.0.1", PORTS, 0, tmp_path)
+    arguments = wall_arguments(HOSTS, PORTS, 0, tmp_path)
     assert "--listen" not in arguments
     (preload,) = (word for word in arguments if word.startswith("--preload="))
     assert (tmp_path / preload.partition("=")[2]).samefile(classification_library())
