@@ -18,7 +18,7 @@ from iblip.serving.steps.metrics import PERIOD_S
 BUSY = ("iblip_slots_used", "iblip_requests_running", "iblip_requests_waiting")
 """The metrics that are 0 when nothing runs."""
 
-_LINE = re.compile(r'^(iblip_\w+)\{model="language_model"(?:,reason="(\w+)")?\} (\S+)$', re.M)
+_LINE = re.compile(r'^(iblip_\w+)\{model="instructblip"(?:,reason="(\w+)")?\} (\S+)$', re.M)
 
 
 @contextmanager

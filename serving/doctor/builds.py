@@ -25,6 +25,7 @@ from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
 from iblip.serving.server.memory import gib, memory_of_build
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
+from iblip.serving.wire import MODEL
 
 BATCH = 8
 """Rows in one run of a component, unless the build gives another number (`--max-batch`)."""
@@ -118,7 +119,8 @@ def triton_backends(directory: Path, manifest: Manifest) -> dict[str, str]:
     """
     backends = {}
     for name in manifest.components:
-        path = directory / REPOSITORY / name / "config.pbtxt"
+        model = MODEL if name == LANGUAGE_MODEL else name
+        path = directory / REPOSITORY / model / "config.pbtxt"
         backend = backend_of(read_config(path))
         if not backend:
             raise ServingError(f"{path} names no backend. Rebuild with `export build`.")
