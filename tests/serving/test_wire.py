@@ -237,7 +237,7 @@ def test_tritons_own_parameters_are_no_options():
 def test_a_request_is_interactive_unless_it_says_otherwise():
     assert priority_from_parameters({}) == "interactive"
     assert priority_from_parameters({"priority_class": "bulk"}) == "bulk"
-    assert priority_from_parameters({PACKED: '{"priority_class": "bulk"}'}) == "bulk"
+    assert priority_from_parameters(unpacked({PACKED: '{"priority_class": "bulk"}'})) == "bulk"
     for wrong in ("urgent", "", 1, True, None):
         with pytest.raises(OptionError, match='expected "interactive" or "bulk"'):
             priority_from_parameters({"priority_class": wrong})
