@@ -6,4 +6,5 @@ starts one server, waits until it is ready, and stops it; `keeper.py` leaves not
 `installation.py` finds `tritonserver`, `command.py` has the command that starts it, `log.py` finds
 in the log why a model did not load, and `memory.py` estimates what serving a build takes. Knows
 nothing of what the models compute.
+`wall/` refuses what would end Triton before it gets there.
 """
