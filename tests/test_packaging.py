@@ -123,6 +123,7 @@ def test_a_wheel_has_one_package_and_all_of_it(checkout, sources, tmp_path):
     assert {
         "py.typed",
         "serving/parity/page.css",
+        "serving/server/wall/classification.c",
         "engines/language_model/vllm/constraints.txt",
         "model_repository/instructblip/config.pbtxt",
         "model_repository/qformer/1/model.py",

@@ -37,15 +37,16 @@ def check_triton(machine: Machine) -> Iterator[Finding]:
             remedy="Serve in NVIDIA's container (docs/deploy.md), or on a newer system.",
         )
         return
-    yield Finding(title="Triton", verdict="ok", found=text)
     if triton.unprotected:
         yield Finding(
             title="Triton",
             verdict="warning",
-            found=f"{HARM} ({triton.unprotected})",
+            found=f"{text}; {HARM} ({triton.unprotected})",
             wanted="the library that prevents it, compiled on this machine",
             remedy=REMEDY,
         )
+        return
+    yield Finding(title="Triton", verdict="ok", found=text)
 
 
 def check_vllm(machine: Machine) -> Iterator[Finding]:

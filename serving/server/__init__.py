@@ -8,4 +8,5 @@ nothing of it behind.
 `installation.py` finds `tritonserver`, `command.py` has the command that starts it, `log.py` finds
 in the log why a model did not load, and `memory.py` estimates what serving a build takes. Knows
 nothing of what the models compute.
+`wall/` refuses what would end Triton before it gets there.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from iblip.engines.hardware.containers import CONTAINERS
@@ -63,6 +65,13 @@ WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel
         ),
         ("client", {"requirements": {"": SERVER}}, "problem", "numpy missing", "install 'iblip'"),
         ("Triton", {"triton": WHEEL, "glibc": "2.31"}, "problem", "glibc 2.31", "container"),
+        (
+            "Triton",
+            {"triton": replace(WHEEL, unprotected="there is no C compiler")},
+            "warning",
+            "`classification` can end Triton (there is no C compiler)",
+            "apt install gcc",
+        ),
         ("NVIDIA driver", {"driver": driver(fault="cuInit says X")}, "problem", "X", "modprobe"),
         (
             "CUDA runtime",
