@@ -98,8 +98,7 @@ def plot_chaos(
     below.axhline(15, color="grey", lw=1)
     below.set(xlabel="seconds", ylabel="ready again after, s")
     below.legend(fontsize="small")
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
+    below.grid(axis="y", alpha=0.3)
     _save(figure, path)
     tenths = re.sub(r"(\d\.\d)\d+", r"\1", path.read_text())
     path.write_text(re.sub(r"^ +", "", tenths, flags=re.MULTILINE))
