@@ -7,7 +7,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from iblip.engines.language_model.opening import open_engine
-from iblip.export.errors import InputError
+from iblip.export.errors import EngineError, InputError
 from iblip.serving.steps.answering import Answering, CallerLimits
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.heartbeat import start_heartbeat
@@ -98,8 +98,10 @@ def encode(question):
     response = call.exec()
     if response.has_error():
         raise error_from_chain(response.error().message())
-    # The memory is the response's, and is freed with it.
-    return np.array(pb_utils.get_output_tensor_by_name(response, VISUAL_PROMPT).as_numpy())
+    found = pb_utils.get_output_tensor_by_name(response, VISUAL_PROMPT)
+    if found is None:  # a failed run of these images, as Triton's response cache keeps it
+        raise EngineError("these images could not be encoded before; start the server again")
+    return np.array(found.as_numpy())  # the memory is the response's, and is freed with it
 
 
 def make_family(name, text, kind):
