@@ -113,7 +113,7 @@ def test_triton_tells_of_itself(served, address):
         assert client.get_model_config("instructblip")["name"] == "instructblip"
         assert client.get_inference_statistics("instructblip")["model_stats"]
         index = {model["name"] for model in client.get_model_repository_index()}
-    assert {"instructblip", "language_model"} <= index
+    assert {"instructblip", "visual_prompt"} <= index
     with urllib.request.urlopen(served.server.metrics_url, timeout=60) as response:
         assert response.headers["Content-Type"].startswith("text/plain")
         assert b"nv_inference_count" in response.read()

@@ -47,7 +47,7 @@ def test_a_language_model_of_several_instances_is_refused_with_what_to_write(
     config = build / REPOSITORY / "instructblip" / "config.pbtxt"
     config.write_text(config.read_text().replace("count: 1", "count: 2"))
     with (
-        pytest.raises(ServingError, match=r"language_model: .* asks for 2 instances.*`count: 1`"),
+        pytest.raises(ServingError, match=r"instructblip: .* asks for 2 instances.*`count: 1`"),
         TritonServer(build / REPOSITORY),
     ):
         pass

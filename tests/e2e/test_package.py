@@ -19,7 +19,7 @@ from iblip.export.errors import IblipError
 from iblip.serving.client import Client
 from tests.e2e.test_container import LOAD_S, free_ports
 
-PROCESSES = 6
+PROCESSES = 4
 """Of the Python models of a build that runs on ONNX Runtime: `instructblip_unary` has two."""
 
 MARK = """

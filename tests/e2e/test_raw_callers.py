@@ -90,7 +90,10 @@ def test_options_with_fractions_reach_the_engine_from_the_one_answer_model(serve
 FAULTS = [
     ({"top_p": 1.5}, "OptionError: top_p is 1.5; expected a number above 0, at most 1"),
     ({"temprature": 1}, "OptionError: there is no option 'temprature'. Did you mean 'temperature'"),
-    ({"stop": "###"}, "OptionError: stop is '###'; expected a list of non-empty strings, as JSON"),
+    (
+        {"stop": "###"},
+        "OptionError: stop is '###'; expected a list of at most 1000 non-empty strings",
+    ),
     ({"max_new_tokens": "many"}, "OptionError: max_new_tokens is 'many'; expected an integer"),
 ]
 
