@@ -140,4 +140,11 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
+    path.write_text(_compact(path.read_text(encoding="utf-8")), encoding="utf-8")
     _pyplot().close(figure)
+
+
+def _compact(svg: str) -> str:
+    """The same picture to a hundredth of a point, without the blanks between numbers and letters."""
+    rounded = re.sub(r"\d+\.\d{3,}", lambda one: f"{float(one[0]):.2f}", svg)
+    return re.sub(r' d="[^"]*"', lambda one: re.sub(r"\s*([A-Zz])\s*", r"\1", one[0]), rounded)

@@ -115,7 +115,7 @@ def bad(option: Option) -> Iterator[tuple[Any, str]]:
             wrong, expected = ["a", ["a"], ("a", ""), ("a", 1), True, nan], "a list of "
             yield ("a", "\ud800"), rf"{name} has '\ud800', which is not valid Unicode text"
         case TokenIds():
-            wrong, expected = [3, "3", [3], True, nan], "a list of token ids"
+            wrong, expected = [3, "3", [3], True, nan], "a list of at most 1000 token ids"
             for token in (-1, True, 1.0, nan, "3"):
                 yield (2, token), f"a token in {name} is {token!r}; expected an integer, 0 or more"
         case Biases(bias):
@@ -186,7 +186,7 @@ def test_a_page_shows_values_as_a_request_has_them() -> None:
     assert str(MAX_SEED) not in page
     for row in (
         '| `early_stopping` | `true`, `false` or `"never"` | `false` | When',
-        '| `stop` | list of non-empty strings: `["\\n", "###"]` | `[]` | Strings',
+        '| `stop` | list of at most 1000 non-empty strings: `["\\n", "###"]` | `[]` | Strings',
         "| `min_length` | integer from 0 to `max_length` | `0` | Alternative",
         "| `seed` | integer from 0 to 2⁶³ - 1 | a fresh one | Seed",
     ):
