@@ -145,6 +145,6 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _compact(svg: str) -> str:
-    """The same picture to a hundredth of a point, without the blanks between numbers and letters."""
+    """The same picture to a hundredth of a point, without blanks between numbers and letters."""
     rounded = re.sub(r"\d+\.\d{3,}", lambda one: f"{float(one[0]):.2f}", svg)
     return re.sub(r' d="[^"]*"', lambda one: re.sub(r"\s*([A-Zz])\s*", r"\1", one[0]), rounded)
