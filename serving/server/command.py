@@ -28,7 +28,7 @@ from iblip.serving.server.access import (
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
-from iblip.serving.wire import CALLS
+from iblip.serving.wire import CALLS, CANCEL_KEY
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions
@@ -138,9 +138,11 @@ def triton_arguments(
     for name, port in ports.items():
         flags[f"{name}-address"] = address_of(name, options).flag(name)
         flags[f"{name}-port"] = port
-    if header := options.policy.caller_header:
-        for name in ("grpc", "http"):
-            flags[f"{name}-header-forward-pattern"] = f"(?i){re.escape(header)}"
+    # What becomes a parameter of the request: who asks, and the wall's secret for cancelling.
+    header = [re.escape(options.policy.caller_header)] if options.policy.caller_header else []
+    for name, headers in (("grpc", header), ("http", [*header, CANCEL_KEY])):
+        if headers:
+            flags[f"{name}-header-forward-pattern"] = f"(?i)({'|'.join(headers)})"
     for name in SERVICES if installation.walled and options.max_http_body_mib else ():
         flags[f"{name}-address"] = triton_address(name)
     if options.cache_mib:

@@ -1,5 +1,6 @@
 """Triton's Python model of the one-answer mode: asks `instructblip` for a single response."""
 
+import json
 import secrets
 import threading
 
@@ -36,7 +37,7 @@ class TritonPythonModel:
     def initialize(self, args):
         """Begins to look after callers that go."""
         start_heartbeat()
-        self.waiting, self.lock = {}, threading.Lock()
+        self.waiting, self.lock = {}, threading.Lock()  # cancel keys by sender
         self.closed = threading.Event()
         self.watcher = threading.Thread(target=self.watch, name="watch-callers", daemon=True)
         self.watcher.start()
@@ -44,35 +45,36 @@ class TritonPythonModel:
     def execute(self, requests):
         """Begins to answer the requests; the responses follow."""
         for request in requests:
-            key, sender = secrets.token_hex(16), request.get_response_sender()
+            sender = request.get_response_sender()
+            key = json.loads(request.parameters() or "{}").get(CANCEL_KEY) or secrets.token_hex(16)
             with self.lock:
                 is_full = len(self.waiting) >= MOST
                 if not is_full:
-                    self.waiting[key] = sender
+                    self.waiting[sender] = key
             if is_full:
                 text = text_from_error(QueueFullError(f"{MOST} requests are under way"))
                 send(sender, pb_utils.InferenceResponse(error=triton_error(text)))
                 continue
             call = call_for(request, key)
-            threading.Thread(target=self.answer, args=(call, key), daemon=True).start()
+            threading.Thread(target=self.answer, args=(call, sender), daemon=True).start()
 
     def finalize(self):
         """Triton ends a model when it has no request any more."""
         self.closed.set()
         self.watcher.join()
 
-    def answer(self, call, key):
+    def answer(self, call, sender):
         """Waits for the answer, and sends it."""
         response = answer(call)
         with self.lock:
-            sender = self.waiting.pop(key)
+            del self.waiting[sender]
         send(sender, response)
 
     def watch(self):
         """Cancels the answers that nobody waits for."""
         while not self.closed.wait(POLL_S):
             with self.lock:  # a sender that has sent its response may not be asked
-                gone = [key for key, sender in self.waiting.items() if sender.is_cancelled()]
+                gone = [key for sender, key in self.waiting.items() if sender.is_cancelled()]
             for key in gone:
                 cancel(key)
 

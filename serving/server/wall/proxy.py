@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import re
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import aiohttp
@@ -48,6 +50,15 @@ LINGER_S = 2.0
 """Seconds in which the rest of a refused body is read, so that its sender gets to the refusal."""
 
 SERVER = "iblip"
+
+ONE_ANSWER = "/v2/models/instructblip_unary/"
+"""Requests whose callers Triton 2.51 does not tell from those that have gone."""
+
+CANCEL_HEADER = "cancel_key"
+"""Forwarded by Triton as the parameter of that name: a secret by which the request is cancelled
+where its caller goes. The names of the model and of its parameters are those of `serving.wire`."""
+
+CANCEL = URL("http://triton/v2/models/instructblip/generate_stream")
 
 OF_CONNECTION = frozenset(
     {
@@ -150,12 +161,14 @@ class Gate:
         limits: of a request.
         room: of all requests at all ports.
         checking: held while JSON is read: its values take memory until it has been.
+        cancelling: what is being cancelled.
     """
 
     session: aiohttp.ClientSession
     limits: Limits
     room: Room
     checking: asyncio.Lock
+    cancelling: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers a request: with Triton's response, or with a refusal in Triton's form."""
@@ -196,6 +209,31 @@ class Gate:
         return headers, body
 
     async def _pass_on(
+        self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes
+    ) -> web.StreamResponse:
+        key = ""
+        if request.raw_path.startswith(ONE_ANSWER):
+            key = headers[CANCEL_HEADER] = secrets.token_hex(16)
+        try:
+            return await self._streamed(request, headers, body)
+        except asyncio.CancelledError:
+            if key:
+                task = asyncio.create_task(self._cancel(key, headers))
+                self.cancelling.add(task)
+                task.add_done_callback(self.cancelling.discard)
+            raise
+
+    async def _cancel(self, key: str, headers: CIMultiDict[str]) -> None:
+        """Ends the request of a caller that has gone, in its name."""
+        own = CIMultiDict(headers)
+        for name in ("Content-Type", HEADER_LENGTH, CANCEL_HEADER):
+            own.popall(name, None)
+        with contextlib.suppress(aiohttp.ClientError):
+            body = json.dumps({"cancel": key}).encode()
+            async with self.session.post(CANCEL, headers=own, data=body) as response:
+                await response.read()
+
+    async def _streamed(
         self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes
     ) -> web.StreamResponse:
         async with self.session.request(
