@@ -196,11 +196,11 @@ class Answering:
 
     def _give_up(self, caller: _Caller) -> None:
         """Ends what nobody waits for any more."""
-        if caller.generation is not None:
-            caller.generation.cancel()
-        else:
+        if caller.generation is None:
             caller.fail(EngineError("it was cancelled before it began"))
             self._forget(caller)
+        if caller.generation is not None:  # perhaps only now: `_ask` looks after the other order
+            caller.generation.cancel()
 
     def _end(self, caller: _Caller, error: Exception) -> None:
         self._forget(caller)
