@@ -19,6 +19,8 @@ WAITING_S = 60
 
 def test_an_interactive_question_overtakes_bulk_ones(served, picture):
     """Every slot is taken; the questions that wait then end in the order of their class."""
+    if served.manifest.language_model.is_encoder_decoder:
+        pytest.skip("T5's longest answers are too short to keep the slots taken meanwhile")
     slots, order, lock = served.manifest.limits.slots, [], threading.Lock()
 
     def answer(name, priority):

@@ -48,6 +48,7 @@ from iblip.serving.wire import (
     options_from_parameters,
     parameters_from_options,
     seconds_from_timeout,
+    unpacked,
 )
 from tests.cases import exhaustive
 from tests.mutations import damaged_bytes, damaged_json, survivors
@@ -206,7 +207,7 @@ def wire_options(directory: Path) -> Reader:
     def read(text: str) -> None:
         with contextlib.suppress(OptionError):
             GenerationOptions.from_mapping(mapping_from(text))
-        options_from_parameters({PACKED: text})
+        options_from_parameters(unpacked({PACKED: text}))
 
     return Reader(damage, read, 500)
 
@@ -437,7 +438,7 @@ def test_a_graph_outside_of_its_build_is_refused(make_build):
     [
         ({PACKED: "[" * 100_000}, "options_json is .*characters.*; expected a JSON object"),
         ({PACKED: '{"max_new_tokens": ' + "9" * 5000 + "}"}, "expected a JSON object"),
-        ({"stop": "[" * 100_000 + "]" * 100_000}, "stop is .*; expected a list of non-empty"),
+        ({"stop": "[" * 100_000 + "]" * 100_000}, "stop is .*; expected a list of .* non-empty"),
         ({"logit_bias": '{"' + "9" * 5000 + '": 1}'}, "a token in logit_bias is '9+'?… "),
         ({"max_new_tokens": 10**5000}, "max_new_tokens is a int that is too large to show"),
         ({"x" * 10**6: 1}, "there is no option 'x+…"),
@@ -445,7 +446,7 @@ def test_a_graph_outside_of_its_build_is_refused(make_build):
 )
 def test_options_that_are_monstrous_are_refused_in_few_words(parameters, message):
     with pytest.raises(OptionError, match=message) as caught:
-        options_from_parameters(parameters)
+        options_from_parameters(unpacked(parameters))
     assert len(str(caught.value)) < 1500
 
 
