@@ -16,7 +16,18 @@ from benchmarks.measure import RESULTS
 from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.serving.cli.quiet import quiet_libraries
 
-NAMES = ("builds", "heldout", "beams", "originals", "crowd", "one_image", "latency", "load", "soak")
+NAMES = (
+    "builds",
+    "heldout",
+    "beams",
+    "originals",
+    "crowd",
+    "one_image",
+    "latency",
+    "load",
+    "soak",
+    "vanishing",
+)
 LONG = ("chaos", "overload")
 """Run only if they are named."""
 

@@ -38,10 +38,8 @@ from iblip.serving.wire import UNARY
 TIMEOUT_S = 20.0
 
 STREAMS = 8
-LONG = GenerationOptions(
-    min_new_tokens=900, max_new_tokens=900, temperature=5.0, n=4, seed=1, logprobs=20
-)
-"""What a caller asks who will not take the answer."""
+UNWANTED = {"temperature": 5.0, "n": 4, "seed": 1, "logprobs": 20}
+"""Options of a caller who will not take the answer, which is as long as the model's can be."""
 
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
@@ -217,9 +215,11 @@ def main() -> None:
     """Asks for long answers at once, and says when the first begins."""
     (url,) = sys.argv[1:]
     with Client(url) as client:
-        side = client.contract().preprocessing
+        side, limits = client.contract().preprocessing, client.contract().limits
         image = np.zeros((side.height, side.width, 3), np.uint8)
-        streams = [client.stream(image, "What is it?", options=LONG) for _ in range(STREAMS)]
+        length = (limits.max_length - limits.num_query_tokens) * 9 // 10  # the prompt has the rest
+        options = {**UNWANTED, "min_new_tokens": length, "max_new_tokens": length}
+        streams = [client.stream(image, "What is it?", options=options) for _ in range(STREAMS)]
         next(streams[0])
         print("begun", flush=True)
         with ThreadPoolExecutor(STREAMS) as pool:

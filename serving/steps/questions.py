@@ -155,7 +155,7 @@ class QuestionReader:
 
     def _parameters(self, text: str) -> dict[str, Any]:
         """The request's parameters; those that the one-answer model has packed, if it has."""
-        name, most = "request's parameters", self.limits.max_option_bytes
+        name, most = "JSON of the request's parameters", self.limits.max_option_bytes
         check_bytes(name, len(text), PACKING * most, OptionError)
         given = parse_json(text or "{}")
         check_bytes(name, len(str(given.get(PACKED, text))), most, OptionError)
@@ -205,4 +205,7 @@ def check_bytes(
     """Raises an error of that kind where something has more bytes than it may."""
     if size > most:
         limit = "max_prompt_bytes" if kind is InputError else "max_option_bytes"
-        raise kind(f"the {name} has {size} bytes; expected at most {most}. {how_to_raise(limit)}")
+        raise kind(
+            f"the {name} has {size} bytes; expected at most {most}. Send less; "
+            f"{how_to_raise(limit)}."
+        )

@@ -74,7 +74,9 @@ class TritonPythonModel:
 
 def cancel_key(request):
     """The secret of the requests that this one, which has no inputs, cancels; empty otherwise."""
-    return "" if request.inputs() else str(json.loads(request.parameters()).get(CANCEL, ""))
+    if request.inputs():
+        return ""
+    return str(json.loads(request.parameters() or "{}").get(CANCEL, ""))
 
 
 def tensor(request, name):

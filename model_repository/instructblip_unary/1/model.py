@@ -27,6 +27,10 @@ from iblip.serving.wire import (
 MOST = CALLS - 32
 """Requests under way at once; the rest of the calls are for cancelling."""
 
+FULL = text_from_error(
+    QueueFullError(f"{MOST} requests are under way, as many as this model takes. Try again later.")
+)
+
 POLL_S = 0.1
 """Seconds between two checks whether callers are still there."""
 
@@ -52,8 +56,7 @@ class TritonPythonModel:
                 if not is_full:
                     self.waiting[sender] = key
             if is_full:
-                text = text_from_error(QueueFullError(f"{MOST} requests are under way"))
-                send(sender, pb_utils.InferenceResponse(error=triton_error(text)))
+                send(sender, pb_utils.InferenceResponse([], triton_error(FULL)))
                 continue
             call = call_for(request, key)
             threading.Thread(target=self.answer, args=(call, sender), daemon=True).start()
