@@ -1,4 +1,4 @@
-"""BLIP-2 on OPT through a real Triton server: an ensemble without a text step."""
+"""BLIP-2 on OPT through a real Triton server: an ensemble without an instruction."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from iblip.serving.server.server import TritonServer
 def test_an_instruction_longer_than_the_engines_is_refused_with_the_flag(
     vicuna_build: Path, tmp_path: Path, picture: Path
 ) -> None:
-    """As of a build whose Q-Former is a plan: the text step reads its limit in the manifest."""
+    """As of a build whose Q-Former is a plan: `instructblip` reads its limit in the manifest."""
     build = Path(shutil.copytree(vicuna_build, tmp_path / "build", symlinks=True))
     manifest = Manifest.read(build)
     manifest = replace(manifest, limits=replace(manifest.limits, max_instruction=16))

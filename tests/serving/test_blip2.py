@@ -1,4 +1,4 @@
-"""A BLIP-2 on OPT, built as a user builds it: the same road as InstructBLIP, with no text step."""
+"""A BLIP-2 on OPT, built as a user builds it: the same road as InstructBLIP, whose Q-Former reads no instruction."""
 
 from __future__ import annotations
 
