@@ -1,4 +1,4 @@
-"""A BLIP-2 on OPT, built as a user builds it: the same road as InstructBLIP, whose Q-Former reads no instruction."""
+"""BLIP-2 on OPT, built as a user builds it: as InstructBLIP, with no instruction to read."""
 
 from __future__ import annotations
 
