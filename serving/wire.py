@@ -25,7 +25,7 @@ from iblip.engines.language_model.types import (
     Timing,
     TokenLogprob,
 )
-from iblip.export.artifact.manifest import Manifest, Preprocessing
+from iblip.export.artifact.manifest import Manifest, Preprocessing, how_to_raise
 from iblip.export.artifact.typed import from_fields
 from iblip.export.errors import (
     ContractError,
@@ -61,9 +61,8 @@ TEXT = "text"
 FINISH = "finish"
 
 CALLS = 288
-"""Requests that a Python model may have under way at another: more than the usual slots and queue,
-so that `UNARY` meets the queue of `MODEL`. Triton's own queue before it (for 32 threads, unless it
-is told this number) knows neither deadlines nor callers that have gone."""
+"""Requests that a Python model may have under way at another. More would wait in a queue of
+Triton's that knows neither deadlines nor callers that have gone, so `UNARY` refuses them."""
 
 MAX_TIMEOUT_US = 10**15
 """The longest `timeout` of a request, about 30 years."""
@@ -88,6 +87,12 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 CANCEL = "cancel"
 """The one parameter of a request that cancels others: their `CANCEL_KEY`. For callers that cannot
 close a stream: Triton 2.51 does not tell a model that a Python model, its caller, has gone."""
+
+LONGEST_KEY = 256
+"""Characters of a `CANCEL_KEY`, at most."""
+
+CALL_KEY = "call_key"
+"""A request parameter: shows that `UNARY` is the caller, whose `PACKED` parameters are believed."""
 
 PACKED = "options_json"
 """A request parameter that holds all the others, as one JSON object in a string. The one-answer
@@ -365,6 +370,45 @@ def seconds_from_timeout(timeout_us: int) -> float | None:
             f"timeout is {shown(timeout_us)}; expected 0 (none) to {MAX_TIMEOUT_US} microseconds"
         )
     return timeout_us / 1e6 if timeout_us else None
+
+
+def parameters_from_json(text: str, most_bytes: int = 1 << 20) -> dict[str, Any]:
+    """A request's parameters, from the JSON that Triton gives a Python model.
+
+    Raises:
+        OptionError: it has more bytes.
+    """
+    if len(text) > most_bytes:
+        raise OptionError(
+            f"the JSON of the request's parameters has {len(text)} bytes; expected at most "
+            f"{most_bytes}. Send less; {how_to_raise('max_option_bytes')}."
+        )
+    parameters: dict[str, Any] = parse_json(text or "{}")
+    return parameters
+
+
+def key_from_parameters(parameters: Mapping[str, Any]) -> str:
+    """A request's `CANCEL_KEY`; empty where it has none. Raises `OptionError`."""
+    return _check_key(CANCEL_KEY, parameters.get(CANCEL_KEY, ""))
+
+
+def cancelled_key(parameters: Mapping[str, Any]) -> str:
+    """The key of the requests that a cancellation ends.
+
+    Raises:
+        OptionError: it is no key, or there are other parameters.
+    """
+    others = [name for name in parameters if name != CANCEL and not name.startswith("triton_")]
+    if others:
+        raise OptionError(f"{CANCEL} is given, and {shown(others[0])}; expected {CANCEL} alone")
+    return _check_key(CANCEL, parameters[CANCEL])
+
+
+def _check_key(name: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_KEY:
+        expected = f"expected a string of at most {LONGEST_KEY} characters"
+        raise OptionError(f"{name} is {shown(value)}; {expected}")
+    return value
 
 
 def unpacked(parameters: Mapping[str, Any]) -> dict[str, Any]:

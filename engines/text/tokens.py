@@ -43,9 +43,10 @@ def encoding_of(tokenizer: Tokenizer, text: str, what: str, *, special: bool) ->
     Raises:
         InputError: the text cannot be written as UTF-8; the message calls it `what`.
     """
-    encode: Callable[..., Any] = tokenizer.encode
+    # A batch of one: alone, a text is tokenised without letting another thread run.
+    encode: Callable[..., Any] = tokenizer.encode_batch
     try:
-        return encode(text, add_special_tokens=special)
+        return encode([text], add_special_tokens=special)[0]
     except (TypeError, UnicodeError) as error:  # a lone surrogate cannot be written as UTF-8
         raise InputError(f"the {what} is not valid Unicode text ({error})") from error
 

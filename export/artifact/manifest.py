@@ -227,7 +227,7 @@ class ServingLimits:
     images: int
     max_batch: int = BATCH
     max_instruction: int | None = None
-    max_prompt_bytes: int = 65_536
+    max_prompt_bytes: int = 16_384
     max_option_bytes: int = 262_144
     max_logprobs: int = 100_000
 

@@ -119,7 +119,7 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 )
 @click.option("--queue", default=256, show_default=True, help="Requests that may wait for slots.")
 @click.option(
-    "--max-prompt-bytes", default=65_536, show_default=True, help="Most bytes of a prompt."
+    "--max-prompt-bytes", default=16_384, show_default=True, help="Most bytes of a prompt."
 )
 @click.option(
     "--max-option-bytes",

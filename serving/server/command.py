@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from iblip.serving.server.access import (
 from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
+from iblip.serving.steps.policy import CALL_KEY_VARIABLE
 from iblip.serving.wire import CALLS, CANCEL_KEY
 
 if TYPE_CHECKING:
@@ -193,6 +195,7 @@ def _plain(repository: Path, scratch: Path) -> Path:
 def triton_environment(installation: Installation, options: ServerOptions) -> dict[str, str]:
     """Every variable of the server's process."""
     environment = {**os.environ, **options.policy.to_environment(), **options.environment}
+    environment[CALL_KEY_VARIABLE] = secrets.token_hex(16)
     if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
         environment.setdefault(VARIABLE, str(DIRECTORY))
     for name in PATHS:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from iblip.engines.language_model.types import (
     Event,
     Generation,
     LanguageModelEngine,
+    Timing,
 )
 from iblip.export.errors import DeadlineError, EngineError, QueueFullError
 from iblip.serving.steps.ending import end_if_fatal
@@ -70,16 +71,16 @@ class CallerLimits:
 class Answering:
     """Takes questions, and follows each to its end.
 
-    A question that meets a full queue is refused before anything is computed for it. One that is
-    waiting costs a sleeping thread at most. One more thread checks whether the callers are still
-    there, so that an answer nobody waits for frees its place within a step, and its images, if they
-    still wait, are not encoded.
+    A question that meets a full queue is refused before anything is computed for it. Images are
+    encoded by a few threads, those of interactive questions first. One more thread looks after all
+    who wait: what nobody waits for any more frees its place within a step, and what is past its
+    deadline is told so, whatever it is waiting for.
 
     Args:
         engine: answers the questions; closed by `close`.
         encode: encodes a question's images; called from several threads at once.
         callers: what each may have under way.
-        poll_s: seconds between two checks whether callers are still there.
+        poll_s: seconds between two looks after those who wait.
         failed: takes each error after its caller has it; by default it ends the process where the
             GPU can no longer be used.
     """
@@ -99,17 +100,21 @@ class Answering:
         self._open: set[_Caller] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
-        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+        self._to_encode: list[_Caller] = []
+        self._changed = threading.Condition(self._lock)
         self._closed = threading.Event()
+        self._encoders = [
+            threading.Thread(target=self._work, name="encode", daemon=True) for _ in range(ENCODERS)
+        ]
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
-        self._watcher.start()
+        for thread in (*self._encoders, self._watcher):
+            thread.start()
 
     def answer(self, question: Question, reply: Reply) -> None:
         """Admits the question and returns; one that is refused fails at once."""
         caller = _Caller(question, reply)
         try:
             self._admit(caller)
-            self._encoders.submit(self._ask, caller)
         except Exception as error:  # any error belongs to this caller; the process serves on
             self._end(caller, error)
 
@@ -126,12 +131,17 @@ class Answering:
 
     def close(self) -> None:
         """Ends every question with an error, waits for the replies, and closes the engine."""
-        self._closed.set()
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
         self._watcher.join()
         self._engine.close()
-        self._encoders.shutdown()
+        for thread in self._encoders:
+            thread.join()
         with self._lock:
-            threads = list(self._threads)
+            threads, left = list(self._threads), self._to_encode
+        for caller in left:
+            self._end(caller, EngineError("the server is stopping"))
         for thread in threads:
             thread.join()
 
@@ -143,9 +153,11 @@ class Answering:
         """Raises `QueueFullError` where there is no place for one more."""
         with self._lock:
             self._engine.check_queue(sum(one.generation is None for one in self._open))
-            if caller.question.caller:
+            if caller.question.caller is not None:
                 self._check_share(caller.question)
             self._open.add(caller)
+            self._to_encode.append(caller)
+            self._changed.notify()
 
     def _check_share(self, question: Question) -> None:
         mine = [one.question for one in self._open if one.question.caller == question.caller]
@@ -160,18 +172,30 @@ class Answering:
                     f"at most {most}. Try again when others have ended."
                 )
 
+    def _work(self) -> None:
+        while (caller := self._next()) is not None:
+            try:
+                self._ask(caller)
+            except Exception as error:  # as in `answer`
+                self._end(caller, error)
+
+    def _next(self) -> _Caller | None:
+        """The question whose images are next: the first urgent one, else the first of all."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._to_encode or self._closed.is_set())
+            if self._closed.is_set():
+                return None
+            urgent = (one for one in self._to_encode if one.question.is_urgent)
+            caller = next(urgent, self._to_encode[0])
+            self._to_encode.remove(caller)
+            return caller
+
     def _ask(self, caller: _Caller) -> None:
         """Has the images encoded, and passes the question to the engine."""
-        if caller.has_ended:  # while it waited
+        visual_prompt = self._encode(caller.question)
+        if caller.has_ended:  # meanwhile
             return
-        question = caller.question
-        try:
-            if (left := question.seconds_left) is not None and left <= 0:
-                raise DeadlineError("the answer was not finished by its deadline")
-            generation = self._engine.submit(question.request(self._encode(question)))
-        except Exception as error:  # as in `answer`
-            self._end(caller, error)
-            return
+        generation = self._engine.submit(caller.question.request(visual_prompt))
         thread = threading.Thread(
             target=self._follow, args=(generation, caller), name="answer", daemon=True
         )
@@ -197,7 +221,7 @@ class Answering:
     def _give_up(self, caller: _Caller) -> None:
         """Ends what nobody waits for any more."""
         if caller.generation is None:
-            caller.fail(EngineError("it was cancelled before it began"))
+            caller.pass_on(_cancelled(caller.question))
             self._forget(caller)
         if caller.generation is not None:  # perhaps only now: `_ask` looks after the other order
             caller.generation.cancel()
@@ -210,12 +234,30 @@ class Answering:
     def _forget(self, caller: _Caller) -> None:
         with self._lock:
             self._open.discard(caller)
+            if caller in self._to_encode:
+                self._to_encode.remove(caller)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_s):
             for caller in self._callers():
                 if caller.has_gone():
                     self._give_up(caller)
+                elif caller.generation is None and caller.question.is_late:
+                    self._end(caller, DeadlineError("the answer was not finished by its deadline"))
+
+
+def _cancelled(question: Question) -> Answer:
+    """The answer of a question that was cancelled before its first token."""
+    waited_s = time.monotonic() - question.arrived
+    return Answer(
+        text="",
+        token_ids=(),
+        finish_reason="cancelled",
+        prompt_tokens=0,
+        completion_tokens=0,
+        seed=None,
+        timing=Timing(vision_s=waited_s, queue_s=0.0, prefill_s=0.0, decode_s=0.0),
+    )
 
 
 class _Caller:

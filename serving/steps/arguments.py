@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from iblip.engines.language_model.opening import EngineLimits
 from iblip.engines.text.instructions import InstructionTokenizer
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
-from iblip.serving.steps.policy import Policy
+from iblip.serving.steps.policy import CALL_KEY_VARIABLE, Policy
 from iblip.serving.steps.questions import QuestionReader
 from iblip.serving.wire import ServerContract
 
@@ -107,8 +108,8 @@ class StepArguments:
         return QuestionReader(
             limits=ServerContract.from_parameters(self.parameters).limits,
             tokenizer=InstructionTokenizer.from_build(self.directory, self.manifest),
-            default_timeout_s=policy.default_timeout_s,
-            caller_parameter=policy.caller_header,
+            policy=policy,
+            call_key=os.environ.get(CALL_KEY_VARIABLE, ""),
         )
 
     def _limit(self, name: str) -> int | None:

@@ -17,6 +17,12 @@ from iblip.export.system.json_text import parse_json
 
 VARIABLE = "IBLIP_SERVING_POLICY"
 
+CALL_KEY_VARIABLE = "IBLIP_CALL_KEY"
+"""Holds a secret made at each start: by it one model knows another as its caller."""
+
+MOST = 1e9
+"""Of every number: 30 years for a timeout."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -40,8 +46,8 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if not isinstance(value, str) and value is not None and not value > 0:
-                raise OptionError(f"{name} is {value}; expected more than 0")
+            if not isinstance(value, str) and value is not None and not 0 < value <= MOST:
+                raise OptionError(f"{name} is {value}; expected more than 0, at most {MOST:g}")
         if (self.max_caller_requests or self.max_caller_tokens) and not self.caller_header:
             raise OptionError(
                 "callers are limited and not told apart; expected caller_header: the header that "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,21 @@ import numpy.typing as npt
 
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import GenerationRequest, Priority
+from iblip.engines.language_model.waiting import BULK_PATIENCE_S
 from iblip.engines.text.checks import check_images, check_prompt
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
 from iblip.export.artifact.manifest import how_to_raise
 from iblip.export.errors import InputError, OptionError
-from iblip.export.system.json_text import parse_json
+from iblip.serving.steps.policy import Policy
 from iblip.serving.wire import (
-    CANCEL_KEY,
+    CALL_KEY,
     PACKED,
     PIXELS,
     PROMPT,
     Limits,
+    key_from_parameters,
     options_from_parameters,
+    parameters_from_json,
     priority_from_parameters,
     seconds_from_timeout,
     stream_from_parameters,
@@ -42,26 +46,25 @@ class Question:
 
     Attributes:
         prompt: as the user wrote it.
-        inputs: of the chain that encodes its images: uint8 `pixels` `[images, height, width, 3]`,
-            and what the Q-Former reads of the prompt, a row for each image.
+        pixels: uint8 `[images, height, width, 3]`.
         options: how to generate.
         stream: whether text is sent as it is written.
-        tokens: most tokens of all its answers.
+        tokens: most tokens of all its answers; a candidate of a ranking counts as one.
         arrived: `time.monotonic()` seconds.
         deadline: likewise; `None` is no deadline.
-        caller: who asks, where the operator has that told apart; empty otherwise.
+        caller: who asks; `None` where callers are not told apart.
         cancel_key: the secret by which it can be cancelled; empty if it has none.
         priority: before which others it is answered.
     """
 
     prompt: str
-    inputs: Tensors
+    pixels: npt.NDArray[np.uint8]
     options: GenerationOptions = field(default_factory=GenerationOptions)
     stream: bool = True
     tokens: int = 1
     arrived: float = 0.0
     deadline: float | None = None
-    caller: str = ""
+    caller: str | None = None
     cancel_key: str = ""
     priority: Priority = "interactive"
 
@@ -69,6 +72,17 @@ class Question:
     def seconds_left(self) -> float | None:
         """Seconds until its deadline, possibly below 0; `None` where there is none."""
         return None if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it goes before bulk: it is interactive, or has waited long enough."""
+        waited_s = time.monotonic() - self.arrived
+        return self.priority == "interactive" or waited_s >= BULK_PATIENCE_S
 
     def request(self, visual_prompt: npt.NDArray[Any]) -> GenerationRequest:
         """What the language model is asked, now that the images are encoded."""
@@ -89,15 +103,14 @@ class QuestionReader:
     Attributes:
         limits: what a request may be.
         tokenizer: of the Q-Former's instruction; `None` if it takes none.
-        default_timeout_s: seconds for a request that brings no `timeout`; `None` is no limit.
-        caller_parameter: the request parameter that tells callers apart, such as a header that
-            Triton forwards; empty tells none apart.
+        policy: what the operator has decided.
+        call_key: shows that the one-answer model is the caller.
     """
 
     limits: Limits
     tokenizer: InstructionTokenizer | None
-    default_timeout_s: float | None = None
-    caller_parameter: str = ""
+    policy: Policy = field(default_factory=Policy)
+    call_key: str = ""
 
     def __call__(
         self,
@@ -106,7 +119,7 @@ class QuestionReader:
         parameters: str,
         timeout_us: int,
     ) -> Question:
-        """The question.
+        """The question. Costs a look at sizes and options: nothing is tokenised.
 
         Args:
             pixels: uint8 `[images, height, width, 3]`; copied, because Triton reuses the memory.
@@ -120,61 +133,90 @@ class QuestionReader:
         """
         arrived = time.monotonic()
         given = self._parameters(parameters)
+        caller = self._caller(given)
         check_images(len(pixels), self.limits.images)
         text = prompt_from_tensor(prompt, self.limits.max_prompt_bytes)
         check_prompt(text, may_be_empty=self.tokenizer is None)
-        caller = self._caller(given)
         options = options_from_parameters(given)
-        self._check_logprobs(options)
-        instruction = instruction_tensors(
-            self.tokenizer,
-            text,
-            truncation=options.truncation,
-            max_instruction=options.max_instruction,
-        )
-        rows = {name: np.repeat(ids, len(pixels), axis=0) for name, ids in instruction.items()}
-        seconds = seconds_from_timeout(timeout_us) or self.default_timeout_s
+        tokens = self._most_tokens(options)
+        self._check_logprobs(options, tokens)
+        self._check_tokens(tokens)
+        seconds = seconds_from_timeout(timeout_us) or self.policy.default_timeout_s
         return Question(
             prompt=text,
-            inputs={PIXELS: np.array(pixels), **rows},
+            pixels=np.array(pixels),
             options=options,
             stream=stream_from_parameters(given),
-            tokens=self._most_tokens(options),
+            tokens=tokens,
             arrived=arrived,
             deadline=None if seconds is None else arrived + seconds,
             caller=caller,
-            cancel_key=str(given.get(CANCEL_KEY, "")),
+            cancel_key=key_from_parameters(given),
             priority=priority_from_parameters(given),
         )
 
-    def _caller(self, given: dict[str, Any]) -> str:
-        """Takes out of the parameters what tells callers apart; HTTP keeps the case of headers."""
-        wanted = self.caller_parameter.lower()
-        names = [name for name in given if wanted and name.lower() == wanted]
-        return str([given.pop(name) for name in names][-1]) if names else ""
+    def inputs(self, question: Question) -> Tensors:
+        """What the chain that encodes the images takes: them, and a row of instruction for each.
+
+        Raises:
+            InputError: the instruction is longer than the Q-Former takes.
+            OptionError: `truncation` does not go with this model.
+        """
+        instruction = instruction_tensors(
+            self.tokenizer,
+            question.prompt,
+            truncation=question.options.truncation,
+            max_instruction=question.options.max_instruction,
+        )
+        images = len(question.pixels)
+        rows = {name: np.repeat(ids, images, axis=0) for name, ids in instruction.items()}
+        return {PIXELS: question.pixels, **rows}
 
     def _parameters(self, text: str) -> dict[str, Any]:
-        """The request's parameters; those that the one-answer model has packed, if it has."""
-        name, most = "JSON of the request's parameters", self.limits.max_option_bytes
-        check_bytes(name, len(text), PACKING * most, OptionError)
-        given = parse_json(text or "{}")
-        check_bytes(name, len(str(given.get(PACKED, text))), most, OptionError)
-        return unpacked(given)
+        """The request's parameters; those that the one-answer model has packed, if it asks."""
+        most = self.limits.max_option_bytes
+        given = parameters_from_json(text, PACKING * most)
+        key = given.get(CALL_KEY)
+        if PACKED in given and isinstance(key, str) and compare_digest(key, self.call_key):
+            del given[CALL_KEY]
+            parameters_from_json(str(given[PACKED]), most)
+            return unpacked(given)
+        return parameters_from_json(text, most)
+
+    def _caller(self, given: dict[str, Any]) -> str | None:
+        """Takes out of the parameters who asks. All who do not say so are one caller."""
+        wanted = self.policy.caller_header.lower()
+        if not wanted:
+            return None
+        names = [name for name in given if name.lower() == wanted]  # HTTP keeps a header's case
+        if len(names) > 1:
+            raise OptionError(f"{names[0]} is given {len(names)} times; expected it once")
+        return str(given.pop(names[0])) if names else ""
 
     def _most_tokens(self, options: GenerationOptions) -> int:
         limits = self.limits
         wanted = options.max_new_tokens or options.max_length or limits.default_max_new_tokens
-        return min(wanted, limits.max_length) * max(options.n, options.num_beams)
+        answers = max(options.n, options.num_beams)
+        return len(options.candidates) or min(wanted, limits.max_length) * answers
 
-    def _check_logprobs(self, options: GenerationOptions) -> None:
+    def _check_logprobs(self, options: GenerationOptions, tokens: int) -> None:
         """Refuses an answer whose end alone would keep the others waiting."""
         if options.logprobs is None:
             return
-        pairs, most = self._most_tokens(options) * (options.logprobs + 1), self.limits.max_logprobs
+        pairs, most = tokens * (options.logprobs + 1), self.limits.max_logprobs
         if pairs > most:
             raise OptionError(
-                f"logprobs is {options.logprobs}, of {self._most_tokens(options)} tokens: {pairs} "
-                f"log-probabilities; expected at most {most}. Lower logprobs, max_new_tokens or n."
+                f"logprobs is {options.logprobs}, of {tokens} tokens: {pairs} log-probabilities; "
+                f"expected at most {most}. Lower logprobs, max_new_tokens or n."
+            )
+
+    def _check_tokens(self, tokens: int) -> None:
+        """Refuses what no caller may ever have under way."""
+        most = self.policy.max_caller_tokens
+        if most is not None and tokens > most:
+            raise OptionError(
+                f"the request may generate {tokens} tokens; a caller may have at most {most} under "
+                "way. Lower max_new_tokens, n or num_beams."
             )
 
 
@@ -192,20 +234,12 @@ def prompt_from_tensor(tensor: npt.NDArray[Any], most_bytes: int) -> str:
         raise InputError(f"the {PROMPT} has shape {list(tensor.shape)}; expected one string, [1]")
     data = tensor.reshape(-1)[0]
     data = data if isinstance(data, bytes) else str(data).encode()
-    check_bytes(PROMPT, len(data), most_bytes, InputError)
+    if len(data) > most_bytes:
+        raise InputError(
+            f"the {PROMPT} has {len(data)} bytes; expected at most {most_bytes}. Shorten it; "
+            f"{how_to_raise('max_prompt_bytes')}."
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"the {PROMPT} is not UTF-8: {error}") from error
-
-
-def check_bytes(
-    name: str, size: int, most: int, kind: type[InputError] | type[OptionError]
-) -> None:
-    """Raises an error of that kind where something has more bytes than it may."""
-    if size > most:
-        limit = "max_prompt_bytes" if kind is InputError else "max_option_bytes"
-        raise kind(
-            f"the {name} has {size} bytes; expected at most {most}. Send less; "
-            f"{how_to_raise(limit)}."
-        )

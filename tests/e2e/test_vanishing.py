@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from iblip.export.images import pixels_from_image
+from iblip.serving.client import GenerationOptions
+from iblip.serving.client.messages import infer_request
 
 LIMIT_S = 30
 
@@ -61,7 +71,8 @@ def taken(server):
     with urllib.request.urlopen(server.metrics_url, timeout=LIMIT_S) as response:
         text = response.read().decode()
     names = ("iblip_slots_used", "iblip_requests_waiting")
-    return [float(re.search(rf"^{name}{{.*}} (\S+)", text, re.M)[1]) for name in names]
+    found = [re.search(rf"^{name}{{.*}} (\S+)", text, re.M) for name in names]
+    return [float(one[1]) if one else -1.0 for one in found]  # none before the first look
 
 
 def wait_for(condition):
@@ -69,6 +80,78 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def cancellation(model, key):
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.parameters["cancel"].string_param = key
+    return request
+
+
+def asked(served, picture, model, key, length):
+    """A request for a long answer."""
+    pixels = pixels_from_image(picture, served.manifest.preprocessing)[None]
+    options = GenerationOptions(min_new_tokens=length, max_new_tokens=length)
+    request = infer_request(pixels, "What?", options, model=model, timeout_s=None, stream=True)
+    request.parameters["cancel_key"].string_param = key
+    return request
+
+
+@pytest.mark.parametrize("model", ["instructblip", "instructblip_unary"])
+def test_a_request_is_cancelled_by_its_key_alone(served, picture, model):
+    keys = [f"{model} {number}" for number in range(3)]
+    with grpc.insecure_channel(served.url) as channel, ThreadPoolExecutor(3) as pool:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+        def ask(request):
+            if model == "instructblip_unary":
+                return finish_of(stub.ModelInfer(request, timeout=LIMIT_S))
+            responses = stub.ModelStreamInfer(iter([request]), timeout=LIMIT_S)
+            return finish_of(list(responses)[-1].infer_response)
+
+        length = served.long.max_new_tokens
+        running = [pool.submit(ask, asked(served, picture, model, key, length)) for key in keys]
+        wait_for(lambda: taken(served.server)[0] >= 3)
+        counts = [ask(cancellation(model, key)) for key in (keys[1], "another", keys[1])]
+        reasons = [one.result()["finish_reason"] for one in running]
+    assert [one["cancelled"] for one in counts[:2]] == [1, 0]
+    assert [reason == "cancelled" for reason in reasons] == [False, True, False]
+
+
+def finish_of(response):
+    (index,) = (number for number, one in enumerate(response.outputs) if one.name == "finish")
+    return json.loads(response.raw_output_contents[index][4:])
+
+
+def test_a_key_that_is_none_is_refused_and_ends_nobody(served, client, picture):
+    with grpc.insecure_channel(served.url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for value in (1.5, 2.0**70):
+            request = asked(served, picture, "instructblip_unary", "", 3)
+            request.parameters["cancel_key"].double_param = value
+            with pytest.raises(grpc.RpcError, match="OptionError: cancel_key is ") as caught:
+                stub.ModelInfer(request, timeout=LIMIT_S)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    time.sleep(0.5)  # in which Triton would be asked whether that caller is still there
+    assert client.ask(picture, "What digit is it?", timeout_s=LIMIT_S).text
+
+
+def test_callers_who_hang_up_at_once_are_noticed_too(served, client, picture):
+    address = urlsplit(served.server.http_url)
+    pixels = pixels_from_image(picture, served.manifest.preprocessing)[None]
+    length = served.long.max_new_tokens
+    image = {"name": "pixels", "datatype": "UINT8", "shape": pixels.shape}
+    image["data"] = pixels.ravel().tolist()
+    prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["What?"]}
+    options = {"min_new_tokens": length, "max_new_tokens": length, "n": 8, "temperature": 5.0}
+    body = json.dumps({"inputs": [image, prompt], "parameters": options})
+    for pause_s in (0.0, 0.002, 0.01, 0.02, 0.05) * 3:
+        connection = http.client.HTTPConnection(address.netloc, timeout=LIMIT_S)
+        connection.request("POST", "/v2/models/instructblip_unary/infer", body)
+        time.sleep(pause_s)
+        connection.close()
+    wait_for(lambda: taken(served.server) == [0, 0])
+    assert client.ask(picture, "What digit is it?", timeout_s=LIMIT_S).text
 
 
 @pytest.mark.parametrize("way", ["by_client", "by_grpc", "by_http", "by_sse"])

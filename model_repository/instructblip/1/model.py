@@ -21,8 +21,10 @@ from iblip.serving.wire import (
     PROMPT,
     TEXT,
     VISUAL_PROMPT,
+    cancelled_key,
     error_from_chain,
     finish_from_answer,
+    parameters_from_json,
     status_from_error,
     text_from_error,
 )
@@ -46,7 +48,7 @@ class TritonPythonModel:
             limits=step.limits,
         )
         callers = CallerLimits(requests=policy.max_caller_requests, tokens=policy.max_caller_tokens)
-        self.answering = Answering(engine, encode, callers=callers)
+        self.answering = Answering(engine, self.encode, callers=callers)
         metrics = EngineMetrics(make_family, {"model": args["model_name"]})
         self.metrics = MetricsThread(metrics, engine.status)
 
@@ -55,28 +57,26 @@ class TritonPythonModel:
         for request in requests:
             reply = TritonReply(request.get_response_sender())
             try:
-                if key := cancel_key(request):
-                    reply.cancelled(self.answering.cancel(key))
+                parameters = request.parameters() or "{}"
+                if not request.inputs() and CANCEL in (given := parameters_from_json(parameters)):
+                    reply.cancelled(self.answering.cancel(cancelled_key(given)))
                     continue
                 pixels, prompt = (tensor(request, name) for name in (PIXELS, PROMPT))
-                question = self.read(pixels, prompt, request.parameters(), request.timeout())
+                question = self.read(pixels, prompt, parameters, request.timeout())
             except Exception as fault:  # it belongs to this request, not to the model's process
                 reply.fail(fault)
             else:
                 reply.stream = question.stream
                 self.answering.answer(question, reply)
 
+    def encode(self, question):
+        """The visual prompt of a question's images."""
+        return encode(self.read.inputs(question), question.seconds_left)
+
     def finalize(self):
         """Ends what is running and frees the engine."""
         self.metrics.close()
         self.answering.close()
-
-
-def cancel_key(request):
-    """The secret of the requests that this one, which has no inputs, cancels; empty otherwise."""
-    if request.inputs():
-        return ""
-    return str(json.loads(request.parameters() or "{}").get(CANCEL, ""))
 
 
 def tensor(request, name):
@@ -87,13 +87,15 @@ def tensor(request, name):
     return found.as_numpy()
 
 
-def encode(question):
-    """The visual prompt of a question's images, from the chain of vision encoder and Q-Former."""
-    seconds = question.seconds_left
+def encode(inputs, seconds):
+    """The visual prompt of images, from the chain of vision encoder and Q-Former.
+
+    It takes the inputs by name, and seconds that there are for it, or `None`.
+    """
     call = pb_utils.InferenceRequest(
         model_name=CHAIN,
         requested_output_names=[VISUAL_PROMPT],
-        inputs=[pb_utils.Tensor(name, array) for name, array in question.inputs.items()],
+        inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
         timeout=0 if seconds is None else max(1, int(seconds * 1e6)),
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
     )

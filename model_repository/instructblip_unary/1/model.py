@@ -1,14 +1,18 @@
 """Triton's Python model of the one-answer mode: asks `instructblip` for a single response."""
 
 import json
-import secrets
-import threading
+import os
+from functools import partial
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from iblip.export.errors import QueueFullError
+from iblip.export.errors import InputError
+from iblip.serving.steps.forwarding import Forwarding
 from iblip.serving.steps.heartbeat import start_heartbeat
+from iblip.serving.steps.policy import CALL_KEY_VARIABLE
 from iblip.serving.wire import (
+    CALL_KEY,
     CALLS,
     CANCEL,
     CANCEL_KEY,
@@ -19,20 +23,14 @@ from iblip.serving.wire import (
     PROMPT,
     STREAM,
     TEXT,
+    cancelled_key,
     error_from_text,
+    key_from_parameters,
+    parameters_from_json,
     status_from_error,
+    stream_from_parameters,
     text_from_error,
 )
-
-MOST = CALLS - 32
-"""Requests under way at once; the rest of the calls are for cancelling."""
-
-FULL = text_from_error(
-    QueueFullError(f"{MOST} requests are under way, as many as this model takes. Try again later.")
-)
-
-POLL_S = 0.1
-"""Seconds between two checks whether callers are still there."""
 
 
 class TritonPythonModel:
@@ -41,64 +39,70 @@ class TritonPythonModel:
     def initialize(self, args):
         """Begins to look after callers that go."""
         start_heartbeat()
-        self.waiting, self.lock = {}, threading.Lock()  # cancel keys by sender
-        self.closed = threading.Event()
-        self.watcher = threading.Thread(target=self.watch, name="watch-callers", daemon=True)
-        self.watcher.start()
+        # Some of the calls that Triton allows are for cancelling.
+        self.forwarding = Forwarding(ask, cancel, failure, most=CALLS - 32)
 
     def execute(self, requests):
         """Begins to answer the requests; the responses follow."""
         for request in requests:
-            sender = request.get_response_sender()
-            key = json.loads(request.parameters() or "{}").get(CANCEL_KEY) or secrets.token_hex(16)
-            with self.lock:
-                is_full = len(self.waiting) >= MOST
-                if not is_full:
-                    self.waiting[sender] = key
-            if is_full:
-                send(sender, pb_utils.InferenceResponse([], triton_error(FULL)))
+            sender = Sender(request.get_response_sender())
+            try:
+                text = request.parameters() or "{}"
+                parameters = parameters_from_json(text)
+                if not request.inputs() and CANCEL in parameters:
+                    count = self.forwarding.cancel(cancelled_key(parameters))
+                    sender.send(response("", json.dumps({"cancelled": count})))
+                    continue
+                stream_from_parameters(parameters)  # refuses what is neither true nor false
+                caller_key = key_from_parameters(parameters)
+                inputs = [tensor(request, name) for name in (PIXELS, PROMPT)]
+            except Exception as fault:  # it belongs to this request, not to the model's process
+                sender.send(failure(fault))
                 continue
-            call = call_for(request, key)
-            threading.Thread(target=self.answer, args=(call, sender), daemon=True).start()
+            make_call = partial(call_for, inputs, text, request.timeout())
+            self.forwarding.forward(sender, make_call, caller_key)
 
     def finalize(self):
-        """Triton ends a model when it has no request any more."""
-        self.closed.set()
-        self.watcher.join()
-
-    def answer(self, call, sender):
-        """Waits for the answer, and sends it."""
-        response = answer(call)
-        with self.lock:
-            del self.waiting[sender]
-        send(sender, response)
-
-    def watch(self):
-        """Cancels the answers that nobody waits for."""
-        while not self.closed.wait(POLL_S):
-            with self.lock:  # a sender that has sent its response may not be asked
-                gone = [key for sender, key in self.waiting.items() if sender.is_cancelled()]
-            for key in gone:
-                cancel(key)
+        """Looks after callers no more."""
+        self.forwarding.close()
 
 
-def send(sender, response):
+class Sender:
     """Sends the one response of a request."""
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def __init__(self, sender):
+        self.sender = sender
+
+    def send(self, one):
+        """The response, final."""
+        self.sender.send(one, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def is_cancelled(self):
+        """Whether the caller has gone."""
+        return self.sender.is_cancelled()
 
 
-def call_for(request, key):
+def tensor(request, name):
+    """An input that is optional in the config only so that a cancellation needs none."""
+    found = pb_utils.get_input_tensor_by_name(request, name)
+    if found is None:
+        raise InputError(f"the input {name!r} is missing")
+    return found
+
+
+def call_for(inputs, parameters, timeout, key):
     """What `instructblip` is asked: as the caller asked."""
+    own = {STREAM: False, CANCEL_KEY: key, CALL_KEY: os.environ.get(CALL_KEY_VARIABLE, "")}
     return pb_utils.InferenceRequest(
         model_name=MODEL,
         requested_output_names=[TEXT, FINISH],
-        inputs=[pb_utils.get_input_tensor_by_name(request, name) for name in (PIXELS, PROMPT)],
-        parameters={PACKED: request.parameters() or "{}", STREAM: False, CANCEL_KEY: key},
-        timeout=request.timeout(),
+        inputs=inputs,
+        parameters={PACKED: parameters, **own},
+        timeout=timeout,
     )
 
 
-def answer(call):
+def ask(call):
     """The one response to a call."""
     error, tensors = None, []
     for part in call.exec(decoupled=True):  # to its end: Triton waits for ever where it is not
@@ -118,7 +122,23 @@ def cancel(key):
         pass
 
 
+def failure(error):
+    """The response for an error of this model's own."""
+    return pb_utils.InferenceResponse([], triton_error(text_from_error(error)))
+
+
 def triton_error(text):
     """The model's error under the code of its kind, which Triton loses on the way."""
     code = status_from_error(error_from_text(text))
     return pb_utils.TritonError(text, getattr(pb_utils.TritonError, code))
+
+
+def response(text, finish):
+    """The two output tensors, `[1]` each."""
+    tensors = {TEXT: text, FINISH: finish}
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor(name, np.array([value.encode()], dtype=np.object_))
+            for name, value in tensors.items()
+        ]
+    )

@@ -58,7 +58,9 @@ CANCEL_HEADER = "cancel_key"
 """Forwarded by Triton as the parameter of that name: a secret by which the request is cancelled
 where its caller goes. The names of the model and of its parameters are those of `serving.wire`."""
 
-CANCEL = URL("http://triton/v2/models/instructblip/generate_stream")
+CANCEL = URL(f"http://triton{ONE_ANSWER}generate")
+CANCEL_TRIES, CANCEL_PAUSE_S = 10, 0.3
+"""Of a cancellation, which may overtake the request that it is for."""
 
 OF_CONNECTION = frozenset(
     {
@@ -228,10 +230,14 @@ class Gate:
         own = CIMultiDict(headers)
         for name in ("Content-Type", HEADER_LENGTH, CANCEL_HEADER):
             own.popall(name, None)
-        with contextlib.suppress(aiohttp.ClientError):
-            body = json.dumps({"cancel": key}).encode()
-            async with self.session.post(CANCEL, headers=own, data=body) as response:
-                await response.read()
+        body = json.dumps({"cancel": key}).encode()
+        with contextlib.suppress(aiohttp.ClientError, ValueError, KeyError):
+            for _ in range(CANCEL_TRIES):
+                async with self.session.post(CANCEL, headers=own, data=body) as response:
+                    finish = json.loads(await response.read())["finish"]
+                if json.loads(finish)["cancelled"]:
+                    return
+                await asyncio.sleep(CANCEL_PAUSE_S)
 
     async def _streamed(
         self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes

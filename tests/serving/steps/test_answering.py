@@ -17,8 +17,11 @@ from iblip.serving.steps.questions import Question
 LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory access ; GPU=0)")
 
 
+PIXELS = np.zeros((1, 4, 6, 3), np.uint8)
+
+
 def question(**facts):
-    return Question(prompt="What?", inputs={}, **facts)
+    return Question(prompt="What?", pixels=PIXELS, **facts)
 
 
 def encode(question):
@@ -232,16 +235,50 @@ def test_a_caller_who_goes_while_images_are_encoded_costs_the_engine_nothing(ans
     running.answer(question(), reply)
     reply.gone.set()
     assert reply.ended.wait(10)
+    assert reply.end.finish_reason == "cancelled"
     gate.opened.set()
-    assert generation.cancelled.wait(10)
+    running.close()
+    assert running._engine.running == []
 
 
-def test_a_question_past_its_deadline_is_not_encoded(answering):
-    gate, reply = Gate(), FakeReply()
-    answering(encode=gate).answer(question(deadline=time.monotonic() - 1), reply)
-    assert reply.ended.wait(10)
-    assert isinstance(reply.end, DeadlineError)
-    assert gate.count == 0
+def test_a_deadline_is_kept_whatever_a_question_waits_for(answering):
+    gate, encoding, waiting = Gate(), FakeReply(), [FakeReply() for _ in range(ENCODERS + 3)]
+    running = answering(encode=gate)
+    for reply in (encoding, *waiting):
+        running.answer(question(deadline=time.monotonic() + 0.05), reply)
+    assert all(reply.ended.wait(10) for reply in (encoding, *waiting))
+    assert all(isinstance(reply.end, DeadlineError) for reply in (encoding, *waiting))
+    assert gate.count <= ENCODERS
+    gate.opened.set()  # what was encoded is not asked: there is no generation
+
+
+def test_images_of_interactive_questions_are_encoded_first(answering):
+    gate, order = Gate(), []
+
+    def encode_in_order(asked):
+        if asked.caller:
+            order.append(asked.caller)
+        return gate(asked)
+
+    generations = (FakeGeneration([answer("7")]) for _ in range(ENCODERS + 4))
+    running = answering(*generations, encode=encode_in_order)
+    first, replies = [FakeReply() for _ in range(ENCODERS)], []
+    for reply in first:
+        running.answer(question(), reply)
+    while gate.count < ENCODERS:
+        time.sleep(0.001)
+    long_ago = time.monotonic() - 60
+    for name, facts in (
+        ("bulk", {"priority": "bulk"}),
+        ("interactive", {}),
+        ("late bulk", {"priority": "bulk"}),
+        ("patient bulk", {"priority": "bulk", "arrived": long_ago}),
+    ):
+        replies.append(FakeReply())
+        running.answer(question(**{"arrived": time.monotonic(), **facts}, caller=name), replies[-1])
+    gate.opened.set()
+    assert all(reply.ended.wait(10) for reply in (*first, *replies))
+    assert set(order[:2]) == {"interactive", "patient bulk"}
 
 
 def test_images_that_cannot_be_encoded_are_the_askers_trouble_alone(answering):
@@ -315,6 +352,7 @@ def test_what_ends_the_process_is_told_after_the_caller_knows_it():
     while not told:
         time.sleep(0.001)
     running.answer(question(), replies[1])
+    assert replies[1].ended.wait(10)
     running.close()
     assert told == [(LOST, [LOST]), (LOST, [LOST, LOST])]
 

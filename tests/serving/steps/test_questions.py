@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from iblip.engines.language_model.waiting import BULK_PATIENCE_S
 from iblip.export.errors import InputError, OptionError
 from iblip.serving.steps.policy import VARIABLE, Policy
 from iblip.serving.steps.questions import QuestionReader
-from iblip.serving.wire import CANCEL_KEY, PACKED, Limits
+from iblip.serving.wire import CALL_KEY, CANCEL_KEY, PACKED, Limits
 
 LIMITS = Limits(
     max_instruction=30,
@@ -25,6 +27,7 @@ LIMITS = Limits(
     max_option_bytes=200,
     max_logprobs=1000,
 )
+OURS = {CALL_KEY: "ours"}
 PIXELS = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
 
 
@@ -38,8 +41,13 @@ class Words:
         return {"qformer_input_ids": np.full((1, count), count, np.int64)}
 
 
+def reader_with(policy=None, **facts):
+    facts = {"limits": LIMITS, "tokenizer": Words(), "call_key": "ours", **facts}
+    return QuestionReader(policy=Policy(**(policy or {})), **facts)
+
+
 def read(prompt=b"What is it?", pixels=PIXELS, parameters=None, timeout_us=0, **facts):
-    reader = QuestionReader(**{"limits": LIMITS, "tokenizer": Words(), **facts})
+    reader = reader_with(**facts)
     text = "" if parameters is None else json.dumps(parameters)
     return reader(pixels, np.array([prompt], dtype=object), text, timeout_us)
 
@@ -48,9 +56,10 @@ def test_a_question_has_what_the_chain_takes_and_when_it_came():
     before, pixels = time.monotonic(), PIXELS.copy()
     question = read(pixels=pixels)
     assert before <= question.arrived <= time.monotonic()
-    assert question.inputs["qformer_input_ids"].tolist() == [[3, 3, 3]] * 3
     pixels[:] = 0  # Triton's memory is used again
-    assert (question.inputs["pixels"] == PIXELS).all()
+    inputs = reader_with().inputs(question)
+    assert inputs["qformer_input_ids"].tolist() == [[3, 3, 3]] * 3
+    assert (inputs["pixels"] == PIXELS).all()
     request = question.request(np.zeros((3, 8, 4), np.float32))
     assert (request.prompt, request.deadline) == ("What is it?", None)
     assert 0 <= request.vision_s <= time.monotonic() - before
@@ -58,7 +67,8 @@ def test_a_question_has_what_the_chain_takes_and_when_it_came():
 
 def test_a_model_without_an_instruction_may_be_asked_nothing():
     question = read(b"", tokenizer=None)
-    assert (question.prompt, set(question.inputs)) == ("", {"pixels"})
+    assert question.prompt == ""
+    assert set(reader_with(tokenizer=None).inputs(question)) == {"pixels"}
 
 
 @pytest.mark.parametrize(
@@ -66,13 +76,20 @@ def test_a_model_without_an_instruction_may_be_asked_nothing():
     [
         (b" ", 1, {}, "the prompt is empty"),
         (b"\xff", 2, {}, "not UTF-8"),
-        (b"long " * 40, 1, {}, "the instruction has 40 tokens; at most 30 fit"),
         (b"long " * 61, 1, {}, "the prompt has 305 bytes; expected at most 300"),
         (b"What?", 0, {}, "the request has 0 images; expected 1 to 3"),
         (b"What?", 1, {"truncation": "up"}, "truncation is 'up'; expected '', 'left' or 'right'"),
         (b"What?", 1, {"stop": json.dumps(["x" * 300])}, "parameters has 3.. bytes; .* 200"),
-        (b"What?", 1, {PACKED: json.dumps({"stop": "x" * 300})}, "has 312 bytes; .* 200"),
-        (b"What?", 1, {PACKED: '"' * 2000}, "parameters has 4.* bytes; expected at most 1200"),
+        (b"What?", 1, {**OURS, PACKED: json.dumps({"stop": "x" * 300})}, "has 312 bytes; .* 200"),
+        (b"What?", 1, {**OURS, PACKED: '"' * 2000}, "parameters has 4.* bytes; .* at most 1200"),
+        (b"What?", 1, {PACKED: "{}"}, "there is no option 'options_json'"),
+        (
+            b"What?",
+            1,
+            {PACKED: "{}", CALL_KEY: "x"},
+            "there is no option '(call_key|options_json)'",
+        ),
+        (b"What?", 1, {CANCEL_KEY: 1.5}, "cancel_key is 1.5; expected a string of at most 256"),
         (b"What?", 1, {"logprobs": 60}, "of 20 tokens: 1220 .*; expected at most 1000"),
     ],
 )
@@ -87,6 +104,11 @@ def test_too_many_images_are_refused():
         read(pixels=np.zeros((4, 4, 6, 3), np.uint8))
 
 
+def test_an_instruction_that_is_too_long_is_found_when_it_is_tokenised():
+    with pytest.raises(InputError, match="the instruction has 40 tokens; at most 30 fit"):
+        reader_with().inputs(read(b"long " * 40))
+
+
 def test_sizes_are_looked_at_before_anything_is_tokenised():
     class Never:
         def __call__(self, prompt, **cut):
@@ -98,22 +120,52 @@ def test_sizes_are_looked_at_before_anything_is_tokenised():
 
 def test_packed_parameters_are_those_of_the_request():
     options = {"max_new_tokens": 5, "temperature": 0.5, "n": 3}
-    question = read(parameters={PACKED: json.dumps(options), "stream": False, CANCEL_KEY: "s"})
+    outer = {**OURS, PACKED: json.dumps(options), "stream": False, CANCEL_KEY: "s"}
+    question = read(parameters=outer)
     assert question.options.temperature == 0.5
     assert (question.stream, question.cancel_key, question.tokens) == (False, "s", 15)
 
 
 @pytest.mark.parametrize(("given", "default", "left"), [(0, None, None), (0, 7, 7), (3e6, 7, 3)])
 def test_a_request_without_a_timeout_has_the_servers(given, default, left):
-    question = read(timeout_us=int(given), default_timeout_s=default)
+    question = read(timeout_us=int(given), policy={"default_timeout_s": default})
     assert question.seconds_left == (left and pytest.approx(left, abs=1))
 
 
+BY_HEADER = {"caller_header": "authorization", "max_caller_tokens": 30}
+
+
 def test_a_caller_is_told_apart_by_a_header_only_where_that_is_wanted():
-    parameters = {"authorization": "Bearer 1"}
-    assert read(parameters=parameters, caller_parameter="authorization").caller == "Bearer 1"
-    with pytest.raises(OptionError, match="no option 'authorization'"):
+    parameters = {"Authorization": "Bearer 1"}
+    assert read(parameters=parameters, policy=BY_HEADER).caller == "Bearer 1"
+    assert read(policy=BY_HEADER).caller == ""  # all of these are one
+    assert read().caller is None
+    with pytest.raises(OptionError, match="no option 'Authorization'"):
         read(parameters=parameters)
+
+
+def test_nobody_passes_for_another_caller():
+    twice = {"authorization": "a", "Authorization": "b"}
+    with pytest.raises(OptionError, match="authorization is given 2 times"):
+        read(parameters=twice, policy=BY_HEADER)
+    packed = {**OURS, PACKED: json.dumps({"authorization": "a"})}
+    assert read(parameters=packed, policy=BY_HEADER).caller == "a"
+    with pytest.raises(OptionError, match="no option 'options_json'"):
+        read(parameters={PACKED: packed[PACKED], "authorization": "b"}, policy=BY_HEADER)
+
+
+def test_what_no_caller_may_have_under_way_is_never_admitted():
+    with pytest.raises(OptionError, match=r"may generate 40 tokens; .* at most 30"):
+        read(parameters={"max_new_tokens": 20, "n": 2, "temperature": 1.0}, policy=BY_HEADER)
+    ranking = {"candidates": json.dumps(["a", "b"])}
+    assert read(parameters=ranking, policy=BY_HEADER).tokens == 2
+
+
+def test_bulk_is_urgent_once_it_has_waited():
+    assert read().is_urgent
+    bulk = read(parameters={"priority_class": "bulk"})
+    assert not bulk.is_urgent
+    assert replace(bulk, arrived=bulk.arrived - BULK_PATIENCE_S).is_urgent
 
 
 def test_the_operators_policy_travels_in_the_environment():
@@ -125,5 +177,8 @@ def test_the_operators_policy_travels_in_the_environment():
         Policy.from_environment({VARIABLE: "{"})
     with pytest.raises(OptionError, match="default_timeout_s is 0"):
         Policy(default_timeout_s=0)
+    for number in (float("inf"), float("nan"), 1e20):
+        with pytest.raises(OptionError, match="expected more than 0, at most 1e"):
+            Policy(default_timeout_s=number)
     with pytest.raises(OptionError, match="not told apart"):
         Policy(max_caller_tokens=5)
