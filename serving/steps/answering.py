@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from iblip.engines.language_model.types import (
     Answer,
+    EngineStatus,
     Event,
     Generation,
     LanguageModelEngine,
@@ -117,6 +118,13 @@ class Answering:
             self._admit(caller)
         except Exception as error:  # any error belongs to this caller; the process serves on
             self._end(caller, error)
+
+    def status(self) -> EngineStatus:
+        """The engine's, and those who wait for their images as waiting."""
+        with self._lock:
+            coming = sum(one.generation is None for one in self._open)
+        status = self._engine.status()
+        return replace(status, waiting=status.waiting + coming)
 
     def cancel(self, key: str) -> int:
         """Cancels the questions with that secret; an empty one is of none.

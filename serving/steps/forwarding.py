@@ -112,6 +112,7 @@ class Forwarding:
             found = [one for one in self._waiting if caller_key and one.caller_key == caller_key]
             for one in found:
                 one.given_up = True
+        self._cancel_all(found)
         return len(found)
 
     def close(self) -> None:
@@ -136,9 +137,12 @@ class Forwarding:
             with self._lock:
                 for one in self._waiting:
                     one.given_up = one.given_up or one.sender.is_cancelled()
-                keys = [one.own_key for one in self._waiting if one.given_up]
-            for key in keys:  # each time, until it ends: the other model may not have it yet
-                try:
-                    self._cancel(key)
-                except Exception:  # those who wait are still to be looked after
-                    logger.exception("a request could not be cancelled")
+                given_up = [one for one in self._waiting if one.given_up]
+            self._cancel_all(given_up)  # until it ends: the other model may not have it yet
+
+    def _cancel_all(self, given_up: list[_Waiting]) -> None:
+        for one in given_up:
+            try:
+                self._cancel(one.own_key)
+            except Exception:  # those who wait are still to be looked after
+                logger.exception("a request could not be cancelled")

@@ -127,7 +127,7 @@ def test_wrong_pixels_are_refused_with_what_is_wanted(served, pixels, change, me
 
 
 def test_a_missing_input_is_named(served, pixels):
-    with pytest.raises(InferenceServerException, match=r"missing required input\(s\) \['prompt'\]"):
+    with pytest.raises(InferenceServerException, match="InputError: the input 'prompt' is missing"):
         ask(served, tensors(pixels)[:1])
 
 
@@ -136,7 +136,8 @@ def test_a_missing_input_is_named(served, pixels):
     [
         (b"", "InputError: the prompt is empty"),
         (b"\xff\xfe", "InputError: the prompt is not UTF-8"),
-        (b"digit " * 5000, "InputError: the instruction has 500"),
+        (b"digit " * 2000, "InputError: the instruction has 200"),
+        (b"digit " * 5000, "InputError: the prompt has 30000 bytes; expected at most 16384"),
     ],
 )
 def test_bad_prompts_are_refused(served, pixels, prompt, message):

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import grpc
@@ -25,6 +26,7 @@ LIMIT_S = 30
 CALLER = """
 import json, sys, urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import tritonclient.grpc as grpc
@@ -88,6 +90,10 @@ def cancellation(model, key):
     return request
 
 
+def all_slots(served):
+    return replace(served.long, n=served.manifest.limits.slots)
+
+
 def asked(served, picture, model, key, length):
     """A request for a long answer."""
     pixels = pixels_from_image(picture, served.manifest.preprocessing)[None]
@@ -98,7 +104,7 @@ def asked(served, picture, model, key, length):
 
 
 @pytest.mark.parametrize("model", ["instructblip", "instructblip_unary"])
-def test_a_request_is_cancelled_by_its_key_alone(served, picture, model):
+def test_a_request_is_cancelled_by_its_key_alone(served, client, picture, model):
     keys = [f"{model} {number}" for number in range(3)]
     with grpc.insecure_channel(served.url) as channel, ThreadPoolExecutor(3) as pool:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -109,10 +115,12 @@ def test_a_request_is_cancelled_by_its_key_alone(served, picture, model):
             responses = stub.ModelStreamInfer(iter([request]), timeout=LIMIT_S)
             return finish_of(list(responses)[-1].infer_response)
 
-        length = served.long.max_new_tokens
-        running = [pool.submit(ask, asked(served, picture, model, key, length)) for key in keys]
-        wait_for(lambda: taken(served.server)[0] >= 3)
+        busy = [client.stream(picture, "What?", options=all_slots(served)) for _ in range(2)]
+        running = [pool.submit(ask, asked(served, picture, model, key, 5)) for key in keys]
+        wait_for(lambda: taken(served.server)[1] >= 4)
         counts = [ask(cancellation(model, key)) for key in (keys[1], "another", keys[1])]
+        for stream in busy:
+            stream.cancel()
         reasons = [one.result()["finish_reason"] for one in running]
     assert [one["cancelled"] for one in counts[:2]] == [1, 0]
     assert [reason == "cancelled" for reason in reasons] == [False, True, False]

@@ -50,7 +50,7 @@ class TritonPythonModel:
         callers = CallerLimits(requests=policy.max_caller_requests, tokens=policy.max_caller_tokens)
         self.answering = Answering(engine, self.encode, callers=callers)
         metrics = EngineMetrics(make_family, {"model": args["model_name"]})
-        self.metrics = MetricsThread(metrics, engine.status)
+        self.metrics = MetricsThread(metrics, self.answering.status)
 
     def execute(self, requests):
         """Admits the requests in their order."""
