@@ -76,6 +76,17 @@ def test_a_token_outside_of_the_vocabulary_is_refused(manifest, rules, token):
         rules("qformer").checked(from_triton(asked))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [([1] * 15 + [7], "has 7; expected 0 or 1"), ([0] * 16, "has a row of zeros")],
+)
+def test_a_mask_that_is_none_is_refused(manifest, rules, row, message):
+    asked = instruction(manifest, batch=2)
+    asked["qformer_attention_mask"][1] = row
+    with pytest.raises(InputError, match=message):
+        rules("qformer").checked(from_triton(asked))
+
+
 def test_the_last_token_of_the_vocabulary_is_read(manifest, rules, vicuna_build):
     asked = instruction(manifest, token=manifest.text.qformer_vocab_size - 1)
     feed = rules("qformer").checked(from_triton(asked))
