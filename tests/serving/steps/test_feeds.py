@@ -76,14 +76,11 @@ def test_a_token_outside_of_the_vocabulary_is_refused(manifest, rules, token):
         rules("qformer").checked(from_triton(asked))
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [([1] * 15 + [7], "has 7; expected 0 or 1"), ([0] * 16, "has a row of zeros")],
-)
-def test_a_mask_that_is_none_is_refused(manifest, rules, row, message):
+@pytest.mark.parametrize("value", [7, -1])
+def test_a_mask_of_other_numbers_is_refused(manifest, rules, value):
     asked = instruction(manifest, batch=2)
-    asked["qformer_attention_mask"][1] = row
-    with pytest.raises(InputError, match=message):
+    asked["qformer_attention_mask"][1, 15] = value
+    with pytest.raises(InputError, match=f"mask' has {value}; expected 0 or 1"):
         rules("qformer").checked(from_triton(asked))
 
 
