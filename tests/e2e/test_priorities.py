@@ -50,7 +50,7 @@ def test_an_interactive_question_overtakes_bulk_ones(served, picture):
             released.set()
         for future in answers:
             future.result()
-    assert order.index("interactive") <= slots
+    assert order.index("interactive") < 1.5 * slots  # in their order it would be the last
 
 
 def wait_for(served, true):
