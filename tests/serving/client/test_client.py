@@ -49,7 +49,15 @@ except UnreachableError as error:
     print("reached out:", error)
 """
 
-HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "tokenizers", "safetensors"}
+HEAVY = {
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 
 
 def test_it_needs_none_of_the_heavy_libraries():
