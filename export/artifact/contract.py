@@ -33,7 +33,8 @@ class _Dtypes(Mapping[str, npt.DTypeLike]):
             return _NUMPY[name]
         import ml_dtypes
 
-        return ml_dtypes.bfloat16
+        dtype: npt.DTypeLike = ml_dtypes.bfloat16
+        return dtype
 
     def __contains__(self, name: object) -> bool:
         return name in _NUMPY

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from iblip.serving.client import AsyncClient, Client, OptionError, UnknownHostError
+from iblip.serving.client import AsyncClient, Client, OptionError, Timeout, UnknownHostError
 from iblip.serving.client.address import NO_PROXIES, PROXIES, Address
 from iblip.serving.client.errors import UnreachableError
 
@@ -56,7 +56,7 @@ def test_anything_else_is_refused_when_the_client_is_made(client, url, message):
 
 def test_a_host_without_an_address_is_said_at_once():
     with (
-        Client("nosuch.invalid:8001", timeout_s=60) as client,
+        Client("nosuch.invalid:8001", timeout=60) as client,
         pytest.raises(UnknownHostError, match=r"host of nosuch\.invalid:8001 cannot be found"),
     ):
         client.ask(*QUESTION)
@@ -103,5 +103,5 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch)
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_client_can_be_pickled(kind):
-    copy = pickle.loads(pickle.dumps(kind("host:1", timeout_s=3, model="m")))
-    assert (copy.url, copy.timeout_s, copy.model) == ("host:1", 3, "m")
+    copy = pickle.loads(pickle.dumps(kind("host:1", timeout=3, model="m")))
+    assert (copy.url, copy.timeout, copy.model) == ("host:1", Timeout(connect=3, total=3), "m")
