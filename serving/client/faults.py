@@ -68,6 +68,11 @@ CLOSED = (
 )
 """It does not say why, and may also be a proxy whose server is down: worth waiting for."""
 
+NOT_GRPC = (
+    "what answers at {url} does not speak gRPC. An HTTP service does not: give the port of gRPC, "
+    "which is 8001 unless `iblip serve` printed another. ({text})"
+)
+
 _MESSAGES: Mapping[type[IblipError], str] = {
     UnknownHostError: "the host of {url} cannot be found ({text}). Check its spelling, and DNS.",
     NoTLSError: "the server at {url} does not speak TLS. Leave out tls= (--tls, --tls-ca).",
@@ -141,6 +146,8 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
         text = text.rsplit(": ", 1)[-1].rstrip("]")  # gRPC lists every attempt; the last says why
         if text == "Socket closed":
             return make(CLOSED.format(url=url))
+        if "SETTINGS frame" in text:
+            return make(NOT_GRPC.format(url=url, text=text))
     if isinstance(error, UntrustedError):
         text = _reason(text)
     message = _MESSAGES.get(type(error), "{text}")
