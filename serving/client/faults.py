@@ -146,7 +146,7 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
         text = text.rsplit(": ", 1)[-1].rstrip("]")  # gRPC lists every attempt; the last says why
         if text == "Socket closed":
             return make(CLOSED.format(url=url))
-        if "SETTINGS frame" in text:
+        if "Expected SETTINGS frame" in text:
             return make(NOT_GRPC.format(url=url, text=text))
     if isinstance(error, UntrustedError):
         text = _reason(text)

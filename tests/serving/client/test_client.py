@@ -50,6 +50,7 @@ except UnreachableError as error:
 """
 
 HEAVY = {
+    "ml_dtypes",
     "onnx",
     "onnx_ir",
     "onnxruntime",
@@ -57,6 +58,7 @@ HEAVY = {
     "tokenizers",
     "torch",
     "transformers",
+    "tritonclient",
 }
 
 

@@ -351,8 +351,14 @@ def test_many_rows_with_arguments_of_their_own(run):
 
 
 def test_leaving_a_map_cancels_its_questions():
+    def rows(server):
+        yield (IMAGE, "Why?")
+        while not server.requests:  # the first row gets the first answer
+            time.sleep(0.01)
+        yield from [(IMAGE, "Why?")] * 50
+
     with Server([say("yes"), *[hang] * 100]) as server, Client(server.url) as client:
-        results = client.map(((IMAGE, "Why?") for _ in range(50)), concurrency=4)
+        results = client.map(rows(server), concurrency=4)
         assert next(results).text == "yes"
         while len(server.requests) < 3:
             time.sleep(0.01)
