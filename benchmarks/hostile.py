@@ -34,7 +34,7 @@ from iblip.serving.client.messages import KeepAlive, channel_options, infer_requ
 from iblip.serving.client.patience import ONE_ATTEMPT
 from iblip.serving.client.protocol import ModelInferRequest, Service
 from iblip.serving.repository.model_config import DATA_TYPES
-from iblip.serving.wire import UNARY
+from iblip.serving.wire.names import UNARY
 
 TIMEOUT_S = 20.0
 

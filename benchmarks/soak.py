@@ -35,7 +35,7 @@ from iblip.serving.client import AsyncClient, CancelledError
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
 from iblip.serving.client.patience import ONE_ATTEMPT
 from iblip.serving.client.protocol import Service
-from iblip.serving.wire import MODEL
+from iblip.serving.wire.names import MODEL
 
 REQUESTS = 2000
 AT_ONCE = 16

@@ -26,7 +26,8 @@ from iblip.serving.client.messages import (
 from iblip.serving.client.patience import Attempts, Retries, Timeout, Unset
 from iblip.serving.client.protocol import Message, Service
 from iblip.serving.client.security import TLS, settled_metadata
-from iblip.serving.wire import MODEL, ServerContract
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.names import MODEL
 
 AnyTimeout = Timeout | float | Unset | None
 """A call's timeout. A number stands for both of `Timeout`'s, `None` is for ever, and `UNSET` is

@@ -20,7 +20,7 @@ from iblip.serving.client.errors import (
     UntrustedError,
 )
 from iblip.serving.client.patience import LATE, LONGEST_TIMEOUT_S
-from iblip.serving.wire import TRITON_PHRASES, error_from_text
+from iblip.serving.wire.errors import TRITON_PHRASES, error_from_text
 
 Maker = Callable[[str], IblipError]
 

@@ -26,19 +26,10 @@ from iblip.serving.client.protocol import (
     ModelInferRequest,
     ModelReadyRequest,
 )
-from iblip.serving.wire import (
-    FINISH,
-    PIXELS,
-    PRIORITIES,
-    PRIORITY,
-    PROMPT,
-    STREAM,
-    TEXT,
-    ServerContract,
-    answer_from_finish,
-    check_priority,
-    parameters_from_options,
-)
+from iblip.serving.wire.answers import answer_from_finish
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.names import FINISH, PIXELS, PRIORITY, PROMPT, STREAM, TEXT
+from iblip.serving.wire.parameters import PRIORITIES, check_priority, parameters_from_options
 
 MAX_KEEPALIVE_S = 2_000_000
 """The longest time between pings; gRPC counts its milliseconds in 32 bits."""

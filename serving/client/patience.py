@@ -168,6 +168,10 @@ class Attempts:
         self._pauses = self._resent = self._lost = 0
         self._fault: IblipError | None = None
 
+    def last_fault(self, late: DeadlineError) -> IblipError:
+        """What went wrong the last time, which says more than that time is over; else `late`."""
+        return self._fault or late
+
     def remaining(self) -> float | None:
         """Seconds left for the question; `None` where there is no limit.
 

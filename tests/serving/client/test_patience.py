@@ -230,7 +230,7 @@ def test_a_client_waits_until_the_server_is_ready():
     server.ready.clear()
     server.ready.append(False)
     with Client(server.url) as client, pytest.raises(NotReadyError, match="is not ready"):
-        client.wait_until_ready(0.3)
+        client.wait_until_ready(3)
     server.__exit__()
     with Client(server.url) as client, pytest.raises(UnreachableError):
         client.wait_until_ready(0.3)
