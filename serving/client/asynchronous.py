@@ -122,7 +122,9 @@ class AsyncClient(BaseClient):
         try:
             await self._try(ask, attempts)
         except DeadlineError as late:
-            raise attempts.last_fault(late) from late
+            if attempts.fault is None:
+                raise
+            raise attempts.fault from late  # which says more than that time is over
         return self._contract or await self._ask_contract(attempts)
 
     async def _ask_contract(self, attempts: Attempts) -> ServerContract:

@@ -119,7 +119,9 @@ class Client(BaseClient):
         try:
             self._try(ask, attempts, threading.Event())
         except DeadlineError as late:
-            raise attempts.last_fault(late) from late
+            if attempts.fault is None:
+                raise
+            raise attempts.fault from late  # which says more than that time is over
         return self._contract or self._ask_contract(attempts, threading.Event())
 
     def _ask_contract(self, attempts: Attempts, cancelled: threading.Event) -> ServerContract:
