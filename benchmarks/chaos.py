@@ -37,7 +37,9 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import DeadlineError, IblipError
 from iblip.export.examples import read_examples
 from iblip.serving.client import AsyncClient, CancelledError
-from iblip.serving.wire import UNARY, answer_from_finish, parameters_from_options
+from iblip.serving.wire.answers import answer_from_finish
+from iblip.serving.wire.names import UNARY
+from iblip.serving.wire.parameters import parameters_from_options
 
 MINUTES = 30.0
 EVERY_S = 30.0
@@ -224,7 +226,7 @@ class Chaos:
             "over HTTP": self._ask_over_http,
             "cancelled": self._cancel,
         }
-        async with AsyncClient(self._server.urls["grpc"], timeout_s=PATIENCE_S) as client:
+        async with AsyncClient(self._server.urls["grpc"], timeout=PATIENCE_S, retries=0) as client:
             while not self._over.is_set():
                 way = self._chance.choice(list(ways))
                 asked = self._chance.choice(self._questions)

@@ -25,15 +25,16 @@ from urllib.parse import urlsplit
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.server_process import ROOT
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.artifact.manifest import Manifest
 from iblip.serving.client import Client
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
+from iblip.serving.client.patience import ONE_ATTEMPT
+from iblip.serving.client.protocol import ModelInferRequest, Service
 from iblip.serving.repository.model_config import DATA_TYPES
-from iblip.serving.wire import UNARY
+from iblip.serving.wire.names import UNARY
 
 TIMEOUT_S = 20.0
 
@@ -72,7 +73,7 @@ class Target:
 
     def step(self, component: str, *, batch: int, token: int = 5) -> Message:
         """A request to a step whose shapes say `batch`, with the data of one row."""
-        message = service_pb2.ModelInferRequest(model_name=component)
+        message = ModelInferRequest(model_name=component)
         for spec in self.manifest.components[component].graphs["model"].contract.inputs:
             sizes = [axis if isinstance(axis, int) else 16 for axis in spec.axes[1:]]
             data_type = DATA_TYPES[spec.dtype].removeprefix("TYPE_")
@@ -86,7 +87,7 @@ class Target:
         with grpc.insecure_channel(
             self.urls["grpc"], options=channel_options(KeepAlive())
         ) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = Service(channel)
             stub.ModelInfer(message, timeout=TIMEOUT_S)
 
     def post(self, body: bytes | Iterator[bytes]) -> None:
@@ -214,7 +215,7 @@ def stop_reading(url: str, seconds: float) -> None:
 def main() -> None:
     """Asks for long answers at once, and says when the first begins."""
     (url,) = sys.argv[1:]
-    with Client(url) as client:
+    with Client(url, timeout=ONE_ATTEMPT, retries=0) as client:
         side, limits = client.contract().preprocessing, client.contract().limits
         image = np.zeros((side.height, side.width, 3), np.uint8)
         length = (limits.max_length - limits.num_query_tokens) * 9 // 10  # the prompt has the rest

@@ -22,15 +22,9 @@ import numpy as np
 from iblip.export.errors import DeadlineError, EngineError
 from iblip.serving.client import Client, GenerationOptions, UnreachableError
 from iblip.serving.server.server import TritonServer
-from iblip.serving.wire import (
-    MODEL,
-    PIXELS,
-    PROMPT,
-    TOKEN,
-    UNARY,
-    ServerContract,
-    error_from_text,
-)
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.errors import error_from_text
+from iblip.serving.wire.names import MODEL, PIXELS, PROMPT, TOKEN, UNARY
 
 PROMPT_TEXT = "What is in the image?"
 BLACK = np.zeros((32, 32, 3), np.uint8)
@@ -50,7 +44,7 @@ class _GrpcQuestion:
         self._url, self._token = server.grpc_url, server.options.token
 
     def __call__(self, timeout_s: float) -> None:
-        with Client(self._url, timeout_s=timeout_s, token=self._token) as client:
+        with Client(self._url, timeout=timeout_s, retries=0, token=self._token) as client:
             client.ask(BLACK, PROMPT_TEXT, options=ONE_TOKEN)
 
 

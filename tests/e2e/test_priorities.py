@@ -23,7 +23,7 @@ def test_an_interactive_question_overtakes_bulk_ones(served, picture):
     slots, order, released = served.manifest.limits.slots, [], threading.Event()
 
     def occupy():
-        with Client(served.url, timeout_s=WAITING_S) as client:
+        with Client(served.url, timeout=WAITING_S) as client:
             while not released.is_set():
                 stream = client.stream(picture, "What?", options=replace(served.long, n=slots))
                 for _ in stream:
@@ -32,7 +32,7 @@ def test_an_interactive_question_overtakes_bulk_ones(served, picture):
                         return
 
     def answer(name, priority, tokens):
-        with Client(served.url, timeout_s=WAITING_S) as client:
+        with Client(served.url, timeout=WAITING_S) as client:
             client.ask(picture, "What?", options=served.wild(tokens), priority=priority)
         order.append(name)
 
