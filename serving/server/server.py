@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from iblip.export.errors import ServingError
+from iblip.export.system.paths import PathLike, path_from
 from iblip.serving.server.access import address_of
 from iblip.serving.server.children import ModelProcesses
 from iblip.serving.server.command import SCRATCH, scratch_parent, server_command
@@ -70,12 +71,12 @@ class TritonServer:
 
     def __init__(
         self,
-        repository: Path,
+        repository: PathLike,
         options: ServerOptions | None = None,
         *,
         progress: Progress = logger.info,
     ) -> None:
-        self.repository = repository.absolute()
+        self.repository = path_from(repository, "repository").absolute()
         self.options = options or ServerOptions()
         self._progress = progress
         self._keeper: subprocess.Popen[bytes] | None = None
