@@ -60,6 +60,7 @@ class TritonServer:
         repository: the folder of models.
         options: see `ServerOptions`.
         progress: told of each model that is loaded.
+        leave: once another thread sets it, a start that is under way is given up.
 
     Attributes:
         ready_s: seconds from the start until every model was ready.
@@ -75,10 +76,12 @@ class TritonServer:
         options: ServerOptions | None = None,
         *,
         progress: Progress = logger.info,
+        leave: threading.Event | None = None,
     ) -> None:
         self.repository = path_from(repository, "repository").absolute()
         self.options = options or ServerOptions()
         self._progress = progress
+        self._leave = leave or threading.Event()
         self._keeper: subprocess.Popen[bytes] | None = None
         self._pid = self._log_start = 0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -254,7 +257,8 @@ class TritonServer:
                 waited = f"{self.options.ready_timeout_s:g} seconds"
                 raise ServingError(f"Triton was not ready after {waited}.\n{why(log)}")
             told = self._tell(log, told)
-            time.sleep(READY_POLL_S)
+            if self._leave.wait(READY_POLL_S):
+                raise ServingError("Triton was stopped before it was ready.")
         self._tell(self.log(), told)
 
     def _is_ready(self) -> bool:
