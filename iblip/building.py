@@ -13,7 +13,7 @@ from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
 from iblip.export.errors import IblipError, OptionError
 from iblip.export.messages import did_you_mean
 from iblip.export.system.paths import PathLike, path_from
-from iblip.libraries import export_libraries
+from iblip.libraries import installed, quiet
 from iblip.markup import table_from_facts
 from iblip.progress import ProgressOption, progress_from
 
@@ -227,7 +227,7 @@ def build(
         hint = did_you_mean(name, BuildKeywords.__annotations__)
         raise OptionError(f"build has no option {name!r}.{hint}")
     shown = progress_from(progress)
-    with messages_in_keywords(), export_libraries("iblip.build"):
+    with messages_in_keywords(), installed("iblip.build"), quiet():
         from iblip.serving.builder.build import build as make
 
         asked = _options(
@@ -310,8 +310,8 @@ FLAGS: Mapping[str, str] = {
 """Flags of the command line that have another name in Python."""
 
 
-_FLAG = re.compile(r"`[^`]*`|--([a-z][a-z0-9-]*)")
-"""A flag, but not within a command line, which is left as it is."""
+_FLAG = re.compile(r"`[^`]*`|--([a-z][a-z0-9-]*)( (?=[A-Z]{2}))?")
+"""A flag, with the space before its value's name; a command line in backticks stays as it is."""
 
 
 @contextmanager
@@ -325,6 +325,8 @@ def messages_in_keywords() -> Iterator[None]:
         raise
 
 
-def _keyword(match: Any) -> str:
+def _keyword(match: re.Match[str]) -> str:
     flag: str | None = match[1]
-    return FLAGS.get(flag, flag.replace("-", "_")) if flag else str(match[0])
+    if flag is None:
+        return match[0]
+    return FLAGS.get(flag, flag.replace("-", "_")) + ("=" if match[2] else "")

@@ -15,6 +15,7 @@ from iblip.export.artifact.manifest import MEANS_NOTHING
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
 from iblip.export.system.paths import PathLike, path_from
+from iblip.libraries import installed
 from iblip.progress import ProgressOption, progress_from
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def serve(
         "log": log,
         "ready_timeout_s": ready_timeout_s,
     }
-    with messages_in_keywords():
+    with messages_in_keywords(), installed("iblip.serve"):
         settled = _options(opened, given)
         if opened.manifest.synthetic:
             logger.warning("%s", MEANS_NOTHING)

@@ -23,6 +23,7 @@ from iblip.engines.pipeline import Pipeline
 from iblip.export.errors import EngineError, IblipError
 from iblip.export.images import ImageSources
 from iblip.export.system.paths import PathLike
+from iblip.libraries import installed
 from iblip.serving.client.compat import resolve_options, trim_answer
 from iblip.serving.client.errors import CancelledError
 from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, map_rows
@@ -358,7 +359,8 @@ def load(build: PathLike, *, threads: int | None = None, device: int = 0) -> Mod
     Raises:
         BuildDirectoryError: it is not a build, or a file of it is missing.
         EngineError: an engine cannot be loaded here.
+        IblipError: a library that it runs on is not installed.
     """
-    return Model(
-        build if isinstance(build, Build) else Build(build), threads=threads, device=device
-    )
+    opened = build if isinstance(build, Build) else Build(build)
+    with installed("iblip.load"):
+        return Model(opened, threads=threads, device=device)

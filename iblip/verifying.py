@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from iblip.building import Build, messages_in_keywords
 from iblip.export.errors import OptionError
 from iblip.export.system.paths import PathLike, path_from
-from iblip.libraries import export_libraries
+from iblip.libraries import installed, quiet
 from iblip.progress import ProgressOption, progress_from
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def verify(
     shown, opened = progress_from(progress), tuple(map(Build, builds))
     if not opened:
         raise OptionError("verify was given no build; expected one or more")
-    with messages_in_keywords(), export_libraries("iblip.verify"):
+    with messages_in_keywords(), installed("iblip.verify"), quiet():
         from iblip.export.opening import source_of_build
         from iblip.serving.parity.running import ParityOptions, parity_report
 
