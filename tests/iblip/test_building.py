@@ -152,7 +152,7 @@ def test_command_lines_in_messages_stay_as_they_are():
 def test_what_is_no_build_is_refused(tmp_path):
     with pytest.raises(BuildDirectoryError, match="is not a build"):
         Build(tmp_path)
-    with pytest.raises(BuildDirectoryError, match="there is no directory .*nothing"):
+    with pytest.raises(BuildDirectoryError, match=r"there is no directory .*nothing"):
         Build("nothing")
     with pytest.raises(OptionError, match="the build is None; expected a path"):
         Build(None)  # type: ignore[arg-type]

@@ -187,7 +187,7 @@ def test_a_closed_model_says_so(vicuna_build, questions):
     for _ in range(2):
         with pytest.raises(EngineError):
             list(stream)
-    with pytest.raises(EngineError, match="this model of .* has been closed; load another"):
+    with pytest.raises(EngineError, match=r"this model of .* has been closed; load another"):
         model.ask(questions[0].image, "What?")
     assert repr(model) == f"<Model of {vicuna_build}, closed>"
 

@@ -49,7 +49,8 @@ def test_a_notebook_shows_the_verdict_and_the_page(report):
 
 
 def test_a_build_that_fails_says_where(vicuna_build):
-    stage = StageReport(checks=(Check(name="same text", value=0.5, limit=1.0, sense="least"),))
+    check = Check(name="same text", value=0.5, limit=1.0, sense="least")
+    stage = StageReport(checks=(check,), details={"different": []})
     failed = BuildReport(
         build=str(vicuna_build), label="fp32", precision={}, stages={"text": stage}
     )
@@ -76,7 +77,7 @@ def test_what_cannot_be_verified_is_refused(vicuna_build, tmp_path):
         iblip.verify()
     with pytest.raises(OptionError, match="expected one or more build directories, each once"):
         iblip.verify(vicuna_build, Build(vicuna_build), progress=None)
-    with pytest.raises(OptionError, match="^stages x: there is no such stage"):
+    with pytest.raises(OptionError, match=r"^stages x: there is no such stage"):
         iblip.verify(vicuna_build, stages=("x",))
     with pytest.raises(BuildDirectoryError, match="is not a build"):
         iblip.verify(tmp_path)
