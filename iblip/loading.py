@@ -201,8 +201,8 @@ class Model:
         Args:
             rows: each `(image, prompt)`, or a mapping with `image`, `prompt` and further arguments
                 of `ask`, which override those given here; may be a generator of any length.
-            concurrency: questions that are asked at the same time, 1 to 1024. The engine answers as
-                many of them at once as it has slots.
+            concurrency: questions that are asked at the same time, 1 to 1024, but no more than
+                may wait in the queue. The engine answers as many at once as it has slots.
             progress: `True` shows a line on stderr; a function is called after each row with a
                 `MapProgress`.
             options, compat, timeout, priority, keywords: of every question; see `ask`.
@@ -220,8 +220,13 @@ class Model:
             with running.watched(stream):
                 return trim_answer(stream.answer, preset)
 
+        most = self._contract.limits.queue
         return map_rows(
-            ask, rows, concurrency=concurrency, progress=progress, cancel=running.cancel
+            ask,
+            rows,
+            concurrency=min(concurrency, most) if isinstance(concurrency, int) else concurrency,
+            progress=progress,
+            cancel=running.cancel,
         )
 
     @property
