@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from iblip.export.errors import InputError
+from iblip.export.messages import listed
 from iblip.export.system.json_text import parse_json
 
 EXAMPLES = "examples.jsonl"
@@ -66,6 +67,22 @@ def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
         chosen = np.linspace(0, len(examples) - 1, limit).round().astype(int)
         examples = [examples[i] for i in chosen]
     return examples
+
+
+def check_examples(directory: Path, limit: int | None = None) -> None:
+    """Refuses examples that cannot be asked, before any work is done.
+
+    Args:
+        directory, limit: as `read_examples` takes them.
+
+    Raises:
+        InputError: the file is missing, empty or malformed, or an image is not there.
+    """
+    missing = [str(e.image) for e in read_examples(directory, limit) if not e.image.is_file()]
+    if missing:
+        raise InputError(
+            f"{directory / EXAMPLES} names images that are not there:\n  {listed(missing)}"
+        )
 
 
 def _example(directory: Path, data: Mapping[str, Any]) -> Example:

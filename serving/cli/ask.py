@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.engines.language_model.option_table import OPTIONS
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.options import (
+    CONNECTION,
     as_json,
     connection_from_flags,
     connection_options,
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     from iblip.engines.language_model.types import Priority
     from iblip.serving.client import AnswerStream
 
+HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
 
-@click.command()
+
+@click.command(cls=Command, headings=HEADINGS)
 @click.argument("images", metavar="IMAGE...", type=click.Path(), nargs=-1, required=True)
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
@@ -56,7 +61,7 @@ def command(
 ) -> None:
     """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
 
-    Some models take several images, such as the frames of a video: `export inspect` shows how many.
+    Some models take several images, such as the frames of a video: `iblip inspect` shows how many.
     A prompt for MiniGPT-4 may mark with <ImageHere> where each image goes.
 
     With --stream --json each piece is a line, {"delta": ...}, and the last line is the whole
@@ -76,7 +81,7 @@ def command(
         else:
             answer = client.ask(sources, prompt, **how)
     if json_:
-        echo(json.dumps(asdict(answer), ensure_ascii=False))
+        echo_json(asdict(answer), indent=None)
     elif answer.ranking:
         for candidate in answer.ranking:
             echo(f"{candidate.score:10.4f}  {candidate.text}")

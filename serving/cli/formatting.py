@@ -11,10 +11,24 @@ import click
 
 from iblip.export.messages import printable
 
+FORMAT = 1
+"""Version of the documents that `--json` prints. It grows when a field is renamed or removed, not
+when one is added. `docs/json.md` lists the fields."""
+
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Prints for a person or a program; what a terminal would obey is shown escaped."""
     click.echo(printable(text), err=err, nl=nl)
+
+
+def echo_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """Prints a document of `--json` on stdout, with its version `format` first.
+
+    Args:
+        document: JSON-ready; its own `format` is kept, if it has one.
+        indent: spaces a level; `None` is one line.
+    """
+    echo(json.dumps({"format": FORMAT, **document}, indent=indent, ensure_ascii=False))
 
 
 def table_lines(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
