@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -52,14 +53,32 @@ def checkpoint_from_source(
     """
     from iblip.export.checkpoint.image_size import at_image_size
 
-    _check_options(source)
+    check_source(source)
+    _load_libraries(progress)
     checkpoint = _find_reader(source, weights)(source, progress)
     if checkpoint.source is None:
         checkpoint = replace(checkpoint, source=_with_absolute_parts(source))
     return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
 
 
-def _check_options(source: ModelSource) -> None:
+def check_source(source: ModelSource) -> None:
+    """Refuses a source that cannot be opened, without loading anything.
+
+    Raises:
+        OptionError: there is no such directory, an option that this kind of source does not have,
+            or an unknown scheme.
+    """
+    if source.scheme is None and not source.is_directory and not source.is_on_hub:
+        raise OptionError(
+            f"there is no checkpoint directory {Path(source.model).absolute()}."
+            f"{_suggest(source.model)} Give --model a local Hugging Face directory (with"
+            " config.json and weights), or the name of a model of the hub (ORG/NAME)."
+        )
+    if source.scheme is not None and source.scheme not in READERS:
+        raise OptionError(
+            f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
+            " Give a Hugging Face directory instead."
+        )
     if source.parts and source.scheme is None:
         raise OptionError(
             f"--part is for models whose files lie apart ({_schemes()});"
@@ -72,12 +91,16 @@ def _check_options(source: ModelSource) -> None:
 def _find_reader(source: ModelSource, weights: bool) -> Reader:
     if source.scheme is None:
         return partial(_open_hub, weights=weights) if source.is_on_hub else _open_directory
-    if source.scheme not in READERS:
-        raise OptionError(
-            f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
-            " Give a Hugging Face directory instead."
-        )
     return READERS[source.scheme]
+
+
+def _load_libraries(progress: Progress) -> None:
+    """Loads what every checkpoint needs, which takes seconds, and says so."""
+    if {"torch", "transformers"} <= sys.modules.keys():
+        return
+    with progress.stage("load torch and transformers"):
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
 
 
 def _schemes() -> str:
@@ -102,12 +125,6 @@ def _open_hub(source: ModelSource, progress: Progress, weights: bool) -> Checkpo
 def _open_directory(source: ModelSource, progress: Progress) -> Checkpoint:
     from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 
-    if not source.is_directory:
-        raise OptionError(
-            f"there is no checkpoint directory {Path(source.model).absolute()}."
-            f"{_suggest(source.model)} Give --model a local Hugging Face directory (with"
-            " config.json and weights), or the name of a model of the hub (ORG/NAME)."
-        )
     checkpoint = checkpoint_from_directory(Path(source.model))
     return replace(checkpoint, source=replace(source, model=str(checkpoint.directory)))
 

@@ -141,9 +141,9 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> Plan:
     Raises:
         OptionError, CheckpointError: as `build` does before it begins.
     """
-    from iblip.export.estimate import estimate_components
-
     settled = settle(options, progress or Silent())
+    from iblip.export.estimate import estimate_components  # loads torch
+
     checkpoint = settled.checkpoint
     place = next(parent for parent in settled.destination.parents if parent.exists())
     components = estimate_components(checkpoint, settled.policy, settled.quantisations)

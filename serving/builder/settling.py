@@ -19,7 +19,7 @@ from iblip.export.artifact.manifest import (
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.examples import EXAMPLES, check_examples
-from iblip.export.opening import checkpoint_from_source
+from iblip.export.opening import check_source, checkpoint_from_source
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
@@ -58,6 +58,7 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     from iblip.serving.repository.native import backend_for, check_native, remark_on_native
 
     destination = options.destination.absolute()
+    check_source(options.source)
     check_replaceable(destination)
     if options.verification is not None and options.verification.examples is not None:
         check_examples(options.verification.examples, options.verification.limit)

@@ -244,7 +244,7 @@ def command(
     from iblip.serving.cli.quiet import quiet_libraries
 
     progress = command_progress()
-    quiet_libraries(progress)
+    quiet_libraries()
     verification = options_of(options.VerificationOptions, flags)
     asked = options.BuildOptions(
         source=ModelSource(

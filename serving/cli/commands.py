@@ -194,12 +194,16 @@ def _report(error: Exception, as_json: bool) -> int:
     if as_json:
         echo_json({"error": {"kind": kind, "message": message, "exit_status": status}}, indent=None)
     context = getattr(error, "ctx", None)
-    echo(message if kind == "Interrupted" else f"error: {message}", err=True)
+    hint = ""
     if context is not None and isinstance(error, click.UsageError):
-        echo(f"`{context.command_path} -h` lists what it takes.", err=True)
+        hint = f" `{context.command_path} -h` lists what there is."
+    echo(message if kind == "Interrupted" else f"error: {message}{hint}", err=True)
     return status
 
 
 def _sentence(error: click.ClickException) -> str:
-    message = error.format_message()
-    return message[:1].lower() + message[1:]
+    if isinstance(error, click.NoSuchOption):
+        hint = did_you_mean(error.option_name, error.possibilities or ())
+        return f"there is no option {error.option_name}.{hint}"
+    message = error.format_message().rstrip(".")
+    return f"{message[:1].lower()}{message[1:]}."

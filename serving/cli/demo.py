@@ -92,7 +92,7 @@ def _build(options: BuildOptions, model: Path, rebuild: bool) -> None:
         return
     started = time.monotonic()
     terminal.note(f"Building {model.name} ({options.precision}) …")
-    quiet_libraries(terminal)
+    quiet_libraries()
     build(options, terminal)
     terminal.note(f"Built in {time.monotonic() - started:.1f} s: {directory}")
 

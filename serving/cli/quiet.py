@@ -1,27 +1,22 @@
-"""Loads the libraries that a build needs, and keeps them from writing over the progress."""
+"""Keeps other libraries from writing over this project's progress."""
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 
-from iblip.export.progress import Progress, Silent
 
-
-def quiet_libraries(progress: Progress | None = None) -> None:
+def quiet_libraries() -> None:
     """Turns off the progress bars and warnings of transformers and of the hub client.
 
-    Args:
-        progress: told that torch and transformers are being loaded, which takes seconds.
-
-    Raises:
-        ModuleNotFoundError: one of them is not installed.
+    By the environment, so that neither is loaded before it is needed.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with (progress or Silent()).stage("load torch and transformers"):
-        import torch  # noqa: F401
+    if "transformers" in sys.modules:  # which has read the environment already
         import transformers
 
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

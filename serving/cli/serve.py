@@ -300,7 +300,7 @@ def _find_build(word: str, building: Mapping[str, Any]) -> Path:
             f"there is no build and no model {word}. Give the directory of a build, of a checkpoint"
             " in Hugging Face form, or ORG/NAME of a model of the hub."
         )
-    quiet_libraries(progress)
+    quiet_libraries()
     options = BuildOptions(
         source=source, output=building["output"], precision=building["precision"] or "fp32"
     )

@@ -54,7 +54,7 @@ def command(name: str, out: Path, dtype: str, seed: int, json_: bool) -> None:
         hint, known = did_you_mean(name, MODELS), "\n  ".join(MODELS)
         raise OptionError(f"there is no model {name}.{hint} Expected one of\n  {known}")
     progress = command_progress()
-    quiet_libraries(progress)
+    quiet_libraries()
     started = time.monotonic()
     size = synthesize(Synthesis(model=MODELS[name], dtype=dtype, seed=seed), out, progress)
     seconds = time.monotonic() - started
