@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iblip.engines.language_model.option_table import OPTIONS
+from iblip.export.errors import DeadlineError
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import IMAGE
 from iblip.serving.cli.options import (
     CONNECTION,
     as_json,
@@ -21,6 +23,7 @@ from iblip.serving.cli.options import (
     given_from_flags,
     options_from_flags,
 )
+from iblip.serving.cli.picture import show_image
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.types import Priority
@@ -30,7 +33,7 @@ HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
 
 
 @click.command(cls=Command, headings=HEADINGS)
-@click.argument("images", metavar="IMAGE...", type=click.Path(), nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", type=IMAGE, nargs=-1, required=True)
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @as_json
@@ -73,13 +76,20 @@ def command(
     how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
     connection = connection_from_flags(flags)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    with Client(**connection, timeout_s=timeout_s) as client:
-        if stream and not flags["candidates"]:
-            with client.stream(sources, prompt, **how) as pieces:
-                _print_pieces(pieces, json_)
-                answer = pieces.answer
-        else:
-            answer = client.ask(sources, prompt, **how)
+    if not json_:
+        for source in sources:
+            show_image(source)
+    try:
+        with Client(**connection, timeout_s=timeout_s) as client:
+            if stream and not flags["candidates"]:
+                with client.stream(sources, prompt, **how) as pieces:
+                    _print_pieces(pieces, json_)
+                    answer = pieces.answer
+            else:
+                answer = client.ask(sources, prompt, **how)
+    except DeadlineError as error:
+        remedy = "Give more with --timeout" if timeout_s else "Set one with --timeout, or ask later"
+        raise DeadlineError(f"{str(error).rstrip('.')}. {remedy}.") from error
     if json_:
         echo_json(asdict(answer), indent=None)
     elif answer.ranking:

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo
 
 RC_FILES = {
     "bash": '~/.bashrc:  eval "$(iblip completion bash)"',
@@ -24,4 +25,4 @@ def command(shell: str) -> None:
     root = click.get_current_context().find_root().command
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(root, {}, "iblip", "_IBLIP_COMPLETE").source())
+    echo(kind(root, {}, "iblip", "_IBLIP_COMPLETE").source())

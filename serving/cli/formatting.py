@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,11 @@ def echo_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
         indent: spaces a level; `None` is one line.
     """
     echo(json.dumps({"format": FORMAT, **document}, indent=indent, ensure_ascii=False))
+
+
+def width_of_terminal() -> int | None:
+    """Characters of a line of stdout; `None` where it is no terminal, and lines have no end."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table_lines(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

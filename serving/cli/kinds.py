@@ -32,6 +32,23 @@ class ExistingPath(click.Path):
 DIRECTORY = ExistingPath("directory")
 
 
+class ImagePath(click.ParamType[str]):
+    """A picture's file, which must be there; `-` and URLs are left to whoever reads them."""
+
+    name = "image"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word as it is."""
+        word = str(value)
+        is_file = word != "-" and "://" not in word and not word.startswith("data:")
+        if is_file and not Path(word).exists():
+            self.fail(f"there is no image {word}", param, ctx)
+        return word
+
+
+IMAGE = ImagePath()
+
+
 class Word(click.ParamType[str]):
     """A word that shells complete. Whoever reads it checks it, so that Python callers see the same.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from iblip.serving.cli.commands import Command
-from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.formatting import echo, echo_json, width_of_terminal
 from iblip.serving.cli.kinds import DIRECTORY, Word
 from iblip.serving.cli.options import as_json, source_options
 
@@ -91,6 +91,6 @@ def command(
     if json_:
         echo_json(report.to_json())
     else:
-        echo(text_from_report(report))
+        echo(text_from_report(report, width_of_terminal()))
     if not all(report.builds):
         ctx.exit(VerificationError.exit_status)
