@@ -56,7 +56,7 @@ HEADINGS = {
 """Heading in `--help` to the options under it."""
 
 
-@click.command(cls=Command, headings=HEADINGS)
+@click.command(cls=Command, short_help="Serve a build or a model with Triton.", headings=HEADINGS)
 @click.argument("build_or_model", metavar="BUILD|MODEL", type=MODELS)
 @click.argument("triton_flags", metavar="[-- TRITON_FLAGS...]", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")

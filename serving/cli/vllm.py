@@ -12,7 +12,7 @@ from iblip.serving.cli.kinds import Word
 from iblip.serving.cli.options import as_json
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, short_help="Prepare vLLM's environment.")
 def command() -> None:
     """Prepare vLLM, which runs the language model of builds made with --llm-engine vllm."""
 

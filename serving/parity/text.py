@@ -42,7 +42,7 @@ def _verdict(report: Report) -> str:
     if failed:
         return f"{VERDICTS[False]}: " + "; ".join(build.verdict for build in failed)
     what = "the build is" if len(report.builds) == 1 else f"all {len(report.builds)} builds are"
-    return f"{VERDICTS[True]}: {what} within every limit"
+    return f"{VERDICTS[True].upper()}: {what} within every limit"
 
 
 def _differences(build: BuildReport) -> Iterator[str]:

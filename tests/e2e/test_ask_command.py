@@ -85,7 +85,7 @@ def test_what_goes_wrong_is_one_line_with_a_status(served, picture, arguments, s
 
 def test_json_has_the_fields_that_are_documented(served, picture):
     answer = json.loads(run(picture, "What is it?", "--url", served.url, "--json").output)
-    assert list(answer)[0] == "format"
+    assert next(iter(answer)) == "format"
     assert set(answer) == {"format", *DOCUMENTS["ask"]}
 
 
