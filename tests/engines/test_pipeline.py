@@ -168,7 +168,7 @@ def test_a_plan_that_cannot_run_here_says_what_to_do(
 
     manifest = _changed(random_build("llama"), tmp_path, change)
     runner = open_runner(tmp_path, manifest, "qformer")
-    message = r"Run `pip install 'iblip\[|which tensorrt-rtx built .*model\.plan\. Build it again"
+    message = r"Run `pip install [^`]*\[|which tensorrt-rtx built .*model\.plan\. Build it again"
     with pytest.raises(EngineError, match=message):
         runner.__enter__()
 
@@ -202,7 +202,7 @@ def test_the_builds_limits_are_the_engines(random_build: Build) -> None:
             small.answer(picture(0), "red " * 12)
         assert "at most 11 fit. max_length is " in str(caught.value)
         assert f"of the model's {own}" in str(caught.value)
-        assert "`--max-length` of `export build` or `max_length` in" in str(caught.value)
+        assert "`--max-length` of `iblip build` or `max_length` in" in str(caught.value)
         most = GenerationOptions(min_new_tokens=2, max_new_tokens=1000)
         answer = small.answer(picture(0), "red", most)
     assert answer.prompt_tokens + answer.completion_tokens <= limits.max_length
