@@ -18,7 +18,6 @@ from iblip.serving.parity.markup import (
     table,
     value,
 )
-from iblip.serving.parity.report import number
 from iblip.serving.parity.sections import DETAILS, PLOTS
 from iblip.serving.parity.stages import STAGES
 
@@ -96,7 +95,7 @@ def _summary(report: Json) -> Iterator[str]:
 
 def _answer_time(build: Json) -> str:
     seconds = build["answer_s"]
-    return "" if seconds is None else f"{number(1000 * seconds)} ms"
+    return "" if seconds is None else f"{1000 * seconds:.3g} ms"
 
 
 FIGURES: Mapping[str, Callable[[Json], str]] = {
