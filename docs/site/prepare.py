@@ -74,6 +74,7 @@ def with_links(path: str, text: str, sources: Mapping[str, str], faults: list[st
         if re.match(r"[a-z]+:", target):
             return match.group()
         place = posixpath.normpath(posixpath.join(posixpath.dirname(path), name)) if name else path
+        place = f"{place}/index.md" if f"{place}/index.md" in sources else place
         if place in sources:
             if anchor and anchor not in anchors(sources[place]):
                 faults.append(f"{path}: {target}: there is no such heading")
