@@ -224,7 +224,7 @@ class Chaos:
             "over HTTP": self._ask_over_http,
             "cancelled": self._cancel,
         }
-        async with AsyncClient(self._server.urls["grpc"], timeout_s=PATIENCE_S) as client:
+        async with AsyncClient(self._server.urls["grpc"], timeout=PATIENCE_S, retries=0) as client:
             while not self._over.is_set():
                 way = self._chance.choice(list(ways))
                 asked = self._chance.choice(self._questions)

@@ -32,6 +32,7 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.artifact.manifest import Manifest
 from iblip.serving.client import Client
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
+from iblip.serving.client.patience import ONE_ATTEMPT
 from iblip.serving.repository.model_config import DATA_TYPES
 from iblip.serving.wire import UNARY
 
@@ -214,7 +215,7 @@ def stop_reading(url: str, seconds: float) -> None:
 def main() -> None:
     """Asks for long answers at once, and says when the first begins."""
     (url,) = sys.argv[1:]
-    with Client(url) as client:
+    with Client(url, timeout=ONE_ATTEMPT, retries=0) as client:
         side, limits = client.contract().preprocessing, client.contract().limits
         image = np.zeros((side.height, side.width, 3), np.uint8)
         length = (limits.max_length - limits.num_query_tokens) * 9 // 10  # the prompt has the rest

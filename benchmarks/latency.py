@@ -13,6 +13,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import Client
+from iblip.serving.client.patience import ONE_ATTEMPT
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.server import TritonServer
 
@@ -30,7 +31,7 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     reference, preprocessing = Reference(checkpoint), Manifest.read(directory).preprocessing
     with (
         TritonServer(directory / REPOSITORY) as server,
-        Client(server.grpc_url) as client,
+        Client(server.grpc_url, timeout=ONE_ATTEMPT, retries=0) as client,
         Pipeline(directory) as pipeline,
     ):
         ways = {

@@ -26,6 +26,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import AsyncClient
+from iblip.serving.client.patience import ONE_ATTEMPT
 
 SECONDS = 120.0
 
@@ -135,7 +136,7 @@ class Requests:
 
 async def _capacity(url: str, make: Requests) -> float:
     """Requests per second that a server answers when more are always waiting."""
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
         limit = asyncio.Semaphore(CALIBRATION_AT_ONCE)
 
         async def ask(arrival: Arrival) -> None:
@@ -149,14 +150,14 @@ async def _capacity(url: str, make: Requests) -> float:
 
 
 async def _warm_up(url: str, make: Requests) -> None:
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
         now = time.perf_counter()
         await asyncio.gather(*(_send(client, arrival, now) for arrival in make.at_once(16, 1)))
 
 
 async def _play(url: str, schedule: Sequence[Arrival]) -> list[Outcome]:
     """Sends every request when it is due, and waits for all outcomes."""
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
         await client.contract()
         started = time.perf_counter()
         tasks = []

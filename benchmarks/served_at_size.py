@@ -83,7 +83,7 @@ def serve(directory: Path, tokens: int, rounds: int) -> dict[str, Any]:
     with TritonServer(directory / REPOSITORY, options) as server:
         ready_s = time.monotonic() - started
         ready = resident(server.pid)
-        with Client(server.grpc_url, timeout_s=READY_S) as client:
+        with Client(server.grpc_url, timeout=READY_S) as client:
             turns = [ask(client, manifest, tokens, turn) for turn in range(rounds + 1)][1:]
         answered = resident(server.pid)
     rate = max(turn.rate for turn in turns)

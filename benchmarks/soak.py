@@ -34,6 +34,7 @@ from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import AsyncClient, CancelledError
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
+from iblip.serving.client.patience import ONE_ATTEMPT
 from iblip.serving.wire import MODEL
 
 REQUESTS = 2000
@@ -221,7 +222,7 @@ class Soak:
         """One request of each kind, some at once; what became of them, and the seconds."""
         counts: Counter[str] = Counter()
         limit, started = asyncio.Semaphore(AT_ONCE), time.perf_counter()
-        async with AsyncClient(self._url) as client:
+        async with AsyncClient(self._url, timeout=ONE_ATTEMPT, retries=0) as client:
 
             async def send(kind: str) -> None:
                 async with limit:

@@ -13,6 +13,7 @@ from benchmarks.builds import build
 from benchmarks.hostile import vanish
 from benchmarks.served import BUSY, engine_metrics, serve
 from iblip.serving.client import Client, GenerationOptions
+from iblip.serving.client.patience import ONE_ATTEMPT
 
 ROUNDS = 5
 
@@ -20,7 +21,10 @@ ROUNDS = 5
 def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     """Medians and the longest, in seconds after a caller with eight long streams was killed."""
     next_s, free_s = [], []
-    with serve(build(checkpoint, scratch)) as server, Client(server.grpc_url) as client:
+    with (
+        serve(build(checkpoint, scratch)) as server,
+        Client(server.grpc_url, timeout=ONE_ATTEMPT, retries=0) as client,
+    ):
         wanted = client.contract().preprocessing
         image = np.zeros((wanted.height, wanted.width, 3), np.uint8)
         for _ in range(ROUNDS):

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
-
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
@@ -89,7 +87,7 @@ def bytes_a_position(decoder: Contract) -> int:
     for spec in decoder.inputs:
         if spec.name.startswith(CACHES):
             sizes = [axis for axis in spec.axes if isinstance(axis, int)]  # heads, head_dim
-            total += math.prod(sizes) * np.dtype(spec.numpy_dtype).itemsize
+            total += math.prod(sizes) * spec.itemsize
     return total
 
 

@@ -15,15 +15,25 @@
     └── ServingError            the server could not be found, started or reached
 
 Every message says what was asked, what was found, what was expected, and what to do about it.
+`is_retryable` says whether the same call may succeed later.
 """
 
 from __future__ import annotations
 
 
 class IblipError(Exception):
-    """The work failed. `exit_status` is what the command line ends with."""
+    """The work failed.
+
+    Attributes:
+        exit_status: what the command line ends with.
+        is_retryable: whether the same call may succeed later, because it was nothing about the
+            call that failed, such as a full queue.
+        retry_after_s: seconds after which to try again, where the server has named them.
+    """
 
     exit_status = 1
+    is_retryable = False
+    retry_after_s: float | None = None
 
 
 class UsageError(IblipError):
@@ -66,6 +76,8 @@ class EngineError(IblipError):
 
 class QueueFullError(EngineError):
     """Too many requests are waiting for a slot: nothing was done, and later may be better."""
+
+    is_retryable = True
 
 
 class DeadlineError(IblipError):

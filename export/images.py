@@ -37,12 +37,37 @@ class Readable(Protocol):
         ...
 
 
-ImageSource = str | Path | bytes | Readable | Image.Image | npt.NDArray[np.uint8]
-"""A path, an encoded image, a file object, a Pillow image, or uint8 `[height, width, 3]` (RGB). A
-string may also be a `data:` or `file://` address, or an encoded image in base64."""
+@runtime_checkable
+class Tensor(Protocol):
+    """A tensor of PyTorch, which is not imported."""
+
+    @property
+    def dtype(self) -> Any:
+        """`torch.uint8` is accepted."""
+        ...
+
+    @property
+    def shape(self) -> Any:
+        """`[height, width, 3]` or `[3, height, width]`, several of them in a batch."""
+        ...
+
+    def detach(self) -> Any:
+        """The tensor without its gradients."""
+        ...
+
+    def cpu(self) -> Any:
+        """The tensor in this machine's memory."""
+        ...
+
+
+ImageSource = str | Path | bytes | Readable | Image.Image | npt.NDArray[np.uint8] | Tensor
+"""A path, an encoded image, a file object, a Pillow image, uint8 `[height, width, 3]` (RGB), or a
+PyTorch tensor of `torch.uint8`, `[height, width, 3]` or `[3, height, width]`. A string may also be
+a `data:` or `file://` address, or an encoded image in base64."""
 
 ImageSources = ImageSource | Sequence[ImageSource]
-"""One image, or several: a list of them, or uint8 `[frames, height, width, 3]`."""
+"""One image, or several: a list of them, uint8 `[frames, height, width, 3]`, or a tensor with one
+more axis before the others."""
 
 MAX_PIXELS = 89_478_485
 """The largest image that is decoded, in pixels: where Pillow starts to warn (256 MiB of RGB)."""
@@ -67,8 +92,10 @@ def pixels_from_image(source: ImageSource, preprocessing: Preprocessing) -> npt.
 
     Raises:
         InputError: there is no such file; it is not an image, or a damaged or empty one; it has
-            more than `MAX_PIXELS`; an array is not uint8 `[height, width, 3]`.
+            more than `MAX_PIXELS`; an array or a tensor has another dtype or shape.
     """
+    if isinstance(source, Tensor):
+        source = _array(source)
     image = _rgb_array(source) if isinstance(source, np.ndarray) else _rgb(source)
     size = (preprocessing.width, preprocessing.height)
     resample = Image.Resampling[preprocessing.resample]
@@ -76,10 +103,32 @@ def pixels_from_image(source: ImageSource, preprocessing: Preprocessing) -> npt.
 
 
 def each_image(source: ImageSources) -> list[ImageSource]:
-    """Returns the images as a list, which has one entry for a single image."""
+    """Returns the images as a list, which has one entry for a single image.
+
+    Raises:
+        InputError: a tensor has another dtype or shape than an image or several.
+    """
+    if isinstance(source, Tensor):
+        source = _array(source)
     if isinstance(source, np.ndarray):
         return list(source) if source.ndim == 4 else [source]
     return list(source) if isinstance(source, list | tuple) else [source]  # type: ignore[list-item]
+
+
+def _array(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """A tensor's image or images as uint8 `[..., height, width, 3]`."""
+    shape = list(tensor.shape)
+    expected = "expected torch.uint8 [height, width, 3] or [3, height, width] in RGB order"
+    found = f"the image tensor is {tensor.dtype} {shape}; {expected}"
+    if str(tensor.dtype) != "torch.uint8":
+        raise InputError(
+            f"{found}. Floats from 0 to 1: (tensor * 255).round().to(torch.uint8). Where a "
+            "processor has normalised the tensor, give the image that it was made from."
+        )
+    if len(shape) not in (3, 4) or 3 not in (shape[-1], shape[-3]):
+        raise InputError(f"{found}, or several of them in a batch.")
+    array: npt.NDArray[np.uint8] = np.asarray(tensor.detach().cpu())
+    return array if shape[-1] == 3 else np.moveaxis(array, -3, -1)
 
 
 def _rgb_array(array: npt.NDArray[Any]) -> Image.Image:
@@ -95,7 +144,7 @@ def _rgb_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _rgb(source: str | Path | bytes | Readable | Image.Image) -> Image.Image:
+def _rgb(source: str | Path | bytes | Readable | Image.Image | Tensor) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, "the Pillow image")
     if isinstance(source, bytes | bytearray | memoryview):
@@ -107,13 +156,16 @@ def _rgb(source: str | Path | bytes | Readable | Image.Image) -> Image.Image:
     if isinstance(source, Readable):
         name = f"the image in {_shown(repr(source))}"
         return _open(_read(source, name), name)
-    expected = "a path, bytes, a file object, a Pillow image or a uint8 array"
+    expected = "a path, bytes, a file object, a Pillow image, a uint8 array or a torch.uint8 tensor"
     raise InputError(f"an image cannot be a {type(source).__name__}; expected {expected}")
 
 
 def _from_text(source: str) -> Image.Image:
-    if source.startswith(("http://", "https://")):
-        raise InputError(f"{_shown(source)} is an address; download it first and give the file")
+    if source[:8].lower().startswith(("http://", "https://")):
+        raise InputError(
+            f"{_shown(source)} is an address; download it first and give the file, or let it be "
+            "fetched with image_urls=True"
+        )
     if source.startswith("data:"):
         return _open(_data(source), f"the image in {_shown(source)}")
     if source.startswith("file:"):

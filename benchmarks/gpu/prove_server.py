@@ -62,7 +62,7 @@ def serve_and_compare(build: Path, log: Path) -> Iterator[Fact]:
     started = time.monotonic()
     with TritonServer(build / REPOSITORY, options) as server:
         yield Fact(name="seconds until the server is ready", value=time.monotonic() - started)
-        with Client(server.grpc_url, timeout_s=ANSWER_S) as client:
+        with Client(server.grpc_url, timeout=ANSWER_S) as client:
 
             def ask(reference: AnswerReference) -> Answer:
                 pixels = [subject.references.pixels[index] for index in reference.images]

@@ -6,24 +6,47 @@ Knows numpy only, so that a server process can read it without the tracing libra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from iblip.export.errors import ContractError
 
-DTYPES: Mapping[str, npt.DTypeLike] = {
+_NUMPY: Mapping[str, npt.DTypeLike] = {
     "uint8": np.uint8,
     "int32": np.int32,
     "int64": np.int64,
     "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
+    "bfloat16": None,
     "float32": np.float32,
 }
+
+
+class _Dtypes(Mapping[str, npt.DTypeLike]):
+    """Imports ml_dtypes where bfloat16 is looked up: a client never does, and is without it."""
+
+    def __getitem__(self, name: str) -> npt.DTypeLike:
+        if name != "bfloat16":
+            return _NUMPY[name]
+        import ml_dtypes
+
+        dtype: npt.DTypeLike = ml_dtypes.bfloat16
+        return dtype
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NUMPY
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NUMPY)
+
+    def __len__(self) -> int:
+        return len(_NUMPY)
+
+
+DTYPES: Mapping[str, npt.DTypeLike] = _Dtypes()
 """numpy's (or ml_dtypes') dtype for each name that a contract may use."""
 
 Axis = int | str
@@ -59,6 +82,11 @@ class TensorSpec:
     def numpy_dtype(self) -> np.dtype[Any]:
         """numpy's dtype (for bfloat16, ml_dtypes')."""
         return np.dtype(DTYPES[self.dtype])
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 2 if self.dtype == "bfloat16" else self.numpy_dtype.itemsize
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} [{', '.join(str(axis) for axis in self.axes)}]"

@@ -64,11 +64,13 @@ def command(
     """
     options = given_from_flags(flags) if compat else options_from_flags(flags)
     from iblip.serving.client import Client
+    from iblip.serving.client.patience import ONE_ATTEMPT
 
     how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
     connection = connection_from_flags(flags)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    with Client(**connection, timeout_s=timeout_s) as client:
+    timeout = ONE_ATTEMPT if timeout_s is None else timeout_s
+    with Client(**connection, timeout=timeout, retries=0) as client:
         if stream and not flags["candidates"]:
             with client.stream(sources, prompt, **how) as pieces:
                 _print_pieces(pieces, json_)

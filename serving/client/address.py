@@ -1,4 +1,4 @@
-"""A server's address: `host:port`, checked, and the proxy on the way to it. Does no I/O.
+"""A server's address: `host:port` or `host`, checked, and the proxy on the way to it. Does no I/O.
 
 gRPC takes a proxy from the environment (`grpc_proxy`, `https_proxy`, `http_proxy`; `no_grpc_proxy`
 and `no_proxy` leave hosts out), in lower case, and for this machine's own addresses, too.
@@ -21,7 +21,12 @@ NO_PROXIES = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
 """The same of hosts that are reached directly. gRPC itself knows the first two."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE)
-_ADDRESS = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9a-f:.]+(?:%\w+)?\]):(?P<port>[0-9]{1,5})", re.I)
+_ADDRESS = re.compile(
+    r"(?P<host>[^\s/:\[\]]{1,253}|\[[0-9a-f:.]+(?:%\w+)?\])(?::(?P<port>[0-9]{1,5}))?", re.I
+)
+
+PORT = 8001
+"""Of gRPC, unless `iblip serve` is told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,10 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Reads `host:port`, with or without `grpc://` before it.
+        """Reads `host:port`, or `host` for port 8001, with or without `grpc://` before it.
 
         Raises:
-            OptionError: it is something else: has another scheme, or no port.
+            OptionError: it is something else, such as an address of HTTP.
         """
         if not isinstance(url, str):
             raise OptionError(f"url is {url!r:.200}; expected {_EXPECTED}")
@@ -49,13 +54,13 @@ class Address:
         if scheme and scheme[1].lower() != "grpc":
             raise OptionError(
                 f"url is {url[:200]!r}; expected {_EXPECTED}. Leave out {scheme[1]}://, and give "
-                "the port of gRPC, not that of HTTP."
+                f"the port of gRPC, not that of HTTP: {PORT}, unless `iblip serve` printed another."
             )
         address = scheme[2].rstrip("/") if scheme else url.strip()
         match = _ADDRESS.fullmatch(address)
-        if match is None or not 0 < int(match["port"]) < 65536:
+        if match is None or not 0 < int(match["port"] or PORT) < 65536:
             raise OptionError(f"url is {url[:200]!r}; expected {_EXPECTED}")
-        return cls(host=match["host"].strip("[]"), port=int(match["port"]))
+        return cls(host=match["host"].strip("[]"), port=int(match["port"] or PORT))
 
     @property
     def target(self) -> str:

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sequence,
+)
+from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
+from iblip.engines.language_model.keywords import (
+    GenerationKeywords,
+    Options,
+    options_with_keywords,
+)
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, Priority, RankedCandidate
 from iblip.export.errors import IblipError
 from iblip.export.images import ImageSources
-from iblip.serving.client.base import BaseClient
-from iblip.serving.client.compat import Options, resolve_options, trim_answer
-from iblip.serving.client.errors import CancelledError, ClientError
-from iblip.serving.client.faults import error_from_rpc
+from iblip.serving.client.base import READY_S, AnyTimeout, Asked, BaseClient, asked_of_row
+from iblip.serving.client.compat import trim_answer
+from iblip.serving.client.errors import CancelledError
+from iblip.serving.client.faults import CANCELLED, error_from_rpc
 from iblip.serving.client.lavis import AsyncLavis
+from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, map_rows_async
 from iblip.serving.client.messages import (
     GREEDY,
-    RECONNECT_POLL_S,
     AnswerReader,
-    Deadline,
+    check_ready,
     config_request,
     contract_from_config,
-    infer_request,
-    pixels_of_request,
     ranking_options,
-    waits_for,
+    ready_request,
+    set_timeout,
 )
+from iblip.serving.client.patience import UNSET, WAITING, Attempts, Timeout
+from iblip.serving.client.tally import Watcher
 from iblip.serving.wire import ServerContract
 
 
@@ -41,19 +57,20 @@ class AsyncClient(BaseClient):
 
         async with AsyncClient("127.0.0.1:8001") as client:
             answer = await client.ask("digits.png", "How many digits are there?")
-            async for text in await client.stream("digits.png", "Describe the image."):
+            async for text in client.stream("digits.png", "Describe the image."):
                 print(text, end="", flush=True)
+            async for result in client.map([("a.png", "What is it?"), ("b.png", "And here?")]):
+                print(result.error or result.text)
 
-    It may be made anywhere, such as in a module or another thread, and used in one loop after
-    another (`asyncio.run` twice), but not in two that run at the same time: a `ClientError` then
-    says so.
+    It may be made anywhere, such as in a module or another thread, and used in any loop: in one
+    after another (`asyncio.run` twice), and in several that run at the same time in threads of
+    their own. Each loop has a connection.
     """
 
     def _open(self) -> None:
-        # A channel belongs to the loop in which it was made: the first call makes it.
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: grpc.aio.Channel | None = None
-        self._service: Any = None
+        # A channel belongs to the loop in which it was made: the first call there makes it.
+        self._channels: dict[asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, Any]] = {}
+        self._lock = Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,47 +84,69 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection, which ends every answer that is still being generated."""
+        """Closes the connections, which ends every answer that is still being generated."""
         self._closed = True
-        if self._channel is not None and self._loop is asyncio.get_running_loop():
-            await self._channel.close()
-        self._channel = self._service = None
+        with self._lock:
+            channels, self._channels = self._channels, {}
+        for loop, (channel, _) in channels.items():
+            if loop is asyncio.get_running_loop():
+                await channel.close()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(channel.close(), loop)
 
     @property
     def _stub(self) -> Any:
         """The service, connected from the running loop."""
         self._check_open()
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._connect(loop)
-        return self._service
+        with self._lock:
+            self._channels = {
+                one: channel for one, channel in self._channels.items() if not one.is_closed()
+            }
+            if loop not in self._channels:
+                self._channels[loop] = self._connect_channel(grpc.aio)
+            return self._channels[loop][1]
 
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not None and self._loop.is_running():
-            raise ClientError(
-                f"this AsyncClient of {self.url} is in use in another event loop, which still runs."
-                " Create one client for each loop."
-            )
-        self._channel, self._service = self._connect_channel(grpc.aio)
-        self._loop = loop
-
-    async def contract(self, *, timeout_s: float | None = None) -> ServerContract:
+    async def contract(self, *, timeout: AnyTimeout = UNSET) -> ServerContract:
         """As `Client.contract`."""
-        return self._contract or await self._ask_contract(Deadline(timeout_s))
+        return self._contract or await self._ask_contract(self._attempts(timeout))
 
-    async def _ask_contract(self, deadline: Deadline) -> ServerContract:
-        request, fault = config_request(self.model), None
-        while self._contract is None:
+    async def wait_until_ready(self, timeout: float | None = READY_S) -> ServerContract:
+        """As `Client.wait_until_ready`."""
+        attempts = Attempts(Timeout(connect=timeout, total=timeout), WAITING)
+        request = ready_request(self.model)
+
+        async def ask(left: float | None) -> None:
+            check_ready(await self._stub.ModelReady(request, timeout=left), self._place)
+
+        await self._try(ask, attempts)
+        return self._contract or await self._ask_contract(attempts)
+
+    async def _ask_contract(self, attempts: Attempts) -> ServerContract:
+        request = config_request(self.model)
+
+        async def ask(left: float | None) -> None:
+            response = await self._stub.ModelConfig(request, timeout=left)
+            self._contract = contract_from_config(response)
+
+        await self._try(ask, attempts)
+        assert self._contract is not None
+        return self._contract
+
+    async def _try(
+        self, ask: Callable[[float | None], Awaitable[object]], attempts: Attempts
+    ) -> None:
+        """Calls `ask` with the seconds left, until it succeeds or `attempts` gives up."""
+        while True:
             try:
-                response = await self._stub.ModelConfig(request, timeout=deadline.remaining(fault))
+                await ask(attempts.remaining())
+                return
             except grpc.RpcError as error:
                 fault = error_from_rpc(error, self._place)
-                if not waits_for(fault, deadline):
-                    raise fault from error
-                await asyncio.sleep(RECONNECT_POLL_S)
-            else:
-                self._contract = contract_from_config(response)
-        return self._contract
+                fault.__cause__ = error
+            except IblipError as error:
+                fault = error
+            await asyncio.sleep(attempts.pause(fault))
 
     async def ask(
         self,
@@ -116,32 +155,83 @@ class AsyncClient(BaseClient):
         *,
         options: Options = GREEDY,
         compat: str | None = None,
-        timeout_s: float | None = None,
+        timeout: AnyTimeout = UNSET,
         priority: Priority = "interactive",
+        **keywords: Unpack[GenerationKeywords],
     ) -> Answer:
         """As `Client.ask`. Cancelling the task cancels the answer."""
-        stream, preset = await self._start(
-            image, prompt, options, compat, timeout_s, priority, stream=False
+        asked = Asked(
+            image=image,
+            prompt=prompt,
+            options=options_with_keywords(options, keywords),
+            compat=compat,
+            priority=priority,
+            timeout=timeout,
         )
-        async with stream:
-            answer = await stream.answer()
-        return trim_answer(answer, preset)
+        return await self._answer(asked)
 
-    async def stream(
+    def stream(
         self,
         image: ImageSources,
         prompt: str,
         *,
         options: Options = GREEDY,
         compat: str | None = None,
-        timeout_s: float | None = None,
+        timeout: AnyTimeout = UNSET,
         priority: Priority = "interactive",
+        **keywords: Unpack[GenerationKeywords],
     ) -> AsyncAnswerStream:
-        """As `Client.stream`; the image is decoded in another thread."""
-        stream, _ = await self._start(
-            image, prompt, options, compat, timeout_s, priority, stream=True
+        """As `Client.stream`; the image is decoded in another thread.
+
+        The question is sent when the stream is first iterated over, awaited, or entered::
+
+            async for text in client.stream(image, prompt): ...
+
+            stream = await client.stream(image, prompt)    # sent here; an error is raised here
+            async for text in stream: ...
+            answer = await stream.answer()
+        """
+        asked = Asked(
+            image=image,
+            prompt=prompt,
+            options=options_with_keywords(options, keywords),
+            compat=compat,
+            priority=priority,
+            timeout=timeout,
         )
-        return stream
+        return AsyncAnswerStream(lambda: self._start(asked, stream=True), self._place)
+
+    def map(
+        self,
+        rows: Iterable[Row] | AsyncIterable[Row],
+        *,
+        concurrency: int = CONCURRENCY,
+        progress: bool | Watcher = False,
+        options: Options = GREEDY,
+        compat: str | None = None,
+        timeout: AnyTimeout = UNSET,
+        priority: Priority = "bulk",
+        **keywords: Unpack[GenerationKeywords],
+    ) -> AsyncGenerator[RowResult[Answer]]:
+        """As `Client.map`, for `async for`; `rows` may also be an asynchronous iterable.
+
+        A generator that blocks blocks the loop: give an asynchronous one where reading a row takes
+        long. Leaving the loop early cancels what is under way once the iterator is closed, which
+        `contextlib.aclosing` does at once.
+        """
+        others = Asked(
+            image=(),
+            prompt="",
+            options=options_with_keywords(options, keywords),
+            compat=compat,
+            priority=priority,
+            timeout=timeout,
+        )
+
+        async def ask(question: Question) -> Answer:
+            return await self._answer(asked_of_row(question, others))
+
+        return map_rows_async(ask, rows, concurrency=concurrency, progress=progress)
 
     async def rank(
         self,
@@ -150,14 +240,12 @@ class AsyncClient(BaseClient):
         candidates: Sequence[str],
         *,
         length_penalty: float | None = None,
-        timeout_s: float | None = None,
+        timeout: AnyTimeout = UNSET,
         priority: Priority = "interactive",
     ) -> tuple[RankedCandidate, ...]:
         """As `Client.rank`. Cancelling the task cancels the ranking."""
         options = ranking_options(candidates, length_penalty)
-        answer = await self.ask(
-            image, prompt, options=options, timeout_s=timeout_s, priority=priority
-        )
+        answer = await self.ask(image, prompt, options=options, timeout=timeout, priority=priority)
         return answer.ranking
 
     @property
@@ -165,59 +253,56 @@ class AsyncClient(BaseClient):
         """LAVIS's calls, with LAVIS's names and defaults."""
         return AsyncLavis(self)
 
-    async def _start(
-        self,
-        image: ImageSources,
-        prompt: str,
-        options: Options,
-        compat: str | None,
-        timeout_s: float | None,
-        priority: Priority,
-        *,
-        stream: bool,
-    ) -> tuple[AsyncAnswerStream, Preset | None]:
-        """Sends the question; the preset is the one that `compat` names."""
-        deadline = Deadline(self.timeout_s if timeout_s is None else timeout_s)
-        contract = self._contract or await self._ask_contract(deadline)
-        pixels = await asyncio.to_thread(pixels_of_request, image, contract)
-        settled, preset = resolve_options(contract, options, compat)
-        remaining = deadline.remaining()
-        request = infer_request(
-            pixels,
-            prompt,
-            settled,
-            model=self.model,
-            timeout_s=remaining,
-            stream=stream,
-            priority=priority,
-        )
+    async def _answer(self, asked: Asked) -> Answer:
+        async with AsyncAnswerStream(
+            lambda: self._start(asked, stream=False), self._place
+        ) as stream:
+            answer = await stream.answer()
+        return trim_answer(answer, stream.preset)
 
-        def send(late: IblipError | None = None) -> Any:
-            left = deadline.remaining(late)
+    async def _start(
+        self, asked: Asked, *, stream: bool
+    ) -> tuple[Callable[[], Any], Attempts, Preset | None]:
+        """What sends the question; the preset is the one that `compat` names."""
+        attempts = self._attempts(asked.timeout)
+        contract = self._contract or await self._ask_contract(attempts)
+        request, preset = await asyncio.to_thread(self._request, asked, contract, stream=stream)
+
+        def send() -> Any:
+            left = attempts.remaining()
+            set_timeout(request, left)
             return self._stub.ModelStreamInfer(iter([request]), timeout=left)
 
-        reader = AnswerReader(self._place)
-        return AsyncAnswerStream(send, reader, deadline), preset
+        return send, attempts, preset
 
 
 class AsyncAnswerStream:
-    """Iterates over the pieces of an answer; as `AnswerStream`."""
+    """Iterates over the pieces of an answer; as `AnswerStream`.
+
+    Awaiting it sends the question, and gives the stream; so does entering it. Iterating over it
+    does so, too, where that has not been done.
+
+    Attributes:
+        preset: the one that `compat` names, once the question has been sent.
+    """
 
     def __init__(
         self,
-        send: Callable[..., Any],
-        reader: AnswerReader,
-        deadline: Deadline,
+        start: Callable[[], Awaitable[tuple[Callable[[], Any], Attempts, Preset | None]]],
+        url: str,
     ) -> None:
-        self._send = send
-        self._call = send()
-        self._reader = reader
-        self._deadline = deadline
-        self._responses = self._receive()
+        self._start = start
+        self._call: Any = None
+        self._reader = AnswerReader(url)
+        self._cancelled = asyncio.Event()
         self._answer: Answer | None = None
+        self.preset: Preset | None = None
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._begun().__await__()
 
     async def __aenter__(self) -> Self:
-        return self
+        return await self._begun()
 
     async def __aexit__(
         self,
@@ -231,37 +316,47 @@ class AsyncAnswerStream:
         return self
 
     async def __anext__(self) -> str:
-        if self._answer is not None:
-            raise StopAsyncIteration
-        try:
-            async for response in self._responses:
-                text = self._reader.feed(response)
-                if text:
-                    return text
-            self._answer = self._reader.answer()
-        except asyncio.CancelledError:
-            # gRPC raises the task's own exception for a cancelled call as well.
-            if not self._call.cancelled() or _task_is_cancelled():
-                raise
-            raise CancelledError("the answer was cancelled") from None
-        except IblipError:
-            self._call.cancel()  # nobody will read the rest
-            raise
-        raise StopAsyncIteration
-
-    async def _receive(self) -> AsyncIterator[Any]:
-        """The responses; sends again what never reached a server."""
-        while True:
+        await self._begun()
+        while self._answer is None:
             try:
                 async for response in self._call:
-                    yield response
-                return
+                    text = self._reader.feed(response)
+                    if text:
+                        return text
+                self._answer = self._reader.answer()
+            except asyncio.CancelledError:
+                # gRPC raises the task's own exception for a cancelled call as well.
+                if not self._call.cancelled() or _task_is_cancelled():
+                    raise
+                raise CancelledError(CANCELLED) from None
             except grpc.RpcError as error:
                 fault = error_from_rpc(error, self._reader.url)
-                if not waits_for(fault, self._deadline):
-                    raise fault from error
-            await asyncio.sleep(RECONNECT_POLL_S)
-            self._call = self._send(fault)
+                fault.__cause__ = error
+                await self._send_again(fault)
+            except IblipError as fault:
+                await self._send_again(fault)
+        raise StopAsyncIteration
+
+    async def _begun(self) -> Self:
+        if self._call is None:
+            if self._cancelled.is_set():
+                raise CancelledError(CANCELLED)
+            self._send, self._attempts, self.preset = await self._start()
+            self._call = self._send()
+        return self
+
+    async def _send_again(self, fault: IblipError) -> None:
+        """Waits and sends the question again; raises `fault` where that is over."""
+        self._call.cancel()  # nobody will read the rest
+        pause_s = self._attempts.pause(fault, begun=bool(self._reader.text))
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._cancelled.wait()
+        except TimeoutError:
+            self._reader = AnswerReader(self._reader.url)
+            self._call = self._send()
+        else:
+            raise CancelledError(CANCELLED)
 
     @property
     def text(self) -> str:
@@ -280,7 +375,9 @@ class AsyncAnswerStream:
 
         Iterating further raises `CancelledError`. Does nothing after the end.
         """
-        self._call.cancel()
+        self._cancelled.set()
+        if self._call is not None:
+            self._call.cancel()
 
 
 def _task_is_cancelled() -> bool:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
+from iblip.engines.language_model.keywords import Options
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import RANKING, Preset, preset
 from iblip.engines.language_model.types import Answer
 from iblip.serving.wire import ServerContract
-
-Options = GenerationOptions | Mapping[str, Any]
-"""How to generate. A mapping can override a preset even with a value that is a default here."""
 
 
 def preset_of_server(contract: ServerContract, compat: str, call: str | None = None) -> Preset:

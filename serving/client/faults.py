@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from iblip.export.errors import DeadlineError, EngineError, IblipError, InputError
@@ -12,17 +12,22 @@ from iblip.serving.client.errors import (
     ClientError,
     DisconnectedError,
     NoTLSError,
+    NotReadyError,
     NotServedError,
     RefusedError,
     UnknownHostError,
     UnreachableError,
     UntrustedError,
 )
+from iblip.serving.client.patience import LATE, LONGEST_TIMEOUT_S
 from iblip.serving.wire import TRITON_PHRASES, error_from_text
 
 Maker = Callable[[str], IblipError]
 
 _ENSEMBLE = re.compile(r"^(?:\[request id: [^\]]*\] )?in ensemble '[^']*', ")
+
+_STOPPING = ("erver is stopping", "engine is closed")
+"""What Triton and this project's models say of requests that a server did not finish."""
 
 # Phrases of Triton's own messages, from any step: its codes do not distinguish these.
 _PHRASES: tuple[tuple[str, Maker], ...] = (
@@ -34,8 +39,10 @@ _PHRASES: tuple[tuple[str, Maker], ...] = (
     ("errors resolving", UnknownHostError),
     ("DNS resolution failed", UnknownHostError),
     *TRITON_PHRASES.items(),
+    *((phrase, NotReadyError) for phrase in _STOPPING),
+    ("has no available versions", NotReadyError),
+    ("is not ready", NotReadyError),
     ("unknown model", NotServedError),
-    ("is not ready", NotServedError),
     ("unexpected shape for input", InputError),
     ("data-type is", InputError),
 )
@@ -51,12 +58,20 @@ _CODES: Mapping[str, Maker] = {
     "UNIMPLEMENTED": NotServedError,
 }
 
+CANCELLED = "the answer was cancelled"
+
 CLOSED = (
-    "the server at {url} closes every connection before anything is said. One that speaks TLS does "
-    "so to clients without tls= (--tls-ca), and one with mutual TLS to clients without a "
-    "certificate that it trusts (--tls-cert, --tls-key)."
+    "the server at {url} closes every connection before anything is said. An HTTP service does so: "
+    "give the port of gRPC, which is 8001 unless `iblip serve` printed another. So does a server "
+    "that speaks TLS to clients without tls= (--tls-ca), and one with mutual TLS to clients "
+    "without a certificate that it trusts (--tls-cert, --tls-key)."
 )
 """It does not say why, and may also be a proxy whose server is down: worth waiting for."""
+
+NOT_GRPC = (
+    "what answers at {url} does not speak gRPC. An HTTP service does not: give the port of gRPC, "
+    "which is 8001 unless `iblip serve` printed another. ({text})"
+)
 
 _MESSAGES: Mapping[type[IblipError], str] = {
     UnknownHostError: "the host of {url} cannot be found ({text}). Check its spelling, and DNS.",
@@ -67,10 +82,12 @@ _MESSAGES: Mapping[type[IblipError], str] = {
     RefusedError: "the server at {url} wants a token: another, or one at all. Give it with token= "
     "(--token-file). ({text})",
     UnreachableError: "no server answers at {url} ({text}). `iblip serve DIR` starts one.",
+    NotReadyError: "the server at {url} is not ready: it is starting or stopping ({text}). Try "
+    "again later.",
     DisconnectedError: "the server at {url} went away before the answer was complete ({text})",
     NotServedError: "the server at {url} does not serve this model: {text}",
-    CancelledError: "the answer was cancelled",
-    DeadlineError: "the answer was not finished by its deadline",
+    CancelledError: CANCELLED,
+    DeadlineError: LATE,
     ClientError: "the server at {url} failed: {text}",
     EngineError: "the server at {url} failed: {text}",
 }
@@ -84,7 +101,28 @@ def error_from_rpc(error: Any, url: str) -> IblipError:
         error: `grpc.RpcError`, of a synchronous or an asyncio channel.
         url: of the server, for the message.
     """
-    return error_from_status(error.code().name, error.details() or "", url=url)
+    fault = error_from_status(error.code().name, error.details() or "", url=url)
+    _read_hint(fault, error.trailing_metadata() or ())
+    return fault
+
+
+def _read_hint(fault: IblipError, metadata: Iterable[Sequence[Any]]) -> None:
+    """Reads when the server, or a proxy in front of it, says to come back.
+
+    gRPC's own header has milliseconds, and a negative number for never; HTTP's has seconds, or a
+    date, which is passed over.
+    """
+    headers = {str(pair[0]).lower(): str(pair[1]) for pair in metadata}
+    for name, unit_s in (("grpc-retry-pushback-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if seconds < 0:
+            fault.is_retryable = False
+        elif seconds < LONGEST_TIMEOUT_S:  # neither infinity nor no number
+            fault.retry_after_s = seconds
+        return
 
 
 def error_from_status(code: str, details: str, *, url: str) -> IblipError:
@@ -96,7 +134,9 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
         url: of the server, for the message.
     """
     tagged = error_from_text(details)
-    if tagged is not None:
+    if isinstance(tagged, DeadlineError):
+        return DeadlineError(LATE)
+    if tagged is not None and not any(phrase in details for phrase in _STOPPING):
         return tagged
     text = _ENSEMBLE.sub("", details).strip()
     makers = (maker for phrase, maker in _PHRASES if phrase in text)
@@ -106,6 +146,8 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
         text = text.rsplit(": ", 1)[-1].rstrip("]")  # gRPC lists every attempt; the last says why
         if text == "Socket closed":
             return make(CLOSED.format(url=url))
+        if "SETTINGS frame" in text:
+            return make(NOT_GRPC.format(url=url, text=text))
     if isinstance(error, UntrustedError):
         text = _reason(text)
     message = _MESSAGES.get(type(error), "{text}")

@@ -6,10 +6,8 @@ Knows Triton's protobuf messages; does no I/O.
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,11 @@ import numpy.typing as npt
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, Priority
 from iblip.engines.text.checks import check_images
-from iblip.export.errors import ContractError, DeadlineError, IblipError, InputError, OptionError
+from iblip.export.errors import ContractError, IblipError, InputError, OptionError
 from iblip.export.images import ImageSources, each_image, pixels_from_image
-from iblip.serving.client.errors import (
-    DisconnectedError,
-    ProtocolError,
-    UnknownHostError,
-    UnreachableError,
-)
+from iblip.serving.client.errors import DisconnectedError, NotReadyError, ProtocolError
 from iblip.serving.client.faults import error_from_status
+from iblip.serving.client.image_urls import ImageURLs, is_web_address
 from iblip.serving.wire import (
     FINISH,
     PIXELS,
@@ -44,14 +38,11 @@ from iblip.serving.wire import (
 Message = Any
 """One of Triton's protobuf messages, which have no types to check against."""
 
-RECONNECT_POLL_S = 0.1
-"""Seconds between two attempts to reach a server that is down, while there is time."""
-
-MAX_TIMEOUT_S = 1e9
-"""The longest deadline, about 30 years; gRPC's and Triton's numbers end not far behind it."""
-
 MAX_KEEPALIVE_S = 2_000_000
 """The longest time between pings; gRPC counts its milliseconds in 32 bits."""
+
+MAX_ATTEMPT_MS = 3_600_000
+"""The longest attempt to connect, in milliseconds."""
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 
@@ -79,9 +70,19 @@ class KeepAlive:
                 )
 
 
-def channel_options(keepalive: KeepAlive, *, proxy: bool = False) -> list[tuple[str, int]]:
-    """gRPC's options for a channel, through a proxy of the environment or without one."""
+def channel_options(
+    keepalive: KeepAlive, *, proxy: bool = False, connect: float | None = None
+) -> list[tuple[str, int]]:
+    """gRPC's options for a channel.
+
+    Args:
+        keepalive: pings.
+        proxy: whether a proxy of the environment is on the way.
+        connect: seconds that one attempt to connect may take; 0 and `None` are gRPC's own 20.
+    """
+    attempt_ms = min(int((connect or 20.0) * 1000) or 1, MAX_ATTEMPT_MS)
     return [
+        ("grpc.min_reconnect_backoff_ms", attempt_ms),
         ("grpc.enable_http_proxy", int(proxy)),
         # gRPC's own pauses between attempts grow to two minutes, and all channels share them.
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -96,56 +97,24 @@ def channel_options(keepalive: KeepAlive, *, proxy: bool = False) -> list[tuple[
     ]
 
 
-class Deadline:
-    """A time budget that several calls share.
-
-    Args:
-        timeout_s: seconds from now; `None` is no limit.
-
-    Raises:
-        OptionError: `timeout_s` is not a number above 0, or above `MAX_TIMEOUT_S`.
-    """
-
-    def __init__(self, timeout_s: float | None) -> None:
-        if timeout_s is not None and not (
-            isinstance(timeout_s, Real) and 0 < timeout_s <= MAX_TIMEOUT_S
-        ):
-            expected = f"more than 0 seconds, at most {MAX_TIMEOUT_S:g}, or None"
-            raise OptionError(f"timeout_s is {timeout_s!r}; expected {expected}")
-        self._end = None if timeout_s is None else time.monotonic() + float(timeout_s)
-
-    def remaining(self, late: IblipError | None = None) -> float | None:
-        """Seconds left; `None` where there is no limit.
-
-        Raises:
-            DeadlineError: it is over; or `late`, where that is given.
-        """
-        if self._end is None:
-            return None
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise late or DeadlineError("the answer was not finished by its deadline")
-        return left
-
-    def allows(self, seconds: float) -> bool:
-        """Whether there is a limit, and more than so many seconds are left until then."""
-        return self._end is not None and self._end - time.monotonic() > seconds
-
-
-def waits_for(fault: IblipError, deadline: Deadline) -> bool:
-    """Whether to try again: the server is down, so nothing was sent, and there is time to wait.
-
-    A host that has no address is not waited for: that is a word misspelt more often than an outage.
-    """
-    is_down = isinstance(fault, UnreachableError) and not isinstance(fault, UnknownHostError)
-    return is_down and deadline.allows(RECONNECT_POLL_S)
-
-
 def config_request(model: str) -> Message:
     """The request for a model's config."""
     from tritonclient.grpc import service_pb2
 
     return service_pb2.ModelConfigRequest(name=model)
+
+
+def ready_request(model: str) -> Message:
+    """The request that asks whether a model is ready."""
+    from tritonclient.grpc import service_pb2
+
+    return service_pb2.ModelReadyRequest(name=model)
+
+
+def check_ready(response: Message, url: str) -> None:
+    """Raises `NotReadyError` where the server says that a model is not ready."""
+    if not response.ready:
+        raise NotReadyError(f"the server at {url} is not ready: its model is still loading")
 
 
 def contract_from_config(response: Message) -> ServerContract:
@@ -174,14 +143,23 @@ def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> 
     return options
 
 
-def pixels_of_request(images: ImageSources, contract: ServerContract) -> npt.NDArray[np.uint8]:
+def pixels_of_request(
+    images: ImageSources, contract: ServerContract, urls: ImageURLs | None = None
+) -> npt.NDArray[np.uint8]:
     """The images as the server takes them, uint8 `[images, height, width, 3]`.
+
+    Args:
+        images: one image, or several.
+        contract: the server's.
+        urls: which images may be fetched from the web; `None` fetches none.
 
     Raises:
         InputError: an image cannot be used, or there are none or more than the server takes.
     """
     sources = each_image(images)
     check_images(len(sources), contract.limits.images)
+    if urls is not None:
+        sources = [urls.fetch(one) if is_web_address(one) else one for one in sources]
     return np.stack([pixels_from_image(source, contract.preprocessing) for source in sources])
 
 
@@ -223,9 +201,14 @@ def infer_request(
     request.parameters[STREAM].bool_param = stream
     if check_priority(priority) != PRIORITIES[0]:
         request.parameters[PRIORITY].string_param = priority
+    set_timeout(request, timeout_s)
+    return request
+
+
+def set_timeout(request: Message, timeout_s: float | None) -> None:
+    """Says in a request after how many seconds the server, too, drops it; `None` says nothing."""
     if timeout_s is not None:
         request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
-    return request
 
 
 def _encode(prompt: str) -> bytes:

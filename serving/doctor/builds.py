@@ -392,4 +392,4 @@ def _row_bytes(contract: Contract) -> int:
 def _bytes(spec: TensorSpec) -> int:
     """Bytes in one row of a tensor, with dynamic axes left out."""
     sizes = [axis for axis in spec.axes[1:] if isinstance(axis, int)]
-    return math.prod(sizes) * spec.numpy_dtype.itemsize
+    return math.prod(sizes) * spec.itemsize

@@ -50,7 +50,7 @@ class _GrpcQuestion:
         self._url, self._token = server.grpc_url, server.options.token
 
     def __call__(self, timeout_s: float) -> None:
-        with Client(self._url, timeout_s=timeout_s, token=self._token) as client:
+        with Client(self._url, timeout=timeout_s, retries=0, token=self._token) as client:
             client.ask(BLACK, PROMPT_TEXT, options=ONE_TOKEN)
 
 

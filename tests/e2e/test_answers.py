@@ -153,7 +153,7 @@ def test_cancelled_answers_free_the_engine(served, client, picture):
     next(streams[0])
     for stream in streams:
         stream.cancel()
-    assert client.ask(picture, "What digit is it?", timeout_s=15).finish_reason != "cancelled"
+    assert client.ask(picture, "What digit is it?", timeout=15).finish_reason != "cancelled"
 
 
 def test_a_cancelled_task_cancels_its_answer(served, picture):
@@ -176,7 +176,7 @@ def test_a_cancelled_task_cancels_its_answer(served, picture):
 
 def test_a_deadline_ends_the_wait_and_the_server_answers_on(served, client, picture):
     with pytest.raises(DeadlineError, match="not finished by its deadline"):
-        client.ask(picture, "Describe the image.", options=served.long, timeout_s=0.05)
+        client.ask(picture, "Describe the image.", options=served.long, timeout=0.05)
     assert client.ask(picture, "What digit is it?").finish_reason in ("eos", "length")
 
 

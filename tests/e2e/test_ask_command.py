@@ -64,7 +64,7 @@ def test_an_image_from_standard_input(served, picture, whole):
         (["nothing.png", "What?"], 2, "error: there is no file nothing.png"),
         (["PICTURE", " "], 2, "error: the prompt is empty"),
         (["PICTURE", "What?", "--top-p", "7"], 2, "error: top_p is 7.0; expected a number"),
-        (["PICTURE", "What?", "--timeout", "0"], 2, "error: timeout_s is 0.0"),
+        (["PICTURE", "What?", "--timeout", "0"], 2, "error: timeout is 0.0"),
         (["PICTURE", "What?", "--timeout", "0.000001"], 1, "error: the answer was not finished"),
         (
             ["PICTURE", "What?", "--url", "127.0.0.1:1"],

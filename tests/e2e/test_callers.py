@@ -123,6 +123,6 @@ def test_without_a_timeout_nothing_is_waited_for(picture):
 def test_a_server_that_stays_down_is_said_at_the_end_of_the_timeout(picture):
     (port,) = free_ports(1)
     with pytest.raises(UnreachableError, match="Connection refused"):
-        Client(f"127.0.0.1:{port}", timeout_s=0.5).ask(picture, QUESTION)
+        Client(f"127.0.0.1:{port}", timeout=0.5).ask(picture, QUESTION)
     with pytest.raises(UnreachableError, match="Connection refused"):
-        asyncio.run(AsyncClient(f"127.0.0.1:{port}", timeout_s=0.5).ask(picture, QUESTION))
+        asyncio.run(AsyncClient(f"127.0.0.1:{port}", timeout=0.5).ask(picture, QUESTION))

@@ -22,12 +22,12 @@ def test_an_interactive_question_overtakes_bulk_ones(served, picture):
     slots, order, released = served.manifest.limits.slots, [], threading.Event()
 
     def answer(name, priority):
-        with Client(served.url, timeout_s=WAITING_S) as client:
+        with Client(served.url, timeout=WAITING_S) as client:
             client.ask(picture, "What digit is it?", options=served.wild(20), priority=priority)
         order.append(name)
 
     def occupy():
-        with Client(served.url, timeout_s=WAITING_S) as client:
+        with Client(served.url, timeout=WAITING_S) as client:
             while not released.is_set():
                 client.ask(picture, "What?", options=served.wild(20))
 

@@ -143,9 +143,9 @@ def test_clients_come_back_with_their_server(vicuna_build, examples):
         old.ask(image, prompt)
     with ThreadPoolExecutor(3) as pool:
         waiting = [
-            pool.submit(old.ask, image, prompt, timeout_s=300),
-            pool.submit(Client(url).ask, image, prompt, timeout_s=300),
-            pool.submit(asyncio.run, AsyncClient(url).ask(image, prompt, timeout_s=300)),
+            pool.submit(old.ask, image, prompt, timeout=300),
+            pool.submit(Client(url).ask, image, prompt, timeout=300),
+            pool.submit(asyncio.run, AsyncClient(url).ask(image, prompt, timeout=300)),
         ]
         with TritonServer(vicuna_build / REPOSITORY, options):
             assert [one.result(timeout=300).text for one in waiting] == [expected] * 3

@@ -89,7 +89,7 @@ def test_a_faulty_request_to_a_step_harms_nobody(served, attack):
         shape = pixels(served.manifest)["pixels"].shape[1:]
         random = np.random.default_rng(seed)
         options = GenerationOptions(max_new_tokens=2)
-        with Client(served.url, timeout_s=60) as client:
+        with Client(served.url, timeout=60) as client:
             for _ in range(ASKED):  # always another picture: none comes from the cache
                 picture = random.integers(0, 256, shape, np.uint8)
                 client.ask(picture, "What digit is it?", options=options)

@@ -141,7 +141,7 @@ def test_a_key_that_is_none_is_refused_and_ends_nobody(served, client, picture):
                 stub.ModelInfer(request, timeout=LIMIT_S)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     time.sleep(0.5)  # in which Triton would be asked whether that caller is still there
-    assert client.ask(picture, "What digit is it?", timeout_s=LIMIT_S).text
+    assert client.ask(picture, "What digit is it?", timeout=LIMIT_S).text
 
 
 def test_callers_who_hang_up_at_once_are_noticed_too(served, client, picture):
@@ -159,7 +159,7 @@ def test_callers_who_hang_up_at_once_are_noticed_too(served, client, picture):
         time.sleep(pause_s)
         connection.close()
     wait_for(lambda: taken(served.server) == [0, 0])
-    assert client.ask(picture, "What digit is it?", timeout_s=LIMIT_S).text
+    assert client.ask(picture, "What digit is it?", timeout=LIMIT_S).text
 
 
 @pytest.mark.parametrize("way", ["by_client", "by_grpc", "by_http", "by_sse"])
@@ -173,4 +173,4 @@ def test_a_killed_caller_frees_what_it_had(served, client, picture, way):
         caller.kill()
         caller.wait()
     wait_for(lambda: taken(server) == [0, 0])
-    assert client.ask(picture, "What digit is it?", timeout_s=LIMIT_S).text
+    assert client.ask(picture, "What digit is it?", timeout=LIMIT_S).text

@@ -145,7 +145,7 @@ def test_cancelled_answers_free_vllm(client, picture):
     with pytest.raises(CancelledError, match="the answer was cancelled"):
         list(streams[0])
     assert streams[0].text.startswith(first)
-    assert client.ask(picture, "What digit is it?", timeout_s=60).finish_reason != "cancelled"
+    assert client.ask(picture, "What digit is it?", timeout=60).finish_reason != "cancelled"
 
 
 @pytest.mark.parametrize("victim", ["worker", "vllm's own"])
@@ -162,9 +162,7 @@ def test_a_killed_process_is_told_and_the_next_answers_right(
         list(stream)
     assert stream.text.startswith(first)
     with ThreadPoolExecutor(AT_ONCE) as pool:  # these wait for it to be back
-        asked = pool.map(
-            lambda e: client.ask(e.image, e.prompt, timeout_s=RECOVERY_S), examples[:16]
-        )
+        asked = pool.map(lambda e: client.ask(e.image, e.prompt, timeout=RECOVERY_S), examples[:16])
         answers = list(asked)
     for example, answer in zip(examples, answers, strict=False):
         same(answer, reference.answer(example.image, example.prompt))

@@ -50,6 +50,12 @@ def test_an_unknown_dtype_is_refused():
         TensorSpec(name="x", dtype="float8", axes=(1,))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_element_has_as_many_bytes_as_numpys(dtype):
+    spec = TensorSpec(name="x", dtype=dtype, axes=(1,))
+    assert spec.itemsize == spec.numpy_dtype.itemsize
+
+
 names = st.text(min_size=1, max_size=8)
 specs = st.builds(
     TensorSpec,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.server
 import pickle
+import threading
 
 import pytest
 
-from iblip.serving.client import AsyncClient, Client, OptionError, UnknownHostError
+from iblip.serving.client import AsyncClient, Client, OptionError, Timeout, UnknownHostError
 from iblip.serving.client.address import NO_PROXIES, PROXIES, Address
 from iblip.serving.client.errors import UnreachableError
+from iblip.serving.client.patience import ONE_ATTEMPT
 
 QUESTION = (b"", "What?")
 
@@ -26,6 +30,10 @@ def no_proxy(monkeypatch):
         ("grpc://gpu-7.example:8001/", "gpu-7.example:8001"),
         ("[::1]:8001", "[::1]:8001"),
         (" localhost:1 ", "localhost:1"),
+        ("127.0.0.1", "127.0.0.1:8001"),
+        ("gpu-7.example", "gpu-7.example:8001"),
+        ("grpc://localhost", "localhost:8001"),
+        ("[::1]", "[::1]:8001"),
     ],
 )
 def test_an_address_is_a_host_and_a_port(url, target):
@@ -37,7 +45,7 @@ def test_an_address_is_a_host_and_a_port(url, target):
     [
         ("http://127.0.0.1:8001", r"Leave out http://, and give the port of gRPC"),
         ("https://host", r"Leave out https://"),
-        ("127.0.0.1", r"expected host:port .* such as 127\.0\.0\.1:8001"),
+        ("127.0.0.1:", r"expected host:port .* such as 127\.0\.0\.1:8001"),
         ("::1:8001", "expected host:port"),
         ("host:0", "expected host:port"),
         ("host:65536", "expected host:port"),
@@ -56,7 +64,7 @@ def test_anything_else_is_refused_when_the_client_is_made(client, url, message):
 
 def test_a_host_without_an_address_is_said_at_once():
     with (
-        Client("nosuch.invalid:8001", timeout_s=60) as client,
+        Client("nosuch.invalid:8001", timeout=60) as client,
         pytest.raises(UnknownHostError, match=r"host of nosuch\.invalid:8001 cannot be found"),
     ):
         client.ask(*QUESTION)
@@ -103,5 +111,30 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch)
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_client_can_be_pickled(kind):
-    copy = pickle.loads(pickle.dumps(kind("host:1", timeout_s=3, model="m")))
-    assert (copy.url, copy.timeout_s, copy.model) == ("host:1", 3, "m")
+    copy = pickle.loads(pickle.dumps(kind("host:1", timeout=3, model="m")))
+    assert (copy.url, copy.timeout, copy.model) == ("host:1", Timeout(connect=3, total=3), "m")
+
+
+class HangsUp(http.server.BaseHTTPRequestHandler):
+    """As Triton's HTTP service does; Python's own says in HTTP/1 that it does not know HTTP/2."""
+
+    def handle(self):
+        self.rfile.read(24)  # the preface of HTTP/2
+
+
+@pytest.mark.parametrize("handler", [HangsUp, http.server.BaseHTTPRequestHandler])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_port_of_http_is_said(kind, handler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    client = kind(f"127.0.0.1:{server.server_port}", timeout=ONE_ATTEMPT, retries=0)
+
+    async def contract():
+        return await client.contract()
+
+    try:
+        with pytest.raises(UnreachableError, match=r"An HTTP service does.*port of gRPC"):
+            client.contract() if kind is Client else asyncio.run(contract())
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -20,6 +20,7 @@ from iblip.serving.client import (
     UnreachableError,
     UntrustedError,
 )
+from iblip.serving.client.patience import ONE_ATTEMPT
 from iblip.serving.wire import GRPC_TOKEN
 
 TOKEN = "0123456789abcdef"
@@ -118,7 +119,7 @@ CLOSES = "closes every connection before anything is said. .*--tls-ca.*--tls-cer
 def test_a_client_says_what_server_and_client_do_not_agree_on(
     servers, certificates, server, tls, token, error, message
 ):
-    settings = {"tls": cases(certificates)[tls], "token": token}
+    settings = {"tls": cases(certificates)[tls], "token": token, "timeout": ONE_ATTEMPT}
     with Client(servers[server], **settings) as client:
         with pytest.raises(error, match=message):
             client.contract()
