@@ -11,7 +11,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
@@ -20,12 +19,14 @@ import numpy.typing as npt
 
 from iblip.engines.language_model.opening import open_engine
 from iblip.engines.language_model.options import GenerationOptions
-from iblip.engines.language_model.types import Answer, Generation, GenerationRequest
+from iblip.engines.language_model.types import Answer, Generation, GenerationRequest, Priority
 from iblip.engines.runners import open_runner
 from iblip.engines.text.checks import check_images
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import InputError
+from iblip.export.images import ImageSources, each_image, pixels_from_image
+from iblip.export.system.paths import PathLike, path_from
 
 Array = npt.NDArray[Any]
 
@@ -54,14 +55,14 @@ class Pipeline:
 
     def __init__(
         self,
-        directory: Path,
+        directory: PathLike,
         threads: int | None = None,
         *,
         device: int = 0,
         manifest: Manifest | None = None,
     ) -> None:
         self.manifest = manifest or Manifest.read(directory)
-        self._directory = directory
+        self._directory = path_from(directory, "directory")
         self._threads, self._device = threads, device
         self._images: OrderedDict[bytes, Array] = OrderedDict()
         self._lock = Lock()
@@ -125,20 +126,23 @@ class Pipeline:
 
     def submit(
         self,
-        pixels: Array,
+        images: Array | ImageSources,
         prompt: str,
         options: GenerationOptions | None = None,
         *,
         deadline: float | None = None,
+        priority: Priority = "interactive",
     ) -> Generation:
         """Asks one question about one image or several; returns the answer as a stream of events.
 
         Args:
-            pixels: uint8 `[h, w, 3]` or `[images, h, w, 3]`, of the size in
-                `manifest.preprocessing`.
+            images: pixels as the model takes them, uint8 `[h, w, 3]` or `[images, h, w, 3]` of the
+                size in `manifest.preprocessing`; or one image or a list of them in any other form
+                that a client takes, which are decoded and resized.
             prompt: the question.
             options: how to generate.
             deadline: `time.monotonic()` seconds after which the request is given up.
+            priority: whether it goes before others that wait.
 
         Raises:
             InputError, ContractError: the prompt or an image cannot be used, or there are too many.
@@ -146,13 +150,13 @@ class Pipeline:
         """
         started = time.monotonic()
         options = options or PLAIN
-        images = pixels[None] if pixels.ndim == 3 else pixels
-        check_images(len(images), self.manifest.limits.images)
-        embeds = [self._encode_cached(image) for image in images]
+        pixels = self._pixels(images)
+        check_images(len(pixels), self.manifest.limits.images)
+        embeds = [self._encode_cached(image) for image in pixels]
         # One image's features stay where the vision encoder left them.
         image_embeds = embeds[0] if len(embeds) == 1 else np.concatenate(embeds)
         # visual_prompt: [images, queries, d_llm]
-        visual_prompt = self.visual_prompt(image_embeds, [prompt] * len(images), options)
+        visual_prompt = self.visual_prompt(image_embeds, [prompt] * len(pixels), options)
         return self._engine.submit(
             GenerationRequest(
                 prompt=prompt,
@@ -160,14 +164,22 @@ class Pipeline:
                 options=options,
                 deadline=deadline,
                 vision_s=time.monotonic() - started,
+                priority=priority,
             )
         )
 
     def answer(
-        self, pixels: Array, prompt: str, options: GenerationOptions | None = None
+        self, images: Array | ImageSources, prompt: str, options: GenerationOptions | None = None
     ) -> Answer:
         """Asks one question and waits for the answer. Arguments and errors as in `submit`."""
-        return self.submit(pixels, prompt, options).result()
+        return self.submit(images, prompt, options).result()
+
+    def _pixels(self, images: Array | ImageSources) -> Sequence[Array]:
+        """Each image `[h, w, 3]`; arrays are pixels already, and are not resized."""
+        if isinstance(images, np.ndarray):
+            return list(images) if images.ndim == 4 else [images]
+        settings = self.manifest.preprocessing
+        return [pixels_from_image(image, settings) for image in each_image(images)]
 
     def _encode_cached(self, pixels: Array) -> Array:
         """`encode_image` of one image `[h, w, 3]`, from the cache of recent ones if it is there."""

@@ -1,9 +1,16 @@
-"""Export InstructBLIP, BLIP-2 and MiniGPT-4, and ask a server about images.
+"""Export InstructBLIP, BLIP-2 and MiniGPT-4 to ONNX and TensorRT, run them, and serve them.
 
-    from iblip import Client
+    import iblip
 
-    with Client("127.0.0.1:8001") as client:
+    build = iblip.build("Salesforce/instructblip-flan-t5-xl", precision="fp16")
+    with iblip.load(build) as model:                                    # in this process
+        print(model.ask("photo.jpg", "What is unusual about this image?").text)
+    with iblip.serve(build) as server, iblip.Client(server.url) as client:     # behind Triton
         print(client.ask("photo.jpg", "What is unusual about this image?").text)
+    iblip.verify(build).save("report.html")                  # compared with transformers
+
+A build is a directory: wherever one is expected, its path (`str` or `Path`) will do. Every error is
+an `IblipError`. `iblip.lavis` has LAVIS's own calls.
 
 Importing this package loads nothing but itself: each name is imported when it is first used.
 """
@@ -12,6 +19,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from iblip import lavis
+    from iblip.building import Build, build
+    from iblip.engines.language_model.options import GenerationOptions
+    from iblip.engines.language_model.types import Answer
     from iblip.export.errors import (
         BuildDirectoryError,
         CheckpointError,
@@ -27,6 +38,9 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
+    from iblip.hosting import Server, serve
+    from iblip.loading import AnswerStream, Model, load
+    from iblip.progress import Step
     from iblip.serving.client.asynchronous import AsyncClient
     from iblip.serving.client.errors import (
         AccessError,
@@ -42,20 +56,41 @@ if TYPE_CHECKING:
         UnreachableError,
         UntrustedError,
     )
+    from iblip.serving.client.mapping import RowResult
     from iblip.serving.client.security import TLS
     from iblip.serving.client.sync import Client
+    from iblip.serving.client.tally import MapProgress
+    from iblip.verifying import Report, verify
 
 _HOMES = {
-    "Client": "iblip.serving.client.sync",
+    "Answer": "iblip.engines.language_model.types",
+    "AnswerStream": "iblip.loading",
     "AsyncClient": "iblip.serving.client.asynchronous",
+    "Build": "iblip.building",
+    "Client": "iblip.serving.client.sync",
+    "GenerationOptions": "iblip.engines.language_model.options",
+    "MapProgress": "iblip.serving.client.tally",
+    "Model": "iblip.loading",
+    "Report": "iblip.verifying",
+    "RowResult": "iblip.serving.client.mapping",
+    "Server": "iblip.hosting",
+    "Step": "iblip.progress",
     "TLS": "iblip.serving.client.security",
+    "build": "iblip.building",
+    "load": "iblip.loading",
+    "serve": "iblip.hosting",
+    "verify": "iblip.verifying",
 }
 _ERRORS = ("iblip.export.errors", "iblip.serving.client.errors")
+_MODULES = ("lavis",)
 
 __all__ = [
     "TLS",
     "AccessError",
+    "Answer",
+    "AnswerStream",
     "AsyncClient",
+    "Build",
     "BuildDirectoryError",
     "CancelledError",
     "CheckpointError",
@@ -66,8 +101,11 @@ __all__ = [
     "DisconnectedError",
     "EngineError",
     "ExportError",
+    "GenerationOptions",
     "IblipError",
     "InputError",
+    "MapProgress",
+    "Model",
     "NoTLSError",
     "NotReadyError",
     "NotServedError",
@@ -75,16 +113,29 @@ __all__ = [
     "ProtocolError",
     "QueueFullError",
     "RefusedError",
+    "Report",
+    "RowResult",
+    "Server",
     "ServingError",
+    "Step",
     "UnknownHostError",
     "UnreachableError",
     "UntrustedError",
     "UsageError",
     "VerificationError",
+    "build",
+    "lavis",
+    "load",
+    "serve",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("iblip")
+    if name in _MODULES:
+        return import_module(f"iblip.{name}")
     if name in __all__:
         for home in (_HOMES[name],) if name in _HOMES else _ERRORS:
             module = import_module(home)

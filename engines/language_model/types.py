@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 
+from iblip.engines.language_model.answer_page import html_from_answer
 from iblip.engines.language_model.options import GenerationOptions
 
 FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
@@ -152,6 +153,15 @@ class Answer(Completion):
     timing: Timing
     others: tuple[Completion, ...] = ()
     ranking: tuple[RankedCandidate, ...] = ()
+
+    def _repr_html_(self) -> str:
+        timing = self.timing
+        seconds = timing.vision_s + timing.queue_s + timing.prefill_s + timing.decode_s
+        return html_from_answer(
+            [one.text for one in (self, *self.others)],
+            [self.finish_reason, f"{self.completion_tokens} tokens", f"{seconds:.2f} s"],
+            [(one.text, one.logprob) for one in self.ranking],
+        )
 
 
 Event = TextDelta | Answer

@@ -27,6 +27,7 @@ from iblip.export.errors import BuildDirectoryError, ContractError
 from iblip.export.messages import printable, shown
 from iblip.export.system.files import is_inside, refuse_irregular
 from iblip.export.system.json_text import parse_json
+from iblip.export.system.paths import PathLike, path_from
 
 FORMAT = 6
 """The manifest's format number; a reader refuses any other."""
@@ -332,13 +333,14 @@ class Manifest:
         (directory / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
-    def read(cls, directory: Path) -> Self:
+    def read(cls, directory: PathLike) -> Self:
         """Reads the manifest of the build in `directory`.
 
         Raises:
             BuildDirectoryError: the directory is missing, is not a build, or has a manifest of
                 another format.
         """
+        directory = path_from(directory, "directory")
         path = directory / MANIFEST
         hint = "Make one with `iblip export build --output DIR`."
         if not directory.is_dir():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from iblip.export.errors import OptionError
+from iblip.export.system.paths import path_from
 
 _SCHEME = re.compile(r"([a-z][a-z0-9]+):(.+)")
 
@@ -31,7 +32,7 @@ class ModelSource:
         image_size: height and width of the images, in pixels; `None` is the checkpoint's own.
 
     Raises:
-        OptionError: the size is below 1.
+        OptionError: the size is below 1, or `model` or a part is no path.
     """
 
     model: str
@@ -40,6 +41,10 @@ class ModelSource:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):  # a Path is a directory, and never a name of the hub
+            object.__setattr__(self, "model", str(path_from(self.model, "model").absolute()))
+        parts = {name: path_from(path, f"the part {name}") for name, path in self.parts.items()}
+        object.__setattr__(self, "parts", parts)
         if self.image_size is not None and self.image_size < 1:
             raise OptionError(f"--image-size is {self.image_size}; expected 1 or more")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from iblip.export.errors import OptionError
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
+from iblip.export.system.paths import settle_paths
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block sizes of `com.microsoft.MatMulNBits`: weights that share a scale."""
@@ -118,6 +119,7 @@ class QuantisationOptions:
             raise OptionError(f"--block-size is {self.block_size}; expected one of {sizes}")
         if self.sensitive is not None and not 0 <= self.sensitive <= 1:
             raise OptionError(f"--sensitive is {self.sensitive}; expected a share from 0 to 1")
+        settle_paths(self, "calibration")
         if self.calibration is not None and not self.calibration.is_dir():
             raise OptionError(f"--calibration {self.calibration} is no directory")
 

@@ -2,7 +2,8 @@
 
 `files` writes whole files atomically, links and hashes them; `locks` locks files between processes;
 `interrupts` delivers Ctrl-C between, not within, calls of an executor; `cache_directory` finds the
-user's caches; `toolchain` says which libraries and which code a result depends on.
+user's caches; `toolchain` says which libraries and which code a result depends on; `paths` takes
+paths as strings, too.
 
 This room knows nothing of models and loads nothing heavy.
 """

@@ -20,6 +20,7 @@ from iblip.export.errors import OptionError
 from iblip.export.precision import PrecisionPolicy
 from iblip.export.quantisation.options import QuantisationOptions, quantisations
 from iblip.export.system.cache_directory import cache_directory, default_directory
+from iblip.export.system.paths import settle_paths
 
 LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "onnxruntime-cuda": SLOTS, "vllm": 64}
 """What can run the language model, and the slots it has unless the caller says otherwise: vLLM
@@ -153,6 +154,9 @@ class CacheOptions:
     engines: Path | None = field(default_factory=default_directory)
     traces: Path | None = field(default_factory=partial(cache_directory, "traces"))
 
+    def __post_init__(self) -> None:
+        settle_paths(self, "engines", "traces")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationOptions:
@@ -170,6 +174,7 @@ class VerificationOptions:
     limit: int | None = None
 
     def __post_init__(self) -> None:
+        settle_paths(self, "examples")
         _check_counts(self, "limit")
 
 
@@ -211,6 +216,7 @@ class BuildOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        settle_paths(self, "output")
         quantisations(self.policy, self.quantisation)
         if self.engines.llm_engine != "vllm" and (given := self.vllm.given()):
             option = next(iter(given)).replace("_", "-")

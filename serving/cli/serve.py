@@ -158,20 +158,18 @@ def command(
     """
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
     from iblip.serving.credentials import read_token
-    from iblip.serving.repository.assembling import REPOSITORY, check_backends
-    from iblip.serving.repository.files import check_files
+    from iblip.serving.launching import check_servable, environment_of_models
+    from iblip.serving.repository.assembling import REPOSITORY
     from iblip.serving.repository.native import flags_for
     from iblip.serving.server.access import check_triton_flags
     from iblip.serving.server.health import Health
-    from iblip.serving.server.installation import find_triton
     from iblip.serving.server.memory import memory_of_build
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.supervisor import RestartPolicy, Supervisor
     from iblip.serving.steps.policy import Policy
 
     manifest = Manifest.read(directory)
-    check_backends(directory, find_triton(flags["triton"]))
-    check_files(directory, manifest)
+    check_servable(directory, manifest, flags["triton"])
     if flags["log"] == Path("-"):
         flags |= {"log": None, "echo_log": True}
     requests = Policy(
@@ -185,7 +183,7 @@ def command(
         policy=requests,
         tls=_tls(tls_cert, tls_key, tls_client_ca),
         token=None if token_file is None else read_token(token_file),
-        environment=_vllm_environment(manifest, vllm_python),
+        environment=environment_of_models(manifest, vllm_python),
         extra=flags_for(manifest) + triton_flags,
         **flags,
     )
@@ -259,23 +257,6 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
         )
     else:
         echo(str(shown))
-
-
-def _vllm_environment(manifest: Manifest, given: Path | None) -> dict[str, str]:
-    """The variable that tells the server's models where vLLM is; looked up before any start."""
-    record = manifest.components.get("language_model")
-    if record is None or record.engine.kind != "vllm":
-        if given is None:
-            return {}
-        from iblip.export.errors import OptionError
-
-        raise OptionError(
-            f"--vllm-python is {given}, but this build's language model does not run on vLLM. "
-            "Leave --vllm-python out, or build with --llm-engine vllm."
-        )
-    from iblip.engines.language_model.vllm.environment import VARIABLE, find_python
-
-    return {VARIABLE: str(find_python(given))}
 
 
 def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, json_: bool) -> None:

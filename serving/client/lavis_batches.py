@@ -14,6 +14,7 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import LAVIS, RANKING, Preset
 from iblip.engines.language_model.types import Answer
 from iblip.export.errors import InputError, OptionError
+from iblip.export.messages import did_you_mean
 from iblip.serving.client.compat import preset_of_server
 from iblip.serving.client.lavis_prompts import caption_prompt, class_prompt, question_prompt
 from iblip.serving.wire import ServerContract
@@ -101,6 +102,9 @@ def generate_batch(
     Raises:
         OptionError, InputError: an argument or a sample does not fit.
     """
+    for name in arguments.keys() - GenerateArguments.__annotations__.keys():
+        hint = did_you_mean(name, GenerateArguments.__annotations__)
+        raise OptionError(f"LAVIS's generate has no argument {name!r}.{hint}")
     found = preset_of_server(contract, LAVIS, "generate")
     prompts = _each(samples, "prompt", "")
     return _texts_batch(samples, prompts, _with_options(found, _generate(found, arguments)), found)

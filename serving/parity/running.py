@@ -21,6 +21,7 @@ from iblip.export.messages import did_you_mean
 from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
+from iblip.export.system.paths import settle_paths
 from iblip.export.verification.choosing import ReferenceChoice, choose_reference
 from iblip.serving.parity.report import BuildReport, Report, StageReport, engines_left_out
 from iblip.serving.parity.samples import samples_of
@@ -53,6 +54,7 @@ class ParityOptions:
     reference: str = "auto"
 
     def __post_init__(self) -> None:
+        settle_paths(self, "examples")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit is {self.limit}; expected 1 or more")
         for name in self.stages:

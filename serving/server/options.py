@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from iblip.export.errors import OptionError
+from iblip.export.system.paths import settle_paths
 from iblip.serving.credentials import check_token
 from iblip.serving.server.closed import CLOSED
 from iblip.serving.server.tls import ServerTLS
@@ -67,6 +68,7 @@ class ServerOptions:
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        settle_paths(self, "triton", "log")
         for name in (f.name for f in fields(self)):
             value = getattr(self, name)
             if name.endswith("_port") and not 0 <= value <= 65535:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from iblip.export.errors import ServingError
+from iblip.export.system.paths import PathLike, path_from
 from iblip.serving.server.access import address_of
 from iblip.serving.server.children import ModelProcesses
 from iblip.serving.server.command import SCRATCH, scratch_parent, server_command
@@ -59,6 +60,7 @@ class TritonServer:
         repository: the folder of models.
         options: see `ServerOptions`.
         progress: told of each model that is loaded.
+        leave: once another thread sets it, a start that is under way is given up.
 
     Attributes:
         ready_s: seconds from the start until every model was ready.
@@ -70,14 +72,16 @@ class TritonServer:
 
     def __init__(
         self,
-        repository: Path,
+        repository: PathLike,
         options: ServerOptions | None = None,
         *,
         progress: Progress = logger.info,
+        leave: threading.Event | None = None,
     ) -> None:
-        self.repository = repository.absolute()
+        self.repository = path_from(repository, "repository").absolute()
         self.options = options or ServerOptions()
         self._progress = progress
+        self._leave = leave or threading.Event()
         self._keeper: subprocess.Popen[bytes] | None = None
         self._pid = self._log_start = 0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -253,7 +257,8 @@ class TritonServer:
                 waited = f"{self.options.ready_timeout_s:g} seconds"
                 raise ServingError(f"Triton was not ready after {waited}.\n{why(log)}")
             told = self._tell(log, told)
-            time.sleep(READY_POLL_S)
+            if self._leave.wait(READY_POLL_S):
+                raise ServingError("Triton was stopped before it was ready.")
         self._tell(self.log(), told)
 
     def _is_ready(self) -> bool:

@@ -1,17 +1,18 @@
 """Keeps a build served: notices a server that has died or hangs, and starts it again.
 
-`Supervisor.run` returns only by an error: with Ctrl-C, or once the server has failed to stay ready
-too many times in a row. Then an orchestrator, or a person, has to look.
+`Supervisor.run` ends by an error, with Ctrl-C or once the server has failed to stay ready too many
+times in a row, when an orchestrator or a person has to look; or because another thread has called
+`Supervisor.stop`.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from iblip.export.errors import OptionError, ServingError
 from iblip.serving.server.canary import Canary
@@ -85,9 +86,14 @@ class Supervisor:
     ) -> None:
         self._repository, self._options = repository, options
         self._policy, self._health, self._progress = policy, health, progress
+        self._left = threading.Event()
 
-    def run(self, on_ready: Callable[[TritonServer], None]) -> NoReturn:
-        """Serves until it is interrupted.
+    def stop(self) -> None:
+        """Has `run` end its server and return, whatever it does. For any thread; does not wait."""
+        self._left.set()
+
+    def run(self, on_ready: Callable[[TritonServer], None]) -> None:
+        """Serves until it is interrupted or stopped.
 
         Args:
             on_ready: called each time that the server has become ready.
@@ -96,11 +102,11 @@ class Supervisor:
             ServingError: the first start failed, or the server did not stay ready.
         """
         failures = 0
-        while True:
+        while not self._left.is_set():
             ready_at = None
             try:
                 with TritonServer(
-                    self._repository, self._options, progress=self._progress
+                    self._repository, self._options, progress=self._progress, leave=self._left
                 ) as server:
                     ready_at = time.monotonic()
                     # Before anybody hears that it is ready: what dies then must be known.
@@ -109,9 +115,13 @@ class Supervisor:
                     self._health.state, self._health.has_started = "ready", True
                     on_ready(server)
                     fault = self._watch(server, vitals)
+                    if fault is None:
+                        return
                     self._note(fault.reason)
                     server.stop(DRAIN_S if fault.model in DRAINABLE else 0)
             except ServingError as error:
+                if self._left.is_set():
+                    return
                 if not self._health.has_started:
                     raise
                 fault = Fault(model="", reason=str(error))
@@ -123,26 +133,28 @@ class Supervisor:
                 raise ServingError(self._last_words(failures, fault))
             wait_s = self._policy.wait_s(failures)
             self._progress(f"Starting the server again in {wait_s:g} s.")
-            time.sleep(wait_s)
+            self._left.wait(wait_s)
             self._health.restarts += 1
 
     def _note(self, reason: str) -> None:
         logger.error("%s", reason)
         self._health.state, self._health.reason = "restarting", reason
 
-    def _watch(self, server: TritonServer, vitals: Vitals) -> Fault:
+    def _watch(self, server: TritonServer, vitals: Vitals) -> Fault | None:
+        """What is wrong with the server; `None` once this is stopped."""
+
         def progress() -> Progress:
             return vitals.progress(read_metrics(server.metrics_url, METRICS_S))
 
         with Canary(canary_question(server), progress) as canary:
-            while True:
-                time.sleep(WATCH_S)
+            while not self._left.wait(WATCH_S):
                 fault = vitals.fault() or canary.fault
                 if not vitals.is_triton_running:  # asked last: its models end with it
                     status, log = server.wait(), why(server.log())
                     return Fault(model="", reason=f"Triton ended with status {status}:\n{log}")
                 if fault is not None:
                     return fault
+        return None
 
     def _last_words(self, failures: int, fault: Fault) -> str:
         if not self._policy.limit:

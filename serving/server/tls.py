@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from iblip.export.system.paths import settle_paths
 from iblip.serving.credentials import check_authorities, check_key_pair
 
 
@@ -26,6 +27,7 @@ class ServerTLS:
     client_authorities: Path | None = None
 
     def __post_init__(self) -> None:
+        settle_paths(self, "certificate", "key", "client_authorities")
         check_key_pair(self.certificate, self.key)
         if self.client_authorities is not None:
             check_authorities(self.client_authorities)

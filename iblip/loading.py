@@ -1,0 +1,366 @@
+"""`load`: a build in this process, asked as a client asks a server."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from iblip.building import Build
+from iblip.engines.language_model.keywords import GenerationKeywords, Options, options_with_keywords
+from iblip.engines.language_model.types import (
+    Answer,
+    Generation,
+    Priority,
+    RankedCandidate,
+    TextDelta,
+)
+from iblip.engines.pipeline import Pipeline
+from iblip.export.errors import EngineError, IblipError
+from iblip.export.images import ImageSources
+from iblip.export.system.paths import PathLike
+from iblip.libraries import installed
+from iblip.serving.client.compat import resolve_options, trim_answer
+from iblip.serving.client.errors import CancelledError
+from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, map_rows
+from iblip.serving.client.messages import GREEDY, Deadline, pixels_of_request, ranking_options
+from iblip.serving.client.tally import Watcher
+from iblip.serving.wire import ServerContract, check_priority
+
+if TYPE_CHECKING:
+    from iblip.engines.language_model.presets import Preset
+    from iblip.serving.client.lavis import Lavis
+
+
+class Model:
+    """A build that runs in this process, with the calls of `Client`. Thread-safe.
+
+        with iblip.load(build) as model:
+            print(model.ask("photo.jpg", "What is unusual about this image?").text)
+            for text in model.stream("photo.jpg", "Describe the image."):
+                print(text, end="", flush=True)
+
+    An image is a path, encoded bytes, an open file, a Pillow image, uint8 `[height, width, 3]` in
+    RGB (numpy or torch), or a `data:` URL; where the model takes several images, a list of them.
+    An image is encoded once, however many questions are asked about it. Calls block: in an event
+    loop, run them with `asyncio.to_thread`.
+
+    The engines run until the block ends, `close` is called, or the object is collected.
+
+    Attributes:
+        build: what runs.
+    """
+
+    def __init__(self, build: Build, *, threads: int | None = None, device: int = 0) -> None:
+        self.build = build
+        self._contract = ServerContract.from_manifest(build.manifest)
+        self._pipeline = Pipeline(
+            build.path, threads, device=device, manifest=build.manifest
+        ).__enter__()
+        self._finalizer = weakref.finalize(self, self._pipeline.__exit__)
+
+    def close(self) -> None:
+        """Ends every answer that is being generated with `EngineError`, and frees the engines.
+
+        Does nothing the second time.
+        """
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        closed = "" if self._finalizer.alive else ", closed"
+        return f"<Model of {self.build}{closed}>"
+
+    def contract(self) -> ServerContract:
+        """Image size, limits and identity of the build, as a server of it would state them."""
+        return self._contract
+
+    def ask(
+        self,
+        image: ImageSources,
+        prompt: str,
+        *,
+        options: Options = GREEDY,
+        compat: str | None = None,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        **keywords: Unpack[GenerationKeywords],
+    ) -> Answer:
+        """Answers one question.
+
+        Args:
+            image: see the class.
+            prompt: the question or instruction.
+            options: how to generate; greedy by default. May be a mapping, by name.
+            compat: the original to answer like, `"lavis"`, `"hf"` or `"minigpt4"`: its options,
+                which `options` override, and its trimming of the text.
+            timeout_s: seconds for this answer; `None` is no limit.
+            priority: where others wait, interactive requests are answered before bulk ones.
+            keywords: options by name, such as `max_new_tokens=30`; they override `options`. See
+                `GenerationOptions`.
+
+        Raises:
+            InputError: an image or the prompt cannot be used, or there are too many images.
+            OptionError: an option is unknown or out of range.
+            DeadlineError: the answer was not finished in time.
+            QueueFullError: too many requests wait.
+            EngineError: the engine failed, or the model has been closed.
+        """
+        stream, preset = self._start(
+            image, prompt, options, compat, timeout_s, priority, **keywords
+        )
+        with stream:
+            return trim_answer(stream.answer, preset)
+
+    def stream(
+        self,
+        image: ImageSources,
+        prompt: str,
+        *,
+        options: Options = GREEDY,
+        compat: str | None = None,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+        **keywords: Unpack[GenerationKeywords],
+    ) -> AnswerStream:
+        """Yields an answer's text as it is generated; arguments and errors as in `ask`.
+
+        The image is encoded before this returns. The text is not trimmed as `compat` would.
+        """
+        return self._start(image, prompt, options, compat, timeout_s, priority, **keywords)[0]
+
+    def rank(
+        self,
+        image: ImageSources,
+        prompt: str,
+        candidates: Sequence[str],
+        *,
+        length_penalty: float | None = None,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+    ) -> tuple[RankedCandidate, ...]:
+        """Ranks candidate answers, the most likely first; errors as in `ask`.
+
+        Args:
+            image: see the class.
+            prompt: the question or instruction.
+            candidates: 1 to 1000 texts.
+            length_penalty: the sum of a candidate's log-probabilities is divided by its number of
+                tokens to this power; `None` is 0.
+            timeout_s: seconds for this answer; `None` is no limit.
+            priority: see `ask`.
+        """
+        options = ranking_options(candidates, length_penalty)
+        return self.ask(
+            image, prompt, options=options, timeout_s=timeout_s, priority=priority
+        ).ranking
+
+    def map(
+        self,
+        rows: Iterable[Row],
+        *,
+        concurrency: int = CONCURRENCY,
+        progress: bool | Watcher = False,
+        options: Options = GREEDY,
+        compat: str | None = None,
+        timeout_s: float | None = None,
+        priority: Priority = "bulk",
+        **keywords: Unpack[GenerationKeywords],
+    ) -> Iterator[RowResult[Answer]]:
+        """Answers many questions; yields their results in the order of the rows.
+
+            for result in model.map([("a.png", "What is it?"), ("b.png", "And this?")]):
+                print(result.text if result.error is None else result.error)
+
+        Args:
+            rows: each `(image, prompt)`, or a mapping with `image`, `prompt` and further arguments
+                of `ask`, which override those given here; may be a generator of any length.
+            concurrency: questions that are asked at the same time, 1 to 1024. The engine answers as
+                many of them at once as it has slots.
+            progress: `True` shows a line on stderr; a function is called after each row with a
+                `MapProgress`.
+            options, compat, timeout_s, priority, keywords: of every question; see `ask`.
+
+        Raises:
+            OptionError: `concurrency` is out of range.
+            InputError: `rows` cannot be iterated over. What is wrong with one row is the `error` of
+                its result.
+        """
+        shared = {
+            "options": options,
+            "compat": compat,
+            "timeout_s": timeout_s,
+            "priority": priority,
+            **keywords,
+        }
+        running = _Running()
+
+        def ask(question: Question) -> Answer:
+            arguments: Any = {**shared, **question.arguments}
+            stream, preset = self._start(question.image, question.prompt, **arguments)
+            with running.watched(stream):
+                return trim_answer(stream.answer, preset)
+
+        return map_rows(
+            ask, rows, concurrency=concurrency, progress=progress, cancel=running.cancel
+        )
+
+    @property
+    def lavis(self) -> Lavis:
+        """LAVIS's calls, with LAVIS's names and defaults."""
+        from iblip.serving.client.lavis import Lavis
+
+        return Lavis(self)
+
+    def _start(
+        self,
+        image: ImageSources,
+        prompt: str,
+        options: Options,
+        compat: str | None,
+        timeout_s: float | None,
+        priority: Priority,
+        **keywords: Unpack[GenerationKeywords],
+    ) -> tuple[AnswerStream, Preset | None]:
+        """Submits the question; the preset is the one that `compat` names."""
+        if not self._finalizer.alive:
+            raise EngineError(f"this model of {self.build} has been closed; load another")
+        remaining = Deadline(timeout_s).remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        given = options_with_keywords(options, keywords)
+        settled, preset = resolve_options(self._contract, given, compat)
+        generation = self._pipeline.submit(
+            pixels_of_request(image, self._contract),
+            prompt,
+            settled,
+            deadline=deadline,
+            priority=check_priority(priority),
+        )
+        return AnswerStream(generation), preset
+
+
+class AnswerStream:
+    """Iterates over the pieces of an answer; joined, the pieces are `answer.text`.
+
+    A context manager: leaving it early cancels the answer, which frees its slot in the engine.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._events = iter(generation)
+        self._pieces: list[str] = []
+        self._answer: Answer | None = None
+        self._error: IblipError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._error is not None:
+            raise self._error
+        if self._answer is not None:
+            raise StopIteration
+        try:
+            event = next(self._events)
+        except IblipError as error:
+            self._error = error
+            raise
+        if isinstance(event, TextDelta):
+            self._pieces.append(event.text)
+            return event.text
+        if event.finish_reason == "cancelled":
+            self._error = CancelledError("the answer was cancelled")
+            raise self._error
+        self._answer = event
+        raise StopIteration
+
+    @property
+    def text(self) -> str:
+        """The text received so far."""
+        return "".join(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; reads the stream to its end first."""
+        for _ in self:
+            pass
+        assert self._answer is not None
+        return self._answer
+
+    def cancel(self) -> None:
+        """Stops the answer, which frees its slot within a step.
+
+        Iterating further raises `CancelledError`. Does nothing after the end.
+        """
+        self._generation.cancel()
+
+
+class _Running:
+    """The streams of one map that have not ended, so that leaving it can cancel them."""
+
+    def __init__(self) -> None:
+        self._streams: set[AnswerStream] = set()
+        self._is_left = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watched(self, stream: AnswerStream) -> Iterator[None]:
+        with self._lock:
+            self._streams.add(stream)
+            if self._is_left:
+                stream.cancel()
+        try:
+            with stream:
+                yield
+        finally:
+            with self._lock:
+                self._streams.discard(stream)
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._is_left = True
+            for stream in self._streams:
+                stream.cancel()
+
+
+def load(build: PathLike, *, threads: int | None = None, device: int = 0) -> Model:
+    """Loads a build into this process.
+
+    Args:
+        build: a `Build`, or the path of its directory.
+        threads: for one operator, on a CPU; `None` takes one for each core this process may use.
+        device: the GPU's number, from 0, for the engines that run on one.
+
+    Raises:
+        BuildDirectoryError: it is not a build, or a file of it is missing.
+        EngineError: an engine cannot be loaded here.
+        IblipError: a library that it runs on is not installed.
+    """
+    opened = build if isinstance(build, Build) else Build(build)
+    with installed("iblip.load"):
+        return Model(opened, threads=threads, device=device)
