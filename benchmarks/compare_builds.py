@@ -30,7 +30,7 @@ from iblip.export.system.files import sha256
 IGNORED_FILES: Mapping[str, str] = {
     MANIFEST: "compared field by field",
     "inputs.json": "digests of the code, and times and inodes of files",
-    "verification/*": "the report of `export verify`",
+    "verification/*": "the report of `iblip verify`",
     "proof/*": "the record of `iblip prove`",
     "model_repository/*/1/*.py": "code: it imports the packages by their names",
     "model_repository/*/1/__pycache__/*": "written when a build is served",

@@ -34,7 +34,7 @@ POLICIES: Mapping[str, tuple[str, ...]] = {
     "int8 weights": ("--precision", "language_model=int8"),
     "int4": ("--precision", "int4"),
 }
-"""Name of a row to what `export build` is told."""
+"""Name of a row to what `iblip build` is told."""
 
 TARGET = "sm89"
 SIZED = "instructblip-vicuna-7b"

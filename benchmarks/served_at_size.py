@@ -1,6 +1,6 @@
 """`python -m benchmarks.served_at_size`: a model of true size, built and served by Triton here.
 
-Its weights are random (`export synthesize`), so only what depends on size is measured: start to
+Its weights are random (`iblip synthesize`), so only what depends on size is measured: start to
 ready, resident memory of every process of the server, time to the first token, tokens per second,
 and that as a share of what the memory's read bandwidth allows, measured in between.
 """

@@ -1,6 +1,6 @@
 """`python -m benchmarks.vision_encoder`: the vision encoder at the models' true size, one image.
 
-Its weights are random (`export synthesize`), behind it stands a small language model. In one run,
+Its weights are random (`iblip synthesize`), behind it stands a small language model. In one run,
 in turns, on as many threads: torch as transformers calls it, our builds in fp32 and int8, and
 OpenVINO over two of our graphs, in fp32 and (Q/DQ) in int8. Cosines are to torch's fp32 output.
 """
@@ -54,7 +54,7 @@ BUILDS: Mapping[str, tuple[str, ...]] = {
         str(HELDOUT),
     ),
 }
-"""By name: what `export build` is asked for."""
+"""By name: what `iblip build` is asked for."""
 
 OPENVINO: Mapping[str, str] = {"openvino_fp32": "fp32", "openvino_int8": "int8_static"}
 """By name: the build whose graph OpenVINO reads. Of a dynamic graph it would take no operator of

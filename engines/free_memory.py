@@ -6,6 +6,7 @@ from iblip.engines.cuda.memory import GpuMemory, read_memory
 from iblip.engines.memory import STEP, MemoryPlan, plan_of_build
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import EngineError
+from iblip.export.messages import size_text
 
 
 def check_free_memory(
@@ -43,13 +44,13 @@ def check_free_memory(
 def _describe(
     component: str, device: int, plan: MemoryPlan, least: int, caches: int, memory: GpuMemory
 ) -> str:
-    slots = f", {_gib(caches)} for {plan.slots} slots of {plan.positions:,} positions"
+    slots = f", {size_text(caches)} for {plan.slots} slots of {plan.positions:,} positions"
     return (
-        f"{component} wants {_gib(least + caches)} of GPU {device} ({_gib(least)} for weights and"
-        f" work{slots if caches else ''}), and {_gib(memory.free)} of its {_gib(memory.total)} are"
-        f" free. {_advise(plan, memory.free - least) if caches else ''}Stop what else runs on it"
-        " (nvidia-smi), or build for it: --gpu-memory, --precision, --max-batch of `iblip export"
-        " build`."
+        f"{component} wants {size_text(least + caches)} of GPU {device} ({size_text(least)} for"
+        f" weights and work{slots if caches else ''}), and {size_text(memory.free)} of its"
+        f" {size_text(memory.total)} are free."
+        f" {_advise(plan, memory.free - least) if caches else ''}Stop what else runs on it"
+        " (nvidia-smi), or build for it: --gpu-memory, --precision, --max-batch of `iblip build`."
     )
 
 
@@ -64,7 +65,3 @@ def _advise(plan: MemoryPlan, room: int) -> str:
     if not fitting:
         return ""
     return f"{' or '.join(fitting)} in language_model/config.pbtxt fits. "
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
+from iblip.export.system.installing import install_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,12 @@ def _is_installed(module: str) -> bool:
 def _onnxruntime_obstacle() -> str | None:
     if _is_installed("onnxruntime"):
         return None
-    return "ONNX Runtime is not installed. Run `pip install 'iblip[cpu]'`."
+    return f"ONNX Runtime is not installed. Run `{install_command('cpu')}`."
 
 
 def _tensorrt_obstacle() -> str | None:
     if not _is_installed("tensorrt"):
-        return "TensorRT is not installed. Run `pip install 'iblip[tensorrt]'` beside a GPU."
+        return f"TensorRT is not installed. Run `{install_command('tensorrt')}` beside a GPU."
     if not has_nvidia_gpu():
         return (
             "no NVIDIA driver was found, and TensorRT builds on the GPU that the plan is for. "
@@ -59,7 +60,7 @@ def _tensorrt_obstacle() -> str | None:
 def _tensorrt_rtx_obstacle() -> str | None:
     if _is_installed("tensorrt_rtx") or _is_installed("tensorrt_rtx_bindings"):
         return None
-    return "TensorRT-RTX is not installed. Run `pip install 'iblip[tensorrt-rtx]'`."
+    return f"TensorRT-RTX is not installed. Run `{install_command('tensorrt-rtx')}`."
 
 
 def _plan_obstacle(kind: str) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from iblip.export.artifact.contract import Contract
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
+from iblip.export.messages import size_text
 
 MEMORY = "memory"
 """The key of a component's `ComponentMemory` in `EngineRecord.details`."""
@@ -243,19 +244,20 @@ class MemoryPlan:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        card = "of an unknown card" if self.card is None else f"of a card of {_gib(self.card)}"
-        yield f"GPU memory {card}: {_gib(self.total)}{self._verdict()}"
+        card = "of an unknown card" if self.card is None else f"of a card of {size_text(self.card)}"
+        yield f"GPU memory {card}: {size_text(self.total)}{self._verdict()}"
         yield f"  {'':<16}{'weights':>12}{'work':>12}{'process':>12}{'in all':>12}"
         for row in self.components:
             sizes = (row.weights, row.work, row.process, row.total)
-            yield f"  {row.component:<16}" + "".join(f"{_gib(size):>12}" for size in sizes)
+            yield f"  {row.component:<16}" + "".join(f"{size_text(size):>12}" for size in sizes)
         if self.position:
-            yield f"  {'keys and values':<16}{_gib(self.caches):>48}  {self._describe_caches()}"
+            caches = f"{size_text(self.caches):>48}  {self._describe_caches()}"
+            yield f"  {'keys and values':<16}{caches}"
         if self.card is not None:
-            yield f"  {'reserve':<16}{_gib(self.reserve):>48}  {RESERVE:.0%} of the card"
+            yield f"  {'reserve':<16}{size_text(self.reserve):>48}  {RESERVE:.0%} of the card"
 
     def _describe_caches(self) -> str:
-        each = f"{self.position / 2**20:.2f} MiB a position"
+        each = f"{size_text(self.position)} a position"
         if self.pooled:
             return f"one pool for {self.slots} sequences of up to {self.positions:,}, {each}"
         return f"{self.slots} slots of {self.positions:,} positions, {each}"
@@ -273,7 +275,7 @@ class MemoryPlan:
             " bits; a larger card is named with --gpu-memory."
         )
         if not self.position or self.most_positions(1) < 1:
-            return f"Everything but keys and values takes {_gib(self.fixed)}. {smaller}"
+            return f"Everything but keys and values takes {size_text(self.fixed)}. {smaller}"
         pairs = [(self.most_slots(), self.positions), (self.slots, self.most_positions())]
         flags = [
             f"--slots {count} --max-length {length}" for count, length in pairs if count * length
@@ -346,7 +348,3 @@ def plan_of_build(
         card=card,
         pooled=record is not None and record.engine.kind == "vllm",
     )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

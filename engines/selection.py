@@ -59,6 +59,19 @@ def language_model_kind(
     return requested if requested != "onnxruntime" or refused else kind
 
 
+OTHER_NAMES: Mapping[str, str] = {
+    "trt": "tensorrt",
+    "trt-rtx": "tensorrt-rtx",
+    "rtx": "tensorrt-rtx",
+    "ort": "onnxruntime",
+    "onnx": "onnxruntime",
+    "cpu": "onnxruntime",
+    "cuda": "onnxruntime-cuda",
+    "gpu": "onnxruntime-cuda",
+}
+"""What people call engines elsewhere; a refusal suggests the name here."""
+
+
 def choose_engine(
     requested: str = AUTO,
     targets: Sequence[str] = (),
@@ -101,7 +114,8 @@ def choose_engine(
 
 def _find_requested(requested: str) -> EngineChoice:
     if requested not in KINDS:
-        hint = did_you_mean(requested, [*KINDS, AUTO])
+        other = OTHER_NAMES.get(requested.lower())
+        hint = f" Did you mean {other!r}?" if other else did_you_mean(requested, [*KINDS, AUTO])
         raise OptionError(
             f"there is no engine {requested!r}.{hint} Engines: {', '.join([AUTO, *KINDS])}"
         )

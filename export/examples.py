@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from iblip.export.errors import InputError
+from iblip.export.messages import listed
 from iblip.export.system.json_text import parse_json
 
 EXAMPLES = "examples.jsonl"
@@ -52,13 +53,17 @@ def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
     path = directory / EXAMPLES
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        examples = [_example(directory, parse_json(line)) for line in lines if line.strip()]
+        examples = [
+            _example(directory, number, line)
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
     except FileNotFoundError:
         raise InputError(f"there is no {path}; expected one JSON object a line") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise InputError(
-            f"{path} is malformed ({error!r}); expected a JSON object a line, with id, image,"
-            " prompt and, where accuracy is to be measured, answer"
+            f"{path} is malformed: {error}. Expected a JSON object a line, with id, image, prompt"
+            " and, where accuracy is to be measured, answer"
         ) from error
     if not examples:
         raise InputError(f"{path} is empty")
@@ -68,11 +73,34 @@ def read_examples(directory: Path, limit: int | None = None) -> list[Example]:
     return examples
 
 
-def _example(directory: Path, data: Mapping[str, Any]) -> Example:
-    return Example(
-        name=str(data["id"]),
-        image=directory / data["image"],
-        prompt=data["prompt"],
-        answer=data.get("answer"),
-        kind=data.get("kind", ""),
-    )
+def check_examples(directory: Path, limit: int | None = None) -> None:
+    """Refuses examples that cannot be asked, before any work is done.
+
+    Args:
+        directory, limit: as `read_examples` takes them.
+
+    Raises:
+        InputError: the file is missing, empty or malformed, or an image is not there.
+    """
+    missing = [str(e.image) for e in read_examples(directory, limit) if not e.image.is_file()]
+    if missing:
+        raise InputError(
+            f"{directory / EXAMPLES} names images that are not there:\n  {listed(missing)}"
+        )
+
+
+def _example(directory: Path, number: int, line: str) -> Example:
+    """The example of a line. Raises ValueError."""
+    try:
+        data: Mapping[str, Any] = parse_json(line)
+        return Example(
+            name=str(data["id"]),
+            image=directory / data["image"],
+            prompt=data["prompt"],
+            answer=data.get("answer"),
+            kind=data.get("kind", ""),
+        )
+    except KeyError as error:
+        raise ValueError(f"line {number} has no {error.args[0]!r}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"line {number}: {error}") from error

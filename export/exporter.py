@@ -52,7 +52,10 @@ def graphs_from_checkpoint(
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
     components = components_from_checkpoint(checkpoint, policy)
-    traced = [_load_or_trace(component, checkpoint, traces, progress) for component in components]
+    traced = [
+        _load_or_trace(component, checkpoint, traces, progress, f" ({number} of {len(components)})")
+        for number, component in enumerate(components, 1)
+    ]
     check_fit(
         {name: shape for graph in traced for name, (shape, _) in graph.weights.items()},
         checkpoint.tensors,
@@ -99,21 +102,26 @@ def onnx_from_component(
 
 
 def _load_or_trace(
-    component: Component, checkpoint: Checkpoint, traces: TraceCache | None, progress: Progress
+    component: Component,
+    checkpoint: Checkpoint,
+    traces: TraceCache | None,
+    progress: Progress,
+    place: str = "",
 ) -> Trace:
+    """Returns the trace of a component; `place` says which of all graphs it is."""
     if traces is None:
-        return _trace(component, progress)
+        return _trace(component, progress, place)
     key = trace_key(component, checkpoint)
     if (cached := traces.load(key, component)) is not None:
         progress.note(f"{component.title} has been traced before, and is taken from {traces}")
         return cached
-    traced = _trace(component, progress)
+    traced = _trace(component, progress, place)
     traces.keep(key, traced)
     return traced
 
 
-def _trace(component: Component, progress: Progress) -> Trace:
-    with progress.stage(f"trace {component.title}"):
+def _trace(component: Component, progress: Progress, place: str) -> Trace:
+    with progress.stage(f"trace {component.title}{place}"):
         return trace(component)
 
 

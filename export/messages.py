@@ -70,6 +70,14 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
+def size_text(count: int) -> str:
+    """Bytes in the largest unit of 1,024 that fits, as memory is counted: `1.50 GiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
 def printable(text: str) -> str:
     """A text for a terminal: control characters, as names in a file may have, are escaped.
 

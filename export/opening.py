@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.source import ModelSource
-from iblip.export.errors import CheckpointError, OptionError
+from iblip.export.errors import OptionError
+from iblip.export.messages import closest
 from iblip.export.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,30 +32,53 @@ READERS: Mapping[str, Reader] = {"lavis": _open_original, "minigpt4": _open_orig
 """Functions that open a model, by scheme."""
 
 
-def checkpoint_from_source(source: ModelSource, progress: Progress) -> Checkpoint:
+def checkpoint_from_source(
+    source: ModelSource, progress: Progress, *, weights: bool = True
+) -> Checkpoint:
     """Opens the checkpoint that `source` names. No weight is read.
 
     Args:
         source: of the checkpoint.
         progress: reports a download.
+        weights: whether the weights of a model of the hub are downloaded. Otherwise only their
+            headers are, and the checkpoint's files may not be there yet.
 
     Returns:
         The checkpoint. Its own `source` opens the same one again, from any directory.
 
     Raises:
-        OptionError: an option that this kind of source does not have, or an unknown scheme.
+        OptionError: there is no such directory, an option that this kind of source does not have,
+            or an unknown scheme.
         CheckpointError: the checkpoint is missing, incomplete, damaged or not supported.
     """
     from iblip.export.checkpoint.image_size import at_image_size
 
-    _check_options(source)
-    checkpoint = _find_reader(source)(source, progress)
+    check_source(source)
+    _load_libraries(progress)
+    checkpoint = _find_reader(source, weights)(source, progress)
     if checkpoint.source is None:
         checkpoint = replace(checkpoint, source=_with_absolute_parts(source))
     return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
 
 
-def _check_options(source: ModelSource) -> None:
+def check_source(source: ModelSource) -> None:
+    """Refuses a source that cannot be opened, without loading anything.
+
+    Raises:
+        OptionError: there is no such directory, an option that this kind of source does not have,
+            or an unknown scheme.
+    """
+    if source.scheme is None and not source.is_directory and not source.is_on_hub:
+        raise OptionError(
+            f"there is no checkpoint directory {Path(source.model).absolute()}."
+            f"{_suggest(source.model)} Give --model a local Hugging Face directory (with"
+            " config.json and weights), or the name of a model of the hub (ORG/NAME)."
+        )
+    if source.scheme is not None and source.scheme not in READERS:
+        raise OptionError(
+            f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
+            " Give a Hugging Face directory instead."
+        )
     if source.parts and source.scheme is None:
         raise OptionError(
             f"--part is for models whose files lie apart ({_schemes()});"
@@ -62,15 +88,19 @@ def _check_options(source: ModelSource) -> None:
         raise OptionError(f"--revision is for models of the hub; {source.model} is none")
 
 
-def _find_reader(source: ModelSource) -> Reader:
+def _find_reader(source: ModelSource, weights: bool) -> Reader:
     if source.scheme is None:
-        return _open_hub if source.is_on_hub else _open_directory
-    if source.scheme not in READERS:
-        raise OptionError(
-            f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
-            " Give a Hugging Face directory instead."
-        )
+        return partial(_open_hub, weights=weights) if source.is_on_hub else _open_directory
     return READERS[source.scheme]
+
+
+def _load_libraries(progress: Progress) -> None:
+    """Loads what every checkpoint needs, which takes seconds, and says so."""
+    if {"torch", "transformers"} <= sys.modules.keys():
+        return
+    with progress.stage("load torch and transformers"):
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
 
 
 def _schemes() -> str:
@@ -82,27 +112,29 @@ def _with_absolute_parts(source: ModelSource) -> ModelSource:
     return replace(source, parts=parts)
 
 
-def _open_hub(source: ModelSource, progress: Progress) -> Checkpoint:
+def _open_hub(source: ModelSource, progress: Progress, weights: bool) -> Checkpoint:
     """Opens a model of the hub; its own `source` has the commit, whatever branch was asked for."""
     from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
     from iblip.export.checkpoint.hub import directory_from_hub
 
-    snapshot = directory_from_hub(source.model, source.revision, progress)
-    checkpoint = checkpoint_from_directory(snapshot.directory)
+    snapshot = directory_from_hub(source.model, source.revision, progress, weights=weights)
+    checkpoint = checkpoint_from_directory(snapshot.directory, snapshot.pieces)
     return replace(checkpoint, source=replace(source, revision=snapshot.commit))
 
 
 def _open_directory(source: ModelSource, progress: Progress) -> Checkpoint:
     from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 
-    if not source.is_directory:
-        raise CheckpointError(
-            f"there is no checkpoint directory {Path(source.model).absolute()}. Give --model a"
-            " local Hugging Face directory (with config.json and weights), or the name of a model"
-            " of the hub (ORG/NAME)."
-        )
     checkpoint = checkpoint_from_directory(Path(source.model))
     return replace(checkpoint, source=replace(source, model=str(checkpoint.directory)))
+
+
+def _suggest(word: str) -> str:
+    """The sentence for a released model that was named without its organisation, or misspelt."""
+    from iblip.export.models.table import MODELS
+
+    near = closest(word, MODELS)
+    return "" if near is None else f" Did you mean {(MODELS[near].hub or MODELS[near].original)!r}?"
 
 
 def source_of_build(

@@ -1,5 +1,5 @@
 """`python -m iblip` is the command `iblip`."""
 
-from iblip.serving.cli import main
+from iblip.serving.start import main
 
 main()

@@ -1,4 +1,4 @@
 """The Triton models as an operator reads them: one folder a model.
 
-`export build` assembles the served copy from them.
+`iblip build` assembles the served copy from them.
 """

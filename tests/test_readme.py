@@ -91,8 +91,8 @@ def test_building_verifying_and_inspecting(built: list[str], home: Path):
     assert (home / "build/flant5/manifest.json").exists()
     assert (home / "build/instructblip-demo-vicuna-fp16/manifest.json").exists()
     assert "iblip serve build/flant5" in built[0]
-    assert "build/flant5: fp32  ok" in built[2]
-    assert "Greedy text  ok" in built[2]
+    assert "build/flant5: fp32  pass" in built[2]
+    assert "Greedy text  pass" in built[2]
     assert "pixels uint8 [batch, 72, 72, 3]" in built[3]
 
 

@@ -107,6 +107,19 @@ class Policy:
         return chosen
 
 
+def policy_from_words(older_than: str | None, max_size: str | None, everything: bool) -> Policy:
+    """The policy that an age, a size or `--all` names.
+
+    Raises:
+        OptionError: an age or a size cannot be read, or nothing is named.
+    """
+    return Policy(
+        older_than=None if older_than is None else seconds_from_words(older_than),
+        max_size=None if max_size is None else bytes_from_words(max_size),
+        everything=everything,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
     """What was removed, or would be.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from iblip.engines.hardware.findings import Finding
 from iblip.export.artifact.manifest import EngineRecord
+from iblip.export.system.installing import install_command
 
 VERSION_COMPATIBLE = "version-compatible"
 """Flag of a plan that later versions of TensorRT also load (`EngineRecord.details["flags"]`)."""
@@ -173,7 +174,7 @@ def _check_tensorrt_version(engine: EngineRecord, place: Place) -> _Fault | None
             wanted="TensorRT",
             remedy="Use a container that has it (`iblip doctor --container`)."
             if place.container
-            else "Serve it in NVIDIA's container, or run `pip install 'iblip[tensorrt]'`.",
+            else f"Serve it in NVIDIA's container, or run `{install_command('tensorrt')}`.",
         )
     plan = str(engine.details.get("version", "0"))
     if loads_version(plan, place.tensorrt, _flags(engine)):
@@ -185,7 +186,7 @@ def _check_tensorrt_version(engine: EngineRecord, place: Place) -> _Fault | None
         wanted=f"a plan that TensorRT {place.tensorrt} loads: of that version, or "
         "of an earlier one and version-compatible",
         remedy=f"Build it again with TensorRT {place.tensorrt}{also}: "
-        "`export build --engine tensorrt`.",
+        "`iblip build --engine tensorrt`.",
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from iblip.engines.onnxruntime.providers import CPU_PROVIDER, PROVIDERS, Provider
 from iblip.export.errors import EngineError
+from iblip.export.system.installing import install_command
 
 
 def provider_obstacle(kind: str) -> str | None:
@@ -30,7 +31,7 @@ def provider_obstacle(kind: str) -> str | None:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        return f"ONNX Runtime cannot be loaded ({error}). Run `pip install 'iblip[cpu]'`."
+        return f"ONNX Runtime cannot be loaded ({error}). Run `{install_command('cpu')}`."
     provider = PROVIDERS[kind]
     if provider.plugin is not None:
         fault = _plugin_fault(ort, provider)
@@ -121,7 +122,7 @@ REMEDIES: Mapping[str, str] = {
     "libcuda.so": "It belongs to the NVIDIA driver, which this machine does not have.",
     "libnvinfer": "It belongs to TensorRT: install the version in its name.",
     "libnvonnxparser": "It belongs to TensorRT: install the version in its name.",
-    "lib": "Run `pip install 'iblip[gpu]'`, which has CUDA's libraries and cuDNN.",
+    "lib": f"Run `{install_command('gpu')}`, which has CUDA's libraries and cuDNN.",
 }
 """Beginning of a missing library's name to what to do; the first row that matches applies."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from iblip.engines.tensorrt.profile import Shape
 from iblip.export.errors import EngineError
+from iblip.export.system.installing import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ Runtime). Without it the session opens, and the first convolution or softmax fai
 
 _GPU_PACKAGE = (
     "Put `onnxruntime-gpu` in the place of `onnxruntime`: run `pip uninstall onnxruntime`, then "
-    "`pip install 'iblip[gpu]'`."
+    f"`{install_command('gpu')}`."
 )
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -173,7 +174,7 @@ PROVIDERS: Mapping[str, Provider] = {
         memory="cpu",  # a plug-in's memory has no name to bind by
         options=_tensorrt_rtx_options,
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
-        install="Run `pip install 'iblip[onnxruntime-tensorrt-rtx]'`.",
+        install=f"Run `{install_command('onnxruntime-tensorrt-rtx')}`.",
     ),
 }
 """Engine kind to the execution provider that runs it."""

@@ -16,6 +16,7 @@ from iblip.engines.onnxruntime.providers import CPU, PROVIDERS, Placement
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.errors import EngineError
 from iblip.export.graph.onnxruntime_values import session_from_onnx
+from iblip.export.system.installing import install_command
 
 ONNX_TYPES = {
     "uint8": "tensor(uint8)",
@@ -97,7 +98,7 @@ def load_onnxruntime() -> Any:
     except ImportError as error:
         raise EngineError(
             f"ONNX Runtime cannot be loaded ({error}). "
-            "Install it with `pip install 'iblip[cpu]'` (or 'iblip[gpu]'; never both)."
+            f"Install it with `{install_command('cpu')}` (or the extra gpu; never both)."
         ) from error
     return onnxruntime
 

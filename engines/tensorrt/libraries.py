@@ -15,6 +15,7 @@ from typing import Any
 from iblip.engines.hardware.nvidia import has_nvidia_gpu
 from iblip.engines.tensorrt.options import FLAGS, PlanOptions
 from iblip.export.errors import EngineError, OptionError
+from iblip.export.system.installing import install_command
 
 NEEDS_DEVICE = ("NONE", "CURRENT")
 """Names in the library's list of targets that mean the GPU of the building machine."""
@@ -56,14 +57,14 @@ SOURCES: Mapping[str, Source] = {
     "tensorrt": Source(
         modules=("tensorrt",),
         distributions=("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
-        install="Run `pip install 'iblip[tensorrt]'` on a machine with an NVIDIA GPU.",
+        install=f"Run `{install_command('tensorrt')}` on a machine with an NVIDIA GPU.",
         times_kernels=True,
     ),
     "tensorrt-rtx": Source(
         # The bindings alone are enough; the package around them only renames them.
         modules=("tensorrt_rtx", "tensorrt_rtx_bindings.tensorrt_rtx"),
         distributions=("tensorrt_rtx_cu12_bindings", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx"),
-        install="Run `pip install 'iblip[tensorrt-rtx]'`.",
+        install=f"Run `{install_command('tensorrt-rtx')}`.",
         times_kernels=False,
     ),
 }

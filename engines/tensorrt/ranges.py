@@ -22,7 +22,7 @@ FLAGS: Mapping[str, str] = {
     "total": "--max-length",
     "source": "--max-length",
 }
-"""A dynamic axis to the option of `export build` that raises its limit."""
+"""A dynamic axis to the option of `iblip build` that raises its limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.errors import BuildDirectoryError
+from iblip.export.messages import size_text
 from iblip.export.system.locks import locked
 
 _AT_FDCWD = -100
@@ -57,10 +58,11 @@ def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
             is building there, or the disk is full or not writable.
     """
     destination = destination.absolute()
-    _check_replaceable(destination, kind)
+    check_replaceable(destination, kind)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with locked(destination.with_name(f".{destination.name}.lock"), waiting=None) as held:
+        lock = destination.with_name(f".{destination.name}.lock")
+        with locked(lock, waiting=None) as held:
             if not held:
                 raise BuildDirectoryError(
                     f"another process is building {destination}; wait for it, or stop it"
@@ -73,11 +75,23 @@ def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
                 _move_into_place(work, destination)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+                lock.unlink(missing_ok=True)  # while it is held: see `locked`
     except OSError as error:
         raise BuildDirectoryError(_explain(error, destination, kind)) from error
 
 
-def _check_replaceable(destination: Path, kind: Kind) -> None:
+def check_replaceable(destination: Path, kind: Kind = BUILD) -> None:
+    """Refuses a destination that `new_build` would refuse, before any work is done.
+
+    Raises:
+        BuildDirectoryError: it holds something that is not of that kind, or cannot be written.
+    """
+    above = next(parent for parent in destination.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise BuildDirectoryError(
+            f"{destination} cannot be created: {above} is not a directory that can be written to."
+            f" Give {kind.argument} another directory."
+        )
     if not destination.exists() or kind.holds(destination):
         return
     if destination.is_dir() and not any(destination.iterdir()):
@@ -131,7 +145,7 @@ def _explain(error: OSError, destination: Path, kind: Kind) -> str:
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(destination.parent).free
             return (
-                f"the disk is full: {free / 2**20:,.0f} MiB are free at {destination.parent}."
+                f"the disk is full: {size_text(free)} are free at {destination.parent}."
                 f" Nothing was changed at {destination}. Free some space, or give {kind.argument} a"
                 " directory on another disk."
             )

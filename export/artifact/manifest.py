@@ -241,8 +241,8 @@ def how_to_raise(limit: str) -> str:
     """Returns how to raise a field of `ServingLimits` that is too low, for messages."""
     flag = limit.replace("_", "-")
     if limit in BUILT_IN:
-        return f"`--{flag}` of `export build` raises it"
-    return f"`--{flag}` of `export build` or `{limit}` in instructblip/config.pbtxt raises it"
+        return f"`--{flag}` of `iblip build` raises it"
+    return f"`--{flag}` of `iblip build` or `{limit}` in instructblip/config.pbtxt raises it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +342,7 @@ class Manifest:
         """
         directory = path_from(directory, "directory")
         path = directory / MANIFEST
-        hint = "Make one with `iblip export build --output DIR`."
+        hint = "Make one with `iblip build --output DIR`."
         if not directory.is_dir():
             raise BuildDirectoryError(f"there is no directory {directory}. {hint}")
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def rebuild_command(directory: Path, data: Any) -> str:
-    """`iblip export build …`, with the source, the precision and the engines of a build.
+    """`iblip build …`, with the source, the precision and the engines of a build.
 
     Other options are not in a manifest.
 
@@ -20,7 +20,7 @@ def rebuild_command(directory: Path, data: Any) -> str:
         directory: of the build, which the command replaces.
         data: its manifest's JSON; of what is missing there, the command says nothing.
     """
-    words = ["iblip", "export", "build"]
+    words = ["iblip", "build"]
     for flag, value in _flags(data):
         words += [flag, value]
     return shlex.join([*words, "--output", str(directory)])

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from iblip.export.checkpoint.demo import FOLDER, NAME
 from iblip.export.checkpoint.directory import (
+    Pieces,
     object_from_json,
     refuse_adapter,
     refuse_irregular_files,
@@ -23,8 +25,8 @@ from iblip.export.messages import shown
 from iblip.export.system.files import sha256
 from iblip.export.weights.weight import Weight
 
-DEMO = Path(__file__).resolve().parents[2] / "checkpoints" / "instructblip-demo-vicuna"
-"""The checkpoint that is built if no `--model` is given."""
+DEMO = FOLDER / NAME
+"""The checkpoint that a checkout builds if no `--model` is given; see `demo_checkpoint`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,12 @@ def resize(image_processor: Any, side: int) -> None:
         image_processor.size = {"height": side, "width": side}
 
 
-def checkpoint_from_directory(directory: Path) -> Checkpoint:
+def checkpoint_from_directory(directory: Path, pieces: Pieces | None = None) -> Checkpoint:
     """Opens the Hugging Face checkpoint in `directory`.
+
+    Args:
+        directory: holds its files.
+        pieces: tensors of files that are not there yet; they count as files of the directory.
 
     Raises:
         CheckpointError: the directory or one of its files is missing, truncated, or of an
@@ -156,7 +162,7 @@ def checkpoint_from_directory(directory: Path) -> Checkpoint:
         directory=directory,
         family=family,
         config=_config(family, directory),
-        tensors=tensors_from_directory(directory),
+        tensors=tensors_from_directory(directory, pieces),
         synthetic=MARK in raw,
     )
 

@@ -33,8 +33,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 """The file that peft writes beside the weights of an adapter."""
 
 
-def tensors_from_directory(directory: Path) -> dict[str, Weight]:
+Pieces = Mapping[str, Mapping[str, Weight]]
+"""Tensors of files that are not downloaded yet, by the file's name."""
+
+
+def tensors_from_directory(directory: Path, pieces: Pieces | None = None) -> dict[str, Weight]:
     """Returns every tensor in `directory`, by name. No weight is read.
+
+    Args:
+        directory: of a checkpoint.
+        pieces: count as files of the directory.
 
     Raises:
         CheckpointError: there is no weights file, or one is missing, cut off or damaged; the
@@ -42,7 +50,7 @@ def tensors_from_directory(directory: Path) -> dict[str, Weight]:
     """
     refuse_irregular_files(directory)
     refuse_adapter(directory)
-    tensors = _tensors(directory)
+    tensors = _tensors(directory, pieces or {})
     adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
     if adapters:
         raise _adapter_error(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
@@ -67,12 +75,12 @@ def refuse_adapter(directory: Path) -> None:
         raise _adapter_error(directory, f"there is an {ADAPTER_CONFIG}")
 
 
-def _tensors(directory: Path) -> dict[str, Weight]:
+def _tensors(directory: Path, pieces: Pieces) -> dict[str, Weight]:
     for name, read in FORMS.items():
-        if (directory / name).exists():
-            return dict(read(directory / name))
+        if name in pieces or (directory / name).exists():
+            return dict(pieces[name] if name in pieces else read(directory / name))
         if (directory / f"{name}{INDEX}").exists():
-            return _tensors_of_shards(directory / f"{name}{INDEX}", read)
+            return _tensors_of_shards(directory / f"{name}{INDEX}", read, pieces)
     others = sorted(path.name for path in directory.iterdir() if path.suffix in NOT_READ)
     hint = f" It has {', '.join(others)}, which cannot be read here." if others else ""
     raise CheckpointError(
@@ -81,7 +89,7 @@ def _tensors(directory: Path) -> dict[str, Weight]:
     )
 
 
-def _tensors_of_shards(index: Path, read: Read) -> dict[str, Weight]:
+def _tensors_of_shards(index: Path, read: Read, known: Pieces) -> dict[str, Weight]:
     """Returns the tensors of every shard. All that `index` names must be there."""
     places = object_from_json(index).get("weight_map")
     if not isinstance(places, dict):
@@ -89,11 +97,13 @@ def _tensors_of_shards(index: Path, read: Read) -> dict[str, Weight]:
     outside = [shown(piece) for piece in places.values() if not is_inside(piece)]
     _refuse(index, outside, "not the name of a file beside it")
     pieces = sorted(set(places.values()))
-    missing = [piece for piece in pieces if not (index.parent / piece).exists()]
+    missing = [
+        piece for piece in pieces if piece not in known and not (index.parent / piece).exists()
+    ]
     _refuse(index, missing, f"missing, of {len(pieces)} pieces")
     tensors: dict[str, Weight] = {}
     for piece in pieces:
-        found = read(index.parent / piece)
+        found = known[piece] if piece in known else read(index.parent / piece)
         _refuse(index, [shown(name) for name in found if name in tensors], "in two pieces")
         tensors |= found
     without = sorted({piece for name, piece in places.items() if name not in tensors})

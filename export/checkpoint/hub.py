@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iblip.export.checkpoint.safetensors import MAX_HEADER, tensors_from_stream
 from iblip.export.errors import CheckpointError
 from iblip.export.progress import Advance, Progress
+from iblip.export.weights.weight import Weight
 
 SMALL = (
     "config.json",
@@ -43,10 +45,13 @@ class HubSnapshot:
     Attributes:
         directory: in the hub's cache, with everything that `export.checkpoint.checkpoint` reads.
         commit: hash of the commit.
+        pieces: tensors of weights files that were not downloaded, by the file's name; each will lie
+            in `directory`.
     """
 
     directory: Path
     commit: str
+    pieces: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)
 
 
 def directory_from_hub(
@@ -56,6 +61,7 @@ def directory_from_hub(
     *,
     endpoint: str | None = None,
     cache: Path | None = None,
+    weights: bool = True,
 ) -> HubSnapshot:
     """Downloads what is not in the cache yet. `HF_HUB_OFFLINE`, `HF_TOKEN` and so on are respected.
 
@@ -67,6 +73,8 @@ def directory_from_hub(
         revision: branch, tag or commit; `None` is the main branch.
         progress: reports each file of weights.
         endpoint, cache: as in `huggingface_hub`; `None` follows the environment.
+        weights: whether to download weights. Otherwise only the headers of safetensors files are
+            read, a few hundred kB; weights in another format are downloaded all the same.
 
     Raises:
         CheckpointError: there is no such model or revision, it may not be read, the hub cannot be
@@ -75,20 +83,32 @@ def directory_from_hub(
     from huggingface_hub import snapshot_download
 
     where: dict[str, Any] = {"repo_id": model, "endpoint": endpoint, "cache_dir": cache}
+    pieces: dict[str, Mapping[str, Weight]] = {}
     with _translated_errors(model, revision, endpoint):
         where["tqdm_class"] = _bar(lambda amount: None)
         small = snapshot_download(revision=revision, allow_patterns=list(SMALL), **where)
         directory = Path(small)
         progress.note(f"hub: {model} at commit {directory.name[:12]}")
         for patterns in WEIGHTS:
-            _fetch({**where, "revision": directory.name}, patterns, progress)
-            if any(path for pattern in patterns for path in directory.glob(pattern)):
+            at = {**where, "revision": directory.name}
+            pieces = _fetch(at, patterns, progress, directory, weights)
+            if pieces or any(path for pattern in patterns for path in directory.glob(pattern)):
                 break
-    return HubSnapshot(directory=directory, commit=directory.name)
+    return HubSnapshot(directory=directory, commit=directory.name, pieces=pieces)
 
 
-def _fetch(where: dict[str, Any], patterns: Sequence[str], progress: Progress) -> None:
-    """Downloads the files that match `patterns`, each as a stage."""
+def _fetch(
+    where: dict[str, Any],
+    patterns: Sequence[str],
+    progress: Progress,
+    directory: Path,
+    weights: bool,
+) -> dict[str, Mapping[str, Weight]]:
+    """Downloads the files that match `patterns`, each as a stage.
+
+    Returns:
+        The tensors of safetensors files, which are not downloaded unless `weights`.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import DryRunError
 
@@ -96,12 +116,61 @@ def _fetch(where: dict[str, Any], patterns: Sequence[str], progress: Progress) -
         files = snapshot_download(allow_patterns=list(patterns), dry_run=True, **where)
     except DryRunError:  # no network, or none is wanted: what the cache has, if that is all
         snapshot_download(allow_patterns=list(patterns), **where)
-        return
+        return {}
+    pieces: dict[str, Mapping[str, Weight]] = {}
     for file in sorted(files, key=lambda file: file.filename):
         if file.is_cached:
             continue
+        if not weights and file.filename.endswith(".safetensors"):
+            with progress.stage(f"read the header of {file.filename}"):
+                target = directory / file.filename
+                pieces[file.filename] = _read_header(where, target, file.file_size)
+            continue
         with progress.stage(f"download {file.filename}", file.file_size or None, "B") as advance:
             hf_hub_download(filename=file.filename, **{**where, "tqdm_class": _bar(advance)})
+    return pieces
+
+
+def _read_header(where: Mapping[str, Any], file: Path, size: int) -> Mapping[str, Weight]:
+    """The tensors of a safetensors file of the hub; no more than its header is received.
+
+    Args:
+        where: repository, revision and endpoint.
+        file: where a download would put it.
+        size: of the file, in bytes.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    url = hf_hub_url(
+        where["repo_id"], file.name, revision=where["revision"], endpoint=where["endpoint"]
+    )
+    headers = build_hf_headers() | {"Range": f"bytes=0-{MAX_HEADER + 7}"}
+    with get_session().stream("GET", url, headers=headers) as response:
+        hf_raise_for_status(response)
+        return tensors_from_stream(_Stream(response.iter_bytes(CHUNK)), file, size)
+
+
+CHUNK = 2**16
+"""Bytes of a file's header that are received at once."""
+
+
+class _Stream:
+    """A file's bytes as they arrive; `read` waits for no more of them than it returns."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._held = chunks, b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes, or all there are if they are fewer."""
+        while len(self._held) < size and (chunk := next(self._chunks, b"")):
+            self._held += chunk
+        taken, self._held = self._held[:size], self._held[size:]
+        return taken
 
 
 def _bar(advance: Advance) -> Any:

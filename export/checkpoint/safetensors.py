@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
@@ -47,6 +47,14 @@ MAX_HEADER = 100_000_000
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
+class Readable(Protocol):
+    """A file, or its bytes as they arrive."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next `size` bytes, or all there are if they are fewer."""
+        ...
+
+
 def safetensors_header(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> bytes:
     """Returns the header of a file that holds `tensors` one after another.
 
@@ -78,17 +86,31 @@ def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:
     """
     try:
         refuse_irregular(file)
-        size = file.stat().st_size
         with file.open("rb") as stream:
-            (header_length,) = struct.unpack("<Q", stream.read(8))
-            if header_length > min(size, MAX_HEADER):
-                raise CheckpointError(f"{file} is not safetensors, or is cut off in its header")
-            header = parse_json(stream.read(header_length), unique=True)
-        tensors = _tensors(file, 8 + header_length, header)
+            return tensors_from_stream(stream, file, file.stat().st_size)
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def tensors_from_stream(stream: Readable, file: Path, size: int) -> dict[str, SourceTensor]:
+    """Returns the tensors of a file by name, whose bytes may be elsewhere still.
+
+    Args:
+        stream: the file from its beginning; only its header is read.
+        file: where the tensors will be read from.
+        size: of the whole file, in bytes.
+
+    Raises:
+        CheckpointError: it is not safetensors, or of another size than its header describes.
+    """
+    try:
+        (header_length,) = struct.unpack("<Q", stream.read(8))
+        if header_length > min(size, MAX_HEADER):
+            raise CheckpointError(f"{file} is not safetensors, or is cut off in its header")
+        header = parse_json(stream.read(header_length), unique=True)
+        tensors = _tensors(file, 8 + header_length, header)
     except (struct.error, ValueError) as error:
         raise CheckpointError(f"{file} is not a safetensors file ({error})") from error
     end = max((t.offset + t.length for t in tensors.values()), default=8 + header_length)

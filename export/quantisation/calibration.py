@@ -19,7 +19,7 @@ from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import preprocessing
 from iblip.export.components.component import Component
 from iblip.export.errors import OptionError
-from iblip.export.examples import EXAMPLES, read_examples
+from iblip.export.examples import EXAMPLES, check_examples, read_examples
 from iblip.export.graph.tracing import Trace
 from iblip.export.images import pixels_from_image
 from iblip.export.progress import Progress
@@ -125,6 +125,38 @@ def samples_from(checkpoint: Checkpoint, directory: Path | None) -> list[Sample]
     return [Sample(image=files[index]) for index in chosen]
 
 
+def check_samples(checkpoint: Checkpoint, quantisations: Mapping[str, Quantisation]) -> None:
+    """Refuses what `measure` would refuse, before any work is done.
+
+    Args:
+        checkpoint, quantisations: as `measure` takes them.
+
+    Raises:
+        OptionError, InputError: as `measure` does.
+    """
+    measured = {name: value for name, value in quantisations.items() if value.is_measured}
+    if not measured:
+        return
+    directory = next(iter(quantisations.values())).calibration
+    if samples_from(checkpoint, directory):
+        source = directory or checkpoint.directory / "examples"
+        if (source / EXAMPLES).exists():
+            check_examples(source, IMAGES)
+        return
+    for name, quantisation in sorted(measured.items()):
+        _refuse_static(name, quantisation, checkpoint)
+
+
+def _refuse_static(component: str, quantisation: Quantisation, checkpoint: Checkpoint) -> None:
+    """Refuses static scales where there is no image to find them on."""
+    if quantisation.activations == "static":
+        raise OptionError(
+            f"the static scales of {component} ({quantisation}) are found on images, and"
+            f" {checkpoint.directory} has no examples. Name a directory of images with"
+            " --calibration, or choose int8 with --int8 dynamic."
+        )
+
+
 def _measure_weights(
     component: str,
     traces: Sequence[Trace],
@@ -133,12 +165,7 @@ def _measure_weights(
     progress: Progress,
 ) -> None:
     """Measures without images, which is possible if nothing but weights is quantised."""
-    if measured.quantisation.activations == "static":
-        raise OptionError(
-            f"the static scales of {component} ({measured.quantisation}) are found on images, and"
-            f" {checkpoint.directory} has no examples. Name a directory of images with"
-            " --calibration, or choose int8 with --int8 dynamic."
-        )
+    _refuse_static(component, measured.quantisation, checkpoint)
     if measured.quantisation.activations == "dynamic":
         progress.note(f"int8 of {component} is not measured: there are no images (--calibration)")
         return

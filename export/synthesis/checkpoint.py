@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from iblip.export.artifact.directory import Kind, new_build
-from iblip.export.checkpoint.checkpoint import DEMO, MARK
+from iblip.export.checkpoint.checkpoint import MARK
+from iblip.export.checkpoint.demo import demo_checkpoint
 from iblip.export.checkpoint.directory import INDEX, object_from_json
 from iblip.export.checkpoint.facts import DEFAULT_T5_LENGTH
 from iblip.export.errors import BuildDirectoryError, IblipError, OptionError
+from iblip.export.messages import size_text
 from iblip.export.models.model import Model
 from iblip.export.progress import Progress, Silent
 from iblip.export.synthesis.geometry import config_json, image_token_id, shapes
@@ -29,7 +31,7 @@ CARD = """\
 # {name}, synthetic
 
 Random weights in the geometry of {name}, to plan capacity with: answers mean nothing. Written by
-`export synthesize {name}` (dtype {dtype}, seed {seed}).
+`iblip synthesize {name}` (dtype {dtype}, seed {seed}).
 """
 
 
@@ -112,15 +114,15 @@ def _check_space(size: int, destination: Path) -> None:
     free = shutil.disk_usage(place).free
     if free < size + SPARE:
         raise BuildDirectoryError(
-            f"{destination}: the checkpoint takes {(size + SPARE) / 2**30:.1f} GiB, and"
-            f" {free / 2**30:.1f} GiB are free there. Free some space, give OUT a directory on"
+            f"{destination}: the checkpoint takes {size_text(size + SPARE)}, and"
+            f" {size_text(free)} are free there. Free some space, give OUT a directory on"
             " another disk, or --dtype float16."
         )
 
 
 def _write_text(model: Model, directory: Path) -> None:
     """Writes tokenizers, image processor and generation config: the demo's, at other sizes."""
-    demo, text = DEMO.parent / model.demo, model.text
+    demo, text = demo_checkpoint(model.demo), model.text
     side = {"height": model.image_size, "width": model.image_size}
     length = text.get("max_position_embeddings", DEFAULT_T5_LENGTH)
     _tokenizer(demo, directory, text["vocab_size"], _places(model), length)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
+from iblip.export.messages import size_text
 
 ReferenceKind = Literal["auto", "whole", "streamed"]
 
@@ -53,7 +54,7 @@ def choose_reference(
         return ReferenceChoice(streamed=asked == "streamed", reason=f"--reference {asked}")
     needed = 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     free = available_memory() if available is None else available
-    sizes = f"{needed / 2**30:.1f} GiB in float32, {free / 2**30:.1f} GiB of memory free"
+    sizes = f"{size_text(needed)} in float32, {size_text(free)} of memory free"
     return ReferenceChoice(streamed=needed > SHARE * free, reason=sizes)
 
 

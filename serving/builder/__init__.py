@@ -1,4 +1,4 @@
-"""`export build`: from a checkpoint to a build directory that can be served.
+"""`iblip build`: from a checkpoint to a build directory that can be served.
 
 `build.build` is the entry point: it exports, verifies, builds engines, writes the manifest,
 compares the greedy texts, assembles the Triton repository, and swaps the build into place.

@@ -1,4 +1,4 @@
-"""`export build`: checkpoint to a build directory that can be served."""
+"""`iblip build`: checkpoint to a build directory that can be served."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.records import manifest_of_build
 from iblip.serving.builder.references import ReferenceKeeper
 from iblip.serving.builder.settled import SettledBuild
-from iblip.serving.builder.settling import settle
+from iblip.serving.builder.settling import settle, with_weights
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> Path:
@@ -34,7 +34,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
         BuildDirectoryError: the destination cannot be written, or is something else.
     """
     progress = progress or Silent()
-    settled = settle(options, progress)
+    settled = with_weights(settle(options, progress), progress)
     inputs, destination = inputs_of(settled), settled.destination
     if not options.force and (destination / MANIFEST).exists():
         change = find_difference(destination, inputs)

@@ -1,4 +1,4 @@
-"""`export build --dry-run`: what a build would write, take and want, before it is made."""
+"""`iblip build --dry-run`: what a build would write, take and want, before it is made."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from iblip.engines.memory import MemoryPlan, bytes_a_position
 from iblip.export.artifact.manifest import MEANS_NOTHING
-from iblip.export.progress import Silent
+from iblip.export.messages import size_text
+from iblip.export.progress import Progress, Silent
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.settled import SettledBuild
 from iblip.serving.builder.settling import settle
-from iblip.serving.server.memory import DECODER, ServingMemory, gib
+from iblip.serving.server.memory import DECODER, ServingMemory
 
 if TYPE_CHECKING:
     from iblip.export.checkpoint.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ class Plan:
         name: of the checkpoint.
         synthetic: its weights are random.
         components: what each would be.
+        downloaded: bytes of the checkpoint's files that would be downloaded first.
         copied: bytes of the checkpoint's files that would be copied, where they cannot be linked.
         free: bytes, on the disk of `directory`.
         memory: of a server; `None` where other engines than ONNX Runtime run a component.
@@ -47,6 +49,7 @@ class Plan:
     name: str
     synthetic: bool
     components: tuple[ComponentEstimate, ...]
+    downloaded: int
     copied: int
     free: int
     memory: ServingMemory | None
@@ -82,6 +85,7 @@ class Plan:
             "synthetic": self.synthetic,
             "components": [asdict(component) for component in self.components],
             "source": dict(self.source),
+            "downloaded": self.downloaded,
             "disk": {
                 "written": self.written,
                 "linked": self.linked,
@@ -105,14 +109,18 @@ class Plan:
         for component in self.components:
             kind = component.quantisation or component.precision
             yield f"{component.component}: {kind}; graphs {', '.join(component.graphs)}"
-            dtypes = ", ".join(f"{gib(size)} {dtype}" for dtype, size in component.source.items())
-            made = f"{gib(component.linked)} linked, {gib(component.written)} written"
+            dtypes = ", ".join(
+                f"{size_text(size)} {dtype}" for dtype, size in component.source.items()
+            )
+            made = f"{size_text(component.linked)} linked, {size_text(component.written)} written"
             yield f"  from {dtypes}: {made}"
+        if self.downloaded:
+            yield f"download: {size_text(self.downloaded)}, once"
         short = "" if self.written < self.free else ": TOO LITTLE"
-        copied = f" ({gib(self.copied)} of them copies, as files cannot be linked there)"
+        copied = f" ({size_text(self.copied)} of them copies, as files cannot be linked there)"
         yield (
-            f"disk: {gib(self.written)} new{copied if self.copied else ''},"
-            f" {gib(self.linked)} linked; {gib(self.free)} free{short}"
+            f"disk: {size_text(self.written)} new{copied if self.copied else ''},"
+            f" {size_text(self.linked)} linked; {size_text(self.free)} free{short}"
         )
         if self.gpu is not None:
             yield str(self.gpu)
@@ -127,15 +135,15 @@ class Plan:
         )
 
 
-def plan(options: BuildOptions) -> Plan:
+def plan(options: BuildOptions, progress: Progress | None = None) -> Plan:
     """What `builder.build.build` would make of the same options. Writes nothing, in seconds.
 
     Raises:
         OptionError, CheckpointError: as `build` does before it begins.
     """
-    from iblip.export.estimate import estimate_components
+    settled = settle(options, progress or Silent())
+    from iblip.export.estimate import estimate_components  # loads torch
 
-    settled = settle(options, Silent())
     checkpoint = settled.checkpoint
     place = next(parent for parent in settled.destination.parents if parent.exists())
     components = estimate_components(checkpoint, settled.policy, settled.quantisations)
@@ -144,6 +152,9 @@ def plan(options: BuildOptions) -> Plan:
         name=checkpoint.name,
         synthetic=checkpoint.synthetic,
         components=components,
+        downloaded=sum(
+            size for path, size in _sizes_of_files(checkpoint).items() if not path.exists()
+        ),
         copied=_count_copied(checkpoint, components, place),
         free=shutil.disk_usage(place).free,
         memory=_estimate_memory(settled, components),
@@ -159,11 +170,22 @@ def _count_copied(
     if not any(component.linked for component in components):
         return 0
     here = _find_disk(destination)
-    return sum(path.stat().st_size for path in checkpoint.files if _find_disk(path) != here)
+    sizes = _sizes_of_files(checkpoint)
+    return sum(size for path, size in sizes.items() if _find_disk(path) != here)
+
+
+def _sizes_of_files(checkpoint: Checkpoint) -> dict[Path, int]:
+    """Bytes of each file with weights, which may not have been downloaded yet."""
+    ends: dict[Path, int] = {}
+    for tensor in checkpoint.tensors.values():
+        for source in tensor.sources:
+            end = source.offset + source.length
+            ends[source.file] = max(ends.get(source.file, 0), end)
+    return {path: path.stat().st_size if path.exists() else end for path, end in ends.items()}
 
 
 def _find_disk(path: Path) -> int:
-    return path.stat().st_dev
+    return next(place for place in (path, *path.parents) if place.exists()).stat().st_dev
 
 
 def _estimate_memory(

@@ -29,6 +29,7 @@ from iblip.export.artifact.contract import DTYPES as ITEMS
 from iblip.export.artifact.manifest import BATCH, LANGUAGE_MODEL, LanguageModelFacts
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
+from iblip.export.messages import size_text
 from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation
@@ -122,9 +123,9 @@ def _check_share(options: BuildOptions, plan: MemoryPlan, card: int | None) -> N
     if share is None or card is None or share * card + others <= card:
         return
     raise OptionError(
-        f"--gpu-memory-utilization is {share}: {share * card / 2**30:.2f} GiB for vLLM beside"
-        f" {others / 2**30:.2f} GiB for vision encoder and Q-Former are more than the card's"
-        f" {card / 2**30:.2f} GiB. At most {int((1 - others / card) * 100) / 100} fits; without the"
+        f"--gpu-memory-utilization is {share}: {size_text(round(share * card))} for vLLM beside"
+        f" {size_text(others)} for vision encoder and Q-Former are more than the card's"
+        f" {size_text(card)}. At most {int((1 - others / card) * 100) / 100} fits; without the"
         " option, vLLM gets what they leave."
     )
 

@@ -1,4 +1,4 @@
-"""What `export build` is asked for: frozen values by topic, which refuse what no build can have.
+"""What `iblip build` is asked for: frozen values by topic, which refuse what no build can have.
 
 What a build then is, `serving.builder.settled` holds.
 """
@@ -14,10 +14,11 @@ from typing import Any
 from iblip.engines.language_model.vllm.settings import VllmSettings
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.export.artifact.manifest import QUEUE, SLOTS, ServingLimits
-from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.checkpoint.demo import demo_checkpoint
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import OptionError
 from iblip.export.precision import PrecisionPolicy
+from iblip.export.precision_words import spelt_here
 from iblip.export.quantisation.options import QuantisationOptions, quantisations
 from iblip.export.system.cache_directory import cache_directory, default_directory
 from iblip.export.system.paths import settle_paths
@@ -202,7 +203,7 @@ class BuildOptions:
         OptionError: a value that no build can have.
     """
 
-    source: ModelSource = field(default_factory=partial(ModelSource, model=str(DEMO)))
+    source: ModelSource = field(default_factory=lambda: ModelSource(model=str(demo_checkpoint())))
     output: Path | None = None
     precision: str = "fp32"
     quantisation: QuantisationOptions = field(default_factory=QuantisationOptions)
@@ -225,12 +226,12 @@ class BuildOptions:
     @property
     def policy(self) -> PrecisionPolicy:
         """`precision` as it was asked for, before the language model is known."""
-        return PrecisionPolicy.parse(self.precision)
+        return PrecisionPolicy.parse(spelt_here(self.precision))
 
     @property
     def destination(self) -> Path:
         """Where the build goes: `output`, or a directory that is called after what was asked."""
-        word = self.precision.replace("=", "-").replace(",", "_")
+        word = spelt_here(self.precision).replace("=", "-").replace(",", "_")
         engine = "-vllm" if self.engines.llm_engine == "vllm" else ""
         size = f"-{self.source.image_size}px" if self.source.image_size else ""
         return self.output or Path("build") / f"{self.source.name}-{word}{engine}{size}"

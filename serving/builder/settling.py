@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from iblip.engines.memory import MemoryPlan
+from iblip.export.artifact.directory import check_replaceable
 from iblip.export.artifact.manifest import (
     BATCH,
     IMAGES,
@@ -16,7 +18,8 @@ from iblip.export.artifact.manifest import (
 )
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import OptionError
-from iblip.export.opening import checkpoint_from_source
+from iblip.export.examples import EXAMPLES, check_examples
+from iblip.export.opening import check_source, checkpoint_from_source
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
@@ -34,7 +37,9 @@ STAYS_ON_CPU = (
 
 
 def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
-    """Decides everything that a build is, before anything is written.
+    """Decides everything that a build is, before anything is written, downloaded or traced.
+
+    Of a model of the hub only configs and headers are read: `with_weights` downloads the rest.
 
     Args:
         options: what is asked for.
@@ -43,6 +48,8 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     Raises:
         OptionError: an option that does not fit this machine, its GPU or the others.
         CheckpointError: the checkpoint is missing, truncated or not supported.
+        InputError: the examples that it is to be compared or measured on cannot be used.
+        BuildDirectoryError: the destination may not be replaced.
     """
     from iblip.engines.selection import choose_engine
     from iblip.export.checkpoint.facts import language_model_facts
@@ -51,6 +58,10 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     from iblip.serving.repository.native import backend_for, check_native, remark_on_native
 
     destination = options.destination.absolute()
+    check_source(options.source)
+    check_replaceable(destination)
+    if options.verification is not None and options.verification.examples is not None:
+        check_examples(options.verification.examples, options.verification.limit)
     engine = choose_engine(
         options.engines.engine,
         options.plans.targets,
@@ -66,7 +77,8 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     check_native(engine.kind, backend, options.policy)
     if remark := remark_on_native(engine.kind, backend):
         progress.note(remark)
-    checkpoint = checkpoint_from_source(options.source, progress)
+    checkpoint = checkpoint_from_source(options.source, progress, weights=False)
+    _check_questions(options, checkpoint, quantised)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
         progress.note(MEANS_NOTHING)
@@ -92,6 +104,30 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
         caches=options.caches,
         verification=options.verification,
     )
+
+
+def with_weights(settled: SettledBuild, progress: Progress) -> SettledBuild:
+    """The same build, once the weights of its checkpoint are on this machine.
+
+    Raises:
+        CheckpointError: they cannot be downloaded.
+    """
+    if all(path.exists() for path in settled.checkpoint.files):
+        return settled
+    return replace(settled, checkpoint=checkpoint_from_source(settled.source, progress))
+
+
+def _check_questions(
+    options: BuildOptions, checkpoint: Checkpoint, quantised: Mapping[str, Quantisation]
+) -> None:
+    """Refuses examples and images that the build would need hours later."""
+    from iblip.export.quantisation.calibration import check_samples
+
+    check_samples(checkpoint, quantised)
+    own = checkpoint.directory / "examples"
+    asked = options.verification
+    if asked is not None and asked.examples is None and (own / EXAMPLES).exists():
+        check_examples(own, asked.limit)
 
 
 def _resolve_policy(

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.engines.language_model.option_table import OPTIONS
+from iblip.export.errors import DeadlineError
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import IMAGE
 from iblip.serving.cli.options import (
+    CONNECTION,
     as_json,
     connection_from_flags,
     connection_options,
@@ -18,14 +23,17 @@ from iblip.serving.cli.options import (
     given_from_flags,
     options_from_flags,
 )
+from iblip.serving.cli.picture import show_image
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.types import Priority
     from iblip.serving.client import AnswerStream
 
+HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
 
-@click.command()
-@click.argument("images", metavar="IMAGE...", type=click.Path(), nargs=-1, required=True)
+
+@click.command(cls=Command, headings=HEADINGS)
+@click.argument("images", metavar="IMAGE...", type=IMAGE, nargs=-1, required=True)
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @as_json
@@ -56,7 +64,7 @@ def command(
 ) -> None:
     """Ask a running server PROMPT about IMAGE (a file; `-` reads it from standard input).
 
-    Some models take several images, such as the frames of a video: `export inspect` shows how many.
+    Some models take several images, such as the frames of a video: `iblip inspect` shows how many.
     A prompt for MiniGPT-4 may mark with <ImageHere> where each image goes.
 
     With --stream --json each piece is a line, {"delta": ...}, and the last line is the whole
@@ -69,16 +77,23 @@ def command(
     how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
     connection = connection_from_flags(flags)
     sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    if not json_:
+        for source in sources:
+            show_image(source)
     timeout = ONE_ATTEMPT if timeout_s is None else timeout_s
-    with Client(**connection, timeout=timeout, retries=0) as client:
-        if stream and not flags["candidates"]:
-            with client.stream(sources, prompt, **how) as pieces:
-                _print_pieces(pieces, json_)
-                answer = pieces.answer
-        else:
-            answer = client.ask(sources, prompt, **how)
+    try:
+        with Client(**connection, timeout=timeout, retries=0) as client:
+            if stream and not flags["candidates"]:
+                with client.stream(sources, prompt, **how) as pieces:
+                    _print_pieces(pieces, json_)
+                    answer = pieces.answer
+            else:
+                answer = client.ask(sources, prompt, **how)
+    except DeadlineError as error:
+        remedy = "Give more with --timeout" if timeout_s else "Set one with --timeout, or ask later"
+        raise DeadlineError(f"{str(error).rstrip('.')}. {remedy}.") from error
     if json_:
-        echo(json.dumps(asdict(answer), ensure_ascii=False))
+        echo_json(asdict(answer), indent=None)
     elif answer.ranking:
         for candidate in answer.ranking:
             echo(f"{candidate.score:10.4f}  {candidate.text}")

@@ -1,15 +1,16 @@
-"""`export build`: a checkpoint to a build directory that Triton can serve."""
+"""`iblip build`: a checkpoint to a build directory that Triton can serve."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command, Interrupted
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import ENGINE, LLM_ENGINE, PRECISION, Word
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -30,7 +31,46 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
     return None if text is None else bytes_from_text(text)
 
 
-@click.command()
+HEADINGS = {
+    "Model": ("model", "revision", "parts", "image_size"),
+    "Precision": (
+        "precision",
+        "int8",
+        "llm_int8",
+        "calibration",
+        "block_size",
+        "asymmetric",
+        "int4_method",
+        "sensitive",
+    ),
+    "Engines": ("engine", "llm_engine", "triton_backend", "gpu_memory"),
+    "TensorRT plans": (
+        "targets",
+        "flags",
+        "workspace",
+        "profiles",
+        "opt_batch",
+        "max_instruction",
+        "opt_instruction",
+    ),
+    "vLLM": ("tensor_parallel", "pipeline_parallel", "executor", "gpu_memory_utilization"),
+    "What the server takes on": (
+        "slots",
+        "max_length",
+        "max_batch",
+        "max_images",
+        "queue",
+        "max_prompt_bytes",
+        "max_option_bytes",
+        "max_logprobs",
+    ),
+    "Verification": ("verify", "examples", "limit"),
+    "Caches": ("engine_cache", "no_engine_cache", "trace_cache"),
+}
+"""Heading in `--help` to the options under it."""
+
+
+@click.command(cls=Command, headings=HEADINGS)
 @source_options
 @click.option(
     "--image-size",
@@ -38,22 +78,28 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
     help="Height and width of images, in pixels. Default: the checkpoint's own.",
 )
 @click.option(
+    "-o",
     "--output",
     type=click.Path(path_type=Path),
     help="Build directory. Default: build/<checkpoint>-<precision>, and -vllm with vLLM.",
 )
 @click.option(
+    "-p",
     "--precision",
+    "--dtype",
+    "precision",
+    type=PRECISION,
     default="fp32",
     show_default=True,
     help="fp32, fp16, bf16, int8, int4 (the language model's weights alone; all else of it is "
     "float32, on a GPU 16 bits), int4-fp16, int4-bf16, int8-bf16 (all else named), int8-fp16 and "
     "fp8 (TensorRT: 8 bits and fp16), lavis (the original's mixture), or a policy per component: "
-    "vision_encoder=fp16,language_model=int4.",
+    "vision_encoder=fp16,language_model=int4. float32, float16 and bfloat16 are known too.",
 )
 @quantisation_options
 @click.option(
     "--engine",
+    type=ENGINE,
     default="auto",
     show_default=True,
     help="What runs vision encoder and Q-Former: auto, onnxruntime (on the CPU), onnxruntime-cuda, "
@@ -71,6 +117,7 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 )
 @click.option(
     "--llm-engine",
+    type=LLM_ENGINE,
     default="onnxruntime",
     show_default=True,
     help="What runs the language model: onnxruntime (in 16 bits on CUDA where --engine is "
@@ -85,14 +132,31 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 )
 @click.option(
     "--triton-backend",
+    type=Word(lambda: ("auto", "python", "native")),
     default="auto",
     show_default=True,
     help="What of Triton carries vision encoder and Q-Former: python, native (its own backends "
     "onnxruntime and tensorrt, of NVIDIA's container), or auto (native for plans of TensorRT).",
 )
-@click.option("--tensor-parallel", type=int, help="vLLM: GPUs a layer is spread over. Default: 1.")
-@click.option("--pipeline-parallel", type=int, help="vLLM: groups of layers. Default: 1.")
-@click.option("--executor", help="vLLM: mp (one machine) or ray (several). Default: mp.")
+@click.option(
+    "--tensor-parallel",
+    "--tensor-parallel-size",
+    "tensor_parallel",
+    type=int,
+    help="vLLM: GPUs a layer is spread over. Default: 1.",
+)
+@click.option(
+    "--pipeline-parallel",
+    "--pipeline-parallel-size",
+    "pipeline_parallel",
+    type=int,
+    help="vLLM: groups of layers. Default: 1.",
+)
+@click.option(
+    "--executor",
+    type=Word(lambda: ("mp", "ray")),
+    help="vLLM: mp (one machine) or ray (several). Default: mp.",
+)
 @click.option(
     "--gpu-memory-utilization",
     type=float,
@@ -102,12 +166,16 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 @size_options
 @click.option(
     "--slots",
+    "--max-num-seqs",
+    "slots",
     type=int,
     help="Sequences that the language model runs at once: every answer or beam is one. "
     "Default: 8, on vLLM 64, or on a GPU as many of them as fit.",
 )
 @click.option(
     "--max-length",
+    "--max-model-len",
+    "max_length",
     type=int,
     help="Positions of a sequence: image, prompt and answer. Default: the model's own, or on a GPU "
     "as many of them as fit.",
@@ -166,20 +234,21 @@ def command(
     """Export a checkpoint to verified ONNX, build its engines, assemble its Triton repository."""
     from iblip.engines.tensorrt.options import PlanOptions
     from iblip.export.artifact.manifest import Manifest
-    from iblip.export.checkpoint.checkpoint import DEMO
+    from iblip.export.checkpoint.demo import demo_checkpoint
     from iblip.export.checkpoint.source import ModelSource, parts_from_words
     from iblip.export.quantisation.options import QuantisationOptions
     from iblip.export.system.cache_directory import cache_directory
     from iblip.serving.builder import options
     from iblip.serving.builder.build import build
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
     from iblip.serving.cli.quiet import quiet_libraries
 
+    progress = command_progress()
     quiet_libraries()
     verification = options_of(options.VerificationOptions, flags)
     asked = options.BuildOptions(
         source=ModelSource(
-            model=model or str(DEMO),
+            model=model or str(demo_checkpoint()),
             revision=revision,
             parts=parts_from_words(parts),
             image_size=image_size,
@@ -202,13 +271,20 @@ def command(
     if dry_run:
         from iblip.serving.builder.dry_run import plan
 
-        planned = plan(asked)
-        echo(json.dumps(planned.to_json(), indent=2) if json_ else str(planned))
+        planned = plan(asked, progress)
+        if json_:
+            echo_json(planned.to_json())
+        else:
+            echo(str(planned))
         return
-    directory = build(asked, Terminal())
+    try:
+        directory = build(asked, progress)
+    except KeyboardInterrupt:
+        shown = _shown(asked.destination.absolute())
+        raise Interrupted(f"Nothing was written to {shown}.") from None
     if json_:
         manifest = Manifest.read(directory)
-        echo(json.dumps({"directory": str(directory), **manifest.to_json()}, indent=2))
+        echo_json({"directory": str(directory), **manifest.to_json()})
     else:
         shown = _shown(directory)
         echo(f"Built {shown}\nServe it:  iblip serve {shlex.quote(str(shown))}")

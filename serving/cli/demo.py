@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import DIRECTORY, PRECISION
 from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
@@ -20,14 +20,22 @@ if TYPE_CHECKING:
     from iblip.serving.cli.demo_questions import Result
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     help="Checkpoint directory. Default: the demo checkpoint.",
 )
-@click.option("--precision", default="fp32", show_default=True, help="As in `export build`.")
-@click.option("--output", type=click.Path(path_type=Path), help="As in `export build`.")
+@click.option(
+    "--precision",
+    "--dtype",
+    "precision",
+    type=PRECISION,
+    default="fp32",
+    show_default=True,
+    help="As in `iblip build`.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="As in `iblip build`.")
 @click.option("--questions", "count", default=8, show_default=True, help="Number of questions.")
 @click.option("--rebuild", is_flag=True, help="Build even if there is a current build.")
 @triton_option
@@ -46,13 +54,13 @@ def command(
     The images show handwriting that the model was never trained on. The exit status is 1 if fewer
     answers are right than the checkpoint claims.
     """
-    from iblip.export.checkpoint.checkpoint import DEMO
+    from iblip.export.checkpoint.demo import demo_checkpoint
     from iblip.export.checkpoint.source import ModelSource
     from iblip.export.examples import read_examples
     from iblip.serving.builder.options import BuildOptions
     from iblip.serving.cli.demo_questions import choose_questions, least_right
 
-    model = model or DEMO
+    model = model or demo_checkpoint()
     source = ModelSource(model=str(model))
     options = BuildOptions(source=source, precision=precision, output=output)
     questions = choose_questions(read_examples(model / "examples"), count)
@@ -64,21 +72,21 @@ def command(
     if json_:
         summary = {"right": right, "asked": len(results), "wanted": least}
         answers = [result.to_json() for result in results]
-        echo(json.dumps({**summary, "answers": answers}, indent=2))
+        echo_json({**summary, "answers": answers})
     else:
         echo(f"\n{right} of {len(results)} right.")
     if right < least:
         echo(f"error: the checkpoint claims at least {least} right of these", err=True)
-        sys.exit(1)
+        click.get_current_context().exit(1)
 
 
 def _build(options: BuildOptions, model: Path, rebuild: bool) -> None:
     from iblip.serving.builder.build import build
     from iblip.serving.cli.demo_questions import is_current
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
     from iblip.serving.cli.quiet import quiet_libraries
 
-    terminal, directory = Terminal(), options.destination.absolute()
+    terminal, directory = command_progress(), options.destination.absolute()
     if not rebuild and is_current(directory, model):
         terminal.note(f"Using the build {directory}")
         return
@@ -94,13 +102,13 @@ def _ask(
 ) -> list[Result]:
     """Serves the build and asks the questions; shows each answer unless the output is JSON."""
     from iblip.serving.cli.demo_questions import ask_all
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
     from iblip.serving.client import Client
     from iblip.serving.repository.assembling import REPOSITORY
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
 
-    note = Terminal().note
+    note = command_progress().note
     note("Starting Triton …")
     started = time.monotonic()
     results = []

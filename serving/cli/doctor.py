@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import DIRECTORY
 from iblip.serving.cli.options import as_json
 
 
-@click.command()
-@click.argument("builds", nargs=-1, type=click.Path(path_type=Path), metavar="[BUILD…]")
+@click.command(cls=Command)
+@click.argument("builds", nargs=-1, type=DIRECTORY, metavar="[BUILD…]")
 @click.option(
     "--container",
     metavar="TAG",
@@ -28,7 +29,9 @@ def command(builds: tuple[Path, ...], container: str | None, json_: bool) -> Non
     from iblip.serving.doctor.report import examine, text_from_report
 
     report = examine(builds, container)
-    text = json.dumps(report.to_json(), indent=2) if json_ else text_from_report(report)
-    echo(text)
+    if json_:
+        echo_json(report.to_json())
+    else:
+        echo(text_from_report(report))
     if report.verdict == "problem":
-        raise SystemExit(1)
+        click.get_current_context().exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.serving.cli.formatting import age_of, count_of, echo, fact_lines, size_of, table_lines
+from iblip.serving.cli.commands import Commands
+from iblip.serving.cli.formatting import (
+    age_of,
+    count_of,
+    echo,
+    echo_json,
+    fact_lines,
+    size_of,
+    table_lines,
+)
+from iblip.serving.cli.kinds import DIRECTORY, Word
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -19,6 +28,7 @@ from iblip.serving.cli.options import (
     no_engine_cache_option,
     options_of,
     plan_options,
+    prune_options,
     size_options,
 )
 
@@ -28,15 +38,18 @@ if TYPE_CHECKING:
     from iblip.engines.plans import Outcome
 
 
-@click.group()
+@click.group(cls=Commands)
 def command() -> None:
     """Manage TensorRT plans: those in the engine cache, and those of a build."""
 
 
 @command.command()
-@click.argument("build", type=click.Path(path_type=Path))
+@click.argument("build", type=DIRECTORY)
 @click.option(
-    "--engine", required=True, help="Library that builds the plans: tensorrt or tensorrt-rtx."
+    "--engine",
+    required=True,
+    type=Word(lambda: ("tensorrt", "tensorrt-rtx")),
+    help="Library that builds the plans: tensorrt or tensorrt-rtx.",
 )
 @click.option(
     "--graph",
@@ -76,7 +89,7 @@ def build(
     from iblip.export.artifact.manifest import Manifest
     from iblip.serving.builder.options import SizeOptions
     from iblip.serving.builder.sizes import find_plan_library, profile_options_of_build
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
 
     directory, manifest = build, Manifest.read(build)
     cache = cache_from_flags(engine_cache, no_engine_cache)
@@ -88,10 +101,10 @@ def build(
         cache=None if cache is None else EngineCache(cache),
     )
     target = output or directory.with_name(f"{directory.absolute().name}-{engine}")
-    outcomes = list(plans_of_build(directory, manifest, target, how, Terminal(), graphs))
+    outcomes = list(plans_of_build(directory, manifest, target, how, command_progress(), graphs))
     if json_:
         report = {"directory": str(target), "plans": [outcome.to_json() for outcome in outcomes]}
-        echo(json.dumps(report, indent=2))
+        echo_json(report)
     else:
         _print_outcomes(outcomes)
     click.get_current_context().exit(1 if any(outcome.reason for outcome in outcomes) else 0)
@@ -147,7 +160,7 @@ def list_(engine_cache: Path | None, json_: bool) -> None:
             "timing": [{"name": path.name, "bytes": path.stat().st_size} for path in timing],
             "providers": [folder.to_json() for folder in contents.providers],
         }
-        echo(json.dumps(report, indent=2))
+        echo_json(report)
         return
     total = sum(entry.size for entry in contents.entries)
     echo(f"{cache.directory}: {count_of(len(contents.entries), 'plan')}, {size_of(total)}")
@@ -185,7 +198,7 @@ def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
         entry = find(_cache(engine_cache), key_or_build)
         plans = {entry.key: {**entry.to_json(), **_inspect(entry.plan, entry.details)}}
     if json_:
-        echo(json.dumps(plans, indent=2))
+        echo_json({"plans": plans})
         return
     for name, facts in plans.items():
         echo(name)
@@ -194,14 +207,7 @@ def inspect(key_or_build: str, engine_cache: Path | None, json_: bool) -> None:
 
 
 @command.command()
-@click.option("--older-than", metavar="AGE", help="Remove plans not used for this long: 30d, 12h.")
-@click.option(
-    "--max-size",
-    metavar="SIZE",
-    help="Remove the least recently used, until the rest fits: 20GB, 512MiB.",
-)
-@click.option("--all", "everything", is_flag=True, help="Remove all of them.")
-@click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
+@prune_options("plans")
 @engine_cache_option
 @as_json
 def prune(
@@ -217,19 +223,15 @@ def prune(
     The same options apply to what ONNX Runtime's TensorRT providers and TensorRT-RTX compiled when
     they started, beside the engine cache. What a server is using stays.
     """
-    from iblip.engines.cache.pruning import Policy, bytes_from_words, seconds_from_words
+    from iblip.engines.cache.pruning import policy_from_words
     from iblip.engines.cache.pruning import prune as prune_cache
 
-    policy = Policy(
-        older_than=None if older_than is None else seconds_from_words(older_than),
-        max_size=None if max_size is None else bytes_from_words(max_size),
-        everything=everything,
-    )
+    policy = policy_from_words(older_than, max_size, everything)
     cache = _cache(engine_cache)
     pruned = prune_cache(cache, policy, dry_run=dry_run)
     if json_:
         report = {"directory": str(cache.directory), "dry_run": dry_run, **asdict(pruned)}
-        echo(json.dumps(report, indent=2))
+        echo_json(report)
         return
     would = "would be " if dry_run else ""
     what = count_of(len(pruned.removed), "plan")

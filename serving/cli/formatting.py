@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +13,29 @@ import click
 
 from iblip.export.messages import printable
 
+FORMAT = 1
+"""Version of the documents that `--json` prints. It grows when a field is renamed or removed, not
+when one is added. `docs/json.md` lists the fields."""
+
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Prints for a person or a program; what a terminal would obey is shown escaped."""
     click.echo(printable(text), err=err, nl=nl)
+
+
+def echo_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """Prints a document of `--json` on stdout, with its version `format` first.
+
+    Args:
+        document: JSON-ready; its own `format` is kept, if it has one.
+        indent: spaces a level; `None` is one line.
+    """
+    echo(json.dumps({"format": FORMAT, **document}, indent=indent, ensure_ascii=False))
+
+
+def width_of_terminal() -> int | None:
+    """Characters of a line of stdout; `None` where it is no terminal, and lines have no end."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table_lines(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

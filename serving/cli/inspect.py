@@ -1,15 +1,16 @@
-"""`export inspect`: what is in a build."""
+"""`iblip inspect`: what is in a build."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json, size_of
+from iblip.serving.cli.kinds import DIRECTORY
 from iblip.serving.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 NO_RECORD = "none of this build. `iblip prove {}` makes one on the machine where it is to run."
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.command(cls=Command)
+@click.argument("directory", type=DIRECTORY)
 @click.option(
     "--digests", is_flag=True, help="Also check every file's digest against the manifest."
 )
@@ -40,7 +41,7 @@ def command(directory: Path, digests: bool, json_: bool) -> None:
     proven = record_of_build(directory)
     if json_:
         proof = {"proof": proven.to_json() if proven else None}
-        echo(json.dumps(manifest.to_json() | proof, indent=2, ensure_ascii=False))
+        echo_json(manifest.to_json() | proof)
         return
     engines = {name: entry.engine.kind for name, entry in manifest.components.items()}
     facts = manifest.language_model
@@ -83,7 +84,8 @@ def _size(directory: Path, entry: GraphRecord) -> str:
     stats = [path.stat() for path in paths]
     own = sum(stat.st_size for stat in stats if stat.st_nlink == 1)
     linked = any(stat.st_nlink > 1 for stat in stats)
-    return f"{own / 2**20:,.1f} MiB" + (" beside the checkpoint's own file" if linked else "")
+    beside = " beside the checkpoint's own file"
+    return f"{size_of(own)}{beside if linked else ''}"
 
 
 def _summary(verification: Mapping[str, Any]) -> str:

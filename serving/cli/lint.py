@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import DIRECTORY
 from iblip.serving.cli.options import as_json
 
 
-def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:
-        from iblip.serving.lint.page import rules_page
-
-        echo(rules_page(), nl=False)
-        ctx.exit()
-
-
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.command(cls=Command)
+@click.argument("directory", required=False, type=DIRECTORY)
 @click.option(
     "--container",
     metavar="TAG",
@@ -29,28 +22,46 @@ def _print_rules(ctx: click.Context, parameter: click.Parameter, asked: bool) ->
 )
 @click.option("--strict", is_flag=True, help="Fail on warnings as well.")
 @click.option(
-    "--rules",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_rules,
-    help="Print every rule with its reason and remedy, and exit.",
+    "--rules", is_flag=True, help="Print every rule with its reason and remedy, and exit."
 )
 @as_json
 @click.pass_context
 def command(
-    ctx: click.Context, directory: Path, container: str | None, strict: bool, json_: bool
+    ctx: click.Context,
+    directory: Path | None,
+    container: str | None,
+    strict: bool,
+    rules: bool,
+    json_: bool,
 ) -> None:
     """Check the Triton model repository in DIRECTORY, or that of a build, without a server.
 
     Every finding names file and line, why it matters and what to do. The exit status is 1 if there
     are errors, or with --strict warnings.
     """
+    if rules:
+        _print_rules(json_)
+        return
+    if directory is None:
+        raise click.UsageError("missing argument 'DIRECTORY'", ctx)
     from iblip.serving.lint.checking import lint
     from iblip.serving.lint.reading import PIP_SERVER, server_of_container
 
     server = PIP_SERVER if container is None else server_of_container(container)
     report = lint(directory, server)
-    echo(json.dumps(report.to_json(), indent=2) if json_ else str(report))
+    if json_:
+        echo_json(report.to_json())
+    else:
+        echo(str(report))
     if not report.passed(strict=strict):
         ctx.exit(1)
+
+
+def _print_rules(json_: bool) -> None:
+    from iblip.serving.lint.page import rules_page
+    from iblip.serving.lint.rules import RULES
+
+    if json_:
+        echo_json({"rules": [rule.to_json() for rule in RULES.values()]})
+    else:
+        echo(rules_page(), nl=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.options import as_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ MORE = """\
 original's files (docs/checkpoints.md). docs/evidence.md says what exactly has been run."""
 
 
-@click.command()
+@click.command(cls=Command)
 @as_json
 def command(json_: bool) -> None:
     """List the known models: names, parameters, what is supported, and what verifies it."""
@@ -45,7 +45,7 @@ def command(json_: bool) -> None:
 
     rows = list(MODELS.values())
     if json_:
-        echo(json.dumps([model.to_json() for model in rows], indent=2))
+        echo_json({"models": [model.to_json() for model in rows]})
         return
     groups: dict[str, list[Model]] = {}
     for model in rows:

@@ -21,6 +21,7 @@ from iblip.engines.language_model.option_kinds import (
     TokenIds,
 )
 from iblip.engines.language_model.option_table import OPTIONS, Option
+from iblip.serving.cli.kinds import MODELS, Word
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions
@@ -53,6 +54,10 @@ def help_of_option(option: Option) -> str:
     return re.sub(
         r"`(\w+)`", lambda match: flag_of_option(OPTIONS[match[1]]), f"{option.help} {default}"
     )
+
+
+CONNECTION = ("url", "tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
+"""Names of the options that lead to a server."""
 
 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +117,7 @@ def options_of(kind: type[Options], flags: Mapping[str, Any]) -> Options:
 
 def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--json`, as the argument `json_`."""
-    text = "Print the result as JSON."
+    text = "Print the result as JSON, an error too; docs/json.md lists the fields."
     return click.option("--json", "json_", is_flag=True, help=text)(function)
 
 
@@ -186,7 +191,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="A file or directory of an original's checkpoint. Repeatable.",
         ),
         click.option("--revision", help="Branch, tag or commit of a model from the hub."),
-        click.option("--model", help=MODEL),
+        click.option("-m", "--model", type=MODELS, help=MODEL),
     ):
         function = option(function)
     return function
@@ -223,19 +228,51 @@ def cache_from_flags(engine_cache: Path | None, no_engine_cache: bool = False) -
     return None if no_engine_cache else engine_cache or default_directory()
 
 
+def prune_options(items: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds what says which items of a cache are removed; `policy_from_words` reads it."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--dry-run", is_flag=True, help="Show what would be removed, without removing it."
+            ),
+            click.option("--all", "everything", is_flag=True, help="Remove all of them."),
+            click.option(
+                "--max-size",
+                metavar="SIZE",
+                help="Remove the least recently used, until the rest fits: 20GB, 512MiB.",
+            ),
+            click.option(
+                "--older-than",
+                metavar="AGE",
+                help=f"Remove {items} not used for this long: 30d, 12h.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
 QUANTISATION: Mapping[str, tuple[Any, str]] = {
     "int8": (
-        str,
+        Word(lambda: ("dynamic", "static")),
         "int8 vision encoder and Q-Former: activations dynamic or static. Default: dynamic.",
     ),
-    "llm_int8": (str, "int8 language model: weights only, or dynamic. Default: weights."),
+    "llm_int8": (
+        Word(lambda: ("weights", "dynamic")),
+        "int8 language model: weights only, or dynamic. Default: weights.",
+    ),
     "calibration": (
         click.Path(path_type=Path),
         "Directory of images for calibration. Default: the checkpoint's examples.",
     ),
     "block_size": (int, "Language model: weights that share a scale, 16 to 256. Default: 32."),
     "asymmetric": (bool, "Language model: give each block a zero point."),
-    "int4_method": (str, "Rounding to four bits: rtn (to nearest) or k-quant. Default: rtn."),
+    "int4_method": (
+        Word(lambda: ("rtn", "k-quant")),
+        "Rounding to four bits: rtn (to nearest) or k-quant. Default: rtn.",
+    ),
     "sensitive": (
         float,
         "Share of MatMuls, those with the largest error, that keep a higher precision. "

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import DIRECTORY, Word
 from iblip.serving.cli.options import as_json
 
 
-@click.command()
-@click.argument("build", type=click.Path(path_type=Path))
+def _stages() -> Iterable[str]:
+    from iblip.serving.proving.stages import STAGES
+
+    return STAGES
+
+
+@click.command(cls=Command)
+@click.argument("build", type=DIRECTORY)
 @click.option("--limit", type=int, help="Ask at most this many questions of each kind.")
 @click.option(
     "--stage",
     "stages",
+    type=Word(_stages, "STAGE"),
     multiple=True,
     help="Run only this stage: smoke, placement, graphs, text, ranking, images, invariance, "
     "kernels, memory or speed. Repeatable.",
@@ -68,7 +76,9 @@ def command(
 
         echo(f"page: {write_page(result, path)}", err=True)
     if json_:
-        echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        echo_json(result.to_json())
     echo(f"record: {path}", err=True)
     if result.verdict == "failed":
-        raise VerificationError(f"{build} is not proven here: {'; '.join(result.failures[:5])}")
+        message = f"{build} is not proven here: {'; '.join(result.failures[:5])}"
+        echo(f"error: {message}", err=True)
+        click.get_current_context().exit(VerificationError.exit_status)

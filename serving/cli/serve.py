@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command, Interrupted
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import MODELS, PRECISION
 from iblip.serving.cli.options import as_json, triton_option
 from iblip.serving.server.closed import CLOSED
 
@@ -21,11 +24,50 @@ if TYPE_CHECKING:
     from iblip.serving.server.tls import ServerTLS
 
 
-@click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+HEADINGS = {
+    "Addresses": ("host", "http_port", "grpc_port", "metrics_port", "health_port"),
+    "Access": (
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "token_file",
+        "opened",
+        "allow_known_vulnerabilities",
+    ),
+    "Requests": (
+        "cache_mib",
+        "max_http_body_mib",
+        "default_timeout_s",
+        "caller_header",
+        "max_caller_requests",
+        "max_caller_tokens",
+    ),
+    "Building first, where a model is given": ("precision", "output", "revision"),
+    "Running": (
+        "triton",
+        "vllm_python",
+        "max_restarts",
+        "no_restart",
+        "ready_timeout_s",
+        "log",
+        "print_command",
+    ),
+}
+"""Heading in `--help` to the options under it."""
+
+
+@click.command(cls=Command, headings=HEADINGS)
+@click.argument("build_or_model", metavar="BUILD|MODEL", type=MODELS)
 @click.argument("triton_flags", metavar="[-- TRITON_FLAGS...]", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--http-port", default=8000, show_default=True, help="0 picks any free port.")
+@click.option(
+    "--http-port",
+    "--port",
+    "http_port",
+    default=8000,
+    show_default=True,
+    help="0 picks any free port.",
+)
 @click.option("--grpc-port", default=8001, show_default=True, help="0 picks any free port.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 picks any free port.")
 @click.option(
@@ -132,9 +174,19 @@ if TYPE_CHECKING:
 @click.option(
     "--ready-timeout", "ready_timeout_s", default=600.0, help="Seconds to wait until it is ready."
 )
+@click.option(
+    "-p",
+    "--precision",
+    "--dtype",
+    "precision",
+    type=PRECISION,
+    help="As in `iblip build`. Default: fp32.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="As in `iblip build`.")
+@click.option("--revision", help="As in `iblip build`.")
 @as_json
 def command(
-    directory: Path,
+    build_or_model: str,
     triton_flags: tuple[str, ...],
     json_: bool,
     vllm_python: Path | None,
@@ -150,11 +202,16 @@ def command(
     caller_header: str,
     max_caller_requests: int | None,
     max_caller_tokens: int | None,
+    precision: str | None,
+    output: Path | None,
+    revision: str | None,
     **flags: Any,
 ) -> None:
-    """Serve the build in DIRECTORY with NVIDIA Triton, until Ctrl-C.
+    """Serve BUILD with NVIDIA Triton, until Ctrl-C.
 
-    Flags after -- are handed to Triton, such as `iblip serve DIRECTORY -- --log-verbose=1`.
+    A MODEL (a checkpoint directory, or ORG/NAME of the hub) is built first, unless that has been
+    done; `iblip build` has more options for that. Flags after -- are handed to Triton, such as
+    `iblip serve BUILD -- --log-verbose=1`.
     """
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
     from iblip.serving.credentials import read_token
@@ -168,6 +225,8 @@ def command(
     from iblip.serving.server.supervisor import RestartPolicy, Supervisor
     from iblip.serving.steps.policy import Policy
 
+    building = {"precision": precision, "output": output, "revision": revision}
+    directory = _find_build(build_or_model, building)
     manifest = Manifest.read(directory)
     check_servable(directory, manifest, flags["triton"])
     if flags["log"] == Path("-"):
@@ -207,7 +266,46 @@ def command(
         with _health_server(health, options.host, health_port) as probes:
             supervisor.run(lambda server: _announce(server, probes, manifest, json_))
     except KeyboardInterrupt:
-        say("\nStopped.")
+        say("Stopped.")
+
+
+def _find_build(word: str, building: Mapping[str, Any]) -> Path:
+    """The build that is named, or that of the model that is named, made first where need be.
+
+    Raises:
+        OptionError: it is neither, or it is a build and an option is for building.
+    """
+    from iblip.export.artifact.manifest import MANIFEST
+    from iblip.export.errors import OptionError
+
+    path = Path(word)
+    given = [name for name, value in building.items() if value is not None]
+    is_model = (path / "config.json").is_file() and not (path / MANIFEST).is_file()
+    if path.is_dir() and not is_model:
+        if given:
+            raise OptionError(f"--{given[0]} is for a model that is built first; {word} is a build")
+        return path
+    from iblip.export.checkpoint.source import ModelSource
+    from iblip.serving.builder.build import build
+    from iblip.serving.builder.options import BuildOptions
+    from iblip.serving.cli.progress import command_progress
+    from iblip.serving.cli.quiet import quiet_libraries
+
+    progress = command_progress()
+    source = ModelSource(model=word, revision=building["revision"])
+    if not (path.is_dir() or source.is_on_hub):
+        raise OptionError(
+            f"there is no build and no model {word}. Give the directory of a build, of a checkpoint"
+            " in Hugging Face form, or ORG/NAME of a model of the hub."
+        )
+    quiet_libraries()
+    options = BuildOptions(
+        source=source, output=building["output"], precision=building["precision"] or "fp32"
+    )
+    try:
+        return build(options, progress)
+    except KeyboardInterrupt:
+        raise Interrupted(f"Nothing was written to {options.destination}.") from None
 
 
 def _tls(certificate: Path | None, key: Path | None, authorities: Path | None) -> ServerTLS | None:
@@ -246,14 +344,13 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
             )
     shown = server_command(repository, options, ports)
     if json_:
-        echo(
-            json.dumps(
-                {
-                    "command": shown.arguments,
-                    "environment": shown.changes,
-                    "directory": str(shown.directory),
-                }
-            )
+        echo_json(
+            {
+                "command": shown.arguments,
+                "environment": shown.changes,
+                "directory": str(shown.directory),
+            },
+            indent=None,
         )
     else:
         echo(str(shown))
@@ -268,7 +365,7 @@ def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, js
     }
     if json_:
         facts = {"name": manifest.name, "synthetic": manifest.synthetic}
-        echo(json.dumps({**facts, "ready_s": round(server.ready_s, 3), **urls}))
+        echo_json({**facts, "ready_s": round(server.ready_s, 3), **urls}, indent=None)
         return
     port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
     port += " --tls-ca PEM" if server.options.tls else ""
@@ -285,4 +382,5 @@ def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, js
 
 
 def _interrupt(number: int, frame: object) -> None:
+    os.write(2, b"\nStopping: answers that are being written may end.\n")  # as a handler may
     raise KeyboardInterrupt

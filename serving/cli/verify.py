@@ -1,38 +1,45 @@
-"""`export verify`: compares builds with transformers, stage by stage."""
+"""`iblip verify`: compares builds with transformers, stage by stage."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Command
+from iblip.serving.cli.formatting import echo, echo_json, width_of_terminal
+from iblip.serving.cli.kinds import DIRECTORY, Word
 from iblip.serving.cli.options import as_json, source_options
 
 
-@click.command()
-@click.argument(
-    "directories", nargs=-1, required=True, metavar="DIRECTORY…", type=click.Path(path_type=Path)
-)
+def _stages() -> Iterable[str]:
+    from iblip.serving.parity.stages import STAGES
+
+    return STAGES
+
+
+@click.command(cls=Command)
+@click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY…", type=DIRECTORY)
 @source_options
 @click.option(
     "--examples",
-    type=click.Path(path_type=Path),
+    type=DIRECTORY,
     help="Directory with examples.jsonl. Default: the checkpoint's own.",
 )
 @click.option("--limit", type=int, help="Use at most this many examples.")
 @click.option(
     "--stage",
     "stages",
+    type=Word(_stages, "STAGE"),
     multiple=True,
     help="Run only this stage: preprocessing, vision_encoder, qformer, language_model, "
     "first_token, graphs, text, beams, accuracy, batching or padding. Repeatable.",
 )
 @click.option(
     "--reference",
+    type=click.Choice(["auto", "whole", "streamed"]),
     default="auto",
-    metavar="[auto|whole|streamed]",
     help="How transformers runs: whole in memory, or streamed from the checkpoint one layer at a "
     "time. Default: streamed if it does not fit into memory.",
 )
@@ -43,7 +50,9 @@ from iblip.serving.cli.options import as_json, source_options
     "verification/report.html in the first DIRECTORY.",
 )
 @as_json
+@click.pass_context
 def command(
+    ctx: click.Context,
     directories: tuple[Path, ...],
     model: str | None,
     revision: str | None,
@@ -64,7 +73,7 @@ def command(
     from iblip.export.checkpoint.source import parts_from_words
     from iblip.export.errors import VerificationError
     from iblip.export.opening import source_of_build
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
     from iblip.serving.cli.quiet import quiet_libraries
     from iblip.serving.parity.running import ParityOptions, parity_report
     from iblip.serving.parity.text import text_from_report
@@ -75,14 +84,13 @@ def command(
     options = ParityOptions(
         source=source, examples=examples, limit=limit, stages=stages, reference=reference
     )
-    page, progress = html or page_of(directories[0]), Terminal()
+    page, progress = html or page_of(directories[0]), command_progress()
     check_page(page)
     report = parity_report(directories, progress, options)
     progress.note("report: {}, {}".format(*write_report(report, page)))
     if json_:
-        echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        echo_json(report.to_json())
     else:
-        echo(text_from_report(report))
-    broken = [build for build in report.builds if not build]
-    if broken:
-        raise VerificationError("; ".join(build.verdict for build in broken))
+        echo(text_from_report(report, width_of_terminal()))
+    if not all(report.builds):
+        ctx.exit(VerificationError.exit_status)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from iblip.serving.cli.formatting import echo
+from iblip.serving.cli.commands import Commands
+from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.options import as_json
 
 
-@click.group()
+@click.group(cls=Commands)
 def command() -> None:
     """Prepare vLLM, which runs the language model of builds made with --llm-engine vllm."""
 
@@ -35,10 +35,10 @@ def command() -> None:
 def install(directory: Path, package: str, ray: bool, json_: bool) -> None:
     """Create a virtual environment with vLLM; it takes several GB."""
     from iblip.engines.language_model.vllm.environment import install as install_vllm
-    from iblip.serving.cli.progress import Terminal
+    from iblip.serving.cli.progress import command_progress
 
-    version = install_vllm(directory, package, Terminal(), ray=ray)
+    version = install_vllm(directory, package, command_progress(), ray=ray)
     if json_:
-        echo(json.dumps({"directory": str(directory), "package": package, "vllm": version}))
+        echo_json({"directory": str(directory), "package": package, "vllm": version})
     else:
         echo(f"vLLM {version} is in {directory}")

@@ -14,6 +14,7 @@ from iblip.engines.memory import plan_of_build
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
 from iblip.export.errors import ContractError, IblipError, ServingError
+from iblip.export.messages import size_text
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.doctor.permissions import check_permissions
 from iblip.serving.lint.checking import lint
@@ -23,7 +24,7 @@ from iblip.serving.proving.record import record_of_build
 from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
 from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
-from iblip.serving.server.memory import gib, memory_of_build
+from iblip.serving.server.memory import memory_of_build
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 from iblip.serving.wire import MODEL
 
@@ -123,7 +124,7 @@ def triton_backends(directory: Path, manifest: Manifest) -> dict[str, str]:
         path = directory / REPOSITORY / model / "config.pbtxt"
         backend = backend_of(read_config(path))
         if not backend:
-            raise ServingError(f"{path} names no backend. Rebuild with `export build`.")
+            raise ServingError(f"{path} names no backend. Rebuild with `iblip build`.")
         backends[name] = backend
     return backends
 
@@ -133,7 +134,7 @@ def _not_a_build(error: Exception) -> Finding:
         title="build",
         verdict="problem",
         found=str(error),
-        wanted="the directory of a build made by `export build`",
+        wanted="the directory of a build made by `iblip build`",
         remedy="Give the directory of a build, or rebuild it.",
     )
 
@@ -286,7 +287,7 @@ def _check_memory(directory: Path, manifest: Manifest, machine: Machine) -> Iter
     yield Finding(
         title="memory",
         verdict="warning",
-        found=f"{gib(free)} free",
+        found=f"{size_text(free)} free",
         wanted=str(needed),
         remedy="It may not load. Serve it where there is more memory, or make the build smaller: "
         "`--precision language_model=int4`."
@@ -302,11 +303,11 @@ def _check_gpu_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]
     plan = plan_of_build(manifest, card=card)
     if plan is None:
         return
-    sizes = [f"{row.component} {gib(row.total)}" for row in plan.components]
+    sizes = [f"{row.component} {size_text(row.total)}" for row in plan.components]
     if plan.position:
         slots = f"{plan.slots} slots of {plan.positions:,} positions"
-        sizes.append(f"keys and values {gib(plan.caches)} ({slots})")
-    wanted = f"{gib(plan.total)}: {', '.join(sizes)}"
+        sizes.append(f"keys and values {size_text(plan.caches)} ({slots})")
+    wanted = f"{size_text(plan.total)}: {', '.join(sizes)}"
     if card is None or plan.fits:
         yield Finding(
             title="GPU memory",
@@ -317,7 +318,7 @@ def _check_gpu_memory(manifest: Manifest, machine: Machine) -> Iterator[Finding]
     yield Finding(
         title="GPU memory",
         verdict="warning",
-        found=f"{gib(card)} in all",
+        found=f"{size_text(card)} in all",
         wanted=wanted,
         remedy=f"Build it with other options: {plan.advice()}",
     )
@@ -367,9 +368,9 @@ def _check_shared_memory(manifest: Manifest, machine: Machine) -> Iterator[Findi
         yield Finding(
             title="shared memory",
             verdict="warning",
-            found=f"{gib(free)} free",
-            wanted=f"{gib(needed)}: a batch of images, and the visual prompts of all requests that "
-            "may run or wait",
+            found=f"{size_text(free)} free",
+            wanted=f"{size_text(needed)}: a batch of images, and the visual prompts of all "
+            "requests that may run or wait",
             remedy="Make /dev/shm larger; in Docker with `--shm-size`.",
         )
 

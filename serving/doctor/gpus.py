@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from iblip.engines.hardware.compatibility import numbers
 from iblip.engines.hardware.containers import LEAST_CAPABILITY, LEAST_DRIVERS, Container
 from iblip.engines.hardware.findings import Finding
+from iblip.export.messages import size_text
 from iblip.serving.doctor.machine import Machine
-from iblip.serving.server.memory import gib
 
 
 def check_driver(machine: Machine) -> Iterator[Finding]:
@@ -37,7 +37,7 @@ def check_driver(machine: Machine) -> Iterator[Finding]:
     if not driver.gpus:
         yield Finding(title="GPU", verdict="note", found="none, or CUDA_VISIBLE_DEVICES hides them")
     for index, gpu in enumerate(driver.gpus):
-        text = f"{gpu.name}, {gib(gpu.memory)}, {gpu.capability}"
+        text = f"{gpu.name}, {size_text(gpu.memory)}, {gpu.capability}"
         yield Finding(title=f"GPU {index}", verdict="ok", found=text)
 
 

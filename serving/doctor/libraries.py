@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from iblip.engines.hardware.findings import Finding
 from iblip.engines.onnxruntime.providers import PROVIDERS
+from iblip.export.system.installing import install_command
 from iblip.serving.doctor.machine import Machine
 
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -22,7 +23,7 @@ def check_tensorrt(machine: Machine) -> Iterator[Finding]:
                     title=title,
                     verdict="note",
                     found="not installed; it builds plans for this machine's GPU",
-                    remedy="`pip install 'iblip[tensorrt]'`, where there is a GPU.",
+                    remedy=f"`{install_command('tensorrt')}`, where there is a GPU.",
                 )
         elif library.fault:
             yield Finding(
@@ -47,8 +48,8 @@ def check_onnxruntime(machine: Machine) -> Iterator[Finding]:
             verdict="problem",
             found=" and ".join(f"{name} {machine.packages[name]}" for name in present),
             wanted="only one of them: each overwrites the other's files",
-            remedy=f"`pip uninstall -y {' '.join(present)}`, then install one: `pip install "
-            "'iblip[cpu]'` or `pip install 'iblip[gpu]'`.",
+            remedy=f"`pip uninstall -y {' '.join(present)}`, then install one: "
+            f"`{install_command('cpu')}` or `{install_command('gpu')}`.",
         )
     if machine.providers is not None:
         usable = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from iblip.engines.hardware.compatibility import numbers
 from iblip.engines.hardware.findings import Finding
+from iblip.export.system.installing import install_command
 from iblip.serving.doctor.machine import Machine
 
 PYTHONS = ((3, 11), (3, 14))
@@ -79,7 +80,7 @@ def _check_extra(machine: Machine, job: Job, extra: str) -> Finding:
         for package in required
         if package.name in versions and not package.allows(versions[package.name])
     ]
-    install = f"`pip install '{'iblip' + (f'[{extra}]' if extra else '')}'`"
+    install = f"`{install_command(extra)}`"
     if missing:
         essential = not extra  # without these not even the client runs
         return Finding(

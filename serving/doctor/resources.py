@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from iblip.engines.hardware.findings import Finding, Verdict
+from iblip.export.messages import size_text
 from iblip.serving.doctor.machine import Machine
-from iblip.serving.server.memory import gib
 
 BUILD_MEMORY = 1 << 30
 """Bytes of memory for a build: it takes at most 865 MiB for 7 B (docs/evidence.md)."""
@@ -43,10 +43,10 @@ def check_shared_memory(machine: Machine) -> Iterator[Finding]:
 def _check_free(title: str, free: int | None, least: int, enough: int, remedy: str) -> Finding:
     if free is None:
         return Finding(title=title, verdict="note", found="this system does not report it")
-    text = f"{gib(free)} free"
+    text = f"{size_text(free)} free"
     if free < least:
-        wanted = f"{gib(least)} or more"
+        wanted = f"{size_text(least)} or more"
         return Finding(title=title, verdict="warning", found=text, wanted=wanted, remedy=remedy)
-    small = f"; the largest build so far wrote {gib(enough)}" if free < enough else ""
+    small = f"; the largest build so far wrote {size_text(enough)}" if free < enough else ""
     verdict: Verdict = "note" if small else "ok"
     return Finding(title=title, verdict=verdict, found=text + small)

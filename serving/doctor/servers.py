@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from iblip.engines.hardware.compatibility import numbers
 from iblip.engines.hardware.findings import Finding
+from iblip.export.system.installing import install_command
 from iblip.serving.doctor.machine import PORTS, Machine
 from iblip.serving.server.wall.library import HARM, REMEDY
 
@@ -21,7 +22,7 @@ def check_triton(machine: Machine) -> Iterator[Finding]:
             title="Triton",
             verdict="note",
             found="none here; it serves builds",
-            remedy="`pip install 'iblip[server]'`, or use a container: docs/deploy.md.",
+            remedy=f"`{install_command('server')}`, or use a container: docs/deploy.md.",
         )
         return
     version = triton.version or "of unknown version"

@@ -59,6 +59,11 @@ class Rule:
     check: Check
     without_config: bool = False
 
+    def to_json(self) -> dict[str, str]:
+        """What is said of it, JSON-ready."""
+        names = ("id", "severity", "title", "why", "mend")
+        return {name: getattr(self, name) for name in names} | {"server": str(self.server)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostic:

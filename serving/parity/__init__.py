@@ -1,4 +1,4 @@
-"""The parity report of `export verify`: builds of one checkpoint compared with transformers.
+"""The parity report of `iblip verify`: builds of one checkpoint compared with transformers.
 
 `running.parity_report` is the entry point. `stages.py` is the table of stages, in the order of the
 data flow; what several stages need is computed once (`subjects.py`). Each stage gives a list of

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Sense = Literal["most", "least"]
 
-WORDS: Mapping[bool | None, str] = {True: "pass", False: "fail", None: "skip"}
+WORDS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "skipped"}
 """The words for a verdict, in the terminal and on the page."""
 
 
@@ -248,15 +248,16 @@ class Report:
         """One sentence: whether the builds pass, and how many answers are the same."""
         failed = [build for build in self.builds if not build]
         if failed:
-            return "FAIL: " + "; ".join(build.verdict for build in failed) + "."
+            return f"{WORDS[False]}: {'; '.join(build.verdict for build in failed)}"
         texts = [(build.label, build.stages.get("text")) for build in self.builds]
         told = [
             f"{stage.details['same_text']} of {stage.details['examples']} ({label})"
             for label, stage in texts
             if stage and not stage.skipped
         ]
-        answers = f" Answers equal to transformers': {', '.join(told)}." if told else ""
-        return f"PASS: every measurement is within its limit.{answers}"
+        what = "the build is" if len(self.builds) == 1 else f"all {len(self.builds)} builds are"
+        answers = f"; answers equal to transformers': {', '.join(told)}" if told else ""
+        return f"{WORDS[True]}: {what} within every limit{answers}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""

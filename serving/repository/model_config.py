@@ -39,7 +39,7 @@ PLATFORMS: Mapping[str, str] = {
 """Triton's platforms, and the backend of each; the server itself runs ensembles."""
 
 HEADER = """\
-# Assembled by `export build` from model_repository/, where every line is explained.
+# Assembled by `iblip build` from model_repository/, where every line is explained.
 # An operator may edit batching, queues, instances, cache and warm-up here, and the parameters
 # `threads`, `slots`, `max_length` and `queue`; data types, sizes and other parameters state what
 # the engine is.

@@ -209,7 +209,7 @@ def check_repository(repository: Path) -> None:
     """Raises `ServingError` where there is no folder of models, or older code wrote its models."""
     if not repository.is_dir():
         message = f"there is no model repository {repository}."
-        raise ServingError(f"{message} Build one with `iblip export build`.")
+        raise ServingError(f"{message} Build one with `iblip build`.")
     if models := outdated_models(repository):
         raise ServingError(
             f"{repository} was made by a version from before this project was one package: the "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from iblip.engines.hardware.containers import WHEELS
 from iblip.export.errors import ServingError
+from iblip.export.system.installing import install_command
 
 CONTAINER = Path("/opt/tritonserver")
 """Where NVIDIA's container keeps Triton."""
@@ -115,7 +116,7 @@ def find_triton(binary: Path | None = None) -> Installation:
     raise ServingError(
         f"there is no Triton server: neither {CONTAINER}/bin/tritonserver (NVIDIA's container), "
         "nor tritonserver on PATH, nor the nvidia-pytriton package. "
-        "Install one with `pip install 'iblip[server]'`, or name it with --triton PATH."
+        f"Install one with `{install_command('server')}`, or name it with --triton PATH."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from iblip.engines.memory import bytes_a_position
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.messages import size_text
 
 PROCESSES = 384 << 20
 """Bytes of the server and its processes beside weights and caches: 240 MiB as they start (a demo
@@ -65,8 +66,8 @@ class ServingMemory:
 
     def __str__(self) -> str:
         return (
-            f"{gib(self.least)} with its weights loaded, and {self.position / 2**20:.2f} MiB for"
-            f" every position of a sequence: {gib(self.most)} if all {self.slots} slots reach"
+            f"{size_text(self.least)} with its weights loaded, and {size_text(self.position)} for"
+            f" every position of a sequence: {size_text(self.most)} if all {self.slots} slots reach"
             f" {self.positions:,} positions"
         )
 
@@ -77,10 +78,10 @@ class ServingMemory:
         if free is None or self.most <= free:
             return None
         if self.least > free:
-            return f"memory: it takes {self}. {gib(free)} are free here: it may not load."
+            return f"memory: it takes {self}. {size_text(free)} are free here: it may not load."
         return (
-            f"memory: it takes {self}. {gib(free)} are free here: fewer slots or positions"
-            " (`--slots` and `--max-length` of `export build`, or `slots` and `max_length` in"
+            f"memory: it takes {self}. {size_text(free)} are free here: fewer slots or positions"
+            " (`--slots` and `--max-length` of `iblip build`, or `slots` and `max_length` in"
             " instructblip/config.pbtxt) keep it within them."
         )
 
@@ -143,8 +144,3 @@ def available() -> int | None:
         return None
     sizes = {name: int(value.split()[0]) for name, _, value in (ln.partition(":") for ln in lines)}
     return sizes["MemAvailable"] * 1024
-
-
-def gib(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 2**30:.2f} GiB"

@@ -29,7 +29,7 @@ def test_an_instruction_longer_than_the_engines_is_refused_with_the_flag(
         assert client.ask(picture, "What digit is in the image?").text
         with pytest.raises(InputError, match=r"has \d+ tokens; at most 16 fit\. ") as caught:
             client.ask(picture, "What digit is in the image? " * 4)
-        assert "`--max-instruction` of `export build` raises it" in str(caught.value)
+        assert "`--max-instruction` of `iblip build` raises it" in str(caught.value)
 
 
 def test_an_onnx_runtime_qformer_takes_what_the_model_does(served, client, picture: Path) -> None:

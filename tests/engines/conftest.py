@@ -160,7 +160,7 @@ def facts() -> Callable[..., LanguageModelFacts]:
 def _build(
     source: Path, directory: Path, precision: str, parts: tuple[str, ...], traces: TraceCache
 ) -> None:
-    """A build of a checkpoint on ONNX Runtime, as `export build --no-verify` makes it."""
+    """A build of a checkpoint on ONNX Runtime, as `iblip build --no-verify` makes it."""
     checkpoint, policy = checkpoint_from_directory(source), PrecisionPolicy.parse(precision)
     (directory / "graphs").mkdir(parents=True)
     graphs = [

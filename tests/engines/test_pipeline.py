@@ -186,7 +186,7 @@ def test_the_builds_limits_are_the_engines(random_build: Build) -> None:
             small.answer(picture(0), "red " * 12)
         assert "at most 11 fit. max_length is " in str(caught.value)
         assert f"of the model's {own}" in str(caught.value)
-        assert "`--max-length` of `export build` or `max_length` in" in str(caught.value)
+        assert "`--max-length` of `iblip build` or `max_length` in" in str(caught.value)
         most = GenerationOptions(min_new_tokens=2, max_new_tokens=1000)
         answer = small.answer(picture(0), "red", most)
     assert answer.prompt_tokens + answer.completion_tokens <= limits.max_length

@@ -34,7 +34,7 @@ def test_images_lie_beside_the_file(tmp_path):
         (None, "there is no"),
         ("", "is empty"),
         ("{", "is malformed"),
-        ('{"id": 1}', r"is malformed \(KeyError\('image'\)\); expected a JSON object a line"),
+        ('{"id": 1}', r"is malformed: line 1 has no 'image'\. Expected a JSON object a line"),
         ("[1]", "is malformed"),
     ],
 )

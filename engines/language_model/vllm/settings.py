@@ -33,7 +33,7 @@ class VllmSettings:
             components beside it leave (`engines.memory`), or `UTILIZATION` where that is not known.
 
     Raises:
-        OptionError: the message names the option of `export build`, its value and its range.
+        OptionError: the message names the option of `iblip build`, its value and its range.
     """
 
     tensor_parallel: int = 1

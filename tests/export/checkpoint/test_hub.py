@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,9 @@ from iblip.export.opening import checkpoint_from_source
 from iblip.export.progress import Silent
 from iblip.serving.cli.progress import Terminal
 
+PIECE = 2**14
+"""Bytes that the server writes at once."""
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -41,6 +44,7 @@ class Hub:
         gated: nobody may read it.
         cut: names of files whose connection breaks half way, once each.
         served: name and first byte of every file that was sent.
+        sent: bytes of each file that left the server, in whole pieces.
         url: of the server.
     """
 
@@ -49,6 +53,7 @@ class Hub:
     gated: bool = False
     cut: set[str] = field(default_factory=set)
     served: list[tuple[str, int]] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
     url: str = ""
 
 
@@ -74,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Nothing."""
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the client has seen enough
+            super().handle()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -111,14 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str) -> None:
         data = self.hub.files[name]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first = int(asked[1]) if asked else 0
+        end = int(asked[2]) + 1 if asked and asked[2] else len(data)
+        end = min(end, len(data))
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{_digest(data)}"')
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(data) - first))
+        self.send_header("Content-Length", str(end - first))
         if asked:
-            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(data)}")
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -128,7 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[first : len(data) // 2])
             self.close_connection = True
             return
-        self.wfile.write(data[first:])
+        for start in range(first, end, PIECE):
+            self.wfile.write(data[start : min(start + PIECE, end)])
+            self.hub.sent[name] = self.hub.sent.get(name, 0) + PIECE
 
     def _json(self, value: Any) -> None:
         data = json.dumps(value).encode()
@@ -203,6 +216,51 @@ def test_what_a_checkpoint_needs_is_downloaded_and_nothing_else(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"hub: acme/tiny at commit {COMMIT[:12]}"
     assert lines[1].startswith("  download model.safetensors (")
+
+
+def big(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files, with weights so large that the server cannot send them unnoticed."""
+    data = files["model.safetensors"]
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    end = len(data) - 8 - size
+    header["unused"] = {"dtype": "U8", "shape": [64 << 20], "data_offsets": [end, end + (64 << 20)]}
+    text = json.dumps(header).encode()
+    whole = len(text).to_bytes(8, "little") + text + data[8 + size :] + bytes(64 << 20)
+    return {**files, "model.safetensors": whole}
+
+
+def test_without_weights_only_headers_are_received(hub: Hub, tmp_path: Path) -> None:
+    hub.files = big(hub.files)
+    get = partial(directory_from_hub, hub.model, None, endpoint=hub.url, cache=tmp_path)
+    found = get(Silent(), weights=False)
+    assert not (found.directory / "model.safetensors").exists()
+    # What the system's buffers between server and client hold is sent, but not received.
+    assert hub.sent["model.safetensors"] < 16 << 20 < len(hub.files["model.safetensors"])
+    told = checkpoint_from_directory(found.directory, found.pieces).tensors
+    whole = get(Silent())
+    assert whole.pieces == {}
+    assert checkpoint_from_directory(whole.directory).tensors == told
+    assert get(Silent(), weights=False).pieces == {}  # the cache has them
+
+
+def test_a_header_that_does_not_fit_the_file_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {**hub.files, "model.safetensors": hub.files["model.safetensors"][:-1]}
+    with pytest.raises(CheckpointError, match="bytes, but its header describes"):
+        directory_from_hub(
+            hub.model, None, Silent(), endpoint=hub.url, cache=tmp_path, weights=False
+        )
+
+
+def test_a_dry_run_downloads_no_weights(hub: Hub, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "iblip", "build", "--model", hub.model, "--dry-run", "--json"]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    plan = json.loads(done.stdout)
+    assert plan["downloaded"] == len(hub.files["model.safetensors"])
+    assert plan["disk"]["linked"] > 0
+    assert "read the header of model.safetensors" in done.stderr
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
 def test_a_source_keeps_the_commit_and_opens_it_again_without_network(
@@ -286,7 +344,7 @@ def test_no_network_and_nothing_in_the_cache(tmp_path: Path) -> None:
 
 def test_the_command_asks_the_hub_of_the_environment(hub: Hub, tmp_path: Path) -> None:
     hub.gated = True
-    command = [sys.executable, "-m", "iblip", "export", "build", "--model", hub.model]
+    command = [sys.executable, "-m", "iblip", "build", "--model", hub.model]
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
     (tmp_path / "here").mkdir()
     done = subprocess.run(

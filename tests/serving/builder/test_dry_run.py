@@ -1,4 +1,4 @@
-"""`export build --dry-run`, against what the same build then is."""
+"""`iblip build --dry-run`, against what the same build then is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`export build`, `verify` and `inspect`, as a user calls them."""
+"""`iblip build`, `verify` and `inspect`, as a user calls them."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_plans_limits_and_refusals_come_from_the_same_sizes(checkpoints, tmp_pat
     instructions = InstructionTokenizer.from_build(directory, manifest)
     assert instructions is not None
     with pytest.raises(
-        InputError, match=r"at most 16 fit\. .*`--max-instruction` of `export build`"
+        InputError, match=r"at most 16 fit\. .*`--max-instruction` of `iblip build`"
     ):
         instructions("word " * 40)
 

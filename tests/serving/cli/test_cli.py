@@ -66,7 +66,7 @@ def test_every_command_of_the_table_is_there_with_its_help(group):
 def test_an_unknown_command_is_a_wrong_call():
     done = CliRunner().invoke(iblip, ["srve"])
     assert done.exit_code == 2
-    assert "No such command 'srve'" in done.stderr
+    assert "there is no command 'srve'. Did you mean 'serve'?" in done.stderr
 
 
 def failing(error):

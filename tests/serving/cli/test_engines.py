@@ -151,10 +151,10 @@ def test_inspect_takes_a_few_digits_or_a_build(
     assert shown.exit_code == 0
     assert shown.stdout.startswith(f"{plan['key']}\n")
     assert f"  sha256: {plan['sha256']}\n" in shown.stdout
-    found = json.loads(call("inspect", plan["key"][:10], *cache, "--json").stdout)
+    found = json.loads(call("inspect", plan["key"][:10], *cache, "--json").stdout)["plans"]
     assert found[plan["key"]].pop("inspector")
     assert found == {plan["key"]: plan}
-    of_build = json.loads(call("inspect", built, "--json").stdout)
+    of_build = json.loads(call("inspect", built, "--json").stdout)["plans"]
     assert list(of_build) == ["vision_encoder/model", "qformer/model"]
     assert {facts["key"] for facts in of_build.values()} == {p["key"] for p in listed(directory)}
     assert "vision_encoder/model\n  kind: tensorrt-rtx\n" in call("inspect", built).stdout

@@ -29,7 +29,7 @@ def test_what_has_not_been_built_is_not_said_to_be():
 
 def test_json_has_everything():
     done = CliRunner().invoke(iblip, ["models", "--json"])
-    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    rows = {row["name"]: row for row in json.loads(done.stdout)["models"]}
     assert list(rows) == list(MODELS)
     row = rows["blip2-opt-2.7b-coco"]
     assert row["lavis"] == "blip2_opt/caption_coco_opt2.7b"

@@ -1,4 +1,4 @@
-"""`export synthesize`, and what the other commands say of its checkpoints."""
+"""`iblip synthesize`, and what the other commands say of its checkpoints."""
 
 from __future__ import annotations
 

@@ -105,14 +105,14 @@ def test_the_page_needs_nothing_but_itself(page):
 
 
 def test_the_verdict_comes_first_and_in_the_terminal_last(page, report, vicuna_build):
-    verdict = "PASS: every measurement is within its limit. Answers equal to transformers': "
-    assert report["verdict"] == verdict + "6 of 6 (fp32)."
+    verdict = "pass: the build is within every limit; answers equal to transformers': "
+    assert report["verdict"] == verdict + "6 of 6 (fp32)"
     text = page.read_text(encoding="utf-8")
     assert text.index(escape(report["verdict"])) < text.index("<table")
     printed = call(
         vicuna_build, "--limit", 2, "--stage", "text", "--html", page.with_name("a.html")
     )
-    assert printed.stdout.strip().splitlines()[-1] == verdict + "2 of 2 (fp32)."
+    assert printed.stdout.strip().splitlines()[-1] == verdict + "2 of 2 (fp32)"
 
 
 def test_it_has_sizes_times_and_samples_with_all_answers(report, vicuna_build):

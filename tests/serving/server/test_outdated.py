@@ -58,11 +58,11 @@ def test_it_is_refused_before_anything_is_started(old_build, monkeypatch):
 def test_the_command_that_it_names_builds_the_same_again(old_build):
     with pytest.raises(ServingError) as caught:
         check_repository(old_build / REPOSITORY)
-    (command,) = re.findall(r"`(iblip export [^`]*)`", str(caught.value))
+    (command,) = re.findall(r"`(iblip build [^`]*)`", str(caught.value))
     program, words = shlex.split(command)[:2], shlex.split(command)[2:]
-    assert program == ["iblip", "export"]
+    assert program == ["iblip", "build"]
     assert words[-2:] == ["--output", str(old_build)]
-    result = CliRunner().invoke(iblip, ["export", *words, "--dry-run", "--json"])
+    result = CliRunner().invoke(iblip, ["build", *words, "--dry-run", "--json"])
     assert result.exit_code == 0, result.stderr
     plan, manifest = json.loads(result.stdout), Manifest.read(old_build)
     assert Path(plan["directory"]) == old_build
@@ -74,13 +74,13 @@ def test_the_command_that_it_names_builds_the_same_again(old_build):
 def test_it_names_what_an_original_was_made_of():
     source = {"model": "lavis:x/y", "revision": None, "parts": {"vit": "/a b"}, "image_size": 480}
     assert rebuild_command(Path("old"), {"source": source}) == (
-        "iblip export build --model lavis:x/y --image-size 480 --part 'vit=/a b' --output old"
+        "iblip build --model lavis:x/y --image-size 480 --part 'vit=/a b' --output old"
     )
 
 
 @pytest.mark.parametrize("data", [None, [], {"source": 3, "components": {"vision_encoder": None}}])
 def test_a_damaged_manifest_leaves_the_command_short(data):
-    assert rebuild_command(Path("old"), data) == "iblip export build --output old"
+    assert rebuild_command(Path("old"), data) == "iblip build --output old"
 
 
 def test_a_repository_of_no_build_is_refused_too(tmp_path):
