@@ -27,7 +27,8 @@ from iblip.libraries import installed
 from iblip.serving.client.compat import resolve_options, trim_answer
 from iblip.serving.client.errors import CancelledError
 from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, map_rows
-from iblip.serving.client.messages import GREEDY, Deadline, pixels_of_request, ranking_options
+from iblip.serving.client.messages import GREEDY, pixels_of_request, ranking_options
+from iblip.serving.client.patience import Deadline
 from iblip.serving.client.tally import Watcher
 from iblip.serving.wire import ServerContract, check_priority
 

@@ -5,10 +5,10 @@
 - The command-line reference is what `--help` prints, for every command.
 - CHANGELOG.md, CONTRIBUTING.md and SECURITY.md of the repository become pages.
 - The decision records get an index.
-- A link to a file of the repository that is no page becomes the path of that file.
+- A link to a file that is no page becomes the path of that file.
 
-A link to a file that does not exist ends the script, as does a heading that is not there. So the site
-does not depend on what a generator checks.
+A link to a file or a heading that does not exist ends the script, so that the site does not depend
+on what its generator checks.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
-        "This page is generated: each block is what `--help` prints. Every option can also be set in",
+        "This page is generated: each block is what `--help` prints. Options can also be set in",
         "the environment: `IBLIP_SERVE_HTTP_PORT=9000` is `iblip serve --http-port 9000`.",
         "",
     ]

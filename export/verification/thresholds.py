@@ -26,7 +26,7 @@ class Thresholds:
         block: a block's own relative error, as `Band.own`.
         divergence: mean Kullback-Leibler divergence of the first token's distribution from the
             reference's, in nats.
-        top1: the smallest share of examples whose likeliest first token is the reference's.
+        top1: the smallest share of examples whose most likely first token is the reference's.
         accuracy_loss: share of right answers that may be lost; whatever it is but 0, one example
             may go either way.
         batching: change of a row by what is computed beside it, over the largest value.
@@ -83,7 +83,7 @@ THRESHOLDS: Mapping[str, Thresholds] = {
 }
 """By precision. fp32: roundings of another order of summation, 24 bits of mantissa. fp16 and bf16
 have 11 and 8, and the errors of the two are so many powers of 2 apart. Eight and four
-bits are other weights, and are held to what a checkpoint's answers bear: the losses of accuracy are
+bits are other weights, and their limit is what a checkpoint's answers tolerate: the losses of accuracy are
 the project's own promise. Batches and padding change nothing but the order of sums, but for int8,
 whose activations are scaled by what is in a batch; with static scales a value on the border of two
 numbers becomes either."""

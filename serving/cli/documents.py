@@ -127,7 +127,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "seed": "that was used; null where nothing is drawn",
         "timing": "where the time went, in seconds",
         "others": "the other answers, with `--n`",
-        "ranking": "every candidate, likeliest first",
+        "ranking": "every candidate, most likely first",
     },
     "demo": {
         "right": "answers that are right",

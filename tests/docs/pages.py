@@ -1,4 +1,4 @@
-"""The pages of the documentation, their code blocks, and how a block is run as a reader would run it."""
+"""The pages of the documentation, their blocks of code, and a reader who follows them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Reader:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Options that a page leaves at their defaults, so that tests are short and side by side."""
+        """Options that pages leave at their defaults: few examples, and ports of this reader."""
         limits = {f"IBLIP_{name}_LIMIT": "8" for name in ("BUILD", "VERIFY", "PROVE")}
         ports = {f"IBLIP_SERVE_{name.upper()}_PORT": str(port) for name, port in self.ports.items()}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -185,7 +185,12 @@ class Reader:
 
     def _run(self, command: list[str], block: Block) -> str:
         done = subprocess.run(
-            command, cwd=self.home, env=self.environment, text=True, capture_output=True, check=False
+            command,
+            cwd=self.home,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, f"{block.place}\n{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
