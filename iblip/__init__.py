@@ -56,7 +56,9 @@ if TYPE_CHECKING:
         UnreachableError,
         UntrustedError,
     )
+    from iblip.serving.client.image_urls import ImageURLs
     from iblip.serving.client.mapping import RowResult
+    from iblip.serving.client.patience import Retries, Timeout
     from iblip.serving.client.security import TLS
     from iblip.serving.client.sync import Client
     from iblip.serving.client.tally import MapProgress
@@ -69,13 +71,16 @@ _HOMES = {
     "Build": "iblip.building",
     "Client": "iblip.serving.client.sync",
     "GenerationOptions": "iblip.engines.language_model.options",
+    "ImageURLs": "iblip.serving.client.image_urls",
     "MapProgress": "iblip.serving.client.tally",
     "Model": "iblip.loading",
     "Report": "iblip.verifying",
+    "Retries": "iblip.serving.client.patience",
     "RowResult": "iblip.serving.client.mapping",
     "Server": "iblip.hosting",
     "Step": "iblip.progress",
     "TLS": "iblip.serving.client.security",
+    "Timeout": "iblip.serving.client.patience",
     "build": "iblip.building",
     "load": "iblip.loading",
     "serve": "iblip.hosting",
@@ -103,6 +108,7 @@ __all__ = [
     "ExportError",
     "GenerationOptions",
     "IblipError",
+    "ImageURLs",
     "InputError",
     "MapProgress",
     "Model",
@@ -114,10 +120,12 @@ __all__ = [
     "QueueFullError",
     "RefusedError",
     "Report",
+    "Retries",
     "RowResult",
     "Server",
     "ServingError",
     "Step",
+    "Timeout",
     "UnknownHostError",
     "UnreachableError",
     "UntrustedError",

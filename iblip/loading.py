@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -24,17 +24,21 @@ from iblip.export.errors import EngineError, IblipError
 from iblip.export.images import ImageSources
 from iblip.export.system.paths import PathLike
 from iblip.libraries import installed
+from iblip.serving.client.base import Asked, asked_of_row
 from iblip.serving.client.compat import resolve_options, trim_answer
 from iblip.serving.client.errors import CancelledError
+from iblip.serving.client.image_urls import ImageURLs
 from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, map_rows
 from iblip.serving.client.messages import GREEDY, pixels_of_request, ranking_options
-from iblip.serving.client.patience import Deadline
+from iblip.serving.client.patience import Timeout
 from iblip.serving.client.tally import Watcher
 from iblip.serving.wire import ServerContract, check_priority
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.presets import Preset
     from iblip.serving.client.lavis import Lavis
+
+FOREVER = Timeout(connect=None, total=None)
 
 
 class Model:
@@ -46,7 +50,8 @@ class Model:
                 print(text, end="", flush=True)
 
     An image is a path, encoded bytes, an open file, a Pillow image, uint8 `[height, width, 3]` in
-    RGB (numpy or torch), or a `data:` URL; where the model takes several images, a list of them.
+    RGB (numpy or torch), a `data:` URL, and an `https:` URL where `load` was told to allow it;
+    where the model takes several images, a list of them.
     An image is encoded once, however many questions are asked about it. Calls block: in an event
     loop, run them with `asyncio.to_thread`.
 
@@ -56,9 +61,17 @@ class Model:
         build: what runs.
     """
 
-    def __init__(self, build: Build, *, threads: int | None = None, device: int = 0) -> None:
+    def __init__(
+        self,
+        build: Build,
+        *,
+        threads: int | None = None,
+        device: int = 0,
+        image_urls: ImageURLs | bool = False,
+    ) -> None:
         self.build = build
         self._contract = ServerContract.from_manifest(build.manifest)
+        self._image_urls = ImageURLs.settled(image_urls)
         self._pipeline = Pipeline(
             build.path, threads, device=device, manifest=build.manifest
         ).__enter__()
@@ -97,7 +110,7 @@ class Model:
         *,
         options: Options = GREEDY,
         compat: str | None = None,
-        timeout_s: float | None = None,
+        timeout: Timeout | float | None = None,
         priority: Priority = "interactive",
         **keywords: Unpack[GenerationKeywords],
     ) -> Answer:
@@ -109,7 +122,7 @@ class Model:
             options: how to generate; greedy by default. May be a mapping, by name.
             compat: the original to answer like, `"lavis"`, `"hf"` or `"minigpt4"`: its options,
                 which `options` override, and its trimming of the text.
-            timeout_s: seconds for this answer; `None` is no limit.
+            timeout: seconds for this answer; `None` is no limit. Of a `Timeout`, its `total`.
             priority: where others wait, interactive requests are answered before bulk ones.
             keywords: options by name, such as `max_new_tokens=30`; they override `options`. See
                 `GenerationOptions`.
@@ -121,9 +134,8 @@ class Model:
             QueueFullError: too many requests wait.
             EngineError: the engine failed, or the model has been closed.
         """
-        stream, preset = self._start(
-            image, prompt, options, compat, timeout_s, priority, **keywords
-        )
+        asked = _asked(image, prompt, options, keywords, compat, priority, timeout)
+        stream, preset = self._start(asked)
         with stream:
             return trim_answer(stream.answer, preset)
 
@@ -134,7 +146,7 @@ class Model:
         *,
         options: Options = GREEDY,
         compat: str | None = None,
-        timeout_s: float | None = None,
+        timeout: Timeout | float | None = None,
         priority: Priority = "interactive",
         **keywords: Unpack[GenerationKeywords],
     ) -> AnswerStream:
@@ -142,7 +154,8 @@ class Model:
 
         The image is encoded before this returns. The text is not trimmed as `compat` would.
         """
-        return self._start(image, prompt, options, compat, timeout_s, priority, **keywords)[0]
+        asked = _asked(image, prompt, options, keywords, compat, priority, timeout)
+        return self._start(asked)[0]
 
     def rank(
         self,
@@ -151,7 +164,7 @@ class Model:
         candidates: Sequence[str],
         *,
         length_penalty: float | None = None,
-        timeout_s: float | None = None,
+        timeout: Timeout | float | None = None,
         priority: Priority = "interactive",
     ) -> tuple[RankedCandidate, ...]:
         """Ranks candidate answers, the most likely first; errors as in `ask`.
@@ -162,13 +175,11 @@ class Model:
             candidates: 1 to 1000 texts.
             length_penalty: the sum of a candidate's log-probabilities is divided by its number of
                 tokens to this power; `None` is 0.
-            timeout_s: seconds for this answer; `None` is no limit.
+            timeout: seconds for this answer; `None` is no limit. Of a `Timeout`, its `total`.
             priority: see `ask`.
         """
         options = ranking_options(candidates, length_penalty)
-        return self.ask(
-            image, prompt, options=options, timeout_s=timeout_s, priority=priority
-        ).ranking
+        return self.ask(image, prompt, options=options, timeout=timeout, priority=priority).ranking
 
     def map(
         self,
@@ -178,10 +189,10 @@ class Model:
         progress: bool | Watcher = False,
         options: Options = GREEDY,
         compat: str | None = None,
-        timeout_s: float | None = None,
+        timeout: Timeout | float | None = None,
         priority: Priority = "bulk",
         **keywords: Unpack[GenerationKeywords],
-    ) -> Iterator[RowResult[Answer]]:
+    ) -> Generator[RowResult[Answer]]:
         """Answers many questions; yields their results in the order of the rows.
 
             for result in model.map([("a.png", "What is it?"), ("b.png", "And this?")]):
@@ -194,25 +205,18 @@ class Model:
                 many of them at once as it has slots.
             progress: `True` shows a line on stderr; a function is called after each row with a
                 `MapProgress`.
-            options, compat, timeout_s, priority, keywords: of every question; see `ask`.
+            options, compat, timeout, priority, keywords: of every question; see `ask`.
 
         Raises:
             OptionError: `concurrency` is out of range.
             InputError: `rows` cannot be iterated over. What is wrong with one row is the `error` of
                 its result.
         """
-        shared = {
-            "options": options,
-            "compat": compat,
-            "timeout_s": timeout_s,
-            "priority": priority,
-            **keywords,
-        }
+        others = _asked((), "", options, keywords, compat, priority, timeout)
         running = _Running()
 
         def ask(question: Question) -> Answer:
-            arguments: Any = {**shared, **question.arguments}
-            stream, preset = self._start(question.image, question.prompt, **arguments)
+            stream, preset = self._start(asked_of_row(question, others))
             with running.watched(stream):
                 return trim_answer(stream.answer, preset)
 
@@ -227,31 +231,40 @@ class Model:
 
         return Lavis(self)
 
-    def _start(
-        self,
-        image: ImageSources,
-        prompt: str,
-        options: Options,
-        compat: str | None,
-        timeout_s: float | None,
-        priority: Priority,
-        **keywords: Unpack[GenerationKeywords],
-    ) -> tuple[AnswerStream, Preset | None]:
+    def _start(self, asked: Asked) -> tuple[AnswerStream, Preset | None]:
         """Submits the question; the preset is the one that `compat` names."""
         if not self._finalizer.alive:
             raise EngineError(f"this model of {self.build} has been closed; load another")
-        remaining = Deadline(timeout_s).remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        given = options_with_keywords(options, keywords)
-        settled, preset = resolve_options(self._contract, given, compat)
+        left = Timeout.settled(asked.timeout, FOREVER).total
+        deadline = None if left is None else time.monotonic() + left
+        options, preset = resolve_options(self._contract, asked.options, asked.compat)
         generation = self._pipeline.submit(
-            pixels_of_request(image, self._contract),
-            prompt,
-            settled,
+            pixels_of_request(asked.image, self._contract, self._image_urls),
+            asked.prompt,
+            options,
             deadline=deadline,
-            priority=check_priority(priority),
+            priority=check_priority(asked.priority),
         )
         return AnswerStream(generation), preset
+
+
+def _asked(
+    image: ImageSources,
+    prompt: str,
+    options: Options,
+    keywords: Mapping[str, Any],
+    compat: str | None,
+    priority: Priority,
+    timeout: Timeout | float | None,
+) -> Asked:
+    return Asked(
+        image=image,
+        prompt=prompt,
+        options=options_with_keywords(options, keywords),
+        compat=compat,
+        priority=priority,
+        timeout=timeout,
+    )
 
 
 class AnswerStream:
@@ -349,13 +362,21 @@ class _Running:
                 stream.cancel()
 
 
-def load(build: PathLike, *, threads: int | None = None, device: int = 0) -> Model:
+def load(
+    build: PathLike,
+    *,
+    threads: int | None = None,
+    device: int = 0,
+    image_urls: ImageURLs | bool = False,
+) -> Model:
     """Loads a build into this process.
 
     Args:
         build: a `Build`, or the path of its directory.
         threads: for one operator, on a CPU; `None` takes one for each core this process may use.
         device: the GPU's number, from 0, for the engines that run on one.
+        image_urls: whether images may be `https:` addresses: `True`, or `ImageURLs` with what is
+            allowed. Read `ImageURLs` before you allow it for addresses that others have written.
 
     Raises:
         BuildDirectoryError: it is not a build, or a file of it is missing.
@@ -364,4 +385,4 @@ def load(build: PathLike, *, threads: int | None = None, device: int = 0) -> Mod
     """
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
-        return Model(opened, threads=threads, device=device)
+        return Model(opened, threads=threads, device=device, image_urls=image_urls)

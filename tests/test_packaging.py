@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -166,19 +167,55 @@ def test_a_second_worktree_is_not_mixed_with_what_is_installed(checkout, tmp_pat
         assert all(Path(path).is_relative_to(tree / "iblip") for path in places), places
 
 
+RIGHT = """\
+from pathlib import Path
+
+import iblip
+
+build: iblip.Build = iblip.build("a/b", precision="fp16", slots=4, progress=None)
+with iblip.load(build) as model:
+    text: str = model.ask(Path("a.png"), "What?", max_new_tokens=30).text
+    pieces: list[str] = list(model.stream(b"", "What?"))
+    texts: list[str] = [row.text for row in model.map([("a.png", "?")], progress=True)]
+with iblip.serve(build) as server, iblip.Client(server.url) as client:
+    answer: iblip.Answer = client.ask("a.png", "What?", max_new_tokens=30)
+passed: bool = iblip.verify(build).passed
+"""
+
+WRONG = """\
+import iblip
+
+iblip.build("a/b", slots="four")
+iblip.load("a").ask("a.png", "What?", max_new_tokens="30")
+iblip.serve("a", grpc_port="0")
+iblip.verify("a").saved()
+"""
+
+
 class TestFace:
-    def test_it_names_the_clients_and_every_error(self):
+    def test_it_names_what_users_need_and_every_error(self):
         classes = {
             name
             for module in (errors, client_errors)
             for name, value in inspect.getmembers(module, inspect.isclass)
             if issubclass(value, errors.IblipError)
         }
-        assert iblip.__all__ == ["TLS", *sorted({"Client", "AsyncClient", *classes})]
+        calls = {"build", "load", "serve", "verify", "lavis"}
+        made = {"Build", "Model", "Server", "Report", "Answer", "AnswerStream", "RowResult"}
+        clients = {"Client", "AsyncClient", "Timeout", "Retries", "ImageURLs"}
+        others = {"GenerationOptions", "Step", "MapProgress"}
+        assert iblip.__all__ == ["TLS", *sorted(calls | made | clients | others | classes)]
+        assert len(iblip.__doc__.splitlines()) > 10
+
+    def test_no_module_has_the_name_of_a_function(self):
+        """Importing `iblip.build`, say, would put the module in the function's place."""
+        modules = {module.name for module in pkgutil.iter_modules(iblip.__path__)}
+        assert not modules & (set(iblip.__all__) - {"lavis"})
 
     def test_every_name_is_there_for_programs_and_for_type_checkers(self):
         for name in iblip.__all__:
-            assert getattr(iblip, name).__name__ == name
+            assert getattr(iblip, name).__name__.removeprefix("iblip.") == name
+            assert getattr(iblip, name).__doc__
         assert set(iblip.__all__) <= set(dir(iblip))
         tree = ast.parse(Path(iblip.__file__).read_text())
         (block,) = [node for node in tree.body if isinstance(node, ast.If)]
@@ -187,6 +224,23 @@ class TestFace:
         assert (Path(iblip.__file__).parent / "py.typed").is_file()
         with pytest.raises(AttributeError, match="has no attribute 'Clint'"):
             _ = iblip.Clint
+        assert iblip.__version__ == metadata.version("iblip")
+
+    def test_a_users_program_is_checked_by_its_types(self, tmp_path):
+        """What a type checker says of a program that is right, and of one that is wrong."""
+        for name, text in (("right.py", RIGHT), ("wrong.py", WRONG)):
+            (tmp_path / name).write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "mypy", tmp_path / "right.py", tmp_path / "wrong.py"],
+            cwd=REPOSITORY,  # for the cache of `make lint`
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        faults = [line.rpartition("/")[2].split(":") for line in done.stdout.splitlines()[:-1]]
+        assert [fault[:2] for fault in faults] == [
+            ["wrong.py", str(line)] for line in range(3, 3 + WRONG.count("iblip."))
+        ], done.stdout
 
     def test_importing_it_loads_nothing_else(self):
         show = "import sys, iblip; {}print(*(name.partition('.')[0] for name in sys.modules))"

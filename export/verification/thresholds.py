@@ -83,8 +83,8 @@ THRESHOLDS: Mapping[str, Thresholds] = {
 }
 """By precision. fp32: roundings of another order of summation, 24 bits of mantissa. fp16 and bf16
 have 11 and 8, and the errors of the two are so many powers of 2 apart. Eight and four
-bits are other weights, and their limit is what a checkpoint's answers tolerate: the losses of accuracy are
-the project's own promise. Batches and padding change nothing but the order of sums, but for int8,
+bits are other weights, and their limit is what a checkpoint's answers tolerate: the losses of
+accuracy are the project's own promise. Batches and padding change nothing but the order of sums, but for int8,
 whose activations are scaled by what is in a batch; with static scales a value on the border of two
 numbers becomes either."""
 

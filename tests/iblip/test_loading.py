@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import iblip
@@ -19,6 +20,7 @@ from iblip import (
     GenerationOptions,
     InputError,
     OptionError,
+    Timeout,
 )
 from iblip.engines.pipeline import Pipeline
 from iblip.export.images import pixels_from_image
@@ -61,6 +63,7 @@ FORMS = {
     "an open file": lambda path: io.BytesIO(path.read_bytes()),
     "a Pillow image": Image.open,
     "an array": lambda path: np.asarray(Image.open(path).convert("RGB")),
+    "a tensor": lambda path: torch.from_numpy(np.array(Image.open(path).convert("RGB"))),
     "a data URL": data_url,
     "a list": lambda path: [path],
 }
@@ -70,6 +73,16 @@ FORMS = {
 def test_an_image_may_be_anything_that_a_client_takes(form, model, questions, expected):
     question = questions[0]
     assert model.ask(FORMS[form](question.image), question.prompt).text == expected[0]
+
+
+def test_the_web_is_asked_only_where_it_is_allowed(model, vicuna_build):
+    with pytest.raises(InputError, match="image_urls"):
+        model.ask("https://example.org/a.png", "What?")
+    with (
+        iblip.load(vicuna_build, image_urls=iblip.ImageURLs(hosts=("other.org",))) as allowed,
+        pytest.raises(InputError, match=r"other\.org"),
+    ):
+        allowed.ask("https://example.org/a.png", "What?")
 
 
 def test_options_are_keywords_an_object_or_a_mapping(model, questions):
@@ -108,9 +121,13 @@ def test_a_stream_that_is_left_is_cancelled(model, questions):
 
 def test_a_deadline(model, questions):
     with pytest.raises(DeadlineError):
-        model.ask(questions[0].image, "Describe the image.", options=LONG, timeout_s=0.001)
-    with pytest.raises(OptionError, match="timeout_s is 0; expected more than 0 seconds"):
-        model.ask(questions[0].image, "What?", timeout_s=0)
+        model.ask(questions[0].image, "Describe the image.", options=LONG, timeout=0.001)
+    with pytest.raises(DeadlineError):
+        model.ask(
+            questions[0].image, "Describe the image.", options=LONG, timeout=Timeout(total=0.001)
+        )
+    with pytest.raises(OptionError, match="timeout is -1; expected more than 0 seconds"):
+        model.ask(questions[0].image, "What?", timeout=-1)
 
 
 def test_rows_are_mapped_in_order_with_errors_of_their_own(model, questions, expected):

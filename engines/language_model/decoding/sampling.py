@@ -129,7 +129,7 @@ def filter_likely(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: 
         top_k: keep the k greatest, and any equal to the k-th; 0 keeps all.
         top_p: then keep the fewest of the most likely whose probabilities (among those kept so far)
             add up to this; 1 keeps all.
-        min_p: then keep those with at least this share of the most likely's probability; 0 keeps all.
+        min_p: then keep those with at least this share of the highest probability; 0 keeps all.
     """
     if 0 < top_k < scores.size:
         kth_greatest = np.partition(scores, scores.size - top_k)[scores.size - top_k]
