@@ -280,14 +280,14 @@ class TestInAUsersFolder:
     def test_a_build_begins(self, own_folder):
         """And ends before it loads torch: what it is to build is not there."""
         done = subprocess.run(
-            [sys.executable, "-m", "iblip", "export", "build", "--model", "nothing"],
+            [sys.executable, "-m", "iblip", "build", "--model", "nothing"],
             cwd=own_folder,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert f"error: there is no checkpoint directory {own_folder / 'nothing'}" in done.stderr
 
 

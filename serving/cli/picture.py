@@ -75,7 +75,7 @@ def _sixel(image: Any) -> str:
     """Source: DEC's VT330/VT340 manual, chapter 14: six rows a band, one colour after another."""
     picture = image.quantize(COLOURS)
     palette = picture.getpalette()
-    used = sorted(set(picture.getdata()))
+    used = sorted(index for _, index in picture.getcolors(COLOURS))
     colours = "".join(
         "#{};2;{};{};{}".format(index, *(value * 100 // 255 for value in palette[index * 3 :][:3]))
         for index in used

@@ -60,7 +60,8 @@ def _table(builds: Sequence[BuildReport], columns: int | None) -> Iterator[str]:
             yield f"  {STAGES[name].title}  {_word(stages[0])}"
         else:
             title = _cut(STAGES[name].title, width + 2)
-            yield f"  {title:{width + 2}}" + "".join(_cell(_word(stage)) for stage in stages)
+            words = (_word(stage).partition(":")[0] for stage in stages)
+            yield f"  {title:{width + 2}}" + "".join(map(_cell, words))
         yield from _rows(stages, width)
 
 
@@ -72,7 +73,10 @@ def _word(stage: StageReport | None) -> str:
 
 def _rows(stages: Sequence[StageReport | None], width: int) -> Iterator[str]:
     """The checks of a stage, each with the place where the first build has it."""
-    checks = [{check.name: check for check in stage.checks} if stage else {} for stage in stages]
+    checks = [
+        {check.name: check for check in (stage.checks if stage is not None else ())}
+        for stage in stages
+    ]
     for name in dict.fromkeys(name for of_build in checks for name in of_build):
         found = [of_build.get(name) for of_build in checks]
         title = _cut(_name(next(check for check in found if check is not None)), width)

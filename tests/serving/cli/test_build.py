@@ -71,13 +71,15 @@ def last_line(result):
             2,
             "--max-images is 3; expected at most 2",
         ),
-        (["build", "--model", "nowhere"], 1, "there is no checkpoint directory"),
+        (["build", "--model", "nowhere"], 2, "there is no checkpoint directory"),
+        (["build", "--examples", "nowhere"], 2, "there is no nowhere/examples.jsonl"),
+        (["build", "--dry-run", "--examples", "nowhere"], 2, "there is no nowhere/examples.jsonl"),
         (["build", "--model", DEMO, "--part", "vit"], 2, "--part vit: expected NAME=PATH"),
         (["build", "--model", "laviz:a/b"], 2, "there is no reader for laviz:"),
         (["build", "--model", DEMO, "--revision", "x"], 2, "--revision is for models of the hub"),
         (["build", "--image-size", "0"], 2, "--image-size is 0; expected 1 or more"),
         (["build", "--image-size", "50"], 2, "--image-size is 50; expected a multiple of 12"),
-        (["verify", "nowhere"], 1, "there is no directory nowhere"),
+        (["verify", "nowhere"], 2, "there is no directory nowhere"),
         (["inspect", "."], 1, "is not a build: it has no manifest.json"),
         (["build", "--target", "sm89"], 2, "--target sm89 is for plans"),
         (["build", "--engine", "tensorrt-rtx"], 2, "no NVIDIA GPU to build for here"),
@@ -124,10 +126,43 @@ def test_an_unknown_option_is_refused():
 
 def test_an_output_that_is_no_build_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    result = call("build", "--output", tmp_path)
-    assert result.exit_code == 1
-    assert "is not a build" in last_line(result)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for dry in ((), ("--dry-run",)):
+        result = call("build", "--output", tmp_path, *dry)
+        assert result.exit_code == 1
+        assert "is not a build" in result.stderr.splitlines()[0]  # before anything is loaded
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, monkeypatch, dry):
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(DEMO, tmp_path / "model", ignore=shutil.ignore_patterns("examples"))
+    static = ("--precision", "int8", "--int8", "static")
+    result = call("build", "--model", model, *static, *dry)
+    assert result.exit_code == 2
+    assert "and " + str(model) + " has no examples. Name a directory" in last_line(result)
+    assert "trace " not in result.stderr
+
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    for line, message in (
+        ('{"id": 1}', "line 1 has no 'image'"),
+        ('{"id": 1, "image": "gone.png", "prompt": "?"}', "names images that are not there"),
+    ):
+        (examples / "examples.jsonl").write_text(line)
+        result = call("build", "--examples", examples, *dry)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "trace " not in result.stderr
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize("word", ["FP16", "float16", "half"])
+def test_usual_spellings_of_a_precision_are_known(word):
+    options = BuildOptions(precision=f"vision_encoder={word},language_model=int4")
+    assert options.policy.vision_encoder == "fp16"
+    assert options.policy.language_model == "int4"
+    assert BuildOptions(precision=word).destination == BuildOptions(precision="fp16").destination
 
 
 def test_a_build_of_another_image_size_is_proven_and_answers(tmp_path, checkpoints):
@@ -277,6 +312,7 @@ def test_a_build_that_is_killed_while_it_writes_weights_leaves_the_one_before(
             os.kill(process.pid, ended_by)
         left = list(tmp_path.glob(".build.building-*"))
         assert bool(left) == (ended_by == signal.SIGKILL)  # the next build removes it
+        assert (tmp_path / ".build.lock").exists() == (ended_by == signal.SIGKILL)
         result = call("inspect", destination, "--digests")
         assert result.exit_code == 0, result.output
 

@@ -193,8 +193,11 @@ def test_the_command_on_builds(vicuna_build, tmp_path):
     assert {one["verdict"] for one in build["here"]} == {"ok"}
 
     none = CliRunner().invoke(iblip, ["doctor", str(vicuna_build), str(tmp_path / "none")])
-    assert none.exit_code == 1
+    assert none.exit_code == 2
     assert "there is no directory" in none.output
+    (tmp_path / "none").mkdir()
+    none = CliRunner().invoke(iblip, ["doctor", str(vicuna_build), str(tmp_path / "none")])
+    assert none.exit_code == 1
     assert none.output.splitlines()[-1] == "1 problem, no warnings"
 
 
@@ -242,7 +245,7 @@ def test_a_build_that_cannot_start_is_found_before_it_is_started(name, vicuna_bu
         assert result.exit_code == 1
         assert "cannot be served: " in result.stderr
         assert message in result.stderr
-    assert CliRunner().invoke(iblip, ["export", "inspect", str(build)]).exit_code == 0
+    assert CliRunner().invoke(iblip, ["inspect", str(build)]).exit_code == 0
 
 
 def test_a_build_that_the_containers_user_cannot_read_is_named(vicuna_build, tmp_path):

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from iblip.engines.hardware.containers import WHEELS
 from iblip.engines.hardware.nvidia import cuda_version
+from iblip.export.system.installing import install_command
 from iblip.serving.cli import iblip
 from iblip.serving.doctor import probes
 from iblip.serving.doctor.machine import PORTS, read_machine
@@ -94,7 +95,7 @@ def test_it_runs_with_the_client_alone(few_packages):
     found = {one["title"]: one for one in json.loads(done.stdout)["machine"]}
     assert found["client"]["verdict"] == "ok"
     assert "torch" in found["export"]["found"]
-    assert "pip install 'iblip[export]'" in found["export"]["remedy"]
+    assert install_command("export") in found["export"]["remedy"]
     assert found["ONNX Runtime"]["found"] == "onnxruntime missing, to run engines"
     assert found["Triton"]["found"].startswith("none here")
 

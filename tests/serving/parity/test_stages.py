@@ -217,7 +217,9 @@ def test_the_block_whose_weight_was_damaged_is_named(vicuna_build, damaged):
     result = call(build, "--limit", 4, *options)
     assert result.exit_code == 1
     assert "the error leaves its band in vision_model.encoder.layers.3" in result.stdout
-    assert last_line(result).endswith("leaves its band in vision_model.encoder.layers.3")
+    assert result.stdout.splitlines()[-1].endswith(
+        "leaves its band in vision_model.encoder.layers.3"
+    )
     found = json.loads(call(build, "--limit", 4, *options, "--json").stdout)["builds"][0]
     assert found["first_out"] == "vision_model.encoder.layers.3"
     assert {name: stage["fault"] for name, stage in found["stages"].items()} == {
