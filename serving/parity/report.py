@@ -253,7 +253,7 @@ class Report:
         told = [
             f"{stage.details['same_text']} of {stage.details['examples']} ({label})"
             for label, stage in texts
-            if stage and not stage.skipped
+            if stage and "same_text" in stage.details
         ]
         what = "the build is" if len(self.builds) == 1 else f"all {len(self.builds)} builds are"
         answers = f"; answers equal to transformers': {', '.join(told)}" if told else ""

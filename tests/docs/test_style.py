@@ -1,4 +1,4 @@
-"""The English of pages, docstrings and messages: what is refused, and that nothing of it is left."""
+"""The English of pages, docstrings and messages: what is refused, and that none of it is left."""
 
 from __future__ import annotations
 
