@@ -81,7 +81,7 @@ THRESHOLDS: Mapping[str, Thresholds] = {
         block=8e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=1e-2, padding=1e-2
     ),
 }
-"""By precision. In fp32, differences come from another order of summation, with 24 bits of mantissa.
+"""By precision. In fp32, differences come from the order of summation, with 24 bits of mantissa.
 fp16 and bf16 have 11 and 8 bits, so their errors are larger by that many powers of 2. With 8 and 4
 bits the weights are others, and the limit is the loss of accuracy that this project promises.
 Batches and padding change only the order of sums, except in int8, which scales activations by the
