@@ -106,6 +106,7 @@ def test_every_extra_that_is_installed_exists():
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "page",
     [
