@@ -255,9 +255,9 @@ class Report:
             for label, stage in texts
             if stage and "same_text" in stage.details
         ]
-        what = "the build is" if len(self.builds) == 1 else f"all {len(self.builds)} builds are"
+        what = "the build" if len(self.builds) == 1 else "every build"
         answers = f"; answers equal to transformers': {', '.join(told)}" if told else ""
-        return f"{WORDS[True]}: {what} within every limit{answers}"
+        return f"{WORDS[True]}: {what} is within every limit{answers}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
