@@ -30,7 +30,7 @@ def test_its_picture_is_there_and_small() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_it_can_be_followed(reader: Reader) -> None:
     """Building, serving, asking, and the same in Python: the digit of the first image is a 3."""
     shell, _, python = BLOCKS
