@@ -5,6 +5,9 @@
 #   make test-all    every test there is, and all held-out examples
 #   make test-vllm   the language model on vLLM, in an environment of its own
 #   make test-cuda-stub   ONNX Runtime's CUDA provider over stubs of CUDA, in an environment of its own
+#   make test-pythons     the tests that need no torch, on every other Python of this machine
+#   make docs        the pages of docs/ as a site, in build/site
+#   make wheel       the wheels of iblip and of its demo model, in dist
 #   make gpu-kit     what a GPU machine without a network needs to prove builds, in .kit (benchmarks/gpu/README.md)
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,28 +35,52 @@ CUDA_STUB_SETUP := $(CUDA_STUB_VENV)/.installed
 CUDA_STUB_PIP := $(CUDA_STUB_VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 CUDA_STUBS := $(abspath $(CUDA_STUB_VENV)/stubs)
 
-.PHONY: setup demo test test-all test-vllm test-cuda-stub check lint format bench gpu-kit clean
+# Every other Python that `make test-pythons` looks for.
+PYTHONS ?= python3.11 python3.12 python3.13
+
+.PHONY: setup demo test test-all test-vllm test-cuda-stub test-pythons check lint format docs wheel bench gpu-kit clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
 
 $(SETUP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "wanted Python 3.11 or 3.12, found " + sys.version.split()[0] + "; call make with PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "expected Python 3.11, 3.12 or 3.13, found " + sys.version.split()[0] + "; call make with PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch $(TORCH_VERSION), the CPU build where it can be had"
 	$(TORCH_PIP) --retries 1 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || $(TORCH_PIP) 'torch==$(TORCH_VERSION)'
-	$(PIP) install --quiet -c constraints.txt -e '.[cpu,server,tensorrt-rtx,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,server,tensorrt-rtx,docs,dev]'
 	touch $@
 
 demo: $(SETUP)
 	$(BIN)/iblip demo
 
-# Static checks only: a few seconds.
+# Static checks only: a few seconds. `.pre-commit-config.yaml` has the same.
 lint: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.docs.style
+
+# Every link is checked; a warning is an error.
+docs: $(SETUP)
+	$(BIN)/python docs/site/prepare.py build/docs
+	$(BIN)/zensical build --clean --strict
+
+wheel: $(SETUP)
+	rm -rf .cache/setuptools .cache/setuptools-demo
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . ./demo
+
+# Without torch, transformers or a server, each in an environment of its own.
+test-pythons:
+	@for python in $(PYTHONS); do \
+		command -v $$python >/dev/null || { echo "$$python: not on this machine, skipped"; continue; }; \
+		echo "$$python"; \
+		test -x .venv-$$python/bin/python || $$python -m venv .venv-$$python || exit 1; \
+		.venv-$$python/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[runtime]' \
+			aiohttp hypothesis packaging pytest pytest-timeout pytest-xdist setuptools || exit 1; \
+		.venv-$$python/bin/pytest -n 0 -q -m 'not e2e' $$(cat tests/without_torch.txt) || exit 1; \
+	done
 
 # Everything but the tests that start servers.
 check: lint

@@ -48,7 +48,7 @@ class CallbackProgress:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
-        """Tells of the stage's beginning, of each advance, and of its end if nothing is raised."""
+        """Reports the stage's beginning, each advance, and its end if nothing is raised."""
         done = 0
 
         def advance(amount: int) -> None:
@@ -61,7 +61,7 @@ class CallbackProgress:
         self._tell(Step(kind="end", text=title, done=done, total=total, unit=unit))
 
     def note(self, message: str) -> None:
-        """Tells of a message."""
+        """Reports a message."""
         self._tell(Step(kind="note", text=message))
 
 

@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]*")
 
 
 class _EncryptedError(Exception):
-    """A key wants a password."""
+    """A key is encrypted: it needs a password."""
 
 
 def check_key_pair(certificate: Path, key: Path) -> None:

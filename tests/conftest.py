@@ -32,6 +32,7 @@ LONGEST = (
     "test_families.py",
     "test_demos.py",
     "test_stamping.py",
+    "test_pages.py",
     "test_readme.py",
     "test_training.py",
     "test_server_life.py",

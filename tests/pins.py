@@ -12,8 +12,12 @@ CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 def _read() -> dict[str, str]:
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {one.name: str(one.specifier).removeprefix("==") for one in requirements}
+    return {
+        one.name: str(one.specifier).removeprefix("==")
+        for one in requirements
+        if one.marker is None or one.marker.evaluate()
+    }
 
 
 PINS = _read()
-"""Version by package."""
+"""Version by package, for this Python."""

@@ -6,24 +6,44 @@ import ast
 import inspect
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
+from email import message_from_bytes
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import iblip
 from iblip.export import errors
 from iblip.serving.client import errors as client_errors
+from tests.pins import PINS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = ("export", "engines", "serving", "model_repository")
+BESIDE = (
+    "pyproject.toml",
+    "setup.cfg",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "constraints.txt",
+)
+"""What packages are made from besides the folders."""
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+DEMO = "instructblip-demo-vicuna"
 SETUPTOOLS = "77"
 """What `pyproject.toml` builds with, or a later one."""
 
@@ -56,7 +76,7 @@ def copy_sources(target):
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("iblip", *ROOMS):
         shutil.copytree(REPOSITORY / name, target / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in BESIDE:
         shutil.copy(REPOSITORY / name, target)
     return target
 
@@ -118,7 +138,7 @@ def test_a_wheel_has_one_package_and_all_of_it(checkout, sources, tmp_path):
             if name.startswith("iblip/")
         }
     assert len(names) == len(set(names))
-    assert info == f"iblip-{metadata.version('iblip')}.dist-info"
+    assert info == f"iblip-{PROJECT['version']}.dist-info"
     assert got.keys() == sources.keys()
     assert got == sources
     assert {
@@ -138,7 +158,133 @@ def test_an_sdist_has_the_same_files_and_no_links(checkout, sources, tmp_path):
         archive.extractall(tmp_path, filter="data")
     tree = tmp_path / sdist.name.removesuffix(".tar.gz")
     assert digests(tree / "iblip") == sources
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= digests(tree).keys()
+    assert set(BESIDE) - {"MANIFEST.in"} <= digests(tree).keys()
+
+
+@pytest.fixture(scope="module")
+def wheels(checkout, tmp_path_factory):
+    """Both wheels, as `make wheel` has them."""
+    target = tmp_path_factory.mktemp("dist")
+    demo = tmp_path_factory.mktemp("demo") / "demo"
+    shutil.copytree(REPOSITORY / "demo", demo)  # with files in the place of links
+    return make("wheel", checkout, target), make("wheel", demo, target)
+
+
+def test_the_demo_model_is_a_wheel_of_its_own(wheels, tmp_path):
+    with zipfile.ZipFile(wheels[1]) as archive:
+        got = {
+            name.removeprefix(f"iblip_demo/{DEMO}/"): archive.read(name)
+            for name in archive.namelist()
+            if name.startswith(f"iblip_demo/{DEMO}/")
+        }
+        told = message_from_bytes(
+            archive.read(f"iblip_demo-{PROJECT['version']}.dist-info/METADATA")
+        )
+    shutil.copytree(REPOSITORY / "checkpoints" / DEMO, tmp_path / DEMO)  # its examples are a link
+    assert got == digests(tmp_path / DEMO)
+    assert told["Version"] == PROJECT["version"]
+
+
+def test_a_build_of_a_package_leaves_the_builds_of_models_alone(wheels, checkout):
+    assert not (checkout / "build").exists()
+
+
+class TestMetadata:
+    @pytest.fixture(scope="class")
+    def told(self, wheels):
+        with zipfile.ZipFile(wheels[0]) as archive:
+            name = f"iblip-{PROJECT['version']}.dist-info/METADATA"
+            return message_from_bytes(archive.read(name))
+
+    def test_it_has_links_classifiers_and_a_description(self, told):
+        links = told.get_all("Project-URL")
+        assert len(links) == len(PROJECT["urls"]) >= 3
+        assert all(", https://" in link for link in links)
+        pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)}
+        assert pythons | {"Typing :: Typed"} <= set(told.get_all("Classifier"))
+        assert told["License-Expression"] == "Apache-2.0"
+        assert told.get_payload().startswith("# iblip")
+
+    def test_the_change_log_has_the_version(self):
+        changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+        assert changes.split("\n## ")[1].startswith(PROJECT["version"])
+        assert (
+            tomllib.loads((REPOSITORY / "demo/pyproject.toml").read_text())["project"]["version"]
+            == (PROJECT["version"])
+        )
+
+    def test_the_client_is_light_and_the_server_stays_out_of_python_3_13(self, told):
+        needed = [Requirement(line) for line in told.get_all("Requires-Dist")]
+        machine = {"sys_platform": "linux", "platform_machine": "x86_64"}
+
+        def names(extra, python):
+            around = {**machine, "python_version": python, "extra": extra}
+            return {one.name for one in needed if not one.marker or one.marker.evaluate(around)}
+
+        client = {"click", "numpy", "pillow", "protobuf", "tritonclient"}
+        assert names("", "3.11") == names("", "3.13") == client
+        assert names("server", "3.12") - client == {"aiohttp", "nvidia-pytriton"}
+        assert names("server", "3.13") == client
+
+    def test_every_direct_requirement_is_pinned(self):
+        lines = [*PROJECT["dependencies"]]
+        for extra in ("cpu", "export", "runtime", "server", "tensorrt-rtx", "docs", "dev"):
+            lines += PROJECT["optional-dependencies"][extra]
+        pinned = {canonicalize_name(name) for name in PINS}
+        named = {canonicalize_name(Requirement(line).name) for line in lines} - {"iblip"}
+        assert named - pinned == set()
+
+
+def test_pre_commit_has_the_checks_of_make_lint():
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^lint: .*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    checks = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"entry: (.*)", hooks) == checks
+
+
+ELSEWHERE = """\
+import pathlib, iblip
+assert "site-packages" in iblip.__file__, iblip.__file__
+with iblip.load("build/demo") as model:
+    print(model.ask("photo.png", "What digit is in the image?").text)
+"""
+
+
+def installed(directory, *requirements):
+    """A fresh environment with packages of the registry; its Python."""
+    venv.create(directory, with_pip=True)
+    executable = directory / "bin" / "python"
+    pins = ["--disable-pip-version-check", "--quiet", "-c", REPOSITORY / "constraints.txt"]
+    python("-m", "pip", "install", *pins, *requirements, executable=executable, PYTHONPATH="")
+    return executable
+
+
+def size(directory):
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.mark.exhaustive
+def test_the_client_is_installed_from_the_wheel_in_little_space(wheels, tmp_path):
+    executable = installed(tmp_path / "env", wheels[0])
+    told = python("-m", "iblip", "models", cwd=tmp_path, executable=executable, PYTHONPATH="")
+    assert "instructblip-vicuna-7b" in told
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    pip = sum(size(path) for path in site.glob("pip*")) + sum(map(size, site.glob("setuptools*")))
+    assert size(tmp_path / "env") - pip <= 145_000_000
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+def test_the_wheels_build_and_answer_elsewhere(wheels, tmp_path):
+    """With all that `iblip[cpu]` needs, in a fresh environment, outside of a checkout."""
+    executable = installed(tmp_path / "env", f"{wheels[0]}[cpu]", wheels[1])
+    image = next((REPOSITORY / "checkpoints/heldout/images").glob("heldout-000.png"))
+    shutil.copy(image, tmp_path / "photo.png")
+    build = ("-m", "iblip", "build", "--limit", 8, "--output", "build/demo")
+    python(*build, cwd=tmp_path, executable=executable, PYTHONPATH="")
+    told = python("-c", ELSEWHERE, cwd=tmp_path, executable=executable, PYTHONPATH="")
+    assert told == "3\n"
 
 
 PLACES = """\

@@ -36,7 +36,7 @@ def submit(
 
 
 def first_tokens(answer: Answer) -> tuple[tuple[int, float], ...]:
-    """The likeliest first tokens and their log-probabilities, rounded; empty if none were asked."""
+    """The most likely first tokens and their rounded log-probabilities; empty if not asked for."""
     if not answer.logprobs:
         return ()
     return tuple((token, round(value, PLACES)) for token, value in answer.logprobs[0].top)

@@ -33,7 +33,7 @@ class FirstToken:
         name: of the example.
         divergence: Kullback-Leibler divergence of the build's distribution from the reference's, in
             nats.
-        same: whether the likeliest token is the same.
+        same: whether the most likely token is the same.
         max_abs: the largest absolute difference of a logit.
     """
 

@@ -33,7 +33,7 @@ NOISE_TOKENS = 16
 NOISE_PROMPT = "What is in the image?"
 
 FIRST = 20
-"""How many of the likeliest first tokens are recorded: vLLM tells no more."""
+"""How many of the most likely first tokens are recorded: vLLM tells no more."""
 
 CANDIDATES = 8
 """Most candidates of a recorded ranking."""

@@ -14,7 +14,7 @@ def html_from_answer(
     Args:
         texts: one, or several where several were asked for.
         facts: short texts.
-        ranking: each candidate and its log-probability in nats, the likeliest first.
+        ranking: each candidate and its log-probability in nats, the most likely first.
     """
     body = "".join(f'<p style="white-space:pre-wrap">{escape(text)}</p>' for text in texts)
     if ranking:

@@ -87,7 +87,7 @@ class TokenLogprob:
     Attributes:
         token_id: the token.
         logprob: its log-probability, in nats.
-        top: the likeliest tokens at this place and their log-probabilities, likeliest first.
+        top: the most likely tokens at this place and their log-probabilities, most likely first.
     """
 
     token_id: int
@@ -145,7 +145,7 @@ class Answer(Completion):
         seed: the seed that was used; `None` for greedy.
         timing: where the time went.
         others: the other completions, if several were requested (`n`).
-        ranking: every candidate of a ranking, likeliest first.
+        ranking: every candidate of a ranking, most likely first.
     """
 
     prompt_tokens: int

@@ -72,7 +72,7 @@ def _find_dtypes(layer: Mapping[str, Any]) -> list[str]:
 def check_engine(information: Any, graph: OnnxGraph) -> dict[str, int]:
     """The number of layers of a built engine by dtype.
 
-    Fused layers cannot be held to the rules of `readback`; but some must still compute in the dtype
+    The rules of `readback` do not apply to fused layers; but some must still compute in the dtype
     that was asked for.
 
     Raises:

@@ -121,7 +121,7 @@ class AnswerReference:
         options: fields of `GenerationOptions` that differ from their defaults.
         token_ids: of the answer.
         text: of the answer.
-        first: the likeliest first tokens and their log-probabilities, likeliest first; empty unless
+        first: the most likely first tokens and their log-probabilities, in this order; empty unless
             asked for.
         ranking: of a ranking, each candidate's log-probability.
     """

@@ -78,7 +78,7 @@ def safetensors_header(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> by
 def tensors_from_safetensors(file: Path) -> dict[str, SourceTensor]:
     """Returns the tensors of a file by name. Only its header is read.
 
-    The header is held to the format's own rules: the tensors fill the file in some order, without
+    The header must follow the format's own rules: the tensors fill the file in some order, without
     gaps or overlaps, each with as many bytes as its dtype and shape make.
 
     Raises:

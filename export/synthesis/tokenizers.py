@@ -9,7 +9,7 @@ Tokenizer = dict[str, Any]
 """Content of `tokenizer.json`."""
 
 SCORE = -1000.0
-"""Score of a filler in a Unigram model: it is never part of the likeliest segmentation."""
+"""Score of a filler in a Unigram model: it is never part of the most likely segmentation."""
 
 
 def fill_vocabulary(tokenizer: Tokenizer, size: int, places: Mapping[str, int]) -> Tokenizer:

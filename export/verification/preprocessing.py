@@ -49,14 +49,14 @@ class PixelDifference:
 
     Attributes:
         variant: a key of `VARIANTS`.
-        pictures: number of images.
+        images: number of images.
         values: number of values (a pixel has three).
         different: number of values that differ.
         largest: largest difference, of 255.
     """
 
     variant: str
-    pictures: int
+    images: int
     values: int
     different: int
     largest: int
@@ -106,7 +106,7 @@ def _difference(
     values = np.concatenate([array.ravel() for array in differences])
     return PixelDifference(
         variant=variant,
-        pictures=len(images),
+        images=len(images),
         values=values.size,
         different=int(np.count_nonzero(values)),
         largest=int(values.max()),

@@ -26,7 +26,7 @@ class Thresholds:
         block: a block's own relative error, as `Band.own`.
         divergence: mean Kullback-Leibler divergence of the first token's distribution from the
             reference's, in nats.
-        top1: the smallest share of examples whose likeliest first token is the reference's.
+        top1: the smallest share of examples whose most likely first token is the reference's.
         accuracy_loss: share of right answers that may be lost; whatever it is but 0, one example
             may go either way.
         batching: change of a row by what is computed beside it, over the largest value.
@@ -81,12 +81,11 @@ THRESHOLDS: Mapping[str, Thresholds] = {
         block=8e-2, divergence=5e-2, top1=0.97, accuracy_loss=0.01, batching=1e-2, padding=1e-2
     ),
 }
-"""By precision. fp32: roundings of another order of summation, 24 bits of mantissa. fp16 and bf16
-have 11 and 8, and the errors of the two are so many powers of 2 apart. Eight and four
-bits are other weights, and are held to what a checkpoint's answers bear: the losses of accuracy are
-the project's own promise. Batches and padding change nothing but the order of sums, but for int8,
-whose activations are scaled by what is in a batch; with static scales a value on the border of two
-numbers becomes either."""
+"""By precision. In fp32, differences come from the order of summation, with 24 bits of mantissa.
+fp16 and bf16 have 11 and 8 bits, so their errors are larger by that many powers of 2. With 8 and 4
+bits the weights are others, and the limit is the loss of accuracy that this project promises.
+Batches and padding change only the order of sums, except in int8, which scales activations by the
+largest in a batch; with static scales, a value between two numbers may be rounded to either."""
 
 
 AGREEMENT: Mapping[str, float] = {

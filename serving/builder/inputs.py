@@ -113,7 +113,7 @@ class Inputs:
 
 
 def inputs_of(settled: SettledBuild) -> Inputs:
-    """What a build follows from."""
+    """Everything that a build depends on."""
     told = {
         **_list_decisions(settled),
         **{f"the version of {name}": word for name, word in library_versions().items()},

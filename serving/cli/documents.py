@@ -37,7 +37,7 @@ BUILD: Mapping[str, str] = {
 
 PRUNED: Mapping[str, str] = {
     "directory": "of the cache",
-    "dry_run": "whether nothing was removed in fact",
+    "dry_run": "whether nothing was removed",
     "removed": "keys of what was removed",
     "freed": "bytes of disk space that are free again",
     "kept": "bytes that stay",
@@ -69,7 +69,9 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "created": "UTC, ISO 8601",
         "tools": "library to version",
         "passed": "whether all builds are within every limit",
-        "builds": "of each build, its stages and their checks",
+        "verdict": "the same as a sentence, with what fails",
+        "samples": "a few examples with their images and everybody's answers",
+        "builds": "of each build, its size, its time of an answer, its stages and their checks",
     },
     "prove": {
         "build": "name of the checkpoint",
@@ -125,7 +127,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "seed": "that was used; null where nothing is drawn",
         "timing": "where the time went, in seconds",
         "others": "the other answers, with `--n`",
-        "ranking": "every candidate, likeliest first",
+        "ranking": "every candidate, most likely first",
     },
     "demo": {
         "right": "answers that are right",
@@ -202,7 +204,7 @@ and messages go to standard error.
   the whole answer. `iblip serve --json` prints its line when the server is ready.
 - Sizes are in bytes and times in seconds.
 
-This page is what `python -m iblip.serving.cli.documents` prints.
+`python -m iblip.serving.cli.documents` prints this page.
 """
 
 

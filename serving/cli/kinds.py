@@ -33,7 +33,7 @@ DIRECTORY = ExistingPath("directory")
 
 
 class ImagePath(click.ParamType[str]):
-    """A picture's file, which must be there; `-` and URLs are left to whoever reads them."""
+    """An image file, which must exist; `-` and URLs are left to whoever reads them."""
 
     name = "image"
 

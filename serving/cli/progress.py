@@ -117,7 +117,7 @@ class Terminal:
         self._print("\n".join(lines))
 
     def _tick(self, stage: Stage, ended: threading.Event) -> None:
-        """Tells of a stage that reports nothing, until it ends."""
+        """Shows a stage that reports nothing, until it ends."""
         while not ended.wait(self._period_s):
             self._tell(stage)
 

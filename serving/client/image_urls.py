@@ -40,7 +40,7 @@ class ImageURLs:
     Attributes:
         schemes: `"https"`, `"http"` or both. A redirect never leads from https to http.
         hosts: names of the hosts that may be asked, `"cdn.example.org"`, or `".example.org"` for
-            all of a domain; `None` is any host. Redirects are held to it, too.
+            all of a domain; `None` is any host. Redirects must satisfy it, too.
         private: whether hosts in private networks and on this machine may be asked. Do not allow
             it for addresses that others have written.
         max_bytes: the largest image.

@@ -40,7 +40,7 @@ JOBS = (
 
 
 def check_python(machine: Machine) -> Iterator[Finding]:
-    """Python's version."""
+    """Checks Python's version."""
     oldest, limit = (".".join(map(str, version)) for version in PYTHONS)
     if PYTHONS[0] <= numbers(machine.python)[:2] < PYTHONS[1]:
         yield Finding(title="Python", verdict="ok", found=machine.python)
@@ -55,7 +55,7 @@ def check_python(machine: Machine) -> Iterator[Finding]:
 
 
 def check_jobs(machine: Machine) -> Iterator[Finding]:
-    """The packages for each job."""
+    """Checks the packages for each task."""
     if not machine.requirements:
         yield Finding(
             title="packages",

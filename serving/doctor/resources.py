@@ -22,13 +22,13 @@ SHARED_MEMORY = 256 << 20
 
 
 def check_memory(machine: Machine) -> Iterator[Finding]:
-    """Free memory, for a build."""
+    """Checks that the free memory suffices for a build."""
     remedy = "Close other programs."
     yield _check_free("memory", machine.memory, BUILD_MEMORY, BUILD_MEMORY, remedy)
 
 
 def check_disk(machine: Machine) -> Iterator[Finding]:
-    """Free disk space, for a build."""
+    """Checks that the free disk space suffices for a build."""
     remedy = "Free some space, or build to another disk with --output."
     yield _check_free("disk", machine.disk, LEAST_DISK, BUILD_DISK, remedy)
 

@@ -51,7 +51,7 @@ def check_triton(machine: Machine) -> Iterator[Finding]:
 
 
 def check_vllm(machine: Machine) -> Iterator[Finding]:
-    """vLLM's environment."""
+    """Checks vLLM's environment."""
     vllm = machine.vllm
     if vllm is None:
         return

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
 from iblip.export.artifact.manifest import MEANS_NOTHING
-from iblip.serving.parity.markup import Json, Runs, badge, heads, key, table, value
+from iblip.serving.parity.markup import (
+    CLASSES,
+    Json,
+    Runs,
+    badge,
+    heads,
+    key,
+    size,
+    table,
+    value,
+)
 from iblip.serving.parity.sections import DETAILS, PLOTS
 from iblip.serving.parity.stages import STAGES
 
@@ -22,18 +32,25 @@ def page_from_report(report: Json) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>Parity of {name}</title><style>{style}</style></head><body><main>",
             f"<h1>Parity of {name} {badge(report['passed'])}</h1>",
-            *_facts(report),
+            *_verdict(report),
             *_faults(report),
             *_summary(report),
+            *_samples(report),
+            *_facts(report),
             *(section for stage in STAGES for section in _stage(report, stage)),
             "</main></body></html>\n",
         ]
     )
 
 
-def _facts(report: Json) -> Iterator[str]:
+def _verdict(report: Json) -> Iterator[str]:
+    kind = CLASSES[report["passed"]]
+    yield f'<p class="verdict {kind}">{escape(report["verdict"])}</p>'
     if report["synthetic"]:
         yield f'<p class="callout">{escape(MEANS_NOTHING)}</p>'
+
+
+def _facts(report: Json) -> Iterator[str]:
     tools = ", ".join(f"{tool} {version}" for tool, version in report["tools"].items())
     reference = report["reference"]
     how = f"transformers, {reference['kind']} ({reference['reason']})"
@@ -44,7 +61,7 @@ def _facts(report: Json) -> Iterator[str]:
         "Created": f"{report['created']}, {tools}",
     }
     items = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
-    yield f"<dl>{''.join(items)}</dl>"
+    yield f"<h2>What was compared</h2><dl>{''.join(items)}</dl>"
 
 
 def _faults(report: Json) -> Iterator[str]:
@@ -65,12 +82,52 @@ def _summary(report: Json) -> Iterator[str]:
         f"<th>{key(i)}{escape(build['label'])}<br><small>{escape(build['build'])}</small></th>"
         for i, build in enumerate(builds)
     )
-    rows = []
+    rows = [
+        f"<tr><th>{title}</th>{''.join(f'<td>{show(build)}</td>' for build in builds)}</tr>"
+        for title, show in FIGURES.items()
+    ]
     for name, stage in STAGES.items():
         if any(name in build["stages"] for build in builds):
             cells = "".join(_cell(build["stages"].get(name)) for build in builds)
             rows.append(f'<tr><th><a href="#{name}">{escape(stage.title)}</a></th>{cells}</tr>')
-    yield table(f"<th>Stage</th>{head}", rows)
+    yield table(f"<th></th>{head}", rows)
+
+
+def _answer_time(build: Json) -> str:
+    seconds = build["answer_s"]
+    return "" if seconds is None else f"{1000 * seconds:.3g} ms"
+
+
+FIGURES: Mapping[str, Callable[[Json], str]] = {
+    "Size on disk, weights included": lambda build: size(build["bytes"]),
+    "Time of a greedy answer, median, on this CPU": _answer_time,
+}
+"""Rows of the summary that have no limit."""
+
+
+def _samples(report: Json) -> Iterator[str]:
+    """A card for each sample: image, question, and everybody's answer."""
+    if not report["samples"]:
+        return
+    yield "<h2>Examples</h2><div class='samples'>"
+    for sample in report["samples"]:
+        rows = [("transformers", sample["reference"], True)]
+        rows += [
+            (build["label"], text, text == sample["reference"])
+            for build, text in zip(report["builds"], sample["texts"], strict=True)
+        ]
+        if sample["answer"] is not None:
+            rows.append(("right answer", sample["answer"], True))
+        items = "".join(
+            f"<dt>{escape(who)}</dt><dd{'' if same else ' class=bad'}>{escape(text)}</dd>"
+            for who, text, same in rows
+        )
+        yield (
+            f'<figure><img src="{escape(sample["image"])}" alt="{escape(sample["example"])}">'
+            f"<figcaption>{escape(sample['prompt']) or '(no prompt)'}</figcaption>"
+            f"<dl>{items}</dl></figure>"
+        )
+    yield "</div>"
 
 
 def _cell(stage: Json | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from iblip.serving.parity.report import number
+from iblip.serving.parity.report import WORDS, number
 from iblip.serving.parity.svg import COLOURS
 
 Json = Mapping[str, Any]
@@ -14,12 +14,8 @@ Json = Mapping[str, Any]
 Runs = Sequence[tuple[int, str, Json]]
 """For each build that ran a stage: its index, its label, and the stage's JSON."""
 
-VERDICTS: Mapping[bool | None, tuple[str, str]] = {
-    True: ("ok", "passed"),
-    False: ("bad", "failed"),
-    None: ("none", "skipped"),
-}
-"""Verdict to its CSS class and its word."""
+CLASSES: Mapping[bool | None, str] = {True: "ok", False: "bad", None: "none"}
+"""Verdict to its CSS class."""
 
 
 def value(check: Json) -> str:
@@ -44,10 +40,18 @@ def _value_and_limit(shown: str, limit: str, passed: bool) -> str:
     return f'<span class="pair"><span class="{kind}">{shown}</span> <small>{limit}</small></span>'
 
 
+def size(count: float) -> str:
+    """A number of bytes, in the largest unit (a power of ten) that leaves at least 1."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
 def badge(passed: bool | None) -> str:
     """A verdict as a badge."""
-    kind, word = VERDICTS[passed]
-    return f'<span class="badge {kind}">{word}</span>'
+    return f'<span class="badge {CLASSES[passed]}">{WORDS[passed]}</span>'
 
 
 def key(index: int) -> str:

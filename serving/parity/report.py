@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 Sense = Literal["most", "least"]
 
+WORDS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "skipped"}
+"""The words for a verdict, in the terminal and on the page."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -91,6 +94,9 @@ class BuildReport:
         stages: by name, in order.
         engines: by component: the kinds that the build is for. Graphs are compared on ONNX
             Runtime's CPU provider, whatever they are.
+        size: bytes of the build's files, weights included, each file counted once.
+        answer_s: median seconds of a greedy answer on this machine, from image file to text;
+            `None` if none was asked for.
     """
 
     build: str
@@ -98,6 +104,8 @@ class BuildReport:
     precision: Mapping[str, str]
     stages: Mapping[str, StageReport]
     engines: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    answer_s: float | None = None
 
     def __bool__(self) -> bool:
         return all(self.stages.values())
@@ -130,6 +138,8 @@ class BuildReport:
             "elsewhere": self.elsewhere or None,
             "passed": bool(self),
             "first_out": self.first_out or None,
+            "bytes": self.size,
+            "answer_s": self.answer_s,
             "stages": {name: stage.to_json() for name, stage in self.stages.items()},
         }
 
@@ -168,6 +178,43 @@ def number(value: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One example with everybody's answer, for people to look at.
+
+    Attributes:
+        example: its name.
+        prompt: the question.
+        image: a small copy of the image, as a `data:` address.
+        reference: transformers' greedy answer.
+        texts: each build's greedy answer, in the order of the builds.
+        answer: the right answer; `None` if it is not known.
+    """
+
+    example: str
+    prompt: str
+    image: str
+    reference: str
+    texts: tuple[str, ...]
+    answer: str | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether all builds answer as transformers does."""
+        return all(text == self.reference for text in self.texts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, JSON-ready."""
+        return {
+            "example": self.example,
+            "prompt": self.prompt,
+            "image": self.image,
+            "reference": self.reference,
+            "texts": list(self.texts),
+            "answer": self.answer,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Builds of one checkpoint. True if each is within its thresholds.
 
@@ -180,6 +227,7 @@ class Report:
         builds: in the order in which they were given.
         created: UTC, ISO 8601.
         tools: versions of the libraries involved.
+        samples: a few examples with all answers; those that differ come first.
     """
 
     checkpoint: str
@@ -190,9 +238,26 @@ class Report:
     builds: tuple[BuildReport, ...]
     created: str
     tools: Mapping[str, str]
+    samples: tuple[Sample, ...] = ()
 
     def __bool__(self) -> bool:
         return all(self.builds)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the builds pass, and how many answers are the same."""
+        failed = [build for build in self.builds if not build]
+        if failed:
+            return f"{WORDS[False]}: {'; '.join(build.verdict for build in failed)}"
+        texts = [(build.label, build.stages.get("text")) for build in self.builds]
+        told = [
+            f"{stage.details['same_text']} of {stage.details['examples']} ({label})"
+            for label, stage in texts
+            if stage and "same_text" in stage.details
+        ]
+        what = "the build" if len(self.builds) == 1 else "every build"
+        answers = f"; answers equal to transformers': {', '.join(told)}" if told else ""
+        return f"{WORDS[True]}: {what} is within every limit{answers}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -206,5 +271,7 @@ class Report:
             "created": self.created,
             "tools": dict(self.tools),
             "passed": bool(self),
+            "verdict": self.verdict,
+            "samples": [sample.to_json() for sample in self.samples],
             "builds": [build.to_json() for build in self.builds],
         }

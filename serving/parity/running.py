@@ -24,6 +24,7 @@ from iblip.export.progress import Progress
 from iblip.export.system.paths import settle_paths
 from iblip.export.verification.choosing import ReferenceChoice, choose_reference
 from iblip.serving.parity.report import BuildReport, Report, StageReport, engines_left_out
+from iblip.serving.parity.samples import samples_of
 from iblip.serving.parity.stages import STAGES
 from iblip.serving.parity.subjects import STREAMED_EXAMPLES, STREAMED_TOKENS, Original, Subject
 
@@ -92,15 +93,18 @@ def parity_report(
         Subject(path, manifest, graphs_of_build(path, manifest), original)
         for path, manifest in zip(directories, manifests, strict=True)
     ]
+    names = options.stages or tuple(STAGES)
+    builds = tuple(map(_compare, subjects, labels, repeat(names)))
     return Report(
         checkpoint=checkpoint.name,
         model=source.model,
         synthetic=checkpoint.synthetic,
         reference=_describe(choice),
         examples=len(examples),
-        builds=tuple(map(_compare, subjects, labels, repeat(options.stages or tuple(STAGES)))),
+        builds=builds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tools={tool: importlib.metadata.version(tool) for tool in TOOLS},
+        samples=samples_of(original, subjects) if "text" in names else (),
     )
 
 
@@ -171,6 +175,8 @@ def _compare(subject: Subject, label: str, names: Sequence[str]) -> BuildReport:
         precision=dict(subject.manifest.precision),
         stages=stages,
         engines=engines,
+        size=subject.size,
+        answer_s=subject.answer_s,
     )
 
 

@@ -126,7 +126,7 @@ def _rows_details(runs: Runs) -> Iterator[str]:
 def _pixel_details(runs: Runs) -> Iterator[str]:
     _, _, stage = runs[0]
     rows = [
-        f"<tr><th>{escape(v['variant'])}</th><td>{v['pictures']}</td><td>{v['values']:,}</td>"
+        f"<tr><th>{escape(v['variant'])}</th><td>{v['images']}</td><td>{v['values']:,}</td>"
         f"<td>{v['different']}</td><td>{v['largest']}</td></tr>"
         for v in stage["variants"]
     ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +20,7 @@ from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.examples import Example
 from iblip.export.images import pixels_from_image
-from iblip.export.progress import Progress
+from iblip.export.progress import Advance, Progress
 from iblip.export.verification.choosing import ReferenceChoice
 from iblip.export.verification.thresholds import Thresholds, thresholds_of
 
@@ -104,6 +108,35 @@ class Original:
         return self._texts[key]
 
 
+class Stopwatch:
+    """Progress that is shown as before, and timed step by step.
+
+    Attributes:
+        seconds: how long each step of every stage took, in order.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seconds: list[float] = []
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+        """Opens a stage of the progress beneath."""
+        with self._progress.stage(title, total, unit) as shown:
+            moments = [time.monotonic()]
+
+            def advance(amount: int) -> None:
+                moments.append(time.monotonic())
+                shown(amount)
+
+            yield advance
+            self.seconds += [after - before for before, after in pairwise(moments)]
+
+    def note(self, message: str) -> None:
+        """Shows a message."""
+        self._progress.note(message)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A build under comparison.
@@ -146,6 +179,11 @@ class Subject:
         """By way: the build's answers to every example, as far as they have been generated."""
         return {}
 
+    @cached_property
+    def answer_seconds(self) -> list[float]:
+        """Seconds of each greedy answer, as far as they have been generated."""
+        return []
+
     @property
     def thresholds(self) -> Thresholds:
         """The thresholds for all components together."""
@@ -156,17 +194,25 @@ class Subject:
         from iblip.engines.evaluation.texts import build_texts
 
         if way not in self.texts:
-            examples = self.original.examples
+            examples, watch = self.original.examples, Stopwatch(self.progress)
             texts = build_texts(
-                self.directory,
-                self.manifest,
-                examples,
-                self.progress,
-                [way],
-                **self.original.options,
+                self.directory, self.manifest, examples, watch, [way], **self.original.options
             )
             self.texts.update(texts)
+            if way == "text":
+                self.answer_seconds.extend(watch.seconds)
         return self.texts[way]
+
+    @property
+    def answer_s(self) -> float | None:
+        """Median seconds of a greedy answer; `None` if none was generated."""
+        return statistics.median(self.answer_seconds) if self.answer_seconds else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the build's files, weights included; a file with several names counts once."""
+        files = [path.stat() for path in self.directory.rglob("*") if path.is_file()]
+        return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
     def mark(self, texts: Sequence[str]) -> list[bool]:
         """Whether each answer to the examples is right."""

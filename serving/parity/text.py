@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from iblip.export.artifact.manifest import MEANS_NOTHING
-from iblip.serving.parity.report import BuildReport, Check, Report, StageReport, number
+from iblip.serving.parity.report import WORDS, BuildReport, Check, Report, StageReport, number
 from iblip.serving.parity.stages import STAGES
-
-VERDICTS = {True: "pass", False: "FAIL"}
 
 COLUMN = 12
 """Characters of a build's column."""
@@ -27,22 +25,13 @@ def text_from_report(report: Report, columns: int | None = None) -> str:
     lines = [MEANS_NOTHING] if report.synthetic else []
     lines.append("transformers: {kind} ({reason})".format(**report.reference))
     for build in report.builds:
-        lines.append(f"{build.build}: {build.label}  {VERDICTS[bool(build)]}")
+        lines.append(f"{build.build}: {build.label}  {WORDS[bool(build)]}")
         if build.elsewhere:
             lines.append(f"  {build.elsewhere}")
     differences = [line for build in report.builds for line in _differences(build)]
     if differences:
         lines += ["", "Differences", *differences]
-    return "\n".join([*lines, "", *_table(report.builds, columns), "", _verdict(report)])
-
-
-def _verdict(report: Report) -> str:
-    """One sentence: whether the report passes, and what fails."""
-    failed = [build for build in report.builds if not build]
-    if failed:
-        return f"{VERDICTS[False]}: " + "; ".join(build.verdict for build in failed)
-    what = "the build is" if len(report.builds) == 1 else f"all {len(report.builds)} builds are"
-    return f"{VERDICTS[True].upper()}: {what} within every limit"
+    return "\n".join([*lines, "", *_table(report.builds, columns), "", report.verdict])
 
 
 def _differences(build: BuildReport) -> Iterator[str]:
@@ -79,7 +68,7 @@ def _table(builds: Sequence[BuildReport], columns: int | None) -> Iterator[str]:
 def _word(stage: StageReport | None) -> str:
     if stage is None:
         return ""
-    return f"skipped: {stage.skipped}" if stage.skipped else VERDICTS[bool(stage)]
+    return f"{WORDS[None]}: {stage.skipped}" if stage.skipped else WORDS[bool(stage)]
 
 
 def _rows(stages: Sequence[StageReport | None], width: int) -> Iterator[str]:

@@ -45,7 +45,7 @@ def compare_texts(subject: Subject) -> Iterator[Fact]:
 
 
 def compare_rankings(subject: Subject) -> Iterator[Fact]:
-    """The likeliest candidate of each ranking, and the candidates' log-probabilities."""
+    """The most likely candidate of each ranking, and the candidates' log-probabilities."""
     subject.answers("ranking")
     with subject.open() as pipeline:
         pairs = _ask_all(subject, pipeline, "ranking")
@@ -136,7 +136,7 @@ def _compare_first_tokens(subject: Subject, pairs: Pairs) -> Iterator[Fact]:
         limit=limits.divergence,
     )
     yield Fact(
-        name="greedy: the same likeliest first token, share",
+        name="greedy: the same most likely first token, share",
         value=sum(expected[0][0] == found[0][0] for expected, found in both) / len(both),
         limit=least_share(limits.top1, len(both)),
         sense="least",
@@ -146,7 +146,7 @@ def _compare_first_tokens(subject: Subject, pairs: Pairs) -> Iterator[Fact]:
 def divergence(expected: FIRST_TOKENS, found: FIRST_TOKENS) -> float:
     """Kullback-Leibler divergence, in nats, of the distribution `found` from the one `expected`.
 
-    Of each the likeliest tokens and their log-probabilities are known. A token that `found` does
+    Of each the most likely tokens and their log-probabilities are known. A token that `found` does
     not tell is taken to be as likely as the least likely one that it tells: it is no likelier. All
     other tokens are taken together.
     """

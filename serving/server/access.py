@@ -29,7 +29,7 @@ FIXED_VERSION = numbers(DEPLOYED.triton)
 
 
 def access_flags(options: ServerOptions) -> Iterator[str]:
-    """Triton's flags for all of it."""
+    """Triton's flags for who may do what."""
     tls = options.tls
     if tls is not None:
         yield "--grpc-use-ssl=true"

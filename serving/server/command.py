@@ -68,7 +68,7 @@ class ServerCommand:
         return {k: v for k, v in self.environment.items() if os.environ.get(k) != v}
 
     def __str__(self) -> str:
-        """As a shell takes it."""
+        """The command, quoted for a shell."""
         changes = [f"{name}={value}" for name, value in self.changes.items()]
         return shlex.join(["env", f"--chdir={self.directory}", *changes, *self.arguments])
 

@@ -42,12 +42,12 @@ class ServingMemory:
 
     @property
     def least(self) -> int:
-        """Before the first request."""
+        """Bytes of memory before the first request."""
         return self.weights + PROCESSES
 
     @property
     def most(self) -> int:
-        """When every slot is full."""
+        """Bytes of memory when every slot is full."""
         return self.least + self.caches
 
     def to_json(self) -> dict[str, Any]:

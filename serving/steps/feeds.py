@@ -71,7 +71,7 @@ class FeedRules:
 
         Triton leaves a batch of 0 out of the shape, `[1, ...]`, but has checked that there is one
         row. It is answered as one: Triton's response cache, which sees only the bytes, would keep a
-        refusal as the empty answer to everybody who sends that picture.
+        refusal as the empty answer to everybody who sends that image.
         """
         axes = next((len(spec.axes) for spec in self.contract.inputs if spec.name == name), 0)
         return array.squeeze(1) if self.row_axis and array.ndim == axes + 1 else array

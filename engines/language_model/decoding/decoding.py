@@ -254,7 +254,7 @@ class Ranking:
         return delta
 
     def answer(self, timing: Timing) -> Answer:
-        """The likeliest candidate; an empty answer before all are scored."""
+        """The most likely candidate; an empty answer before all are scored."""
         return answer_from_completions([self._best()], self._limits, timing, None, self._ranking)
 
     def _rank(self) -> tuple[RankedCandidate, ...]:

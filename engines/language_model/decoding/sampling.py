@@ -110,7 +110,7 @@ def log_probabilities(scores: Logits) -> Logits:
 
 
 def token_logprob(logprobs: Logits, token: int, top: int) -> TokenLogprob:
-    """The chosen token's log-probability, and those of the `top` likeliest, likeliest first."""
+    """The chosen token's log-probability, and those of the `top` most likely, most likely first."""
     count = min(top, logprobs.size)
     best = np.argpartition(-logprobs, count - 1)[:count] if count else np.array([], np.int64)
     best = best[np.lexsort((best, -logprobs[best]))]
@@ -127,9 +127,9 @@ def filter_likely(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: 
     Args:
         scores: `[vocab]`; -inf is never chosen.
         top_k: keep the k greatest, and any equal to the k-th; 0 keeps all.
-        top_p: then keep the fewest of the likeliest whose probabilities (among those kept so far)
+        top_p: then keep the fewest of the most likely whose probabilities (among those kept so far)
             add up to this; 1 keeps all.
-        min_p: then keep those with at least this share of the likeliest's probability; 0 keeps all.
+        min_p: then keep those with at least this share of the highest probability; 0 keeps all.
     """
     if 0 < top_k < scores.size:
         kth_greatest = np.partition(scores, scores.size - top_k)[scores.size - top_k]
@@ -137,7 +137,7 @@ def filter_likely(scores: Logits, *, top_k: int = 0, top_p: float = 1.0, min_p: 
     else:
         ids = np.arange(scores.size)
     if top_p < 1.0:
-        order = ids[np.argsort(scores[ids], kind="stable")]  # [len(ids)], the likeliest last
+        order = ids[np.argsort(scores[ids], kind="stable")]  # [len(ids)], the most likely last
         less_likely = np.cumsum(_softmax(scores[order]), dtype=np.float64)
         keep = less_likely > 1 - top_p
         keep[-1] = True

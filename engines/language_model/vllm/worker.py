@@ -225,7 +225,7 @@ def _build_report(number: int, output: Any) -> dict[str, Any]:
 
 
 def _build_logprob(token: int, logprobs: Mapping[int, Any]) -> list[Any]:
-    """`[logprob of the token, [[id, logprob], …]]`: all that vLLM reports, likeliest first."""
+    """`[logprob of the token, [[id, logprob], …]]`: all that vLLM reports, most likely first."""
     ranked = sorted(logprobs.items(), key=lambda item: (-item[1].logprob, item[0]))
     return [logprobs[token].logprob, [[key, value.logprob] for key, value in ranked]]
 

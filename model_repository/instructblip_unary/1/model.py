@@ -63,7 +63,7 @@ class TritonPythonModel:
             self.forwarding.forward(sender, make_call, caller_key)
 
     def finalize(self):
-        """Looks after callers no more."""
+        """Stops watching callers."""
         self.forwarding.close()
 
 

@@ -168,7 +168,7 @@ RULES = (
     Rule(
         id="limits-differ",
         severity=Severity.WARNING,
-        title="In a build, clients are told the actual limits of the language model.",
+        title="In a build, clients learn the actual limits of the language model.",
         why="A client refuses what the server would accept, or sends what it refuses.",
         mend="Write the same numbers in both parameters.",
         server=Verdict.ACCEPTS,

@@ -292,7 +292,7 @@ RULES = (
         severity=Severity.ERROR,
         title="Links point to something that exists.",
         why="The file that the backend opens is missing. If the link itself stands for a model, or "
-        "lies beside models, the server reads none of them.",
+        "is in the same folder as models, the server reads none of them.",
         mend="Rebuild, put the file where the link points, or remove the link.",
         server=Verdict.UNASKED,
         check=_check_link_broken,
@@ -311,7 +311,7 @@ RULES = (
     Rule(
         id="external-data",
         severity=Severity.ERROR,
-        title="An ONNX file is whole, and its weights lie in its own folder or below.",
+        title="An ONNX file is whole, and its weights are in its own folder or below.",
         why="ONNX Runtime refuses absolute paths, and weights outside of the ONNX file's folder "
         "once the links of both are resolved.",
         mend="Put or hard-link the weights beside the file, under the name that it refers to.",

@@ -6,5 +6,5 @@
 - HTTP: Triton listens on a socket in its scratch folder, and `proxy.py` on the port. It takes each
   request whole, refuses what `limits.py` refuses, and passes on everything else unchanged.
 - gRPC: nothing is in between. `classification.c`, compiled by `library.py`, is loaded into Triton
-  and mends the one request that is known to end it.
+  and repairs the one request that is known to end it.
 """

@@ -58,7 +58,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _serve(listeners: list[tuple[socket.socket, str]], max_body: int) -> None:
-    """Is the wall. Never returns."""
+    """Runs the wall; never returns."""
     try:
         sys.path[0] = str(ROOT)
         from iblip.serving.server.wall.limits import Limits

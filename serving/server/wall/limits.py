@@ -30,7 +30,7 @@ MAX_DEPTH = 64
 
 MAX_BRACKETS = 1_000_000
 """Arrays and objects in JSON, also where a string has their brackets: Python and Triton take more
-memory and time for each than for a number. Four pictures of 490 by 490 have as many."""
+memory and time for each than for a number. Four images of 490 by 490 have as many."""
 
 WINDOW = MIB
 """Bytes in which strings are looked for at a time: what one costs in Python stays bounded."""

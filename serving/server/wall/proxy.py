@@ -103,7 +103,7 @@ def serve(listeners: Iterable[Listener], limits: Limits) -> None:
 
 
 async def serving(listeners: Iterable[Listener], limits: Limits) -> None:
-    """What `serve` runs."""
+    """Listens at every address and passes requests on, until it is cancelled."""
     room, checking = Room(HELD * limits.body), asyncio.Lock()
     for listener in listeners:
         session = aiohttp.ClientSession(

@@ -91,7 +91,9 @@ def test_answers_and_graphs_are_compared(report):
 
 def test_the_page_needs_nothing_but_itself(page):
     text = page.read_text(encoding="utf-8")
-    assert not re.search(r"<script|<link|<img|@import|url\(|https?://", text)
+    assert not re.search(r"<script|<link|@import|url\(|https?://", text)
+    images = re.findall(r'<img src="(.{15})', text)
+    assert images == ["data:image/jpeg"] * 6
     for stage in STAGES.values():
         assert escape(stage.title) in text
     plots = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -100,6 +102,28 @@ def test_the_page_needs_nothing_but_itself(page):
     for plot in plots[:3]:
         assert plot.count("<polyline") == 3  # the stream, each block alone, and the band
     assert plots[0].count("<circle") == 6  # five blocks and what comes out of them
+
+
+def test_the_verdict_comes_first_and_in_the_terminal_last(page, report, vicuna_build):
+    verdict = "pass: the build is within every limit; answers equal to transformers': "
+    assert report["verdict"] == verdict + "6 of 6 (fp32)"
+    text = page.read_text(encoding="utf-8")
+    assert text.index(escape(report["verdict"])) < text.index("<table")
+    printed = call(
+        vicuna_build, "--limit", 2, "--stage", "text", "--html", page.with_name("a.html")
+    )
+    assert printed.stdout.strip().splitlines()[-1] == verdict + "2 of 2 (fp32)"
+
+
+def test_it_has_sizes_times_and_samples_with_all_answers(report, vicuna_build):
+    (build,) = report["builds"]
+    weights = (vicuna_build / "graphs").rglob("*")
+    assert build["bytes"] >= sum({p.stat().st_ino: p.stat().st_size for p in weights}.values())
+    assert 0 < build["answer_s"] < build["stages"]["text"]["seconds"]
+    examples = read_examples(DEMO / "examples", 6)
+    assert [sample["example"] for sample in report["samples"]] == [one.name for one in examples]
+    for sample in report["samples"]:
+        assert sample["texts"] == [sample["reference"]]
 
 
 def test_builds_are_shown_side_by_side(vicuna_build, damaged, tmp_path):
@@ -151,7 +175,7 @@ def test_a_streamed_reference_skips_no_more_than_it_says(vicuna_build, tmp_path)
     assert all(stage["passed"] for stage in stages.values())
 
 
-def test_without_examples_pictures_are_made_up(vicuna_build, checkpoints, tmp_path):
+def test_without_examples_images_are_made_up(vicuna_build, checkpoints, tmp_path):
     model = tmp_path / "model"
     bare = shutil.ignore_patterns("examples")
     shutil.copytree(checkpoints / "instructblip-demo-vicuna", model, ignore=bare)
