@@ -279,7 +279,7 @@ def test_the_client_is_installed_from_the_wheel_in_little_space(wheels, tmp_path
 def test_the_wheels_build_and_answer_elsewhere(wheels, tmp_path):
     """With all that `iblip[cpu]` needs, in a fresh environment, outside of a checkout."""
     executable = installed(tmp_path / "env", f"{wheels[0]}[cpu]", wheels[1])
-    image = next((REPOSITORY / "checkpoints/heldout/images").glob("heldout-000.png"))
+    image = next((REPOSITORY / "checkpoints/heldout/images").glob("heldout-000.webp"))
     shutil.copy(image, tmp_path / "photo.png")
     build = ("-m", "iblip", "build", "--limit", 8, "--output", "build/demo")
     python(*build, cwd=tmp_path, executable=executable, PYTHONPATH="")

@@ -25,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / ".venv").symlink_to(sys.prefix)
     for folder in ("checkpoints", "export"):  # the latter for `python -m export`
         (directory / folder).symlink_to(ROOT / folder)
-    images = sorted((ROOT / "checkpoints/heldout/images").glob("*.png"))
+    images = sorted((ROOT / "checkpoints/heldout/images").glob("*.webp"))
     with Image.open(images[0]) as image:
         image.convert("RGB").save(directory / "photo.jpg", quality=95)
     shutil.copy(images[0], directory / "image.png")
