@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = sorted((ROOT / "checkpoints/heldout/images").glob("*.webp"))
     with Image.open(images[0]) as image:
         image.convert("RGB").save(directory / "photo.jpg", quality=95)
-    shutil.copy(images[0], directory / "image.png")
+        image.save(directory / "image.png")
     (directory / "photos").mkdir()
     for path in images[:4]:
         shutil.copy(path, directory / "photos")
