@@ -78,7 +78,7 @@ def main(
                 figures = benchmark.main(DEMO.parent / model, Path(scratch), **chosen)
                 results.setdefault(name, {})[model] = figures
                 click.echo(f"{name} {model}: {json.dumps(figures, indent=2)}")
-                RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,8 @@ class ImageURLs:
             data += chunk
             if len(data) > self.max_bytes:
                 raise self._refused(url, f"has more than {self.max_bytes:,} bytes")
+        if exchange.length is not None and len(data) < exchange.length:
+            raise self._refused(url, f"ended after {len(data):,} of {exchange.length:,} bytes")
         return bytes(data)
 
     def _refused(self, url: str, reason: str) -> InputError:

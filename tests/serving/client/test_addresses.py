@@ -133,7 +133,7 @@ def test_the_port_of_http_is_said(kind, handler):
         return await client.contract()
 
     try:
-        with pytest.raises(UnreachableError, match="An HTTP service does.*: give the port of gRPC"):
+        with pytest.raises(UnreachableError, match=r"An HTTP service does.*port of gRPC"):
             client.contract() if kind is Client else asyncio.run(contract())
     finally:
         server.shutdown()

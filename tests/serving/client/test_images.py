@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import InputError
-from iblip.export.images import MAX_PIXELS, pixels_from_image
+from iblip.export.images import MAX_PIXELS, each_image, pixels_from_image
 
 SMALL = Preprocessing(height=48, width=48, resample="BICUBIC")
 
@@ -182,6 +183,49 @@ def test_what_cannot_be_used_is_said(source, message):
     with pytest.raises(InputError, match=message) as caught:
         pixels_from_image(source, SMALL)
     assert len(str(caught.value)) < 300
+
+
+def tensor(image):
+    return torch.from_numpy(np.array(image))  # [height, width, 3]
+
+
+def test_a_tensor_is_as_its_array():
+    image = picture()
+    hwc = tensor(image)
+    chw = hwc.permute(2, 0, 1)
+    expected = plain(image)
+    for source in (hwc, chw, chw.contiguous(), torch.nn.Parameter(chw, requires_grad=False)):
+        np.testing.assert_array_equal(pixels_from_image(source, SMALL), expected)
+    for batch in (torch.stack([hwc, hwc]), torch.stack([chw, chw])):
+        images = each_image(batch)
+        assert len(images) == 2
+        np.testing.assert_array_equal(pixels_from_image(images[1], SMALL), expected)
+    assert len(each_image([hwc, chw])) == 2
+    assert len(each_image(chw)) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((3, 8, 8), "float32", r"is torch\.float32 \[3, 8, 8\]; .*\(tensor \* 255\).*normalised"),
+        ((3, 8, 8), "bfloat16", r"is torch\.bfloat16"),
+        (
+            (8, 8, 3),
+            "int64",
+            r"is torch\.int64 \[8, 8, 3\]; expected torch",
+        ),
+        ((8, 8), "uint8", r"\[8, 8\]; expected torch\.uint8 .*or several of them in a batch"),
+        ((4, 8, 8), "uint8", r"\[4, 8, 8\]"),
+        ((1, 1, 3, 8, 8), "uint8", r"\[1, 1, 3, 8, 8\]"),
+        ((3, 0, 8), "uint8", "is empty"),
+    ],
+)
+def test_a_tensor_that_is_no_image_is_said(shape, dtype, message):
+    source = torch.zeros(shape, dtype=getattr(torch, dtype))
+    with pytest.raises(InputError, match=message):
+        pixels_from_image(source, SMALL)
+    with pytest.raises(InputError, match=message):
+        _ = [pixels_from_image(image, SMALL) for image in each_image(source)]
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
