@@ -52,7 +52,7 @@ def graphs_from_checkpoint(
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
     components = components_from_checkpoint(checkpoint, policy)
-    traced = [_load_or_trace(component, checkpoint, traces, progress) for component in components]
+    traced = [_load_or_trace(component, traces, progress) for component in components]
     check_fit(
         {name: shape for graph in traced for name, (shape, _) in graph.weights.items()},
         checkpoint.tensors,
@@ -90,7 +90,7 @@ def onnx_from_component(
     Raises:
         CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
-    traced = _load_or_trace(component, checkpoint, traces, progress)
+    traced = _load_or_trace(component, traces, progress)
     name = component.component
     quantisations = {} if quantisation is None else {name: quantisation}
     measured = measure([traced], checkpoint, quantisations, progress).get(name)
@@ -98,12 +98,10 @@ def onnx_from_component(
     return graph
 
 
-def _load_or_trace(
-    component: Component, checkpoint: Checkpoint, traces: TraceCache | None, progress: Progress
-) -> Trace:
+def _load_or_trace(component: Component, traces: TraceCache | None, progress: Progress) -> Trace:
     if traces is None:
         return _trace(component, progress)
-    key = trace_key(component, checkpoint)
+    key = trace_key(component)
     if (cached := traces.load(key, component)) is not None:
         progress.note(f"{component.title} has been traced before, and is taken from {traces}")
         return cached
