@@ -40,7 +40,7 @@ from iblip.tensors import is_normalised, pixels_from_tensor, tensor_from_pixels
 if TYPE_CHECKING:
     from iblip.loading import Model
     from iblip.serving.client.sync import Client
-    from iblip.serving.wire import ServerContract
+    from iblip.serving.wire.contract import ServerContract
 
 CAPTION_PROMPT = "a photo of"
 """What LAVIS's captioners are asked where a sample has no prompt (`blip2_caption_*.yaml`)."""

@@ -32,7 +32,8 @@ from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, 
 from iblip.serving.client.messages import GREEDY, pixels_of_request, ranking_options
 from iblip.serving.client.patience import Timeout
 from iblip.serving.client.tally import Watcher
-from iblip.serving.wire import ServerContract, check_priority
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.parameters import check_priority
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.presets import Preset

@@ -18,7 +18,7 @@ from iblip import BuildDirectoryError, InputError, OptionError
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.images import pixels_from_image
 from iblip.lavis import ImageProcessor, TextProcessor, load_model_and_preprocess
-from iblip.serving.wire import Limits, ServedBuild, ServerContract
+from iblip.serving.wire.contract import Limits, ServedBuild, ServerContract
 from iblip.tensors import Array, pixels_from_tensor, tensor_from_pixels
 
 NAMES = {
