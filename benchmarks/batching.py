@@ -99,8 +99,8 @@ def main(
             figures["llama_cpp_q4_0"] = json.loads(text.splitlines()[-1])
         click.echo(json.dumps(figures, indent=2))
         save_figures("batching", figures)
-        plot_batching(RESULTS.with_name("batching.svg"), figures)
-        click.echo(f"saved in {RESULTS}, drawn in batching.svg beside it", err=True)
+        plot_batching(RESULTS.with_name("batching.png"), figures)
+        click.echo(f"saved in {RESULTS}, drawn in batching.png beside it", err=True)
 
 
 def random_checkpoint(

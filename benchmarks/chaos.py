@@ -88,7 +88,7 @@ def main(checkpoint: Path, scratch: Path, *, minutes: float = MINUTES) -> dict[s
         chaos = Chaos(server, Manifest.read(directory), questions)
         asyncio.run(chaos.run(minutes * 60))
         figures = chaos.figures()
-    plot_chaos(Path(__file__).with_name(f"chaos-{checkpoint.name}.svg"), chaos.samples, chaos.told)
+    plot_chaos(Path(__file__).with_name(f"chaos-{checkpoint.name}.png"), chaos.samples, chaos.told)
     click.echo(_table(chaos.told))
     return {"minutes": minutes, **figures}
 

@@ -67,7 +67,7 @@ def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[s
             **_figures(outcomes[name]),
             "slots_used_at_the_end": left["iblip_slots_used"],
         }
-    plot_load(Path(__file__).with_name(f"load-{checkpoint.name}.svg"), outcomes)
+    plot_load(Path(__file__).with_name(f"load-{checkpoint.name}.png"), outcomes)
     return {
         "seconds": seconds,
         "requests": len(schedule),

@@ -25,7 +25,7 @@ RESULTS = Path(__file__).with_name("results.json")
 def save_figures(name: str, figures: Any) -> None:
     """Writes a benchmark's figures to `results.json`, beside those of the others."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**results, name: figures}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({**results, name: figures}, indent=1) + "\n")
 
 
 def load_figures(name: str) -> dict[str, Any]:

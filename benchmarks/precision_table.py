@@ -76,7 +76,7 @@ class Answers:
 @click.option("--demo", "demos", multiple=True, default=DEMOS, type=click.Choice(DEMOS))
 @click.option("--policy", "policies", multiple=True, default=POLICIES, type=click.Choice(POLICIES))
 @click.option("--limit", type=int, help="Most examples to ask. Default: all.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the losses as SVG.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the losses as PNG.")
 def main(
     demos: tuple[str, ...], policies: tuple[str, ...], limit: int | None, plot: Path | None
 ) -> None:

@@ -67,7 +67,7 @@ Way = Callable[[], npt.NDArray[np.float32]]
 @click.option("--layers", default=VIT_G["num_hidden_layers"], show_default=True)
 @click.option("--threads", default=available_cores(), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the ratios as SVG.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the ratios as PNG.")
 def main(layers: int, threads: int, rounds: int, plot: Path | None) -> None:
     """Measure, and save the figures in `benchmarks/results.json`."""
     quiet_libraries()

@@ -365,6 +365,8 @@ def seconds_from_timeout(timeout_us: int) -> float | None:
     Raises:
         OptionError: it is below 0, or longer than clocks can tell.
     """
+    if 1 << 63 <= timeout_us < 1 << 64:  # Triton reads a number below 0 as one without a sign
+        timeout_us -= 1 << 64
     if not 0 <= timeout_us <= MAX_TIMEOUT_US:
         raise OptionError(
             f"timeout is {shown(timeout_us)}; expected 0 (none) to {MAX_TIMEOUT_US} microseconds"

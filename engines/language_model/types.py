@@ -220,6 +220,13 @@ class LanguageModelEngine(Protocol):
             EngineError: the engine is closed.
         """
 
+    def check(self, prompt: str, images: int, options: GenerationOptions) -> None:
+        """Refuses what `submit` would refuse, before any image is encoded.
+
+        Raises:
+            OptionError, InputError: as `submit`, but for the visual prompt.
+        """
+
     def check_queue(self, ahead: int) -> None:
         """Refuses a request before anything is computed for it.
 

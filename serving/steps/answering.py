@@ -200,10 +200,12 @@ class Answering:
 
     def _ask(self, caller: _Caller) -> None:
         """Has the images encoded, and passes the question to the engine."""
-        visual_prompt = self._encode(caller.question)
+        question = caller.question
+        self._engine.check(question.prompt, len(question.pixels), question.options)
+        visual_prompt = self._encode(question)
         if caller.has_ended:  # meanwhile
             return
-        generation = self._engine.submit(caller.question.request(visual_prompt))
+        generation = self._engine.submit(question.request(visual_prompt))
         thread = threading.Thread(
             target=self._follow, args=(generation, caller), name="answer", daemon=True
         )

@@ -18,7 +18,7 @@ from iblip.export.errors import InputError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
-IDS = "qformer_input_ids"
+IDS, MASK = "qformer_input_ids", "qformer_attention_mask"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class FeedRules:
         """The request's tensors as the contract has them, `[batch, ...]`.
 
         Raises:
-            InputError: there are no rows, an instruction is too long, or a token is outside of the
-                vocabulary.
+            InputError: there are no rows, an instruction is too long, a token is outside of the
+                vocabulary, or a mask is not one.
             ContractError: names, dtypes or sizes differ from the contract.
         """
         feed = {name: self._without_row_axis(name, array) for name, array in tensors.items()}
@@ -63,6 +63,7 @@ class FeedRules:
                 raise InputError(f"{name!r} has a batch of 0; expected 1 or more")
         if IDS in feed:
             self._check_ids(feed[IDS])
+            _check_mask(feed[MASK])
         return feed
 
     def _without_row_axis(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -88,3 +89,10 @@ class FeedRules:
                 f"{IDS!r} has the token {outside[0]}; expected 0 to {self.vocab_size - 1}, the "
                 "Q-Former's vocabulary"
             )
+
+
+def _check_mask(mask: npt.NDArray[np.int64]) -> None:
+    """Checks an attention mask, int64 `[batch, instruction]`."""
+    outside = mask[(mask < 0) | (mask > 1)]
+    if outside.size:
+        raise InputError(f"{MASK!r} has {outside[0]}; expected 0 or 1")

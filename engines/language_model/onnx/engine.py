@@ -21,7 +21,7 @@ from iblip.engines.language_model.checking import (
     closed_error,
     copy_visual_prompt,
 )
-from iblip.engines.language_model.decoding.decoding import decoding_for
+from iblip.engines.language_model.decoding.decoding import Decoding, decoding_for
 from iblip.engines.language_model.detokenise import special_tokens
 from iblip.engines.language_model.generation import QueuedGeneration, Ticket
 from iblip.engines.language_model.onnx.scheduler import Scheduler
@@ -33,6 +33,7 @@ from iblip.engines.language_model.types import EngineStatus, GenerationRequest
 from iblip.engines.language_model.waiting import BULK_PATIENCE_S, WaitingRequests
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import answers_from_text, words_from_text
+from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import QUEUE, LanguageModelFacts, how_to_raise
 from iblip.export.errors import EngineError, OptionError
 
@@ -114,6 +115,10 @@ class OnnxEngine:
             self._changed.notify()
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
+    def check(self, prompt: str, images: int, options: GenerationOptions) -> None:
+        """See `LanguageModelEngine`."""
+        self._settle(prompt, images, options)
+
     def check_queue(self, ahead: int) -> None:
         """See `LanguageModelEngine`."""
         with self._changed:
@@ -152,10 +157,17 @@ class OnnxEngine:
 
     def _make_ticket(self, request: GenerationRequest) -> Ticket:
         check_visual_prompt(request.visual_prompt, self._facts)
-        prompt = self._prompts(request.prompt, len(request.visual_prompt))
-        options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
+        images = len(request.visual_prompt)
+        prompt, decoding = self._settle(request.prompt, images, request.options)
+        return Ticket(copy_visual_prompt(request), prompt, decoding, self._totals)
+
+    def _settle(
+        self, prompt: str, images: int, options: GenerationOptions
+    ) -> tuple[PromptIds, Decoding]:
+        facts, tokenizer = self._facts, self._prompts.tokenizer
+        ids = self._prompts(prompt, images)
         self._check_fit(options)
-        limits = settle_limits(prompt, options, facts, self._stop_strings)
+        limits = settle_limits(ids, options, facts, self._stop_strings)
 
         def builder() -> CompletionBuilder:
             return CompletionBuilder(options, limits, facts, tokenizer, self._special)
@@ -163,8 +175,7 @@ class OnnxEngine:
         banned = words_from_text(tokenizer, options.banned_words)
         stops = StopTokens(tokenizer, limits.stop)
         candidates = self._tokenise_candidates(options, limits.max_tokens)
-        decoding = decoding_for(options, limits, facts, builder, banned, candidates, stops)
-        return Ticket(copy_visual_prompt(request), prompt, decoding, self._totals)
+        return ids, decoding_for(options, limits, facts, builder, banned, candidates, stops)
 
     def _tokenise_candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
         """The token ids of each candidate; refuses those that the model cannot generate."""

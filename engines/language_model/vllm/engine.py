@@ -31,6 +31,7 @@ from iblip.engines.language_model.checking import (
 from iblip.engines.language_model.decoding.logits_processors import Words
 from iblip.engines.language_model.detokenise import special_tokens
 from iblip.engines.language_model.generation import Pending, QueuedGeneration
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.totals import Totals
 from iblip.engines.language_model.types import EngineStatus, GenerationRequest
 from iblip.engines.language_model.vllm.options import (
@@ -172,6 +173,10 @@ class VllmEngine:
         self._events.put(None)
         return QueuedGeneration(ticket, partial(self._cancel, ticket))
 
+    def check(self, prompt: str, images: int, options: GenerationOptions) -> None:
+        """See `LanguageModelEngine`."""
+        self._settle(prompt, images, options)
+
     def check_queue(self, ahead: int) -> None:
         """See `LanguageModelEngine`."""
         with self._lock:
@@ -200,15 +205,7 @@ class VllmEngine:
     def _make_ticket(self, request: GenerationRequest) -> _Request:
         options, facts, tokenizer = request.options, self._facts, self._prompts.tokenizer
         check_visual_prompt(request.visual_prompt, facts)
-        check_options(options)
-        check_tokens(options, facts)
-        if options.n > self._capacity:
-            raise OptionError(
-                f"n is {options.n}; this engine runs {self._capacity} sequences at once, "
-                f"and each answer is one. Lower it; {how_to_raise('slots')}."
-            )
-        prompt = self._prompts(request.prompt, len(request.visual_prompt))
-        limits = settle_limits(prompt, options, facts, self._stop_strings)
+        prompt, limits = self._settle(request.prompt, len(request.visual_prompt), options)
 
         def builder() -> CompletionBuilder:
             return CompletionBuilder(options, limits, facts, tokenizer, self._special)
@@ -218,6 +215,19 @@ class VllmEngine:
         return _Request(
             copy_visual_prompt(request), prompt, limits, sequences, banned, self._totals
         )
+
+    def _settle(
+        self, prompt: str, images: int, options: GenerationOptions
+    ) -> tuple[PromptIds, AnswerLimits]:
+        check_options(options)
+        check_tokens(options, self._facts)
+        if options.n > self._capacity:
+            raise OptionError(
+                f"n is {options.n}; this engine runs {self._capacity} sequences at once, "
+                f"and each answer is one. Lower it; {how_to_raise('slots')}."
+            )
+        ids = self._prompts(prompt, images)
+        return ids, settle_limits(ids, options, self._facts, self._stop_strings)
 
     def _cancel(self, ticket: _Request) -> None:
         ticket.cancelled = True

@@ -7,9 +7,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from iblip.engines.language_model.opening import open_engine
-from iblip.export.errors import EngineError, InputError
+from iblip.export.errors import InputError
 from iblip.serving.steps.answering import Answering, CallerLimits
 from iblip.serving.steps.arguments import StepArguments
+from iblip.serving.steps.encoding import encode_past_failures
 from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
 from iblip.serving.steps.policy import Policy
@@ -40,6 +41,7 @@ class TritonPythonModel:
         step.check_alone()
         policy = Policy.from_environment(os.environ)
         self.read = step.question_reader(policy)
+        self.largest = step.manifest.limits.max_batch
         engine = open_engine(
             step.directory,
             step.manifest,
@@ -71,7 +73,11 @@ class TritonPythonModel:
 
     def encode(self, question):
         """The visual prompt of a question's images."""
-        return encode(self.read.inputs(question), question.seconds_left)
+        return encode_past_failures(
+            lambda inputs: run_chain(inputs, question.seconds_left),
+            self.read.inputs(question),
+            largest=self.largest,
+        )
 
     def finalize(self):
         """Ends what is running and frees the engine."""
@@ -87,10 +93,11 @@ def tensor(request, name):
     return found.as_numpy()
 
 
-def encode(inputs, seconds):
-    """The visual prompt of images, from the chain of vision encoder and Q-Former.
+def run_chain(inputs, seconds):
+    """The visual prompt of images, from the ensemble of vision encoder and Q-Former.
 
-    It takes the inputs by name, and seconds that there are for it, or `None`.
+    It takes the inputs by name, and seconds that there are for it, or `None`. It returns `None`
+    where the run of these images failed before, as Triton's response cache keeps it.
     """
     call = pb_utils.InferenceRequest(
         model_name=CHAIN,
@@ -101,11 +108,13 @@ def encode(inputs, seconds):
     )
     response = call.exec()
     if response.has_error():
-        raise error_from_chain(response.error().message())
+        message = response.error().message()
+        if "missing required input" in message:  # of a step whose input a kept failure leaves out
+            return None
+        raise error_from_chain(message)
     found = pb_utils.get_output_tensor_by_name(response, VISUAL_PROMPT)
-    if found is None:  # a failed run of these images, as Triton's response cache keeps it
-        raise EngineError("these images could not be encoded before; start the server again")
-    return np.array(found.as_numpy())  # the memory is the response's, and is freed with it
+    # The memory is the response's, and is freed with it.
+    return None if found is None else np.array(found.as_numpy())
 
 
 def make_family(name, text, kind):

@@ -76,6 +76,14 @@ def test_a_token_outside_of_the_vocabulary_is_refused(manifest, rules, token):
         rules("qformer").checked(from_triton(asked))
 
 
+@pytest.mark.parametrize("value", [7, -1])
+def test_a_mask_of_other_numbers_is_refused(manifest, rules, value):
+    asked = instruction(manifest, batch=2)
+    asked["qformer_attention_mask"][1, 15] = value
+    with pytest.raises(InputError, match=f"mask' has {value}; expected 0 or 1"):
+        rules("qformer").checked(from_triton(asked))
+
+
 def test_the_last_token_of_the_vocabulary_is_read(manifest, rules, vicuna_build):
     asked = instruction(manifest, token=manifest.text.qformer_vocab_size - 1)
     feed = rules("qformer").checked(from_triton(asked))
