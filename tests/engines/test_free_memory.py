@@ -159,5 +159,5 @@ def test_vllm_takes_the_share_that_was_asked_for_and_nothing_without_a_gpu(
 
 
 def test_vllm_without_room_for_one_sequence_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(EngineError, match=r"(?s)does not fit the GPU.*language_model.*0\.39"):
+    with pytest.raises(EngineError, match=r"(?s)does not fit the GPU.*language_model.*400\.00 MiB"):
         share_of_gpu(with_vllm(manifest), manifest.limits, driver(2 << 30))

@@ -99,7 +99,7 @@ WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel
             None,
         ),
         ("memory", {"memory": 1 << 20}, "warning", "1.00 MiB free", "Close other programs"),
-        ("shared memory", {"shared_memory": 64 << 20}, "warning", "0.06", "--shm-size"),
+        ("shared memory", {"shared_memory": 64 << 20}, "warning", "64.00 MiB free", "--shm-size"),
         ("disk", {"disk": 2 << 30}, "note", "2.00 GiB free; the largest build", None),
         ("ports", {"taken": ("gRPC",)}, "note", "8001 in use", "--grpc-port"),
         ("vLLM", {"vllm": Vllm(python="/v/bin/python")}, "warning", "has none", "vllm install"),
