@@ -37,7 +37,9 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import DeadlineError, IblipError
 from iblip.export.examples import read_examples
 from iblip.serving.client import AsyncClient, CancelledError
-from iblip.serving.wire import UNARY, answer_from_finish, parameters_from_options
+from iblip.serving.wire.answers import answer_from_finish
+from iblip.serving.wire.names import UNARY
+from iblip.serving.wire.parameters import parameters_from_options
 
 MINUTES = 30.0
 EVERY_S = 30.0

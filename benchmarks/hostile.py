@@ -25,7 +25,6 @@ from urllib.parse import urlsplit
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.server_process import ROOT
 from iblip.engines.language_model.options import GenerationOptions
@@ -33,8 +32,9 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.serving.client import Client
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
 from iblip.serving.client.patience import ONE_ATTEMPT
+from iblip.serving.client.protocol import ModelInferRequest, Service
 from iblip.serving.repository.model_config import DATA_TYPES
-from iblip.serving.wire import UNARY
+from iblip.serving.wire.names import UNARY
 
 TIMEOUT_S = 20.0
 
@@ -73,7 +73,7 @@ class Target:
 
     def step(self, component: str, *, batch: int, token: int = 5) -> Message:
         """A request to a step whose shapes say `batch`, with the data of one row."""
-        message = service_pb2.ModelInferRequest(model_name=component)
+        message = ModelInferRequest(model_name=component)
         for spec in self.manifest.components[component].graphs["model"].contract.inputs:
             sizes = [axis if isinstance(axis, int) else 16 for axis in spec.axes[1:]]
             data_type = DATA_TYPES[spec.dtype].removeprefix("TYPE_")
@@ -87,7 +87,7 @@ class Target:
         with grpc.insecure_channel(
             self.urls["grpc"], options=channel_options(KeepAlive())
         ) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = Service(channel)
             stub.ModelInfer(message, timeout=TIMEOUT_S)
 
     def post(self, body: bytes | Iterator[bytes]) -> None:

@@ -26,7 +26,6 @@ from typing import Any
 import grpc.aio  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.builds import build
 from benchmarks.server_process import ROOT, ServerProcess, python_of
@@ -36,6 +35,7 @@ from iblip.export.errors import IblipError, QueueFullError
 from iblip.export.examples import read_examples
 from iblip.export.images import pixels_from_image
 from iblip.serving.client.messages import AnswerReader, KeepAlive, channel_options, infer_request
+from iblip.serving.client.protocol import Service
 
 CLIENTS, SECONDS, TOKENS, ROUNDS = 400, 40.0, 64, 2
 
@@ -121,7 +121,7 @@ class Overload:
         async with grpc.aio.insecure_channel(
             self._server.urls["grpc"], options=channel_options(KeepAlive())
         ) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = Service(channel)
             callers = [self._call(stub, number) for number in range(CLIENTS)]
             await asyncio.gather(self._count_failures(), *callers)
         return {

@@ -21,7 +21,6 @@ import grpc.aio  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import psutil
-from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.builds import build
 from benchmarks.hostile import Target
@@ -35,7 +34,8 @@ from iblip.export.images import pixels_from_image
 from iblip.serving.client import AsyncClient, CancelledError
 from iblip.serving.client.messages import KeepAlive, channel_options, infer_request
 from iblip.serving.client.patience import ONE_ATTEMPT
-from iblip.serving.wire import MODEL
+from iblip.serving.client.protocol import Service
+from iblip.serving.wire.names import MODEL
 
 REQUESTS = 2000
 AT_ONCE = 16
@@ -276,7 +276,7 @@ class Soak:
         async with grpc.aio.insecure_channel(
             self._url, options=channel_options(KeepAlive())
         ) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = Service(channel)
             call = stub.ModelStreamInfer(iter([request]))
             messages = [response.error_message async for response in call]
         refused = len(messages) == 1 and refusal in messages[0]

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -290,8 +289,8 @@ def _case(index: int, entry: Mapping[str, Any], tensors: Any, contract: Contract
 
 def _plain(array: Array) -> Array:
     """numpy's own dtypes as they are, bfloat16 as its bits: `.npy` does not know it."""
-    return array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
 
 def _of_dtype(array: Array, dtype: np.dtype[Any]) -> Array:
-    return array.view(dtype) if dtype == ml_dtypes.bfloat16 else array
+    return array.view(dtype) if dtype.name == "bfloat16" else array

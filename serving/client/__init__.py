@@ -40,7 +40,7 @@ from iblip.serving.client.patience import Retries, Timeout
 from iblip.serving.client.security import TLS
 from iblip.serving.client.sync import AnswerStream, Client
 from iblip.serving.client.tally import MapProgress
-from iblip.serving.wire import Limits, ServerContract
+from iblip.serving.wire.contract import Limits, ServerContract
 
 __all__ = [
     "DEFAULT_URL",

@@ -27,7 +27,7 @@ from iblip.engines.language_model.keywords import (
 )
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, Priority, RankedCandidate
-from iblip.export.errors import IblipError
+from iblip.export.errors import DeadlineError, IblipError
 from iblip.export.images import ImageSources
 from iblip.serving.client.base import READY_S, AnyTimeout, Asked, BaseClient, asked_of_row
 from iblip.serving.client.compat import trim_answer
@@ -47,7 +47,7 @@ from iblip.serving.client.messages import (
 )
 from iblip.serving.client.patience import UNSET, WAITING, Attempts, Timeout
 from iblip.serving.client.tally import Watcher
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 
 class AsyncClient(BaseClient):
@@ -119,7 +119,12 @@ class AsyncClient(BaseClient):
         async def ask(left: float | None) -> None:
             check_ready(await self._stub.ModelReady(request, timeout=left), self._place)
 
-        await self._try(ask, attempts)
+        try:
+            await self._try(ask, attempts)
+        except DeadlineError as late:
+            if attempts.fault is None:
+                raise
+            raise attempts.fault from late  # which says more than that time is over
         return self._contract or await self._ask_contract(attempts)
 
     async def _ask_contract(self, attempts: Attempts) -> ServerContract:

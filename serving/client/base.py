@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from iblip.engines.language_model.keywords import Options, options_with_keywords
@@ -20,17 +19,15 @@ from iblip.serving.client.mapping import Question
 from iblip.serving.client.messages import (
     DEFAULT_URL,
     KeepAlive,
-    Message,
     channel_options,
     infer_request,
     pixels_of_request,
 )
 from iblip.serving.client.patience import Attempts, Retries, Timeout, Unset
+from iblip.serving.client.protocol import Message, Service
 from iblip.serving.client.security import TLS, settled_metadata
-from iblip.serving.wire import MODEL, ServerContract
-
-CALLS = ("ModelConfig", "ModelReady", "ModelStreamInfer")
-"""What a client asks of a server: how it is built, whether it is ready, and questions."""
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.names import MODEL
 
 AnyTimeout = Timeout | float | Unset | None
 """A call's timeout. A number stands for both of `Timeout`'s, `None` is for ever, and `UNSET` is
@@ -124,10 +121,8 @@ class BaseClient:
         }
         return partial(type(self), self.url, **settings), ()
 
-    def _connect_channel(self, grpc: Any) -> tuple[Any, Any]:
+    def _connect_channel(self, grpc: Any) -> tuple[Any, Service]:
         """A channel of `grpc` or `grpc.aio`, and the service behind it."""
-        from tritonclient.grpc import service_pb2_grpc
-
         target = self._address.target
         direct = self._address.proxy_variable is None
         connect = self.timeout.connect
@@ -139,11 +134,7 @@ class BaseClient:
         else:
             options += self._tls.channel_options()
             channel = grpc.secure_channel(target, self._tls.credentials(), options=options)
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        calls = {
-            name: partial(getattr(stub, name), metadata=self._metadata or None) for name in CALLS
-        }
-        return channel, SimpleNamespace(**calls)
+        return channel, Service(channel, self._metadata)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -8,7 +8,7 @@ from iblip.engines.language_model.keywords import Options
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.presets import RANKING, Preset, preset
 from iblip.engines.language_model.types import Answer
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 
 def preset_of_server(contract: ServerContract, compat: str, call: str | None = None) -> Preset:

@@ -20,7 +20,7 @@ from iblip.serving.client.errors import (
     UntrustedError,
 )
 from iblip.serving.client.patience import LATE, LONGEST_TIMEOUT_S
-from iblip.serving.wire import TRITON_PHRASES, error_from_text
+from iblip.serving.wire.errors import TRITON_PHRASES, error_from_text
 
 Maker = Callable[[str], IblipError]
 
@@ -146,7 +146,7 @@ def error_from_status(code: str, details: str, *, url: str) -> IblipError:
         text = text.rsplit(": ", 1)[-1].rstrip("]")  # gRPC lists every attempt; the last says why
         if text == "Socket closed":
             return make(CLOSED.format(url=url))
-        if "SETTINGS frame" in text:
+        if "Expected SETTINGS frame" in text:
             return make(NOT_GRPC.format(url=url, text=text))
     if isinstance(error, UntrustedError):
         text = _reason(text)

@@ -25,7 +25,7 @@ from iblip.serving.client.lavis_batches import (
     class_batch,
     generate_batch,
 )
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 AT_ONCE = 8
 """Most questions that the synchronous client asks at the same time."""

@@ -17,7 +17,7 @@ from iblip.export.errors import InputError, OptionError
 from iblip.export.messages import did_you_mean
 from iblip.serving.client.compat import preset_of_server
 from iblip.serving.client.lavis_prompts import caption_prompt, class_prompt, question_prompt
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 Samples = Mapping[str, Any]
 """`image`: one image or a list; `prompt`, `text_input`, `ocr_tokens`, `choices`, `context`,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,22 +20,16 @@ from iblip.export.images import ImageSources, each_image, pixels_from_image
 from iblip.serving.client.errors import DisconnectedError, NotReadyError, ProtocolError
 from iblip.serving.client.faults import error_from_status
 from iblip.serving.client.image_urls import ImageURLs, is_web_address
-from iblip.serving.wire import (
-    FINISH,
-    PIXELS,
-    PRIORITIES,
-    PRIORITY,
-    PROMPT,
-    STREAM,
-    TEXT,
-    ServerContract,
-    answer_from_finish,
-    check_priority,
-    parameters_from_options,
+from iblip.serving.client.protocol import (
+    Message,
+    ModelConfigRequest,
+    ModelInferRequest,
+    ModelReadyRequest,
 )
-
-Message = Any
-"""One of Triton's protobuf messages, which have no types to check against."""
+from iblip.serving.wire.answers import answer_from_finish
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.names import FINISH, PIXELS, PRIORITY, PROMPT, STREAM, TEXT
+from iblip.serving.wire.parameters import PRIORITIES, check_priority, parameters_from_options
 
 MAX_KEEPALIVE_S = 2_000_000
 """The longest time between pings; gRPC counts its milliseconds in 32 bits."""
@@ -99,16 +92,12 @@ def channel_options(
 
 def config_request(model: str) -> Message:
     """The request for a model's config."""
-    from tritonclient.grpc import service_pb2
-
-    return service_pb2.ModelConfigRequest(name=model)
+    return ModelConfigRequest(name=model)
 
 
 def ready_request(model: str) -> Message:
     """The request that asks whether a model is ready."""
-    from tritonclient.grpc import service_pb2
-
-    return service_pb2.ModelReadyRequest(name=model)
+    return ModelReadyRequest(name=model)
 
 
 def check_ready(response: Message, url: str) -> None:
@@ -188,10 +177,8 @@ def infer_request(
         OptionError: `priority` is none.
         InputError: the prompt is not text that can be encoded as UTF-8.
     """
-    from tritonclient.grpc import service_pb2
-
     data = _encode(prompt)
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = ModelInferRequest(model_name=model)
     request.inputs.add(name=PIXELS, datatype="UINT8", shape=pixels.shape)
     request.inputs.add(name=PROMPT, datatype="BYTES", shape=[1])
     request.raw_input_contents.append(pixels.tobytes())

@@ -167,6 +167,12 @@ class Attempts:
         self._down_since: float | None = None
         self._pauses = self._resent = self._lost = 0
         self._fault: IblipError | None = None
+        self._left_when_sent: float | None = None
+
+    @property
+    def fault(self) -> IblipError | None:
+        """What went wrong the last time, if anything did."""
+        return self._fault
 
     def remaining(self) -> float | None:
         """Seconds left for the question; `None` where there is no limit.
@@ -174,7 +180,8 @@ class Attempts:
         Raises:
             DeadlineError: there are none; or what went wrong the last time, if anything did.
         """
-        return self.deadline.remaining(self._fault)
+        self._left_when_sent = self.deadline.remaining(self._fault)
+        return self._left_when_sent
 
     def pause(self, fault: IblipError, *, begun: bool = False) -> float:
         """Seconds to wait before the question is sent again.
@@ -186,6 +193,8 @@ class Attempts:
         Raises:
             IblipError: `fault`, where it is not to be sent again.
         """
+        if isinstance(fault, DeadlineError) and self._fault and self._is_used_up:
+            raise self._fault from fault
         left = self._left(fault)
         if begun or not fault.is_retryable or (left is not None and left < LEAST_PAUSE_S):
             raise fault
@@ -200,6 +209,12 @@ class Attempts:
         if hint is not None:  # earlier than the server has said is no use, and then is too late
             raise fault
         return left / 2
+
+    @property
+    def _is_used_up(self) -> bool:
+        """Whether earlier attempts, rather than the last one, used most of the time."""
+        total, left = self._timeout.total, self._left_when_sent
+        return total is not None and left is not None and left < total / 2
 
     def _left(self, fault: IblipError) -> float | None:
         """Seconds for which such a fault is tried again; `None` is no limit."""

@@ -13,7 +13,7 @@ import grpc  # type: ignore[import-untyped]
 
 from iblip.export.errors import OptionError
 from iblip.serving.credentials import check_authorities, check_key_pair, check_token
-from iblip.serving.wire import GRPC_TOKEN
+from iblip.serving.wire.names import GRPC_TOKEN
 
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[ -~]*")

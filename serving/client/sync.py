@@ -16,7 +16,7 @@ from iblip.engines.language_model.keywords import (
 )
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Answer, Priority, RankedCandidate
-from iblip.export.errors import IblipError
+from iblip.export.errors import DeadlineError, IblipError
 from iblip.export.images import ImageSources
 from iblip.serving.client.base import READY_S, AnyTimeout, Asked, BaseClient, asked_of_row
 from iblip.serving.client.compat import trim_answer
@@ -36,7 +36,7 @@ from iblip.serving.client.messages import (
 )
 from iblip.serving.client.patience import UNSET, WAITING, Attempts, Timeout
 from iblip.serving.client.tally import Watcher
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 
 class Client(BaseClient):
@@ -107,7 +107,7 @@ class Client(BaseClient):
             timeout: seconds; `None` is for ever.
 
         Raises:
-            UnreachableError, NotReadyError: it is not ready after that time.
+            UnreachableError, NotReadyError, DeadlineError: it is not ready after that time.
             UnknownHostError, AccessError, NotServedError, ProtocolError: waiting does not help.
         """
         attempts = Attempts(Timeout(connect=timeout, total=timeout), WAITING)
@@ -116,7 +116,12 @@ class Client(BaseClient):
         def ask(left: float | None) -> None:
             check_ready(self._stub.ModelReady(request, timeout=left), self._place)
 
-        self._try(ask, attempts, threading.Event())
+        try:
+            self._try(ask, attempts, threading.Event())
+        except DeadlineError as late:
+            if attempts.fault is None:
+                raise
+            raise attempts.fault from late  # which says more than that time is over
         return self._contract or self._ask_contract(attempts, threading.Event())
 
     def _ask_contract(self, attempts: Attempts, cancelled: threading.Event) -> ServerContract:

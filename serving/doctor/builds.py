@@ -26,7 +26,7 @@ from iblip.serving.repository.files import faults, files_of_build
 from iblip.serving.repository.model_config import backend_of, read_config
 from iblip.serving.server.memory import memory_of_build
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
-from iblip.serving.wire import MODEL
+from iblip.serving.wire.names import MODEL
 
 BATCH = 8
 """Rows in one run of a component, unless the build gives another number (`--max-batch`)."""

@@ -21,7 +21,7 @@ from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.text_format import Node, Step, find_invalid_space, tree_of
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.repository.model_config import ModelConfig, backend_of
-from iblip.serving.wire import MODEL
+from iblip.serving.wire.names import MODEL
 
 CONFIG = "config.pbtxt"
 

@@ -36,12 +36,8 @@ from iblip.serving.repository.native import (
     set_engine,
 )
 from iblip.serving.server.installation import Installation
-from iblip.serving.wire import (
-    CHAIN,
-    MODEL,
-    UNARY,
-    ServerContract,
-)
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.names import CHAIN, MODEL, UNARY
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from iblip.serving.server.address import ListenAddress
 from iblip.serving.server.closed import CLOSED
 from iblip.serving.server.installation import Installation
 from iblip.serving.server.options import ServerOptions
-from iblip.serving.wire import TOKEN
+from iblip.serving.wire.names import TOKEN
 
 WITH_TOKEN = ("inference", "metadata", "model-config", "model-repository", "statistics")
 """Groups of calls that need the token, if there is one. Health does not."""

@@ -30,7 +30,7 @@ from iblip.serving.server.installation import Installation, find_triton
 from iblip.serving.server.outdated import how_to_rebuild, outdated_models
 from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
 from iblip.serving.steps.policy import CALL_KEY_VARIABLE
-from iblip.serving.wire import CALLS, CANCEL_KEY
+from iblip.serving.wire.names import CALLS, CANCEL_KEY
 
 if TYPE_CHECKING:
     from iblip.serving.server.options import ServerOptions

@@ -22,15 +22,9 @@ import numpy as np
 from iblip.export.errors import DeadlineError, EngineError
 from iblip.serving.client import Client, GenerationOptions, UnreachableError
 from iblip.serving.server.server import TritonServer
-from iblip.serving.wire import (
-    MODEL,
-    PIXELS,
-    PROMPT,
-    TOKEN,
-    UNARY,
-    ServerContract,
-    error_from_text,
-)
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.errors import error_from_text
+from iblip.serving.wire.names import MODEL, PIXELS, PROMPT, TOKEN, UNARY
 
 PROMPT_TEXT = "What is in the image?"
 BLACK = np.zeros((32, 32, 3), np.uint8)

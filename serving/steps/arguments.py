@@ -15,7 +15,7 @@ from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
 from iblip.serving.steps.policy import CALL_KEY_VARIABLE, Policy
 from iblip.serving.steps.questions import QuestionReader
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 
 @dataclass(frozen=True, kw_only=True)

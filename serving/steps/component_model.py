@@ -16,7 +16,7 @@ from iblip.serving.steps.batches import Tensors, run_joined
 from iblip.serving.steps.ending import end_if_fatal
 from iblip.serving.steps.feeds import FeedRules
 from iblip.serving.steps.heartbeat import start_heartbeat
-from iblip.serving.wire import status_from_error, text_from_error
+from iblip.serving.wire.errors import status_from_error, text_from_error
 
 
 class ComponentModel:

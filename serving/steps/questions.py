@@ -19,12 +19,9 @@ from iblip.engines.text.instructions import InstructionTokenizer, instruction_te
 from iblip.export.artifact.manifest import how_to_raise
 from iblip.export.errors import InputError, OptionError
 from iblip.serving.steps.policy import Policy
-from iblip.serving.wire import (
-    CALL_KEY,
-    PACKED,
-    PIXELS,
-    PROMPT,
-    Limits,
+from iblip.serving.wire.contract import Limits
+from iblip.serving.wire.names import CALL_KEY, PACKED, PIXELS, PROMPT
+from iblip.serving.wire.parameters import (
     key_from_parameters,
     options_from_parameters,
     parameters_from_json,

@@ -10,14 +10,19 @@ import threading
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from iblip.serving.client import (
     AsyncClient,
     Client,
     ClientError,
     GenerationOptions,
+    InputError,
     UnreachableError,
 )
+from iblip.serving.client.patience import ONE_ATTEMPT
+from tests.fixtures.serving import same
 from tests.ports import free_ports
 
 QUESTION = "What digit is in the image?"
@@ -48,6 +53,51 @@ def test_images_come_as_web_code_has_them(client, picture, expected):
             assert client.ask(image, QUESTION).text == expected
 
 
+def test_a_tensor_is_an_image(client, picture, expected):
+    array = np.asarray(Image.open(picture).convert("RGB"))
+    tensor = torch.from_numpy(array.copy())
+    assert client.ask(tensor, QUESTION).text == expected
+    assert client.ask(tensor.permute(2, 0, 1), QUESTION).text == expected
+
+
+def test_many_rows_are_asked_at_once(served_demo, client, examples):
+    served = served_demo("instructblip-demo-vicuna")
+    asked = examples[:20]
+
+    def rows():
+        for example in asked:
+            yield (example.image, example.prompt)
+        yield {"image": asked[0].image, "prompt": "Describe the image.", "max_new_tokens": 1}
+        yield ("no/such.png", "What?")
+        yield {"image": asked[0].image, "prompt": asked[0].prompt}
+
+    async def run():
+        async with AsyncClient(served.url) as other:
+            return [result async for result in other.map(rows(), concurrency=8)]
+
+    for results in (list(client.map(rows(), concurrency=8)), asyncio.run(run())):
+        assert [result.index for result in results] == list(range(23))
+        for example, result in zip(asked, results[:20], strict=True):
+            same(result.unwrap(), served.in_process(example.image, example.prompt))
+        assert results[20].unwrap().completion_tokens == 1
+        assert isinstance(results[21].error, InputError)
+        assert results[22].text == results[0].text
+
+
+def test_a_stream_needs_no_await(url, client, picture):
+    whole = client.ask(picture, "Describe the image.", max_new_tokens=12)
+
+    async def run():
+        async with AsyncClient(url) as other:
+            stream = other.stream(picture, "Describe the image.", max_new_tokens=12)
+            text = "".join([piece async for piece in stream])
+            return text, await stream.answer()
+
+    text, answer = asyncio.run(run())
+    assert text == answer.text == whole.text
+    same(answer, whole)
+
+
 def test_numpy_numbers_are_options(client, picture):
     plain = GenerationOptions(max_new_tokens=4, temperature=0.5, seed=7, stop_token_ids=(3,))
     numbers = {
@@ -76,12 +126,13 @@ def test_an_asyncio_client_serves_one_loop_after_another(url, picture, expected)
     assert answers == [expected]
 
 
-def test_two_loops_at_the_same_time_are_said(url, picture, expected):
+def test_an_asyncio_client_serves_two_loops_at_the_same_time(url, picture, expected):
     async def run():
         client = AsyncClient(url)
-        await client.ask(picture, QUESTION)
-        with pytest.raises(ClientError, match="in use in another event loop"):
-            await asyncio.to_thread(lambda: asyncio.run(client.ask(picture, QUESTION)))
+        asked = [client.ask(picture, QUESTION) for _ in range(4)]
+        other = asyncio.to_thread(lambda: asyncio.run(client.ask(picture, QUESTION)))
+        answers = await asyncio.gather(other, *asked)
+        assert [answer.text for answer in answers] == [expected] * 5
         answer = await client.ask(picture, QUESTION)
         await client.close()
         await client.close()
@@ -114,10 +165,10 @@ def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
     assert asyncio.run(AsyncClient(url).ask(picture, QUESTION)).text == expected
 
 
-def test_without_a_timeout_nothing_is_waited_for(picture):
+def test_nothing_is_waited_for_where_the_caller_says_so(picture):
     (port,) = free_ports(1)
     with pytest.raises(UnreachableError, match=f"no server answers at 127.0.0.1:{port}"):
-        Client(f"127.0.0.1:{port}").ask(picture, QUESTION)
+        Client(f"127.0.0.1:{port}", timeout=ONE_ATTEMPT).ask(picture, QUESTION)
 
 
 def test_a_server_that_stays_down_is_said_at_the_end_of_the_timeout(picture):

@@ -21,7 +21,7 @@ from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.question import canary_question
 from iblip.serving.server.server import TritonServer
 from iblip.serving.server.tls import ServerTLS
-from iblip.serving.wire import GRPC_TOKEN, TOKEN
+from iblip.serving.wire.names import GRPC_TOKEN, TOKEN
 from tests.e2e.test_supervision import Supervised
 
 SECRET = "aB9._~+/-tok=en=="

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from iblip.export.images import pixels_from_image
 from iblip.serving.cli import iblip
 from iblip.serving.client import AsyncClient, GenerationOptions, InputError, OptionError
-from iblip.serving.wire import answer_from_finish, parameters_from_options
+from iblip.serving.wire.answers import answer_from_finish
+from iblip.serving.wire.parameters import parameters_from_options
 
 PROMPT = "Describe the image."
 

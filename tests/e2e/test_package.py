@@ -35,7 +35,7 @@ def other(tmp_path):
     copy = tmp_path / "other" / "iblip"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(iblip.__file__).parent, copy, ignore=ignore)
-    with (copy / "serving" / "wire.py").open("a") as wire:
+    with (copy / "serving" / "wire" / "errors.py").open("a") as wire:
         wire.write(MARK)
     return copy
 
@@ -85,7 +85,7 @@ def test_a_server_runs_the_code_that_has_started_it(vicuna_build, other, user, e
         assert answer(url, examples[0])
         assert (
             loaded((user / "triton.log").read_text())
-            == [str(other / "serving/wire.py")] * PROCESSES
+            == [str(other / "serving/wire/errors.py")] * PROCESSES
         )
     finally:
         process.send_signal(signal.SIGINT)
@@ -104,7 +104,7 @@ def test_so_does_one_that_is_started_by_the_printed_command(vicuna_build, other,
         )
     try:
         assert answer(f"127.0.0.1:{ports['grpc']}", examples[0])
-        assert loaded(log.read_text()) == [str(other / "serving/wire.py")] * PROCESSES
+        assert loaded(log.read_text()) == [str(other / "serving/wire/errors.py")] * PROCESSES
     finally:
         server.terminate()
         assert server.wait(60) == 0

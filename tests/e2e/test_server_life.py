@@ -141,13 +141,15 @@ def test_clients_come_back_with_their_server(vicuna_build, examples):
         expected = old.ask(image, prompt).text
     with pytest.raises((UnreachableError, DisconnectedError)):
         old.ask(image, prompt)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
+        ready = pool.submit(Client(url).wait_until_ready, 300)
         waiting = [
             pool.submit(old.ask, image, prompt, timeout=300),
-            pool.submit(Client(url).ask, image, prompt, timeout=300),
+            pool.submit(Client(url, timeout=300).ask, image, prompt),
             pool.submit(asyncio.run, AsyncClient(url).ask(image, prompt, timeout=300)),
         ]
         with TritonServer(vicuna_build / REPOSITORY, options):
+            assert ready.result(timeout=300).build.name == old.contract().build.name
             assert [one.result(timeout=300).text for one in waiting] == [expected] * 3
             assert Client(url).ask(image, prompt).text == expected
 

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from iblip.export.images import pixels_from_image
 from iblip.serving.client import GenerationOptions
 from iblip.serving.client.messages import infer_request
+from iblip.serving.client.protocol import ModelInferRequest, Service
 
 LIMIT_S = 30
 
@@ -85,7 +85,7 @@ def wait_for(condition):
 
 
 def cancellation(model, key):
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = ModelInferRequest(model_name=model)
     request.parameters["cancel"].string_param = key
     return request
 
@@ -107,7 +107,7 @@ def asked(served, picture, model, key, length):
 def test_a_request_is_cancelled_by_its_key_alone(served, client, picture, model):
     keys = [f"{model} {number}" for number in range(3)]
     with grpc.insecure_channel(served.url) as channel, ThreadPoolExecutor(3) as pool:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = Service(channel)
 
         def ask(request):
             if model == "instructblip_unary":
@@ -133,7 +133,7 @@ def finish_of(response):
 
 def test_a_key_that_is_none_is_refused_and_ends_nobody(served, client, picture):
     with grpc.insecure_channel(served.url) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = Service(channel)
         for value in (1.5, 2.0**70):
             request = asked(served, picture, "instructblip_unary", "", 3)
             request.parameters["cancel_key"].double_param = value

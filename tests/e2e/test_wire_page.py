@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from iblip.engines.language_model.options import GenerationOptions
-from iblip.serving.wire import ERROR_KINDS, ServerContract
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.errors import ERROR_KINDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 

@@ -40,11 +40,10 @@ from iblip.serving.lint.checking import lint
 from iblip.serving.repository.assembling import repository_from_engines
 from iblip.serving.repository.model_config import read_config
 from iblip.serving.repository.onnx_files import onnx_faults
-from iblip.serving.wire import (
-    PACKED,
-    ServerContract,
-    answer_from_finish,
-    finish_from_answer,
+from iblip.serving.wire.answers import answer_from_finish, finish_from_answer
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.names import PACKED
+from iblip.serving.wire.parameters import (
     options_from_parameters,
     parameters_from_options,
     seconds_from_timeout,

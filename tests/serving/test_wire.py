@@ -27,21 +27,20 @@ from iblip.export.errors import (
     QueueFullError,
 )
 from iblip.serving.steps.questions import prompt_from_tensor
-from iblip.serving.wire import (
-    PACKED,
-    Limits,
-    ServedBuild,
-    ServerContract,
-    answer_from_finish,
+from iblip.serving.wire.answers import answer_from_finish, finish_from_answer
+from iblip.serving.wire.contract import Limits, ServedBuild, ServerContract
+from iblip.serving.wire.errors import (
     error_from_chain,
     error_from_text,
-    finish_from_answer,
+    status_from_error,
+    text_from_error,
+)
+from iblip.serving.wire.names import PACKED
+from iblip.serving.wire.parameters import (
     options_from_parameters,
     parameters_from_options,
     priority_from_parameters,
-    status_from_error,
     stream_from_parameters,
-    text_from_error,
     unpacked,
 )
 

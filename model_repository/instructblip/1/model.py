@@ -14,21 +14,10 @@ from iblip.serving.steps.encoding import encode_past_failures
 from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
 from iblip.serving.steps.policy import Policy
-from iblip.serving.wire import (
-    CANCEL,
-    CHAIN,
-    FINISH,
-    PIXELS,
-    PROMPT,
-    TEXT,
-    VISUAL_PROMPT,
-    cancelled_key,
-    error_from_chain,
-    finish_from_answer,
-    parameters_from_json,
-    status_from_error,
-    text_from_error,
-)
+from iblip.serving.wire.answers import finish_from_answer
+from iblip.serving.wire.errors import error_from_chain, status_from_error, text_from_error
+from iblip.serving.wire.names import CANCEL, CHAIN, FINISH, PIXELS, PROMPT, TEXT, VISUAL_PROMPT
+from iblip.serving.wire.parameters import cancelled_key, parameters_from_json
 
 
 class TritonPythonModel:

@@ -11,7 +11,8 @@ from iblip.export.errors import InputError
 from iblip.serving.steps.forwarding import Forwarding
 from iblip.serving.steps.heartbeat import start_heartbeat
 from iblip.serving.steps.policy import CALL_KEY_VARIABLE
-from iblip.serving.wire import (
+from iblip.serving.wire.errors import error_from_text, status_from_error, text_from_error
+from iblip.serving.wire.names import (
     CALL_KEY,
     CALLS,
     CANCEL,
@@ -23,13 +24,12 @@ from iblip.serving.wire import (
     PROMPT,
     STREAM,
     TEXT,
+)
+from iblip.serving.wire.parameters import (
     cancelled_key,
-    error_from_text,
     key_from_parameters,
     parameters_from_json,
-    status_from_error,
     stream_from_parameters,
-    text_from_error,
 )
 
 

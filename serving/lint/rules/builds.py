@@ -17,7 +17,7 @@ from iblip.serving.repository.assembling import COMPONENTS
 from iblip.serving.repository.files import faults, files_of_component, files_of_texts
 from iblip.serving.repository.model_config import DATA_TYPES
 from iblip.serving.server.outdated import is_outdated
-from iblip.serving.wire import MODEL, UNARY
+from iblip.serving.wire.names import MODEL, UNARY
 
 GRAPH = "model"
 """The graph of a component that Triton batches."""

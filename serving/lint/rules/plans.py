@@ -12,7 +12,7 @@ from iblip.serving.lint.rule import Rule, Severity, Verdict
 from iblip.serving.lint.rules.builds import GRAPH, limits_of
 from iblip.serving.lint.text_format import Entry
 from iblip.serving.repository.profiles import BATCH, Profile, profiles_of, sizes_of, takes
-from iblip.serving.wire import MODEL
+from iblip.serving.wire.names import MODEL
 
 PROFILED = {"max_instruction": ("qformer", "instruction"), "images": ("vision_encoder", BATCH)}
 """Limits that clients are told, and the component and axis whose profiles bound each."""

@@ -33,6 +33,7 @@ from iblip.serving.server.wall.limits import (
     takes_tensors,
     too_large,
 )
+from iblip.serving.wire.names import CANCEL_KEY, UNARY
 
 BODY_S = 60.0
 """Seconds in which a request's body must have arrived."""
@@ -51,12 +52,12 @@ LINGER_S = 2.0
 
 SERVER = "iblip"
 
-ONE_ANSWER = "/v2/models/instructblip_unary/"
+ONE_ANSWER = f"/v2/models/{UNARY}/"
 """Requests whose callers Triton 2.51 does not tell from those that have gone."""
 
-CANCEL_HEADER = "cancel_key"
+CANCEL_HEADER = CANCEL_KEY
 """Forwarded by Triton as the parameter of that name: a secret by which the request is cancelled
-where its caller goes. The names of the model and of its parameters are those of `serving.wire`."""
+where its caller goes."""
 
 CANCEL = URL(f"http://triton{ONE_ANSWER}generate")
 CANCEL_TRIES, CANCEL_PAUSE_S = 10, 0.3

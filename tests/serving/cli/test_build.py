@@ -36,7 +36,7 @@ from iblip.serving.builder.options import (
 from iblip.serving.cli import export
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.repository.model_config import read_config
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 from tests.cases import exhaustive
 
 T5 = DEMO.with_name("instructblip-demo-flant5")

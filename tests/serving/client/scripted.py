@@ -11,7 +11,8 @@ from tritonclient.grpc import service_pb2
 
 from iblip.engines.language_model.types import Answer, Timing
 from iblip.export.artifact.manifest import Preprocessing
-from iblip.serving.wire import Limits, ServedBuild, ServerContract, finish_from_answer
+from iblip.serving.wire.answers import finish_from_answer
+from iblip.serving.wire.contract import Limits, ServedBuild, ServerContract
 
 CONTRACT = ServerContract(
     preprocessing=Preprocessing(height=8, width=8, resample="BICUBIC"),

@@ -28,7 +28,8 @@ from iblip.serving.client.messages import (
     ranking_options,
 )
 from iblip.serving.client.patience import Deadline
-from iblip.serving.wire import VERSION, finish_from_answer
+from iblip.serving.wire.answers import finish_from_answer
+from iblip.serving.wire.names import VERSION
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -50,6 +51,7 @@ except UnreachableError as error:
 """
 
 HEAVY = {
+    "ml_dtypes",
     "onnx",
     "onnx_ir",
     "onnxruntime",
@@ -57,6 +59,7 @@ HEAVY = {
     "tokenizers",
     "torch",
     "transformers",
+    "tritonclient",
 }
 
 

@@ -24,7 +24,7 @@ from iblip.serving.client.lavis_prompts import (
     ocr_text,
     question_prompt,
 )
-from iblip.serving.wire import Limits, ServedBuild, ServerContract
+from iblip.serving.wire.contract import Limits, ServedBuild, ServerContract
 
 WORDS = [f"w{index}" for index in range(40)]
 FIRST_30 = (

@@ -21,7 +21,7 @@ from iblip.serving.client import (
     UntrustedError,
 )
 from iblip.serving.client.patience import ONE_ATTEMPT
-from iblip.serving.wire import GRPC_TOKEN
+from iblip.serving.wire.names import GRPC_TOKEN
 
 TOKEN = "0123456789abcdef"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,13 @@ def edit(path, old, new):
 def repository(make_build):
     directory, manifest = make_build()
     return repository_from_engines(directory, manifest).path
+
+
+def test_without_tritonclient_the_remedy_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    done = CliRunner().invoke(iblip, ["lint", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "`pip install 'tritonclient[grpc]'`" in done.stderr
 
 
 def test_the_page_has_every_rule():

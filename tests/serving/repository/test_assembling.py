@@ -17,7 +17,7 @@ from iblip.export.errors import ServingError
 from iblip.serving.repository.assembling import repository_from_engines
 from iblip.serving.repository.model_config import read_config
 from iblip.serving.repository.native import place_instances
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 SOURCES = sorted(Path(model_repository.__file__).parent.glob("*/config.pbtxt"))
 

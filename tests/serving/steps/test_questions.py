@@ -13,7 +13,8 @@ from iblip.engines.language_model.waiting import BULK_PATIENCE_S
 from iblip.export.errors import InputError, OptionError
 from iblip.serving.steps.policy import VARIABLE, Policy
 from iblip.serving.steps.questions import QuestionReader
-from iblip.serving.wire import CALL_KEY, CANCEL_KEY, PACKED, Limits
+from iblip.serving.wire.contract import Limits
+from iblip.serving.wire.names import CALL_KEY, CANCEL_KEY, PACKED
 
 LIMITS = Limits(
     max_instruction=30,

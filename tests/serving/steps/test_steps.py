@@ -22,7 +22,7 @@ from iblip.export.errors import EngineError, OptionError
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.batches import run_joined
 from iblip.serving.steps.ending import EXIT_STATUS
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 PICTURE = np.zeros((1, 4, 6, 3), np.uint8)
 REQUEST = GenerationRequest(prompt="What?", visual_prompt=np.zeros((1, 8, 4), np.float32))

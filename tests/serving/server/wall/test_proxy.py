@@ -15,7 +15,7 @@ from yarl import URL
 from iblip.serving.server.wall import proxy
 from iblip.serving.server.wall.limits import Limits
 from iblip.serving.server.wall.proxy import Listener
-from iblip.serving.wire import CANCEL, CANCEL_KEY, UNARY
+from iblip.serving.wire.names import CANCEL, CANCEL_KEY, UNARY
 
 LIMITS = Limits(body=1000)
 
