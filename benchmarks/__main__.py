@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from benchmarks.against import compare
 from benchmarks.measure import RESULTS
 from iblip.export.checkpoint.checkpoint import DEMO
 from iblip.serving.cli.quiet import quiet_libraries
@@ -31,6 +32,9 @@ NAMES = (
 LONG = ("chaos", "overload")
 """Run only if they are named."""
 
+COMPARED = ("latency", "load")
+"""Those that `--against` runs in both checkouts."""
+
 MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 
 
@@ -47,7 +51,7 @@ MODELS = ("instructblip-demo-vicuna", "instructblip-demo-flant5")
 @click.option(
     "--against",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Another checkout, measured in turns with this one (overload).",
+    help="Another checkout, measured in turns with this one (latency, load, overload).",
 )
 def main(
     names: tuple[str, ...],
@@ -75,8 +79,14 @@ def main(
         for name in names or NAMES:
             benchmark, chosen = import_module(f"benchmarks.{name}"), options.get(name, {})
             for model in models:
-                figures = benchmark.main(DEMO.parent / model, Path(scratch), **chosen)
-                results.setdefault(name, {})[model] = figures
+                checkpoint = DEMO.parent / model
+                if against is not None and name in COMPARED:
+                    title = f"{name}_before_and_now"
+                    figures = compare(name, checkpoint, Path(scratch), against, chosen)
+                else:
+                    title = name
+                    figures = benchmark.main(checkpoint, Path(scratch), **chosen)
+                results.setdefault(title, {})[model] = figures
                 click.echo(f"{name} {model}: {json.dumps(figures, indent=2)}")
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -32,8 +32,14 @@ def python_of(checkout: Path, *arguments: str) -> dict[str, object]:
     return {
         "args": [sys.executable, "-m", "iblip", *arguments],
         "cwd": checkout,
-        "env": {**os.environ, "PYTHONPATH": str(checkout)},
+        "env": environment_of(checkout),
     }
+
+
+def environment_of(checkout: Path) -> dict[str, str]:
+    """Variables with which Python imports a checkout's code, wherever this one's is installed."""
+    more = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), more)))}
 
 
 class ServerProcess:

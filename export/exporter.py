@@ -53,7 +53,7 @@ def graphs_from_checkpoint(
     """
     components = components_from_checkpoint(checkpoint, policy)
     traced = [
-        _load_or_trace(component, checkpoint, traces, progress, f" ({number} of {len(components)})")
+        _load_or_trace(component, traces, progress, f" ({number} of {len(components)})")
         for number, component in enumerate(components, 1)
     ]
     check_fit(
@@ -93,7 +93,7 @@ def onnx_from_component(
     Raises:
         CheckpointError, ExportError: as `graphs_from_checkpoint` does.
     """
-    traced = _load_or_trace(component, checkpoint, traces, progress)
+    traced = _load_or_trace(component, traces, progress)
     name = component.component
     quantisations = {} if quantisation is None else {name: quantisation}
     measured = measure([traced], checkpoint, quantisations, progress).get(name)
@@ -103,7 +103,6 @@ def onnx_from_component(
 
 def _load_or_trace(
     component: Component,
-    checkpoint: Checkpoint,
     traces: TraceCache | None,
     progress: Progress,
     place: str = "",
@@ -111,7 +110,7 @@ def _load_or_trace(
     """Returns the trace of a component; `place` says which of all graphs it is."""
     if traces is None:
         return _trace(component, progress, place)
-    key = trace_key(component, checkpoint)
+    key = trace_key(component)
     if (cached := traces.load(key, component)) is not None:
         progress.note(f"{component.title} has been traced before, and is taken from {traces}")
         return cached

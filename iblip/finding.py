@@ -7,11 +7,11 @@ from pathlib import Path
 
 from iblip.building import Build, build
 from iblip.engines.kinds import runs_on_gpu
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import BuildDirectoryError, OptionError
 from iblip.export.messages import did_you_mean
 from iblip.export.models.model import Model
 from iblip.export.models.table import MODELS
-from iblip.export.precision import PrecisionPolicy
 from iblip.export.system.paths import PathLike
 from iblip.progress import ProgressOption
 
@@ -78,8 +78,11 @@ def _name(model: Model) -> str:
 def _has_precision(build: Build, word: str | None) -> bool:
     if word is None:
         return True
+    from iblip.serving.builder.options import BuildOptions
+
+    asked = BuildOptions(source=ModelSource(model="."), precision=word)
     architecture = build.manifest.language_model.architecture
-    policy = PrecisionPolicy.parse(word).resolve(architecture)
+    policy = asked.policy.resolve(architecture)
     return build.precision in (policy.to_json(), policy.in_halves(architecture).to_json())
 
 

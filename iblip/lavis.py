@@ -40,7 +40,7 @@ from iblip.tensors import is_normalised, pixels_from_tensor, tensor_from_pixels
 if TYPE_CHECKING:
     from iblip.loading import Model
     from iblip.serving.client.sync import Client
-    from iblip.serving.wire import ServerContract
+    from iblip.serving.wire.contract import ServerContract
 
 CAPTION_PROMPT = "a photo of"
 """What LAVIS's captioners are asked where a sample has no prompt (`blip2_caption_*.yaml`)."""
@@ -100,8 +100,10 @@ class LavisModel:
         device: as it was given.
     """
 
-    def __init__(self, asker: Model | Client, released: ReleasedModel, device: Any) -> None:
-        self._asker = asker
+    def __init__(
+        self, asker: Model | Client, released: ReleasedModel, device: Any, *, owned: bool = True
+    ) -> None:
+        self._asker, self._owned = asker, owned
         self.device = device
         size = asker.contract().preprocessing
         self._size = (size.height, size.width)
@@ -172,8 +174,9 @@ class LavisModel:
         return self
 
     def close(self) -> None:
-        """Frees the engines, or closes the connection to the server."""
-        self._asker.close()
+        """Frees the engines, or closes the connection; a `client` that was given stays open."""
+        if self._owned:
+            self._asker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -274,9 +277,10 @@ def load_model_and_preprocess(
     try:
         contract = asker.contract()
         _check_model(released, contract, place)
-        model = LavisModel(asker, released, device)
+        model = LavisModel(asker, released, device, owned=client is None)
     except BaseException:
-        asker.close()
+        if client is None:
+            asker.close()
         raise
     vision = _Processors(eval=ImageProcessor(contract))
     return model, vision, _Processors(eval=TextProcessor())
@@ -295,12 +299,12 @@ def _device_number(device: Any) -> int | None:
 def _client(url: str | None, client: Client | None) -> Client:
     from iblip.serving.client.sync import Client
 
-    if client is not None and url is not None:
+    if client is None:
+        assert url is not None
+        return Client(url)
+    if url is not None:
         raise OptionError("url and client are given; expected one of them")
-    if client is not None:
-        return client
-    assert url is not None
-    return Client(url)
+    return client
 
 
 def _check_device(build: Build, number: int | None, device: Any) -> None:
@@ -313,7 +317,7 @@ def _check_device(build: Build, number: int | None, device: Any) -> None:
 
 
 def _check_model(released: ReleasedModel, contract: ServerContract, place: str) -> None:
-    """Refuses a model of another family or language model; of another size, LAVIS's calls do."""
+    """Refuses a model of another family or language model, whose calls have other defaults."""
     wanted = (released.family.name, released.text["model_type"])
     found = (contract.build.family, contract.build.language_model)
     if wanted != found:

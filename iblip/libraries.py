@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,17 +36,38 @@ def installed(call: str) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps transformers and the hub's client quiet within the block, and as they were after it."""
-    from transformers.utils import logging
-
     from iblip.serving.cli.quiet import quiet_libraries
 
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    environment = {name: os.environ.get(name) for name in VARIABLES}
+    before = _settings() if "transformers" in sys.modules else None
     with warnings.catch_warnings():
-        quiet_libraries()
         try:
+            quiet_libraries()
             yield
         finally:
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            for name, value in environment.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+            if "transformers" in sys.modules:
+                warnings.simplefilter("ignore")  # the hub's client warns of our own variable
+                _restore(*(before or DEFAULTS))
+
+
+VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM")
+"""What `quiet_libraries` may set of the environment."""
+
+DEFAULTS = (logging.WARNING, True)
+"""How transformers logs, and whether it shows bars, where nobody has said anything."""
+
+
+def _settings() -> tuple[int, bool]:
+    from transformers.utils import logging as transformers_logging
+
+    return transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+
+
+def _restore(verbosity: int, bars: bool) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity(verbosity)
+    if bars:
+        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -32,7 +32,8 @@ from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, 
 from iblip.serving.client.messages import GREEDY, pixels_of_request, ranking_options
 from iblip.serving.client.patience import Timeout
 from iblip.serving.client.tally import Watcher
-from iblip.serving.wire import ServerContract, check_priority
+from iblip.serving.wire.contract import ServerContract
+from iblip.serving.wire.parameters import check_priority
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.presets import Preset
@@ -201,8 +202,8 @@ class Model:
         Args:
             rows: each `(image, prompt)`, or a mapping with `image`, `prompt` and further arguments
                 of `ask`, which override those given here; may be a generator of any length.
-            concurrency: questions that are asked at the same time, 1 to 1024. The engine answers as
-                many of them at once as it has slots.
+            concurrency: questions that are asked at the same time, 1 to 1024, but no more than
+                may wait in the queue. The engine answers as many at once as it has slots.
             progress: `True` shows a line on stderr; a function is called after each row with a
                 `MapProgress`.
             options, compat, timeout, priority, keywords: of every question; see `ask`.
@@ -220,8 +221,13 @@ class Model:
             with running.watched(stream):
                 return trim_answer(stream.answer, preset)
 
+        most = self._contract.limits.queue
         return map_rows(
-            ask, rows, concurrency=concurrency, progress=progress, cancel=running.cancel
+            ask,
+            rows,
+            concurrency=min(concurrency, most) if isinstance(concurrency, int) else concurrency,
+            progress=progress,
+            cancel=running.cancel,
         )
 
     @property

@@ -164,7 +164,8 @@ def decoder_only(
             ),
             outputs=(logits, *caches("present_key_values", "total")),
         ),
-        module=lambda: Decoder(kind, text_config),
+        kind=Decoder,
+        settings=(kind, text_config),
     )
     batched_decoder = Component(
         component="language_model",
@@ -177,6 +178,7 @@ def decoder_only(
                 *caches("present_key_values", "capacity"),
             ),
         ),
-        module=lambda: BatchedDecoder(kind, text_config, fuse),
+        kind=BatchedDecoder,
+        settings=(kind, text_config, fuse),
     )
     return embed_tokens(text_config, embedding, precision=precision), decoder, batched_decoder

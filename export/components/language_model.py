@@ -57,7 +57,8 @@ def embed_tokens(text_config: Any, path: str, *, precision: str) -> Component:
             inputs=(TensorSpec(name="input_ids", dtype="int64", axes=IDS),),
             outputs=(inputs_embeds_spec(width, precision),),
         ),
-        module=lambda: TokenEmbeddings(path, text_config.vocab_size, width),
+        kind=TokenEmbeddings,
+        settings=(path, text_config.vocab_size, width),
     )
 
 

@@ -6,7 +6,7 @@ projection alone, behind a merge of neighbouring patches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,19 +24,21 @@ class _QFormer(torch.nn.Module):
     """The query tokens, a Q-Former, and the projection behind it.
 
     Args:
-        config: the checkpoint's whole config.
+        config: the checkpoint's Q-Former config.
+        queries: number of query tokens.
+        d_llm: width of the visual prompt.
         dtype: of the visual prompt.
     """
 
     kind: type[PreTrainedModel]
 
-    def __init__(self, config: Any, dtype: str) -> None:
+    def __init__(self, config: Any, queries: int, d_llm: int, dtype: str) -> None:
         super().__init__()
         self.dtype = getattr(torch, dtype)
-        width = config.qformer_config.hidden_size
-        self.query_tokens = torch.nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
-        self.qformer = module_from_config(self.kind, config.qformer_config)
-        self.language_projection = torch.nn.Linear(width, config.text_config.hidden_size)
+        width = config.hidden_size
+        self.query_tokens = torch.nn.Parameter(torch.zeros(1, queries, width))
+        self.qformer = module_from_config(self.kind, config)
+        self.language_projection = torch.nn.Linear(width, d_llm)
 
     def _inputs(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Queries [batch, queries, width], and image features in the dtype that is computed in.
@@ -102,16 +104,17 @@ class PatchMerge(torch.nn.Module):
     Source: Vision-CAIR/MiniGPT-4, `minigpt4/models/minigpt4.py`, `encode_img`.
 
     Args:
-        config: the checkpoint's whole config.
+        d_vision: width of the image features.
+        merged: number of patches that a row of the visual prompt is made of.
+        d_llm: width of the visual prompt.
         dtype: of the visual prompt.
     """
 
-    def __init__(self, config: Any, dtype: str) -> None:
+    def __init__(self, d_vision: int, merged: int, d_llm: int, dtype: str) -> None:
         super().__init__()
         self.dtype = getattr(torch, dtype)
-        self.merged = config.merged_patches
-        width = self.merged * config.vision_config.hidden_size
-        self.language_projection = torch.nn.Linear(width, config.text_config.hidden_size)
+        self.merged = merged
+        self.language_projection = torch.nn.Linear(merged * d_vision, d_llm)
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """`image_embeds` `[batch, patches, d_vision]` to `visual_prompt` `[batch, queries, d_llm]`.
@@ -132,12 +135,24 @@ INSTRUCTION = tuple(
 )
 """Inputs of a Q-Former that reads the instruction."""
 
-PROJECTORS: Mapping[Projector, tuple[type[torch.nn.Module], tuple[TensorSpec, ...]]] = {
-    "instruction_qformer": (InstructionQFormer, INSTRUCTION),
-    "qformer": (QueryQFormer, ()),
-    "patch_merge": (PatchMerge, ()),
+
+def _sizes(config: Any) -> tuple[Any, ...]:
+    return config.qformer_config, config.num_query_tokens
+
+
+def _merged_sizes(config: Any) -> tuple[Any, ...]:
+    return config.vision_config.hidden_size, config.merged_patches
+
+
+PROJECTORS: Mapping[
+    Projector,
+    tuple[type[torch.nn.Module], Callable[[Any], tuple[Any, ...]], tuple[TensorSpec, ...]],
+] = {
+    "instruction_qformer": (InstructionQFormer, _sizes, INSTRUCTION),
+    "qformer": (QueryQFormer, _sizes, ()),
+    "patch_merge": (PatchMerge, _merged_sizes, ()),
 }
-"""A projector's module, and its inputs besides the image's features."""
+"""A projector's module, its first settings, and its inputs besides the image's features."""
 
 
 def qformer(
@@ -151,7 +166,7 @@ def qformer(
         precision: that it computes in.
         input_precision: of the vision encoder, whose output it takes.
     """
-    module, text = PROJECTORS[projector]
+    kind, sizes, text = PROJECTORS[projector]
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
     image_embeds = image_embeds_spec(patches, vision.hidden_size, input_precision)
@@ -165,5 +180,6 @@ def qformer(
         graph="model",
         precision=precision,
         contract=Contract(inputs=(image_embeds, *text), outputs=(output,)),
-        module=lambda: module(config, BETWEEN[precision]),
+        kind=kind,
+        settings=(*sizes(config), config.text_config.hidden_size, BETWEEN[precision]),
     )

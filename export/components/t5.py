@@ -145,7 +145,8 @@ def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
         graph="encoder",
         precision=precision,
         contract=Contract(inputs=(embeds, mask), outputs=caches("cross_key_values", "sequence")),
-        module=lambda: T5Encoder(text),
+        kind=T5Encoder,
+        settings=(text,),
     )
     inputs = (
         embeds,
@@ -160,7 +161,8 @@ def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
         graph="decoder",
         precision=precision,
         contract=Contract(inputs=inputs, outputs=outputs),
-        module=lambda: T5Decoder(text),
+        kind=T5Decoder,
+        settings=(text,),
     )
     batched_decoder = Component(
         component="language_model",
@@ -180,7 +182,8 @@ def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
                 *caches("present_key_values", "capacity"),
             ),
         ),
-        module=lambda: T5BatchedDecoder(text),
+        kind=T5BatchedDecoder,
+        settings=(text,),
     )
     embed = embed_tokens(text, "language_model.shared", precision=precision)
     return embed, encoder, decoder, batched_decoder

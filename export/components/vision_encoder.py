@@ -13,6 +13,9 @@ from iblip.export.components.attention import module_from_config
 from iblip.export.components.component import Component
 from iblip.export.precision import BETWEEN
 
+PIXEL_SETTINGS = ("rescale_factor", "image_mean", "image_std")
+"""What is computed in the graph, of the image processor's settings."""
+
 
 class PatchEmbeddings(InstructBlipVisionEmbeddings):
     """The ViT's embeddings, with the convolution over patches as one matrix product.
@@ -50,7 +53,7 @@ class VisionEncoder(torch.nn.Module):
 
     Args:
         config: the checkpoint's vision config.
-        processor: the image processor's own settings: `rescale_factor`, `image_mean`, `image_std`.
+        processor: the image processor's own `PIXEL_SETTINGS`.
         dtype: of the features.
     """
 
@@ -86,7 +89,8 @@ def vision_encoder(config: Any, processor: dict[str, Any], *, precision: str) ->
         graph="model",
         precision=precision,
         contract=Contract(inputs=(pixels,), outputs=(image_embeds,)),
-        module=lambda: VisionEncoder(vision, processor, BETWEEN[precision]),
+        kind=VisionEncoder,
+        settings=(vision, {name: processor[name] for name in PIXEL_SETTINGS}, BETWEEN[precision]),
     )
 
 

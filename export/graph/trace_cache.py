@@ -12,15 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from iblip.export.checkpoint.checkpoint import Checkpoint
-from iblip.export.checkpoint.facts import image_processor_settings
 from iblip.export.components.component import Component
 from iblip.export.graph.tracing import Trace
 from iblip.export.precision import BETWEEN, DTYPES, MATRICES
@@ -103,33 +101,30 @@ class TraceCache:
             path.unlink(missing_ok=True)
 
 
-def trace_key(component: Component, checkpoint: Checkpoint) -> str:
-    """Returns the sha256, in hexadecimal, of everything that the trace of a component depends on.
-
-    Args:
-        component: one that `export.components.graphs_of_checkpoint` makes of `checkpoint`.
-        checkpoint: whose config and image processor it is made from.
-    """
+def trace_key(component: Component) -> str:
+    """Returns the sha256, in hexadecimal, of all that the trace of a component depends on."""
     inputs = {
         "component": component.title,
         "dtypes": [table.get(component.precision) for table in (DTYPES, BETWEEN, MATRICES)],
         "contract": component.contract.to_json(),
-        "projector": checkpoint.projector,
-        "config": _config_to_json(checkpoint.config),
-        "images": image_processor_settings(checkpoint),
+        "kind": _to_json(component.kind),
+        "settings": _to_json(component.settings),
         "code": code_digest(*TRACED_BY),
         "tools": library_versions(),
         "python": sys.version_info[:2],
     }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _config_to_json(config: Any) -> Any:
-    """Returns the relevant fields of a config of transformers or of this project, JSON-ready."""
-    data = config.to_dict() if hasattr(config, "to_dict") else config
-    if isinstance(data, Mapping):
-        return {k: _config_to_json(v) for k, v in data.items() if k not in _IRRELEVANT}
-    return {k: _config_to_json(v) for k, v in vars(data).items()} if is_dataclass(data) else data
+def _to_json(value: Any) -> Any:
+    """Returns a setting, JSON-ready: the relevant fields of a config, the name of a class."""
+    if hasattr(value, "to_dict"):  # a config of transformers or of this project
+        return _to_json(value.to_dict())
+    if isinstance(value, Mapping):
+        return {str(k): _to_json(v) for k, v in value.items() if k not in _IRRELEVANT}
+    if isinstance(value, list | tuple):
+        return [_to_json(one) for one in value]
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
 
 
 def _serialise(trace: Trace) -> bytes:

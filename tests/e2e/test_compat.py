@@ -6,9 +6,12 @@ import asyncio
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from iblip.engines.language_model.presets import preset
+from iblip.lavis import load_model_and_preprocess
 from iblip.serving.cli import iblip
 from iblip.serving.client import AsyncClient, InputError, OptionError
 
@@ -98,3 +101,39 @@ def test_what_the_server_cannot_do_is_said(served, client, examples):
     if not served.manifest.language_model.is_encoder_decoder:
         with pytest.raises(OptionError, match="max_length is 9; image and prompt take"):
             client.ask(example.image, example.prompt, compat="hf", options={"max_length": 9})
+
+
+LAVIS_NAMES = {
+    "llama": {"name": "blip2_vicuna_instruct", "model_type": "vicuna7b"},
+    "t5": {"name": "blip2_t5_instruct", "model_type": "flant5xl"},
+}
+
+
+def test_lavis_example_runs_against_a_server(served, client, examples):
+    """LAVIS's entry point with `url=`; the texts are those of the client's own calls."""
+    names = LAVIS_NAMES[served.manifest.language_model.architecture]
+    model, vis_processors, _ = load_model_and_preprocess(
+        **names, is_eval=True, device="cpu", url=served.url
+    )
+    examples = examples[:2]
+    pictures = [Image.open(example.image).convert("RGB") for example in examples]
+    image = vis_processors["eval"](pictures[0]).unsqueeze(0).to("cpu")
+    batch = torch.stack([vis_processors["eval"](picture) for picture in pictures])
+    with model:
+        one = model.generate({"image": image, "prompt": examples[0].prompt})
+        answers = model.predict_answers(
+            {"image": batch, "text_input": [example.prompt for example in examples]}
+        )
+        ranks = model.predict_class({"image": batch, "prompt": "What is it?"}, CANDIDATES)
+    assert one == client.lavis.generate(samples(examples[:1], "prompt"))
+    assert answers == client.lavis.predict_answers(samples(examples, "text_input"))
+    paths = [example.image for example in examples]
+    assert ranks == client.lavis.predict_class(
+        {"image": paths, "prompt": "What is it?"}, CANDIDATES
+    )
+    other = {"name": "blip2_opt", "model_type": "pretrain_opt2.7b"}
+    with pytest.raises(OptionError, match=r"is blip2 on opt, and the server at .* has instructbl"):
+        load_model_and_preprocess(**other, url=served.url)
+    with load_model_and_preprocess(**names, client=client)[0] as model:
+        assert model.generate({"image": image, "prompt": examples[0].prompt}) == one
+    assert client.contract()  # it was given, so it is not closed

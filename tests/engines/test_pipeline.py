@@ -128,6 +128,22 @@ def test_what_cannot_be_asked_is_refused(
         pipeline.visual_prompt(pipeline.encode_image(np.stack([picture(0)] * 2)), ["What?"])
 
 
+def test_an_image_is_pixels_or_what_a_client_takes(random_build: Build, tmp_path: Path) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    resized = np.asarray(Image.open(tmp_path / "large.png").resize((24, 24), Image.BICUBIC))
+    options = GenerationOptions(max_new_tokens=6, min_new_tokens=6)
+    with Pipeline(str(random_build("llama")), threads=1) as pipeline:
+        expected = pipeline.answer(resized, "What?", options)
+        path = tmp_path / "large.png"
+        for image in (path, str(path), path.read_bytes(), Image.open(path), [path], [large]):
+            assert pipeline.answer(image, "What?", options).token_ids == expected.token_ids
+        several = pipeline.answer([path, Image.open(path)], "What?", options)
+        assert several.prompt_tokens == expected.prompt_tokens + 4  # queries of an image
+        with pytest.raises(InputError, match="there is no file"):
+            pipeline.answer("a.png", "What?")
+
+
 def test_what_is_not_a_build_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BuildDirectoryError, match="is not a build"):
         Pipeline(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import transformers
 
 import iblip
-from iblip import Build, BuildDirectoryError, CheckpointError, OptionError
+from iblip import Build, BuildDirectoryError, IblipError, OptionError
 from iblip.building import RENAMED, BuildKeywords
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.export.checkpoint.source import ModelSource
@@ -133,11 +133,11 @@ def test_what_cannot_be_built_is_refused_in_terms_of_keywords(keywords, kind, me
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint directory") as caught:
+    with pytest.raises(IblipError, match="there is no checkpoint directory") as caught:
         iblip.build(tmp_path / "nothing")
     assert "Give model a local Hugging Face directory" in str(caught.value)
     # A Path is never a name of the hub, which a string of this form is.
-    with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
+    with pytest.raises(IblipError, match="there is no checkpoint directory"):
         iblip.build(Path("acme/tiny"))
 
 
@@ -160,10 +160,12 @@ def test_what_is_no_build_is_refused(tmp_path):
 
 def test_other_libraries_are_as_they_were(build, small):
     verbosity, filters = transformers.logging.get_verbosity(), list(warnings.filters)
+    environment = dict(os.environ)
     with pytest.raises(OptionError):
         iblip.build(small, max_batch=0)
     assert transformers.logging.get_verbosity() == verbosity
     assert warnings.filters == filters
+    assert dict(os.environ) == environment
 
 
 WITHOUT = """\

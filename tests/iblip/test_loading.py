@@ -24,7 +24,7 @@ from iblip import (
 )
 from iblip.engines.pipeline import Pipeline
 from iblip.export.images import pixels_from_image
-from iblip.serving.wire import ServerContract
+from iblip.serving.wire.contract import ServerContract
 
 QUESTIONS = 6
 LONG = GenerationOptions(min_new_tokens=400, max_new_tokens=400, temperature=5.0, seed=1)

@@ -116,7 +116,7 @@ def component(blocks: Callable[[], list[torch.nn.Module]]) -> Component:
         graph="model",
         precision="fp32",
         contract=Contract(inputs=(spec("values"),), outputs=(spec("made"),)),
-        module=lambda: Stack(blocks()),
+        kind=lambda: Stack(blocks()),
     )
 
 

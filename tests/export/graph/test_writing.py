@@ -23,7 +23,7 @@ COMPONENT = Component(
     graph="model",
     precision="fp32",
     contract=Contract(inputs=(), outputs=()),
-    module=lambda: pytest.fail("nothing is traced here"),
+    kind=lambda: pytest.fail("nothing is traced here"),
 )
 VALUES = {"one": np.full(4, 1, np.float32), "two": np.full(4, 2, np.float32)}
 

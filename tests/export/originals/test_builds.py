@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.source import ModelSource
+from iblip.export.errors import BuildDirectoryError
 from iblip.export.examples import read_examples
 from iblip.export.graph.digest import check_digests
 from iblip.export.images import pixels_from_image
+from iblip.lavis import load_model_and_preprocess
 from iblip.serving.builder.build import build
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.cli.quiet import quiet_libraries
@@ -69,3 +72,28 @@ def test_graphs_and_answers_are_those_of_hugging_faces_form(
     answers = texts(found, ours, questions)
     assert answers == texts(wanted, theirs, questions)
     assert len(set(answers)) > 1
+
+
+def test_lavis_name_is_built_on_first_use_and_found_again(vicuna_pair, tmp_path, checkpoints):
+    question = read_examples(checkpoints / "heldout", 1)[0]
+    asked = {
+        "name": "blip2_vicuna_instruct",
+        "model_type": "vicuna7b",
+        "builds": str(tmp_path),
+        "verify": False,
+    }
+    steps = []
+    model, vis_processors, _ = load_model_and_preprocess(
+        **asked, parts=vicuna_pair.parts, progress=steps.append
+    )
+    assert [path.name for path in tmp_path.glob("*/")] == ["blip2_vicuna_instruct-vicuna7b-fp32"]
+    assert "write weights" in {step.text for step in steps}
+    with model:
+        image = vis_processors["eval"](Image.open(question.image).convert("RGB")).unsqueeze(0)
+        texts = model.generate({"image": image, "prompt": question.prompt})
+    again, _, _ = load_model_and_preprocess(**asked, precision="fp32")  # of no parts
+    with again:
+        assert again.generate({"image": image, "prompt": question.prompt}) == texts
+    for other in ({"precision": "fp16"}, {"model_type": "vicuna13b"}):
+        with pytest.raises(BuildDirectoryError, match="that fits"):
+            load_model_and_preprocess(**{**asked, **other})
