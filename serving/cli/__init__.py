@@ -44,7 +44,7 @@ IBLIP: Mapping[str, str] = {
 """Commands of `iblip`, and the module of each."""
 
 
-@click.group(cls=Commands, table=EXPORT)
+@click.group(cls=Commands, table=EXPORT, short_help="The same, as `export build`.")
 def export() -> None:
     """The same commands, for those who know them as `export build`."""
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
 
 
-@click.command(cls=Command, headings=HEADINGS)
+@click.command(cls=Command, short_help="Ask a running server about an image.", headings=HEADINGS)
 @click.argument("images", metavar="IMAGE...", type=IMAGE, nargs=-1, required=True)
 @click.argument("prompt")
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")

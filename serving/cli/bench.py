@@ -21,7 +21,11 @@ from iblip.serving.cli.options import (
 )
 
 
-@click.command(cls=Command, headings={"Server": (*CONNECTION, "triton")})
+@click.command(
+    cls=Command,
+    short_help="Measure how fast a build answers.",
+    headings={"Server": (*CONNECTION, "triton")},
+)
 @click.argument("build", required=False, type=DIRECTORY)
 @click.option(
     "--image",

@@ -70,7 +70,9 @@ HEADINGS = {
 """Heading in `--help` to the options under it."""
 
 
-@click.command(cls=Command, headings=HEADINGS)
+@click.command(
+    cls=Command, short_help="Build a checkpoint for Triton: ONNX and engines.", headings=HEADINGS
+)
 @source_options
 @click.option(
     "--image-size",

@@ -17,6 +17,7 @@ RC_FILES = {
 
 @click.command(
     cls=Command,
+    short_help="Complete commands in your shell.",
     epilog="Put this line into your shell's file:\n\n" + "\n\n".join(RC_FILES.values()),
 )
 @click.argument("shell", type=click.Choice(list(RC_FILES)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iblip.serving.cli.demo_questions import Result
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Build, serve and ask the demo checkpoint.")
 @click.option(
     "--model",
     type=DIRECTORY,

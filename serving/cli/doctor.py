@@ -12,7 +12,7 @@ from iblip.serving.cli.kinds import DIRECTORY
 from iblip.serving.cli.options import as_json
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Check this machine, and builds on it.")
 @click.argument("builds", nargs=-1, type=DIRECTORY, metavar="[BUILD…]")
 @click.option(
     "--container",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from iblip.engines.plans import Outcome
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, short_help="Manage TensorRT plans.")
 def command() -> None:
     """Manage TensorRT plans: those in the engine cache, and those of a build."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_RECORD = "none of this build. `iblip prove {}` makes one on the machine where it is to run."
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Show what is in a build.")
 @click.argument("directory", type=DIRECTORY)
 @click.option(
     "--digests", is_flag=True, help="Also check every file's digest against the manifest."

@@ -12,7 +12,7 @@ from iblip.serving.cli.kinds import DIRECTORY
 from iblip.serving.cli.options import as_json
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Check a Triton model repository.")
 @click.argument("directory", required=False, type=DIRECTORY)
 @click.option(
     "--container",

@@ -37,7 +37,7 @@ MORE = """\
 original's files (docs/checkpoints.md). docs/evidence.md says what exactly has been run."""
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="List the known models.")
 @as_json
 def command(json_: bool) -> None:
     """List the known models: names, parameters, what is supported, and what verifies it."""

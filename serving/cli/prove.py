@@ -20,7 +20,7 @@ def _stages() -> Iterable[str]:
     return STAGES
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Prove a build on the machine where it runs.")
 @click.argument("build", type=DIRECTORY)
 @click.option("--limit", type=int, help="Ask at most this many questions of each kind.")
 @click.option(

@@ -56,7 +56,7 @@ HEADINGS = {
 """Heading in `--help` to the options under it."""
 
 
-@click.command(cls=Command, headings=HEADINGS)
+@click.command(cls=Command, short_help="Serve a build or a model with Triton.", headings=HEADINGS)
 @click.argument("build_or_model", metavar="BUILD|MODEL", type=MODELS)
 @click.argument("triton_flags", metavar="[-- TRITON_FLAGS...]", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -220,15 +220,15 @@ def command(
     from iblip.serving.repository.native import flags_for
     from iblip.serving.server.access import check_triton_flags
     from iblip.serving.server.health import Health
+    from iblip.serving.server.installation import find_triton
     from iblip.serving.server.memory import memory_of_build
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.supervisor import RestartPolicy, Supervisor
     from iblip.serving.steps.policy import Policy
 
     building = {"precision": precision, "output": output, "revision": revision}
-    directory = _find_build(build_or_model, building)
-    manifest = Manifest.read(directory)
-    check_servable(directory, manifest, flags["triton"])
+    found = _find_build(build_or_model, building)
+    find_triton(flags["triton"])
     if flags["log"] == Path("-"):
         flags |= {"log": None, "echo_log": True}
     requests = Policy(
@@ -238,10 +238,16 @@ def command(
         max_caller_tokens=max_caller_tokens,
     )
     check_triton_flags(triton_flags)
+    tls = _tls(tls_cert, tls_key, tls_client_ca)
+    token = None if token_file is None else read_token(token_file)
+    # All that is wrong with the call has been said before a build, which may take hours.
+    directory = found or _build_model(build_or_model, building)
+    manifest = Manifest.read(directory)
+    check_servable(directory, manifest, flags["triton"])
     options = ServerOptions(
         policy=requests,
-        tls=_tls(tls_cert, tls_key, tls_client_ca),
-        token=None if token_file is None else read_token(token_file),
+        tls=tls,
+        token=token,
         environment=environment_of_models(manifest, vllm_python),
         extra=flags_for(manifest) + triton_flags,
         **flags,
@@ -269,13 +275,14 @@ def command(
         say("Stopped.")
 
 
-def _find_build(word: str, building: Mapping[str, Any]) -> Path:
-    """The build that is named, or that of the model that is named, made first where need be.
+def _find_build(word: str, building: Mapping[str, Any]) -> Path | None:
+    """The build that is named; `None` where it is a model.
 
     Raises:
         OptionError: it is neither, or it is a build and an option is for building.
     """
     from iblip.export.artifact.manifest import MANIFEST
+    from iblip.export.checkpoint.source import ModelSource
     from iblip.export.errors import OptionError
 
     path = Path(word)
@@ -285,25 +292,30 @@ def _find_build(word: str, building: Mapping[str, Any]) -> Path:
         if given:
             raise OptionError(f"--{given[0]} is for a model that is built first; {word} is a build")
         return path
+    if not (path.is_dir() or ModelSource(model=word).is_on_hub):
+        raise OptionError(
+            f"there is no build and no model {word}. Give the directory of a build, of a checkpoint"
+            " in Hugging Face form, or ORG/NAME of a model of the hub."
+        )
+    return None
+
+
+def _build_model(word: str, building: Mapping[str, Any]) -> Path:
+    """Builds a model with the defaults of `iblip build`, unless that has been done."""
     from iblip.export.checkpoint.source import ModelSource
     from iblip.serving.builder.build import build
     from iblip.serving.builder.options import BuildOptions
     from iblip.serving.cli.progress import command_progress
     from iblip.serving.cli.quiet import quiet_libraries
 
-    progress = command_progress()
-    source = ModelSource(model=word, revision=building["revision"])
-    if not (path.is_dir() or source.is_on_hub):
-        raise OptionError(
-            f"there is no build and no model {word}. Give the directory of a build, of a checkpoint"
-            " in Hugging Face form, or ORG/NAME of a model of the hub."
-        )
     quiet_libraries()
     options = BuildOptions(
-        source=source, output=building["output"], precision=building["precision"] or "fp32"
+        source=ModelSource(model=word, revision=building["revision"]),
+        output=building["output"],
+        precision=building["precision"] or "fp32",
     )
     try:
-        return build(options, progress)
+        return build(options, command_progress())
     except KeyboardInterrupt:
         raise Interrupted(f"Nothing was written to {options.destination}.") from None
 

@@ -21,7 +21,7 @@ def _names() -> Iterable[str]:
     return MODELS
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Write a checkpoint of random weights.")
 @click.argument("name", type=Word(_names))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

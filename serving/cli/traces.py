@@ -11,7 +11,7 @@ from iblip.serving.cli.formatting import age_of, count_of, echo, echo_json, size
 from iblip.serving.cli.options import as_json, prune_options
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, short_help="Manage traced graphs.")
 def command() -> None:
     """Manage traced graphs, which builds of the same architecture share."""
 

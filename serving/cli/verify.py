@@ -19,7 +19,7 @@ def _stages() -> Iterable[str]:
     return STAGES
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Compare builds with transformers.")
 @click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY…", type=DIRECTORY)
 @source_options
 @click.option(

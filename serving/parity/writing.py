@@ -28,6 +28,8 @@ def check_page(page: Path) -> None:
     if page.suffix != ".html":
         raise OptionError(f"--html is {page}; expected a file whose name ends in .html")
     folder = page.parent.parent if page.parent.name == FOLDER else page.parent
+    if not folder.is_dir():
+        raise OptionError(f"--html is {page}, but there is no directory {folder}; create it first")
     if not os.access(folder, os.W_OK):
         raise OptionError(f"--html is {page}, but {folder} is not writable; name another file")
 

@@ -14,6 +14,7 @@ from checkpoints import DEMOS
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.errors import EngineError
+from iblip.export.system.installing import install_command
 from tests.cuda_stub.bounds import STEPS
 from tests.cuda_stub.counting import counted, read_counters, settings
 
@@ -207,7 +208,7 @@ def test_nothing_stands_in_the_way_of_the_provider(in_process_of_its_own):
 def test_a_missing_cudnn_is_noticed_before_anything_is_opened(in_process_of_its_own):
     obstacle = in_process_of_its_own(OBSTACLE, cudnn=False).stdout
     assert "CUDAExecutionProvider cannot be loaded (libcudnn.so.9: cannot open" in obstacle
-    assert "pip install 'iblip[gpu]'" in obstacle
+    assert install_command("gpu") in obstacle
 
 
 def test_a_machine_without_a_gpu_is_told_apart(in_process_of_its_own):

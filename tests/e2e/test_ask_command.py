@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from iblip.serving.cli import iblip
+from iblip.serving.cli.documents import DOCUMENTS
 
 
 def run(*arguments, **options):
@@ -80,3 +81,35 @@ def test_what_goes_wrong_is_one_line_with_a_status(served, picture, arguments, s
     assert done.exit_code == status
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_json_has_the_fields_that_are_documented(served, picture):
+    answer = json.loads(run(picture, "What is it?", "--url", served.url, "--json").output)
+    assert next(iter(answer)) == "format"
+    assert set(answer) == {"format", *DOCUMENTS["ask"]}
+
+
+def test_a_deadline_names_its_option(served, picture):
+    done = run(picture, "Describe the image.", "--url", served.url, "--timeout", "0.0001")
+    assert done.exit_code == 1
+    assert done.stderr.endswith("Give more with --timeout.\n")
+
+
+def test_an_image_that_is_not_there_is_told_without_a_server():
+    done = run("nowhere.png", "Describe the image.", "--url", "127.0.0.1:1")
+    assert done.exit_code == 2
+    assert "there is no image nowhere.png" in done.stderr
+
+
+def test_a_server_is_measured(served):
+    words = ["bench", "--url", served.url, "-n", "6", "-c", "3", "--max-new-tokens", "5"]
+    done = CliRunner().invoke(iblip, [*words, "--json"])
+    assert done.exit_code == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert set(figures) == {"format", *DOCUMENTS["bench"]}
+    assert (figures["requests"], figures["concurrency"]) == (6, 3)
+    assert figures["tokens_a_second"] == pytest.approx(
+        5 * 6 / figures["seconds"], rel=0.05, abs=0.1
+    )
+    assert 0 < figures["first_text_s"]["p50"] <= figures["whole_answer_s"]["p99"]
+    assert "first text" in CliRunner().invoke(iblip, words).stdout

@@ -168,7 +168,7 @@ def test_a_plan_that_cannot_run_here_says_what_to_do(
 
     manifest = _changed(random_build("llama"), tmp_path, change)
     runner = open_runner(tmp_path, manifest, "qformer")
-    message = r"Run `pip install 'iblip\[|which tensorrt-rtx built .*model\.plan\. Build it again"
+    message = r"Run `pip install [^`]*\[|which tensorrt-rtx built .*model\.plan\. Build it again"
     with pytest.raises(EngineError, match=message):
         runner.__enter__()
 

@@ -101,7 +101,7 @@ def install(directory: Path, package: str, progress: Progress, *, ray: bool = Fa
     python = directory / "bin" / "python"
     if not python.exists():
         with progress.stage(f"make the environment {directory}"):
-            venv.create(directory, with_pip=True)
+            _create(directory)
     packages = [package, *(["ray"] if ray else [])]
     with (
         progress.stage(f"install {' and '.join(packages)}"),
@@ -114,6 +114,16 @@ def install(directory: Path, package: str, progress: Progress, *, ray: bool = Fa
             _pip(python, "uninstall", "--quiet", "--yes", name)
     with progress.stage("load vLLM"):
         return _version(python)
+
+
+def _create(directory: Path) -> None:
+    try:
+        venv.create(directory, with_pip=True)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise EngineError(
+            f"the environment {directory} cannot be made: {error}. Name another directory with"
+            " --directory."
+        ) from error
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -149,6 +149,15 @@ def test_a_module_of_nobody_is_a_bug():
     assert CliRunner().invoke(ending(error), ["run"]).exception is error
 
 
+def test_a_place_for_vllm_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for place, status in ((tmp_path / "file", 2), (tmp_path / "file" / "env", 1)):
+        done = call("vllm", "install", "--directory", place)
+        assert done.exit_code == status
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert str(place) in done.stderr
+
+
 def test_what_is_meant_is_suggested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, suggestion in (

@@ -8,6 +8,7 @@ import pytest
 
 from iblip.engines.hardware.containers import CONTAINERS
 from iblip.engines.hardware.nvidia import Driver, Gpu
+from iblip.export.system.installing import install_command
 from iblip.serving.doctor.checks import CHECKS
 from iblip.serving.doctor.gpus import check_container_driver
 from iblip.serving.doctor.machine import Machine
@@ -61,9 +62,9 @@ WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel
             },
             "warning",
             "numpy 2.4.0",
-            "pip install 'iblip[server]'",
+            install_command("server"),
         ),
-        ("client", {"requirements": {"": SERVER}}, "problem", "numpy missing", "install 'iblip'"),
+        ("client", {"requirements": {"": SERVER}}, "problem", "numpy missing", install_command()),
         ("Triton", {"triton": WHEEL, "glibc": "2.31"}, "problem", "glibc 2.31", "container"),
         (
             "Triton",
@@ -97,8 +98,8 @@ WHEEL = Triton(origin="the wheel", version="2.51.0", backends=("python",), wheel
             "offered, but: libcuda.so.1 is missing",
             None,
         ),
-        ("memory", {"memory": 1 << 20}, "warning", "0.00 GiB free", "Close other programs"),
-        ("shared memory", {"shared_memory": 64 << 20}, "warning", "0.06", "--shm-size"),
+        ("memory", {"memory": 1 << 20}, "warning", "1.00 MiB free", "Close other programs"),
+        ("shared memory", {"shared_memory": 64 << 20}, "warning", "64.00 MiB free", "--shm-size"),
         ("disk", {"disk": 2 << 30}, "note", "2.00 GiB free; the largest build", None),
         ("ports", {"taken": ("gRPC",)}, "note", "8001 in use", "--grpc-port"),
         ("vLLM", {"vllm": Vllm(python="/v/bin/python")}, "warning", "has none", "vllm install"),
