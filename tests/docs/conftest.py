@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +24,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / ".venv").symlink_to(sys.prefix)
     for folder in ("checkpoints", "export"):  # the latter for `python -m export`
         (directory / folder).symlink_to(ROOT / folder)
-    images = sorted((ROOT / "checkpoints/heldout/images").glob("*.png"))
-    with Image.open(images[0]) as image:
-        image.convert("RGB").save(directory / "photo.jpg", quality=95)
-    shutil.copy(images[0], directory / "image.png")
+    images = sorted((ROOT / "checkpoints/heldout/images").glob("*.webp"))
     (directory / "photos").mkdir()
     for path in images[:4]:
-        shutil.copy(path, directory / "photos")
+        with Image.open(path) as image:
+            image.save(directory / "photos" / f"{path.stem}.png")
+    with Image.open(images[0]) as image:
+        image.save(directory / "image.png")
+        image.convert("RGB").save(directory / "photo.jpg", quality=95)
     Reader(directory).follow(DEMO)
     return directory
 
