@@ -247,7 +247,7 @@ ELSEWHERE = """\
 import pathlib, iblip
 assert "site-packages" in iblip.__file__, iblip.__file__
 with iblip.load("build/demo") as model:
-    print(model.ask("photo.png", "What digit is in the image?").text)
+    print(model.ask("photo.webp", "What digit is in the image?").text)
 """
 
 
@@ -279,8 +279,8 @@ def test_the_client_is_installed_from_the_wheel_in_little_space(wheels, tmp_path
 def test_the_wheels_build_and_answer_elsewhere(wheels, tmp_path):
     """With all that `iblip[cpu]` needs, in a fresh environment, outside of a checkout."""
     executable = installed(tmp_path / "env", f"{wheels[0]}[cpu]", wheels[1])
-    image = next((REPOSITORY / "checkpoints/heldout/images").glob("heldout-000.webp"))
-    shutil.copy(image, tmp_path / "photo.png")
+    image = REPOSITORY / "checkpoints/heldout/images/heldout-000.webp"
+    shutil.copy(image, tmp_path / "photo.webp")
     build = ("-m", "iblip", "build", "--limit", 8, "--output", "build/demo")
     python(*build, cwd=tmp_path, executable=executable, PYTHONPATH="")
     told = python("-c", ELSEWHERE, cwd=tmp_path, executable=executable, PYTHONPATH="")

@@ -257,7 +257,7 @@ class Report:
         ]
         what = "the build" if len(self.builds) == 1 else "every build"
         answers = f"; answers equal to transformers': {', '.join(told)}" if told else ""
-        return f"{WORDS[True]}: {what} is within every limit{answers}"
+        return f"{WORDS[True].upper()}: {what} is within every limit{answers}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +25,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("checkpoints", "export"):  # the latter for `python -m export`
         (directory / folder).symlink_to(ROOT / folder)
     images = sorted((ROOT / "checkpoints/heldout/images").glob("*.webp"))
-    with Image.open(images[0]) as image:
-        image.convert("RGB").save(directory / "photo.jpg", quality=95)
-        image.save(directory / "image.png")
     (directory / "photos").mkdir()
     for path in images[:4]:
-        shutil.copy(path, directory / "photos")
+        with Image.open(path) as image:
+            image.save(directory / "photos" / f"{path.stem}.png")
+    with Image.open(images[0]) as image:
+        image.save(directory / "image.png")
+        image.convert("RGB").save(directory / "photo.jpg", quality=95)
     Reader(directory).follow(DEMO)
     return directory
 

@@ -105,7 +105,7 @@ def test_the_page_needs_nothing_but_itself(page):
 
 
 def test_the_verdict_comes_first_and_in_the_terminal_last(page, report, vicuna_build):
-    verdict = "pass: the build is within every limit; answers equal to transformers': "
+    verdict = "PASS: the build is within every limit; answers equal to transformers': "
     assert report["verdict"] == verdict + "6 of 6 (fp32)"
     text = page.read_text(encoding="utf-8")
     assert text.index(escape(report["verdict"])) < text.index("<table")
