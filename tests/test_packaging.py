@@ -221,7 +221,7 @@ class TestMetadata:
             around = {**machine, "python_version": python, "extra": extra}
             return {one.name for one in needed if not one.marker or one.marker.evaluate(around)}
 
-        client = {"click", "numpy", "pillow", "protobuf", "tritonclient"}
+        client = {"click", "grpcio", "numpy", "pillow", "protobuf"}
         assert names("", "3.11") == names("", "3.13") == client
         assert names("server", "3.12") - client == {"aiohttp", "nvidia-pytriton"}
         assert names("server", "3.13") == client
