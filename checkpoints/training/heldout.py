@@ -36,7 +36,7 @@ class Example:
         """The example's line in `examples.jsonl`, its image in `images`."""
         record = {
             "id": self.name,
-            "image": f"{images}/{self.name}.png",
+            "image": f"{images}/{self.name}.webp",
             "kind": self.question.kind,
             "prompt": self.question.prompt,
             "answer": self.question.answer,
@@ -70,8 +70,8 @@ def write_heldout(directory: Path, count: int = COUNT) -> int:
     blip2.mkdir(exist_ok=True)
     lines, put, size = [], [], 0
     for example in heldout_examples(count):
-        path = images / f"{example.name}.png"
-        Image.fromarray(example.pixels).save(path, optimize=True)
+        path = images / f"{example.name}.webp"
+        Image.fromarray(example.pixels).save(path, lossless=True, quality=100, method=6)
         size += path.stat().st_size
         lines.append(example.as_json())
         put.append(put_as(FORMS["blip2-t5"], example).as_json(f"../{directory.name}/images"))

@@ -14,7 +14,7 @@ from iblip.export.verification.preprocessing import VARIANTS, pixel_differences
 def test_another_filter_is_told_wherever_it_shows(checkpoints):
     checkpoint = checkpoint_from_directory(DEMO)
     settings = preprocessing(checkpoint)
-    with Image.open(checkpoints / "heldout" / "images" / "heldout-001.png") as image:
+    with Image.open(checkpoints / "heldout" / "images" / "heldout-001.webp") as image:
         same = pixel_differences(checkpoint, settings, [image])
         other = pixel_differences(checkpoint, replace(settings, resample="BILINEAR"), [image])
     assert [found.variant for found in same] == list(VARIANTS)

@@ -39,6 +39,6 @@ def test_answers_stay_within_the_positions_there_are(tiny, checkpoints):
 
     reference = reference_of(checkpoint_from_directory(tiny("minigpt4")), positions=60)
     asked = "What digit is in the image?"
-    picture = Image.open(checkpoints / "heldout" / "images" / "heldout-000.png")
+    picture = Image.open(checkpoints / "heldout" / "images" / "heldout-000.webp")
     (answer,) = reference.generate([picture], [asked], max_new_tokens=1000)
     assert sum(reference.lengths(asked)) + 4 + len(answer.token_ids) == 60
