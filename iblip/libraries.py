@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from iblip.export.errors import IblipError
+from iblip.export.system.installing import missing_package
 
 
 @contextmanager
@@ -20,17 +20,15 @@ def installed(call: str) -> Iterator[None]:
         call: what the caller has called, for the message.
 
     Raises:
-        IblipError: a library is not installed.
+        MissingPackageError: a library is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "iblip").partition(".")[0] == "iblip":
+        missing = missing_package(error, call)
+        if missing is None:
             raise
-        raise IblipError(
-            f"{call} needs {error.name}, which is not installed. Run `pip install 'iblip[cpu]'`, "
-            "or with an NVIDIA GPU `pip install 'iblip[gpu]'`."
-        ) from error
+        raise missing from error
 
 
 @contextmanager

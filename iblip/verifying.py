@@ -38,16 +38,8 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence: that all passed, or which stages failed and where the error begins."""
-        failed = [build.verdict for build in self._report.builds if not build]
-        if failed:
-            return "; ".join(failed)
-        return f"every stage is within its thresholds ({self._examples} compared)"
-
-    @property
-    def _examples(self) -> str:
-        count = self._report.examples
-        return f"{count:,} example{'' if count == 1 else 's'}" if count else "made-up images"
+        """One sentence: whether the builds pass, and what fails, as `iblip verify` ends."""
+        return self._report.verdict
 
     def to_json(self) -> dict[str, Any]:
         """Everything that was measured, JSON-ready; `format` is its version."""
@@ -85,10 +77,9 @@ class Report:
     def _repr_html_(self) -> str:
         from iblip.serving.parity.html import page_from_report
 
-        word = "passed" if self.passed else "FAILED"
         page = escape(page_from_report(self.to_json()))
         return (
-            f"<div><b>{word}</b>: {escape(self.verdict)}</div>"
+            f"<div>{escape(self.verdict)}</div>"
             f'<iframe srcdoc="{page}" sandbox width="100%" height="600" '
             'style="border:0" title="report"></iframe>'
         )

@@ -70,13 +70,18 @@ def _origin() -> str:
     return f"git+{sources[0]}" if sources else "git+URL"
 
 
-def missing_package(error: ImportError) -> MissingPackageError | None:
-    """An error that says how to install the module; `None` if it is not one of `EXTRAS`."""
+def missing_package(error: ImportError, what: str = "this") -> MissingPackageError | None:
+    """An error that says how to install the module; `None` if it is not one of `EXTRAS`.
+
+    Args:
+        error: of the import.
+        what: needs the module.
+    """
     module = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or module not in EXTRAS:
         return None
     extra = EXTRAS[module]
     beside = " (with an NVIDIA GPU, the extra `gpu` in place of `cpu`)" if extra == "cpu" else ""
     return MissingPackageError(
-        f"this needs {module}, which is not installed. Run `{install_command(extra)}`{beside}."
+        f"{what} needs {module}, which is not installed. Run `{install_command(extra)}`{beside}."
     )

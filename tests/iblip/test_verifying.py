@@ -24,7 +24,7 @@ def test_a_verified_build_passes(report, vicuna_build):
     assert report.passed
     assert bool(report)
     assert report.builds == (Build(vicuna_build),)
-    assert report.verdict == "every stage is within its thresholds (2 examples compared)"
+    assert report.verdict.startswith("pass: the build is within every limit; answers equal")
     assert report.to_json()["builds"][0]["stages"].keys() == set(STAGES)
     assert "Vision encoder, block by block" in str(report)
     assert repr(report) == f"<Report of {vicuna_build}: passed>"
@@ -43,7 +43,7 @@ def test_it_is_saved_as_a_page_and_its_data(report, tmp_path):
 
 def test_a_notebook_shows_the_verdict_and_the_page(report):
     shown = report._repr_html_()
-    assert shown.startswith("<div><b>passed</b>: every stage")
+    assert shown.startswith("<div>pass: the build is within every limit")
     assert "<script" not in shown
     assert escape("<h1>Parity of instructblip-demo-vicuna") in shown
 
@@ -68,8 +68,8 @@ def test_a_build_that_fails_says_where(vicuna_build):
         (Build(vicuna_build),),
     )
     assert not report.passed
-    assert report.verdict == f"{vicuna_build} exceeds the thresholds of text"
-    assert report._repr_html_().startswith(f"<div><b>FAILED</b>: {vicuna_build} exceeds")
+    assert report.verdict == f"FAIL: {vicuna_build} exceeds the thresholds of text"
+    assert report._repr_html_().startswith(f"<div>FAIL: {vicuna_build} exceeds")
 
 
 def test_what_cannot_be_verified_is_refused(vicuna_build, tmp_path):
