@@ -201,7 +201,6 @@ class Answering:
     def _ask(self, caller: _Caller) -> None:
         """Has the images encoded, and passes the question to the engine."""
         question = caller.question
-        self._engine.check(question.prompt, len(question.pixels), question.options)
         visual_prompt = self._encode(question)
         if caller.has_ended:  # meanwhile
             return

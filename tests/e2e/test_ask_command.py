@@ -62,7 +62,7 @@ def test_an_image_from_standard_input(served, picture, whole):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["nothing.png", "What?"], 2, "error: there is no file nothing.png"),
+        (["nothing.png", "What?"], 2, "error: invalid value for 'IMAGE...': there is no image"),
         (["PICTURE", " "], 2, "error: the prompt is empty"),
         (["PICTURE", "What?", "--top-p", "7"], 2, "error: top_p is 7.0; expected a number"),
         (["PICTURE", "What?", "--timeout", "0"], 2, "error: timeout is 0.0"),

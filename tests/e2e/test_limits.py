@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import InputError, ServingError
@@ -51,3 +54,17 @@ def test_a_language_model_of_several_instances_is_refused_with_what_to_write(
         TritonServer(build / REPOSITORY),
     ):
         pass
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_its_image_is_encoded(served, client) -> None:
+    """An owl is one token to the Q-Former, and several to the language model."""
+
+    def encoded() -> int:
+        with urllib.request.urlopen(served.server.metrics_url, timeout=60) as response:
+            text = response.read().decode()
+        return int(re.search(r'nv_inference_count\{model="vision_encoder",.*\} (\d+)', text)[1])
+
+    before = encoded()
+    with pytest.raises(InputError, match="the prompt has"):
+        client.ask(Image.new("RGB", (40, 40), (17, 3, 5)), "🦉" * 600)
+    assert encoded() == before

@@ -154,7 +154,7 @@ def test_the_command(served, picture, options, reference):
     assert list(printed.pop("timing")) == ["vision_s", "queue_s", "prefill_s", "decode_s"]
     wanted = json.loads(json.dumps(asdict(reference)))
     del wanted["timing"]
-    assert printed == wanted
+    assert printed == {"format": 1, **wanted}
 
 
 def flags(options):

@@ -31,7 +31,7 @@ class TritonPythonModel:
         policy = Policy.from_environment(os.environ)
         self.read = step.question_reader(policy)
         self.largest = step.manifest.limits.max_batch
-        engine = open_engine(
+        self.engine = open_engine(
             step.directory,
             step.manifest,
             threads=step.threads,
@@ -39,7 +39,7 @@ class TritonPythonModel:
             limits=step.limits,
         )
         callers = CallerLimits(requests=policy.max_caller_requests, tokens=policy.max_caller_tokens)
-        self.answering = Answering(engine, self.encode, callers=callers)
+        self.answering = Answering(self.engine, self.encode, callers=callers)
         metrics = EngineMetrics(make_family, {"model": args["model_name"]})
         self.metrics = MetricsThread(metrics, self.answering.status)
 
@@ -61,11 +61,11 @@ class TritonPythonModel:
                 self.answering.answer(question, reply)
 
     def encode(self, question):
-        """The visual prompt of a question's images."""
+        """The visual prompt of a question's images. What does not fit is refused before."""
+        inputs = self.read.inputs(question)
+        self.engine.check(question.prompt, len(question.pixels), question.options)
         return encode_past_failures(
-            lambda inputs: run_chain(inputs, question.seconds_left),
-            self.read.inputs(question),
-            largest=self.largest,
+            lambda inputs: run_chain(inputs, question.seconds_left), inputs, largest=self.largest
         )
 
     def finalize(self):

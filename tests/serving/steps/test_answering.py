@@ -19,12 +19,9 @@ LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory acc
 
 PIXELS = np.zeros((1, 4, 6, 3), np.uint8)
 
-TOO_LONG = "What? What?"
-"""A prompt that the engine refuses."""
-
 
 def question(**facts):
-    return Question(**{"prompt": "What?", "pixels": PIXELS, **facts})
+    return Question(prompt="What?", pixels=PIXELS, **facts)
 
 
 def encode(question):
@@ -76,10 +73,6 @@ class FakeEngine:
     def check_queue(self, ahead):
         if ahead >= self.queue:
             raise QueueFullError(f"{ahead} wait")
-
-    def check(self, prompt, images, options):
-        if prompt == TOO_LONG:
-            raise InputError("the prompt is too long")
 
     def submit(self, request):
         generation = self.generations.pop(0)
@@ -154,14 +147,6 @@ def test_a_request_that_the_engine_refuses_fails(answering, error):
     answering(error).answer(question(), reply)
     assert reply.ended.wait(10)
     assert reply.end is error
-
-
-def test_what_the_engine_will_refuse_is_refused_before_images_are_encoded(answering):
-    encoded, reply = [], FakeReply()
-    answering(encode=encoded.append).answer(question(prompt=TOO_LONG), reply)
-    assert reply.ended.wait(10)
-    assert isinstance(reply.end, InputError)
-    assert not encoded
 
 
 def test_an_engines_failure_reaches_its_caller_after_the_text(answering):
