@@ -57,7 +57,7 @@ def test_a_language_model_of_several_instances_is_refused_with_what_to_write(
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_its_image_is_encoded(served, client) -> None:
-    """An owl is one token to the Q-Former, and several to the language model."""
+    """A very long word is one token to the Q-Former, and many to the language model."""
 
     def encoded() -> int:
         with urllib.request.urlopen(served.server.metrics_url, timeout=60) as response:
@@ -66,5 +66,5 @@ def test_a_prompt_that_does_not_fit_is_refused_before_its_image_is_encoded(serve
 
     before = encoded()
     with pytest.raises(InputError, match="the prompt has"):
-        client.ask(Image.new("RGB", (40, 40), (17, 3, 5)), "🦉" * 600)
+        client.ask(Image.new("RGB", (40, 40), (17, 3, 5)), "7" * 1200)
     assert encoded() == before
