@@ -130,19 +130,21 @@ def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
     check("onnxruntime-cuda", "vision_encoder", "int8", int8="static")
 
 
-def test_a_build_is_refused_before_anything_is_read():
+def test_a_build_is_refused_before_anything_is_read(tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
-    arguments = ["build", "--model", "nowhere", "--precision", "int8", "--engine", "tensorrt-rtx"]
+    arguments = ["build", "--model", str(tmp_path), "--precision", "int8"]
+    arguments += ["--engine", "tensorrt-rtx"]
     result = CliRunner().invoke(export, [*arguments, "--target", "sm89"], prog_name="export")
     assert result.exit_code == 2
     assert "is not for tensorrt-rtx" in result.output
 
 
-def test_a_build_for_a_gpu_here_is_refused_before_anything_is_read(monkeypatch):
+def test_a_build_for_a_gpu_here_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx_bindings")
     machine(monkeypatch, "sm86")
     monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: True)
-    arguments = ["build", "--model", "nowhere", "--precision", "fp8", "--engine", "tensorrt-rtx"]
+    arguments = ["build", "--model", str(tmp_path), "--precision", "fp8"]
+    arguments += ["--engine", "tensorrt-rtx"]
     result = CliRunner().invoke(export, arguments, prog_name="export")
     assert result.exit_code == 2
     assert "vision_encoder=fp8 is not for tensorrt-rtx: sm86 cannot" in result.output

@@ -53,4 +53,4 @@ def test_a_synthetic_checkpoint_is_built_verified_and_called_so(narrow, tmp_path
 def test_an_unknown_model_is_answered_with_those_that_there_are(tmp_path):
     result = call("synthesize", "vicuna", tmp_path / "out")
     assert result.exit_code == 2
-    assert "there is no model vicuna; expected one of\n  instructblip-vic" in result.stderr
+    assert "there is no model vicuna. Expected one of\n  instructblip-vic" in result.stderr

@@ -131,7 +131,7 @@ def test_the_rest_of_a_package_without_a_name_is_passed_over(tmp_path, monkeypat
 
 def test_requirements_are_read_from_the_project():
     found = read_requirements()
-    assert Requirement(name="click", bounds=">=8.1") in found[""]
+    assert Requirement(name="click", bounds=">=8.5") in found[""]
     assert {one.name for one in found["server"]} == {"aiohttp", "nvidia-pytriton", "numpy"}
 
 
