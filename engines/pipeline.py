@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Lock
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ from iblip.engines.text.checks import check_images
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import InputError
-from iblip.export.images import ImageSources, each_image, pixels_from_image
 from iblip.export.system.paths import PathLike, path_from
+
+if TYPE_CHECKING:
+    from iblip.export.images import ImageSources
 
 Array = npt.NDArray[Any]
 
@@ -178,6 +180,8 @@ class Pipeline:
         """Each image `[h, w, 3]`; arrays are pixels already, and are not resized."""
         if isinstance(images, np.ndarray):
             return list(images) if images.ndim == 4 else [images]
+        from iblip.export.images import each_image, pixels_from_image  # and Pillow
+
         settings = self.manifest.preprocessing
         return [pixels_from_image(image, settings) for image in each_image(images)]
 

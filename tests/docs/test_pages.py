@@ -92,7 +92,9 @@ def test_every_command_of_ours_exists_and_has_its_options():
             found = command.get_command(context, rest[0])
             assert found is not None, f"{block.place}: {' '.join(words)}"
             command, rest = found, rest[1:]
-            context = click.Context(command, parent=context, info_name=command.name)
+            # With its own settings: a command remembers the first context's names of `--help`.
+            own = command.context_settings
+            context = click.Context(command, parent=context, info_name=command.name, **own)
         known = {name for one in command.get_params(context) for name in one.opts}
         known |= {name for one in command.get_params(context) for name in one.secondary_opts}
         rest = rest[: rest.index("--")] if "--" in rest else rest

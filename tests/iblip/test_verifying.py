@@ -24,7 +24,7 @@ def test_a_verified_build_passes(report, vicuna_build):
     assert report.passed
     assert bool(report)
     assert report.builds == (Build(vicuna_build),)
-    assert report.verdict.startswith("pass: the build is within every limit; answers equal")
+    assert report.verdict.startswith("PASS: the build is within every limit; answers equal")
     assert report.to_json()["builds"][0]["stages"].keys() == set(STAGES)
     assert "Vision encoder, block by block" in str(report)
     assert repr(report) == f"<Report of {vicuna_build}: passed>"
@@ -43,7 +43,7 @@ def test_it_is_saved_as_a_page_and_its_data(report, tmp_path):
 
 def test_a_notebook_shows_the_verdict_and_the_page(report):
     shown = report._repr_html_()
-    assert shown.startswith("<div>pass: the build is within every limit")
+    assert shown.startswith("<div>PASS: the build is within every limit")
     assert "<script" not in shown
     assert escape("<h1>Parity of instructblip-demo-vicuna") in shown
 

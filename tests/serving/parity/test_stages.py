@@ -268,7 +268,7 @@ def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
         ((vicuna_build, "--stage", "visions"), "--stage visions: there is no such stage. Stages:"),
         ((vicuna_build, "--limit", 0), "--limit is 0; expected 1 or more"),
         ((vicuna_build, vicuna_build), "each once"),
-        ((), "Missing argument"),
+        ((), "missing argument"),
         ((vicuna_build, "--html", "report.htm"), "expected a file whose name ends in .html"),
         (
             (vicuna_build, "--html", "nowhere/a.html"),
