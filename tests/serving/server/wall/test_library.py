@@ -66,7 +66,7 @@ def test_a_process_that_has_it_hides_it_from_its_own(cache, tmp_path):
         (None, "no C compiler: none of cc, gcc, clang"),
         ("echo 'no header' >&2; exit 1", "no header"),
         ("exit 3", "status 3"),
-        ('for last; do :; done; echo "$4" > "$6"', "it does not load"),
+        ('while [ "$1" != -o ]; do shift; done; echo no library > "$2"', "it does not load"),
     ],
 )
 def test_why_there_is_none_is_told_with_what_to_do(
