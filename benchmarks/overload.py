@@ -7,8 +7,8 @@ refused. With a second checkout both serve builds of their own, in turns, under 
 who speak the wire and never ask for the server's contract.
 
 The time of a refusal as a caller sees it contains the waiting of hundreds of callers for one
-interpreter. So Triton's own figure is beside it: the mean time from a request's arrival in the
-server to its failure.
+interpreter. So Triton's own figures are beside it: the mean time that a request waits before its
+model takes it, and the mean time to a failure, where Triton itself counts one.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Overload:
         self._server, self._questions = server, questions
         self._from = self._end = 0.0
         self._tokens = self._answers = self._lost = 0
-        self._failed_ms = 0.0
+        self._means_ms = {"queue": 0.0, "fail": 0.0}
         self._first_s: list[float] = []
         self._refused_s: list[float] = []
 
@@ -123,7 +123,7 @@ class Overload:
         ) as channel:
             stub = Service(channel)
             callers = [self._call(stub, number) for number in range(CLIENTS)]
-            await asyncio.gather(self._count_failures(), *callers)
+            await asyncio.gather(self._read_statistics(), *callers)
         return {
             "tokens_per_s": self._tokens / seconds,
             "answers": self._answers,
@@ -131,7 +131,8 @@ class Overload:
             "refused": len(self._refused_s),
             "first_text_s_p50": _median(self._first_s),
             "refused_ms_p50_of_callers": _median(self._refused_s) * 1e3,
-            "failed_ms_mean_in_triton": self._failed_ms,
+            "queued_ms_mean_in_triton": self._means_ms["queue"],
+            "failed_ms_mean_in_triton": self._means_ms["fail"],
         }
 
     async def _call(self, stub: Any, number: int) -> None:
@@ -164,20 +165,22 @@ class Overload:
                 first_s = time.perf_counter() - started
         return first_s, reader.answer().completion_tokens
 
-    async def _count_failures(self) -> None:
+    async def _read_statistics(self) -> None:
         await asyncio.sleep(self._from - time.perf_counter())
-        count, ns = await asyncio.to_thread(self._failures)
+        before = await asyncio.to_thread(self._statistics)
         await asyncio.sleep(self._end - time.perf_counter())
-        more, more_ns = await asyncio.to_thread(self._failures)
-        self._failed_ms = (more_ns - ns) / max(1, more - count) / 1e6
+        after = await asyncio.to_thread(self._statistics)
+        for name in self._means_ms:
+            count, ns = (int(after[name][key]) - int(before[name][key]) for key in ("count", "ns"))
+            self._means_ms[name] = ns / max(1, count) / 1e6
 
-    def _failures(self) -> tuple[int, int]:
-        """Triton's number of failed requests so far, and their time in nanoseconds."""
+    def _statistics(self) -> dict[str, dict[str, Any]]:
+        """Triton's `count` and `ns`, nanoseconds, of the model's requests so far, by phase."""
         url = f"http://{self._server.urls['http'].removeprefix('http://')}/v2/models/{MODEL}/stats"
         with urllib.request.urlopen(url) as response:
             (stats,) = json.loads(response.read())["model_stats"]
-        failed = stats["inference_stats"]["fail"]
-        return int(failed["count"]), int(failed["ns"])
+        phases: dict[str, dict[str, Any]] = stats["inference_stats"]
+        return phases
 
 
 def _median(values: Sequence[float]) -> float:
