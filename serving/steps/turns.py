@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PER_S = 400
+PER_S = 100
 """Callers asked after in a second, however many there are."""
 
 

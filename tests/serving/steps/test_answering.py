@@ -348,10 +348,10 @@ def test_nothing_is_asked_of_a_reply_after_its_end(answering):
 
 def test_callers_are_asked_after_in_turns_however_many_there_are():
     waiting = dict.fromkeys(range(250))
-    looks = [take_turns(waiting, 0.1) for _ in range(7)]
+    looks = [take_turns(waiting, 0.4) for _ in range(7)]
     assert [len(look) for look in looks] == [40] * 7
     assert [one for look in looks for one in look][:250] == list(range(250))
-    assert take_turns({"one": None}, 0.1) == ["one"]
+    assert take_turns({"one": None}, 0.4) == ["one"]
 
 
 def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(answering):
