@@ -102,11 +102,12 @@ def test_eos_is_the_tokenizers_where_the_config_disagrees(tiny_copy):
 
 
 def resize_processor(directory, size):
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        path = directory / name
-        data = json.loads(path.read_text())
-        data.get("image_processor", data)["size"] = size
-        path.write_text(json.dumps(data))
+    path = directory / "processor_config.json"
+    data = json.loads(path.read_text())
+    data["image_processor"]["size"] = size
+    path.write_text(json.dumps(data))
+    # What older versions of transformers wrote beside it, or alone.
+    (directory / "preprocessor_config.json").write_text(json.dumps(data["image_processor"]))
 
 
 def test_the_models_own_size_goes_before_the_image_processors(tiny_copy):
