@@ -25,28 +25,36 @@ pytest_plugins = [
 ]
 
 LONGEST = (
-    "test_build.py",
-    "e2e flant5",
-    "e2e vicuna",
     "test_exporter.py",
-    "test_families.py",
-    "test_demos.py",
+    "test_build.py",
+    "test_supervision.py",
     "test_stamping.py",
-    "test_pages.py",
-    "test_readme.py",
-    "test_training.py",
     "test_server_life.py",
+    "test_pages.py",
+    "e2e flant5",
     "test_graphs.py",
-    "test_dry_run.py",
-    "test_builds.py",
-    "test_builder.py",
-    "test_minigpt4.py",
+    "test_readme.py",
+    "test_families.py",
+    "e2e vicuna",
+    "test_training.py",
     "test_broken_repositories.py",
-    "test_checkpoints.py",
+    "test_originals.py",
+    "test_builder.py",
+    "test_calibration.py",
+    "test_proving.py",
+    "test_synthesize.py",
+    "test_demos.py",
+    "test_fusion.py",
+    "test_crashers.py",
+    "test_trace_cache.py",
+    "test_calls.py",
+    "test_dry_run.py",
 )
 """Groups of tests that take long, the longest first: no worker is then left alone with one.
 
-A file goes by its name, wherever it is. That a name is missing here costs time, and nothing else.
+The first two trace what is small and what is a demo, so that later groups of either worker find it
+traced, and no graph is traced by both. A file goes by its name, wherever it is. That a name is
+missing here costs time, and nothing else.
 """
 
 
