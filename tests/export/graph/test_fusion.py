@@ -35,9 +35,7 @@ def exported(tiny, traces, tmp_path_factory):
             checkpoint = checkpoint_from_directory(tiny(kind))
             directory = tmp_path_factory.mktemp(f"{kind}-{precision}")
             made[kind, precision] = {
-                one.title: onnx_from_component(
-                    one, checkpoint, directory, Silent(), traces=traces
-                )
+                one.title: onnx_from_component(one, checkpoint, directory, Silent(), traces=traces)
                 for one in components_from_checkpoint(checkpoint, PrecisionPolicy.parse(precision))
                 if precision in ("fp32", "fp16") or one.component != "language_model"
             }
