@@ -252,7 +252,7 @@ def _one_registry() -> Iterator[None]:
     Nothing is added to what is kept, as long as no export has a translation table of its own.
     """
     own = vars(ONNXRegistry)["from_torchlib"]
-    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign, assignment]
+    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
     try:
         yield
     finally:
