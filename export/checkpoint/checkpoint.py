@@ -16,6 +16,7 @@ from iblip.export.checkpoint.directory import (
     refuse_irregular_files,
     tensors_from_directory,
 )
+from iblip.export.checkpoint.sentencepiece_files import check_sentencepiece
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError
 from iblip.export.families import FAMILIES
@@ -91,6 +92,7 @@ class Checkpoint:
 
         name = self.family.processor
         kind: Any = Parts if name is None else getattr(transformers, name)
+        check_sentencepiece(self.directory)
         try:
             processor = kind.from_pretrained(self.directory, local_files_only=True)
         except Exception as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from iblip.export.checkpoint.sentencepiece_files import check_sentencepiece
 from iblip.export.errors import CheckpointError
 from iblip.export.families.parts import Parts
 from iblip.export.models.model import Model
@@ -57,6 +58,8 @@ def processor_of(model: Model, parts: Mapping[str, Path], *, image_size: int, qu
 def _tokenizer(source: Path | str, part: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
+    if isinstance(source, Path):
+        check_sentencepiece(source)
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
