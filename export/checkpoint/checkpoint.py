@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from iblip.export.checkpoint.directory import (
 )
 from iblip.export.checkpoint.sentencepiece_files import check_sentencepiece
 from iblip.export.checkpoint.source import ModelSource
+from iblip.export.checkpoint.text_rules import TextRules
 from iblip.export.errors import CheckpointError
 from iblip.export.families import FAMILIES
 from iblip.export.families.family import Family, Projector
@@ -41,6 +42,7 @@ class Checkpoint:
         tensors: by name.
         source: opens the same checkpoint again; `None` if it was not opened by one.
         synthetic: whether its weights are random (`export.synthesis`).
+        rules: what an original, whose files these are, does with text otherwise.
     """
 
     directory: Path
@@ -49,6 +51,7 @@ class Checkpoint:
     tensors: Mapping[str, Weight]
     source: ModelSource | None = None
     synthetic: bool = False
+    rules: TextRules = field(default_factory=TextRules)
 
     @property
     def name(self) -> str:

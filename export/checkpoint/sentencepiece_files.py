@@ -36,7 +36,7 @@ def check_sentencepiece(directory: Path) -> None:
 
 
 def _messages(path: Path) -> Any:
-    """The module with sentencepiece's messages, which is generated code for a version of protobuf."""
+    """The module of sentencepiece's messages: code generated for some version of protobuf."""
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from iblip.export.checkpoint.checkpoint import Checkpoint, resize
 from iblip.export.checkpoint.image_size import POSITIONS, InterpolatedPositions
+from iblip.export.checkpoint.text_rules import TextRules
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.errors import CheckpointError
 from iblip.export.models.model import Model
@@ -21,6 +22,7 @@ from iblip.export.originals.joining import (
     join_biases,
     origin_of,
 )
+from iblip.export.originals.starting import start_token_of
 from iblip.export.originals.tokenizers import processor_of
 from iblip.export.originals.vocabulary import extend_vocabulary, set_vocabulary
 from iblip.export.precision import PrecisionPolicy
@@ -90,7 +92,7 @@ def assemble(
     tensors, origins = _merge(files)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
-    prepared = processor_of(
+    prepared, reproduced = processor_of(
         model,
         parts,
         image_size=config.vision_config.image_size,
@@ -107,6 +109,11 @@ def assemble(
         model=model,
         parts=parts,
         prepared=prepared,
+        rules=TextRules(
+            tokenizer=reproduced,
+            bytes_apart=config.text_config.model_type == "llama" and bool(reproduced),
+            start_token_id=start_token_of(config.text_config, parts["language_model"]),
+        ),
     )
     shapes, tied = expected_tensors(_components(checkpoint))
     check_fit(

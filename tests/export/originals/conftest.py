@@ -306,10 +306,12 @@ def with_sentencepiece(sentencepiece_models: dict[str, Path]) -> Callable[..., P
     `special_tokens_map.json`.
     """
 
-    def replace(directory: Path, kind: str, config: Mapping = {}, tokens: Mapping = {}) -> Path:  # noqa: B006
+    def replace(
+        directory: Path, kind: str, config: Mapping | None = None, tokens: Mapping | None = None
+    ) -> Path:
         (directory / "tokenizer.json").unlink(missing_ok=True)
         shutil.copy(sentencepiece_models[kind], directory)
-        settings = {**TOKENIZER_CONFIGS[kind], **config}
+        settings = {**TOKENIZER_CONFIGS[kind], **(config or {})}
         (directory / "tokenizer_config.json").write_text(json.dumps(settings))
         if tokens:
             (directory / "special_tokens_map.json").write_text(json.dumps(tokens))
