@@ -59,6 +59,11 @@ class Checkpoint:
         return self.source.name if self.source else self.directory.name
 
     @property
+    def config_file(self) -> Path:
+        """The file that `config` was read from, for messages."""
+        return self.directory / "config.json"
+
+    @property
     def projector(self) -> Projector:
         """What makes visual prompts: the family's Q-Former, or a merge of patches without one."""
         return "patch_merge" if self.config.qformer_config is None else self.family.projector
@@ -118,7 +123,7 @@ class Checkpoint:
         Args:
             known: digests that have been computed already, by path.
         """
-        paths = (self.directory / "config.json", *self.files)
+        paths = (self.config_file, *self.files)
         return {path.name: (known or {}).get(path) or sha256(path) for path in paths}
 
 

@@ -152,7 +152,7 @@ def _image_token_id(checkpoint: Checkpoint, tokenizer: Any) -> int:
     if token_id is None:
         token = getattr(checkpoint.processor, "image_token", "<image>")
         raise CheckpointError(
-            f"{checkpoint.directory / 'config.json'} has no image_token_index, the token that marks"
+            f"{checkpoint.config_file} has no image_token_index, the token that marks"
             " the image's place in a prompt (older versions of transformers did not write it). Set"
             f" it to {tokenizer.convert_tokens_to_ids(str(token))}, the tokenizer's {token}."
         )

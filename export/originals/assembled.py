@@ -32,6 +32,11 @@ from iblip.export.weights.weight import Weight
 
 PROJECTION = "language_projection.weight"
 
+BASE_REMEDY = (
+    "Was it trained from another file, with less unfrozen than that has? --part base=FILE adds it."
+)
+CONFIG_REMEDY = "A model of another size? --part config=FILE gives its own in transformers' form."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled(Checkpoint):
@@ -51,6 +56,11 @@ class Assembled(Checkpoint):
     def name(self) -> str:
         """Name of the model."""
         return self.model.name
+
+    @property
+    def config_file(self) -> Path:
+        """The part `config`, or else the language model's config."""
+        return self.parts.get("config", super().config_file)
 
     @property
     def processor(self) -> Any:
@@ -122,7 +132,7 @@ def assemble(
         tied,
         title=lambda name: origins.get(name) or origin_of(name, files),
         summary="the files do not make this model",
-        remedy="A model of another size? --part config=FILE gives its own in transformers' form.",
+        remedy=CONFIG_REMEDY if "base" in parts else f"{BASE_REMEDY}\n{CONFIG_REMEDY}",
     )
     return checkpoint
 

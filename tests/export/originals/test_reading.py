@@ -117,6 +117,15 @@ def test_opt_without_its_models_prefix_is_read_too(opt_parts):
     assert "language_model.model.decoder.embed_tokens.weight" in lavis(opt_parts).tensors
 
 
+def test_a_fault_of_a_config_names_the_part_that_it_is_in(opt_parts):
+    config = json.loads(opt_parts["config"].read_text())
+    del config["image_token_index"]
+    opt_parts["config"].write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        language_model_facts(lavis(opt_parts))
+    assert str(error.value).startswith(f"{opt_parts['config']} has no image_token_index")
+
+
 def test_what_lavis_has_trained_wins_over_the_parts(opt_parts):
     def train(tensors):
         tensors["visual_encoder.cls_token"] = torch.full((1, 1, 32), 5.0)
