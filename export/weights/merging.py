@@ -1,4 +1,4 @@
-"""`merge_low_rank`: a `Weight` with LoRA's two thin matrices merged into it, and what else peft has.
+"""`merge_low_rank`: a `Weight` with LoRA's two thin matrices merged into it.
 
 Every kind here is a `Weight`, so that recipes, quantisation, digests and links take it as they take
 a tensor of a file. A merged weight is float32 and lies in no file: a graph that reads it never
@@ -72,7 +72,8 @@ class Merged:
 
     def read(self) -> npt.NDArray[Any]:
         """Returns the merged values."""
-        return np.concatenate(list(self.pieces())).reshape(self.shape)
+        values: npt.NDArray[Any] = np.concatenate(list(self.pieces())).reshape(self.shape)
+        return values
 
     def pieces(self) -> Iterator[npt.NDArray[Any]]:
         """Yields blocks of rows, each of at most `BLOCK` bytes or one row."""
@@ -117,7 +118,8 @@ class Merged:
         step = max(1, BLOCK // (4 * columns))
         for piece in self.source.pieces():
             rows = tensor_from_array(piece).reshape(-1, columns)
-            for part in rows.split(step):
+            for first in range(0, len(rows), step):
+                part = rows[first : first + step]
                 # A copy in any case: the source's own bytes may be a view of its file.
                 block = part.to(torch.float32, copy=True)
                 block.addmm_(left[start : start + len(part)], right, alpha=self.scale)
