@@ -22,7 +22,7 @@ from iblip.export.precision import PrecisionPolicy
 from iblip.export.system.files import sha256
 from iblip.export.weights.fit import is_harmless
 from iblip.export.weights.merging import Added, merge_low_rank
-from iblip.export.weights.weight import Weight
+from iblip.export.weights.weight import Concatenated, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,9 @@ class _Merging:
                     f"{own} has shape {list(tensor.shape)}, expected {list(old.shape)}"
                 )
             # peft trains a copy of a module that it saves; a resized table stays tied to others.
-            self._put(name, tensor, alone=self._config.saves(part.module))
+            # Its bytes are copied: links would lead into a directory that training writes to.
+            copied = Concatenated(name=tensor.name, parts=(tensor,))
+            self._put(name, copied, alone=self._config.saves(part.module))
 
     def _find_weight(self, own: str, part: Part) -> str | None:
         """The name of the weight that a part of a LoRA is for."""
