@@ -109,7 +109,8 @@ class Original:
             return None
         if self._logits_of_base is None:
             asked = [(one.name, one.image, one.prompt) for one in self.recordings(positions)]
-            with self.progress.stage("run transformers without the adapter", len(asked)) as advance:
+            title = "run transformers without the adapter"
+            with self.progress.stage(title, len(asked), "examples") as advance:
                 base = reference_of(self.checkpoint.base, positions, streamed=self.choice.streamed)
                 rows = [one.tensors["logits"] for one in record(base, asked, advance)]
             self._logits_of_base = np.concatenate(rows)
