@@ -86,6 +86,11 @@ class Checkpoint:
         sources = (source for tensor in self.tensors.values() for source in tensor.sources)
         return tuple(sorted({source.file for source in sources}))
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """Files outside of its directory that it follows from, besides `files`."""
+        return ()
+
     @cached_property
     def processor(self) -> Any:
         """transformers' own processor of this checkpoint, or its parts if there is none.
