@@ -21,7 +21,7 @@ from iblip.engines.language_model.types import (
 )
 from iblip.engines.pipeline import Pipeline
 from iblip.export.errors import EngineError, IblipError
-from iblip.export.images import ImageSources
+from iblip.export.images import ImageSources, Reading, check_reading
 from iblip.export.system.paths import PathLike
 from iblip.libraries import installed
 from iblip.serving.client.base import Asked, asked_of_row
@@ -69,10 +69,12 @@ class Model:
         threads: int | None = None,
         device: int = 0,
         image_urls: ImageURLs | bool = False,
+        preprocessing: Reading = "viewed",
     ) -> None:
         self.build = build
         self._contract = ServerContract.from_manifest(build.manifest)
         self._image_urls = ImageURLs.settled(image_urls)
+        self._preprocessing = check_reading(preprocessing)
         self._pipeline = Pipeline(
             build.path, threads, device=device, manifest=build.manifest
         ).__enter__()
@@ -245,7 +247,7 @@ class Model:
         deadline = None if left is None else time.monotonic() + left
         options, preset = resolve_options(self._contract, asked.options, asked.compat)
         generation = self._pipeline.submit(
-            pixels_of_request(asked.image, self._contract, self._image_urls),
+            pixels_of_request(asked.image, self._contract, self._image_urls, self._preprocessing),
             asked.prompt,
             options,
             deadline=deadline,
@@ -374,6 +376,7 @@ def load(
     threads: int | None = None,
     device: int = 0,
     image_urls: ImageURLs | bool = False,
+    preprocessing: Reading = "viewed",
 ) -> Model:
     """Loads a build into this process.
 
@@ -383,12 +386,22 @@ def load(
         device: the GPU's number, from 0, for the engines that run on one.
         image_urls: whether images may be `https:` addresses: `True`, or `ImageURLs` with what is
             allowed. Read `ImageURLs` before you allow it for addresses that others have written.
+        preprocessing: how image files become RGB: `"viewed"`, as they are meant to be seen; or
+            `"lavis"`, as LAVIS reads them: without EXIF orientation, transparency dropped, 16 bits
+            clipped.
 
     Raises:
         BuildDirectoryError: it is not a build, or a file of it is missing.
         EngineError: an engine cannot be loaded here.
         IblipError: a library that it runs on is not installed.
+        OptionError: there is no such `preprocessing`.
     """
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
-        return Model(opened, threads=threads, device=device, image_urls=image_urls)
+        return Model(
+            opened,
+            threads=threads,
+            device=device,
+            image_urls=image_urls,
+            preprocessing=preprocessing,
+        )
