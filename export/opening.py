@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.source import ModelSource
-from iblip.export.errors import OptionError
+from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.messages import closest
 from iblip.export.progress import Progress
 
@@ -61,12 +61,17 @@ def checkpoint_from_source(
     return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
 
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""One of them is in every checkpoint in Hugging Face form; an adapter is refused later, with why."""
+
+
 def check_source(source: ModelSource) -> None:
     """Refuses a source that cannot be opened, without loading anything.
 
     Raises:
         OptionError: there is no such directory, an option that this kind of source does not have,
             or an unknown scheme.
+        CheckpointError: the directory is none of a checkpoint.
     """
     if source.scheme is None and not source.is_directory and not source.is_on_hub:
         raise OptionError(
@@ -78,6 +83,11 @@ def check_source(source: ModelSource) -> None:
         raise OptionError(
             f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
             " Give a Hugging Face directory instead."
+        )
+    if source.is_directory and not any((Path(source.model) / name).exists() for name in CONFIGS):
+        raise CheckpointError(
+            f"{Path(source.model).absolute()} is not a Hugging Face checkpoint: it has no"
+            f" {CONFIGS[0]}. Give --model the directory that has one."
         )
     if source.parts and source.scheme is None:
         raise OptionError(

@@ -20,8 +20,9 @@ from iblip.engines.language_model.types import (
     TextDelta,
 )
 from iblip.engines.pipeline import Pipeline
-from iblip.export.errors import EngineError, IblipError
+from iblip.export.errors import EngineError, IblipError, OptionError
 from iblip.export.images import ImageSources
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike
 from iblip.libraries import installed
 from iblip.serving.client.base import Asked, asked_of_row
@@ -368,6 +369,7 @@ class _Running:
                 stream.cancel()
 
 
+@checked
 def load(
     build: PathLike,
     *,
@@ -385,10 +387,13 @@ def load(
             allowed. Read `ImageURLs` before you allow it for addresses that others have written.
 
     Raises:
+        OptionError: an argument is of another type, or out of range.
         BuildDirectoryError: it is not a build, or a file of it is missing.
         EngineError: an engine cannot be loaded here.
         IblipError: a library that it runs on is not installed.
     """
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads is {threads}; expected 1 or more, or None")
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
         return Model(opened, threads=threads, device=device, image_urls=image_urls)

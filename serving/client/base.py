@@ -11,6 +11,7 @@ from iblip.engines.language_model.keywords import Options, options_with_keywords
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Priority
 from iblip.export.images import ImageSources
+from iblip.export.system.arguments import check_argument
 from iblip.serving.client.address import Address
 from iblip.serving.client.compat import resolve_options
 from iblip.serving.client.errors import ClientError
@@ -50,6 +51,9 @@ class Asked:
     compat: str | None
     priority: Priority
     timeout: AnyTimeout
+
+    def __post_init__(self) -> None:
+        check_argument("compat", self.compat, str | None)
 
 
 class BaseClient:
@@ -92,6 +96,7 @@ class BaseClient:
         token: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        check_argument("model", model, str)
         self.url = url
         self.model = model
         self.timeout = Timeout.settled(timeout, DEFAULT_TIMEOUT)

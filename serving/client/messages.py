@@ -6,7 +6,7 @@ Knows Triton's protobuf messages; does no I/O.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +126,10 @@ def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> 
     Raises:
         OptionError: there is no candidate, or one is not usable.
     """
-    options = GenerationOptions(candidates=tuple(candidates), length_penalty=length_penalty)
+    listed = candidates
+    if isinstance(candidates, Iterable) and not isinstance(candidates, str):
+        listed = tuple(candidates)
+    options = GenerationOptions(candidates=listed, length_penalty=length_penalty)
     if not options.candidates:
         raise OptionError("candidates is empty; expected at least one text")
     return options
