@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import InputError
+from iblip.export.messages import kind_of
 
 
 @runtime_checkable
@@ -157,7 +158,7 @@ def _rgb(source: str | Path | bytes | Readable | Image.Image | Tensor) -> Image.
         name = f"the image in {_shown(repr(source))}"
         return _open(_read(source, name), name)
     expected = "a path, bytes, a file object, a Pillow image, a uint8 array or a torch.uint8 tensor"
-    raise InputError(f"an image cannot be a {type(source).__name__}; expected {expected}")
+    raise InputError(f"an image cannot be {kind_of(source)}; expected {expected}")
 
 
 def _from_text(source: str) -> Image.Image:

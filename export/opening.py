@@ -62,7 +62,7 @@ def checkpoint_from_source(
 
 
 CONFIGS = ("config.json", "adapter_config.json")
-"""One of them is in every checkpoint in Hugging Face form; an adapter is refused later, with why."""
+"""One of them is in every checkpoint in Hugging Face form; `open_checkpoint` refuses an adapter."""
 
 
 def check_source(source: ModelSource) -> None:

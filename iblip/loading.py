@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from iblip.building import Build
 from iblip.engines.language_model.keywords import GenerationKeywords, Options, options_with_keywords
@@ -100,6 +100,12 @@ class Model:
     def __repr__(self) -> str:
         closed = "" if self._finalizer.alive else ", closed"
         return f"<Model of {self.build}{closed}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model can be neither pickled nor copied: hand its build to the other process, and "
+            "load that there"
+        )
 
     def contract(self) -> ServerContract:
         """Image size, limits and identity of the build, as a server of it would state them."""

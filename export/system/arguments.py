@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_typ
 from iblip.export.errors import OptionError
 from iblip.export.messages import shown
 
+_NUMBERS: Mapping[type, type] = {int: Integral, float: Real}
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -58,9 +60,9 @@ def check_argument(name: str, value: object, annotation: Any) -> None:
 
 
 def _fits(value: object, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    return isinstance(value, {int: Integral, float: Real}.get(kind, kind))
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, _NUMBERS.get(kind, kind))
 
 
 def _is_union(annotation: Any) -> bool:

@@ -111,6 +111,10 @@ class BaseClient:
         self._closed = False
         self._open()
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} of {self._place}{closed}>"
+
     def _open(self) -> None:
         raise NotImplementedError
 
