@@ -11,9 +11,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -23,7 +21,13 @@ import click
 from iblip.export.errors import IblipError
 from iblip.export.messages import closest, did_you_mean
 from iblip.export.system.installing import missing_package
-from iblip.serving.cli.formatting import echo_json, echo_verdicts
+from iblip.serving.cli.formatting import (
+    OutputError,
+    discard_output,
+    echo_json,
+    echo_verdicts,
+    is_of_output,
+)
 
 EXIT_STATUSES: Mapping[int, str] = {
     0: "done",
@@ -176,28 +180,11 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, IblipError, ImportError) as error:
             status = _report(error, "--json" in words)
         except OSError as error:
-            if not _is_of_output(error):
+            if not is_of_output(error):
                 raise
-            _discard_output()
+            discard_output()
             status = _report(OutputError(f"the output cannot be written: {error.strerror}"), False)
         sys.exit(status if isinstance(status, int) else 0)
-
-
-class OutputError(IblipError):
-    """What stdout leads to takes nothing more, such as a file on a disk that is full."""
-
-
-def _is_of_output(error: OSError) -> bool:
-    """Whether `click.echo` raised an error, which writes all that a command prints."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__") == click.echo.__module__
-
-
-def _discard_output() -> None:
-    """What is still to be written to stdout goes nowhere; Python would complain when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _report(error: Exception, as_json: bool) -> int:

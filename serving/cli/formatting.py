@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import click
 
+from iblip.export.errors import IblipError
 from iblip.export.messages import printable
 
 FORMAT = 1
@@ -63,6 +65,23 @@ def has_colours(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream is not None and stream.isatty()
+
+
+class OutputError(IblipError):
+    """What stdout leads to takes nothing more, such as a file on a disk that is full."""
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether `click.echo` raised an error, which writes all that a command prints."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == click.echo.__module__
+
+
+def discard_output() -> None:
+    """What is still to be written to stdout goes nowhere; Python would complain when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def echo_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:
