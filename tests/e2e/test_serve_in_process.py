@@ -111,6 +111,17 @@ def test_what_cannot_be_served_is_refused(vicuna_build, tmp_path):
         iblip.serve(vicuna_build, vllm_python="python")
     with pytest.raises(OptionError, match="TLS needs both tls_certificate and tls_key"):
         iblip.serve(vicuna_build, tls_certificate="a.pem")
+    for name, value, message in (
+        ("grpc_port", "x", "expected an integer"),
+        ("host", 5, "expected text"),
+        ("ready_timeout_s", "x", "expected a number"),
+        ("max_restarts", "x", "expected an integer"),
+        ("cache_mib", "x", "expected an integer"),
+        ("log", tmp_path, "it is a directory"),
+        ("log", tmp_path / "nowhere" / "log", "there is no directory"),
+    ):
+        with pytest.raises(OptionError, match=f"^{name} .*{message}"):
+            iblip.serve(vicuna_build, **{name: value})
     with pytest.raises(OptionError, match="the limit of restarts is -1"):
         iblip.serve(vicuna_build, max_restarts=-1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
