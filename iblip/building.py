@@ -171,7 +171,7 @@ class BuildKeywords(TypedDict, total=False):
 
 @checked
 def build(
-    model: PathLike,
+    model: PathLike | None = None,
     *,
     precision: str = "fp32",
     output: PathLike | None = None,
@@ -179,6 +179,7 @@ def build(
     llm_engine: str = "onnxruntime",
     revision: str | None = None,
     parts: Mapping[str, PathLike] | None = None,
+    adapters: Iterable[PathLike] = (),
     image_size: int | None = None,
     verify: bool = True,
     examples: PathLike | None = None,
@@ -196,7 +197,8 @@ def build(
 
     Args:
         model: a directory in Hugging Face form, a model of the hub (`ORG/NAME`), or `lavis:NAME`
-            or `minigpt4:NAME` with `parts`. A `Path` is always a directory.
+            or `minigpt4:NAME` with `parts`. A `Path` is always a directory. `None` is the model
+            that the first of `adapters` was trained on.
         precision: `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8`, `lavis`, or a word for each
             component, such as `vision_encoder=fp16,language_model=int4`.
         output: the build directory; `None` is `build/<checkpoint>-<precision>`.
@@ -206,6 +208,8 @@ def build(
         revision: branch, tag or commit of a model of the hub.
         parts: files and directories of an original's checkpoint, by name; `iblip models` says
             which.
+        adapters: LoRA adapters that peft saved, which are merged into the model in this order: each
+            a directory, or `ORG/NAME` or `ORG/NAME@REVISION` of the hub.
         image_size: height and width of images, in pixels; `None` is the checkpoint's own.
         verify: whether to compare graphs and answers with transformers before the build is put in
             place.
@@ -230,14 +234,23 @@ def build(
         raise OptionError(f"build has no option {name!r}.{hint}")
     shown = progress_from(progress)
     with messages_in_keywords(), installed("iblip.build"), quiet():
+        from iblip.export.checkpoint.source import adapters_from_words
+        from iblip.export.opening import source_of_adapters
         from iblip.serving.builder.build import build as make
 
+        names = adapters_from_words([adapters] if isinstance(adapters, str) else adapters)
+        if model is None:
+            if not names:
+                raise OptionError("build was given no model; expected one, or adapters of one")
+            base = source_of_adapters(names, shown)
+            model, revision = base.model, revision or base.revision
         asked = _options(
             {
                 **options,
                 "model": model_from(model),
                 "revision": revision,
                 "parts": parts or {},
+                "adapters": names,
                 "image_size": image_size,
                 "output": output,
                 "precision": precision,
@@ -312,6 +325,7 @@ def _options(given: Mapping[str, Any], *, verify: bool) -> BuildOptions:
 
 FLAGS: Mapping[str, str] = {
     "part": "parts",
+    "adapter": "adapters",
     "builder-flag": "builder_flags",
     "target": "targets",
     "profile": "profiles",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,7 @@ def verify(
     model: PathLike | None = None,
     revision: str | None = None,
     parts: Mapping[str, PathLike] | None = None,
+    adapters: Iterable[PathLike] = (),
     examples: PathLike | None = None,
     limit: int | None = None,
     stages: tuple[str, ...] = (),
@@ -105,7 +106,8 @@ def verify(
 
     Args:
         builds: one or more, each a `Build` or the path of its directory.
-        model, revision, parts: where the checkpoint is now, if it has moved; see `build`.
+        model, revision, parts, adapters: where the checkpoint and its adapters are now, if they
+            have moved; see `build`.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own.
         limit: use at most so many examples.
         stages: run only these: `preprocessing`, `vision_encoder`, `qformer`, `language_model`,
@@ -135,7 +137,7 @@ def verify(
             model = model if isinstance(model, str) else str(Path(model).absolute())
         files = {name: path_from(path, f"the part {name}") for name, path in (parts or {}).items()}
         options = ParityOptions(
-            source=source_of_build(opened[0].path, model, revision, files),
+            source=source_of_build(opened[0].path, model, revision, files, adapters),
             examples=None if examples is None else path_from(examples, "examples"),
             limit=limit,
             stages=(stages,) if isinstance(stages, str) else tuple(stages),

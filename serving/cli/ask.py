@@ -28,6 +28,7 @@ from iblip.serving.cli.picture import show_image
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.types import Priority
+    from iblip.export.images import Reading
     from iblip.serving.client import AnswerStream
 
 HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
@@ -44,6 +45,14 @@ HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
     type=click.Choice(["lavis", "hf", "minigpt4"]),
     help="Answer like this original; options given here override its own.",
 )
+@click.option(
+    "--preprocessing",
+    type=click.Choice(["viewed", "lavis"]),
+    default="viewed",
+    show_default=True,
+    help="Read images as they are meant to be seen, or as LAVIS does: without EXIF orientation, "
+    "transparency dropped, 16 bits clipped.",
+)
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
 @click.option(
     "--priority",
@@ -59,6 +68,7 @@ def command(
     stream: bool,
     json_: bool,
     compat: str | None,
+    preprocessing: Reading,
     timeout_s: float | None,
     priority: Priority,
     **flags: Any,
@@ -83,7 +93,9 @@ def command(
             show_image(source)
     timeout = ONE_ATTEMPT if timeout_s is None else timeout_s
     try:
-        with Client(**connection, timeout=timeout, retries=0) as client:
+        with Client(
+            **connection, timeout=timeout, retries=0, preprocessing=preprocessing
+        ) as client:
             if stream and not flags["candidates"]:
                 with client.stream(sources, prompt, **how) as pieces:
                     _print_pieces(pieces, json_)

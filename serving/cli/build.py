@@ -32,7 +32,7 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 
 
 HEADINGS = {
-    "Model": ("model", "revision", "parts", "image_size"),
+    "Model": ("model", "revision", "parts", "adapters", "image_size"),
     "Precision": (
         "precision",
         "int8",
@@ -221,6 +221,7 @@ def command(
     model: str | None,
     revision: str | None,
     parts: tuple[str, ...],
+    adapters: tuple[str, ...],
     image_size: int | None,
     output: Path | None,
     precision: str,
@@ -237,7 +238,12 @@ def command(
     from iblip.engines.tensorrt.options import PlanOptions
     from iblip.export.artifact.manifest import Manifest
     from iblip.export.checkpoint.demo import demo_checkpoint
-    from iblip.export.checkpoint.source import ModelSource, parts_from_words
+    from iblip.export.checkpoint.source import (
+        ModelSource,
+        adapters_from_words,
+        parts_from_words,
+    )
+    from iblip.export.opening import source_of_adapters
     from iblip.export.quantisation.options import QuantisationOptions
     from iblip.export.system.cache_directory import cache_directory
     from iblip.serving.builder import options
@@ -248,12 +254,17 @@ def command(
     progress = command_progress()
     quiet_libraries()
     verification = options_of(options.VerificationOptions, flags)
+    names = adapters_from_words(adapters)
+    if model is None and names:
+        base = source_of_adapters(names, progress)
+        model, revision = base.model, revision or base.revision
     asked = options.BuildOptions(
         source=ModelSource(
             model=model or str(demo_checkpoint()),
             revision=revision,
             parts=parts_from_words(parts),
             image_size=image_size,
+            adapters=names,
         ),
         output=output,
         precision=precision,

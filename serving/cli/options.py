@@ -181,8 +181,17 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds fields of `export.checkpoint.source.ModelSource`: `model`, `revision` and `parts`."""
+    """Adds fields of `export.checkpoint.source.ModelSource`, all but the size of images."""
     for option in (
+        click.option(
+            "--adapter",
+            "adapters",
+            multiple=True,
+            metavar="ADAPTER",
+            help="A LoRA adapter that peft saved: its directory, or ORG/NAME or ORG/NAME@REVISION "
+            "of the hub. It is merged into the model. Repeatable, in order. Without --model, the "
+            "model that it was trained on is taken; of `verify`, the build's own is the default.",
+        ),
         click.option(
             "--part",
             "parts",

@@ -57,6 +57,7 @@ def command(
     model: str | None,
     revision: str | None,
     parts: tuple[str, ...],
+    adapters: tuple[str, ...],
     examples: Path | None,
     limit: int | None,
     stages: tuple[str, ...],
@@ -80,7 +81,7 @@ def command(
     from iblip.serving.parity.writing import check_page, page_of, write_report
 
     quiet_libraries()
-    source = source_of_build(directories[0], model, revision, parts_from_words(parts))
+    source = source_of_build(directories[0], model, revision, parts_from_words(parts), adapters)
     options = ParityOptions(
         source=source, examples=examples, limit=limit, stages=stages, reference=reference
     )

@@ -10,7 +10,7 @@ from typing import Any
 from iblip.engines.language_model.keywords import Options, options_with_keywords
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Priority
-from iblip.export.images import ImageSources
+from iblip.export.images import ImageSources, Reading, check_reading
 from iblip.export.system.arguments import check_argument
 from iblip.serving.client.address import Address
 from iblip.serving.client.compat import resolve_options
@@ -69,6 +69,8 @@ class BaseClient:
         image_urls: whether images may be `https:` addresses: `True`, or `ImageURLs` with what is
             allowed. Do not allow it for addresses that others have written without reading
             `ImageURLs`.
+        preprocessing: how image files become RGB: `"viewed"`, as they are meant to be seen; or
+            `"lavis"`, as LAVIS reads them (`export.images.Reading`).
         model: name of the Triton model.
         keepalive: pings that detect a server that has vanished.
         tls: `True`, or `TLS` with files, for a server that speaks TLS.
@@ -80,7 +82,8 @@ class BaseClient:
 
     Raises:
         OptionError: `url` is no such address, a file of `tls` cannot be used, the token or the
-            metadata cannot travel in a header, or a number is out of range.
+            metadata cannot travel in a header, there is no such `preprocessing`, or a number is
+            out of range.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class BaseClient:
         timeout: Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries | int | None = DEFAULT_RETRIES,
         image_urls: ImageURLs | bool = False,
+        preprocessing: Reading = "viewed",
         model: str = MODEL,
         keepalive: KeepAlive | None = None,
         tls: TLS | bool | None = None,
@@ -102,6 +106,7 @@ class BaseClient:
         self.timeout = Timeout.settled(timeout, DEFAULT_TIMEOUT)
         self.retries = Retries.settled(retries)
         self._image_urls = ImageURLs.settled(image_urls)
+        self._preprocessing = check_reading(preprocessing)
         self._keepalive = keepalive or KeepAlive()
         self._tls = TLS.settled(tls)
         self._metadata = settled_metadata(token, metadata)
@@ -123,6 +128,7 @@ class BaseClient:
             "timeout": self.timeout,
             "retries": self.retries,
             "image_urls": self._image_urls or False,
+            "preprocessing": self._preprocessing,
             "model": self.model,
             "keepalive": self._keepalive,
             "tls": self._tls,
@@ -163,7 +169,7 @@ class BaseClient:
         """
         options, preset = resolve_options(contract, asked.options, asked.compat)
         request = infer_request(
-            pixels_of_request(asked.image, contract, self._image_urls),
+            pixels_of_request(asked.image, contract, self._image_urls, self._preprocessing),
             asked.prompt,
             options,
             model=self.model,

@@ -17,7 +17,7 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, Priority
 from iblip.engines.text.checks import check_images
 from iblip.export.errors import ContractError, IblipError, InputError, OptionError
-from iblip.export.images import ImageSources, each_image, pixels_from_image
+from iblip.export.images import ImageSources, Reading, each_image, pixels_from_image
 from iblip.export.messages import kind_of
 from iblip.serving.client.errors import DisconnectedError, NotReadyError, ProtocolError
 from iblip.serving.client.faults import error_from_status
@@ -138,7 +138,10 @@ def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> 
 
 
 def pixels_of_request(
-    images: ImageSources, contract: ServerContract, urls: ImageURLs | None = None
+    images: ImageSources,
+    contract: ServerContract,
+    urls: ImageURLs | None = None,
+    preprocessing: Reading = "viewed",
 ) -> npt.NDArray[np.uint8]:
     """The images as the server takes them, uint8 `[images, height, width, 3]`.
 
@@ -146,6 +149,7 @@ def pixels_of_request(
         images: one image, or several.
         contract: the server's.
         urls: which images may be fetched from the web; `None` fetches none.
+        preprocessing: how files become RGB.
 
     Raises:
         InputError: an image cannot be used, or there are none or more than the server takes.
@@ -154,7 +158,8 @@ def pixels_of_request(
     check_images(len(sources), contract.limits.images)
     if urls is not None:
         sources = [urls.fetch(one) if is_web_address(one) else one for one in sources]
-    return np.stack([pixels_from_image(source, contract.preprocessing) for source in sources])
+    settings = contract.preprocessing
+    return np.stack([pixels_from_image(source, settings, preprocessing) for source in sources])
 
 
 def infer_request(

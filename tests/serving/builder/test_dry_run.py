@@ -28,9 +28,11 @@ NARROW = "vision_encoder=int8,qformer=fp8,language_model=int4"
     ("name", "precision"),
     [
         ("instructblip-demo-vicuna", NARROW),
-        ("blip2-demo-opt", "fp32"),
+        ("blip2-demo-flant5", "fp32"),
+        exhaustive("blip2-demo-opt", "fp32"),
         exhaustive("instructblip-demo-vicuna", "fp16"),  # its file is fp32
-        ("blip2-demo-flant5", "fp16"),  # its file is fp16
+        ("blip2-demo-opt", "fp16"),  # its file is fp16
+        exhaustive("blip2-demo-flant5", "fp16"),
         ("minigpt4-demo-llama2", "fp16"),
     ],
 )
