@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,11 +17,13 @@ _NUMBERS: Mapping[type, type] = {int: Integral, float: Real}
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WORDS: Mapping[type, str] = {
+WORDS: Mapping[Any, str] = {
     bool: "True or False",
     int: "an integer",
     float: "a number",
     str: "text",
+    Iterable: "a list",
+    Mapping: "a mapping",
     type(None): "None",
 }
 """The types that are checked, and what a message calls them."""
@@ -51,7 +53,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 def check_argument(name: str, value: object, annotation: Any) -> None:
     """Raises `OptionError` if a value is not of a type, or a union of types, that is in `WORDS`."""
-    kinds = get_args(annotation) if _is_union(annotation) else (annotation,)
+    members = get_args(annotation) if _is_union(annotation) else (annotation,)
+    kinds = [get_origin(member) or member for member in members]
     if not all(kind in WORDS for kind in kinds) or any(_fits(value, kind) for kind in kinds):
         return
     found = f"of type {type(value).__name__}" if name in SECRETS else shown(value)

@@ -1,5 +1,6 @@
 """Arguments of another type than their annotation."""
 
+from collections.abc import Iterable, Mapping
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -11,6 +12,8 @@ from iblip.export.system.arguments import checked
 
 class Keywords(TypedDict, total=False):
     slots: int | None
+    targets: Iterable[str]
+    parts: Mapping[str, str] | None
 
 
 @checked
@@ -39,6 +42,8 @@ def function(
         ({"share": "x"}, "^share is 'x'; expected a number$"),
         ({"verify": "no"}, "^verify is 'no'; expected True or False$"),
         ({"slots": "8"}, "^slots is '8'; expected an integer or None$"),
+        ({"targets": 5}, "^targets is 5; expected a list$"),
+        ({"parts": ["x"]}, r"^parts is \['x'\]; expected a mapping or None$"),
         ({"token": b"secret"}, "^token is of type bytes; expected text or None$"),
     ],
 )
@@ -49,6 +54,7 @@ def test_another_type_is_refused_by_name(arguments, message):
 
 def test_what_fits_is_passed_on():
     assert function(np.int64(3), name="x", share=1, verify=False, slots=None) == "3 x"
+    assert function(targets=(x for x in "ab"), parts={"a": "b"}) == "1 None"
     assert function(share=np.float32(0.5), anything="not checked") == "1 None"
 
 
