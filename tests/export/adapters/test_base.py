@@ -98,7 +98,7 @@ def test_another_model_is_refused_with_both_names(
     other = random_checkpoint("t5")
     with pytest.raises(CheckpointError, match=f"trained on {base}, and --model is {other}"):
         opened(other, directory)
-    with pytest.raises(CheckpointError, match="trained on a InstructBlip.*is a Blip2"):
+    with pytest.raises(CheckpointError, match=r"trained on a InstructBlip.*is a Blip2"):
         opened(random_checkpoint("opt"), directory)
     copy = copy_of(base, tmp_path / "copy")
     say(copy / "config.json", _name_or_path="acme/other")
@@ -125,7 +125,7 @@ def test_a_directory_that_is_none(adapter: tuple[Path, Path], tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"adapter_config.json is missing: .* is not an ada"):
         opened(base, base)
     (directory / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="neither adapter_model.safetensors nor adapter_mod"):
+    with pytest.raises(CheckpointError, match=r"neither adapter_model.safetensors nor adapter_mod"):
         opened(base, directory)
 
 
