@@ -107,7 +107,7 @@ def train_adapter(
         answers = [NUMBERS[labels[row]] for row in rows]
         loss = _loss(adapted, processor, features[torch.from_numpy(rows)], answers)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()

@@ -38,6 +38,11 @@ class Adapted(Checkpoint):
     adapters: tuple[Adapter, ...]
 
     @property
+    def config_file(self) -> Path:
+        """The base's."""
+        return self.base.config_file
+
+    @property
     def beside(self) -> tuple[Path, ...]:
         """The adapters' files."""
         return tuple(file for adapter in self.adapters for file in adapter.files)

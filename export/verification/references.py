@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from iblip.export.adapters.adapted import Adapted
+from iblip.export.byte_runs import decode
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import language_model_facts
 from iblip.export.verification.adapting import with_adapters
@@ -206,6 +207,7 @@ class _Ends:
         self._ids, self._start = facts.eos_token_ids, facts.decoder_start_token_id
         self._stop = checkpoint.stop
         self._tokenizer: Any = checkpoint.processor.tokenizer
+        self._bytes_apart = facts.bytes_apart
 
     def options(self, options: Mapping[str, Any], used: int) -> dict[str, Any]:
         """Returns the options of transformers' `generate` after a prompt of `used` positions."""
@@ -232,9 +234,15 @@ class _Ends:
     def _answer(self, row: list[int], score: float | None) -> ReferenceAnswer:
         # BLIP-2's end on OPT is a line break, which is no special token.
         ids = tuple(takewhile(lambda token: token not in self._ids, row))
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._decode(ids)
         ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         return ReferenceAnswer(text=text[: min(ends, default=None)], token_ids=ids, score=score)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        if not self._bytes_apart:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        shown = [token for token in ids if token not in self._tokenizer.all_special_ids]
+        return decode(self._tokenizer.backend_tokenizer, shown, bytes_apart=True)
 
 
 def _first_logits(output: Any) -> torch.Tensor:

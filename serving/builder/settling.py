@@ -187,7 +187,7 @@ def _check_precisions(
 def _check_length(asked: LimitOptions, facts: LanguageModelFacts) -> None:
     """Refuses more positions than the model has, and fewer than a prompt and an answer want."""
     # The visual prompt, one token of prompt, one of answer.
-    least, most = facts.num_query_tokens + 2, facts.max_length
+    least, most = facts.num_query_tokens + 2, facts.most_positions
     if asked.max_length is not None and not least <= asked.max_length <= most:
         raise OptionError(
             f"--max-length is {asked.max_length}; this model's sequences have {least} to {most}"
