@@ -29,7 +29,7 @@ NAMES = (
     "soak",
     "vanishing",
 )
-LONG = ("chaos", "overload")
+LONG = ("adapters", "chaos", "overload")
 """Run only if they are named."""
 
 COMPARED = ("latency", "load")
@@ -61,7 +61,7 @@ def main(
     minutes: float,
     against: Path | None,
 ) -> None:
-    """Run the benchmarks NAMES, or all but chaos and overload; saved figures of the others stay."""
+    """Run the benchmarks NAMES, or all but adapters, chaos, overload; other saved figures stay."""
     quiet_libraries()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["machine"] = {

@@ -189,6 +189,10 @@ class _Merging:
     ) -> None:
         self._adapter, self._config, self._tied = adapter, adapter.config, tied
         self._tensors, self._names = dict(tensors), names
+        self._modules: dict[str, list[str]] = {}  # to the names of their own parameters
+        for name in names:
+            module, _, parameter = name.rpartition(".")
+            self._modules.setdefault(module, []).append(parameter)
         self._faults: list[str] = []
 
     def merge(self) -> dict[str, Weight]:
@@ -204,11 +208,14 @@ class _Merging:
                 continue
             if part.is_whole:
                 self._put_whole(own, part, tensor)
-            elif name := self._find_weight(own, part):
-                key = part.module
-                modules.setdefault(name, _Module(key)).parts[part.kind] = tensor
+            elif found := self._find_weight(own, part):
+                name, trained = found
+                modules.setdefault(name, _Module(trained)).parts[part.kind] = tensor
         for name, module in modules.items():
-            self._merge_module(name, module)
+            try:
+                self._merge_module(name, module)
+            except CheckpointError as error:
+                self._faults.append(str(error))
         if self._faults:
             raise CheckpointError(
                 f"--adapter {self._adapter.name} does not fit the model:\n  {listed(self._faults)}"
@@ -234,58 +241,47 @@ class _Merging:
             copied = Concatenated(name=tensor.name, parts=(tensor,))
             self._put(name, copied, alone=self._config.saves(part.module))
 
-    def _find_weight(self, own: str, part: Part) -> str | None:
-        """The name of the weight that a part of a LoRA is for."""
-        modules = {name.rpartition(".")[0] for name in self._names}
-        module = find_name(part.module, modules)
+    def _find_weight(self, own: str, part: Part) -> tuple[str, str] | None:
+        """The name of the weight that a part of a LoRA is for, and the `_Module.name` of it."""
+        module = find_name(part.module, self._modules)
         if module is None:
-            near = nearest(part.module, modules, "nearest module")
+            near = nearest(part.module, self._modules, "nearest module")
             self._faults.append(f"{own} is for a module that no graph has{near}")
             return None
         targets = [
-            name
-            for name in self._names
-            if name.rpartition(".")[0] == module
-            and self._config.targets(f"{part.module}.{name.rpartition('.')[2]}")
+            parameter
+            for parameter in self._modules[module]
+            if self._config.targets(f"{part.module}.{parameter}")
         ]
+        if not targets:
+            return f"{module}.weight", part.module
         if len(targets) > 1:
-            self._faults.append(f"{own} may be for {' or '.join(sorted(targets))}")
+            self._faults.append(f"{own} may be for any of {', '.join(sorted(targets))}")
             return None
-        return targets[0] if targets else f"{module}.weight"
+        return f"{module}.{targets[0]}", f"{part.module}.{targets[0]}"
 
     def _merge_module(self, name: str, module: _Module) -> None:
-        source, parts = self._get(name), module.parts
-        stem = "lora_embedding_" if "lora_embedding_A" in parts else "lora_"
+        """Merges the matrices of one weight. Raises CheckpointError if they do not fit it."""
+        source, parts = self._get(name), dict(module.parts)
+        is_table = "lora_embedding_A" in parts
+        stem = "lora_embedding_" if is_table else "lora_"
         up, down = (parts.pop(f"{stem}{letter}", None) for letter in "BA")
         magnitude, bias = parts.pop("lora_magnitude_vector", None), parts.pop("lora_B.bias", None)
-        fault = None
+        rank, scale = self._config.rank(module.name), self._config.scale(module.name)
         if source is None:
-            fault = f"{name} is missing in the checkpoint"
-        elif up is None or down is None or parts:
-            fault = f"{name} lacks one of LoRA's two matrices, or has others beside them"
-        elif (magnitude is not None) != self._config.use_dora:
-            fault = f"{name} has {'' if magnitude else 'no '}lengths of DoRA, unlike its config"
-        trained = module.name
-        if not name.endswith(".weight") or self._config.targets(f"{trained}.weight"):
-            trained = f"{trained}.{name.rpartition('.')[2]}"  # of a parameter alone
-        if fault is None and down is not None and down.shape[:1] != (self._config.rank(trained),):
-            fault = f"{down.name} has rank {down.shape[0]}, expected {self._config.rank(trained)}"
-        if fault is not None or source is None or up is None or down is None:
-            self._faults.append(fault or "")
-            return
-        scale = self._config.scale(trained)
-        try:
-            merged = merge_low_rank(
-                source,
-                up=up,
-                down=down,
-                scale=scale,
-                transposed=stem == "lora_embedding_",
-                magnitude=magnitude,
+            raise CheckpointError(f"{name} is missing in the checkpoint")
+        if up is None or down is None or parts:
+            raise CheckpointError(
+                f"{name} lacks one of LoRA's two matrices, or has others beside them"
             )
-        except CheckpointError as error:
-            self._faults.append(str(error))
-            return
+        if (magnitude is not None) != self._config.use_dora:
+            said = "no " if magnitude is None else ""
+            raise CheckpointError(f"{name} has {said}lengths of DoRA, unlike its config")
+        if down.shape[:1] != (rank,):
+            raise CheckpointError(f"{down.name} has shape {list(down.shape)}, expected rank {rank}")
+        merged = merge_low_rank(
+            source, up=up, down=down, scale=scale, transposed=is_table, magnitude=magnitude
+        )
         self._put(name, merged, alone=True)
         if bias is not None:
             self._add_bias(f"{name.rpartition('.')[0]}.bias", bias, scale)
@@ -293,9 +289,8 @@ class _Merging:
     def _add_bias(self, name: str, bias: Weight, scale: float) -> None:
         own = self._get(name)
         if own is None or own.shape != bias.shape:
-            self._faults.append(f"{bias.name} is for a bias that the checkpoint has not: {name}")
-        else:
-            self._put(name, Added(source=own, other=bias, scale=scale), alone=True)
+            raise CheckpointError(f"{bias.name} is for a bias that the checkpoint has not: {name}")
+        self._put(name, Added(source=own, other=bias, scale=scale), alone=True)
 
     def _get(self, name: str) -> Weight | None:
         return self._tensors.get(name) or self._tensors.get(self._tied.get(name, ""))

@@ -221,7 +221,7 @@ def test_every_tensor_that_fits_nothing_is_listed_with_its_nearest(save_adapter:
     assert "self_attn.q_prox.lora_A.weight is for a module that no graph has (nearest" in message
     assert "language_projektion.weight is read by no graph (nearest: language_proj" in message
     assert "layers.0.self_attn.q_proj.weight lacks one of LoRA's two matrices" in message
-    assert "has rank 3, expected 4" in message
+    assert "q_proj.lora_A.weight has shape [3, 32], expected rank 4" in message
 
 
 def test_a_head_that_was_tied_stays_when_embeddings_change(save_adapter: Save) -> None:

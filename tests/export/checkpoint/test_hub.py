@@ -21,7 +21,7 @@ import pytest
 from huggingface_hub import constants
 
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
-from iblip.export.checkpoint.hub import HubSnapshot, directory_from_hub
+from iblip.export.checkpoint.hub import ADAPTER, HubSnapshot, directory_from_hub
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError
 from iblip.export.opening import checkpoint_from_source
@@ -353,3 +353,44 @@ def test_the_command_asks_the_hub_of_the_environment(hub: Hub, tmp_path: Path) -
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: acme/tiny is gated: its owners ask")
     assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.fixture
+def adapter_hub(tiny: Callable[[str], Path], tmp_path: Path) -> Iterator[Hub]:
+    """A server with a LoRA of the tiny LLaMA, and what a training run leaves beside it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import InstructBlipForConditionalGeneration
+
+    model = InstructBlipForConditionalGeneration.from_pretrained(tiny("vicuna"))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+    others = {"optimizer.pt": b"of training", "adapter_model.bin": b"the same weights again"}
+    with serving(Hub(files=files | others)) as server:
+        yield server
+
+
+def test_of_an_adapter_a_dry_run_downloads_no_weights_and_a_build_those_alone(
+    adapter_hub: Hub, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    weights = "adapter_model.safetensors"
+    asked = ["--model", str(tiny("vicuna")), "--adapter", f"acme/tiny@{COMMIT}"]
+    command = [sys.executable, "-m", "iblip", "build", *asked, "--dry-run", "--json"]
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "HF_ENDPOINT": adapter_hub.url, "HF_HUB_CACHE": str(cache)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["downloaded"] == len(adapter_hub.files[weights])
+    get = partial(directory_from_hub, "acme/tiny", None, Silent(), contents=ADAPTER)
+    found = get(endpoint=adapter_hub.url, cache=cache)
+    names = {path.name for path in found.directory.iterdir()}
+    assert names == {"adapter_config.json", weights}
+
+
+def test_an_adapter_that_is_not_on_the_hub_is_told_in_its_own_words(
+    adapter_hub: Hub, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="or give --adapter a directory") as caught:
+        directory_from_hub(
+            "acme/none", None, Silent(), endpoint=adapter_hub.url, cache=tmp_path, contents=ADAPTER
+        )
+    assert "acme/none" in str(caught.value)

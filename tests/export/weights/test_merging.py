@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.errors import CheckpointError
+from iblip.export.quantisation.blockwise import BlockwiseMatrix
 from iblip.export.weights import merging
 from iblip.export.weights.merging import merge_low_rank
 from iblip.export.weights.recipe import Recipe
@@ -115,3 +116,18 @@ def test_shapes_that_do_not_fit_are_named(write: Any, up: Any, down: Any) -> Non
     read = write(weight=values(13, 8), up=values(*up), down=values(*down))
     with pytest.raises(CheckpointError, match=r"weight has shape \[13, 8\].*up .*down"):
         merge_low_rank(read["weight"], up=read["up"], down=read["down"], scale=1.0)
+
+
+def test_a_merged_matrix_is_quantised_as_a_stored_one(write: Any, tmp_path: Path) -> None:
+    weight, up, down = values(13, 64), values(13, 3), values(3, 64)
+    read = write(weight=weight, up=up, down=down)
+    merged = merge_low_rank(read["weight"], up=read["up"], down=read["down"], scale=SCALE)
+    save_file({"weight": torch.from_numpy(merged.read())}, tmp_path / "stored.safetensors")
+    stored = tensors_from_safetensors(tmp_path / "stored.safetensors")["weight"]
+    one, other = (
+        BlockwiseMatrix(source=source, bits=4, block_size=32, symmetric=True, method="rtn")
+        for source in (merged, stored)
+    )
+    for index in range(3):  # integers, scales, zero points
+        a, b = (np.concatenate([part[index] for part in m.encode()]) for m in (one, other))
+        np.testing.assert_array_equal(a, b)
