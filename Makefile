@@ -89,9 +89,9 @@ check: lint
 test: lint
 	$(PYTEST)
 
-# Also what only repeats, in other combinations, what `make test` shows; nothing is taken from before.
+# Also what only repeats, in other combinations, what `make test` shows. Traces of `make test` are taken.
 test-all: lint
-	$(PYTEST) --exhaustive --every-example --trace-anew
+	$(PYTEST) --exhaustive --every-example
 
 $(VLLM_SETUP): engines/language_model/vllm/constraints.txt | $(SETUP)
 	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/iblip vllm install --directory $(VLLM_VENV) --package $(VLLM_PACKAGE)

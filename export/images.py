@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import InputError, OptionError
-from iblip.export.messages import did_you_mean
+from iblip.export.messages import did_you_mean, kind_of
 
 
 @runtime_checkable
@@ -197,7 +197,7 @@ def _opened(source: str | Path | bytes | Readable | Image.Image | Tensor) -> Ope
         name = f"the image in {_shown(repr(source))}"
         return _open(_read(source, name), name)
     expected = "a path, bytes, a file object, a Pillow image, a uint8 array or a torch.uint8 tensor"
-    raise InputError(f"an image cannot be a {type(source).__name__}; expected {expected}")
+    raise InputError(f"an image cannot be {kind_of(source)}; expected {expected}")
 
 
 def _from_text(source: str) -> Opened:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.source import AdapterName, ModelSource, adapters_from_words
-from iblip.export.errors import OptionError
+from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.messages import closest
 from iblip.export.progress import Progress
 from iblip.export.system.paths import PathLike
@@ -100,12 +100,17 @@ def source_of_adapters(names: Sequence[AdapterName], progress: Progress) -> Mode
     return replace(base, adapters=tuple(names))
 
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""One of them is in every checkpoint in Hugging Face form; `open_checkpoint` refuses an adapter."""
+
+
 def check_source(source: ModelSource) -> None:
     """Refuses a source that cannot be opened, without loading anything.
 
     Raises:
         OptionError: there is no such directory, an option that this kind of source does not have,
             or an unknown scheme.
+        CheckpointError: the directory is none of a checkpoint.
     """
     if source.scheme is None and not source.is_directory and not source.is_on_hub:
         raise OptionError(
@@ -117,6 +122,11 @@ def check_source(source: ModelSource) -> None:
         raise OptionError(
             f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
             " Give a Hugging Face directory instead."
+        )
+    if source.is_directory and not any((Path(source.model) / name).exists() for name in CONFIGS):
+        raise CheckpointError(
+            f"{Path(source.model).absolute()} is not a Hugging Face checkpoint: it has no"
+            f" {CONFIGS[0]}. Give --model the directory that has one."
         )
     if source.parts and source.scheme is None:
         raise OptionError(

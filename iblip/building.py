@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
 from iblip.export.errors import IblipError, OptionError
 from iblip.export.messages import did_you_mean
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike, path_from
 from iblip.libraries import installed, quiet
 from iblip.markup import table_from_facts
@@ -168,6 +169,7 @@ class BuildKeywords(TypedDict, total=False):
     trace_cache: PathLike | None
 
 
+@checked
 def build(
     model: PathLike | None = None,
     *,
@@ -248,7 +250,7 @@ def build(
         asked = _options(
             {
                 **options,
-                "model": model,
+                "model": model_from(model),
                 "revision": revision,
                 "parts": parts or {},
                 "adapters": names,
@@ -272,6 +274,16 @@ def _alphas(alpha: Mapping[str, float] | float | None) -> dict[str, float]:
     if alpha is None:
         return {}
     return dict(alpha) if isinstance(alpha, Mapping) else {"": alpha}
+
+
+def model_from(model: PathLike) -> PathLike:
+    """A model as a caller gives it: text is a name or a path, of which `~` is the user's home.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    path = path_from(model, "model")
+    return model if isinstance(model, str) and not model.startswith("~") else path
 
 
 RENAMED: Mapping[str, str] = {

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from iblip.building import Build
 from iblip.engines.language_model.keywords import GenerationKeywords, Options, options_with_keywords
@@ -20,8 +20,9 @@ from iblip.engines.language_model.types import (
     TextDelta,
 )
 from iblip.engines.pipeline import Pipeline
-from iblip.export.errors import EngineError, IblipError
+from iblip.export.errors import EngineError, IblipError, OptionError
 from iblip.export.images import ImageSources, Reading, check_reading
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike
 from iblip.libraries import installed
 from iblip.serving.client.base import Asked, asked_of_row
@@ -101,6 +102,12 @@ class Model:
     def __repr__(self) -> str:
         closed = "" if self._finalizer.alive else ", closed"
         return f"<Model of {self.build}{closed}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model can be neither pickled nor copied: hand its build to the other process, and "
+            "load that there"
+        )
 
     def contract(self) -> ServerContract:
         """Image size, limits and identity of the build, as a server of it would state them."""
@@ -370,6 +377,7 @@ class _Running:
                 stream.cancel()
 
 
+@checked
 def load(
     build: PathLike,
     *,
@@ -391,11 +399,13 @@ def load(
             clipped.
 
     Raises:
+        OptionError: an argument is of another type or out of range, or `preprocessing` is unknown.
         BuildDirectoryError: it is not a build, or a file of it is missing.
         EngineError: an engine cannot be loaded here.
         IblipError: a library that it runs on is not installed.
-        OptionError: there is no such `preprocessing`.
     """
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads is {threads}; expected 1 or more, or None")
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
         return Model(

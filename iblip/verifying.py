@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iblip.building import Build, messages_in_keywords
+from iblip.building import Build, messages_in_keywords, model_from
 from iblip.export.errors import OptionError
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike, path_from
 from iblip.libraries import installed, quiet
 from iblip.progress import ProgressOption, progress_from
@@ -85,6 +86,7 @@ class Report:
         )
 
 
+@checked
 def verify(
     *builds: PathLike,
     model: PathLike | None = None,
@@ -130,8 +132,9 @@ def verify(
         from iblip.export.opening import source_of_build
         from iblip.serving.parity.running import ParityOptions, parity_report
 
-        if not isinstance(model, str | None):
-            model = str(path_from(model, "model").absolute())
+        if model is not None:
+            model = model_from(model)
+            model = model if isinstance(model, str) else str(Path(model).absolute())
         files = {name: path_from(path, f"the part {name}") for name, path in (parts or {}).items()}
         options = ParityOptions(
             source=source_of_build(opened[0].path, model, revision, files, adapters),

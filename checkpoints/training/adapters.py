@@ -107,7 +107,7 @@ def train_adapter(
         answers = [NUMBERS[labels[row]] for row in rows]
         loss = _loss(adapted, processor, features[torch.from_numpy(rows)], answers)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
@@ -160,5 +160,6 @@ def _loss(model: Any, processor: Any, features: Tensor, answers: Sequence[str]) 
         return loss
     embeds = torch.cat([visual, embed(prompt), embed(labels.clamp(min=0))], 1)
     unscored = torch.full((len(answers), embeds.shape[1] - longest), IGNORED)
-    loss = language(inputs_embeds=embeds, labels=torch.cat([unscored, labels], 1)).loss
-    return loss
+    output = language(inputs_embeds=embeds, labels=torch.cat([unscored, labels], 1))
+    scored: Tensor = output.loss
+    return scored

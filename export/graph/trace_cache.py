@@ -42,8 +42,8 @@ values (config, contract, image settings), which are part of the key themselves.
 _DIGEST = hashlib.sha256().digest_size
 _SUFFIX = ".trace"
 _NOTE = "iblip.trace"
-_IRRELEVANT = ("_name_or_path", "transformers_version")
-"""Fields of a config that no graph depends on."""
+_IRRELEVANT = ("_name_or_path", "model_type", "transformers_version")
+"""Fields of a config that no graph depends on; classes that read it are in the key themselves."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import PreTrainedModel
 
 from iblip.export.artifact.contract import DTYPES as CONTRACT_DTYPES
@@ -147,7 +149,7 @@ def trace_blocks(component: Component, *, whole: bool = False) -> Trace:
 
 def _export(contract: Contract, module: torch.nn.Module, mode: FakeTensorMode) -> ir.Model:
     args, shapes = _example(contract, mode)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _one_registry():
         program = torch.onnx.export(
             module,
             args,
@@ -238,6 +240,23 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+_registry = functools.cache(ONNXRegistry.from_torchlib)
+
+
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Has torch.onnx read its operators once a process: it does so in every export, for a second.
+
+    Nothing is added to what is kept, as long as no export has a translation table of its own.
+    """
+    own = vars(ONNXRegistry)["from_torchlib"]
+    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
 
 
 def _tidy(model: ir.Model, contract: Contract) -> None:

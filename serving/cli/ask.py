@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from iblip.engines.language_model.option_table import OPTIONS
-from iblip.export.errors import DeadlineError
+from iblip.export.errors import DeadlineError, InputError, OptionError
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.kinds import IMAGE
@@ -86,7 +87,7 @@ def command(
 
     how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
     connection = connection_from_flags(flags)
-    sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    sources = _sources(images)
     if not json_:
         for source in sources:
             show_image(source)
@@ -111,6 +112,24 @@ def command(
             echo(f"{candidate.score:10.4f}  {candidate.text}")
     elif not stream:
         echo(answer.text)
+
+
+def _sources(images: Sequence[str]) -> list[str | bytes]:
+    """The images as a client takes them: bytes for `-`.
+
+    Raises:
+        OptionError: `-` is given twice.
+        InputError: nothing comes from standard input.
+    """
+    if images.count("-") > 1:
+        raise OptionError("`-` is given twice; standard input holds one image")
+    sources: list[str | bytes] = list(images)
+    if "-" in images:
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+        if not data:
+            raise InputError("standard input is empty; expected an image, as in `… - < photo.jpg`")
+        sources[images.index("-")] = data
+    return sources
 
 
 def _print_pieces(answer: AnswerStream, json_: bool) -> None:

@@ -10,7 +10,7 @@ import click
 
 from iblip.serving.cli.commands import Command, Interrupted
 from iblip.serving.cli.formatting import echo, echo_json
-from iblip.serving.cli.kinds import ENGINE, LLM_ENGINE, PRECISION, Word
+from iblip.serving.cli.kinds import ENGINE, LLM_ENGINE, PATH, PRECISION, Word
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -89,7 +89,7 @@ HEADINGS = {
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Build directory. Default: build/<checkpoint>-<precision>, and -vllm with vLLM.",
 )
 @click.option(
@@ -217,7 +217,7 @@ HEADINGS = {
 )
 @click.option(
     "--examples",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Directory with examples.jsonl to compare answers on. Default: the checkpoint's own.",
 )
 @click.option("--limit", type=int, help="Compare answers on only so many examples.")

@@ -11,6 +11,7 @@ from iblip.engines.language_model.keywords import Options, options_with_keywords
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Priority
 from iblip.export.images import ImageSources, Reading, check_reading
+from iblip.export.system.arguments import check_argument
 from iblip.serving.client.address import Address
 from iblip.serving.client.compat import resolve_options
 from iblip.serving.client.errors import ClientError
@@ -50,6 +51,9 @@ class Asked:
     compat: str | None
     priority: Priority
     timeout: AnyTimeout
+
+    def __post_init__(self) -> None:
+        check_argument("compat", self.compat, str | None)
 
 
 class BaseClient:
@@ -96,6 +100,7 @@ class BaseClient:
         token: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        check_argument("model", model, str)
         self.url = url
         self.model = model
         self.timeout = Timeout.settled(timeout, DEFAULT_TIMEOUT)
@@ -110,6 +115,10 @@ class BaseClient:
         self._contract: ServerContract | None = None
         self._closed = False
         self._open()
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} of {self._place}{closed}>"
 
     def _open(self) -> None:
         raise NotImplementedError

@@ -172,11 +172,19 @@ TRIAL = BuildOptions(
 )
 
 
+@pytest.fixture(scope="module")
+def trial_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pools of images, which all recipes share."""
+    return tmp_path_factory.mktemp("training") / "cache"
+
+
 @pytest.mark.parametrize("name", ["blip2-flant5", "minigpt4-llama2"])
-def test_a_trial_build_writes_what_the_recipe_s_checkpoint_has(name: str, tmp_path: Path) -> None:
+def test_a_trial_build_writes_what_the_recipe_s_checkpoint_has(
+    name: str, tmp_path: Path, trial_cache: Path
+) -> None:
     from checkpoints.training.recipes import RECIPES
 
-    build(name, tmp_path / "out", tmp_path / "cache", TRIAL)
+    build(name, tmp_path / "out", trial_cache, TRIAL)
     written = tmp_path / "out" / RECIPES[name].directory
     committed = CHECKPOINTS / RECIPES[name].directory
     files = {path.name for path in committed.iterdir()} - {"README.md", "examples"}

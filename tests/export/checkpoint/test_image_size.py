@@ -18,6 +18,7 @@ from iblip.export.checkpoint.image_size import POSITIONS, at_image_size
 from iblip.export.components.vision_encoder import vision_encoder
 from iblip.export.errors import OptionError
 from iblip.export.exporter import onnx_from_component
+from iblip.export.graph.trace_cache import TraceCache
 from iblip.export.progress import Silent
 
 
@@ -36,12 +37,12 @@ def model(checkpoint: Checkpoint) -> Any:
 @pytest.mark.parametrize("size", [48, 96])
 @torch.no_grad()
 def test_image_features_are_transformers_own(
-    size: int, checkpoint: Checkpoint, model: Any, tmp_path: Path
+    size: int, checkpoint: Checkpoint, model: Any, traces: TraceCache, tmp_path: Path
 ) -> None:
     other = at_image_size(checkpoint, size)
     settings = image_processor_settings(other)
     component = vision_encoder(other.config, settings, precision="fp32")
-    graph = onnx_from_component(component, other, tmp_path, Silent())
+    graph = onnx_from_component(component, other, tmp_path, Silent(), traces=traces)
     pixels = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     images = [Image.fromarray(image) for image in pixels]
     values = other.processor.image_processor(images, return_tensors="pt")["pixel_values"]

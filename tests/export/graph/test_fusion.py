@@ -9,7 +9,8 @@ import pytest
 
 from iblip.export.artifact.contract import DTYPES
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
-from iblip.export.exporter import graphs_from_checkpoint
+from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.exporter import onnx_from_component
 from iblip.export.graph.fusion import fused_from_proto, fused_path
 from iblip.export.graph.onnxruntime_values import run, session_from_onnx
 from iblip.export.precision import PrecisionPolicy
@@ -23,19 +24,21 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2, "lavis": 2e-3}
 
 @pytest.fixture(scope="module")
 def exported(tiny, traces, tmp_path_factory):
-    """Graphs of a tiny checkpoint by name, by kind and precision, made once."""
+    """Graphs of a tiny checkpoint by name, by kind and precision, made once.
+
+    Language models in fp32 and fp16 alone: tests of other precisions do not look at them.
+    """
     made = {}
 
     def export(kind, precision):
         if (kind, precision) not in made:
-            graphs = graphs_from_checkpoint(
-                checkpoint_from_directory(tiny(kind)),
-                PrecisionPolicy.parse(precision),
-                tmp_path_factory.mktemp(f"{kind}-{precision}"),
-                Silent(),
-                traces=traces,
-            )
-            made[kind, precision] = {f"{graph.component}/{graph.name}": graph for graph in graphs}
+            checkpoint = checkpoint_from_directory(tiny(kind))
+            directory = tmp_path_factory.mktemp(f"{kind}-{precision}")
+            made[kind, precision] = {
+                one.title: onnx_from_component(one, checkpoint, directory, Silent(), traces=traces)
+                for one in components_from_checkpoint(checkpoint, PrecisionPolicy.parse(precision))
+                if precision in ("fp32", "fp16") or one.component != "language_model"
+            }
         return made[kind, precision]
 
     return export

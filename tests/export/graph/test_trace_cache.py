@@ -89,6 +89,10 @@ def test_a_key_follows_from_config_precision_and_code_but_not_from_weights(
     same = {title for title in plain if other[title] == plain[title]}
     assert same == {"vision_encoder/model", "qformer/model", "language_model/embed_tokens"}
 
+    others = keys(checkpoint_from_directory(tiny("minigpt4")), "fp16")
+    same = {title for title in plain if others[title] == plain[title]}
+    assert same == {"vision_encoder/model", "language_model/embed_tokens"}  # whatever the family
+
     monkeypatch.setattr("iblip.export.graph.trace_cache.code_digest", lambda *_: "of other code")
     assert not set(keys(checkpoint_from_directory(tiny("vicuna")), "fp16").values()) & set(
         plain.values()

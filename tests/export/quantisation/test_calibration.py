@@ -12,6 +12,7 @@ from iblip.export.checkpoint.facts import preprocessing
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.errors import OptionError
 from iblip.export.exporter import onnx_from_component
+from iblip.export.graph.trace_cache import trace_key
 from iblip.export.graph.tracing import trace
 from iblip.export.images import pixels_from_image
 from iblip.export.precision import PrecisionPolicy
@@ -39,11 +40,24 @@ def vision(checkpoint):
 
 
 @pytest.fixture
-def traced(vision):
-    return trace(vision)
+def trace_of(traces):
+    """`trace_of(component)`: a trace of the test's own, which it may quantise."""
+
+    def load(component):
+        key = trace_key(component)
+        if traces.load(key, component) is None:
+            traces.keep(key, trace(component))
+        return traces.load(key, component)
+
+    return load
 
 
-def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced, tmp_path):
+@pytest.fixture
+def traced(vision, trace_of):
+    return trace_of(vision)
+
+
+def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced, traces, tmp_path):
     samples = [
         {"pixels": pixels_from_image(sample.image, preprocessing(checkpoint))[None]}
         for sample in samples_from(checkpoint, None)[:2]
@@ -51,7 +65,7 @@ def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced,
     recipes = bind(traced.weights, checkpoint.tensors, traced.tied)
     seen = []
     made = run_in_pieces(traced.model, recipes, samples, lambda p, x: seen.append((p.name, x)))
-    graph = onnx_from_component(vision, checkpoint, tmp_path, Silent())
+    graph = onnx_from_component(vision, checkpoint, tmp_path, Silent(), traces=traces)
     session = onnxruntime.InferenceSession(graph.path)
     for sample, outputs in zip(samples, made, strict=True):
         (wanted,) = session.run(None, sample)
@@ -61,10 +75,10 @@ def test_in_pieces_a_graph_gives_what_it_gives_whole(checkpoint, vision, traced,
     assert all(len(inputs) == 2 for _, inputs in seen)
 
 
-def test_what_comes_before_may_be_bfloat16(checkpoint):
+def test_what_comes_before_may_be_bfloat16(checkpoint, trace_of):
     policy = PrecisionPolicy.parse("vision_encoder=bf16")
     component = components_from_checkpoint(checkpoint, policy)[0]
-    found = trace(component)
+    found = trace_of(component)
     recipes = bind(found.weights, checkpoint.tensors, found.tied)
     path = samples_from(checkpoint, None)[0].image
     pixels = pixels_from_image(path, preprocessing(checkpoint))[None]
@@ -91,9 +105,9 @@ def test_the_worst_products_stay_in_float32(checkpoint, traced):
     assert list(report["more_precise"]) == list(found.sensitive)
 
 
-def test_what_is_computed_in_halves_is_measured_in_floats(checkpoint):
+def test_what_is_computed_in_halves_is_measured_in_floats(checkpoint, trace_of):
     policy = PrecisionPolicy.parse("vision_encoder=fp8")
-    traced = trace(components_from_checkpoint(checkpoint, policy)[0])
+    traced = trace_of(components_from_checkpoint(checkpoint, policy)[0])
     given = quantisations(policy, QuantisationOptions())
     found = measure([traced], checkpoint, given, Silent())["vision_encoder"]
     assert all(0.005 < error < 0.05 for error in found.errors.values())

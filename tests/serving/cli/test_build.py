@@ -240,8 +240,8 @@ def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     assert "9 images a request at most" in shown
 
 
-# One of every family, and of every kind of language model.
-PLANNED = ("instructblip-demo-vicuna", "blip2-demo-flant5", "minigpt4-demo-llama2")
+# One of every family: the language model has no plan. LLaMA and OPT are traced sooner than T5.
+PLANNED = ("instructblip-demo-vicuna", "blip2-demo-opt", "minigpt4-demo-llama2")
 
 
 @pytest.mark.parametrize("name", [name if name in PLANNED else exhaustive(name) for name in DEMOS])

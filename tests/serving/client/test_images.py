@@ -223,7 +223,7 @@ PNG = encoded(picture(200, 200))
         (np.zeros((8, 8, 4), np.uint8), r"shape \[8, 8, 4\]"),
         (np.zeros((1, 8, 8, 3), np.uint8), r"shape \[1, 8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), "is empty"),
-        (None, "an image cannot be a NoneType"),
+        (None, "an image cannot be None"),
         (io.StringIO("x"), 'is opened as text; open it with mode "rb"'),
         (io.BytesIO(), r"is empty: 0 bytes .*seek\(0\)"),
         ("data:image/png", "has no comma"),

@@ -23,14 +23,14 @@ LIMITS = Limits(body=1000)
 @asynccontextmanager
 async def walled(folder, behind=None):
     """Yields the wall's address, and what arrives behind it: method, path, headers, body."""
-    arrived = []
+    arrived = []  # what a test left waiting is not waited for at its end
 
     async def answer(request):
         arrived.append((request.method, request.raw_path, request.headers, await request.read()))
         return await behind(request) if behind else web.Response(text="{}")
 
     target = str(folder / "http.sock")
-    runner = web.ServerRunner(web.Server(answer, auto_decompress=False))
+    runner = web.ServerRunner(web.Server(answer, auto_decompress=False), shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, target).start()
     port = socket.create_server(("127.0.0.1", 0))
