@@ -26,7 +26,7 @@ def _open_original(source: ModelSource, progress: Progress) -> Checkpoint:
     from iblip.export.originals.reading import checkpoint_from_original
 
     scheme, _, name = source.model.partition(":")
-    return checkpoint_from_original(scheme, name, source.parts)
+    return checkpoint_from_original(scheme, name, source.parts, source.lora_alpha)
 
 
 READERS: Mapping[str, Reader] = {"lavis": _open_original, "minigpt4": _open_original}
@@ -132,6 +132,11 @@ def check_source(source: ModelSource) -> None:
         raise OptionError(
             f"--part is for models whose files lie apart ({_schemes()});"
             f" {source.model} is one directory"
+        )
+    if source.lora_alpha and source.scheme is None:
+        raise OptionError(
+            f"--lora-alpha is for LoRA inside of an original's file ({_schemes()}); {source.model}"
+            " is one directory. An adapter of peft, which says its own, is given with --adapter."
         )
     if source.revision is not None and not source.is_on_hub:
         raise OptionError(f"--revision is for models of the hub; {source.model} is none")

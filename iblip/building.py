@@ -180,6 +180,7 @@ def build(
     revision: str | None = None,
     parts: Mapping[str, PathLike] | None = None,
     adapters: Iterable[PathLike] = (),
+    lora_alpha: Mapping[str, float] | float | None = None,
     image_size: int | None = None,
     verify: bool = True,
     examples: PathLike | None = None,
@@ -210,6 +211,8 @@ def build(
             which.
         adapters: LoRA adapters that peft saved, which are merged into the model in this order: each
             a directory, or `ORG/NAME` or `ORG/NAME@REVISION` of the hub.
+        lora_alpha: of LoRA inside of an original's file, which does not say it; or of each
+            component, by name (`qformer`, `language_model`).
         image_size: height and width of images, in pixels; `None` is the checkpoint's own.
         verify: whether to compare graphs and answers with transformers before the build is put in
             place.
@@ -251,6 +254,7 @@ def build(
                 "revision": revision,
                 "parts": parts or {},
                 "adapters": names,
+                "lora_alpha": _alphas(lora_alpha),
                 "image_size": image_size,
                 "output": output,
                 "precision": precision,
@@ -263,6 +267,13 @@ def build(
             verify=verify,
         )
         return Build(make(asked, shown))
+
+
+def _alphas(alpha: Mapping[str, float] | float | None) -> dict[str, float]:
+    """`lora_alpha` of `build` as `ModelSource` has it."""
+    if alpha is None:
+        return {}
+    return dict(alpha) if isinstance(alpha, Mapping) else {"": alpha}
 
 
 def model_from(model: PathLike) -> PathLike:

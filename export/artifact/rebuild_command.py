@@ -33,6 +33,8 @@ def _flags(data: Any) -> Iterator[tuple[str, str]]:
             yield f"--{key.replace('_', '-')}", str(source[key])
     for name, path in _mapping(source, "parts").items():
         yield "--part", f"{name}={path}"
+    for component, alpha in _mapping(source, "lora_alpha").items():
+        yield "--lora-alpha", f"{component}={alpha}" if component else str(alpha)
     adapters = source.get("adapters")
     for name in adapters if isinstance(adapters, list) else ():
         yield "--adapter", str(name)

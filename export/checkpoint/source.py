@@ -75,9 +75,12 @@ class ModelSource:
         parts: paths of an original's files, by the names that its reader gives them.
         image_size: height and width of the images, in pixels; `None` is the checkpoint's own.
         adapters: that are merged into it, in this order.
+        lora_alpha: of LoRA inside of an original's files, which do not say it, by component
+            (`vision_encoder`, `qformer`, `language_model`); the empty word is for all others.
 
     Raises:
-        OptionError: the size is below 1, or `model` or a part is no path.
+        OptionError: the size is below 1, `model` or a part is no path, or an alpha is not above 0
+            or is of no component.
     """
 
     model: str
@@ -85,6 +88,7 @@ class ModelSource:
     parts: Mapping[str, Path] = field(default_factory=dict)
     image_size: int | None = None
     adapters: tuple[AdapterName, ...] = ()
+    lora_alpha: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):  # a Path is a directory, and never a name of the hub
@@ -93,6 +97,12 @@ class ModelSource:
         object.__setattr__(self, "parts", parts)
         if self.image_size is not None and self.image_size < 1:
             raise OptionError(f"--image-size is {self.image_size}; expected 1 or more")
+        for component, alpha in self.lora_alpha.items():
+            if component not in LORA_COMPONENTS or not 0 < alpha < float("inf"):
+                raise OptionError(
+                    f"--lora-alpha {component}{'=' if component else ''}{alpha}: expected a number"
+                    f" above 0, or one for a component ({', '.join(filter(None, LORA_COMPONENTS))})"
+                )
 
     @property
     def scheme(self) -> str | None:
@@ -127,6 +137,7 @@ class ModelSource:
             "parts": {name: str(path) for name, path in self.parts.items()},
             "image_size": self.image_size,
             "adapters": list(map(str, self.adapters)),
+            "lora_alpha": dict(self.lora_alpha),
         }
 
     @classmethod
@@ -138,6 +149,7 @@ class ModelSource:
             parts={name: Path(path) for name, path in data["parts"].items()},
             image_size=data["image_size"],
             adapters=adapters_from_words(data.get("adapters", ())),  # none in older manifests
+            lora_alpha=data.get("lora_alpha", {}),
         )
 
 
@@ -148,6 +160,30 @@ def adapters_from_words(words: Iterable[PathLike]) -> tuple[AdapterName, ...]:
         OptionError: as `AdapterName.parse`.
     """
     return tuple(map(AdapterName.parse, words))
+
+
+LORA_COMPONENTS = ("", "vision_encoder", "qformer", "language_model")
+"""Keys of `ModelSource.lora_alpha`."""
+
+
+def alphas_from_words(words: Iterable[str]) -> dict[str, float]:
+    """Reads `ALPHA` or `COMPONENT=ALPHA`, each once.
+
+    Raises:
+        OptionError: a word has no number, or a component is given twice.
+    """
+    alphas: dict[str, float] = {}
+    for word in words:
+        component, _, number = word.rpartition("=")
+        if component in alphas:
+            raise OptionError(f"--lora-alpha {word}: {component or 'that of all'} is given twice")
+        try:
+            alphas[component] = float(number)
+        except ValueError:
+            raise OptionError(
+                f"--lora-alpha {word}: expected a number, or COMPONENT=NUMBER"
+            ) from None
+    return alphas
 
 
 def parts_from_words(words: Iterable[str]) -> dict[str, Path]:

@@ -52,6 +52,17 @@ def tensors_from_torch_file(file: Path) -> dict[str, Weight]:
         raise CheckpointError(_damaged(file, error)) from error
 
 
+def saved_config(file: Path) -> Mapping[str, Any]:
+    """Returns the config that a training run has saved with its weights; empty if there is none.
+
+    Raises:
+        CheckpointError: as `tensors_from_torch_file`.
+    """
+    _check_form(file)
+    config = _load(file).get("config")
+    return config if isinstance(config, Mapping) else {}
+
+
 def _check_form(file: Path) -> None:
     try:
         refuse_irregular(file)

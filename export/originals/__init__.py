@@ -3,7 +3,8 @@
 `reading.checkpoint_from_original` opens the files that `--part` names (`parts`) and joins them to a
 `Checkpoint` (`assembled`), as a directory in Hugging Face form would give it. `names` translates
 the originals' tensor names and transformers' in both directions, `joining` merges the files'
-tensors, and `tokenizers`, `vocabulary` and `configs` reproduce the originals' settings.
+tensors, `lora` LoRA that is among them, and `tokenizers`, `tokenisation`, `starting`, `vocabulary`
+and `configs` reproduce the originals' settings.
 
 This room reads no weights, and the rest of `export` does not know that a checkpoint came from here.
 """

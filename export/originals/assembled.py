@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,22 @@ from iblip.export.checkpoint.checkpoint import Checkpoint, resize
 from iblip.export.checkpoint.image_size import POSITIONS, InterpolatedPositions
 from iblip.export.checkpoint.text_rules import TextRules
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
-from iblip.export.errors import CheckpointError
+from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.models.model import Model
 from iblip.export.models.table import MODELS
 from iblip.export.originals.joining import (
     File,
-    check_merged,
     expected_tensors,
     join_biases,
     origin_of,
 )
+from iblip.export.originals.lora import (
+    alpha_of_training,
+    merge_lora,
+    split_lora,
+    without_wrappers,
+)
+from iblip.export.originals.names import to_transformers
 from iblip.export.originals.starting import start_token_of
 from iblip.export.originals.tokenizers import processor_of
 from iblip.export.originals.vocabulary import extend_vocabulary, set_vocabulary
@@ -84,7 +90,12 @@ class Assembled(Checkpoint):
 
 
 def assemble(
-    scheme: str, model: Model, parts: Mapping[str, Path], files: Sequence[File], config: Any
+    scheme: str,
+    model: Model,
+    parts: Mapping[str, Path],
+    files: Sequence[File],
+    config: Any,
+    alphas: Mapping[str, float],
 ) -> Assembled:
     """Merges the tensors of `files` into a whole checkpoint; later files take precedence.
 
@@ -94,12 +105,14 @@ def assemble(
         parts: absolute paths.
         files: the parts with weights.
         config: of the whole; its vocabulary size is set to the tensors', unless it is a part.
+        alphas: of LoRA in the files, as in `ModelSource.lora_alpha`.
 
     Raises:
-        CheckpointError: a part is of another size, has adapters, or lacks a tensor; tokenizer or
-            config cannot be used.
+        CheckpointError: a part is of another size, has LoRA that cannot be merged, or lacks a
+            tensor; tokenizer or config cannot be used.
+        OptionError: there is an alpha, and no LoRA.
     """
-    tensors, origins = _merge(files)
+    tensors, origins = _merge(files, alphas)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
     prepared, reproduced = processor_of(
@@ -137,14 +150,24 @@ def assemble(
     return checkpoint
 
 
-def _merge(files: Sequence[File]) -> tuple[dict[str, Weight], dict[str, str]]:
+def _merge(
+    files: Sequence[File], alphas: Mapping[str, float]
+) -> tuple[dict[str, Weight], dict[str, str]]:
     """Returns the tensors and the origin of each, by transformers' names."""
     tensors: dict[str, Weight] = {}
     origins: dict[str, str] = {}
+    merged = False
     for file in files:
-        check_merged(file)
-        for name, own, tensor in file.canonical():
+        rest, low = split_lora(file.part, without_wrappers(file.tensors))
+        for name, own, tensor in replace(file, tensors=rest).canonical():
             tensors[name], origins[name] = tensor, f"{file.part}: {own}"
+        if low:
+            merged = True
+            own_alpha = {} if file.path is None else alpha_of_training(file.path)
+            by_name = {to_transformers(name, file.names) or name: one for name, one in low.items()}
+            merge_lora(file.part, by_name, tensors, {**own_alpha, **alphas})
+    if alphas and not merged:
+        raise OptionError("--lora-alpha is given, and no part has LoRA in it. Leave it out.")
     tensors = join_biases(tensors)
     return tensors, {n: origins.get(n) or origin_of(n, files) for n in tensors}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from iblip.export.errors import CheckpointError
 from iblip.export.originals.names import Names, Unused, to_original, to_transformers
 from iblip.export.weights.fit import is_harmless
 from iblip.export.weights.weight import Concatenated, Weight, Zeros
@@ -26,6 +26,7 @@ class File:
         unused: tensors that the original does not read either.
         owns: prefixes of transformers' names that this part must have. A later part that has them
             too takes precedence.
+        path: of the file, if it may hold LoRA and say its alpha.
     """
 
     part: str
@@ -33,6 +34,7 @@ class File:
     names: Names
     unused: Sequence[Unused] = ()
     owns: tuple[str, ...] = ("",)
+    path: Path | None = None
 
     def canonical(self) -> Iterator[tuple[str, str, Weight]]:
         """Yields transformers' name, the file's own name and the tensor, of all that are used.
@@ -44,18 +46,6 @@ class File:
             unused = any(re.fullmatch(row.pattern, name) for row in self.unused)
             if not unused and not is_harmless(canonical):
                 yield canonical, name, tensor
-
-
-def check_merged(file: File) -> None:
-    """Raises CheckpointError if the part holds LoRA's matrices beside the weights they modify."""
-    adapters = [name for name in file.tensors if ".lora_" in name or name.startswith("lora_")]
-    if adapters:
-        raise CheckpointError(
-            f"--part {file.part} holds LoRA adapters that are not merged ({adapters[0]} and"
-            f" {len(adapters) - 1} more). Merge them into the language model first"
-            " (peft: `model.merge_and_unload()`, then `save_pretrained`), give that directory as"
-            " --part language_model, and leave the adapters out of every part."
-        )
 
 
 def join_biases(tensors: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -21,16 +21,23 @@ from iblip.export.weights.weight import Ones, Weight, Zeros
 OWN_VIT = ("vision_model.embeddings.", "vision_model.encoder.")
 
 
-def checkpoint_from_original(scheme: str, name: str, parts: Mapping[str, Path]) -> Assembled:
+def checkpoint_from_original(
+    scheme: str,
+    name: str,
+    parts: Mapping[str, Path],
+    alphas: Mapping[str, float] | None = None,
+) -> Assembled:
     """Opens the files of one model of LAVIS or MiniGPT-4. No weight is read.
 
     Args:
         scheme: `lavis` or `minigpt4`.
         name: as LAVIS or MiniGPT-4 calls it: `blip2_vicuna_instruct/vicuna7b`, `vicuna7b`.
         parts: files and directories by part, as `export.originals.parts` lists them.
+        alphas: of LoRA in the files, as in `ModelSource.lora_alpha`.
 
     Raises:
-        OptionError: the name is not known, or a part is missing or unknown.
+        OptionError: the name is not known, a part is missing or unknown, or there is an alpha and
+            no LoRA.
         CheckpointError: a part cannot be read, or the parts do not make the model.
     """
     model = model_of(scheme, name)
@@ -45,7 +52,7 @@ def checkpoint_from_original(scheme: str, name: str, parts: Mapping[str, Path]) 
     files = SCHEMES[scheme](model, parts, config)
     if "vit" not in parts and not any("visual_encoder.cls_token" in f.tensors for f in files):
         raise wrong_parts(model, ["vit"])
-    return assemble(scheme, model, parts, files, config)
+    return assemble(scheme, model, parts, files, config, alphas or {})
 
 
 Parts = Mapping[str, Path]
@@ -65,6 +72,7 @@ def _lavis(model: Model, parts: Parts, config: Any) -> Sequence[File]:
         tensors=_tensors(parts["checkpoint"]),
         names=names.whole(projector, *names.PREFIXES[kind]),
         unused=(*names.HEADS, *branch),
+        path=parts["checkpoint"],
     )
     return *_shared(model, parts, config), *_base(checkpoint, parts), checkpoint
 
@@ -82,6 +90,7 @@ def _minigpt4(model: Model, parts: Parts, config: Any) -> Sequence[File]:
         tensors=_tensors(parts["projection"]),
         names=known,
         unused=unused,
+        path=parts["projection"],
     )
     trained = *_base(projection, parts), projection
     if "qformer" not in parts:
@@ -103,7 +112,9 @@ def _base(trained: File, parts: Parts) -> Sequence[File]:
     """
     if "base" not in parts:
         return ()
-    return (replace(trained, part="base", tensors=_tensors(parts["base"]), owns=()),)
+    return (
+        replace(trained, part="base", tensors=_tensors(parts["base"]), owns=(), path=parts["base"]),
+    )
 
 
 SCHEMES: Mapping[str, Callable[[Model, Parts, Any], Sequence[File]]] = {

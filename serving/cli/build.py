@@ -32,7 +32,7 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 
 
 HEADINGS = {
-    "Model": ("model", "revision", "parts", "adapters", "image_size"),
+    "Model": ("model", "revision", "parts", "lora_alpha", "adapters", "image_size"),
     "Precision": (
         "precision",
         "int8",
@@ -74,6 +74,13 @@ HEADINGS = {
     cls=Command, short_help="Build a checkpoint for Triton: ONNX and engines.", headings=HEADINGS
 )
 @source_options
+@click.option(
+    "--lora-alpha",
+    multiple=True,
+    metavar="[COMPONENT=]ALPHA",
+    help="Alpha of LoRA inside of an original's file, where the file does not say it; also for one "
+    "component, such as qformer=16. Repeatable.",
+)
 @click.option(
     "--image-size",
     type=int,
@@ -222,6 +229,7 @@ def command(
     revision: str | None,
     parts: tuple[str, ...],
     adapters: tuple[str, ...],
+    lora_alpha: tuple[str, ...],
     image_size: int | None,
     output: Path | None,
     precision: str,
@@ -241,6 +249,7 @@ def command(
     from iblip.export.checkpoint.source import (
         ModelSource,
         adapters_from_words,
+        alphas_from_words,
         parts_from_words,
     )
     from iblip.export.opening import source_of_adapters
@@ -265,6 +274,7 @@ def command(
             parts=parts_from_words(parts),
             image_size=image_size,
             adapters=names,
+            lora_alpha=alphas_from_words(lora_alpha),
         ),
         output=output,
         precision=precision,

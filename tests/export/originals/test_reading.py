@@ -228,13 +228,6 @@ def test_a_tensor_of_another_shape_is_told(opt_parts):
         lavis(opt_parts)
 
 
-def test_adapters_must_be_merged_first(opt_parts):
-    name = "opt_model.base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    edit(opt_parts["checkpoint"], lambda t: t.update({name: torch.zeros(4, 32)}))
-    with pytest.raises(CheckpointError, match=r"checkpoint holds LoRA adapters.*merge_and_unload"):
-        lavis(opt_parts)
-
-
 def test_a_directory_of_adapters_is_told(opt_parts):
     (opt_parts["language_model"] / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json"):

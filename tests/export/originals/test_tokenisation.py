@@ -26,6 +26,7 @@ from iblip.engines.text.tokens import answers_from_text, load_tokenizer
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
 from iblip.export.checkpoint.facts import language_model_facts, write_tokenizers
 from iblip.export.originals.reading import checkpoint_from_original
+from tests.export.originals.conftest import PIECES
 
 SPACE = "▁"
 VICUNA = "blip2_vicuna_instruct/vicuna7b"
@@ -48,9 +49,9 @@ PROMPTS = (
     "Unknown <unk> and <s> begins",
     "[INST] a list [/INST] of <0x0A> bytes",
 )
-PIECES = [" ", "  ", "\n", "</s>", "<s>", "<unk>", "word", " word ", "你", "é", "🙂", "x", "."]
+TEXTS = [" ", "  ", "\n", "</s>", "<s>", "<unk>", "word", " word ", "你", "é", "🙂", "x", "."]
 PROMPTS_AT_RANDOM = tuple(
-    "".join(random.Random(seed).choices(PIECES, k=1 + seed % 7)) for seed in range(150)
+    "".join(random.Random(seed).choices(TEXTS, k=1 + seed % 7)) for seed in range(150)
 )
 ALL = tuple(text for text in (*PROMPTS, *PROMPTS_AT_RANDOM) if text.strip())
 
@@ -127,7 +128,7 @@ def test_laviss_vicuna_reads_as_the_slow_tokenizer(
     prompts, reproduced = prompt_ids(checkpoint_from_original("lavis", VICUNA, parts))
     assert reproduced == f"LlamaTokenizer of transformers 4.33.2, legacy={legacy is not False}"
     # LAVIS names `</s>` and `[PAD]` by plain strings, and `<s>` and `<unk>` are special no more.
-    special = {"<unk>": 0, "<s>": 1, "</s>": 2, "[PAD]": 710}
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2, "[PAD]": PIECES["llama"]}
     slow = Slow(
         sentencepiece_models["llama"],
         special,
@@ -224,7 +225,9 @@ def test_laviss_t5_takes_a_tokenizer_json_as_it_is(flant5_parts, prompt_ids):
     """transformers 5 takes its vocabulary alone."""
     file = flant5_parts["language_model"] / "tokenizer.json"
     state = json.loads(file.read_text())
-    state["pre_tokenizer"] = state["pre_tokenizer"]["pretokenizers"][1]  # no cut at white space
+    # Of spaces alone: what transformers 5 makes cuts at white space first.
+    words = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": True}
+    state["pre_tokenizer"] = words
     file.write_text(json.dumps(state))
     checkpoint = checkpoint_from_original("lavis", "blip2_t5_instruct/flant5xl", flant5_parts)
     prompts, _ = prompt_ids(checkpoint)
@@ -246,7 +249,7 @@ def test_broken_bytes_are_decoded_as_by_sentencepiece(
         [pieces.piece_to_id(f"<0x{b:02X}>") for b in b"\xf0\x9f\n"],
     )
     choose = random.Random(0)
-    drawn = [[choose.choice(range(3, 710)) for _ in range(12)] for _ in range(100)]
+    drawn = [[choose.choice(range(3, PIECES["llama"])) for _ in range(12)] for _ in range(100)]
     byte = [[choose.choice(range(3, 259)) for _ in range(9)] + word for _ in range(100)]
     for ids in ([*word, *broken, *word], *drawn, *byte):
         detokeniser = Detokeniser(tokenizer, bytes_apart=True)
