@@ -4,6 +4,7 @@ The arithmetic that follows (rescale, normalise) is inside the vision graph. For
 result is bit-equal to transformers' Pillow image processor for InstructBLIP, which equals the
 original's. Two steps that it leaves to its caller are done here, because image files are meant to
 be seen that way: EXIF orientation is applied, and 16-bit grey is scaled to 8 bits, not clipped.
+LAVIS does neither, nor lays transparency over white: `READINGS` has both ways.
 
 This module knows Pillow and numpy only: a client needs nothing else.
 """
@@ -15,9 +16,9 @@ import inspect
 import io
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
@@ -25,7 +26,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iblip.export.artifact.manifest import Preprocessing
-from iblip.export.errors import InputError
+from iblip.export.errors import InputError, OptionError
+from iblip.export.messages import did_you_mean, kind_of
 
 
 @runtime_checkable
@@ -82,10 +84,40 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}", re.ASCII)
 """Base64 in either alphabet, as long as the smallest images."""
 
 
-def pixels_from_image(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+Reading = Literal["viewed", "lavis"]
+"""How a file becomes RGB: as it is meant to be seen, with transparency over white, as in
+transformers; or as in LAVIS, whose examples call Pillow's `convert("RGB")` alone: it ignores EXIF
+orientation, drops transparency, and clips more than 8 bits at 255."""
+
+READINGS: tuple[Reading, ...] = get_args(Reading)
+
+
+def check_reading(reading: str) -> Reading:
+    """Returns `reading`.
+
+    Raises:
+        OptionError: it is none of `READINGS`.
+    """
+    for known in READINGS:
+        if reading == known:
+            return known
+    raise OptionError(
+        f"preprocessing is {reading!r}; expected {' or '.join(map(repr, READINGS))}."
+        f"{did_you_mean(str(reading), READINGS)}"
+    )
+
+
+def pixels_from_image(
+    source: ImageSource, preprocessing: Preprocessing, reading: Reading = "viewed"
+) -> npt.NDArray[np.uint8]:
     """Returns the image as RGB at the model's size.
 
-    Transparency is laid over white, as in transformers. The first frame of an animation is used.
+    The first frame of an animation is used.
+
+    Args:
+        source: the image.
+        preprocessing: the model's size and filter.
+        reading: how a file or a Pillow image becomes RGB. Arrays and tensors are RGB already.
 
     Returns:
         uint8 `[height, width, 3]`, C-contiguous.
@@ -96,7 +128,11 @@ def pixels_from_image(source: ImageSource, preprocessing: Preprocessing) -> npt.
     """
     if isinstance(source, Tensor):
         source = _array(source)
-    image = _rgb_array(source) if isinstance(source, np.ndarray) else _rgb(source)
+    if isinstance(source, np.ndarray):
+        image = _rgb_array(source)
+    else:
+        opened, name = _opened(source)
+        image = CONVERSIONS[reading](opened, name)
     size = (preprocessing.width, preprocessing.height)
     resample = Image.Resampling[preprocessing.resample]
     return np.ascontiguousarray(image.resize(size, resample=resample), dtype=np.uint8)
@@ -144,7 +180,11 @@ def _rgb_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _rgb(source: str | Path | bytes | Readable | Image.Image | Tensor) -> Image.Image:
+Opened = tuple[Image.Image, str]
+"""A decoded image, as its file has it, and what messages call it."""
+
+
+def _opened(source: str | Path | bytes | Readable | Image.Image | Tensor) -> Opened:
     if isinstance(source, Image.Image):
         return _decode(source, "the Pillow image")
     if isinstance(source, bytes | bytearray | memoryview):
@@ -157,10 +197,10 @@ def _rgb(source: str | Path | bytes | Readable | Image.Image | Tensor) -> Image.
         name = f"the image in {_shown(repr(source))}"
         return _open(_read(source, name), name)
     expected = "a path, bytes, a file object, a Pillow image, a uint8 array or a torch.uint8 tensor"
-    raise InputError(f"an image cannot be a {type(source).__name__}; expected {expected}")
+    raise InputError(f"an image cannot be {kind_of(source)}; expected {expected}")
 
 
-def _from_text(source: str) -> Image.Image:
+def _from_text(source: str) -> Opened:
     if source[:8].lower().startswith(("http://", "https://")):
         raise InputError(
             f"{_shown(source)} is an address; download it first and give the file, or let it be "
@@ -262,7 +302,7 @@ def _shown(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
 
 
-def _open(data: bytes | bytearray | memoryview, name: str) -> Image.Image:
+def _open(data: bytes | bytearray | memoryview, name: str) -> Opened:
     if not len(data):
         raise InputError(f"{name} is empty: 0 bytes (a file that has been read wants seek(0))")
     if len(data) > MAX_BYTES:
@@ -278,7 +318,7 @@ def _open(data: bytes | bytearray | memoryview, name: str) -> Image.Image:
     return _decode(image, name)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str) -> Opened:
     width, height = image.size
     if not width or not height:
         raise InputError(f"{name} is empty: {width} x {height} pixels")
@@ -289,10 +329,11 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         image.load()
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
         raise InputError(f"{name} is truncated or damaged: {error}") from error
-    return _as_rgb(ImageOps.exif_transpose(image), name)
+    return image, name
 
 
-def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+def _as_viewed(image: Image.Image, name: str) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _eight_bits(image, name).convert("RGB")
     if image.mode == "F":
@@ -301,6 +342,16 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _as_lavis(image: Image.Image, name: str) -> Image.Image:
+    return image.convert("RGB")
+
+
+CONVERSIONS: Mapping[Reading, Callable[[Image.Image, str], Image.Image]] = {
+    "viewed": _as_viewed,
+    "lavis": _as_lavis,
+}
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:

@@ -66,8 +66,16 @@ def shown(value: object) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or with thousands of digits
-        return f"a {type(value).__name__} that is too large to show"
+        return f"{kind_of(value)} that is too large to show"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for a message: `an int`, `a list`, `None`."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def size_text(count: int) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iblip.export.artifact.manifest import Manifest
-from iblip.export.checkpoint.source import ModelSource
-from iblip.export.errors import OptionError
+from iblip.export.checkpoint.source import AdapterName, ModelSource, adapters_from_words
+from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.messages import closest
 from iblip.export.progress import Progress
+from iblip.export.system.paths import PathLike
 
 if TYPE_CHECKING:
     from iblip.export.checkpoint.checkpoint import Checkpoint
@@ -58,7 +59,49 @@ def checkpoint_from_source(
     checkpoint = _find_reader(source, weights)(source, progress)
     if checkpoint.source is None:
         checkpoint = replace(checkpoint, source=_with_absolute_parts(source))
-    return at_image_size(checkpoint, source.image_size) if source.image_size else checkpoint
+    if source.image_size:
+        checkpoint = at_image_size(checkpoint, source.image_size)
+    if source.adapters:
+        checkpoint = _merge_adapters(checkpoint, source, progress, weights)
+    return checkpoint
+
+
+def _merge_adapters(
+    checkpoint: Checkpoint, source: ModelSource, progress: Progress, weights: bool
+) -> Checkpoint:
+    from iblip.export.adapters.adapted import adapt
+    from iblip.export.adapters.base import check_base
+    from iblip.export.adapters.reading import adapter_from_name
+
+    adapters = [adapter_from_name(name, progress, weights=weights) for name in source.adapters]
+    for adapter in adapters:
+        if remark := check_base(adapter, checkpoint, source):
+            progress.note(remark)
+    opened = replace(checkpoint.source or source, adapters=tuple(a.name for a in adapters))
+    return replace(adapt(checkpoint, adapters), source=opened)
+
+
+def source_of_adapters(names: Sequence[AdapterName], progress: Progress) -> ModelSource:
+    """Returns the source of the model that the first of these adapters was trained on.
+
+    Args:
+        names: of one adapter or more.
+        progress: reports a download; of the hub no more than configs and headers are read.
+
+    Raises:
+        OptionError: an adapter is not there, or does not say what it was trained on.
+        CheckpointError: it cannot be read or downloaded.
+    """
+    from iblip.export.adapters.base import source_of_base
+    from iblip.export.adapters.reading import adapter_from_name
+
+    base = source_of_base(adapter_from_name(names[0], progress, weights=False))
+    progress.note(f"--model is not given: {base.model} is what {names[0]} was trained on")
+    return replace(base, adapters=tuple(names))
+
+
+CONFIGS = ("config.json", "adapter_config.json")
+"""One of them is in every checkpoint in Hugging Face form; `open_checkpoint` refuses an adapter."""
 
 
 def check_source(source: ModelSource) -> None:
@@ -67,6 +110,7 @@ def check_source(source: ModelSource) -> None:
     Raises:
         OptionError: there is no such directory, an option that this kind of source does not have,
             or an unknown scheme.
+        CheckpointError: the directory is none of a checkpoint.
     """
     if source.scheme is None and not source.is_directory and not source.is_on_hub:
         raise OptionError(
@@ -78,6 +122,11 @@ def check_source(source: ModelSource) -> None:
         raise OptionError(
             f"--model {source.model}: there is no reader for {source.scheme}:; known: {_schemes()}."
             " Give a Hugging Face directory instead."
+        )
+    if source.is_directory and not any((Path(source.model) / name).exists() for name in CONFIGS):
+        raise CheckpointError(
+            f"{Path(source.model).absolute()} is not a Hugging Face checkpoint: it has no"
+            f" {CONFIGS[0]}. Give --model the directory that has one."
         )
     if source.parts and source.scheme is None:
         raise OptionError(
@@ -142,6 +191,7 @@ def source_of_build(
     model: str | None = None,
     revision: str | None = None,
     parts: Mapping[str, Path] | None = None,
+    adapters: Iterable[PathLike] = (),
 ) -> ModelSource:
     """Returns the source of the build in `directory`, or where it is now.
 
@@ -149,6 +199,7 @@ def source_of_build(
         directory: of the build.
         model, revision: override the manifest's.
         parts: override the manifest's of the same names.
+        adapters: override the manifest's, all of them.
 
     Raises:
         BuildDirectoryError: the directory is not a build.
@@ -160,4 +211,5 @@ def source_of_build(
         source,
         revision=revision or source.revision,
         parts={**source.parts, **(parts or {})},
+        adapters=adapters_from_words(adapters) or source.adapters,
     )

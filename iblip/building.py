@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
 from iblip.export.errors import IblipError, OptionError
 from iblip.export.messages import did_you_mean
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike, path_from
 from iblip.libraries import installed, quiet
 from iblip.markup import table_from_facts
@@ -168,8 +169,9 @@ class BuildKeywords(TypedDict, total=False):
     trace_cache: PathLike | None
 
 
+@checked
 def build(
-    model: PathLike,
+    model: PathLike | None = None,
     *,
     precision: str = "fp32",
     output: PathLike | None = None,
@@ -177,6 +179,7 @@ def build(
     llm_engine: str = "onnxruntime",
     revision: str | None = None,
     parts: Mapping[str, PathLike] | None = None,
+    adapters: Iterable[PathLike] = (),
     image_size: int | None = None,
     verify: bool = True,
     examples: PathLike | None = None,
@@ -194,7 +197,8 @@ def build(
 
     Args:
         model: a directory in Hugging Face form, a model of the hub (`ORG/NAME`), or `lavis:NAME`
-            or `minigpt4:NAME` with `parts`. A `Path` is always a directory.
+            or `minigpt4:NAME` with `parts`. A `Path` is always a directory. `None` is the model
+            that the first of `adapters` was trained on.
         precision: `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8`, `lavis`, or a word for each
             component, such as `vision_encoder=fp16,language_model=int4`.
         output: the build directory; `None` is `build/<checkpoint>-<precision>`.
@@ -204,6 +208,8 @@ def build(
         revision: branch, tag or commit of a model of the hub.
         parts: files and directories of an original's checkpoint, by name; `iblip models` says
             which.
+        adapters: LoRA adapters that peft saved, which are merged into the model in this order: each
+            a directory, or `ORG/NAME` or `ORG/NAME@REVISION` of the hub.
         image_size: height and width of images, in pixels; `None` is the checkpoint's own.
         verify: whether to compare graphs and answers with transformers before the build is put in
             place.
@@ -228,14 +234,23 @@ def build(
         raise OptionError(f"build has no option {name!r}.{hint}")
     shown = progress_from(progress)
     with messages_in_keywords(), installed("iblip.build"), quiet():
+        from iblip.export.checkpoint.source import adapters_from_words
+        from iblip.export.opening import source_of_adapters
         from iblip.serving.builder.build import build as make
 
+        names = adapters_from_words([adapters] if isinstance(adapters, str) else adapters)
+        if model is None:
+            if not names:
+                raise OptionError("build was given no model; expected one, or adapters of one")
+            base = source_of_adapters(names, shown)
+            model, revision = base.model, revision or base.revision
         asked = _options(
             {
                 **options,
-                "model": model,
+                "model": model_from(model),
                 "revision": revision,
                 "parts": parts or {},
+                "adapters": names,
                 "image_size": image_size,
                 "output": output,
                 "precision": precision,
@@ -248,6 +263,16 @@ def build(
             verify=verify,
         )
         return Build(make(asked, shown))
+
+
+def model_from(model: PathLike) -> PathLike:
+    """A model as a caller gives it: text is a name or a path, of which `~` is the user's home.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    path = path_from(model, "model")
+    return model if isinstance(model, str) and not model.startswith("~") else path
 
 
 RENAMED: Mapping[str, str] = {
@@ -300,6 +325,7 @@ def _options(given: Mapping[str, Any], *, verify: bool) -> BuildOptions:
 
 FLAGS: Mapping[str, str] = {
     "part": "parts",
+    "adapter": "adapters",
     "builder-flag": "builder_flags",
     "target": "targets",
     "profile": "profiles",

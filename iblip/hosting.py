@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,12 @@ from iblip.building import Build, messages_in_keywords
 from iblip.export.artifact.manifest import MEANS_NOTHING
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike, path_from
 from iblip.libraries import installed
 from iblip.progress import ProgressOption, progress_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from iblip.serving.server.health import State
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
@@ -194,6 +194,7 @@ class Server:
         return f"<Server of {self.build} at {self.url}: {self.state}>"
 
 
+@checked
 def serve(
     build: PathLike,
     *,

@@ -25,6 +25,7 @@ from iblip.building import Build
 from iblip.export.errors import InputError, OptionError
 from iblip.export.images import ImageSource, pixels_from_image
 from iblip.export.models.model import Model as ReleasedModel
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike, path_from
 from iblip.finding import build_model, find_build, model_of_lavis, needs_gpu
 from iblip.progress import ProgressOption
@@ -200,6 +201,7 @@ class _Processors(dict[str, Any]):
         raise InputError(f"there is no processor {split!r}, only 'eval': a build does not train")
 
 
+@checked
 def load_model_and_preprocess(
     name: str,
     model_type: str,

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from iblip.building import Build
 from iblip.engines.language_model.keywords import GenerationKeywords, Options, options_with_keywords
@@ -20,8 +20,9 @@ from iblip.engines.language_model.types import (
     TextDelta,
 )
 from iblip.engines.pipeline import Pipeline
-from iblip.export.errors import EngineError, IblipError
-from iblip.export.images import ImageSources
+from iblip.export.errors import EngineError, IblipError, OptionError
+from iblip.export.images import ImageSources, Reading, check_reading
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike
 from iblip.libraries import installed
 from iblip.serving.client.base import Asked, asked_of_row
@@ -69,10 +70,12 @@ class Model:
         threads: int | None = None,
         device: int = 0,
         image_urls: ImageURLs | bool = False,
+        preprocessing: Reading = "viewed",
     ) -> None:
         self.build = build
         self._contract = ServerContract.from_manifest(build.manifest)
         self._image_urls = ImageURLs.settled(image_urls)
+        self._preprocessing = check_reading(preprocessing)
         self._pipeline = Pipeline(
             build.path, threads, device=device, manifest=build.manifest
         ).__enter__()
@@ -99,6 +102,12 @@ class Model:
     def __repr__(self) -> str:
         closed = "" if self._finalizer.alive else ", closed"
         return f"<Model of {self.build}{closed}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model can be neither pickled nor copied: hand its build to the other process, and "
+            "load that there"
+        )
 
     def contract(self) -> ServerContract:
         """Image size, limits and identity of the build, as a server of it would state them."""
@@ -245,7 +254,7 @@ class Model:
         deadline = None if left is None else time.monotonic() + left
         options, preset = resolve_options(self._contract, asked.options, asked.compat)
         generation = self._pipeline.submit(
-            pixels_of_request(asked.image, self._contract, self._image_urls),
+            pixels_of_request(asked.image, self._contract, self._image_urls, self._preprocessing),
             asked.prompt,
             options,
             deadline=deadline,
@@ -368,12 +377,14 @@ class _Running:
                 stream.cancel()
 
 
+@checked
 def load(
     build: PathLike,
     *,
     threads: int | None = None,
     device: int = 0,
     image_urls: ImageURLs | bool = False,
+    preprocessing: Reading = "viewed",
 ) -> Model:
     """Loads a build into this process.
 
@@ -383,12 +394,24 @@ def load(
         device: the GPU's number, from 0, for the engines that run on one.
         image_urls: whether images may be `https:` addresses: `True`, or `ImageURLs` with what is
             allowed. Read `ImageURLs` before you allow it for addresses that others have written.
+        preprocessing: how image files become RGB: `"viewed"`, as they are meant to be seen; or
+            `"lavis"`, as LAVIS reads them: without EXIF orientation, transparency dropped, 16 bits
+            clipped.
 
     Raises:
+        OptionError: an argument is of another type or out of range, or `preprocessing` is unknown.
         BuildDirectoryError: it is not a build, or a file of it is missing.
         EngineError: an engine cannot be loaded here.
         IblipError: a library that it runs on is not installed.
     """
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads is {threads}; expected 1 or more, or None")
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
-        return Model(opened, threads=threads, device=device, image_urls=image_urls)
+        return Model(
+            opened,
+            threads=threads,
+            device=device,
+            image_urls=image_urls,
+            preprocessing=preprocessing,
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iblip.building import Build, messages_in_keywords
+from iblip.building import Build, messages_in_keywords, model_from
 from iblip.export.errors import OptionError
+from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike, path_from
 from iblip.libraries import installed, quiet
 from iblip.progress import ProgressOption, progress_from
@@ -85,11 +86,13 @@ class Report:
         )
 
 
+@checked
 def verify(
     *builds: PathLike,
     model: PathLike | None = None,
     revision: str | None = None,
     parts: Mapping[str, PathLike] | None = None,
+    adapters: Iterable[PathLike] = (),
     examples: PathLike | None = None,
     limit: int | None = None,
     stages: tuple[str, ...] = (),
@@ -103,7 +106,8 @@ def verify(
 
     Args:
         builds: one or more, each a `Build` or the path of its directory.
-        model, revision, parts: where the checkpoint is now, if it has moved; see `build`.
+        model, revision, parts, adapters: where the checkpoint and its adapters are now, if they
+            have moved; see `build`.
         examples: directory with `examples.jsonl`; `None` is the checkpoint's own.
         limit: use at most so many examples.
         stages: run only these: `preprocessing`, `vision_encoder`, `qformer`, `language_model`,
@@ -128,11 +132,12 @@ def verify(
         from iblip.export.opening import source_of_build
         from iblip.serving.parity.running import ParityOptions, parity_report
 
-        if not isinstance(model, str | None):
-            model = str(path_from(model, "model").absolute())
+        if model is not None:
+            model = model_from(model)
+            model = model if isinstance(model, str) else str(Path(model).absolute())
         files = {name: path_from(path, f"the part {name}") for name, path in (parts or {}).items()}
         options = ParityOptions(
-            source=source_of_build(opened[0].path, model, revision, files),
+            source=source_of_build(opened[0].path, model, revision, files, adapters),
             examples=None if examples is None else path_from(examples, "examples"),
             limit=limit,
             stages=(stages,) if isinstance(stages, str) else tuple(stages),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 import venv
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -21,13 +23,22 @@ def closure(*roots: str) -> dict[str, metadata.Distribution]:
             continue
         seen.add(str(wanted))
         found[wanted.name] = metadata.distribution(wanted.name)
-        for line in found[wanted.name].requires or []:
+        for line in _requirements(found[wanted.name], wanted.extras):
             needed = Requirement(line)
             extras = wanted.extras or {""}
             if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in extras):
                 needed.marker = None
                 todo.append(str(needed))
     return found
+
+
+def _requirements(distribution: metadata.Distribution, extras: set[str]) -> list[str]:
+    """What a package says that it needs; this project by its sources, not as it was installed."""
+    if distribution.name != "iblip":
+        return distribution.requires or []
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    optional = (project["optional-dependencies"][extra] for extra in extras)
+    return [*project["dependencies"], *chain.from_iterable(optional)]
 
 
 def environment_with(directory: Path, *roots: str) -> Path:

@@ -363,6 +363,7 @@ class TestFace:
             assert getattr(iblip, name).__name__.removeprefix("iblip.") == name
             assert getattr(iblip, name).__doc__
         assert set(iblip.__all__) <= set(dir(iblip))
+        assert "Any" not in dir(iblip)  # nor what else the module has imported
         tree = ast.parse(Path(iblip.__file__).read_text())
         (block,) = [node for node in tree.body if isinstance(node, ast.If)]
         imported = {alias.name for node in block.body for alias in node.names}

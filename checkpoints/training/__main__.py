@@ -1,4 +1,4 @@
-"""The command line: `build`, `heldout`, `evaluate` and `card`."""
+"""The command line: `build`, `heldout`, `evaluate`, `card`, `adapter` and `counting`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON, wrong answers included")
     card = commands.add_parser("card", help="put measured figures into a checkpoint's README")
     card.add_argument("checkpoint", type=Path)
+    adapter = commands.add_parser("adapter", help="train a LoRA that counts to six; needs peft")
+    adapter.add_argument("checkpoint", type=Path)
+    adapter.add_argument("--output", type=Path, required=True, help="directory of the adapter")
+    adapter.add_argument(
+        "--part",
+        dest="parts",
+        action="append",
+        choices=["language_model", "qformer"],
+        help="that gets LoRA; repeatable (default: both)",
+    )
+    adapter.add_argument("--steps", type=int, default=300)
+    counting = commands.add_parser("counting", help="write held-out examples of counting to six")
+    counting.add_argument("--output", type=Path, required=True)
+    counting.add_argument("--count", type=int, default=200)
     return parser
 
 
@@ -66,14 +80,36 @@ def _card(arguments: argparse.Namespace) -> None:
     print(write_card(arguments.checkpoint))
 
 
-COMMANDS = {"build": _build, "heldout": _heldout, "evaluate": _evaluate, "card": _card}
+def _adapter(arguments: argparse.Namespace) -> None:
+    from .adapters import TARGETS, train_adapter
+
+    parts = arguments.parts or list(TARGETS)
+    loss = train_adapter(arguments.checkpoint, arguments.output, parts, steps=arguments.steps)
+    print(f"wrote {arguments.output}: loss {loss:.3f}")
+
+
+def _counting(arguments: argparse.Namespace) -> None:
+    from .adapters import write_counting
+
+    write_counting(arguments.output, arguments.count)
+    print(f"wrote {arguments.output}: {arguments.count} examples")
+
+
+COMMANDS = {
+    "build": _build,
+    "heldout": _heldout,
+    "evaluate": _evaluate,
+    "card": _card,
+    "adapter": _adapter,
+    "counting": _counting,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if arguments.command != "heldout":
+    if arguments.command not in ("heldout", "counting"):
         import torch
 
         torch.set_num_threads(arguments.threads)

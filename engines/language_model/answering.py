@@ -64,8 +64,8 @@ def settle_limits(
     A candidate may fill all of the model's positions.
 
     As in transformers, the repetition penalty of a decoder-only model counts the image
-    placeholders and the prompt as generated, unless its scope is the answer; that of an
-    encoder-decoder counts only the start token.
+    placeholders and the prompt as generated, unless its scope is the answer, which begins with the
+    start token if the original's does; that of an encoder-decoder counts only the start token.
 
     Args:
         prompt: the tokenised prompt.
@@ -131,7 +131,7 @@ def _find_context(
         start = facts.decoder_start_token_id
         return () if start is None else (start,)
     if options.penalty_scope == "answer":
-        return ()
+        return () if facts.start_token_id is None else (facts.start_token_id,)
     image = facts.image_token_id
     return prompt.ids if image is None else tuple(prompt.fill(image))
 
@@ -180,7 +180,7 @@ class CompletionBuilder:
         self._ends: dict[int, FinishReason] = dict.fromkeys(options.stop_token_ids, "stop")
         self._ends |= dict.fromkeys(facts.eos_token_ids, "eos")
         self._stops = StopStrings(limits.stop)
-        self._detokeniser = Detokeniser(tokenizer, special)
+        self._detokeniser = Detokeniser(tokenizer, special, bytes_apart=facts.bytes_apart)
         self._echoed = len(limits.echo)
         self._ids = list(limits.echo)
         self._closed = 0  # tokens that end: 0 or 1

@@ -8,16 +8,12 @@ is shown while a later token could still change it.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from iblip.export.byte_runs import REPLACEMENT, decode, is_byte
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What decoders write for bytes that are not, or not yet, a character."""
-
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def special_tokens(tokenizer: Tokenizer) -> frozenset[str]:
@@ -30,15 +26,22 @@ class Detokeniser:
     """The text of one answer, token by token.
 
     The parts returned by `feed` and then `flush`, joined, are exactly
-    `tokenizer.decode(ids, skip_special_tokens=True)`.
+    `tokenizer.decode(ids, skip_special_tokens=True)`, apart from ill-formed bytes.
 
     Args:
         tokenizer: the language model's.
         special: its `special_tokens`, if the caller has them.
+        bytes_apart: as in `export.artifact.manifest.LanguageModelFacts`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special: frozenset[str] | None = None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        special: frozenset[str] | None = None,
+        *,
+        bytes_apart: bool = False,
+    ) -> None:
+        self._tokenizer, self._bytes_apart = tokenizer, bytes_apart
         self._special = special_tokens(tokenizer) if special is None else special
         self._ids: list[int] = []
         self._context = 0  # index of the first token that is decoded again
@@ -52,7 +55,7 @@ class Detokeniser:
         if token is None or token in self._special:
             return ""
         self._ids.append(token_id)
-        if _BYTE_TOKEN.fullmatch(token):
+        if is_byte(token):
             return ""
         before, window = self._before, self._decode(self._context)
         if window.endswith(REPLACEMENT) or not window.startswith(before):
@@ -75,4 +78,4 @@ class Detokeniser:
 
     def _decode(self, start: int) -> str:
         # Special tokens are left out above, so none is skipped here.
-        return str(self._tokenizer.decode(self._ids[start:], skip_special_tokens=False))
+        return decode(self._tokenizer, self._ids[start:], bytes_apart=self._bytes_apart)

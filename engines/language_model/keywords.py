@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from iblip.engines.language_model.options import GenerationOptions
+from iblip.export.errors import OptionError
+from iblip.export.messages import shown
 
 Options = GenerationOptions | Mapping[str, Any]
 """How to generate. A mapping can override a preset even with a value that is a default here."""
@@ -48,9 +50,16 @@ def options_with_keywords(options: Options | None, keywords: Mapping[str, Any]) 
     Args:
         options: an object or a mapping; `None` is all defaults.
         keywords: options by name.
+
+    Raises:
+        OptionError: `options` is of another type.
     """
     if options is None:
         options = {}
+    if not isinstance(options, GenerationOptions | Mapping):
+        raise OptionError(
+            f"options is {shown(options)}; expected GenerationOptions, or a mapping by name"
+        )
     if not keywords:
         return options
     given = options.to_mapping() if isinstance(options, GenerationOptions) else options

@@ -78,7 +78,7 @@ def open_engine(
 
 def _fill_limits(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
     """The limits, with the build's own in the place of `None`."""
-    built, longest = manifest.limits, manifest.language_model.max_length
+    built, longest = manifest.limits, manifest.language_model.most_positions
     positions = limits.positions or built.max_length
     if positions > longest:
         raise OptionError(

@@ -211,7 +211,8 @@ OPTIONS: Mapping[str, Option] = {
             "answer, or the answer.",
             note="`all` is as in transformers given token ids: image placeholders and prompt of a "
             "decoder-only model count, too. `answer` is as in LAVIS, which gives embeddings alone: "
-            "only the answer counts, and the start token of an encoder-decoder.",
+            "only the answer counts, and the token that it starts with: an encoder-decoder's, and "
+            "in a build of LAVIS's or MiniGPT-4's files the BOS token that their `generate` makes.",
         ),
         Option(
             name="logit_bias",

@@ -30,6 +30,15 @@ RANKING = "predict_class"
 """The call that candidates are."""
 
 
+TIDIED: Mapping[str, str] = {
+    **{f" {mark}": mark for mark in (".", "?", "!", ",")},
+    " ' ": "'",
+    **{f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")},
+}
+"""What decoding replaces, in this order, in transformers of LAVIS's time, unless a tokenizer says
+otherwise, as LLaMA's does (4.33, `tokenization_utils_base.py`, `clean_up_tokenization`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """One call of an original.
@@ -38,6 +47,7 @@ class Preset:
         options: by name, what is not the default here.
         source: where the original has it.
         strip: it cuts white space off both ends of a text.
+        tidy: its tokenizer removes spaces before punctuation, as `TIDIED` has them.
         after: it keeps what comes after the last of this; empty keeps all.
         started: positions that its lengths count before the first token of an answer.
     """
@@ -45,6 +55,7 @@ class Preset:
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str
     strip: bool = False
+    tidy: bool = False
     after: str = ""
     started: int = 0
 
@@ -52,6 +63,9 @@ class Preset:
         """The text as the original's caller gets it."""
         if self.after:
             text = text.rsplit(self.after, 1)[-1]
+        if self.tidy:
+            for spaced, tidied in TIDIED.items():
+                text = text.replace(spaced, tidied)
         return text.strip() if self.strip else text
 
     def with_options(self, options: GenerationOptions | Mapping[str, Any]) -> GenerationOptions:
@@ -102,14 +116,16 @@ PRESETS: Mapping[tuple[str, str, str, str], Preset] = {
     ),
     (LAVIS, "instructblip", "llama", RANKING): Preset(options=_CUT, source=_VICUNA),
     # Through `max_new_tokens`, so that nothing is counted before the answer; not stripped.
-    (LAVIS, "instructblip", "t5", "generate"): _lavis(_INSTRUCT, 256, 1.0, _T5),
-    (LAVIS, "instructblip", "t5", "predict_answers"): _lavis(_INSTRUCT, 10, -1.0, _T5),
+    (LAVIS, "instructblip", "t5", "generate"): _lavis(_INSTRUCT, 256, 1.0, _T5, tidy=True),
+    (LAVIS, "instructblip", "t5", "predict_answers"): _lavis(_INSTRUCT, 10, -1.0, _T5, tidy=True),
     (LAVIS, "instructblip", "t5", RANKING): Preset(options=_CUT, source=_T5),
-    (LAVIS, "blip2", "opt", "generate"): _lavis(_BLIP2, 29, 1.0, _BLIP2_OPT, **_STARTED),
+    (LAVIS, "blip2", "opt", "generate"): _lavis(_BLIP2, 29, 1.0, _BLIP2_OPT, tidy=True, **_STARTED),
     # `max_new_tokens`, unlike its `generate`.
-    (LAVIS, "blip2", "opt", "predict_answers"): _lavis(_BLIP2, 10, 0.0, _BLIP2_OPT, strip=True),
-    (LAVIS, "blip2", "t5", "generate"): _lavis(_BLIP2, 30, 1.0, _BLIP2_T5),
-    (LAVIS, "blip2", "t5", "predict_answers"): _lavis(_BLIP2, 10, -1.0, _BLIP2_T5),
+    (LAVIS, "blip2", "opt", "predict_answers"): _lavis(
+        _BLIP2, 10, 0.0, _BLIP2_OPT, tidy=True, strip=True
+    ),
+    (LAVIS, "blip2", "t5", "generate"): _lavis(_BLIP2, 30, 1.0, _BLIP2_T5, tidy=True),
+    (LAVIS, "blip2", "t5", "predict_answers"): _lavis(_BLIP2, 10, -1.0, _BLIP2_T5, tidy=True),
     # "By default let's always generate 20 new tokens"; ids are given, so the prompt comes back.
     (HF, "instructblip", "llama", "generate"): Preset(
         options={"max_new_tokens": 20, "echo": True}, source=_HF

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iblip.export.artifact.manifest import how_to_raise
 from iblip.export.errors import InputError
+from iblip.export.messages import kind_of
 
 
 def check_images(count: int, limit: int) -> None:
@@ -27,6 +28,6 @@ def check_prompt(prompt: str, *, may_be_empty: bool = False) -> None:
         InputError: the prompt is not a string, or it is only white space and may not be empty.
     """
     if not isinstance(prompt, str):
-        raise InputError(f"the prompt is a {type(prompt).__name__}; expected text")
+        raise InputError(f"the prompt is {kind_of(prompt)}; expected text")
     if not prompt.strip() and not may_be_empty:
         raise InputError("the prompt is empty. Ask something, such as 'What is in the image?'")

@@ -65,9 +65,9 @@ class PromptTokenizer:
     ) -> Self:
         """The prompt tokenizer of a build.
 
-        The limit leaves room for one token of answer within `max_length`. T5 has no limit of its
-        own; the same bound limits its memory. A prompt may be empty if the Q-Former reads no
-        instruction: BLIP-2 then captions the image.
+        The limit leaves room for one token of answer within `max_length`. T5's positions have no
+        end; the bound that its build chose limits its memory. A prompt may be empty if the Q-Former
+        reads no instruction: BLIP-2 then captions the image.
 
         Args:
             directory: of the build.
@@ -79,8 +79,9 @@ class PromptTokenizer:
         """
         facts = manifest.language_model
         length = max_length or manifest.limits.max_length
-        advice = f"max_length is {length} here, of the model's {facts.max_length}. Shorten it"
-        if length < facts.max_length:
+        own = "" if facts.is_encoder_decoder else f", of the model's {facts.max_length}"
+        advice = f"max_length is {length} here{own}. Shorten it"
+        if length < facts.most_positions:
             advice += f"; {how_to_raise('max_length')}"
         return cls(
             tokenizer=load_tokenizer(directory / manifest.text.tokenizer),

@@ -41,6 +41,9 @@ SLOTS = 8
 QUEUE = 256
 """Default number of requests that may wait."""
 
+MOST_RELATIVE = 32_768
+"""Largest length of a T5's sequences. The encoder's memory grows with its square."""
+
 BATCH = 8
 """Default largest batch of vision encoder and Q-Former, in images."""
 
@@ -158,6 +161,8 @@ class TextFacts:
         prompt_template: text around a user's `{prompt}`, with the place of the `{image}`.
         stop: strings that end any answer, whatever a request asks for.
         images: how many a request may have, and where they belong.
+        reproduces: the tokenizer whose ids `tokenizer` gives, where that is an original's: class,
+            version of transformers and settings; empty if it is the checkpoint's own.
     """
 
     tokenizer: str
@@ -168,6 +173,7 @@ class TextFacts:
     prompt_template: str = "{image}{prompt}"
     stop: tuple[str, ...] = ()
     images: Images = "one"
+    reproduces: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +187,16 @@ class LanguageModelFacts:
         num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.
         vocab_size: of the logits.
         num_query_tokens: rows of one image's visual prompt.
-        max_length: positions for visual prompts, prompt and answer together. T5 has no limit of
-            its own; only the decoder's answer counts there.
+        max_length: positions for visual prompts, prompt and answer together; a T5's, which prompt
+            and answer have each for itself, are those that it was trained with.
         bos_token_id, pad_token_id, decoder_start_token_id: `None` if the model has none.
         eos_token_ids: tokens that end an answer.
         default_max_new_tokens: from the checkpoint's generation config, in tokens.
+        start_token_id: the token that counts as generated before the first one of an answer, where
+            the original's `generate` begins with it; `None` if there is none.
+        bytes_apart: how byte tokens that make no character are decoded: each to a replacement
+            character, as by sentencepiece and so by an original's slow tokenizer; or their whole
+            run, valid bytes included, as by transformers today.
     """
 
     architecture: str
@@ -203,6 +214,14 @@ class LanguageModelFacts:
     eos_token_ids: tuple[int, ...]
     image_token_id: int | None
     default_max_new_tokens: int
+    start_token_id: int | None = None
+    bytes_apart: bool = False
+
+    @property
+    def most_positions(self) -> int:
+        """The largest `ServingLimits.max_length` that may be chosen: the model's own length, or
+        `MOST_RELATIVE` for a T5, whose positions are relative and have no end."""
+        return MOST_RELATIVE if self.is_encoder_decoder else self.max_length
 
 
 @dataclass(frozen=True, kw_only=True)

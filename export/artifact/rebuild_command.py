@@ -33,6 +33,9 @@ def _flags(data: Any) -> Iterator[tuple[str, str]]:
             yield f"--{key.replace('_', '-')}", str(source[key])
     for name, path in _mapping(source, "parts").items():
         yield "--part", f"{name}={path}"
+    adapters = source.get("adapters")
+    for name in adapters if isinstance(adapters, list) else ():
+        yield "--adapter", str(name)
     precision = _mapping(data, "precision")
     if precision:
         yield "--precision", ",".join(f"{name}={word}" for name, word in precision.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from iblip.export.checkpoint.directory import (
     refuse_irregular_files,
     tensors_from_directory,
 )
+from iblip.export.checkpoint.sentencepiece_files import check_sentencepiece
 from iblip.export.checkpoint.source import ModelSource
+from iblip.export.checkpoint.text_rules import TextRules
 from iblip.export.errors import CheckpointError
 from iblip.export.families import FAMILIES
 from iblip.export.families.family import Family, Projector
@@ -40,6 +42,7 @@ class Checkpoint:
         tensors: by name.
         source: opens the same checkpoint again; `None` if it was not opened by one.
         synthetic: whether its weights are random (`export.synthesis`).
+        rules: what an original, whose files these are, does with text otherwise.
     """
 
     directory: Path
@@ -48,11 +51,17 @@ class Checkpoint:
     tensors: Mapping[str, Weight]
     source: ModelSource | None = None
     synthetic: bool = False
+    rules: TextRules = field(default_factory=TextRules)
 
     @property
     def name(self) -> str:
         """Name of the source, or else of the directory."""
         return self.source.name if self.source else self.directory.name
+
+    @property
+    def config_file(self) -> Path:
+        """The file that `config` was read from, for messages."""
+        return self.directory / "config.json"
 
     @property
     def projector(self) -> Projector:
@@ -77,6 +86,11 @@ class Checkpoint:
         sources = (source for tensor in self.tensors.values() for source in tensor.sources)
         return tuple(sorted({source.file for source in sources}))
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """Files outside of its directory that it follows from, besides `files`."""
+        return ()
+
     @cached_property
     def processor(self) -> Any:
         """transformers' own processor of this checkpoint, or its parts if there is none.
@@ -91,6 +105,7 @@ class Checkpoint:
 
         name = self.family.processor
         kind: Any = Parts if name is None else getattr(transformers, name)
+        check_sentencepiece(self.directory)
         try:
             processor = kind.from_pretrained(self.directory, local_files_only=True)
         except Exception as error:
@@ -113,7 +128,7 @@ class Checkpoint:
         Args:
             known: digests that have been computed already, by path.
         """
-        paths = (self.directory / "config.json", *self.files)
+        paths = (self.config_file, *self.files)
         return {path.name: (known or {}).get(path) or sha256(path) for path in paths}
 
 

@@ -23,6 +23,12 @@ FORMS: Mapping[str, Read] = {
 """Readers, by the name of the file of a checkpoint in one piece; with `INDEX` behind it, of one in
 shards. The first that exists counts, as in transformers."""
 
+ADAPTER_FORMS: Mapping[str, Read] = {
+    "adapter_model.safetensors": tensors_from_safetensors,
+    "adapter_model.bin": tensors_from_torch_file,
+}
+"""The same of an adapter."""
+
 INDEX = ".index.json"
 """Suffix of the file that lists the shards of a checkpoint."""
 
@@ -50,7 +56,7 @@ def tensors_from_directory(directory: Path, pieces: Pieces | None = None) -> dic
     """
     refuse_irregular_files(directory)
     refuse_adapter(directory)
-    tensors = _tensors(directory, pieces or {})
+    tensors = tensors_of_forms(directory, FORMS, pieces)
     adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
     if adapters:
         raise _adapter_error(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
@@ -75,8 +81,21 @@ def refuse_adapter(directory: Path) -> None:
         raise _adapter_error(directory, f"there is an {ADAPTER_CONFIG}")
 
 
-def _tensors(directory: Path, pieces: Pieces) -> dict[str, Weight]:
-    for name, read in FORMS.items():
+def tensors_of_forms(
+    directory: Path, forms: Mapping[str, Read], pieces: Pieces | None = None
+) -> dict[str, Weight]:
+    """Returns every tensor of the first of `forms` that `directory` has. No weight is read.
+
+    Args:
+        directory: of a checkpoint or an adapter.
+        forms: readers, by the name of the file in one piece, as `FORMS`.
+        pieces: count as files of the directory.
+
+    Raises:
+        CheckpointError: there is no weights file, or one is missing, cut off or damaged.
+    """
+    pieces = pieces or {}
+    for name, read in forms.items():
         if name in pieces or (directory / name).exists():
             return dict(pieces[name] if name in pieces else read(directory / name))
         if (directory / f"{name}{INDEX}").exists():
@@ -84,7 +103,7 @@ def _tensors(directory: Path, pieces: Pieces) -> dict[str, Weight]:
     others = sorted(path.name for path in directory.iterdir() if path.suffix in NOT_READ)
     hint = f" It has {', '.join(others)}, which cannot be read here." if others else ""
     raise CheckpointError(
-        f"{directory} has neither {' nor '.join(FORMS)} (nor the index of one in several pieces):"
+        f"{directory} has neither {' nor '.join(forms)} (nor the index of one in several pieces):"
         f" it holds no weights.{hint} Was it downloaded whole?"
     )
 
@@ -122,7 +141,8 @@ def _adapter_error(directory: Path, evidence: str) -> CheckpointError:
     base = object_from_json(config).get("base_model_name_or_path") if config.exists() else None
     return CheckpointError(
         f"{directory} holds a LoRA adapter{f' of {base}' if base else ''} that is not merged:"
-        f" {evidence}. Merge it once, with peft: load the model with its adapter,"
+        f" {evidence}. Give --model the model that it was trained on, and --adapter this one; or"
+        " merge it once, with peft: load the model with its adapter,"
         " `model.merge_and_unload().save_pretrained(NEW)`, and give --model NEW."
     )
 

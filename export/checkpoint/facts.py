@@ -34,6 +34,7 @@ def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
         tokenizer.backend_tokenizer.save(str(directory / "text" / f"{name}.json"))
     plain = TextFacts(
         tokenizer="text/tokenizer.json",
+        reproduces=checkpoint.rules.tokenizer,
         prompt_template=checkpoint.prompt_template,
         stop=checkpoint.stop,
         images=checkpoint.family.images,
@@ -110,6 +111,8 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
         image_token_id=(
             _image_token_id(checkpoint, tokenizer) if checkpoint.family.marks_image else None
         ),
+        start_token_id=checkpoint.rules.start_token_id,
+        bytes_apart=checkpoint.rules.bytes_apart,
         default_max_new_tokens=(
             generation.get("max_new_tokens") or checkpoint.family.max_new_tokens
         ),
@@ -149,7 +152,7 @@ def _image_token_id(checkpoint: Checkpoint, tokenizer: Any) -> int:
     if token_id is None:
         token = getattr(checkpoint.processor, "image_token", "<image>")
         raise CheckpointError(
-            f"{checkpoint.directory / 'config.json'} has no image_token_index, the token that marks"
+            f"{checkpoint.config_file} has no image_token_index, the token that marks"
             " the image's place in a prompt (older versions of transformers did not write it). Set"
             f" it to {tokenizer.convert_tokens_to_ids(str(token))}, the tokenizer's {token}."
         )

@@ -16,7 +16,7 @@ from iblip.export.weights.weight import Weight
 SMALL = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",  # of an adapter, which is then refused by name
+    "adapter_config.json",  # of an adapter; as a model it is then refused by name
     "preprocessor_config.json",
     "processor_config.json",
     "qformer_tokenizer/*",
@@ -30,12 +30,39 @@ SMALL = (
 )
 """Patterns of the files with config, processor and tokenizers."""
 
-WEIGHTS: Sequence[tuple[str, ...]] = tuple(
-    (f"{stem}.{kind}", f"{stem}-*-of-*.{kind}", f"{stem}.{kind}.index.json")
-    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin"))
-)
+
+def _patterns(safe: str, pickled: str) -> tuple[tuple[str, ...], ...]:
+    """The names that a file of weights and its shards may have, by form."""
+    return tuple(
+        (f"{stem}.{kind}", f"{stem}-*-of-*.{kind}", f"{stem}.{kind}.index.json")
+        for stem, kind in ((safe, "safetensors"), (pickled, "bin"))
+    )
+
+
+WEIGHTS = _patterns("model", "pytorch_model")
 """Patterns of weights, for each of `export.checkpoint.directory.FORMS`. Only the first form that a
 model has is downloaded; those of flax, TensorFlow or ONNX never are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is downloaded, and how messages call it.
+
+    Attributes:
+        weights: patterns of weights, as `WEIGHTS`.
+        flag: of the command line, that named it.
+        revision: how that gives a revision.
+    """
+
+    weights: Sequence[tuple[str, ...]]
+    flag: str
+    revision: str
+
+
+MODEL = Contents(weights=WEIGHTS, flag="--model", revision="--revision")
+ADAPTER = Contents(
+    weights=_patterns("adapter_model", "adapter_model"), flag="--adapter", revision="@REVISION"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +89,7 @@ def directory_from_hub(
     endpoint: str | None = None,
     cache: Path | None = None,
     weights: bool = True,
+    contents: Contents = MODEL,
 ) -> HubSnapshot:
     """Downloads what is not in the cache yet. `HF_HUB_OFFLINE`, `HF_TOKEN` and so on are respected.
 
@@ -75,6 +103,7 @@ def directory_from_hub(
         endpoint, cache: as in `huggingface_hub`; `None` follows the environment.
         weights: whether to download weights. Otherwise only the headers of safetensors files are
             read, a few hundred kB; weights in another format are downloaded all the same.
+        contents: `MODEL` or `ADAPTER`.
 
     Raises:
         CheckpointError: there is no such model or revision, it may not be read, the hub cannot be
@@ -84,12 +113,12 @@ def directory_from_hub(
 
     where: dict[str, Any] = {"repo_id": model, "endpoint": endpoint, "cache_dir": cache}
     pieces: dict[str, Mapping[str, Weight]] = {}
-    with _translated_errors(model, revision, endpoint):
+    with _translated_errors(model, revision, endpoint, contents):
         where["tqdm_class"] = _bar(lambda amount: None)
         small = snapshot_download(revision=revision, allow_patterns=list(SMALL), **where)
         directory = Path(small)
         progress.note(f"hub: {model} at commit {directory.name[:12]}")
-        for patterns in WEIGHTS:
+        for patterns in contents.weights:
             at = {**where, "revision": directory.name}
             pieces = _fetch(at, patterns, progress, directory, weights)
             if pieces or any(path for pattern in patterns for path in directory.glob(pattern)):
@@ -190,13 +219,15 @@ def _bar(advance: Advance) -> Any:
 
 
 @contextlib.contextmanager
-def _translated_errors(model: str, revision: str | None, endpoint: str | None) -> Iterator[None]:
-    """Raises the errors of the hub's client as CheckpointError, in terms of `--model`."""
+def _translated_errors(
+    model: str, revision: str | None, endpoint: str | None, contents: Contents
+) -> Iterator[None]:
+    """Raises the errors of the hub's client as CheckpointError, in terms of the command line."""
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     page = f"{endpoint or constants.ENDPOINT}/{model}"
-    local = "or give --model a directory that has been downloaded elsewhere"
+    local = f"or give {contents.flag} a directory that has been downloaded elsewhere"
     try:
         yield
     except errors.GatedRepoError as error:
@@ -212,7 +243,7 @@ def _translated_errors(model: str, revision: str | None, endpoint: str | None) -
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(
             f"{model} has no revision {revision!r}. Its branches and tags are listed at"
-            f" {page}/tree/main; without --revision the main branch is taken."
+            f" {page}/tree/main; without {contents.revision} the main branch is taken."
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(

@@ -13,11 +13,55 @@ from pathlib import Path
 from typing import Any, Self
 
 from iblip.export.errors import OptionError
-from iblip.export.system.paths import path_from
+from iblip.export.system.paths import PathLike, path_from
 
 _SCHEME = re.compile(r"([a-z][a-z0-9]+):(.+)")
 
 _HUB = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]+")  # ORG/NAME; not ./NAME or ../NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterName:
+    """What one `--adapter` names.
+
+    Attributes:
+        place: a directory, or an adapter of the hub (`ORG/NAME`).
+        revision: branch, tag or commit of the hub's; `None` is its main branch.
+    """
+
+    place: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, word: PathLike) -> Self:
+        """Reads `DIR`, `ORG/NAME` or `ORG/NAME@REVISION`; a `Path` is always a directory.
+
+        Raises:
+            OptionError: the word is empty, or no path.
+        """
+        if not isinstance(word, str):
+            return cls(place=str(path_from(word, "an adapter").absolute()))
+        place, _, revision = word.partition("@")
+        if _HUB.fullmatch(place) and not Path(word).is_dir():
+            if "@" in word and not revision:
+                raise OptionError(f"--adapter {word}: expected a revision behind the @")
+            return cls(place=place, revision=revision or None)
+        if not word:
+            raise OptionError("--adapter is empty; expected a directory, or ORG/NAME of the hub")
+        return cls(place=word)
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it can only be an adapter of the hub."""
+        return _HUB.fullmatch(self.place) is not None and not Path(self.place).is_dir()
+
+    @property
+    def short(self) -> str:
+        """A short name, which can be part of a directory's."""
+        return Path(self.place).resolve().name
+
+    def __str__(self) -> str:
+        return f"{self.place}@{self.revision}" if self.revision else self.place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +74,7 @@ class ModelSource:
         revision: branch, tag or commit of a model of the hub; `None` is its main branch.
         parts: paths of an original's files, by the names that its reader gives them.
         image_size: height and width of the images, in pixels; `None` is the checkpoint's own.
+        adapters: that are merged into it, in this order.
 
     Raises:
         OptionError: the size is below 1, or `model` or a part is no path.
@@ -39,6 +84,7 @@ class ModelSource:
     revision: str | None = None
     parts: Mapping[str, Path] = field(default_factory=dict)
     image_size: int | None = None
+    adapters: tuple[AdapterName, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):  # a Path is a directory, and never a name of the hub
@@ -68,8 +114,10 @@ class ModelSource:
     def name(self) -> str:
         """A short name, which can be part of a directory's."""
         if self.scheme:
-            return self.model.partition(":")[2].replace("/", "-")
-        return Path(self.model).resolve().name
+            own = self.model.partition(":")[2].replace("/", "-")
+        else:
+            own = Path(self.model).resolve().name
+        return "+".join((own, *(adapter.short for adapter in self.adapters)))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form that `from_json` reads back."""
@@ -78,6 +126,7 @@ class ModelSource:
             "revision": self.revision,
             "parts": {name: str(path) for name, path in self.parts.items()},
             "image_size": self.image_size,
+            "adapters": list(map(str, self.adapters)),
         }
 
     @classmethod
@@ -88,7 +137,17 @@ class ModelSource:
             revision=data["revision"],
             parts={name: Path(path) for name, path in data["parts"].items()},
             image_size=data["image_size"],
+            adapters=adapters_from_words(data.get("adapters", ())),  # none in older manifests
         )
+
+
+def adapters_from_words(words: Iterable[PathLike]) -> tuple[AdapterName, ...]:
+    """Reads each of the adapters that `--adapter` names.
+
+    Raises:
+        OptionError: as `AdapterName.parse`.
+    """
+    return tuple(map(AdapterName.parse, words))
 
 
 def parts_from_words(words: Iterable[str]) -> dict[str, Path]:

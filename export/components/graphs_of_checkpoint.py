@@ -41,7 +41,7 @@ def components_from_checkpoint(
     architecture = config.text_config.model_type
     if architecture not in LANGUAGE_MODELS:
         raise CheckpointError(
-            f"{checkpoint.directory} has a language model of type {architecture!r};"
+            f"{checkpoint.config_file} has a language model of type {architecture!r};"
             f" supported: {', '.join(LANGUAGE_MODELS)}"
         )
     language = LANGUAGE_MODELS[architecture]

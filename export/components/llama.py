@@ -16,10 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from iblip.export.components.component import Component
 from iblip.export.components.decoder_only import decoder_only
 from iblip.export.components.rms_norm import rms_norm
+from iblip.export.components.rope import with_fixed_angles
 from iblip.export.components.slots import Slots, attend
-
-LENGTH_DEPENDENT = ("dynamic", "longrope")
-"""Kinds of rotary embedding in transformers whose angles change with a prompt's length."""
 
 
 class SlotAttention(LlamaAttention):
@@ -50,23 +48,28 @@ class FusedRMSNorm(LlamaRMSNorm):
 
 
 def llama(config: Any, *, precision: str) -> tuple[Component, ...]:
-    """Returns the graphs of a checkpoint's LLaMA; `config` is the whole checkpoint's."""
-    embedding = "language_model.model.embed_tokens"
-    return decoder_only(
-        LlamaForCausalLM, config.text_config, embedding, precision=precision, fuse=fuse
+    """Returns the graphs of a checkpoint's LLaMA; `config` is the whole checkpoint's.
+
+    Raises:
+        CheckpointError: its rotary embedding cannot be used.
+    """
+    embedding, text_config = (
+        "language_model.model.embed_tokens",
+        with_fixed_angles(config.text_config),
     )
+    return decoder_only(LlamaForCausalLM, text_config, embedding, precision=precision, fuse=fuse)
 
 
 def fuse(model: Any) -> Sequence[torch.Tensor]:
     """Replaces normalisation, and attention if its operator can apply the rotary embedding.
 
-    It can if the width of heads is a multiple of 16 and angles depend on the position alone.
+    It can if the width of heads is a multiple of 16.
 
     Returns:
         Cosines and sines, `[positions, head_dim / 2]` each; empty if attention is not replaced.
     """
     config, rotary = model.config, model.model.rotary_emb
-    rotates = config.head_dim % 16 == 0 and rotary.rope_type not in LENGTH_DEPENDENT
+    rotates = config.head_dim % 16 == 0
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):
             module.__class__ = FusedRMSNorm

@@ -10,6 +10,7 @@ from typing import Any
 
 from iblip.export.checkpoint.checkpoint import Checkpoint, resize
 from iblip.export.checkpoint.image_size import POSITIONS, InterpolatedPositions
+from iblip.export.checkpoint.text_rules import TextRules
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.errors import CheckpointError
 from iblip.export.models.model import Model
@@ -21,6 +22,7 @@ from iblip.export.originals.joining import (
     join_biases,
     origin_of,
 )
+from iblip.export.originals.starting import start_token_of
 from iblip.export.originals.tokenizers import processor_of
 from iblip.export.originals.vocabulary import extend_vocabulary, set_vocabulary
 from iblip.export.precision import PrecisionPolicy
@@ -29,6 +31,11 @@ from iblip.export.weights.fit import check_fit
 from iblip.export.weights.weight import Weight
 
 PROJECTION = "language_projection.weight"
+
+BASE_REMEDY = (
+    "Was it trained from another file, with less unfrozen than that has? --part base=FILE adds it."
+)
+CONFIG_REMEDY = "A model of another size? --part config=FILE gives its own in transformers' form."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,11 @@ class Assembled(Checkpoint):
     def name(self) -> str:
         """Name of the model."""
         return self.model.name
+
+    @property
+    def config_file(self) -> Path:
+        """The part `config`, or else the language model's config."""
+        return self.parts.get("config", super().config_file)
 
     @property
     def processor(self) -> Any:
@@ -90,7 +102,7 @@ def assemble(
     tensors, origins = _merge(files)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
-    prepared = processor_of(
+    prepared, reproduced = processor_of(
         model,
         parts,
         image_size=config.vision_config.image_size,
@@ -107,6 +119,11 @@ def assemble(
         model=model,
         parts=parts,
         prepared=prepared,
+        rules=TextRules(
+            tokenizer=reproduced,
+            bytes_apart=config.text_config.model_type == "llama" and bool(reproduced),
+            start_token_id=start_token_of(config.text_config, parts["language_model"]),
+        ),
     )
     shapes, tied = expected_tensors(_components(checkpoint))
     check_fit(
@@ -115,7 +132,7 @@ def assemble(
         tied,
         title=lambda name: origins.get(name) or origin_of(name, files),
         summary="the files do not make this model",
-        remedy="A model of another size? --part config=FILE gives its own in transformers' form.",
+        remedy=CONFIG_REMEDY if "base" in parts else f"{BASE_REMEDY}\n{CONFIG_REMEDY}",
     )
     return checkpoint
 

@@ -101,6 +101,22 @@ class Unused:
     reason: str
 
 
+# What training leaves in a file beside what it has trained. LAVIS's runner (`runner_base.py`,
+# `_save_checkpoint`) and MiniGPT-4's, which does the same, save the `state_dict` without the
+# parameters that need no gradient. They find those by `named_parameters()`, which has neither
+# buffers nor the further names of a tied tensor, so these remain:
+#
+#   tensors                                     of                          known here by
+#   …encoder.embed_tokens.weight, …decoder.…    T5, tied to `shared`        `tied_weights`
+#   …lm_head.weight                             OPT, tied to embed_tokens   `tied_weights`
+#   …rotary_emb.inv_freq, …position_ids         LLaMA, the Q-Former         `fit.HARMLESS`
+#   …SCB, …weight_format                        MiniGPT-4's LLaMA, 8 bits   `EIGHT_BITS`
+#   Qformer.cls.…, itm_head.…, …_proj.…, temp   BLIP-2's first stage        `HEADS`
+#   the Q-Former's text branch                  the same                    `TEXT_BRANCH`
+#   t5_proj.…, what remains of t5_model.…       BLIP-2's file in MiniGPT-4  `OTHER_LANGUAGE_MODEL`
+#
+# The originals load with `strict=False`, and so ignore all of them.
+
 HEADS = (
     Unused(pattern=r"Qformer\.cls\..*", reason="writes text in the first stage of training"),
     Unused(pattern=r"temp|itm_head\..*|(vision|text)_proj\..*", reason="the first stage's losses"),
@@ -115,7 +131,14 @@ TEXT_BRANCH = (
         reason="of text, which this Q-Former does not read",
     ),
 )
-OTHER_PROJECTION = Unused(pattern=r"t5_proj\..*", reason="to BLIP-2's own language model")
+OTHER_LANGUAGE_MODEL = Unused(
+    pattern=r"(llm|opt|t5)_(proj|model)\..*",
+    reason="of BLIP-2's own language model, which MiniGPT-4 replaces",
+)
+EIGHT_BITS = Unused(
+    pattern=r"llama_model\..*\.(SCB|weight_format)",
+    reason="scales of a frozen language model that was loaded in 8 bits (`low_resource`)",
+)
 CLASSIFIER = Unused(pattern=r"(norm|fc_norm|head)\..*", reason="of classes: LAVIS cuts it off")
 PRETRAINING = Unused(
     pattern=r"mask_token|logit_scale|(lm_head|text|rel_pos_bias)\..*",

@@ -11,6 +11,7 @@ from iblip.export.models.table import MODELS
 
 WHAT: Mapping[str, str] = {
     "checkpoint": "LAVIS's own file: Q-Former, projection, and what else was trained",
+    "base": "the file that the checkpoint was trained from, with what was frozen then",
     "vit": "EVA's ViT-g, of which LAVIS takes 39 blocks",
     "qformer": "LAVIS's file with the Q-Former of BLIP-2",
     "projection": "MiniGPT-4's own file: the projection to the language model",
@@ -20,8 +21,11 @@ WHAT: Mapping[str, str] = {
 }
 """Descriptions of the parts, of any model."""
 
-OPTIONAL = frozenset({"vit", "qformer_tokenizer", "config"})
+OPTIONAL = frozenset({"base", "vit", "qformer_tokenizer", "config"})
 """Parts that may be left out if the others, or the hub's cache, have their content."""
+
+EXTRA = ("base", "config")
+"""Parts that any model may have besides those in its row."""
 
 
 def model_of(scheme: str, name: str) -> Model:
@@ -48,7 +52,7 @@ def check_parts(model: Model, parts: Mapping[str, Path]) -> None:
         OptionError: one is missing or unknown; the message lists and describes all parts.
         CheckpointError: a path does not exist.
     """
-    known = [*model.files, *(["vit"] if "vit" not in model.files else []), "config"]
+    known = [*model.files, *(["vit"] if "vit" not in model.files else []), *EXTRA]
     needed = [part for part in model.files if part not in OPTIONAL]
     missing = [part for part in needed if part not in parts]
     unknown = [part for part in parts if part not in known]
@@ -68,7 +72,7 @@ def wrong_parts(model: Model, missing: Sequence[str], unknown: Sequence[str] = (
 
 def describe_parts(model: Model) -> str:
     """Returns a line for each part of `model`: what it is, and what the original calls it."""
-    rows = {**model.files, "config": ""}
+    rows = {**model.files, **dict.fromkeys(EXTRA, "")}
     return "\n".join(f"  {part}: {_line(part, file)}" for part, file in rows.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ Parts = Mapping[str, Path]
 
 
 def _lavis(model: Model, parts: Parts, config: Any) -> Sequence[File]:
-    """LAVIS's checkpoint comes last: what it has of ViT and language model was trained on."""
+    """LAVIS's checkpoint comes last: what it has of ViT and language model was trained on.
+
+    LAVIS overlays it on the model of its configuration in the same way (`base_model.py`,
+    `load_checkpoint`): what was frozen comes from there.
+    """
     kind = model.text["model_type"]
     projector = model.family.projector
     branch = () if projector == "instruction_qformer" else names.TEXT_BRANCH
@@ -61,7 +66,7 @@ def _lavis(model: Model, parts: Parts, config: Any) -> Sequence[File]:
         names=names.whole(projector, *names.PREFIXES[kind]),
         unused=(*names.HEADS, *branch),
     )
-    return *_shared(model, parts, config), checkpoint
+    return *_shared(model, parts, config), *_base(checkpoint, parts), checkpoint
 
 
 def _minigpt4(model: Model, parts: Parts, config: Any) -> Sequence[File]:
@@ -71,23 +76,34 @@ def _minigpt4(model: Model, parts: Parts, config: Any) -> Sequence[File]:
     new one, which changes nothing but the scale.
     """
     known = names.whole("qformer", *names.MINIGPT4_PREFIXES)
-    unused = (*names.HEADS, *names.TEXT_BRANCH)
+    unused = (*names.HEADS, *names.TEXT_BRANCH, names.EIGHT_BITS)
     projection = File(
         part="projection",
         tensors=_tensors(parts["projection"]),
         names=known,
         unused=unused,
     )
+    trained = *_base(projection, parts), projection
     if "qformer" not in parts:
-        return *_shared(model, parts, config), _fresh_norm(config), projection
+        return *_shared(model, parts, config), _fresh_norm(config), *trained
     qformer = File(
         part="qformer",
         tensors=_tensors(parts["qformer"]),
         names=known,
-        unused=(*unused, names.OTHER_PROJECTION),
+        unused=(*unused, names.OTHER_LANGUAGE_MODEL),
         owns=("vision_model.post_layernorm.", "qformer.", "query_tokens"),
     )
-    return *_shared(model, parts, config), qformer, projection
+    return *_shared(model, parts, config), qformer, *trained
+
+
+def _base(trained: File, parts: Parts) -> Sequence[File]:
+    """The file that `trained` was trained from, of the same names; none if there is no such part.
+
+    Whatever neither has is reported as missing in `trained`.
+    """
+    if "base" not in parts:
+        return ()
+    return (replace(trained, part="base", tensors=_tensors(parts["base"]), owns=()),)
 
 
 SCHEMES: Mapping[str, Callable[[Model, Parts, Any], Sequence[File]]] = {
@@ -135,9 +151,20 @@ def _fresh_norm(config: Any) -> File:
     )
 
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What distributed training and `torch.compile` put in front of every name, where a run saves the
+wrapper's state and not the model's."""
+
+
 def _tensors(path: Path) -> Mapping[str, Weight]:
     if path.is_dir():
         return tensors_from_directory(path)
-    if path.suffix == ".safetensors":
-        return tensors_from_safetensors(path)
-    return tensors_from_torch_file(path)
+    safe = path.suffix == ".safetensors"
+    tensors = (tensors_from_safetensors if safe else tensors_from_torch_file)(path)
+    while wrapper := next((one for one in WRAPPERS if _all_begin(tensors, one)), None):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _all_begin(tensors: Mapping[str, Weight], prefix: str) -> bool:
+    return bool(tensors) and all(name.startswith(prefix) for name in tensors)

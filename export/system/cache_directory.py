@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from iblip.export.system.paths import expanded
+
 logger = logging.getLogger(__name__)
 
 VARIABLE = "IBLIP_CACHE"
@@ -22,7 +24,7 @@ def cache_directory(name: str) -> Path | None:
         name: of the cache (`engines`, `traces`, `providers`).
     """
     if given := os.environ.get(VARIABLE):
-        return Path(given) / name
+        return expanded(given) / name
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "iblip" / name
     try:

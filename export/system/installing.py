@@ -29,6 +29,7 @@ EXTRAS: Mapping[str, str] = {
     "tokenizers": "cpu",
     "torch": "cpu",
     "transformers": "cpu",
+    "tritonclient": "cpu",
     "aiohttp": "server",
     "pytriton": "server",
     "matplotlib": "bench",

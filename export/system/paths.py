@@ -12,20 +12,31 @@ PathLike = str | os.PathLike[str]
 
 
 def path_from(value: PathLike, name: str) -> Path:
-    """Returns the path.
+    """Returns the path; a `~` at its beginning is the user's home.
 
     Args:
         value: what the caller has given.
         name: of the argument, for messages.
 
     Raises:
-        OptionError: it is no path.
+        OptionError: it is no path, or empty.
     """
     if isinstance(value, str | os.PathLike):
         path = os.fspath(value)
-        if isinstance(path, str):
-            return Path(path)
+        if isinstance(path, str) and path and "\0" not in path:
+            return expanded(path)
     raise OptionError(f"{name} is {shown(value)}; expected a path, as a str or a Path")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is the user's home, as shells have it; they leave `--output=~/x` as it is.
+
+    Where there is no such user, the path stays what it is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def settle_paths(options: object, *names: str) -> None:

@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from iblip.export.adapters.adapted import Adapted
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import CheckpointError
+from iblip.export.verification.adapting import with_adapters
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
     """Returns transformers' own model of `checkpoint`, in float32.
 
-    transformers reads a checkpoint in its own form; other models are filled from the tensors.
+    transformers reads a checkpoint in its own form; other models are filled from the tensors. peft
+    adds adapters.
     """
     import transformers
+
+    if isinstance(checkpoint, Adapted):
+        return with_adapters(load_model(checkpoint.base), checkpoint)
 
     kind = getattr(transformers, checkpoint.family.architecture)
     config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))

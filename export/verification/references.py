@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
+from iblip.export.adapters.adapted import Adapted
+from iblip.export.byte_runs import decode
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import language_model_facts
+from iblip.export.verification.adapting import with_adapters
 from iblip.export.verification.loading import copy_config, fill, load_model, tensor_from_weight
 from iblip.export.verification.reference import FIRST, PLAIN, Reference, ReferenceAnswer
 
@@ -109,30 +112,29 @@ class AssembledReference:
     ) -> None:
         from transformers import AutoModelForCausalLM, Blip2QFormerModel, Blip2VisionModel
 
-        config, tensors = checkpoint.config, checkpoint.tensors
+        # What streams weights reads them with adapters merged into them; else peft adds these.
+        adapted = checkpoint if isinstance(checkpoint, Adapted) and make is None else None
+        own = checkpoint if adapted is None else adapted.base
+        config, tensors = own.config, own.tensors
         language: Any = AutoModelForCausalLM
         text, vision = copy_config(config.text_config), copy_config(config.vision_config)
-        make = make or _fill
-        self.language_model = make(lambda: language.from_config(text), tensors, "language_model.")
-        self._vision = make(lambda: Blip2VisionModel(vision), tensors, "vision_model.")
         rows, columns = tensors["language_projection.weight"].shape
-        self._projection = make(
-            lambda: torch.nn.Linear(columns, rows), tensors, "language_projection."
-        )
-        self._qformer: Any = None
+        kinds: dict[str, Callable[[], Any]] = {
+            "vision_model": lambda: Blip2VisionModel(vision),
+            "language_projection": lambda: torch.nn.Linear(columns, rows),
+            "language_model": lambda: language.from_config(text),
+        }
         if config.qformer_config is not None:
             qformer = copy_config(config.qformer_config)
-            self._qformer = make(lambda: Blip2QFormerModel(qformer), tensors, "qformer.")
+            kinds["qformer"] = lambda: Blip2QFormerModel(qformer)
             self._queries = tensor_from_weight(tensors["query_tokens"])
-        parts = {
-            "vision_model": self._vision,
-            "qformer": self._qformer,
-            "language_projection": self._projection,
-            "language_model": self.language_model,
-        }
-        self.parts: Mapping[str, Any] = {
-            name: part for name, part in parts.items() if part is not None
-        }
+        whole = torch.nn.Module()
+        for name, kind in kinds.items():
+            whole.add_module(name, (make or _fill)(kind, tensors, f"{name}."))
+        if adapted is not None:
+            whole = with_adapters(whole, adapted)
+        self.parts: Mapping[str, Any] = dict(whole.named_children())
+        self.language_model = self.parts["language_model"]
         self._merged = config.merged_patches
         self._template = checkpoint.prompt_template
         self._processor, self._ends = checkpoint.processor, _Ends(checkpoint, positions)
@@ -140,17 +142,17 @@ class AssembledReference:
     @torch.no_grad()
     def features(self, pixels: torch.Tensor, **text: torch.Tensor) -> tuple[Any, Any]:
         """See `Reference`."""
-        image_embeds = self._vision(pixels).last_hidden_state
-        if self._qformer is None:
+        image_embeds = self.parts["vision_model"](pixels).last_hidden_state
+        if "qformer" not in self.parts:
             patches = image_embeds[:, 1:]
             batch, count, width = patches.shape
             hidden = patches.reshape(batch, count // self._merged, self._merged * width)
         else:
             queries = self._queries.expand(len(pixels), -1, -1)
-            hidden = self._qformer(
+            hidden = self.parts["qformer"](
                 query_embeds=queries, encoder_hidden_states=image_embeds
             ).last_hidden_state
-        return image_embeds, self._projection(hidden)
+        return image_embeds, self.parts["language_projection"](hidden)
 
     def lengths(self, prompt: str) -> tuple[int, ...]:
         """See `Reference`."""
@@ -205,6 +207,7 @@ class _Ends:
         self._ids, self._start = facts.eos_token_ids, facts.decoder_start_token_id
         self._stop = checkpoint.stop
         self._tokenizer: Any = checkpoint.processor.tokenizer
+        self._bytes_apart = facts.bytes_apart
 
     def options(self, options: Mapping[str, Any], used: int) -> dict[str, Any]:
         """Returns the options of transformers' `generate` after a prompt of `used` positions."""
@@ -231,9 +234,15 @@ class _Ends:
     def _answer(self, row: list[int], score: float | None) -> ReferenceAnswer:
         # BLIP-2's end on OPT is a line break, which is no special token.
         ids = tuple(takewhile(lambda token: token not in self._ids, row))
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._decode(ids)
         ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         return ReferenceAnswer(text=text[: min(ends, default=None)], token_ids=ids, score=score)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        if not self._bytes_apart:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        shown = [token for token in ids if token not in self._tokenizer.all_special_ids]
+        return decode(self._tokenizer.backend_tokenizer, shown, bytes_apart=True)
 
 
 def _first_logits(output: Any) -> torch.Tensor:

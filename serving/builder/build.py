@@ -12,6 +12,7 @@ from iblip.export.artifact.manifest import MANIFEST, Manifest
 from iblip.export.artifact.verified_graph import OnnxGraph, VerifiedGraph
 from iblip.export.errors import VerificationError
 from iblip.export.progress import Progress, Silent
+from iblip.serving.builder.dry_run import check_room
 from iblip.serving.builder.engines import build_engines
 from iblip.serving.builder.inputs import find_difference, inputs_of
 from iblip.serving.builder.options import BuildOptions
@@ -31,7 +32,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
         CheckpointError: the checkpoint is missing, truncated or not supported.
         ExportError, EngineError: a graph or an engine cannot be made.
         VerificationError: the build's numbers or answers leave their limits; nothing is replaced.
-        BuildDirectoryError: the destination cannot be written, or is something else.
+        BuildDirectoryError: the destination cannot be written, is something else, or lies on a disk
+            with too little room.
     """
     progress = progress or Silent()
     settled = with_weights(settle(options, progress), progress)
@@ -42,6 +44,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
             progress.note(f"{destination} is this build already. --force makes it again.")
             return destination
         progress.note(f"{destination} is built anew: {change}")
+    check_room(settled)
     with new_build(destination) as work:
         digests = _fill(work, settled, progress)
         inputs.write(work, digests)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from iblip.engines.memory import MemoryPlan, bytes_a_position
 from iblip.export.artifact.manifest import MEANS_NOTHING
+from iblip.export.errors import BuildDirectoryError
 from iblip.export.messages import size_text
 from iblip.export.progress import Progress, Silent
 from iblip.serving.builder.options import BuildOptions
@@ -161,6 +162,33 @@ def plan(options: BuildOptions, progress: Progress | None = None) -> Plan:
         gpu=settled.memory,
         verify=settled.verification is not None,
     )
+
+
+ENOUGH = 3
+"""Times the bytes of a checkpoint: a disk with more room holds a build of any precision."""
+
+
+def check_room(settled: SettledBuild) -> None:
+    """Refuses a build that the disk cannot hold, before graphs are traced, which takes long.
+
+    Raises:
+        BuildDirectoryError: there is too little room.
+    """
+    checkpoint, destination = settled.checkpoint, settled.destination
+    place = next(parent for parent in destination.parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free > ENOUGH * sum(_sizes_of_files(checkpoint).values()):
+        return
+    from iblip.export.estimate import estimate_components
+
+    components = estimate_components(checkpoint, settled.policy, settled.quantisations)
+    written = sum(component.written for component in components)
+    written += _count_copied(checkpoint, components, place)
+    if written >= free:
+        raise BuildDirectoryError(
+            f"the build takes {size_text(written)}, and {size_text(free)} are free at {place}."
+            " Nothing was written. Free some space, or give --output a directory on another disk."
+        )
 
 
 def _count_copied(

@@ -181,7 +181,7 @@ def _find_sources(settled: SettledBuild) -> set[Path]:
     examples = verification and verification.examples
     read = {made.calibration for made in settled.quantisations.values() if made.calibration}
     read.add(examples or checkpoint.directory / "examples")
-    places = [checkpoint.directory, *settled.source.parts.values(), *read]
+    places = [checkpoint.directory, *settled.source.parts.values(), *checkpoint.beside, *read]
     files = {file for place in places for file in _list_files(place.absolute())}
     files |= set(checkpoint.files)
     for place in read:

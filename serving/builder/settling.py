@@ -23,6 +23,7 @@ from iblip.export.opening import check_source, checkpoint_from_source
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
+from iblip.export.verification.adapting import check_peft
 from iblip.serving.builder.options import LLM_ENGINES, BuildOptions, LimitOptions
 from iblip.serving.builder.settled import SettledBuild
 
@@ -78,6 +79,8 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     if remark := remark_on_native(engine.kind, backend):
         progress.note(remark)
     checkpoint = checkpoint_from_source(options.source, progress, weights=False)
+    if options.verification is not None:
+        check_peft(checkpoint)
     _check_questions(options, checkpoint, quantised)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:
@@ -184,7 +187,7 @@ def _check_precisions(
 def _check_length(asked: LimitOptions, facts: LanguageModelFacts) -> None:
     """Refuses more positions than the model has, and fewer than a prompt and an answer want."""
     # The visual prompt, one token of prompt, one of answer.
-    least, most = facts.num_query_tokens + 2, facts.max_length
+    least, most = facts.num_query_tokens + 2, facts.most_positions
     if asked.max_length is not None and not least <= asked.max_length <= most:
         raise OptionError(
             f"--max-length is {asked.max_length}; this model's sequences have {least} to {most}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from iblip.engines.language_model.option_table import OPTIONS
-from iblip.export.errors import DeadlineError
+from iblip.export.errors import DeadlineError, InputError, OptionError
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.kinds import IMAGE
@@ -27,6 +28,7 @@ from iblip.serving.cli.picture import show_image
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.types import Priority
+    from iblip.export.images import Reading
     from iblip.serving.client import AnswerStream
 
 HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
@@ -43,6 +45,14 @@ HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
     type=click.Choice(["lavis", "hf", "minigpt4"]),
     help="Answer like this original; options given here override its own.",
 )
+@click.option(
+    "--preprocessing",
+    type=click.Choice(["viewed", "lavis"]),
+    default="viewed",
+    show_default=True,
+    help="Read images as they are meant to be seen, or as LAVIS does: without EXIF orientation, "
+    "transparency dropped, 16 bits clipped.",
+)
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
 @click.option(
     "--priority",
@@ -58,6 +68,7 @@ def command(
     stream: bool,
     json_: bool,
     compat: str | None,
+    preprocessing: Reading,
     timeout_s: float | None,
     priority: Priority,
     **flags: Any,
@@ -76,13 +87,15 @@ def command(
 
     how: dict[str, Any] = {"options": options, "compat": compat, "priority": priority}
     connection = connection_from_flags(flags)
-    sources = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    sources = _sources(images)
     if not json_:
         for source in sources:
             show_image(source)
     timeout = ONE_ATTEMPT if timeout_s is None else timeout_s
     try:
-        with Client(**connection, timeout=timeout, retries=0) as client:
+        with Client(
+            **connection, timeout=timeout, retries=0, preprocessing=preprocessing
+        ) as client:
             if stream and not flags["candidates"]:
                 with client.stream(sources, prompt, **how) as pieces:
                     _print_pieces(pieces, json_)
@@ -99,6 +112,24 @@ def command(
             echo(f"{candidate.score:10.4f}  {candidate.text}")
     elif not stream:
         echo(answer.text)
+
+
+def _sources(images: Sequence[str]) -> list[str | bytes]:
+    """The images as a client takes them: bytes for `-`.
+
+    Raises:
+        OptionError: `-` is given twice.
+        InputError: nothing comes from standard input.
+    """
+    if images.count("-") > 1:
+        raise OptionError("`-` is given twice; standard input holds one image")
+    sources: list[str | bytes] = list(images)
+    if "-" in images:
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+        if not data:
+            raise InputError("standard input is empty; expected an image, as in `… - < photo.jpg`")
+        sources[images.index("-")] = data
+    return sources
 
 
 def _print_pieces(answer: AnswerStream, json_: bool) -> None:

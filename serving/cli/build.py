@@ -10,7 +10,7 @@ import click
 
 from iblip.serving.cli.commands import Command, Interrupted
 from iblip.serving.cli.formatting import echo, echo_json
-from iblip.serving.cli.kinds import ENGINE, LLM_ENGINE, PRECISION, Word
+from iblip.serving.cli.kinds import ENGINE, LLM_ENGINE, PATH, PRECISION, Word
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -32,7 +32,7 @@ def _read_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
 
 
 HEADINGS = {
-    "Model": ("model", "revision", "parts", "image_size"),
+    "Model": ("model", "revision", "parts", "adapters", "image_size"),
     "Precision": (
         "precision",
         "int8",
@@ -82,7 +82,7 @@ HEADINGS = {
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Build directory. Default: build/<checkpoint>-<precision>, and -vllm with vLLM.",
 )
 @click.option(
@@ -210,7 +210,7 @@ HEADINGS = {
 )
 @click.option(
     "--examples",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Directory with examples.jsonl to compare answers on. Default: the checkpoint's own.",
 )
 @click.option("--limit", type=int, help="Compare answers on only so many examples.")
@@ -221,6 +221,7 @@ def command(
     model: str | None,
     revision: str | None,
     parts: tuple[str, ...],
+    adapters: tuple[str, ...],
     image_size: int | None,
     output: Path | None,
     precision: str,
@@ -237,7 +238,12 @@ def command(
     from iblip.engines.tensorrt.options import PlanOptions
     from iblip.export.artifact.manifest import Manifest
     from iblip.export.checkpoint.demo import demo_checkpoint
-    from iblip.export.checkpoint.source import ModelSource, parts_from_words
+    from iblip.export.checkpoint.source import (
+        ModelSource,
+        adapters_from_words,
+        parts_from_words,
+    )
+    from iblip.export.opening import source_of_adapters
     from iblip.export.quantisation.options import QuantisationOptions
     from iblip.export.system.cache_directory import cache_directory
     from iblip.serving.builder import options
@@ -248,12 +254,17 @@ def command(
     progress = command_progress()
     quiet_libraries()
     verification = options_of(options.VerificationOptions, flags)
+    names = adapters_from_words(adapters)
+    if model is None and names:
+        base = source_of_adapters(names, progress)
+        model, revision = base.model, revision or base.revision
     asked = options.BuildOptions(
         source=ModelSource(
             model=model or str(demo_checkpoint()),
             revision=revision,
             parts=parts_from_words(parts),
             image_size=image_size,
+            adapters=names,
         ),
         output=output,
         precision=precision,

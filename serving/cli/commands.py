@@ -19,9 +19,15 @@ from typing import Any
 import click
 
 from iblip.export.errors import IblipError
-from iblip.export.messages import did_you_mean
+from iblip.export.messages import closest, did_you_mean
 from iblip.export.system.installing import missing_package
-from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.formatting import (
+    OutputError,
+    discard_output,
+    echo_json,
+    echo_verdicts,
+    is_of_output,
+)
 
 EXIT_STATUSES: Mapping[int, str] = {
     0: "done",
@@ -173,6 +179,11 @@ class Commands(click.Group):
             status = super().main(*call, standalone_mode=False, **extra)
         except (click.ClickException, click.Abort, IblipError, ImportError) as error:
             status = _report(error, "--json" in words)
+        except OSError as error:
+            if not is_of_output(error):
+                raise
+            discard_output()
+            status = _report(OutputError(f"the output cannot be written: {error.strerror}"), False)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -197,13 +208,22 @@ def _report(error: Exception, as_json: bool) -> int:
     hint = ""
     if context is not None and isinstance(error, click.UsageError):
         hint = f" `{context.command_path} -h` lists what there is."
-    echo(message if kind == "Interrupted" else f"error: {message}{hint}", err=True)
+    echo_verdicts(message if kind == "Interrupted" else f"error: {message}{hint}", err=True)
     return status
 
 
 def _sentence(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
-        hint = did_you_mean(error.option_name, error.possibilities or ())
-        return f"there is no option {error.option_name}.{hint}"
+        return _no_such_option(error)
     message = error.format_message().rstrip(".")
-    return f"{message[:1].lower()}{message[1:]}."
+    return f"{message[:1].lower()}{message[1:]}" + ("" if message.endswith("?") else ".")
+
+
+def _no_such_option(error: click.NoSuchOption) -> str:
+    name, bare = error.option_name, error.option_name.lstrip("-")
+    names = {known.lstrip("-"): known for known in error.possibilities or ()}
+    near = closest(bare, names)  # without the dashes, in which all are alike
+    hint = "" if near is None else f" Did you mean {names[near]!r}?"
+    if not hint and error.ctx is not None and isinstance(error.ctx.command, click.Group):
+        hint = f" A command's options stand behind its name: `{error.ctx.command_path} … {name}`."
+    return f"there is no option {name}.{hint}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from iblip.serving.cli.commands import Command
-from iblip.serving.cli.formatting import echo, echo_json
-from iblip.serving.cli.kinds import DIRECTORY, PRECISION
+from iblip.serving.cli.formatting import echo, echo_json, echo_verdicts
+from iblip.serving.cli.kinds import DIRECTORY, PATH, PRECISION
 from iblip.serving.cli.options import as_json, triton_option
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="As in `iblip build`.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="As in `iblip build`.")
+@click.option("--output", type=PATH, help="As in `iblip build`.")
 @click.option("--questions", "count", default=8, show_default=True, help="Number of questions.")
 @click.option("--rebuild", is_flag=True, help="Build even if there is a current build.")
 @triton_option
@@ -76,7 +76,7 @@ def command(
     else:
         echo(f"\n{right} of {len(results)} right.")
     if right < least:
-        echo(f"error: the checkpoint claims at least {least} right of these", err=True)
+        echo_verdicts(f"error: the checkpoint claims at least {least} right of these", err=True)
         click.get_current_context().exit(1)
 
 

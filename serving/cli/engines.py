@@ -20,7 +20,7 @@ from iblip.serving.cli.formatting import (
     size_of,
     table_lines,
 )
-from iblip.serving.cli.kinds import DIRECTORY, Word
+from iblip.serving.cli.kinds import ANY_DIRECTORY, DIRECTORY, Word
 from iblip.serving.cli.options import (
     as_json,
     cache_from_flags,
@@ -61,7 +61,7 @@ def command() -> None:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=ANY_DIRECTORY,
     help="Directory for the plans. Default: <BUILD>-<engine>, beside BUILD.",
 )
 @plan_options

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import re
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from iblip.export.errors import IblipError
 from iblip.export.messages import printable
 
 FORMAT = 1
@@ -18,9 +22,66 @@ FORMAT = 1
 when one is added. `docs/json.md` lists the fields."""
 
 
+VERDICTS: Mapping[str, str] = {
+    "pass": "green",
+    "ok": "green",
+    "fail": "red",
+    "failed": "red",
+    "error": "red",
+    "warning": "yellow",
+}
+"""The words that are coloured on a terminal, in small letters."""
+
+_VERDICT = re.compile(
+    r"^(?:error|warning|PASS|FAIL)(?=:)"  # a message, or the last line of a report
+    r"|(?<=  )(?:pass|ok|FAIL|FAILED)(?=  |$)"  # a cell of a table, or the end of a line
+    r"|(?<=: )(?:error|warning)(?=: )",  # a finding: `PATH:LINE: error: …`
+    re.MULTILINE,
+)
+
+
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Prints for a person or a program; what a terminal would obey is shown escaped."""
     click.echo(printable(text), err=err, nl=nl)
+
+
+def echo_verdicts(text: str, *, err: bool = False) -> None:
+    """As `echo`; on a terminal, words of `VERDICTS` are coloured where they are verdicts.
+
+    Not for texts of others, such as answers, where such a word is a word. As `NO_COLOR` has it,
+    that variable ends all colours.
+    """
+    shown = printable(text)
+    stream = sys.stderr if err else sys.stdout
+    if has_colours(stream):
+        shown = _VERDICT.sub(lambda word: click.style(word[0], fg=VERDICTS[word[0].lower()]), shown)
+        click.echo(shown, err=err, color=True)
+    else:
+        click.echo(shown, err=err)
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether what is written to a stream may be coloured."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream is not None and stream.isatty()
+
+
+class OutputError(IblipError):
+    """What stdout leads to takes nothing more, such as a file on a disk that is full."""
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether `click.echo` raised an error, which writes all that a command prints."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == click.echo.__module__
+
+
+def discard_output() -> None:
+    """What is still to be written to stdout goes nowhere; Python would complain when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def echo_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:

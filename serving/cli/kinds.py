@@ -9,6 +9,32 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from iblip.export.system.paths import expanded
+
+
+class AnyPath(click.Path):
+    """A path, of which a `~` at its beginning is the user's home: shells leave `--output=~/x`.
+
+    Args:
+        kind: "directory" shows it as such in `--help`.
+    """
+
+    def __init__(self, kind: str = "path") -> None:
+        super().__init__(path_type=Path, file_okay=kind != "directory")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        if not str(value):
+            self.fail("it is empty; expected a path", param, ctx)
+        path = expanded(value)
+        if not self.file_okay and path.is_file():
+            self.fail(f"{value} is a file; expected a directory", param, ctx)
+        return path
+
+
+PATH = AnyPath()
+ANY_DIRECTORY = AnyPath("directory")
+
 
 class ExistingPath(click.Path):
     """A path that must be there; a call that names another is wrong (exit status 2).
@@ -23,7 +49,9 @@ class ExistingPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path."""
-        path = Path(value)
+        path = expanded(value)
+        if not str(value):
+            self.fail("it is empty; expected a path", param, ctx)
         if not (path.is_dir() if self.kind == "directory" else path.exists()):
             self.fail(f"there is no {self.kind} {value}", param, ctx)
         return path
@@ -38,12 +66,14 @@ class ImagePath(click.ParamType[str]):
     name = "image"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The word as it is."""
+        """The word; a path with `~` as the path it stands for."""
         word = str(value)
         is_file = word != "-" and "://" not in word and not word.startswith("data:")
-        if is_file and not Path(word).exists():
+        if not is_file:
+            return word
+        if not (word and expanded(word).exists()):
             self.fail(f"there is no image {word}", param, ctx)
-        return word
+        return str(expanded(word))
 
 
 IMAGE = ImagePath()
@@ -73,6 +103,16 @@ class Word(click.ParamType[str]):
         ]
 
 
+class ModelWord(Word):
+    """A model's name or directory, of which a `~` at its beginning is the user's home."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word."""
+        if not value:
+            self.fail("it is empty; expected a directory or a name", param, ctx)
+        return str(expanded(value)) if str(value).startswith("~") else str(value)
+
+
 def _precisions() -> Iterable[str]:
     from iblip.export.precision import DTYPES
 
@@ -100,4 +140,4 @@ def _models() -> Iterable[str]:
 PRECISION = Word(_precisions)
 ENGINE = Word(_engines)
 LLM_ENGINE = Word(_llm_engines)
-MODELS = Word(_models, "MODEL")
+MODELS = ModelWord(_models, "MODEL")

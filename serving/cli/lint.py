@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from iblip.serving.cli.commands import Command
-from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.formatting import echo, echo_json, echo_verdicts
 from iblip.serving.cli.kinds import DIRECTORY
 from iblip.serving.cli.options import as_json
 
@@ -52,7 +52,7 @@ def command(
     if json_:
         echo_json(report.to_json())
     else:
-        echo(str(report))
+        echo_verdicts(str(report))
     if not report.passed(strict=strict):
         ctx.exit(1)
 

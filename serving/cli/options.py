@@ -21,7 +21,7 @@ from iblip.engines.language_model.option_kinds import (
     TokenIds,
 )
 from iblip.engines.language_model.option_table import OPTIONS, Option
-from iblip.serving.cli.kinds import MODELS, Word
+from iblip.serving.cli.kinds import MODELS, PATH, Word
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions
@@ -123,11 +123,11 @@ def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what leads to a server; `connection_from_flags` reads it."""
-    pem: dict[str, Any] = {"type": click.Path(path_type=Path), "metavar": "PEM"}
+    pem: dict[str, Any] = {"type": PATH, "metavar": "PEM"}
     for option in (
         click.option(
             "--token-file",
-            type=click.Path(path_type=Path),
+            type=PATH,
             metavar="FILE",
             help="File with the token that the server wants.",
         ),
@@ -174,15 +174,24 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--triton`."""
     return click.option(
         "--triton",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="PATH",
         help="A tritonserver to use. Default: the container's, or nvidia-pytriton's.",
     )(function)
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds fields of `export.checkpoint.source.ModelSource`: `model`, `revision` and `parts`."""
+    """Adds fields of `export.checkpoint.source.ModelSource`, all but the size of images."""
     for option in (
+        click.option(
+            "--adapter",
+            "adapters",
+            multiple=True,
+            metavar="ADAPTER",
+            help="A LoRA adapter that peft saved: its directory, or ORG/NAME or ORG/NAME@REVISION "
+            "of the hub. It is merged into the model. Repeatable, in order. Without --model, the "
+            "model that it was trained on is taken; of `verify`, the build's own is the default.",
+        ),
         click.option(
             "--part",
             "parts",
@@ -201,7 +210,7 @@ def engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--engine-cache`."""
     return click.option(
         "--engine-cache",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="DIR",
         help="Cache of TensorRT plans that builds share. Default: $IBLIP_CACHE/engines, or "
         "iblip/engines in the user's cache directory.",
@@ -264,7 +273,7 @@ QUANTISATION: Mapping[str, tuple[Any, str]] = {
         "int8 language model: weights only, or dynamic. Default: weights.",
     ),
     "calibration": (
-        click.Path(path_type=Path),
+        PATH,
         "Directory of images for calibration. Default: the checkpoint's examples.",
     ),
     "block_size": (int, "Language model: weights that share a scale, 16 to 256. Default: 32."),

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from iblip.serving.cli.commands import Command
-from iblip.serving.cli.formatting import echo, echo_json
-from iblip.serving.cli.kinds import DIRECTORY, Word
+from iblip.serving.cli.formatting import echo, echo_json, echo_verdicts
+from iblip.serving.cli.kinds import DIRECTORY, PATH, Word
 from iblip.serving.cli.options import as_json
 
 
@@ -33,7 +33,7 @@ def _stages() -> Iterable[str]:
 )
 @click.option(
     "--record",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File for the record. Default: proof/record.jsonl in BUILD.",
 )
 @click.option(
@@ -67,7 +67,7 @@ def command(
     options = ProofOptions(stages=stages, limit=limit, record=record, torch=torch)
 
     def tell(line: Mapping[str, Any]) -> None:
-        echo(line_of(line), err=json_)
+        echo_verdicts(line_of(line), err=json_)
 
     result = prove(build, options, tell)
     path = record or build / RECORD
@@ -80,5 +80,5 @@ def command(
     echo(f"record: {path}", err=True)
     if result.verdict == "failed":
         message = f"{build} is not proven here: {'; '.join(result.failures[:5])}"
-        echo(f"error: {message}", err=True)
+        echo_verdicts(f"error: {message}", err=True)
         click.get_current_context().exit(VerificationError.exit_status)

@@ -12,7 +12,7 @@ import click
 
 from iblip.serving.cli.commands import Command, Interrupted
 from iblip.serving.cli.formatting import echo, echo_json
-from iblip.serving.cli.kinds import MODELS, PRECISION
+from iblip.serving.cli.kinds import MODELS, PATH, PRECISION
 from iblip.serving.cli.options import as_json, triton_option
 from iblip.serving.server.closed import CLOSED
 
@@ -87,30 +87,28 @@ HEADINGS = {
 @triton_option
 @click.option(
     "--vllm-python",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     help="vLLM's environment, or its Python, for a build that runs on vLLM. "
     "Default: $IBLIP_VLLM_PYTHON, then .venv-vllm.",
 )
 @click.option(
     "--tls-cert",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PEM",
     help="The server's certificate: gRPC speaks TLS. Triton has no TLS for HTTP and metrics, which "
     "then listen on 127.0.0.1 alone.",
 )
-@click.option(
-    "--tls-key", type=click.Path(path_type=Path), metavar="PEM", help="The certificate's key."
-)
+@click.option("--tls-key", type=PATH, metavar="PEM", help="The certificate's key.")
 @click.option(
     "--tls-client-ca",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PEM",
     help="Mutual TLS: callers need a certificate that one of these authorities has signed.",
 )
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="File with a token that callers must send; without one anybody may ask.",
 )
@@ -168,7 +166,7 @@ HEADINGS = {
 )
 @click.option(
     "--log",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=PATH,
     help="Append the server's log to this file; - is standard error.",
 )
 @click.option(
@@ -182,7 +180,7 @@ HEADINGS = {
     type=PRECISION,
     help="As in `iblip build`. Default: fp32.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="As in `iblip build`.")
+@click.option("-o", "--output", type=PATH, help="As in `iblip build`.")
 @click.option("--revision", help="As in `iblip build`.")
 @as_json
 def command(
@@ -222,7 +220,7 @@ def command(
     from iblip.serving.server.health import Health
     from iblip.serving.server.installation import find_triton
     from iblip.serving.server.memory import memory_of_build
-    from iblip.serving.server.options import ServerOptions
+    from iblip.serving.server.options import ServerOptions, check_log
     from iblip.serving.server.supervisor import RestartPolicy, Supervisor
     from iblip.serving.steps.policy import Policy
 
@@ -231,6 +229,8 @@ def command(
     find_triton(flags["triton"])
     if flags["log"] == Path("-"):
         flags |= {"log": None, "echo_log": True}
+    if flags["log"] is not None:
+        check_log(flags["log"])
     requests = Policy(
         default_timeout_s=default_timeout_s,
         caller_header=caller_header,

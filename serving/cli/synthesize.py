@@ -11,7 +11,7 @@ import click
 
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json, size_of
-from iblip.serving.cli.kinds import Word
+from iblip.serving.cli.kinds import PATH, Word
 from iblip.serving.cli.options import as_json
 
 
@@ -23,7 +23,7 @@ def _names() -> Iterable[str]:
 
 @click.command(cls=Command, short_help="Write a checkpoint of random weights.")
 @click.argument("name", type=Word(_names))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--dtype",
     "--precision",

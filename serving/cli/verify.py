@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from iblip.serving.cli.commands import Command
-from iblip.serving.cli.formatting import echo, echo_json, width_of_terminal
-from iblip.serving.cli.kinds import DIRECTORY, Word
+from iblip.serving.cli.formatting import echo_json, echo_verdicts, width_of_terminal
+from iblip.serving.cli.kinds import DIRECTORY, PATH, Word
 from iblip.serving.cli.options import as_json, source_options
 
 
@@ -45,7 +45,7 @@ def _stages() -> Iterable[str]:
 )
 @click.option(
     "--html",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File for the report as a page; its JSON goes beside it. Default: "
     "verification/report.html in the first DIRECTORY.",
 )
@@ -57,6 +57,7 @@ def command(
     model: str | None,
     revision: str | None,
     parts: tuple[str, ...],
+    adapters: tuple[str, ...],
     examples: Path | None,
     limit: int | None,
     stages: tuple[str, ...],
@@ -80,7 +81,7 @@ def command(
     from iblip.serving.parity.writing import check_page, page_of, write_report
 
     quiet_libraries()
-    source = source_of_build(directories[0], model, revision, parts_from_words(parts))
+    source = source_of_build(directories[0], model, revision, parts_from_words(parts), adapters)
     options = ParityOptions(
         source=source, examples=examples, limit=limit, stages=stages, reference=reference
     )
@@ -91,6 +92,6 @@ def command(
     if json_:
         echo_json(report.to_json())
     else:
-        echo(text_from_report(report, width_of_terminal()))
+        echo_verdicts(text_from_report(report, width_of_terminal()))
     if not all(report.builds):
         ctx.exit(VerificationError.exit_status)

@@ -8,7 +8,7 @@ import click
 
 from iblip.serving.cli.commands import Commands
 from iblip.serving.cli.formatting import echo, echo_json
-from iblip.serving.cli.kinds import Word
+from iblip.serving.cli.kinds import ANY_DIRECTORY, Word
 from iblip.serving.cli.options import as_json
 
 
@@ -20,7 +20,7 @@ def command() -> None:
 @command.command()
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=ANY_DIRECTORY,
     default=Path(".venv-vllm"),
     show_default=True,
     help="Environment to create or update.",

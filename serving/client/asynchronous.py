@@ -113,7 +113,7 @@ class AsyncClient(BaseClient):
 
     async def wait_until_ready(self, timeout: float | None = READY_S) -> ServerContract:
         """As `Client.wait_until_ready`."""
-        attempts = Attempts(Timeout(connect=timeout, total=timeout), WAITING)
+        attempts = Attempts(Timeout.settled(timeout, self.timeout), WAITING)
         request = ready_request(self.model)
 
         async def ask(left: float | None) -> None:

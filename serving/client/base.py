@@ -10,7 +10,8 @@ from typing import Any
 from iblip.engines.language_model.keywords import Options, options_with_keywords
 from iblip.engines.language_model.presets import Preset
 from iblip.engines.language_model.types import Priority
-from iblip.export.images import ImageSources
+from iblip.export.images import ImageSources, Reading, check_reading
+from iblip.export.system.arguments import check_argument
 from iblip.serving.client.address import Address
 from iblip.serving.client.compat import resolve_options
 from iblip.serving.client.errors import ClientError
@@ -51,6 +52,9 @@ class Asked:
     priority: Priority
     timeout: AnyTimeout
 
+    def __post_init__(self) -> None:
+        check_argument("compat", self.compat, str | None)
+
 
 class BaseClient:
     """The settings of a client. Pickled, it is these alone: the copy connects by itself.
@@ -65,6 +69,8 @@ class BaseClient:
         image_urls: whether images may be `https:` addresses: `True`, or `ImageURLs` with what is
             allowed. Do not allow it for addresses that others have written without reading
             `ImageURLs`.
+        preprocessing: how image files become RGB: `"viewed"`, as they are meant to be seen; or
+            `"lavis"`, as LAVIS reads them (`export.images.Reading`).
         model: name of the Triton model.
         keepalive: pings that detect a server that has vanished.
         tls: `True`, or `TLS` with files, for a server that speaks TLS.
@@ -76,7 +82,8 @@ class BaseClient:
 
     Raises:
         OptionError: `url` is no such address, a file of `tls` cannot be used, the token or the
-            metadata cannot travel in a header, or a number is out of range.
+            metadata cannot travel in a header, there is no such `preprocessing`, or a number is
+            out of range.
     """
 
     def __init__(
@@ -86,17 +93,20 @@ class BaseClient:
         timeout: Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries | int | None = DEFAULT_RETRIES,
         image_urls: ImageURLs | bool = False,
+        preprocessing: Reading = "viewed",
         model: str = MODEL,
         keepalive: KeepAlive | None = None,
         tls: TLS | bool | None = None,
         token: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        check_argument("model", model, str)
         self.url = url
         self.model = model
         self.timeout = Timeout.settled(timeout, DEFAULT_TIMEOUT)
         self.retries = Retries.settled(retries)
         self._image_urls = ImageURLs.settled(image_urls)
+        self._preprocessing = check_reading(preprocessing)
         self._keepalive = keepalive or KeepAlive()
         self._tls = TLS.settled(tls)
         self._metadata = settled_metadata(token, metadata)
@@ -106,6 +116,10 @@ class BaseClient:
         self._closed = False
         self._open()
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} of {self._place}{closed}>"
+
     def _open(self) -> None:
         raise NotImplementedError
 
@@ -114,6 +128,7 @@ class BaseClient:
             "timeout": self.timeout,
             "retries": self.retries,
             "image_urls": self._image_urls or False,
+            "preprocessing": self._preprocessing,
             "model": self.model,
             "keepalive": self._keepalive,
             "tls": self._tls,
@@ -154,7 +169,7 @@ class BaseClient:
         """
         options, preset = resolve_options(contract, asked.options, asked.compat)
         request = infer_request(
-            pixels_of_request(asked.image, contract, self._image_urls),
+            pixels_of_request(asked.image, contract, self._image_urls, self._preprocessing),
             asked.prompt,
             options,
             model=self.model,

@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from iblip.export.errors import InputError, OptionError
 from iblip.export.images import ImageSources
-from iblip.export.messages import shown
+from iblip.export.messages import kind_of, shown
 from iblip.serving.client.tally import Tally, Watcher
 
 Row = tuple[ImageSources, str] | Sequence[Any] | Mapping[str, Any]
@@ -104,7 +104,7 @@ def question_from_row(row: Row) -> Question:
         return Question(image=row[0], prompt=row[1])
     length = f" of {len(row)}" if isinstance(row, tuple | list) else ""
     raise InputError(
-        f"the row is a {type(row).__name__}{length}; expected (image, prompt), or a mapping with "
+        f"the row is {kind_of(row)}{length}; expected (image, prompt), or a mapping with "
         "'image' and 'prompt'"
     )
 
@@ -163,7 +163,7 @@ def _check_rows(rows: Any, kinds: Any) -> Any:
     if isinstance(rows, kinds) and not isinstance(rows, str | bytes | Mapping):
         return rows
     raise InputError(
-        f"rows is a {type(rows).__name__}; expected an iterable of (image, prompt), or of mappings "
+        f"rows is {kind_of(rows)}; expected an iterable of (image, prompt), or of mappings "
         "with 'image' and 'prompt'"
     )
 

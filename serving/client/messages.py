@@ -6,8 +6,9 @@ Knows Triton's protobuf messages; does no I/O.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, Priority
 from iblip.engines.text.checks import check_images
 from iblip.export.errors import ContractError, IblipError, InputError, OptionError
-from iblip.export.images import ImageSources, each_image, pixels_from_image
+from iblip.export.images import ImageSources, Reading, each_image, pixels_from_image
+from iblip.export.messages import kind_of
 from iblip.serving.client.errors import DisconnectedError, NotReadyError, ProtocolError
 from iblip.serving.client.faults import error_from_status
 from iblip.serving.client.image_urls import ImageURLs, is_web_address
@@ -126,14 +128,20 @@ def ranking_options(candidates: Sequence[str], length_penalty: float | None) -> 
     Raises:
         OptionError: there is no candidate, or one is not usable.
     """
-    options = GenerationOptions(candidates=tuple(candidates), length_penalty=length_penalty)
+    listed: Any = candidates
+    if isinstance(candidates, Iterable) and not isinstance(candidates, str):
+        listed = tuple(candidates)
+    options = GenerationOptions(candidates=listed, length_penalty=length_penalty)
     if not options.candidates:
         raise OptionError("candidates is empty; expected at least one text")
     return options
 
 
 def pixels_of_request(
-    images: ImageSources, contract: ServerContract, urls: ImageURLs | None = None
+    images: ImageSources,
+    contract: ServerContract,
+    urls: ImageURLs | None = None,
+    preprocessing: Reading = "viewed",
 ) -> npt.NDArray[np.uint8]:
     """The images as the server takes them, uint8 `[images, height, width, 3]`.
 
@@ -141,6 +149,7 @@ def pixels_of_request(
         images: one image, or several.
         contract: the server's.
         urls: which images may be fetched from the web; `None` fetches none.
+        preprocessing: how files become RGB.
 
     Raises:
         InputError: an image cannot be used, or there are none or more than the server takes.
@@ -149,7 +158,8 @@ def pixels_of_request(
     check_images(len(sources), contract.limits.images)
     if urls is not None:
         sources = [urls.fetch(one) if is_web_address(one) else one for one in sources]
-    return np.stack([pixels_from_image(source, contract.preprocessing) for source in sources])
+    settings = contract.preprocessing
+    return np.stack([pixels_from_image(source, settings, preprocessing) for source in sources])
 
 
 def infer_request(
@@ -200,7 +210,7 @@ def set_timeout(request: Message, timeout_s: float | None) -> None:
 
 def _encode(prompt: str) -> bytes:
     if not isinstance(prompt, str):
-        raise InputError(f"the prompt is a {type(prompt).__name__}; expected text")
+        raise InputError(f"the prompt is {kind_of(prompt)}; expected text")
     try:
         return prompt.encode()
     except UnicodeEncodeError as error:

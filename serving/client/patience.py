@@ -39,9 +39,12 @@ class Unset(Enum):
 UNSET = Unset.UNSET
 
 
-def check_seconds(name: str, seconds: object) -> None:
+def check_seconds(name: str, seconds: Any) -> None:
     """Refuses what is neither a number above 0 nor `None`. Raises `OptionError`."""
-    if seconds is None or (isinstance(seconds, Real) and 0 < float(seconds) <= LONGEST_TIMEOUT_S):
+    if seconds is None:
+        return
+    is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+    if is_number and 0 < float(seconds) <= LONGEST_TIMEOUT_S:
         return
     expected = f"more than 0 seconds, at most {LONGEST_TIMEOUT_S:g}, or None"
     raise OptionError(f"{name} is {shown(seconds)}; expected {expected}")

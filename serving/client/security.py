@@ -12,6 +12,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 
 from iblip.export.errors import OptionError
+from iblip.export.messages import shown
 from iblip.serving.credentials import check_authorities, check_key_pair, check_token
 from iblip.serving.wire.names import GRPC_TOKEN
 
@@ -75,7 +76,12 @@ def settled_metadata(
     Raises:
         OptionError: a name or a value that no header can have, or a token that is none.
     """
-    pairs = dict(metadata or {})
+    try:
+        pairs = dict(metadata or {})
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"metadata is {shown(metadata)}; expected a mapping of names to texts"
+        ) from error
     for name, value in pairs.items():
         if not (isinstance(name, str) and _KEY.fullmatch(name) and not name.endswith("-bin")):
             raise OptionError(f"metadata has the name {name!r:.200}; expected a-z 0-9 - _ . alone")

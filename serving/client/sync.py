@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -22,6 +23,7 @@ from iblip.serving.client.base import READY_S, AnyTimeout, Asked, BaseClient, as
 from iblip.serving.client.compat import trim_answer
 from iblip.serving.client.errors import CancelledError
 from iblip.serving.client.faults import CANCELLED, error_from_rpc
+from iblip.serving.client.interrupts import Responses, apart
 from iblip.serving.client.lavis import Lavis
 from iblip.serving.client.mapping import CONCURRENCY, Question, Row, RowResult, map_rows
 from iblip.serving.client.messages import (
@@ -110,7 +112,7 @@ class Client(BaseClient):
             UnreachableError, NotReadyError, DeadlineError: it is not ready after that time.
             UnknownHostError, AccessError, NotServedError, ProtocolError: waiting does not help.
         """
-        attempts = Attempts(Timeout(connect=timeout, total=timeout), WAITING)
+        attempts = Attempts(Timeout.settled(timeout, self.timeout), WAITING)
         request = ready_request(self.model)
 
         def ask(left: float | None) -> None:
@@ -144,7 +146,7 @@ class Client(BaseClient):
         """Calls `ask` with the seconds left, until it succeeds or `attempts` gives up."""
         while True:
             try:
-                ask(attempts.remaining())
+                apart(partial(ask, attempts.remaining()))
                 return
             except grpc.RpcError as error:
                 fault = error_from_rpc(error, self._place)
@@ -341,7 +343,7 @@ class AnswerStream:
 
     def __init__(self, send: Callable[[], Any], attempts: Attempts, url: str) -> None:
         self._send, self._attempts = send, attempts
-        self._call = send()
+        self._call = Responses(send)
         self._reader = AnswerReader(url)
         self._cancelled = threading.Event()
         self._answer: Answer | None = None
@@ -362,6 +364,8 @@ class AnswerStream:
 
     def __next__(self) -> str:
         while self._answer is None:
+            if self._cancelled.is_set():
+                raise CancelledError(CANCELLED)
             try:
                 for response in self._call:
                     text = self._reader.feed(response)
@@ -383,7 +387,7 @@ class AnswerStream:
         if self._cancelled.wait(pause_s):
             raise CancelledError(CANCELLED)
         self._reader = AnswerReader(self._reader.url)
-        self._call = self._send()
+        self._call = Responses(self._send)
         if self._cancelled.is_set():  # it was cancelled while it was sent
             self._call.cancel()
 
@@ -405,5 +409,6 @@ class AnswerStream:
 
         Iterating further raises `CancelledError`. Does nothing after the end.
         """
-        self._cancelled.set()
-        self._call.cancel()
+        if self._answer is None:
+            self._cancelled.set()
+            self._call.cancel()

@@ -15,6 +15,7 @@ from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
 from iblip.export.errors import ContractError, IblipError, ServingError
 from iblip.export.messages import size_text
+from iblip.export.system.installing import MissingPackageError
 from iblip.serving.doctor.machine import Machine
 from iblip.serving.doctor.permissions import check_permissions
 from iblip.serving.lint.checking import lint
@@ -68,6 +69,8 @@ def findings_of_build(
     try:
         manifest = Manifest.read(directory)
         backends = triton_backends(directory, manifest)
+    except MissingPackageError as error:
+        return BuildFindings(directory=directory, name=manifest.name, here=(_unchecked(error),))
     except (IblipError, OSError) as error:
         return BuildFindings(directory=directory, name=None, here=(_not_a_build(error),))
     files = (*_check_files(directory, manifest), *_check_models(directory))
@@ -137,6 +140,10 @@ def _not_a_build(error: Exception) -> Finding:
         wanted="the directory of a build made by `iblip build`",
         remedy="Give the directory of a build, or rebuild it.",
     )
+
+
+def _unchecked(error: MissingPackageError) -> Finding:
+    return Finding(title="build", verdict="note", found=f"not checked. {error}")
 
 
 def _as_note(finding: Finding) -> Finding:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from iblip.export.errors import ServingError
 from iblip.serving.lint.fault import Fault
 from iblip.serving.lint.reading import PIP_SERVER, Model, Repository, Server, read_repository
 from iblip.serving.lint.rule import Diagnostic, Rule, Severity
 from iblip.serving.lint.rules import RULES
+from iblip.serving.repository.model_config import check_configs_can_be_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,9 @@ def lint(directory: Path, server: Server = PIP_SERVER) -> Report:
     Raises:
         InputError: there is no such directory, it is a single model, or it has no models.
         BuildDirectoryError: it has a manifest that cannot be read.
-        ServingError: tritonclient, which knows Triton's configs, is not installed.
+        MissingPackageError: tritonclient, which knows Triton's configs, is not installed.
     """
-    if find_spec("tritonclient") is None:
-        raise ServingError(
-            "Triton's configs are read with tritonclient, which is not installed; "
-            "`pip install 'tritonclient[grpc]'`"
-        )
+    check_configs_can_be_read()
     repository = read_repository(directory, server)
     diagnostics = [
         diagnostic

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
+from iblip.export.adapters.adapted import Adapted
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.verified_graph import graphs_of_build
 from iblip.export.checkpoint.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.system.paths import settle_paths
+from iblip.export.verification.adapting import check_peft
 from iblip.export.verification.choosing import ReferenceChoice, choose_reference
 from iblip.serving.parity.report import BuildReport, Report, StageReport, engines_left_out
 from iblip.serving.parity.samples import samples_of
@@ -86,6 +88,8 @@ def parity_report(
     checkpoint = checkpoint_from_source(source, progress)
     _check_builds(directories, manifests, checkpoint, progress)
     choice = choose_reference(checkpoint, options.reference)
+    if not choice.streamed:
+        check_peft(checkpoint)
     examples = _choose_examples(checkpoint, options, progress, streamed=choice.streamed)
     original = Original(checkpoint, examples, progress, choice, options.limit)
     labels = _labels(directories, manifests)
@@ -99,7 +103,7 @@ def parity_report(
         checkpoint=checkpoint.name,
         model=source.model,
         synthetic=checkpoint.synthetic,
-        reference=_describe(choice),
+        reference=_describe(choice, adapted=isinstance(checkpoint, Adapted)),
         examples=len(examples),
         builds=builds,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -125,11 +129,15 @@ def _check_builds(
             check_digests(directory, manifest)
 
 
-def _describe(choice: ReferenceChoice) -> dict[str, str]:
+def _describe(choice: ReferenceChoice, *, adapted: bool) -> dict[str, str]:
     if not choice.streamed:
-        return {"kind": "whole", "reason": choice.reason}
+        beside = "; peft runs the adapter beside the weights, unmerged" if adapted else ""
+        return {"kind": "whole", "reason": f"{choice.reason}{beside}"}
     limit = f"answers of at most {STREAMED_TOKENS} tokens are compared"
-    return {"kind": "streamed", "reason": f"one layer at a time: {choice.reason}; {limit}"}
+    weaker = (
+        "; the adapter is merged by this project's own code, not run by peft" if adapted else ""
+    )
+    return {"kind": "streamed", "reason": f"one layer at a time: {choice.reason}; {limit}{weaker}"}
 
 
 def _choose_examples(

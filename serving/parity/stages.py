@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +147,34 @@ def _compare_first_tokens(subject: Subject) -> StageReport:
                 sense="least",
             ),
             Check(name="logits: max abs", value=max(row.max_abs for row in rows)),
+            *_compare_with_base(subject, names),
         ),
         details={"examples": [vars(row) for row in rows]},
+    )
+
+
+LEAST_CHANGE = 1e-6
+"""Nats by which an adapter changes the distribution of a first token, if it changes anything."""
+
+
+def _compare_with_base(subject: Subject, names: Sequence[str]) -> Iterator[Check]:
+    """transformers with and without the checkpoint's adapters, if it has any."""
+    from iblip.engines.evaluation.first_token import compare_first_tokens
+
+    base, adapted = subject.original.logits_of_base(subject.positions), subject.reference_logits()
+    if base is None:
+        return
+    tokens = min(base.shape[1], adapted.shape[1])  # an adapter may add some
+    rows = compare_first_tokens(names, base[:, :tokens], adapted[:, :tokens])
+    yield Check(
+        name="with and without the adapter: largest divergence, nats",
+        value=max(row.divergence for row in rows),
+        limit=LEAST_CHANGE,
+        sense="least",
+    )
+    yield Check(
+        name="with and without the adapter: same most likely token",
+        value=sum(row.same for row in rows) / len(rows),
     )
 
 

@@ -70,6 +70,7 @@ class Original:
         self._references: dict[int, Reference] = {}
         self._texts: dict[tuple[str, int], list[str]] = {}
         self._recordings: list[Recording] = []
+        self._logits_of_base: Array | None = None
 
     def reference(self, positions: int) -> Reference:
         """transformers' model of the checkpoint, for sequences of that many positions."""
@@ -94,6 +95,26 @@ class Original:
             with self.progress.stage("record transformers", len(questions), "examples") as advance:
                 self._recordings = record(reference, questions, advance)
         return self._recordings
+
+    def logits_of_base(self, positions: int) -> Array | None:
+        """Logits `[recordings, vocab]` of the first tokens without the checkpoint's adapters.
+
+        `None` if it has none.
+        """
+        from iblip.export.adapters.adapted import Adapted
+        from iblip.export.verification.recording import record
+        from iblip.export.verification.references import reference_of
+
+        if not isinstance(self.checkpoint, Adapted):
+            return None
+        if self._logits_of_base is None:
+            asked = [(one.name, one.image, one.prompt) for one in self.recordings(positions)]
+            title = "run transformers without the adapter"
+            with self.progress.stage(title, len(asked), "examples") as advance:
+                base = reference_of(self.checkpoint.base, positions, streamed=self.choice.streamed)
+                rows = [one.tensors["logits"] for one in record(base, asked, advance)]
+            self._logits_of_base = np.concatenate(rows)
+        return self._logits_of_base
 
     def texts(self, way: str, positions: int) -> list[str]:
         """The reference's answer to every example, generated in one of `evaluation.texts.WAYS`."""

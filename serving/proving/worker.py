@@ -17,6 +17,7 @@ from typing import Any
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import IblipError
+from iblip.export.system.installing import missing_package
 from iblip.serving.proving.record import End, Fact
 from iblip.serving.proving.stages import STAGES
 from iblip.serving.proving.subject import NothingToMeasureError, Subject
@@ -58,6 +59,9 @@ def _run(job: dict[str, Any], tell: Any) -> tuple[End, str]:
     except IblipError as error:
         return "failed", str(error)
     except Exception as error:  # a stage is to say what ended it, whatever a library raised
+        missing = missing_package(error) if isinstance(error, ImportError) else None
+        if missing is not None:
+            return "failed", str(missing)
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error}"
     return "done", ""

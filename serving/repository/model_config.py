@@ -8,12 +8,14 @@ queues, instances, cache, warm-up); what the engine decides is set from the cont
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from iblip.export.artifact.contract import TensorSpec
 from iblip.export.errors import ServingError
 from iblip.export.system.files import refuse_irregular
+from iblip.export.system.installing import missing_package
 
 ModelConfig = Any
 """`tritonclient.grpc.model_config_pb2.ModelConfig`, which has no types to check against."""
@@ -47,13 +49,23 @@ HEADER = """\
 """
 
 
+def check_configs_can_be_read() -> None:
+    """Raises `MissingPackageError` where tritonclient, which knows Triton's configs, is missing."""
+    if find_spec("tritonclient") is None:
+        error = ModuleNotFoundError(name="tritonclient")
+        raise missing_package(error, "Reading Triton's configs") or error
+
+
 def read_config(path: Path) -> ModelConfig:
     """The message in a `config.pbtxt`.
 
     Raises:
         ServingError: it cannot be read, or is not a Triton model config (with line and column).
+        MissingPackageError: tritonclient, which knows Triton's configs, is not installed.
     """
     from google.protobuf import text_format  # type: ignore[import-untyped]
+
+    check_configs_can_be_read()
     from tritonclient.grpc import model_config_pb2
 
     try:

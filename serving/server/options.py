@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -45,7 +46,7 @@ class ServerOptions:
         extra: more flags for `tritonserver`; they go before this project's own defaults.
 
     Raises:
-        OptionError: a port, a size or a time is out of range.
+        OptionError: a port, a size or a time is out of range, or the log cannot be written.
     """
 
     host: str = LOOPBACK
@@ -69,6 +70,8 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         settle_paths(self, "triton", "log")
+        if self.log is not None:
+            check_log(self.log)
         for name in (f.name for f in fields(self)):
             value = getattr(self, name)
             if name.endswith("_port") and not 0 <= value <= 65535:
@@ -86,3 +89,17 @@ class ServerOptions:
             raise OptionError(f"{sorted(unknown)} cannot be opened; expected of {list(CLOSED)}")
         if self.token is not None:
             check_token(self.token)
+
+
+def check_log(path: Path) -> None:
+    """Raises `OptionError` where a log cannot be appended to."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        fault = "it is a directory"
+    elif not folder.is_dir():
+        fault = f"there is no directory {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        fault = "it may not be written to"
+    else:
+        return
+    raise OptionError(f"--log {path}: {fault}. Give a file that can be appended to.")

@@ -46,7 +46,8 @@ class RestartPolicy:
 
     Attributes:
         limit: restarts in a row, each after less than `stable_s` of being ready; 0 restarts never.
-        first_s, longest_s: wait before a restart; it doubles with each in a row.
+        first_s, longest_s: wait before the second restart in a row, which doubles with each more;
+            the first is at once.
         stable_s: seconds of being ready after which the count begins anew.
     """
 
@@ -61,7 +62,7 @@ class RestartPolicy:
 
     def wait_s(self, failures: int) -> float:
         """Seconds before the restart after so many failures in a row, 1 or more."""
-        return float(min(self.longest_s, self.first_s * 2 ** (failures - 1)))
+        return 0.0 if failures == 1 else min(self.longest_s, self.first_s * 2.0 ** (failures - 2))
 
 
 class Supervisor:
@@ -132,7 +133,8 @@ class Supervisor:
                 self._health.state = "failed"
                 raise ServingError(self._last_words(failures, fault))
             wait_s = self._policy.wait_s(failures)
-            self._progress(f"Starting the server again in {wait_s:g} s.")
+            when = f"in {wait_s:g} s" if wait_s else "now"
+            self._progress(f"Starting the server again {when}.")
             self._left.wait(wait_s)
             self._health.restarts += 1
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from iblip.serving.server.children import children_of, is_zombie, model_of
 
-STALE_S = 6.0
+STALE_S = 4.0
 """Age in seconds from which a heartbeat counts as missed; one is due every half second."""
 
 IDLE_SHARE = 0.05
@@ -54,6 +54,7 @@ class Vitals:
     def __init__(self, server: int, heartbeats: Path) -> None:
         self._server, self._heartbeats = server, heartbeats
         self._models = _python_models(server)
+        self._stale: frozenset[int] = frozenset()
 
     @property
     def is_triton_running(self) -> bool:
@@ -61,19 +62,31 @@ class Vitals:
         return Path(f"/proc/{self._server}").exists() and not is_zombie(self._server)
 
     def fault(self) -> Fault | None:
-        """The process that has died or stands still, if one has."""
+        """The process that has died or stands still, if one has.
+
+        A heartbeat must be missed at two calls in a row: where the whole machine stood still (a
+        virtual machine that was moved, a laptop that slept), all are old at the first.
+        """
         alive = _python_models(self._server)
         for pid, model in self._models.items():
             if pid not in alive:
                 return Fault(model=model, reason=f"the process of {model} has died")
-        now = time.time()
-        for pid, model in self._models.items():
-            path = self._heartbeats / str(pid)
-            # A process that has never shown a heartbeat runs somebody else's model.
-            if path.exists() and (age := now - path.stat().st_mtime) > STALE_S:
-                reason = f"the process of {model} has stood still for {age:.0f} s"
-                return Fault(model=model, reason=reason)
+        before, ages = self._stale, self._ages()
+        self._stale = frozenset(pid for pid, age in ages.items() if age > STALE_S)
+        for pid in self._stale & before:
+            model = self._models[pid]
+            reason = f"the process of {model} has stood still for {ages[pid]:.0f} s"
+            return Fault(model=model, reason=reason)
         return None
+
+    def _ages(self) -> dict[int, float]:
+        """Seconds since the last heartbeat of each process that has ever shown one.
+
+        The others run somebody else's models.
+        """
+        now = time.time()
+        paths = {pid: self._heartbeats / str(pid) for pid in self._models}
+        return {pid: now - path.stat().st_mtime for pid, path in paths.items() if path.exists()}
 
     def progress(self, metrics: str) -> Progress:
         """What every model has done so far, and has to do.

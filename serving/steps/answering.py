@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from iblip.engines.language_model.types import (
 from iblip.export.errors import DeadlineError, EngineError, QueueFullError
 from iblip.serving.steps.ending import end_if_fatal
 from iblip.serving.steps.questions import Question
+from iblip.serving.steps.turns import take_turns
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +76,8 @@ class Answering:
 
     A question that meets a full queue is refused before anything is computed for it. Images are
     encoded by a few threads, those of interactive questions first. One more thread looks after all
-    who wait: what nobody waits for any more frees its place within a step, and what is past its
-    deadline is told so, whatever it is waiting for.
+    who wait: what nobody waits for any more frees its place, and what is past its deadline is told
+    so, whatever it is waiting for.
 
     Args:
         engine: answers the questions; closed by `close`.
@@ -98,7 +100,8 @@ class Answering:
         self._engine, self._encode, self._failed = engine, encode, failed
         self._limits = callers or CallerLimits()
         self._poll_s = poll_s
-        self._open: set[_Caller] = set()
+        self._open: dict[_Caller, None] = {}
+        self._coming: set[_Caller] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._to_encode: list[_Caller] = []
@@ -107,22 +110,35 @@ class Answering:
         self._encoders = [
             threading.Thread(target=self._work, name="encode", daemon=True) for _ in range(ENCODERS)
         ]
+        self._refusing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refuse")
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
         for thread in (*self._encoders, self._watcher):
             thread.start()
 
     def answer(self, question: Question, reply: Reply) -> None:
-        """Admits the question and returns; one that is refused fails at once."""
-        caller = _Caller(question, reply)
+        """Admits the question, or refuses it, and returns."""
         try:
-            self._admit(caller)
+            self._admit(_Caller(question, reply))
         except Exception as error:  # any error belongs to this caller; the process serves on
-            self._end(caller, error)
+            self.refuse(reply, error)
+
+    def check_queue(self) -> None:
+        """Raises `QueueFullError` where there is no place for one more question."""
+        with self._lock:
+            self._engine.check_queue(len(self._coming))
+
+    def refuse(self, reply: Reply, error: Exception) -> None:
+        """Fails a request that has not been admitted, and returns.
+
+        Another thread writes the error: that takes a message to Triton and back, in which the next
+        request is read.
+        """
+        self._refusing.submit(_fail, reply, error)
 
     def status(self) -> EngineStatus:
         """The engine's, and those who wait for their images as waiting."""
         with self._lock:
-            coming = sum(one.generation is None for one in self._open)
+            coming = len(self._coming)
         status = self._engine.status()
         return replace(status, waiting=status.waiting + coming)
 
@@ -143,6 +159,7 @@ class Answering:
             self._closed.set()
             self._changed.notify_all()
         self._watcher.join()
+        self._refusing.shutdown()
         self._engine.close()
         for thread in self._encoders:
             thread.join()
@@ -160,10 +177,11 @@ class Answering:
     def _admit(self, caller: _Caller) -> None:
         """Raises `QueueFullError` where there is no place for one more."""
         with self._lock:
-            self._engine.check_queue(sum(one.generation is None for one in self._open))
+            self._engine.check_queue(len(self._coming))
             if caller.question.caller is not None:
                 self._check_share(caller.question)
-            self._open.add(caller)
+            self._open[caller] = None
+            self._coming.add(caller)
             self._to_encode.append(caller)
             self._changed.notify()
 
@@ -210,6 +228,7 @@ class Answering:
         )
         with self._lock:
             caller.generation = generation
+            self._coming.discard(caller)
             self._threads.add(thread)
         thread.start()
         if caller.has_ended:
@@ -242,17 +261,21 @@ class Answering:
 
     def _forget(self, caller: _Caller) -> None:
         with self._lock:
-            self._open.discard(caller)
+            self._open.pop(caller, None)
+            self._coming.discard(caller)
             if caller in self._to_encode:
                 self._to_encode.remove(caller)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_s):
-            for caller in self._callers():
+            with self._lock:
+                late = [caller for caller in self._coming if caller.question.is_late]
+                turns = take_turns(self._open, self._poll_s)
+            for caller in late:
+                self._end(caller, DeadlineError("the answer was not finished by its deadline"))
+            for caller in turns:
                 if caller.has_gone():
                     self._give_up(caller)
-                elif caller.generation is None and caller.question.is_late:
-                    self._end(caller, DeadlineError("the answer was not finished by its deadline"))
 
 
 def _cancelled(question: Question) -> Answer:
@@ -300,12 +323,16 @@ class _Caller:
             if self.has_ended:
                 return
             self.has_ended = True
-            try:
-                self._reply.fail(error)
-            except Exception:  # the caller has gone
-                logger.exception("an error could not be sent: %s", error)
+            _fail(self._reply, error)
 
     def has_gone(self) -> bool:
         """Whether the reply is open but its caller no longer waits."""
         with self._lock:
             return not self.has_ended and self._reply.is_cancelled()
+
+
+def _fail(reply: Reply, error: Exception) -> None:
+    try:
+        reply.fail(error)
+    except Exception:  # the caller has gone
+        logger.exception("an error could not be sent: %s", error)

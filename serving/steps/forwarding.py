@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from iblip.export.errors import QueueFullError
+from iblip.serving.steps.turns import take_turns
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Forwarding:
     ) -> None:
         self._ask, self._cancel, self._failure = ask, cancel, failure
         self._most, self._poll_s = most, poll_s
-        self._waiting: set[_Waiting] = set()
+        self._waiting: dict[_Waiting, None] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
@@ -101,7 +102,7 @@ class Forwarding:
                         f"{self._most} requests are under way, as many as this model takes. "
                         "Try again later."
                     )
-                self._waiting.add(one)
+                self._waiting[one] = None
             threading.Thread(target=self._follow, args=(one, call), daemon=True).start()
         except Exception as error:  # it belongs to this request, not to the model's process
             self._end(one, self._failure(error))
@@ -129,13 +130,13 @@ class Forwarding:
 
     def _end(self, one: _Waiting, response: Response) -> None:
         with self._lock:
-            self._waiting.discard(one)
+            self._waiting.pop(one, None)
         one.sender.send(response)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_s):
             with self._lock:
-                for one in self._waiting:
+                for one in take_turns(self._waiting, self._poll_s):
                     one.given_up = one.given_up or one.sender.is_cancelled()
                 given_up = [one for one in self._waiting if one.given_up]
             self._cancel_all(given_up)  # until it ends: the other model may not have it yet

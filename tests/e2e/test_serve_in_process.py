@@ -56,7 +56,7 @@ def test_a_server_answers_is_started_again_and_leaves_nothing(vicuna_build, exam
         wait_until_gone(pid)
     notes = [step.text for step in told]
     assert notes.count("vision_encoder is loaded") == 2
-    assert "Starting the server again in 1 s." in notes
+    assert "Starting the server again now." in notes
 
 
 def test_an_event_loop_serves_and_asks(vicuna_build, examples):
@@ -111,6 +111,17 @@ def test_what_cannot_be_served_is_refused(vicuna_build, tmp_path):
         iblip.serve(vicuna_build, vllm_python="python")
     with pytest.raises(OptionError, match="TLS needs both tls_certificate and tls_key"):
         iblip.serve(vicuna_build, tls_certificate="a.pem")
+    for name, value, message in (
+        ("grpc_port", "x", "expected an integer"),
+        ("host", 5, "expected text"),
+        ("ready_timeout_s", "x", "expected a number"),
+        ("max_restarts", "x", "expected an integer"),
+        ("cache_mib", "x", "expected an integer"),
+        ("log", tmp_path, "it is a directory"),
+        ("log", tmp_path / "nowhere" / "log", "there is no directory"),
+    ):
+        with pytest.raises(OptionError, match=f"^{name} .*{message}"):
+            iblip.serve(vicuna_build, **{name: value})
     with pytest.raises(OptionError, match="the limit of restarts is -1"):
         iblip.serve(vicuna_build, max_restarts=-1)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -123,6 +123,12 @@ def test_a_notebook_shows_a_build(build):
         ({"calibration": "nowhere"}, OptionError, "^calibration nowhere is no directory"),
         ({"parts": {"vit": "x"}}, OptionError, "^parts is for models whose files lie apart"),
         ({"precision": "fp15"}, OptionError, "fp15"),
+        ({"precision": 5}, OptionError, "^precision is 5; expected text"),
+        ({"engine": None}, OptionError, "^engine is None; expected text"),
+        ({"image_size": "x"}, OptionError, "^image_size is 'x'; expected an integer or None"),
+        ({"limit": True}, OptionError, "^limit is True; expected an integer or None"),
+        ({"verify": "no"}, OptionError, "^verify is 'no'; expected True or False"),
+        ({"slots": "8"}, OptionError, "^slots is '8'; expected an integer or None"),
         ({"progress": 3}, OptionError, "progress is 3"),
     ],
 )
@@ -136,6 +142,13 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(IblipError, match="there is no checkpoint directory") as caught:
         iblip.build(tmp_path / "nothing")
     assert "Give model a local Hugging Face directory" in str(caught.value)
+    with pytest.raises(
+        IblipError, match=r"is not a Hugging Face checkpoint: it has no config.json"
+    ):
+        iblip.build(tmp_path)
+    for nothing in ("", "a\0b"):
+        with pytest.raises(OptionError, match=r"^model is '.*; expected a path"):
+            iblip.build(nothing)
     # A Path is never a name of the hub, which a string of this form is.
     with pytest.raises(IblipError, match="there is no checkpoint directory"):
         iblip.build(Path("acme/tiny"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import io
+import pickle
 import threading
 
 import numpy as np
@@ -207,6 +209,12 @@ def test_a_closed_model_says_so(vicuna_build, questions):
     with pytest.raises(EngineError, match=r"this model of .* has been closed; load another"):
         model.ask(questions[0].image, "What?")
     assert repr(model) == f"<Model of {vicuna_build}, closed>"
+
+
+def test_a_model_cannot_be_pickled_and_says_what_can(model):
+    for copy_of in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="hand its build to the other process"):
+            copy_of(model)
 
 
 def test_a_notebook_shows_an_answer(model, questions):

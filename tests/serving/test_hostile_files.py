@@ -439,7 +439,7 @@ def test_a_graph_outside_of_its_build_is_refused(make_build):
         ({PACKED: '{"max_new_tokens": ' + "9" * 5000 + "}"}, "expected a JSON object"),
         ({"stop": "[" * 100_000 + "]" * 100_000}, "stop is .*; expected a list of .* non-empty"),
         ({"logit_bias": '{"' + "9" * 5000 + '": 1}'}, "a token in logit_bias is '9+'?… "),
-        ({"max_new_tokens": 10**5000}, "max_new_tokens is a int that is too large to show"),
+        ({"max_new_tokens": 10**5000}, "max_new_tokens is an int that is too large to show"),
         ({"x" * 10**6: 1}, "there is no option 'x+…"),
     ],
 )

@@ -134,7 +134,8 @@ class DecoderOnly:
         make_caches: MakeCaches = HostCaches,
         shapes: Shapes = ON_CPU,
     ) -> None:
-        self.capacity, self.positions = slots, min(positions or facts.max_length, facts.max_length)
+        self.capacity = slots
+        self.positions = min(positions or facts.max_length, facts.most_positions)
         self.decoder, self.facts = graphs["batched_decoder"], facts
         self._shapes = replace(shapes, piece=min(shapes.piece, self.positions))
         shape = (slots, facts.num_key_value_heads, self.positions, facts.head_dim)

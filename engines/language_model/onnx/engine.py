@@ -67,7 +67,7 @@ class OnnxEngine:
     ) -> None:
         self._model = model
         self._prompts = prompts
-        self._facts = replace(facts, max_length=min(facts.max_length, model.positions))
+        self._facts = replace(facts, max_length=min(facts.most_positions, model.positions))
         self._totals = Totals()
         self._scheduler = Scheduler(model, self._totals)
         self._queue_limit, self._stop_strings = queue_limit, stop

@@ -52,10 +52,11 @@ class TritonPythonModel:
                 if not request.inputs() and CANCEL in (given := parameters_from_json(parameters)):
                     reply.cancelled(self.answering.cancel(cancelled_key(given)))
                     continue
+                self.answering.check_queue()  # before the images are read
                 pixels, prompt = (tensor(request, name) for name in (PIXELS, PROMPT))
                 question = self.read(pixels, prompt, parameters, request.timeout())
             except Exception as fault:  # it belongs to this request, not to the model's process
-                reply.fail(fault)
+                self.answering.refuse(reply, fault)
             else:
                 reply.stream = question.stream
                 self.answering.answer(question, reply)

@@ -54,6 +54,18 @@ def test_the_other_calls_of_lavis(
     assert (options.num_beams, found.strip) == (5, strip)
 
 
+@pytest.mark.parametrize(("family", "model"), [("instructblip", "t5"), ("blip2", "opt")])
+@pytest.mark.parametrize("call", ["generate", "predict_answers"])
+def test_lavis_tidies_the_texts_of_tokenizers_that_do(family: str, model: str, call: str) -> None:
+    """`tidied` is what transformers 4.33.2 makes of it for T5 and GPT-2, though not for LLaMA."""
+    text = "it 's 1 , 2 and isn 't done . they 've said ' no ' ! who ?"
+    tidied = "it's 1, 2 and isn 't done. they've said'no '! who?"
+    assert preset("lavis", family=family, language_model=model, call=call).finished(text) == tidied
+    vicuna = preset("lavis", family="instructblip", language_model="llama", call=call)
+    assert vicuna.finished(text) == text
+    assert preset("hf", family=family, language_model=model).finished(text) == text
+
+
 def test_minigpt4_keeps_what_comes_after_its_last_turn() -> None:
     found = preset("minigpt4", family="minigpt4", language_model="llama")
     assert found.finished("a ###Assistant: It is a 7. ") == "It is a 7."

@@ -126,7 +126,7 @@ def test_an_empty_prompt_is_refused(prompt: str, tokenizers: dict[str, Tokenizer
 def test_a_prompt_may_be_empty_where_the_model_captions(tokenizers: dict[str, Tokenizer]) -> None:
     prompts = PromptTokenizer(tokenizer=tokenizers["opt"], limit=9, may_be_empty=True)
     assert prompts("") == PromptIds((2,))  # BOS alone
-    with pytest.raises(InputError, match="the prompt is a NoneType"):
+    with pytest.raises(InputError, match="the prompt is None"):
         prompts(None)  # type: ignore[arg-type]
 
 

@@ -248,3 +248,86 @@ def minigpt4_pairs(
         return names[kind], pair
 
     return make
+
+
+PAGES = Path(__file__).parents[3] / "docs"
+
+PIECES = {"llama": 710, "t5": 611}
+"""Pieces of a sentencepiece model that, with what the originals and transformers add, give the
+`<image>` token the id that the tiny checkpoints have for it."""
+
+SENTENCEPIECE = {
+    # As LLaMA's own `tokenizer.model`, and as T5's `spiece.model`.
+    "llama": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "split_digits": True,
+    },
+    "t5": {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+}
+SENTENCEPIECE_FILES = {"llama": "tokenizer.model", "t5": "spiece.model"}
+TOKENIZER_CONFIGS = {
+    "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "unk_token": "<unk>"},
+    "t5": {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "extra_ids": 100},
+}
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small sentencepiece models of LLaMA's and T5's kind, trained on this project's pages."""
+    from sentencepiece import SentencePieceTrainer
+
+    pages = [page.read_text() for page in sorted(PAGES.glob("*.md"))]
+    lines = [line for page in pages for line in page.splitlines() if line.strip()]
+    models = {}
+    for kind, settings in SENTENCEPIECE.items():
+        path = tmp_path_factory.mktemp(kind) / SENTENCEPIECE_FILES[kind]
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=str(path.with_suffix("")),
+            vocab_size=PIECES[kind],
+            character_coverage=0.999,
+            num_threads=1,
+            minloglevel=2,
+            **settings,
+        )
+        models[kind] = path
+    return models
+
+
+@pytest.fixture(scope="session")
+def with_sentencepiece(sentencepiece_models: dict[str, Path]) -> Callable[..., Path]:
+    """`with_sentencepiece(directory, "llama")`: its tokenizer becomes a sentencepiece model alone.
+
+    Its configs are updated by `config`, of `tokenizer_config.json`, and `tokens`, the whole of
+    `special_tokens_map.json`.
+    """
+
+    def replace(
+        directory: Path, kind: str, config: Mapping | None = None, tokens: Mapping | None = None
+    ) -> Path:
+        (directory / "tokenizer.json").unlink(missing_ok=True)
+        shutil.copy(sentencepiece_models[kind], directory)
+        settings = {**TOKENIZER_CONFIGS[kind], **(config or {})}
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+        if tokens:
+            (directory / "special_tokens_map.json").write_text(json.dumps(tokens))
+        return directory
+
+    return replace
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(
+    tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Pair]:
+    """`tiny_pair("vicuna")`: a tiny random InstructBLIP as LAVIS keeps it."""
+
+    @cache
+    def make(kind: str) -> Pair:
+        return lavis_pair(tiny(kind), tmp_path_factory.mktemp("lavis"), form="bin")
+
+    return make

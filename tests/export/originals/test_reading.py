@@ -42,8 +42,9 @@ def check_same(found, wanted):
     facts = language_model_facts(found)
     # The originals' files have no generation config.
     assert facts.default_max_new_tokens == wanted.family.max_new_tokens
-    most = facts.default_max_new_tokens
-    assert facts == replace(language_model_facts(wanted), default_max_new_tokens=most)
+    own = ("default_max_new_tokens", "start_token_id", "bytes_apart")
+    changes = {name: getattr(facts, name) for name in own}
+    assert facts == replace(language_model_facts(wanted), **changes)
     assert preprocessing(found) == preprocessing(wanted)
     ours, theirs = image_processor_settings(found), image_processor_settings(wanted)
     for field in ("image_mean", "image_std", "rescale_factor"):
@@ -114,6 +115,15 @@ def test_opt_without_its_models_prefix_is_read_too(opt_parts):
     tensors = torch.load(weights)
     torch.save({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, weights)
     assert "language_model.model.decoder.embed_tokens.weight" in lavis(opt_parts).tensors
+
+
+def test_a_fault_of_a_config_names_the_part_that_it_is_in(opt_parts):
+    config = json.loads(opt_parts["config"].read_text())
+    del config["image_token_index"]
+    opt_parts["config"].write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        language_model_facts(lavis(opt_parts))
+    assert str(error.value).startswith(f"{opt_parts['config']} has no image_token_index")
 
 
 def test_what_lavis_has_trained_wins_over_the_parts(opt_parts):

@@ -35,7 +35,15 @@ def test_strings_and_whatever_is_like_a_path_are_paths(value):
     assert Options().output is None
 
 
-@pytest.mark.parametrize("value", [b"a/b", 3, Like(b"a/b"), ["a"]])
+def test_home_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert path_from("~/a", "output") == Path("/home/someone/a")
+    assert path_from(Path("~"), "output") == Path("/home/someone")
+    assert path_from("~nobody-of-that-name/a", "output") == Path("~nobody-of-that-name/a")
+    assert path_from("a/~", "output") == Path("a/~")
+
+
+@pytest.mark.parametrize("value", [b"a/b", 3, Like(b"a/b"), ["a"], "", "a\0b"])
 def test_anything_else_is_refused(value):
     with pytest.raises(OptionError, match=r"output is .*; expected a path, as a str or a Path"):
         Options(value)

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.source import ModelSource
+from iblip.export.errors import BuildDirectoryError
 from iblip.export.graph.writing import ALIGNMENT
+from iblip.export.messages import size_text
 from iblip.serving.builder.build import build
 from iblip.serving.builder.dry_run import plan
 from iblip.serving.builder.options import BuildOptions, LimitOptions
@@ -98,6 +100,20 @@ def test_files_on_another_disk_are_copies(tmp_path, checkpoints, monkeypatch):
     copied = plan(options)
     assert copied.copied == (other / "model.safetensors").stat().st_size
     assert "of them copies" in str(copied)
+
+
+def test_a_disk_with_too_little_room_is_told_before_anything_is_traced(
+    tmp_path, checkpoints, monkeypatch
+):
+    source = ModelSource(model=str(checkpoints / "instructblip-demo-vicuna"))
+    options = BuildOptions(source=source, output=tmp_path / "built", precision="fp16")
+    written = plan(options).written
+    usage = shutil.disk_usage(tmp_path)._replace(free=written)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("iblip.serving.builder.build._export_graphs", None)
+    with pytest.raises(BuildDirectoryError, match=rf"takes {size_text(written)}, and .* are free"):
+        build(options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_machine_with_too_little_memory_is_told(monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -240,10 +241,117 @@ class TestInterrupted:
         assert "iblip/serving" not in said
 
 
+def test_an_output_that_takes_nothing_is_one_line():
+    for words in (["models"], ["models", "--json"], ["-h"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "iblip", *words],
+                cwd=REPOSITORY,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == [
+            "error: the output cannot be written: No space left on device"
+        ]
+
+
+def test_an_error_of_another_file_is_a_bug_even_if_it_reads_alike(tmp_path):
+    @click.command(cls=Command)
+    def command():
+        (tmp_path / "nowhere" / "file").write_text("")
+
+    group = Commands("group", commands={"command": command})
+    assert isinstance(CliRunner().invoke(group, ["command"]).exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--json", "models"], "stand behind its name: `iblip … --json`"),
+        (["build", "--nope"], "there is no option --nope. `iblip build -h`"),
+        (["buld"], "Did you mean 'build'? `iblip -h`"),
+        (["build", "--output="], "it is empty; expected a path"),
+        (["build", "--model="], "it is empty; expected a directory or a name"),
+        (["ask", "-", "-", "What?"], "`-` is given twice"),
+        (["ask", "-", "What?"], "standard input is empty"),
+        (["ask", "", "What?"], "there is no image"),
+        (["serve", ".", "--log", "nowhere/log"], "there is no directory"),
+        (["serve", ".", "--log", "."], "it is a directory"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_home_is_expanded_where_no_shell_does_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IBLIP_CACHE", "~/cache")
+    assert str(tmp_path / "cache") in call("traces", "list").stdout
+    assert f"{tmp_path}/model" in call("build", "--model=~/model").stderr
+    assert f"{tmp_path}/x/examples.jsonl" in call("build", "--examples=~/x").stderr
+
+
+def test_verdicts_are_coloured_on_a_terminal_alone(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert on_a_terminal("serv").startswith("\x1b[31merror\x1b[0m: there is no command")
+    assert call("serv").stderr.startswith("error: ")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert on_a_terminal("serv").startswith("error: ")
+
+
+def on_a_terminal(*words):
+    """What a command shows on a terminal."""
+    main, other = os.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "iblip", *words], cwd=REPOSITORY, stderr=other, check=False
+    )
+    os.close(other)
+    try:
+        return os.read(main, 10_000).decode()
+    finally:
+        os.close(main)
+
+
 @pytest.fixture(scope="module")
 def client_only(tmp_path_factory):
     """The Python of an environment with nothing but what the client needs."""
     return environment_with(tmp_path_factory.mktemp("client"), "iblip")
+
+
+@pytest.mark.parametrize(
+    ("words", "statuses", "message"),
+    [
+        (["doctor"], {0, 1}, "not checked."),  # 1 where the machine has another problem
+        (["lint"], {1}, "Reading Triton's configs needs tritonclient"),
+        (["inspect"], {0}, "vision_encoder: fp32"),
+        (["inspect", "--digests"], {1}, "this needs onnx"),
+        (["prove", "--stage", "smoke", "--stage", "text"], {1}, "is not installed"),
+        (["serve", "--print-command"], {1}, "there is no Triton server"),
+    ],
+)
+def test_a_client_only_installation_says_what_it_can_of_a_build(
+    client_only, words, statuses, message, vicuna_build, tmp_path
+):
+    name, *options = words
+    record = ["--record", tmp_path / "record.jsonl"] if name == "prove" else []
+    done = subprocess.run(
+        [client_only, "-m", "iblip", name, vicuna_build, *options, *record],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in statuses, done.stderr
+    assert message in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -113,6 +113,7 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch)
 def test_a_client_can_be_pickled(kind):
     copy = pickle.loads(pickle.dumps(kind("host:1", timeout=3, model="m")))
     assert (copy.url, copy.timeout, copy.model) == ("host:1", Timeout(connect=3, total=3), "m")
+    assert repr(copy) == f"<{kind.__name__} of host:1>"
 
 
 class HangsUp(http.server.BaseHTTPRequestHandler):

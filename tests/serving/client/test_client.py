@@ -17,7 +17,7 @@ import iblip.serving.client
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, Timing
 from iblip.export.errors import ServingError
-from iblip.serving.client import errors
+from iblip.serving.client import Client, errors
 from iblip.serving.client.faults import error_from_status
 from iblip.serving.client.messages import (
     AnswerReader,
@@ -239,6 +239,25 @@ def test_a_ranking_needs_something_to_rank():
     assert ranking_options(["a", "b"], None).candidates == ("a", "b")
     with pytest.raises(errors.OptionError, match="candidates is empty; expected at least one text"):
         ranking_options([], None)
+    for other in (None, "red", 5):
+        with pytest.raises(errors.OptionError, match=r"^candidates is .*; expected a list of"):
+            ranking_options(other, None)
+
+
+def test_arguments_of_another_type_are_refused_by_name():
+    with Client("127.0.0.1:1") as client:
+        for arguments, message in (
+            ({"options": 5}, "options is 5; expected GenerationOptions, or a mapping"),
+            ({"options": "x"}, "options is 'x'; expected GenerationOptions, or a mapping"),
+            ({"compat": 5}, "compat is 5; expected text or None"),
+            ({"timeout": True}, "timeout is True; expected more than 0 seconds"),
+        ):
+            with pytest.raises(errors.OptionError, match=f"^{message}"):
+                client.ask("a.png", "?", **arguments)
+        with pytest.raises(errors.OptionError, match=r"^timeout is 'x'; expected more than 0"):
+            client.wait_until_ready("x")
+    with pytest.raises(errors.OptionError, match=r"^model is 5; expected text"):
+        Client(model=5)
 
 
 def test_a_server_of_another_wire_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import pickle
 import struct
 import zlib
 from urllib.parse import quote
@@ -15,8 +16,11 @@ import torch
 from PIL import Image, ImageOps
 
 from iblip.export.artifact.manifest import Preprocessing
-from iblip.export.errors import InputError
-from iblip.export.images import MAX_PIXELS, each_image, pixels_from_image
+from iblip.export.errors import InputError, OptionError
+from iblip.export.images import MAX_PIXELS, check_reading, each_image, pixels_from_image
+from iblip.serving.client import Client
+from iblip.serving.client.base import Asked
+from iblip.serving.wire.contract import ServerContract
 
 SMALL = Preprocessing(height=48, width=48, resample="BICUBIC")
 
@@ -119,6 +123,60 @@ def test_exif_orientation_is_applied(orientation):
     np.testing.assert_array_equal(pixels_from_image(data, SMALL), plain(seen))
 
 
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(picture(), "JPEG", exif=exif)
+
+
+SIXTEEN = Image.fromarray(np.linspace(0, 65535, 70 * 40).astype(np.uint16).reshape(40, 70))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        turned(),
+        encoded(with_alpha()),
+        encoded(transparent_palette()),
+        encoded(with_alpha().convert("LA")),
+        encoded(SIXTEEN),
+        encoded(SIXTEEN, "TIFF"),
+        encoded(Image.fromarray(np.linspace(-9, 400, 2800, dtype=np.float32)[None]), "TIFF"),
+    ],
+    ids=["exif", "alpha", "palette", "grey-alpha", "16-bit", "16-bit-tiff", "float"],
+)
+def test_lavis_reads_what_pillow_converts_and_no_more(data, request):
+    """LAVIS's examples: `Image.open(path).convert("RGB")`."""
+    opened = Image.open(io.BytesIO(data))
+    found = pixels_from_image(data, SMALL, "lavis")
+    np.testing.assert_array_equal(found, plain(opened))
+    np.testing.assert_array_equal(pixels_from_image(opened, SMALL, "lavis"), found)
+    if "float" in request.node.callspec.id:
+        return  # which is refused otherwise
+    assert (pixels_from_image(data, SMALL) != found).any()
+
+
+def test_an_unknown_way_to_read_images_is_told():
+    with pytest.raises(OptionError, match=r"preprocessing is 'lavs'; expected 'viewed' or 'lavis'"):
+        check_reading("lavs")
+    with pytest.raises(OptionError, match="preprocessing is 'hf'"):
+        Client(preprocessing="hf")
+
+
+def test_a_client_reads_images_as_it_was_told(make_build):
+    contract = ServerContract.from_manifest(make_build()[1])
+    data = turned()
+    question = Asked(
+        image=data, prompt="What?", options={}, compat=None, priority="interactive", timeout=None
+    )
+    wanted = pixels_from_image(data, contract.preprocessing, "lavis").tobytes()
+    assert wanted != pixels_from_image(data, contract.preprocessing).tobytes()
+    with Client(preprocessing="lavis") as client:
+        for one in (client, pickle.loads(pickle.dumps(client))):
+            request, _ = one._request(question, contract, stream=False)
+            assert request.raw_input_contents[0] == wanted
+
+
 def test_of_an_animation_the_first_frame_is_taken():
     first, second = picture(seed=1).quantize(32), picture(seed=2).quantize(32)
     data = encoded(first, "GIF", save_all=True, append_images=[second])
@@ -165,7 +223,7 @@ PNG = encoded(picture(200, 200))
         (np.zeros((8, 8, 4), np.uint8), r"shape \[8, 8, 4\]"),
         (np.zeros((1, 8, 8, 3), np.uint8), r"shape \[1, 8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), "is empty"),
-        (None, "an image cannot be a NoneType"),
+        (None, "an image cannot be None"),
         (io.StringIO("x"), 'is opened as text; open it with mode "rb"'),
         (io.BytesIO(), r"is empty: 0 bytes .*seek\(0\)"),
         ("data:image/png", "has no comma"),

@@ -147,6 +147,7 @@ def test_other_metadata_travels_too(servers):
     [
         ({"tls": "ca.pem"}, r"tls is 'ca.pem'; expected True, or TLS"),
         ({"token": "short"}, "the token has 5 characters"),
+        ({"metadata": 5}, "metadata is 5; expected a mapping of names to texts"),
         ({"metadata": {"X-Tenant": "a"}}, "has the name 'X-Tenant'; expected a-z"),
         ({"metadata": {"x-bin": "a"}}, "has the name 'x-bin'"),
         ({"metadata": {"x": "a\r\nb"}}, "'x' has a value that is not printable"),

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from checkpoints import DEMOS
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.system.installing import install_command
 from iblip.serving.cli import iblip
 from iblip.serving.lint.checking import lint
 from iblip.serving.lint.page import rules_page
@@ -49,7 +50,8 @@ def test_without_tritonclient_the_remedy_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tritonclient", None)
     done = CliRunner().invoke(iblip, ["lint", str(tmp_path)])
     assert done.exit_code == 1
-    assert "`pip install 'tritonclient[grpc]'`" in done.stderr
+    assert "tritonclient, which is not installed" in done.stderr
+    assert f"`{install_command('cpu')}`" in done.stderr
 
 
 def test_the_page_has_every_rule():

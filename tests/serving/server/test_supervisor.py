@@ -57,9 +57,46 @@ def test_progress_is_read_from_tritons_metrics(tmp_path):
     assert progress.to_do == {"vision_encoder": 2, "language_model": 5}
 
 
+@pytest.fixture
+def model_process(tmp_path):
+    """A process that runs a model named `vision`, as a child of this one."""
+    script = tmp_path / "vision" / "1" / "model.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import time\nprint(flush=True)\ntime.sleep(600)")
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        yield process
+        process.kill()
+
+
+def test_a_process_stands_still_whose_heartbeat_is_missed_twice(model_process, tmp_path):
+    heartbeat = tmp_path / str(model_process.pid)
+    vitals = Vitals(os.getpid(), tmp_path)
+    assert vitals.fault() is None  # it has shown none yet
+    for beats_again in (True, False):
+        heartbeat.touch()
+        os.utime(heartbeat, (time.time() - 60,) * 2)
+        assert vitals.fault() is None
+        if beats_again:  # the machine itself had stood still
+            heartbeat.touch()
+            assert vitals.fault() is None
+    fault = vitals.fault()
+    assert (fault.model, fault.reason) == (
+        "vision",
+        "the process of vision has stood still for 60 s",
+    )
+
+
+def test_a_process_that_has_died_is_named(model_process, tmp_path):
+    vitals = Vitals(os.getpid(), tmp_path)
+    model_process.kill()
+    model_process.wait()
+    assert vitals.fault().reason == "the process of vision has died"
+
+
 def test_waits_before_restarts_double_up_to_a_limit():
     policy = RestartPolicy()
-    assert [policy.wait_s(n) for n in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [policy.wait_s(n) for n in range(1, 8)] == [0, 1, 2, 4, 8, 16, 30]
     with pytest.raises(OptionError, match="limit of restarts is -1"):
         RestartPolicy(limit=-1)
 

@@ -13,6 +13,7 @@ from iblip.engines.language_model.types import Answer, TextDelta, Timing
 from iblip.export.errors import DeadlineError, EngineError, InputError, QueueFullError
 from iblip.serving.steps.answering import ENCODERS, Answering, CallerLimits
 from iblip.serving.steps.questions import Question
+from iblip.serving.steps.turns import take_turns
 
 LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory access ; GPU=0)")
 
@@ -207,11 +208,32 @@ def test_a_full_queue_refuses_before_an_image_is_encoded(answering):
     running = answering(*(FakeGeneration([answer("7")]) for _ in range(2)), encode=gate, queue=2)
     for reply in replies:
         running.answer(question(), reply)
+    assert replies[2].ended.wait(10)
     assert isinstance(replies[2].end, QueueFullError)
+    with pytest.raises(QueueFullError):
+        running.check_queue()
     gate.opened.set()
     assert all(reply.ended.wait(10) for reply in replies)
     assert [reply.end.text for reply in replies[:2]] == ["7", "7"]
     assert gate.count == 2
+
+
+def test_a_refusal_that_triton_takes_its_time_for_keeps_no_request_waiting(answering):
+    taken = threading.Event()
+
+    class Slow(FakeReply):
+        def fail(self, error):
+            assert taken.wait(10)
+            super().fail(error)
+
+    slow, next_one = Slow(), FakeReply()
+    running = answering(FakeGeneration([answer("7")]))
+    running.refuse(slow, InputError("the prompt is empty"))
+    running.answer(question(), next_one)
+    assert next_one.ended.wait(10)
+    assert not slow.ended.is_set()
+    taken.set()
+    assert slow.ended.wait(10)
 
 
 def test_images_of_callers_who_have_gone_are_not_encoded(answering):
@@ -322,6 +344,14 @@ def test_nothing_is_asked_of_a_reply_after_its_end(answering):
         running.answer(question(), reply)
     assert all(reply.ended.wait(10) for reply in replies)
     assert not any(reply.asked_late for reply in replies)
+
+
+def test_callers_are_asked_after_in_turns_however_many_there_are():
+    waiting = dict.fromkeys(range(250))
+    looks = [take_turns(waiting, 0.4) for _ in range(7)]
+    assert [len(look) for look in looks] == [40] * 7
+    assert [one for look in looks for one in look][:250] == list(range(250))
+    assert take_turns({"one": None}, 0.4) == ["one"]
 
 
 def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(answering):

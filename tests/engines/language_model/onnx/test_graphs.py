@@ -27,7 +27,7 @@ from iblip.engines.text.tokens import load_tokenizer
 from iblip.engines.types import PromptIds
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
-from iblip.export.errors import BuildDirectoryError, EngineError
+from iblip.export.errors import BuildDirectoryError, EngineError, InputError
 from iblip.export.verification.loading import load_model
 
 Build = Callable[..., Path]
@@ -534,3 +534,78 @@ def test_an_engine_of_another_kind_is_refused(random_build: Build, tmp_path: Pat
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(BuildDirectoryError, match="has no language_model"):
         open_engine(tmp_path, Manifest.read(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["t5"], indirect=True)
+def test_t5_reads_prompts_longer_than_those_of_its_training(
+    kind: str, random_build: Build, whole: Any
+) -> None:
+    """Its positions are relative: transformers reads them, and a build that is told to."""
+    directory = random_build(kind)
+    manifest = Manifest.read(directory)
+    prompt = "What colour is the 3? " * 60
+    request = GenerationRequest(
+        prompt=prompt, visual_prompt=visual(0), options=GenerationOptions(max_new_tokens=20)
+    )
+    with (
+        open_engine(directory, manifest, threads=1) as usual,
+        pytest.raises(InputError, match=r"at most 507 fit.*`--max-length` of `iblip build`"),
+    ):
+        usual.submit(request)
+    limits = EngineLimits(positions=1024)
+    ids = PromptTokenizer.from_build(directory, manifest, max_length=1024)(prompt).ids
+    assert 700 < len(ids) < 1000
+    embeds = whole.get_input_embeddings()(torch.tensor([ids]))
+    embeds = torch.cat([torch.from_numpy(visual(0)), embeds], dim=1)
+    wanted = whole.language_model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=20,
+    )[0, 1:].tolist()
+    with open_engine(directory, manifest, threads=1, limits=limits) as engine:
+        answer = engine.submit(request).result()
+    ends = manifest.language_model.eos_token_ids
+    assert list(answer.token_ids) == [token for token in wanted if token not in ends]
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"], indirect=True)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=str)
+def test_the_token_that_an_original_begins_with_is_penalised(
+    kind: str, random_build: Build, whole: Any, options: dict[str, Any]
+) -> None:
+    """`generate` given ids of that token alone beside the embeddings, as transformers 4.33 makes
+    them: its repetition penalty sees the token and the answer."""
+    directory = random_build(kind)
+    manifest = Manifest.read(directory)
+    facts = manifest.language_model
+    prompt = "What colour is the 3?"
+    ids = PromptTokenizer.from_build(directory, manifest)(prompt).ids
+    embeds = whole.get_input_embeddings()(torch.tensor([ids]))
+    embeds = torch.cat([torch.from_numpy(visual(0)), embeds], dim=1)
+    settings = {"repetition_penalty": 1.5, "max_new_tokens": 12, **options}
+
+    def generate(**inputs: Any) -> list[int]:
+        ids: list[int] = whole.language_model.generate(
+            **inputs,
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
+            do_sample=False,
+            eos_token_id=list(facts.eos_token_ids),
+            **settings,
+        )[0].tolist()
+        return ids
+
+    first = generate()[0]
+    wanted = generate(input_ids=torch.tensor([[first]]))[1:]
+    assert wanted != generate()
+    found = {}
+    for start in (None, first):
+        changed = replace(manifest, language_model=replace(facts, start_token_id=start))
+        with open_engine(directory, changed, threads=1) as engine:
+            chosen = GenerationOptions(penalty_scope="answer", **settings)
+            request = GenerationRequest(prompt=prompt, visual_prompt=visual(0), options=chosen)
+            found[start] = list(engine.submit(request).result().token_ids)
+    ends = facts.eos_token_ids
+    assert found[first] == [token for token in wanted if token not in ends]
+    assert found[None] == [token for token in generate() if token not in ends]

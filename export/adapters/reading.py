@@ -1,0 +1,111 @@
+"""`--adapter DIR` and `--adapter ORG/NAME[@REV]`: an adapter of peft, without reading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from iblip.export.adapters.config import LoraConfig
+from iblip.export.checkpoint.directory import (
+    ADAPTER_CONFIG,
+    ADAPTER_FORMS,
+    refuse_irregular_files,
+    tensors_of_forms,
+)
+from iblip.export.checkpoint.source import AdapterName
+from iblip.export.errors import OptionError
+from iblip.export.progress import Progress
+from iblip.export.weights.weight import Weight
+
+TOKENIZERS: Mapping[str, str] = {"tokenizer": ".", "qformer_tokenizer": "qformer_tokenizer"}
+"""Folder in an adapter's directory of each tokenizer that it may have, by the processor's name."""
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files of which any tokenizer has one."""
+
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+"""Files that it may have beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter of peft.
+
+    Attributes:
+        name: opens the same adapter again, from any directory.
+        directory: absolute path.
+        config: what its config says.
+        tensors: by their names in its file.
+    """
+
+    name: AdapterName
+    directory: Path
+    config: LoraConfig
+    tensors: Mapping[str, Weight]
+
+    @cached_property
+    def tokenizers(self) -> Mapping[str, Path]:
+        """Directory of each tokenizer that it has, by the processor's name for it."""
+        folders = {name: self.directory / folder for name, folder in TOKENIZERS.items()}
+        return {
+            name: folder
+            for name, folder in folders.items()
+            if any((folder / file).exists() for file in VOCABULARIES)
+        }
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Every file that a build follows from: config, weights, tokenizers."""
+        weights = {source.file for tensor in self.tensors.values() for source in tensor.sources}
+        texts = [
+            folder / name
+            for folder in self.tokenizers.values()
+            for name in (*VOCABULARIES, *SETTINGS)
+            if (folder / name).exists()
+        ]
+        return [self.directory / ADAPTER_CONFIG, *sorted(weights), *texts]
+
+
+def adapter_from_name(name: AdapterName, progress: Progress, *, weights: bool = True) -> Adapter:
+    """Opens an adapter. No weight is read.
+
+    Args:
+        name: of the adapter.
+        progress: reports a download.
+        weights: whether an adapter of the hub is downloaded. Otherwise only the headers of its
+            safetensors files are, and its files may not be there yet.
+
+    Raises:
+        OptionError: there is no such directory.
+        CheckpointError: it is not of LoRA, has an option that is not supported, or cannot be read
+            or downloaded.
+    """
+    if not name.is_on_hub:
+        directory = Path(name.place).absolute()
+        if not directory.is_dir():
+            raise OptionError(
+                f"there is no adapter directory {directory}. Give --adapter a directory that peft's"
+                " `save_pretrained` wrote (with adapter_config.json and weights), or an adapter of"
+                " the hub (ORG/NAME or ORG/NAME@REVISION)."
+            )
+        refuse_irregular_files(directory)
+        return Adapter(
+            name=AdapterName(place=str(directory)),
+            directory=directory,
+            config=LoraConfig.read(directory),
+            tensors=tensors_of_forms(directory, ADAPTER_FORMS),
+        )
+    from iblip.export.checkpoint.hub import ADAPTER, directory_from_hub
+
+    snapshot = directory_from_hub(
+        name.place, name.revision, progress, weights=weights, contents=ADAPTER
+    )
+    config = LoraConfig.read(snapshot.directory)  # before what else may be missing
+    return Adapter(
+        name=AdapterName(place=name.place, revision=snapshot.commit),
+        directory=snapshot.directory,
+        config=config,
+        tensors=tensors_of_forms(snapshot.directory, ADAPTER_FORMS, snapshot.pieces),
+    )
