@@ -81,7 +81,7 @@ def _load(model: Any, adapter: Adapter) -> Any:
         if any(own != new for own, new in moved.items()):
             directory = Path(scratch)
             _write_moved(adapter, moved, directory)
-        config = PeftConfig.from_pretrained(directory)
+        config = PeftConfig.from_pretrained(str(directory))
         config.task_type = None  # which would choose a class with a head of its own
         return PeftModel.from_pretrained(model, directory, config=config)
 
