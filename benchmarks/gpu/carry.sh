@@ -10,9 +10,11 @@ ASIDE=.kit/aside
 
 restore() {
   for folder in "$ASIDE"/*/; do
-    [ -e "$folder/model.safetensors" ] || continue
-    mv "$folder/model.safetensors" "checkpoints/$(basename "$folder")/model.safetensors"
-    rmdir "$folder"
+    for file in "$folder"/*.safetensors; do
+      [ -e "$file" ] || continue
+      mv "$file" "checkpoints/$(basename "$folder")/"
+    done
+    rmdir "$folder" 2>/dev/null || true
   done
 }
 
@@ -27,8 +29,8 @@ trap end EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-for file in checkpoints/*/model.safetensors; do
-  [ -e "$file" ] || continue
+for file in checkpoints/*/*.safetensors; do
+  [ -e "$file" ] && [ ! -L "$file" ] || continue
   folder=$ASIDE/$(basename "$(dirname "$file")")
   mkdir -p "$folder"
   mv "$file" "$folder/"

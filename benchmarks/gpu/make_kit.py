@@ -43,7 +43,7 @@ SPARE = 512 << 10
 LEAST = 4_000_000
 """Bytes of the smallest build, about."""
 
-WEIGHTS = "checkpoints/*/model.safetensors"
+WEIGHTS = "checkpoints/*/*.safetensors"
 """Tracked files that stay behind: `carry.sh` has the same pattern."""
 
 PYTHON = "3.12"

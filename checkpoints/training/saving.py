@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Blip2Processor,
     BlipImageProcessorPil,
@@ -16,6 +17,7 @@ from transformers import (
     InstructBlipProcessor,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .architecture import QUERIES
 from .loop import MEAN, STD
@@ -66,14 +68,35 @@ def _save_whole(
     """A model that transformers has a class for."""
     model.generation_config = _generation(model.config.text_config)
     deepcopy(model).to(dtype).save_pretrained(directory)
+    plain = model.config.model_type == "blip-2"
+    if plain:
+        _put_vision_apart(directory)
     pixels = _image_processor()
     pixels.save_pretrained(directory)  # preprocessor_config.json, which older readers want
-    plain = model.config.model_type == "blip-2"
     tokenizers = [language] if plain else [language, qformer]
     processor: Any = Blip2Processor if plain else InstructBlipProcessor
     processor(pixels, *tokenizers, QUERIES).save_pretrained(directory)
     if not model.config.use_decoder_only_language_model:
         _say_untied(directory / "config.json")
+
+
+def _put_vision_apart(directory: Path) -> None:
+    """Split `model.safetensors` in two, as transformers does: the vision encoder, and the rest.
+
+    The BLIP-2 demos have one vision encoder, which is frozen in their training: in the repository
+    the first file of one is a link to the other's.
+    """
+    whole = directory / SAFE_WEIGHTS_NAME
+    tensors = load_file(whole)
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    files = {name: names[not name.startswith("vision_model.")] for name in sorted(tensors)}
+    for file in names:
+        part = {name: tensor for name, tensor in tensors.items() if files[name] == file}
+        save_file(part, directory / file, metadata={"format": "pt"})
+    size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": files}
+    (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, separators=(",", ":")))
+    whole.unlink()
 
 
 def _save_parts(
