@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -36,7 +37,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     """A function that raises `OptionError` where an argument has another type than it expects.
 
     Arguments are checked whose annotation is one of `WORDS`, or a union of some of them; so are the
-    keywords of an `Unpack[...]`. numpy's numbers are numbers, and `bool` is none.
+    keywords of an `Unpack[...]`. numpy's numbers are numbers, and `bool` is none. Annotations that
+    only type checkers can read are passed over.
     """
     signature = inspect.signature(function)
 
@@ -74,7 +76,11 @@ def _is_union(annotation: Any) -> bool:
 
 @functools.cache
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    hints = get_type_hints(function)
+    hints: dict[str, Any] = {}
+    for name, annotation in function.__annotations__.items():
+        one = types.SimpleNamespace(__annotations__={name: annotation})
+        with contextlib.suppress(NameError):  # imported where `TYPE_CHECKING` is true
+            hints |= get_type_hints(one, function.__globals__)
     for name in [name for name, hint in hints.items() if str(get_origin(hint)) == "typing.Unpack"]:
         hints |= get_type_hints(get_args(hints.pop(name))[0])
     return hints

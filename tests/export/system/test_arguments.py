@@ -25,6 +25,7 @@ def function(
     verify: bool = True,
     token: str | None = None,
     anything: "list[int] | int" = 3,
+    client: "OnlyForTypeCheckers | None" = None,  # noqa: F821
     **others: Unpack[Keywords],
 ) -> str:
     """Its own words."""

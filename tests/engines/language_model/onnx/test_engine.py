@@ -71,7 +71,8 @@ def test_no_delta_is_empty_and_characters_are_whole(
 def test_an_answer_ends_at_its_length(
     engine: Make, scripted: Make, ask: Make, options: Any, changes: Any, length: int
 ) -> None:
-    answer = engine(scripted("x" * 100), **changes).submit(ask(**options)).result()
+    model = scripted("x" * 100, positions=changes.get("max_length", 10_000))  # as a graph's are
+    answer = engine(model, **changes).submit(ask(**options)).result()
     assert answer.text == "x" * length
     assert answer.finish_reason == "length"
     assert answer.completion_tokens == length
