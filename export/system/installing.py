@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from iblip.export.errors import IblipError
@@ -40,6 +41,15 @@ EXTRAS: Mapping[str, str] = {
 
 class MissingPackageError(IblipError):
     """A package that the command needs is not installed."""
+
+
+def check_peft() -> None:
+    """Raises MissingPackageError without peft, which is run as the reference of adapters."""
+    if find_spec("peft") is None:
+        raise MissingPackageError(
+            "a build with --adapter is compared with transformers and peft, and peft is not"
+            " installed. Run `pip install peft`, or build with --no-verify."
+        )
 
 
 def install_command(extra: str = "") -> str:

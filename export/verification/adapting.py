@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +17,11 @@ import torch
 from iblip.export.adapters.adapted import Adapted
 from iblip.export.adapters.names import find_name, part_from_name
 from iblip.export.adapters.reading import Adapter
-from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.directory import ADAPTER_CONFIG, object_from_json
-from iblip.export.system.installing import MissingPackageError
+from iblip.export.system.installing import check_peft
 
 if TYPE_CHECKING:
     from iblip.export.weights.weight import Weight
-
-
-def check_peft(checkpoint: Checkpoint) -> None:
-    """Raises MissingPackageError if the reference of `checkpoint` needs peft, and there is none."""
-    if isinstance(checkpoint, Adapted) and find_spec("peft") is None:
-        raise MissingPackageError(
-            "a build with --adapter is compared with transformers and peft, and peft is not"
-            " installed. Run `pip install peft`, or build with --no-verify."
-        )
 
 
 def with_adapters(model: Any, checkpoint: Adapted) -> Any:
@@ -46,7 +35,7 @@ def with_adapters(model: Any, checkpoint: Adapted) -> Any:
     Raises:
         MissingPackageError: peft is not installed.
     """
-    check_peft(checkpoint)
+    check_peft()
     text = checkpoint.config.text_config
     if text.vocab_size != checkpoint.base.config.text_config.vocab_size:
         model.language_model.resize_token_embeddings(text.vocab_size, mean_resizing=False)
@@ -91,7 +80,7 @@ def _moved(own: str, known: set[str]) -> str:
     trained = part_from_name(own).module
     name = find_name(trained, known)
     behind = own.rpartition(f"{trained}.")[2]
-    return own if name in (None, trained) else f"base_model.model.{name}.{behind}"
+    return own if name is None else f"base_model.model.{name}.{behind}"
 
 
 def _write_moved(adapter: Adapter, moved: Mapping[str, str], directory: Path) -> None:

@@ -23,7 +23,7 @@ from iblip.export.opening import check_source, checkpoint_from_source
 from iblip.export.precision import COMPONENTS, PrecisionPolicy
 from iblip.export.progress import Progress
 from iblip.export.quantisation.options import Quantisation, quantisations
-from iblip.export.verification.adapting import check_peft
+from iblip.export.system.installing import check_peft
 from iblip.serving.builder.options import LLM_ENGINES, BuildOptions, LimitOptions
 from iblip.serving.builder.settled import SettledBuild
 
@@ -78,9 +78,9 @@ def settle(options: BuildOptions, progress: Progress) -> SettledBuild:
     check_native(engine.kind, backend, options.policy)
     if remark := remark_on_native(engine.kind, backend):
         progress.note(remark)
+    if options.verification is not None and options.source.adapters:
+        check_peft()
     checkpoint = checkpoint_from_source(options.source, progress, weights=False)
-    if options.verification is not None:
-        check_peft(checkpoint)
     _check_questions(options, checkpoint, quantised)
     progress.note(f"checkpoint: {checkpoint.directory} ({checkpoint.family.name})")
     if checkpoint.synthetic:

@@ -22,8 +22,8 @@ from iblip.export.messages import did_you_mean
 from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.precision import DTYPES, PrecisionPolicy
 from iblip.export.progress import Progress
+from iblip.export.system.installing import check_peft
 from iblip.export.system.paths import settle_paths
-from iblip.export.verification.adapting import check_peft
 from iblip.export.verification.choosing import ReferenceChoice, choose_reference
 from iblip.serving.parity.report import BuildReport, Report, StageReport, engines_left_out
 from iblip.serving.parity.samples import samples_of
@@ -88,8 +88,8 @@ def parity_report(
     checkpoint = checkpoint_from_source(source, progress)
     _check_builds(directories, manifests, checkpoint, progress)
     choice = choose_reference(checkpoint, options.reference)
-    if not choice.streamed:
-        check_peft(checkpoint)
+    if source.adapters and not choice.streamed:
+        check_peft()
     examples = _choose_examples(checkpoint, options, progress, streamed=choice.streamed)
     original = Original(checkpoint, examples, progress, choice, options.limit)
     labels = _labels(directories, manifests)

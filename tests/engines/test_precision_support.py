@@ -132,6 +132,7 @@ def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
 
 def test_a_build_is_refused_before_anything_is_read(tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
+    (tmp_path / "config.json").write_text("it is not read")
     arguments = ["build", "--model", str(tmp_path), "--precision", "int8"]
     arguments += ["--engine", "tensorrt-rtx"]
     result = CliRunner().invoke(export, [*arguments, "--target", "sm89"], prog_name="export")
@@ -141,6 +142,7 @@ def test_a_build_is_refused_before_anything_is_read(tmp_path):
 
 def test_a_build_for_a_gpu_here_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx_bindings")
+    (tmp_path / "config.json").write_text("it is not read")
     machine(monkeypatch, "sm86")
     monkeypatch.setattr("iblip.engines.tensorrt.libraries.has_nvidia_gpu", lambda: True)
     arguments = ["build", "--model", str(tmp_path), "--precision", "fp8"]

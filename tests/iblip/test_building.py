@@ -183,18 +183,20 @@ def test_other_libraries_are_as_they_were(build, small):
 
 WITHOUT = """\
 import iblip
-for call in (iblip.build, iblip.verify, iblip.load):
+build, checkpoint = sys.argv[1:]
+for call, directory in ((iblip.build, checkpoint), (iblip.verify, build), (iblip.load, build)):
     try:
-        call(*sys.argv[1:])
+        call(directory)
     except iblip.IblipError as error:
         print(error)
 """
 
 
-def test_a_client_alone_says_what_is_missing(build, few_packages):
+def test_a_client_alone_says_what_is_missing(build, few_packages, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     python = few_packages("iblip")
     done = subprocess.run(
-        [python, "-c", f"import sys\n{WITHOUT}", build[0]],
+        [python, "-c", f"import sys\n{WITHOUT}", build[0], tmp_path],
         capture_output=True,
         text=True,
         check=True,

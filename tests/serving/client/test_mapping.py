@@ -255,7 +255,7 @@ def test_a_concurrency_out_of_range_is_refused_at_once(run, concurrency):
 @pytest.mark.parametrize("rows", ["a.png", {"image": "a"}, 3, None])
 @both
 def test_what_is_no_list_of_rows_is_refused_at_once(run, rows):
-    with pytest.raises(InputError, match=r"rows is a .*expected an iterable of "):
+    with pytest.raises(InputError, match=r"rows is .*; expected an iterable of "):
         run(rows)
 
 
