@@ -119,9 +119,9 @@ from pathlib import Path
 import numpy as np
 from iblip.engines.cuda.errors import find_fatal
 from iblip.engines.language_model.opening import open_engine
-from iblip.engines.language_model.types import GenerationRequest
 from iblip.export.artifact.manifest import Manifest
 from iblip.serving.steps.answering import Answering
+from iblip.serving.steps.questions import Question
 from tests.cuda_stub import counting
 
 def tell(text):  # in one piece: several threads tell
@@ -138,10 +138,11 @@ build = Path(sys.argv[1])
 manifest = Manifest.read(build)
 facts = manifest.language_model
 prompt = np.zeros((1, facts.num_query_tokens, facts.hidden_size), np.float32)
-answering = Answering(open_engine(build, manifest, threads=1))
+answering = Answering(open_engine(build, manifest, threads=1), lambda question: prompt)
+question = Question(prompt="What?", pixels=np.zeros((1, 4, 4, 3), np.uint8))
 with counting.settings(fail_after=1, fail_with=700):  # where text is embedded
     for _ in range(3):
-        answering.answer(GenerationRequest(prompt="What?", visual_prompt=prompt), Reply())
+        answering.answer(question, Reply())
     threading.Event().wait(60)
 """
 
