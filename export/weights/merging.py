@@ -28,26 +28,14 @@ BLOCK = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merged:
-    """A `Weight`: `source + scale * up @ down`, computed in float32, a block of rows at a time.
-
-    `merge_low_rank` makes it, and checks the shapes.
+class _Sum:
+    """What a weight and something added to it have in common.
 
     Attributes:
-        source: the weight `[out, in]`, or of more axes, such as a convolution's.
-        up, down: `[out, rank]` and `[rank, in]`, or of more axes in the same order.
-        scale: factor of the product.
-        transposed: whether the weight is stored as `[in, out]`, as a table of embeddings is.
-        magnitude: of DoRA (arXiv 2402.09353, equation 5), `[out]`: the length that the merged
-            weights of each output are scaled to. `None` leaves it.
+        source: the weight.
     """
 
     source: Weight
-    up: Weight
-    down: Weight
-    scale: float
-    transposed: bool = False
-    magnitude: Weight | None = None
 
     @property
     def name(self) -> str:
@@ -63,6 +51,28 @@ class Merged:
     def shape(self) -> tuple[int, ...]:
         """Shape of the source tensor."""
         return self.source.shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged(_Sum):
+    """A `Weight`: `source + scale * up @ down`, computed in float32, a block of rows at a time.
+
+    `merge_low_rank` makes it, and checks the shapes.
+
+    Attributes:
+        source: the weight `[out, in]`, or of more axes, such as a convolution's.
+        up, down: `[out, rank]` and `[rank, in]`, or of more axes in the same order.
+        scale: factor of the product.
+        transposed: whether the weight is stored as `[in, out]`, as a table of embeddings is.
+        magnitude: of DoRA (arXiv 2402.09353, equation 5), `[out]`: the length that the merged
+            weights of each output are scaled to. `None` leaves it.
+    """
+
+    up: Weight
+    down: Weight
+    scale: float
+    transposed: bool = False
+    magnitude: Weight | None = None
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
@@ -208,27 +218,11 @@ def _floats(weight: Weight) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Added:
+class Added(_Sum):
     """A `Weight`: `source + scale * other`, of one shape, computed whole in float32: a bias."""
 
-    source: Weight
     other: Weight
     scale: float
-
-    @property
-    def name(self) -> str:
-        """Name of the source tensor."""
-        return self.source.name
-
-    @property
-    def dtype(self) -> str:
-        """Always float32, in which the sum is computed."""
-        return "float32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source tensor."""
-        return self.source.shape
 
     @property
     def sources(self) -> tuple[SourceTensor, ...]:
