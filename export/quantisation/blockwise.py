@@ -294,8 +294,9 @@ def quantise_matmul(
         part = declare(model, name, recipes[name], ir_dtype)
         if kind is Scales and matmul.cast is not None:  # other graphs have them as they are
             nodes.append(ir.node("Cast", [part], {"to": matmul.cast.value}))
-            part = nodes[-1].outputs[0]
-            part.name = f"{name}.{matmul.cast.name.lower()}"
+            (cast,) = nodes[-1].outputs
+            cast.name = f"{name}.{matmul.cast.name.lower()}"
+            cast.shape, cast.dtype, part = part.shape, matmul.cast, cast
         inputs.append(part)
     if matmul.bias is not None:
         inputs += [None] * (5 - len(inputs)) + [matmul.bias]
