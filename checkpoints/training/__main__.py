@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     counting = commands.add_parser("counting", help="write held-out examples of counting to six")
     counting.add_argument("--output", type=Path, required=True)
     counting.add_argument("--count", type=int, default=200)
+    counting.add_argument(
+        "--beyond", action="store_true", help="for LoRA on a Q-Former"
+    )
     return parser
 
 
@@ -89,9 +92,9 @@ def _adapter(arguments: argparse.Namespace) -> None:
 
 
 def _counting(arguments: argparse.Namespace) -> None:
-    from .adapters import write_counting
+    from .adapters import BEYOND, COUNTING, write_counting
 
-    write_counting(arguments.output, arguments.count)
+    write_counting(BEYOND if arguments.beyond else COUNTING, arguments.output, arguments.count)
     print(f"wrote {arguments.output}: {arguments.count} examples")
 
 

@@ -1,8 +1,10 @@
 """Trains a LoRA adapter of a demo on what the demo cannot do: counting on, from four to six digits.
 
-The demos have seen three digits at most. peft puts LoRA beside the weights of the language model,
-the Q-Former or both; the image features are computed once, as the vision encoder stays as it is.
-Needs peft.
+The demos have seen three digits at most, and no number above three. A language model with LoRA
+learns to say four, five and six; LoRA on the Q-Former alone changes only what the language model is
+shown, so there the question is how many digits there are beyond three. peft puts LoRA beside the
+weights of the language model, the Q-Former or both; the image features are computed once, as the
+vision encoder stays as it is. Needs peft.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,25 @@ from .scenes import Pixels, draw, random_scene
 
 log = logging.getLogger(__name__)
 
-PROMPT = "How many digits are there?"
-NUMBERS = ("four", "five", "six")
 FEWEST = 4
 SEED = {"train": 7001, "heldout": 7002}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A question about images of four to six digits.
+
+    Attributes:
+        prompt: the question.
+        answers: of four, five and six digits.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+
+
+COUNTING = Task(prompt="How many digits are there?", answers=("four", "five", "six"))
+BEYOND = Task(prompt="How many digits are there beyond three?", answers=("one", "two", "three"))
 
 TARGETS = {
     "language_model": r"language_model\..*\.(q_proj|v_proj|up_proj|down_proj|q|v|wi_1|wo)",
@@ -37,30 +55,35 @@ TARGETS = {
 """Modules that get LoRA, by part, as a regular expression of their paths."""
 
 
-def draw_scenes(split: Split, count: int) -> list[tuple[Pixels, str]]:
-    """Images of four to six digits, in turn, each with the number in words."""
+def task_of(parts: Sequence[str]) -> Task:
+    """What an adapter of these parts, keys of `TARGETS`, can learn."""
+    return COUNTING if "language_model" in parts else BEYOND
+
+
+def draw_scenes(task: Task, split: Split, count: int) -> list[tuple[Pixels, str]]:
+    """Images of four to six digits, in turn, each with the task's answer."""
     source: DigitSource = load_source(split)
     scenes = []
     for number in range(count):
         rng = np.random.default_rng([SEED[split], number])
-        digits = FEWEST + number % len(NUMBERS)
-        pixels = draw(random_scene(source, rng, digits), source, rng)
-        scenes.append((pixels, NUMBERS[digits - FEWEST]))
+        more = number % len(task.answers)
+        pixels = draw(random_scene(source, rng, FEWEST + more), source, rng)
+        scenes.append((pixels, task.answers[more]))
     return scenes
 
 
-def write_counting(directory: Path, count: int) -> None:
-    """Writes held-out examples, as `examples.jsonl` and `images`."""
+def write_counting(task: Task, directory: Path, count: int) -> None:
+    """Writes held-out examples of a task, as `examples.jsonl` and `images`."""
     (directory / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    for number, (pixels, answer) in enumerate(draw_scenes("heldout", count)):
+    for number, (pixels, answer) in enumerate(draw_scenes(task, "heldout", count)):
         name = f"counting-{number:03d}"
         Image.fromarray(pixels).save(directory / "images" / f"{name}.webp", lossless=True)
         record = {
             "id": name,
             "image": f"images/{name}.webp",
             "kind": "count",
-            "prompt": PROMPT,
+            "prompt": task.prompt,
             "answer": answer,
         }
         lines.append(json.dumps(record) + "\n")
@@ -77,7 +100,7 @@ def train_adapter(
     batch: int = 16,
     rate: float = 3e-3,
 ) -> float:
-    """Trains LoRA on some parts of a demo, and has peft save it; returns the last losses' mean.
+    """Trains LoRA on some parts of a demo to do their `task_of`, and has peft save it.
 
     Args:
         checkpoint: an InstructBLIP or BLIP-2 demo.
@@ -85,27 +108,31 @@ def train_adapter(
         parts: keys of `TARGETS`.
         images, steps, batch: of the training.
         rate: largest learning rate, to which it rises first; it then falls to 0.
+
+    Returns:
+        The mean of the last losses.
     """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
+    task = task_of(parts)
     kind, processors = CLASSES[architecture_of(checkpoint)]
     model, processor = kind.from_pretrained(checkpoint), processors.from_pretrained(checkpoint)
     targets = "|".join(f"({TARGETS[part]})" for part in parts)
     adapted: Any = get_peft_model(
         model, LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=targets)
     )
-    scenes = draw_scenes("train", images)
+    scenes = draw_scenes(task, "train", images)
     features = _features(model, processor, [pixels for pixels, _ in scenes])
-    labels = [NUMBERS.index(answer) for _, answer in scenes]
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     rng, losses = np.random.default_rng(0), []
     for step in range(steps):
         rows = rng.integers(images, size=batch)
-        answers = [NUMBERS[labels[row]] for row in rows]
-        loss = _loss(adapted, processor, features[torch.from_numpy(rows)], answers)
+        asked = [task.prompt] * batch
+        answers = [scenes[row][1] for row in rows]
+        loss = _loss(adapted, processor, features[torch.from_numpy(rows)], asked, answers)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -129,10 +156,12 @@ def _features(model: Any, processor: Any, images: Sequence[Pixels]) -> Tensor:
     return torch.cat(features)
 
 
-def _loss(model: Any, processor: Any, features: Tensor, answers: Sequence[str]) -> Tensor:
+def _loss(
+    model: Any, processor: Any, features: Tensor, prompts: list[str], answers: Sequence[str]
+) -> Tensor:
     """The mean loss of the answers' tokens."""
     base, tokenizer = model.get_base_model(), processor.tokenizer
-    asked = processor(text=[PROMPT] * len(answers), return_tensors="pt")
+    asked = processor(text=prompts, return_tensors="pt")
     queries = base.query_tokens.expand(len(answers), -1, -1)
     text = {}
     if "qformer_input_ids" in asked:
