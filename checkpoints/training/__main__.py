@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     counting = commands.add_parser("counting", help="write held-out examples of counting to six")
     counting.add_argument("--output", type=Path, required=True)
     counting.add_argument("--count", type=int, default=200)
-    counting.add_argument(
-        "--beyond", action="store_true", help="for LoRA on a Q-Former"
-    )
+    counting.add_argument("--beyond", action="store_true", help="for LoRA on a Q-Former")
     return parser
 
 
