@@ -23,7 +23,7 @@ from iblip.export.weights.weight import SourceTensor, Weight
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 2**24
+BLOCK = 2**22
 """Bytes of float32 that are merged at once, where a row is not longer."""
 
 
