@@ -121,16 +121,16 @@ class Original:
         ]
 
     @torch.no_grad()
-    def batch(
+    def generate(
         self, files: Sequence[Path], prompts: Sequence[str], num_beams: int, limit: int
-    ) -> list[str]:
+    ) -> torch.Tensor:
         rows = [self.segments(prompt) for prompt in prompts]
         before, after = (
             self.llama.model.embed_tokens(torch.tensor([row[at] for row in rows])) for at in (0, 1)
         )
         embeds = torch.cat([before, self.encode_img(files), after], dim=1)
         criteria = [Ends(self.tokenizer, stop) for stop in self.config["stop"]]
-        made = self.llama.generate(
+        made: torch.Tensor = self.llama.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
             max_new_tokens=limit,
@@ -141,7 +141,13 @@ class Original:
             eos_token_id=self.eos,
             pad_token_id=self.eos,
         )
-        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+        return made
+
+    def batch(
+        self, files: Sequence[Path], prompts: Sequence[str], num_beams: int, limit: int
+    ) -> list[str]:
+        made = self.generate(files, prompts, num_beams, limit)
+        texts: list[str] = self.tokenizer.batch_decode(made, skip_special_tokens=True)
         for stop in self.config["stop"]:
             texts = [text.split(stop)[0] for text in texts]
         return texts
@@ -297,15 +303,18 @@ def test_minigpt_v2_says_what_its_original_does(
     (tmp_path / "config.json").write_text(json.dumps(config))
     parts = {**pair.parts, "config": tmp_path / "config.json"}
     source = ModelSource(model="minigpt4:minigptv2", parts=parts)
-    options = BuildOptions(source=source, output=tmp_path / "build", verification=None)
-    build_directory = build(options)
-    manifest = Manifest.read(build_directory)
+    output = tmp_path / "build"
+    directory = build(BuildOptions(source=source, output=output, verification=None))
 
-    asked = [replace(example, prompt=f"[vqa] {example.prompt}") for example in few]
-    tokenizer = build_directory / "text" / "tokenizer.json"
-    original = OriginalV2(pair.directory, lora, 96, tokenizer)
-    wanted = original.answers(asked, num_beams=1, limit=12)
-    assert len(set(wanted)) > 1
-    assert said(build_directory, manifest, asked, num_beams=1, limit=12) == wanted
-    without = OriginalV2(pair.directory, {}, 96, tokenizer)
-    assert without.answers(asked, num_beams=1, limit=12) != wanted
+    def tokens(original: Original) -> list[list[int]]:
+        made = (original.generate([e.image], [f"[vqa] {e.prompt}"], 1, 12)[0] for e in few)
+        return [[token for token in row.tolist() if token != original.eos] for row in made]
+
+    tokenizer = directory / "text" / "tokenizer.json"
+    wanted = tokens(OriginalV2(pair.directory, lora, 96, tokenizer))
+    assert wanted[0] not in wanted[1:]
+    assert tokens(OriginalV2(pair.directory, {}, 96, tokenizer)) != wanted
+    with Pipeline(directory, threads=1) as pipeline:
+        options = GenerationOptions(max_new_tokens=12)
+        found = [pipeline.answer(e.image, f"[vqa] {e.prompt}", options).token_ids for e in few]
+    assert [list(ids) for ids in found] == wanted
