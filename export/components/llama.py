@@ -89,9 +89,9 @@ def fuse(model: Any) -> Sequence[torch.Tensor]:
     shape, rotary = CacheShape.from_config(model.config), model.model.rotary_emb
     rotates = shape.head_dim % 16 == 0
     for module in model.modules():
-        if isinstance(module, NORMS):
+        if type(module) in NORMS:
             module.__class__ = FusedRMSNorm
-        elif rotates and isinstance(module, ATTENTIONS):
+        elif rotates and type(module) in ATTENTIONS:
             module.__class__ = SlotAttention
     if not rotates:
         return ()

@@ -112,7 +112,7 @@ def assemble(
             tensor; tokenizer or config cannot be used.
         OptionError: there is an alpha, and no LoRA.
     """
-    released = {} if model.lora_alpha is None else {"": model.lora_alpha}
+    released: Mapping[str, float] = {} if model.lora_alpha is None else {"": model.lora_alpha}
     tensors, origins = _merge(files, alphas, released)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
