@@ -6,6 +6,7 @@
 #   make test-vllm   the language model on vLLM, in an environment of its own
 #   make test-cuda-stub   ONNX Runtime's CUDA provider over stubs of CUDA, in an environment of its own
 #   make test-pythons     the tests that need no torch, on every other Python of this machine
+#   make test-transformers   reading and text, on the oldest and the newest transformers, in environments of their own
 #   make docs        the pages of docs/ as a site, in build/site
 #   make wheel       the wheels of iblip and of its demo model, in dist
 #   make gpu-kit     what a GPU machine without a network needs to prove builds, in .kit (benchmarks/gpu/README.md)
@@ -38,7 +39,7 @@ CUDA_STUBS := $(abspath $(CUDA_STUB_VENV)/stubs)
 # Every other Python that `make test-pythons` looks for.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: setup demo test test-all test-vllm test-cuda-stub test-pythons check lint format docs wheel bench gpu-kit clean
+.PHONY: setup demo test test-all test-vllm test-cuda-stub test-pythons test-transformers check lint format docs wheel bench gpu-kit clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
@@ -81,6 +82,10 @@ test-pythons:
 			aiohttp hypothesis packaging pytest pytest-timeout pytest-xdist setuptools || exit 1; \
 		.venv-$$python/bin/pytest -n 0 -q -m 'not e2e' $$(cat tests/without_torch.txt) || exit 1; \
 	done
+
+# The newest is downloaded anew whenever there is a newer one.
+test-transformers: $(SETUP)
+	$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(BIN)/python -m tests.transformers_matrix
 
 # Everything but the tests that start servers.
 check: lint

@@ -73,8 +73,14 @@ LAVIS = {"vision_encoder": "lavis", "qformer": "fp32", "language_model": "lavis"
 LayerNorms and residual stream in float32; the Q-Former in float32. Source: salesforce/LAVIS,
 lavis/models/eva_vit.py (`convert_weights_to_fp16`) and blip2_models/blip2.py."""
 
-LAVIS_LANGUAGE_MODELS: Mapping[str, str] = {"llama": "fp16", "opt": "fp16", "t5": "bf16"}
-"""A language model's type to its precision in the original. Source: salesforce/LAVIS,
+LAVIS_LANGUAGE_MODELS: Mapping[str, str] = {
+    "llama": "fp16",
+    "opt": "fp16",
+    "t5": "bf16",
+    "mt5": "bf16",
+}
+"""A language model's type to its precision in the original; fp16 if it is none of LAVIS's, except
+for mT5, which leaves the range of fp16 as T5 does. Source: salesforce/LAVIS,
 blip2_models/blip2_vicuna_instruct.py, blip2_opt.py, blip2_t5_instruct.py."""
 
 WORDS: Mapping[str, Mapping[str, str]] = {

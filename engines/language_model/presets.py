@@ -109,6 +109,9 @@ def _lavis(
 
 _STARTED: Mapping[str, Any] = {"strip": True, "started": 1}
 
+# Decoders are given ids, so the prompt comes back.
+_ECHOED = ("llama", "mistral", "qwen2", "opt", "gpt_neox")
+
 PRESETS: Mapping[tuple[str, str, str, str], Preset] = {
     (LAVIS, "instructblip", "llama", "generate"): _lavis(_INSTRUCT, 255, 1.0, _VICUNA, **_STARTED),
     (LAVIS, "instructblip", "llama", "predict_answers"): _lavis(
@@ -126,15 +129,15 @@ PRESETS: Mapping[tuple[str, str, str, str], Preset] = {
     ),
     (LAVIS, "blip2", "t5", "generate"): _lavis(_BLIP2, 30, 1.0, _BLIP2_T5, tidy=True),
     (LAVIS, "blip2", "t5", "predict_answers"): _lavis(_BLIP2, 10, -1.0, _BLIP2_T5, tidy=True),
-    # "By default let's always generate 20 new tokens"; ids are given, so the prompt comes back.
-    (HF, "instructblip", "llama", "generate"): Preset(
-        options={"max_new_tokens": 20, "echo": True}, source=_HF
-    ),
-    (HF, "instructblip", "t5", "generate"): Preset(options={"max_new_tokens": 20}, source=_HF),
-    (HF, "blip2", "opt", "generate"): Preset(
-        options={"max_new_tokens": 20, "echo": True}, source=_HF
-    ),
-    (HF, "blip2", "t5", "generate"): Preset(options={"max_new_tokens": 20}, source=_HF),
+    # "By default let's always generate 20 new tokens".
+    **{
+        (HF, family, kind, "generate"): Preset(
+            options={"max_new_tokens": 20, **({"echo": True} if kind in _ECHOED else {})},
+            source=_HF,
+        )
+        for family in ("instructblip", "blip2")
+        for kind in (*_ECHOED, "t5", "mt5")
+    },
     (MINIGPT4, "minigpt4", "llama", "answer"): Preset(
         options={
             "max_new_tokens": 300,
@@ -164,7 +167,7 @@ def preset(compat: str, *, family: str, language_model: str, call: str | None = 
     Args:
         compat: `"lavis"`, `"hf"` or `"minigpt4"`.
         family: of the model, as the manifest has it: `instructblip`, `blip2` or `minigpt4`.
-        language_model: its architecture: `llama`, `opt` or `t5`.
+        language_model: its architecture, transformers' `model_type`, such as `llama`.
         call: of the original's, such as `predict_answers`; `None` is the one for a question.
 
     Raises:

@@ -181,7 +181,7 @@ class LanguageModelFacts:
     """The language model's sizes and special tokens.
 
     Attributes:
-        architecture: transformers' `model_type`: `llama`, `opt` or `t5`.
+        architecture: transformers' `model_type`, such as `llama`.
         is_encoder_decoder: whether visual prompt and text go to an encoder, as in T5.
         hidden_size: of `visual_prompt` and `inputs_embeds`, in elements.
         num_layers, num_key_value_heads, head_dim: of the decoder's key-value cache.

@@ -141,6 +141,12 @@ def resize(image_processor: Any, side: int) -> None:
         image_processor.size = {"height": side, "width": side}
 
 
+OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "gpt_neox": {"language_model.embed_out.weight": "language_model.lm_head.weight"},
+}
+"""The language model's `model_type` to names that files have for tensors, and transformers'."""
+
+
 def checkpoint_from_directory(directory: Path, pieces: Pieces | None = None) -> Checkpoint:
     """Opens the Hugging Face checkpoint in `directory`.
 
@@ -173,11 +179,14 @@ def checkpoint_from_directory(directory: Path, pieces: Pieces | None = None) -> 
         raise CheckpointError(
             f"{directory} holds a {name}; supported architectures: {', '.join(FAMILIES)}"
         )
+    parsed = _config(family, directory)
+    names = OTHER_NAMES.get(parsed.text_config.model_type, {})
+    tensors = tensors_from_directory(directory, pieces)
     return Checkpoint(
         directory=directory,
         family=family,
-        config=_config(family, directory),
-        tensors=tensors_from_directory(directory, pieces),
+        config=parsed,
+        tensors={names.get(name, name): tensor for name, tensor in tensors.items()},
         synthetic=MARK in raw,
     )
 

@@ -12,9 +12,6 @@ from iblip.export.checkpoint.cache_shape import CacheShape
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import CheckpointError
 
-DEFAULT_T5_LENGTH = 512
-"""The length that T5 and FLAN-T5 were trained with, for a config that has none."""
-
 
 def write_tokenizers(checkpoint: Checkpoint, directory: Path) -> TextFacts:
     """Writes `text/tokenizer.json` into the build `directory`, and the Q-Former's if it reads text.
@@ -101,7 +98,7 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
         head_dim=shape.head_dim,
         vocab_size=text.vocab_size,
         num_query_tokens=config.num_query_tokens,
-        max_length=_length(text),
+        max_length=shape.positions,
         bos_token_id=getattr(tokenizer, "bos_token_id", None),
         pad_token_id=getattr(tokenizer, "pad_token_id", None),
         decoder_start_token_id=(
@@ -117,12 +114,6 @@ def language_model_facts(checkpoint: Checkpoint) -> LanguageModelFacts:
             generation.get("max_new_tokens") or checkpoint.family.max_new_tokens
         ),
     )
-
-
-def _length(text: Any) -> int:
-    """Returns the largest number of positions; T5's config has none, or its length in training."""
-    length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return int(length or DEFAULT_T5_LENGTH)
 
 
 def _eos_token_ids(

@@ -113,7 +113,7 @@ class BatchedDecoder(torch.nn.Module):
             rotary=[self.get_buffer(name) for name in self.tables],
         )
         model = self.language_model
-        hidden = model.model(
+        hidden = model.base_model(
             inputs_embeds=embed(model.get_input_embeddings(), input_ids, inputs_embeds),
             # Of four axes, so that transformers makes none of its own.
             attention_mask=inputs_embeds.new_zeros(1, 1, 1, 1),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.checkpoint.facts import image_processor_settings
 from iblip.export.components.component import Component
+from iblip.export.components.gpt_neox import gpt_neox
 from iblip.export.components.llama import llama
 from iblip.export.components.opt import opt
 from iblip.export.components.qformer import qformer
@@ -18,8 +19,12 @@ from iblip.export.precision import PrecisionPolicy
 
 LANGUAGE_MODELS: Mapping[str, Callable[..., tuple[Component, ...]]] = {
     "llama": llama,
+    "mistral": llama,
+    "qwen2": llama,
     "opt": opt,
+    "gpt_neox": gpt_neox,
     "t5": t5,
+    "mt5": t5,
 }
 """Functions that return a language model's graphs, by the text config's `model_type`."""
 

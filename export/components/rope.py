@@ -1,4 +1,4 @@
-"""The rotary embedding that a LLaMA's config asks for: fixed angles, or refused.
+"""The rotary embedding that a config asks for: fixed angles, or refused.
 
 A graph computes the angles of a position from the position alone. Requests share its runs, so
 angles that change with the longest sequence of a run would let them change each other's answers.
@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from iblip.export.errors import CheckpointError
 from iblip.export.messages import shown
@@ -22,12 +23,19 @@ DYNAMIC = "dynamic"
 there they are those of `default` (transformers, `modeling_rope_utils.py`,
 `_compute_dynamic_ntk_parameters` and `dynamic_frequency_update`)."""
 
+PLAIN = ("rope_theta", "partial_rotary_factor")
+"""Fields of `rope_parameters` that those of `default` have."""
 
-def with_fixed_angles(text_config: Any) -> Any:
+
+def with_fixed_angles(
+    text_config: Any, rotary: type[torch.nn.Module] = LlamaRotaryEmbedding
+) -> Any:
     """Returns `text_config`, or one with the same angles, whose angles are fixed.
 
     Args:
-        text_config: a `LlamaConfig`.
+        text_config: the language model's, with `rope_parameters`.
+        rotary: transformers' module that computes the angles from it, such as LLaMA's, which is
+            also Mistral's and Qwen2's.
 
     Raises:
         CheckpointError: its `rope_parameters` are of an unknown kind, incomplete, or of one whose
@@ -38,7 +46,7 @@ def with_fixed_angles(text_config: Any) -> Any:
     if word == DYNAMIC:
         text_config = deepcopy(text_config)
         text_config.rope_parameters = {
-            name: value for name, value in given.items() if name == "rope_theta"
+            name: value for name, value in given.items() if name in PLAIN
         } | {"rope_type": "default"}
     elif word not in FIXED:
         raise CheckpointError(
@@ -47,16 +55,14 @@ def with_fixed_angles(text_config: Any) -> Any:
             " with the length of a sequence (longrope), and sequences of several lengths share a"
             " run here."
         )
-    _check(text_config, given)
+    _check(text_config, given, rotary)
     return text_config
 
 
-def _check(text_config: Any, given: Any) -> None:
+def _check(text_config: Any, given: Any, rotary: type[torch.nn.Module]) -> None:
     """Raises CheckpointError if transformers cannot compute the angles."""
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
     try:
-        frequencies = LlamaRotaryEmbedding(text_config).inv_freq
+        frequencies: Any = rotary(text_config).inv_freq
     except Exception as error:
         raise _unusable(given, f"{type(error).__name__}: {error}") from error
     if not torch.isfinite(frequencies).all():

@@ -1,4 +1,4 @@
-"""T5 (FLAN-T5): `embed_tokens`, `encoder`, and one `decoder` graph for every step.
+"""T5 (FLAN-T5) and mT5: `embed_tokens`, `encoder`, and one `decoder` graph for every step.
 
 The encoder gives the decoder's cross-attention keys and values at once: they are all that the
 decoder needs of it, and they do not change while an answer grows. `batched_decoder` is the same
@@ -131,7 +131,10 @@ class T5Decoder(_T5):
 
 
 def t5(config: Any, *, precision: str) -> tuple[Component, ...]:
-    """Returns the graphs of a checkpoint's T5; `config` is the whole checkpoint's."""
+    """Returns the graphs of a checkpoint's T5 or mT5; `config` is the whole checkpoint's.
+
+    mT5 is T5 1.1 with another vocabulary: transformers' T5 modules compute it from its config.
+    """
     text = config.text_config
     layers, heads, head_dim = text.num_decoder_layers, text.num_heads, text.d_kv
     embeds = inputs_embeds_spec(text.d_model, precision)

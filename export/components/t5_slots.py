@@ -196,7 +196,7 @@ def scale_of(dtype: torch.dtype) -> float:
 
 def raw_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Returns `[…, vocab]`, not yet float32, of the decoder's normalised result `[…, hidden]`."""
-    if model.config.scale_decoder_outputs:
+    if getattr(model.config, "scale_decoder_outputs", False):  # mT5's config has no such field
         hidden = hidden * (model.model_dim**-0.5)
     logits: torch.Tensor = model.lm_head(hidden)
     return logits

@@ -1,5 +1,9 @@
 """MiniGPT-4 (Zhu et al. 2023, arXiv 2304.10592), on LLaMA: Vicuna, and LLaMA-2 without a Q-Former.
 
+MiniGPT-v2 (Chen et al. 2023, arXiv 2310.09478) has the modules of the latter, and looks at larger
+images. A word in front of a question says what is asked for: `[vqa]`, `[caption]`, `[grounding]`,
+`[refer]`, `[detection]`, `[identify]`. These are text, like the coordinates in its answers.
+
 transformers has no class for it, so its Hugging Face form is this project's own. `config.json`:
 
     {
@@ -18,8 +22,9 @@ Its tensors are called as BLIP-2's are. Where patches are merged there are no `q
 files of the LLaMA tokenizer, `preprocessor_config.json` and `generation_config.json`.
 
 Sources: Vision-CAIR/MiniGPT-4, `minigpt4/models/minigpt4.py` (`encode_img`),
-`minigpt4/conversation/conversation.py` (prompts, `Chat.answer_prepare`), `demo.py` (`###` ends an
-answer), `eval_configs/minigpt4_eval.yaml` and `minigpt4_llama2_eval.yaml`.
+`minigpt4/models/minigpt_v2.py`, `minigpt4/conversation/conversation.py` (prompts,
+`Chat.answer_prepare`), `demo.py` (`###` ends an answer), and in `eval_configs`
+`minigpt4_eval.yaml`, `minigpt4_llama2_eval.yaml` and `minigptv2_eval.yaml`.
 """
 
 from __future__ import annotations
@@ -44,6 +49,9 @@ VICUNA_TEMPLATE = f"{SYSTEM}###Human: <Img>{{image}}</Img> {{prompt}}###Assistan
 
 LLAMA2_TEMPLATE = f"{SYSTEM}<s>[INST] <Img>{{image}}</Img> {{prompt}} [/INST] "
 """The same on LLaMA-2."""
+
+MINIGPT_V2_TEMPLATE = "<s>[INST] <Img>{image}</Img> {prompt} [/INST]"
+"""The same to MiniGPT-v2, which has no system's part (`CONV_VISION_minigptv2`)."""
 
 VICUNA_STOP = ("###",)
 """End of an answer in Vicuna's training (`end_sym`); LLaMA-2 has the tokenizer's `</s>`."""

@@ -31,6 +31,7 @@ KEPT = 256
 """Number of traces that a cache holds; the least recently used ones make room."""
 
 TRACED_BY = (
+    "iblip.export.checkpoint.cache_shape",
     "iblip.export.components",
     "iblip.export.families",
     "iblip.export.graph",

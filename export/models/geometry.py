@@ -24,6 +24,9 @@ VIT_G: Config = {
 VIT_G_364: Config = {**VIT_G, "image_size": 364}
 """The same for the COCO captioners, whose positions are 26 by 26."""
 
+VIT_G_448: Config = {**VIT_G, "image_size": 448}
+"""The same for MiniGPT-v2, which interpolates the positions of the file to 32 by 32."""
+
 QFORMER: Config = {
     "vocab_size": 30522,
     "hidden_size": 768,

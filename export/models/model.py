@@ -27,6 +27,9 @@ class Model:
         text: the language model's, with its `model_type`.
         num_query_tokens: rows of one visual prompt.
         merged_patches: number of patches that become one of its rows; `None` with a Q-Former.
+        prompt_template: text around a question; `None` is the family's.
+        stop: strings that end an answer; `None` is the family's.
+        lora_alpha: of LoRA in the original's file, unless that says another; `None` if it has none.
         hub: id of the checkpoint in transformers' form; `None` if there is none.
         lavis: name in `--model lavis:…`; `None` if LAVIS does not have the model.
         minigpt4: name in `--model minigpt4:…`, likewise.
@@ -42,6 +45,9 @@ class Model:
     text: Config
     num_query_tokens: int = QUERIES
     merged_patches: int | None = None
+    prompt_template: str | None = None
+    stop: tuple[str, ...] | None = None
+    lora_alpha: float | None = None
     hub: str | None = None
     lavis: str | None = None
     minigpt4: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from iblip.export.families.minigpt4 import LLAMA2_TEMPLATE, MINIGPT_V2_TEMPLATE
 from iblip.export.models.geometry import (
     FLAN_T5_XL,
     FLAN_T5_XXL,
@@ -17,11 +18,11 @@ from iblip.export.models.geometry import (
     OPT_2_7B,
     OPT_6_7B,
     QFORMER,
-    QUERIES,
     VICUNA_7B,
     VICUNA_13B,
     VIT_G,
     VIT_G_364,
+    VIT_G_448,
     Config,
 )
 from iblip.export.models.model import Model
@@ -79,24 +80,47 @@ def _blip2(size: str, text: Config, demo: str, *, lavis: str, file: str, llm: st
     )
 
 
-def _minigpt4(size: str, text: Config, demo: str, *, minigpt4: str, file: str, llm: str) -> Model:
-    merges = size.startswith("llama-2")
+def _minigpt4(size: str, text: Config, *, minigpt4: str, file: str, llm: str) -> Model:
     return Model(
         name=f"minigpt4-{size}",
         architecture="MiniGPT4ForConditionalGeneration",
         vision=VIT_G,
-        qformer=None if merges else QFORMER,
+        qformer=QFORMER,
         text=text,
-        num_query_tokens=64 if merges else QUERIES,  # 256 patches, four a row
-        merged_patches=4 if merges else None,
         minigpt4=minigpt4,
         files={
             "vit": VIT_FILE,
-            **({} if merges else {"qformer": "blip2_pretrained_flant5xxl.pth"}),
+            "qformer": "blip2_pretrained_flant5xxl.pth",
             "projection": file,
             "language_model": llm,
         },
-        demo=demo,
+        demo=MINIGPT4_DEMO,
+    )
+
+
+def _minigpt4_merging(
+    name: str, vision: Config, template: str, *, minigpt4: str, file: str, lora: float | None = None
+) -> Model:
+    """A model without a Q-Former, on LLaMA-2: four neighbouring patches make a row."""
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    return Model(
+        name=name,
+        architecture="MiniGPT4ForConditionalGeneration",
+        vision=vision,
+        qformer=None,
+        text=LLAMA_2_7B,
+        num_query_tokens=patches // 4,
+        merged_patches=4,
+        prompt_template=template,
+        stop=(),
+        lora_alpha=lora,
+        minigpt4=minigpt4,
+        files={
+            "vit": VIT_FILE,
+            "projection": file,
+            "language_model": "meta-llama/Llama-2-7b-chat-hf",
+        },
+        demo=LLAMA2_DEMO,
     )
 
 
@@ -192,7 +216,6 @@ ROWS = (
     _minigpt4(
         "vicuna-7b",
         VICUNA_7B,
-        MINIGPT4_DEMO,
         minigpt4="vicuna7b",
         file="prerained_minigpt4_7b.pth",
         llm="Vicuna 7B v0",
@@ -200,18 +223,24 @@ ROWS = (
     _minigpt4(
         "vicuna-13b",
         VICUNA_13B,
-        MINIGPT4_DEMO,
         minigpt4="vicuna13b",
         file="pretrained_minigpt4.pth",
         llm="Vicuna 13B v0",
     ),
-    _minigpt4(
-        "llama-2-7b",
-        LLAMA_2_7B,
-        LLAMA2_DEMO,
+    _minigpt4_merging(
+        "minigpt4-llama-2-7b",
+        VIT_G,
+        LLAMA2_TEMPLATE,
         minigpt4="llama2-7b",
         file="pretrained_minigpt4_llama2_7b.pth",
-        llm="meta-llama/Llama-2-7b-chat-hf",
+    ),
+    _minigpt4_merging(
+        "minigpt-v2",
+        VIT_G_448,
+        MINIGPT_V2_TEMPLATE,
+        minigpt4="minigptv2",
+        file="minigptv2_checkpoint.pth",
+        lora=16.0,  # minigptv2_eval.yaml
     ),
 )
 

@@ -112,7 +112,8 @@ def assemble(
             tensor; tokenizer or config cannot be used.
         OptionError: there is an alpha, and no LoRA.
     """
-    tensors, origins = _merge(files, alphas)
+    released: Mapping[str, float] = {} if model.lora_alpha is None else {"": model.lora_alpha}
+    tensors, origins = _merge(files, alphas, released)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
     prepared, reproduced = processor_of(
@@ -151,9 +152,13 @@ def assemble(
 
 
 def _merge(
-    files: Sequence[File], alphas: Mapping[str, float]
+    files: Sequence[File], alphas: Mapping[str, float], released: Mapping[str, float]
 ) -> tuple[dict[str, Weight], dict[str, str]]:
-    """Returns the tensors and the origin of each, by transformers' names."""
+    """Returns the tensors and the origin of each, by transformers' names.
+
+    LoRA's alpha is the given one (`alphas`), or else the file's own, or else `released`, the
+    model's.
+    """
     tensors: dict[str, Weight] = {}
     origins: dict[str, str] = {}
     merged = False
@@ -165,7 +170,7 @@ def _merge(
             merged = True
             own_alpha = {} if file.path is None else alpha_of_training(file.path)
             by_name = {to_transformers(name, file.names) or name: one for name, one in low.items()}
-            merge_lora(file.part, by_name, tensors, {**own_alpha, **alphas})
+            merge_lora(file.part, by_name, tensors, {**released, **own_alpha, **alphas})
     if alphas and not merged:
         raise OptionError("--lora-alpha is given, and no part has LoRA in it. Leave it out.")
     tensors = join_biases(tensors)

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iblip.export.errors import CheckpointError
-from iblip.export.families.minigpt4 import (
-    LLAMA2_TEMPLATE,
-    VICUNA_STOP,
-    VICUNA_TEMPLATE,
-    minigpt4_config,
-)
+from iblip.export.families.minigpt4 import minigpt4_config
 from iblip.export.models.model import Model
 from iblip.export.system.files import refuse_irregular
 from iblip.export.system.json_text import parse_json
@@ -100,10 +95,10 @@ def whole_config(model: Model) -> dict[str, Any]:
     }
     if model.family.processor is not None:
         return whole
-    merges = model.merged_patches is not None
+    family = model.family
     return {
         **whole,
         "merged_patches": model.merged_patches,
-        "prompt_template": LLAMA2_TEMPLATE if merges else VICUNA_TEMPLATE,
-        "stop": [] if merges else list(VICUNA_STOP),
+        "prompt_template": model.prompt_template or family.prompt_template,
+        "stop": list(family.stop if model.stop is None else model.stop),
     }

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from iblip.export.artifact.directory import Kind, new_build
+from iblip.export.checkpoint.cache_shape import DEFAULT_T5_LENGTH
 from iblip.export.checkpoint.checkpoint import MARK
 from iblip.export.checkpoint.demo import demo_checkpoint
 from iblip.export.checkpoint.directory import INDEX, object_from_json
-from iblip.export.checkpoint.facts import DEFAULT_T5_LENGTH
 from iblip.export.errors import BuildDirectoryError, IblipError, OptionError
 from iblip.export.messages import size_text
 from iblip.export.models.model import Model

@@ -50,7 +50,7 @@ class ServedBuild:
     Attributes:
         name: of the checkpoint.
         family: of the model, such as `instructblip`.
-        language_model: its architecture: `llama`, `opt` or `t5`.
+        language_model: its architecture, transformers' `model_type`, such as `llama`.
         precision: by component.
         created: UTC, ISO 8601.
     """

@@ -1,4 +1,4 @@
-"""MiniGPT-4 against its original, written here anew from transformers' own modules.
+"""MiniGPT-4 and MiniGPT-v2 against their originals, written anew of transformers' modules.
 
 `Original` reads the checkpoint's files itself and shares nothing with the project's own reference.
 """
@@ -33,8 +33,13 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import DEMO
+from iblip.export.checkpoint.source import ModelSource
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
+from iblip.export.models.table import MODELS
+from iblip.serving.builder.build import build
+from iblip.serving.builder.options import BuildOptions
+from tests.export.originals.conftest import minigpt4_pair
 
 Build = Callable[..., Path]
 KINDS = ("minigpt4", "minigpt4-merge")
@@ -67,9 +72,11 @@ class Original:
     Source: Vision-CAIR/MiniGPT-4, `minigpt4/models/minigpt4.py` and `conversation/conversation.py`.
     """
 
-    def __init__(self, directory: Path, **changes: Any) -> None:
+    def __init__(
+        self, directory: Path, tensors: dict[str, torch.Tensor] | None = None, **changes: Any
+    ) -> None:
         self.config = {**json.loads((directory / "config.json").read_text()), **changes}
-        tensors = load_file(directory / "model.safetensors")
+        tensors = tensors or load_file(directory / "model.safetensors")
 
         def part(module: Any, name: str) -> Any:
             own = {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
@@ -114,16 +121,16 @@ class Original:
         ]
 
     @torch.no_grad()
-    def batch(
+    def generate(
         self, files: Sequence[Path], prompts: Sequence[str], num_beams: int, limit: int
-    ) -> list[str]:
+    ) -> torch.Tensor:
         rows = [self.segments(prompt) for prompt in prompts]
         before, after = (
             self.llama.model.embed_tokens(torch.tensor([row[at] for row in rows])) for at in (0, 1)
         )
         embeds = torch.cat([before, self.encode_img(files), after], dim=1)
         criteria = [Ends(self.tokenizer, stop) for stop in self.config["stop"]]
-        made = self.llama.generate(
+        made: torch.Tensor = self.llama.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
             max_new_tokens=limit,
@@ -134,7 +141,13 @@ class Original:
             eos_token_id=self.eos,
             pad_token_id=self.eos,
         )
-        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+        return made
+
+    def batch(
+        self, files: Sequence[Path], prompts: Sequence[str], num_beams: int, limit: int
+    ) -> list[str]:
+        made = self.generate(files, prompts, num_beams, limit)
+        texts: list[str] = self.tokenizer.batch_decode(made, skip_special_tokens=True)
         for stop in self.config["stop"]:
             texts = [text.split(stop)[0] for text in texts]
         return texts
@@ -153,6 +166,54 @@ class Original:
                 )
                 texts.update(zip(some, self.batch(files, prompts, num_beams, limit), strict=True))
         return [texts[index] for index in range(len(examples))]
+
+
+class OriginalV2(Original):
+    """`MiniGPTv2`: larger images, LoRA beside the weights that it changes, its own conversation.
+
+    Source: Vision-CAIR/MiniGPT-4, `minigpt4/models/minigpt_v2.py`, `eva_vit.py`
+    (`interpolate_pos_embed`), `demo_v2.py`; Hu et al. 2021, LoRA, section 4.1.
+
+    Args:
+        directory: of the model without LoRA, for smaller images.
+        lora: its matrices, by the names that peft gives them in the original's file.
+        side: height and width of the images, in pixels.
+        tokenizer: `tokenizer.json`, as the original's version of transformers reads prompts.
+    """
+
+    def __init__(
+        self, directory: Path, lora: dict[str, torch.Tensor], side: int, tokenizer: Path
+    ) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        vision = json.loads((directory / "config.json").read_text())["vision_config"]
+        name, patches = "vision_model.embeddings.position_embedding", side // vision["patch_size"]
+        first, rest = tensors[name][:, :1], tensors[name][:, 1:]
+        own = int(rest.shape[1] ** 0.5)
+        grid = rest.reshape(1, own, own, -1).permute(0, 3, 1, 2)
+        grid = torch.nn.functional.interpolate(grid, size=(patches, patches), mode="bicubic")
+        tensors[name] = torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+        super().__init__(directory, tensors, vision_config={**vision, "image_size": side}, stop=[])
+        self.image_processor.size = {"height": side, "width": side}
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
+        for path, down in lora.items():
+            if "lora_A" not in path:
+                continue
+            up = lora[path.replace("lora_A", "lora_B")]
+            layer = path.split(".lora_A")[0].removeprefix("llama_model.base_model.model.")
+            self.llama.get_submodule(layer).register_forward_hook(self._low_rank(down, up))
+
+    @staticmethod
+    def _low_rank(down: torch.Tensor, up: torch.Tensor) -> Callable[..., torch.Tensor]:
+        scale = 16 / len(down)  # lora_alpha of `minigptv2_eval.yaml`
+        return lambda _, given, found: found + scale * given[0] @ down.T @ up.T
+
+    def segments(self, prompt: str) -> list[list[int]]:
+        roles = "<s>[INST] ", " [/INST]"
+        texts = f"{roles[0]}<Img><ImageHere></Img> {prompt}{roles[1]}".split("<ImageHere>")
+        return [
+            self.tokenizer(text, add_special_tokens=index == 0).input_ids
+            for index, text in enumerate(texts)
+        ]
 
 
 def said(
@@ -216,3 +277,44 @@ def test_a_stop_string_ends_an_answer_where_it_does_there(
     wanted = original.answers(few, num_beams, limit=12)
     manifest = replace(manifest, text=replace(manifest.text, stop=stop))
     assert said(build, manifest, few, num_beams, limit=12) == wanted != whole
+
+
+LORA = "llama_model.base_model.model.model.layers.{}.self_attn.{}_proj.lora_{}.default.weight"
+
+
+def test_minigpt_v2_says_what_its_original_does(
+    random_checkpoint: Build, few: list[Example], tmp_path: Path
+) -> None:
+    """From files like the released ones, which do not say the alpha of their LoRA."""
+    torch.manual_seed(2)
+    lora = {
+        LORA.format(layer, name, matrix): torch.randn(shape) / 4
+        for layer in range(2)
+        for name, outputs in (("q", 32), ("v", 16))
+        for matrix, shape in (("A", (4, 32)), ("B", (outputs, 4)))
+    }
+    pair = minigpt4_pair(random_checkpoint("minigpt4-merge"), tmp_path)
+    projection = torch.load(pair.parts["projection"])["model"]
+    torch.save({"model": {**projection, **lora}}, pair.parts["projection"])
+    row = MODELS["minigpt-v2"]
+    config = pair.config
+    config["vision_config"]["image_size"] = 96
+    config |= {"num_query_tokens": 16, "prompt_template": row.prompt_template, "stop": row.stop}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    parts = {**pair.parts, "config": tmp_path / "config.json"}
+    source = ModelSource(model="minigpt4:minigptv2", parts=parts)
+    output = tmp_path / "build"
+    directory = build(BuildOptions(source=source, output=output, verification=None))
+
+    def tokens(original: Original) -> list[list[int]]:
+        made = (original.generate([e.image], [f"[vqa] {e.prompt}"], 1, 12)[0] for e in few)
+        return [[token for token in row.tolist() if token != original.eos] for row in made]
+
+    tokenizer = directory / "text" / "tokenizer.json"
+    wanted = tokens(OriginalV2(pair.directory, lora, 96, tokenizer))
+    assert wanted[0] not in wanted[1:]
+    assert tokens(OriginalV2(pair.directory, {}, 96, tokenizer)) != wanted
+    with Pipeline(directory, threads=1) as pipeline:
+        options = GenerationOptions(max_new_tokens=12)
+        found = [pipeline.answer(e.image, f"[vqa] {e.prompt}", options).token_ids for e in few]
+    assert [list(ids) for ids in found] == wanted

@@ -28,6 +28,7 @@ from iblip.export.errors import (
     OptionError,
 )
 from iblip.export.verification.loading import load_model
+from tests.cases import exhaustive
 
 Build = Callable[..., Path]
 PROMPTS = ("What colour is the 3?", "How many digits are there?", "naïve 你好")
@@ -48,19 +49,24 @@ def pipeline(kind: str, random_build: Build) -> Iterator[Pipeline]:
         yield opened
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "t5", "opt", "qwen2", "gpt-neox", *map(exhaustive, ("mistral", "mt5"))],
+    indirect=True,
+)
 def test_answers_are_those_of_transformers(
     kind: str, pipeline: Pipeline, random_checkpoint: Build
 ) -> None:
     checkpoint = checkpoint_from_directory(random_checkpoint(kind))
     model, processor = load_model(checkpoint), checkpoint.processor
-    ends = pipeline.manifest.language_model.eos_token_ids
+    facts = pipeline.manifest.language_model
     for seed, prompt in enumerate(PROMPTS):
         image = Image.fromarray(picture(seed))
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         with torch.no_grad():
             ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-        ids = ids[0] if kind == "t5" else ids[0, inputs["input_ids"].shape[1] :]
-        ids = [token for token in ids.tolist() if token not in ends]
+        ids = ids[0] if facts.is_encoder_decoder else ids[0, inputs["input_ids"].shape[1] :]
+        ids = [token for token in ids.tolist() if token not in facts.eos_token_ids]
         answer = pipeline.answer(picture(seed), prompt, GenerationOptions(max_new_tokens=16))
         assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True)
         assert answer.prompt_tokens == inputs["input_ids"].shape[1]

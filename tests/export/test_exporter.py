@@ -49,6 +49,11 @@ def exported(tiny, checkpoints, traces, tmp_path_factory):
 
 # Whatever else an OPT may be, BLIP-2 on T5, MiniGPT-4: parts that the others prove in fp16.
 OTHERS = [("other-opt", "fp32"), exhaustive("blip2-t5", "fp32"), ("minigpt4", "fp32")]
+# Language models with LLaMA's layers, one with a parallel residual, one with T5's layers.
+NEWER = ("mistral", "qwen2", "gpt-neox", "mt5")
+OTHERS += [("qwen2", "fp32"), ("gpt-neox", "fp32")]
+OTHERS += [exhaustive(kind, "fp32") for kind in ("mistral", "mt5")]
+OTHERS += [exhaustive(kind, word) for kind in NEWER for word in ("fp16", "bf16", "int8", "int4")]
 NARROW = [("flant5", "lavis"), ("vicuna", "int8"), ("vicuna", "fp8")]
 MERGE = [("minigpt4-merge", "fp32"), exhaustive("minigpt4-merge", "fp16")]
 

@@ -63,7 +63,7 @@ def test_a_tokenizer_without_eos_is_told(tiny_copy):
             {"word_embed_proj_dim": 16},
             "this OPT has word_embed_proj_dim 16 and hidden_size 32; supported: the two equal",
         ),
-        ({"model_type": "gpt2"}, "a language model of type 'gpt2'; supported: llama, opt, t5"),
+        ({"model_type": "gpt2"}, "a language model of type 'gpt2'; supported: llama, mistral"),
     ],
     ids=str,
 )

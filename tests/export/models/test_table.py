@@ -73,12 +73,13 @@ def test_parameters_are_those_of_transformers_modules(model):
 
 def test_names_are_unique_and_every_model_has_an_original():
     originals = [model.original for model in MODELS.values()]
-    assert len(set(originals)) == len(MODELS) == 14
+    assert len(set(originals)) == len(MODELS) == 15
     assert all(model.hub in (None, f"Salesforce/{model.name}") for model in MODELS.values())
 
 
-def test_the_captioners_look_at_larger_pictures():
+def test_the_captioners_and_minigpt_v2_look_at_larger_pictures():
     sizes = {name: model.image_size for name, model in MODELS.items()}
+    assert sizes["minigpt-v2"] == 448
     assert {name for name, size in sizes.items() if size == 364} == {
         name for name in MODELS if name.endswith("-coco")
     }
