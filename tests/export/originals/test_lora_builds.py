@@ -56,7 +56,8 @@ def check(found: Path, reference: Any, bare: Any) -> None:
             options = GenerationOptions(max_new_tokens=8, logprobs=5)
             answer = pipeline.answer(pixels, prompt, options)
             (expected,) = reference.generate(images, [prompt], max_new_tokens=8)
-            assert answer.text == expected.text
+            # Tokens: an original's text of bytes that are no character differs from transformers'.
+            assert answer.token_ids == expected.token_ids
             scores, without = (
                 model.first_logits(images, [prompt])[0].log_softmax(0)
                 for model in (reference, bare)
