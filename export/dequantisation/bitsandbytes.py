@@ -218,6 +218,9 @@ def _four_bits(name: str, state: str, tensors: Mapping[str, Weight], used: set[s
             offset=0.0 if facts is None else facts.number("nested_offset"),
         )
         check_parts(name, {nested.values.name: (nested.values, (256,))})
+        if facts is not None:
+            count = -(-math.prod(magnitudes.shape) // nested.block)
+            check_parts(name, {nested.magnitudes.name: (nested.magnitudes, (count,))})
     return FourBits(
         name=name,
         dtype=dtype,

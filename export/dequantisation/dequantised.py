@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from iblip.export.artifact.contract import DTYPES
 from iblip.export.errors import CheckpointError
 from iblip.export.weights.casts import array_from_tensor, tensor_from_array
 from iblip.export.weights.weight import SourceTensor, Weight
@@ -83,15 +84,16 @@ def check_parts(name: str, shapes: Mapping[str, tuple[Weight, tuple[int, ...]]])
         shapes: each tensor and the shape that is expected of it, by its own name.
 
     Raises:
-        CheckpointError: listing those of other shapes.
+        CheckpointError: one has another shape, or a dtype that is never read.
     """
-    faults = [
-        f"{part} has shape {list(tensor.shape)}, expected {list(shape)}"
-        for part, (tensor, shape) in shapes.items()
-        if tensor.shape != shape
-    ]
-    if faults:
-        raise CheckpointError(f"{name} is quantised, and its tensors do not fit: {faults[0]}")
+    for part, (tensor, shape) in shapes.items():
+        if tensor.shape != shape:
+            fault = f"{part} has shape {list(tensor.shape)}, expected {list(shape)}"
+        elif tensor.dtype not in DTYPES:
+            fault = f"{part} has dtype {tensor.dtype}; supported: {', '.join(DTYPES)}"
+        else:
+            continue
+        raise CheckpointError(f"{name} is quantised, and its tensors do not fit: {fault}")
 
 
 def as_bytes(tensor: Weight) -> SourceTensor:

@@ -24,7 +24,7 @@ def modules_of(
         By module, its tensors by the last word of their names; and all other tensors.
 
     Raises:
-        CheckpointError: a module lacks one that is needed.
+        CheckpointError: a module lacks one that is needed, or has its weight as floats, too.
     """
     modules: dict[str, dict[str, Weight]] = {}
     rest: dict[str, Weight] = {}
@@ -39,6 +39,11 @@ def modules_of(
             raise CheckpointError(
                 f"{module}.{missing[0]} is missing, which {method} has beside"
                 f" {', '.join(sorted(parts))}. Was the checkpoint saved and downloaded whole?"
+            )
+        if f"{module}.weight" in rest:
+            raise CheckpointError(
+                f"{module}.weight lies beside the {', '.join(sorted(parts))} of {method}: which of"
+                " the two the model is, the file does not say. Save it with one of them."
             )
     return modules, rest
 

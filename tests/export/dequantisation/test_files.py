@@ -143,6 +143,21 @@ DAMAGED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         lambda tensors: tensors.update({f"{Q}.g_idx": torch.zeros(31, dtype=torch.int32)}),
         "packed without gaps",
     ),
+    "floats beside integers": (
+        "gptq-4",
+        lambda tensors: tensors.update({f"{Q}.weight": torch.ones(32, 32)}),
+        "which of the two the model is, the file does not say",
+    ),
+    "short nested magnitudes": (
+        "bitsandbytes-nf4-double",
+        lambda tensors: tensors.update({f"{Q}.weight.nested_absmax": torch.ones(2)}),
+        r"nested_absmax has shape \[2\], expected \[1\]",
+    ),
+    "a dtype that is not read": (
+        "bitsandbytes-fp4",
+        lambda tensors: tensors.update({f"{Q}.weight.absmax": torch.ones(16).double()}),
+        "q_proj.weight.absmax has dtype F64",
+    ),
     "outputs": (
         "awq",
         lambda tensors: tensors.update({f"{Q}.scales": torch.ones(2, 24).half()}),
