@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -53,12 +54,15 @@ def checkpoint_from_source(
         CheckpointError: the checkpoint is missing, incomplete, damaged or not supported.
     """
     from iblip.export.checkpoint.image_size import at_image_size
+    from iblip.export.dequantisation.methods import methods_of
 
     check_source(source)
     _load_libraries(progress)
     checkpoint = _find_reader(source, weights)(source, progress)
     if checkpoint.source is None:
         checkpoint = replace(checkpoint, source=_with_absolute_parts(source))
+    if quantised := methods_of(checkpoint.tensors.values()):
+        progress.note(f"{checkpoint.name}: {quantised}; each is dequantised when it is read")
     if source.image_size:
         checkpoint = at_image_size(checkpoint, source.image_size)
     if source.adapters:
@@ -173,7 +177,27 @@ def _open_hub(source: ModelSource, progress: Progress, weights: bool) -> Checkpo
 
     snapshot = directory_from_hub(source.model, source.revision, progress, weights=weights)
     checkpoint = checkpoint_from_directory(snapshot.directory, snapshot.pieces)
+    if snapshot.pieces:
+        checkpoint = _with_shapes(checkpoint)
     return replace(checkpoint, source=replace(source, revision=snapshot.commit))
+
+
+def _with_shapes(checkpoint: Checkpoint) -> Checkpoint:
+    """Gives quantised weights, whose shape is no part of a file's header, that of the graphs."""
+    from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+    from iblip.export.dequantisation.bitsandbytes import FourBits
+    from iblip.export.originals.joining import expected_tensors
+    from iblip.export.precision import PrecisionPolicy
+
+    tensors = dict(checkpoint.tensors)
+    flat = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, FourBits)}
+    if not flat:
+        return checkpoint
+    shapes, _ = expected_tensors(components_from_checkpoint(checkpoint, PrecisionPolicy()))
+    for name, tensor in flat.items():
+        if math.prod(shapes.get(name, ())) == math.prod(tensor.shape):
+            tensors[name] = replace(tensor, shape=shapes[name])
+    return replace(checkpoint, tensors=tensors)
 
 
 def _open_directory(source: ModelSource, progress: Progress) -> Checkpoint:

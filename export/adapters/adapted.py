@@ -102,6 +102,11 @@ def adapt(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Adapted:
     return adapted
 
 
+IGNORED = (
+    "A tensor that no graph reads would be ignored, and answers would change: was the adapter"
+    " trained on another model?"
+)
+
 T5_TABLES = ("language_model.shared.weight", "language_model.decoder.embed_tokens.weight")
 """T5's embeddings of prompts and of answers, which are one table in its graphs."""
 
@@ -193,7 +198,8 @@ class _Merging:
         for name in names:
             module, _, parameter = name.rpartition(".")
             self._modules.setdefault(module, []).append(parameter)
-        self._faults: list[str] = []
+        self._faults: list[str] = []  # in words; and those of tensors that no graph reads
+        self._unread: list[str] = []
 
     def merge(self) -> dict[str, Weight]:
         """Returns the checkpoint's tensors with the adapter's merged into them.
@@ -216,12 +222,10 @@ class _Merging:
                 self._merge_module(name, module)
             except CheckpointError as error:
                 self._faults.append(str(error))
-        if self._faults:
-            raise CheckpointError(
-                f"--adapter {self._adapter.name} does not fit the model:\n  {listed(self._faults)}"
-                "\nA tensor that no graph reads would be ignored, and answers would change: was the"
-                " adapter trained on another model?"
-            )
+        if faults := [*self._unread, *self._faults]:
+            summary = f"--adapter {self._adapter.name} does not fit the model"
+            ignored = f"\n{IGNORED}" if self._unread else ""
+            raise CheckpointError(f"{summary}:\n  {listed(faults)}{ignored}")
         return self._tensors
 
     def _put_whole(self, own: str, part: Part, tensor: Weight) -> None:
@@ -229,7 +233,7 @@ class _Merging:
         trained = f"{part.module}.{part.kind}"
         name = find_name(trained, self._names)
         if name is None and not is_harmless(trained):
-            self._faults.append(f"{own} is read by no graph{nearest(trained, self._names)}")
+            self._unread.append(f"{own} is read by no graph{nearest(trained, self._names)}")
         elif name is not None:
             old = self._get(name)
             if old is not None and old.shape != tensor.shape and name not in TABLES:
@@ -246,7 +250,7 @@ class _Merging:
         module = find_name(part.module, self._modules)
         if module is None:
             near = nearest(part.module, self._modules, "nearest module")
-            self._faults.append(f"{own} is for a module that no graph has{near}")
+            self._unread.append(f"{own} is for a module that no graph has{near}")
             return None
         targets = [
             parameter

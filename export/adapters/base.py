@@ -105,7 +105,9 @@ def _has_other_config(base: str, checkpoint: Checkpoint) -> bool:
     return one != other
 
 
-UNTELLING = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
+UNTELLING = frozenset(
+    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
+)
 """Keys of a `config.json` in which copies of one model may differ."""
 
 

@@ -19,6 +19,7 @@ from iblip.export.checkpoint.directory import (
 from iblip.export.checkpoint.sentencepiece_files import check_sentencepiece
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.checkpoint.text_rules import TextRules
+from iblip.export.dequantisation.methods import KEY
 from iblip.export.errors import CheckpointError
 from iblip.export.families import FAMILIES
 from iblip.export.families.family import Family, Projector
@@ -193,11 +194,19 @@ def checkpoint_from_directory(directory: Path, pieces: Pieces | None = None) -> 
 
 def _config(family: Family, directory: Path) -> Any:
     try:
-        return family.config(directory)
+        return without_quantisation(family.config(directory))
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'} is not usable: {error}") from error
+
+
+def without_quantisation(config: Any) -> Any:
+    """Returns a config that does not say that weights are quantised: graphs read them as floats."""
+    for part in (config, config.text_config):
+        if hasattr(part, KEY):
+            delattr(part, KEY)
+    return config
 
 
 MARK = "synthetic"

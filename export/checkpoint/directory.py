@@ -8,6 +8,7 @@ from typing import Any
 
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.checkpoint.torch_files import tensors_from_torch_file
+from iblip.export.dequantisation.methods import OWN_FILES, dequantised, settings_of
 from iblip.export.errors import CheckpointError
 from iblip.export.messages import shown
 from iblip.export.system.files import is_inside, refuse_irregular
@@ -46,13 +47,16 @@ Pieces = Mapping[str, Mapping[str, Weight]]
 def tensors_from_directory(directory: Path, pieces: Pieces | None = None) -> dict[str, Weight]:
     """Returns every tensor in `directory`, by name. No weight is read.
 
+    In place of the tensors of a weight that another library has quantised stands one that is
+    dequantised when it is read (`export.dequantisation`).
+
     Args:
         directory: of a checkpoint.
         pieces: count as files of the directory.
 
     Raises:
         CheckpointError: there is no weights file, or one is missing, cut off or damaged; the
-            weights are those of an adapter.
+            weights are those of an adapter, or are quantised in a way that is not supported.
     """
     refuse_irregular_files(directory)
     refuse_adapter(directory)
@@ -60,7 +64,14 @@ def tensors_from_directory(directory: Path, pieces: Pieces | None = None) -> dic
     adapters = [name for name in tensors if "lora_" in name or ".base_layer." in name]
     if adapters:
         raise _adapter_error(directory, f"{adapters[0]} is one of {len(adapters)} tensors of it")
-    return tensors
+    config = directory / "config.json"
+    files = {name: directory / name for name in OWN_FILES if (directory / name).exists()}
+    others = {name: object_from_json(file) for name, file in files.items()}
+    settings = settings_of(object_from_json(config) if config.exists() else {}, others)
+    try:
+        return dequantised(tensors, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
 
 
 def refuse_irregular_files(directory: Path) -> None:

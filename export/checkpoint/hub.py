@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iblip.export.checkpoint.safetensors import MAX_HEADER, tensors_from_stream
+from iblip.export.dequantisation.methods import OWN_FILES
 from iblip.export.errors import CheckpointError
 from iblip.export.progress import Advance, Progress
 from iblip.export.weights.weight import Weight
@@ -17,6 +18,7 @@ SMALL = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",  # of an adapter; as a model it is then refused by name
+    *OWN_FILES,
     "preprocessor_config.json",
     "processor_config.json",
     "qformer_tokenizer/*",

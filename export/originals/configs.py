@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iblip.export.dequantisation.methods import KEY
 from iblip.export.errors import CheckpointError
 from iblip.export.families.minigpt4 import minigpt4_config
 from iblip.export.models.model import Model
@@ -41,6 +42,7 @@ def config_of(model: Model, language_model: Path) -> Any:
         )
     changes = {field: model.text[field] for field in TRAINED.get(kind, ())}
     text = {**text_config.to_dict(), **changes}
+    text.pop(KEY, None)  # the graphs read floats
     return parse_config(model, {**whole_config(model), "text_config": text})
 
 

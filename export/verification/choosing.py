@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from iblip.export.adapters.adapted import Adapted
 from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.dequantisation.methods import methods_of
 from iblip.export.errors import OptionError
 from iblip.export.messages import size_text
 
@@ -50,12 +52,15 @@ def choose_reference(
     if asked not in get_args(ReferenceKind):
         known = ", ".join(get_args(ReferenceKind))
         raise OptionError(f"--reference is {asked!r}; expected one of {known}")
+    own = checkpoint.base if isinstance(checkpoint, Adapted) else checkpoint
+    quantised = methods_of(own.tensors.values())
+    beside = f"; {quantised}, and dequantised by this project's own code" if quantised else ""
     if asked != "auto":
-        return ReferenceChoice(streamed=asked == "streamed", reason=f"--reference {asked}")
+        return ReferenceChoice(streamed=asked == "streamed", reason=f"--reference {asked}{beside}")
     needed = 4 * sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     free = available_memory() if available is None else available
     sizes = f"{size_text(needed)} in float32, {size_text(free)} of memory free"
-    return ReferenceChoice(streamed=needed > SHARE * free, reason=sizes)
+    return ReferenceChoice(streamed=needed > SHARE * free, reason=f"{sizes}{beside}")
 
 
 def available_memory() -> int:

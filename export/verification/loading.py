@@ -11,6 +11,7 @@ import torch
 
 from iblip.export.adapters.adapted import Adapted
 from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.dequantisation.methods import methods_of
 from iblip.export.errors import CheckpointError
 from iblip.export.verification.adapting import with_adapters
 
@@ -18,8 +19,8 @@ from iblip.export.verification.adapting import with_adapters
 def load_model(checkpoint: Checkpoint) -> Any:
     """Returns transformers' own model of `checkpoint`, in float32.
 
-    transformers reads a checkpoint in its own form; other models are filled from the tensors. peft
-    adds adapters.
+    transformers reads a checkpoint in its own form; other models, and those that another library
+    has quantised, are filled from the tensors. peft adds adapters.
     """
     import transformers
 
@@ -27,6 +28,8 @@ def load_model(checkpoint: Checkpoint) -> Any:
         return with_adapters(load_model(checkpoint.base), checkpoint)
 
     kind = getattr(transformers, checkpoint.family.architecture)
+    if methods_of(checkpoint.tensors.values()):
+        return fill(kind(copy_config(checkpoint.config)), checkpoint.tensors, "")
     config = json.loads((checkpoint.directory / "config.json").read_text(encoding="utf-8"))
     if checkpoint.family.architecture not in config.get("architectures", ()):
         # Only a part of it lies there: an original's language model.

@@ -222,6 +222,17 @@ def test_every_tensor_that_fits_nothing_is_listed_with_its_nearest(save_adapter:
     assert "language_projektion.weight is read by no graph (nearest: language_proj" in message
     assert "layers.0.self_attn.q_proj.weight lacks one of LoRA's two matrices" in message
     assert "q_proj.lora_A.weight has shape [3, 32], expected rank 4" in message
+    assert message.endswith("answers would change: was the adapter trained on another model?")
+
+
+def test_a_wrong_rank_alone_is_not_told_to_be_of_another_model(save_adapter: Save) -> None:
+    base, adapter = save_adapter("llama", target_modules=LM)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 3}))
+    with pytest.raises(CheckpointError, match="expected rank 3") as caught:
+        opened(base, adapter)
+    assert "no graph" not in str(caught.value)
+    assert str(caught.value).endswith("expected rank 3")
 
 
 def test_a_head_that_was_tied_stays_when_embeddings_change(save_adapter: Save) -> None:

@@ -12,8 +12,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx.numpy_helper import to_array
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from iblip.engines.language_model.options import GenerationOptions
+from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.artifact.rebuild_command import rebuild_command
 from iblip.export.checkpoint.source import ModelSource, adapters_from_words
@@ -21,6 +24,7 @@ from iblip.export.opening import checkpoint_from_source, source_of_build
 from iblip.export.progress import Silent
 from iblip.export.system.files import sha256
 from iblip.export.system.installing import MissingPackageError
+from iblip.export.verification.references import reference_of
 from iblip.serving.builder.build import build
 from iblip.serving.builder.inputs import find_difference, inputs_of
 from iblip.serving.builder.options import BuildOptions
@@ -153,3 +157,68 @@ def test_without_peft_a_build_that_would_be_compared_is_refused_at_once(
     with pytest.raises(MissingPackageError, match=r"Run `pip install peft`, or .* --no-verify"):
         settle(options(), Silent())
     assert settle(options(verification=None), Silent()).verification is None
+
+
+def test_a_directory_that_peft_has_merged_is_the_build_with_its_adapter(
+    adapted_build: Path, adapter: Path, random_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import InstructBlipForConditionalGeneration, InstructBlipProcessor
+
+    base = random_checkpoint("llama")
+    model = InstructBlipForConditionalGeneration.from_pretrained(base)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    InstructBlipProcessor.from_pretrained(base).save_pretrained(tmp_path / "merged")
+    found = build(asked(tmp_path / "merged")(output=tmp_path / "build"))
+    assert Manifest.read(found).verification["graphs"].keys() >= {"vision_encoder/model"}
+    ours, theirs = initializers(adapted_build), initializers(found)
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_allclose(ours[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    # Beside the weights, not merged, peft gives the same answers.
+    opened = checkpoint_from_source(asked(base, adapter)(output=found).source, Silent())
+    reference = reference_of(opened)
+    rng = np.random.default_rng(0)
+    with Pipeline(found) as pipeline:
+        for prompt in ("which digit is red", "how many", "red"):
+            pixels = rng.integers(0, 256, (24, 24, 3), np.uint8)
+            (expected,) = reference.generate([Image.fromarray(pixels)], [prompt], max_new_tokens=8)
+            answer = pipeline.answer(pixels, prompt, GenerationOptions(max_new_tokens=8))
+            assert answer.text == expected.text
+
+
+def test_builds_of_two_adapters_share_all_that_neither_changes(
+    random_checkpoint: Callable[[str], Path], adapter: Path, tmp_path: Path
+) -> None:
+    base, other = random_checkpoint("llama"), tmp_path / "other"
+    other.mkdir()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    (other / "adapter_model.safetensors").symlink_to(adapter / "adapter_model.safetensors")
+    builds = [
+        build(asked(base, one)(output=tmp_path / f"build-{one.name}", verification=None))
+        for one in (adapter, other)
+    ]
+    file = base / "model.safetensors"
+    ours, theirs = (
+        {
+            path.relative_to(found): path.stat()
+            for path in (found / "graphs").rglob("*")
+            if path.suffix in (".safetensors", ".weights")
+        }
+        for found in builds
+    )
+    linked = [path for path in ours if path.suffix == ".safetensors"]
+    assert len(linked) == 3  # one in each component
+    for path in linked:
+        assert ours[path].st_ino == theirs[path].st_ino == file.stat().st_ino
+    # What each has of its own is what its adapter changes, in float32.
+    changed = sum(
+        values.nbytes
+        for name, values in initializers(builds[0]).items()
+        if any(name.endswith(f".{target}.weight") for target in TARGETS)
+    )
+    own = {status.st_ino: status.st_size for p, status in ours.items() if p not in linked}
+    assert changed <= sum(own.values()) < 1.5 * changed < file.stat().st_size
+    assert not own.keys() & {status.st_ino for status in theirs.values()}
