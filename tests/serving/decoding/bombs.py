@@ -1,0 +1,23 @@
+"""Images that cost far more to decode than to send."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+from PIL import Image
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG of `side` by `side` pixels whose last scan is there so often.
+
+    Each scan is a walk over all of its blocks, of a few bytes where these are of one colour.
+    """
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (200, 30, 90)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    (length,) = struct.unpack_from(">H", data, last + 2)
+    end = data.rindex(b"\xff\xd9")
+    assert last + 2 + length < end
+    return data[:last] + data[last:end] * scans + data[end:]
