@@ -1,4 +1,4 @@
-"""Encoded images to pixels on the server, in processes that a hostile image cannot keep or end others.
+"""Encoded images to pixels on the server, in processes that an image may keep busy or end.
 
 `settings.py` has the limits; `worker.py` is the process that decodes, with the client's own code
 (`export.images`), and holds nothing but the image; `process.py` starts it, and ends it where it

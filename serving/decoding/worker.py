@@ -21,14 +21,14 @@ from iblip.export.errors import InputError
 from iblip.export.images import READINGS, ImageLimits, pixels_from_encoded
 
 HEAD = struct.Struct("<BQ")
-"""Of every message: one of `READINGS` or of the kinds below, by number; and the bytes that follow."""
+"""Of every message: the number of one of `READINGS`, or of a kind below; the bytes that follow."""
 
 READY, PIXELS, REFUSED = range(3)
 """Kinds of messages that this process sends."""
 
 MEMORY_BYTES, PIXEL_BYTES = 1 << 30, 24
-"""Memory of this process: so much, and so much for each pixel. 16-bit grey takes 19 (Pillow's 2, two
-arrays of 8, one of 1), transparency over white 20 (five images of 4)."""
+"""Memory of this process: so much, and so much for each pixel. 16-bit grey takes 19 bytes (Pillow's
+2, two arrays of 8, one of 1), transparency over white 20 (five images of 4)."""
 
 
 def main() -> None:
@@ -40,8 +40,7 @@ def main() -> None:
     limits = ImageLimits(**{**settings["limits"], "formats": tuple(settings["limits"]["formats"])})
     prepare(limits)
     send(replies, READY, b"")
-    with open(os.devnull, "wb") as nowhere:  # where libraries complain about damaged files
-        os.dup2(nowhere.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries complain about damaged files
     while head := messages.read(HEAD.size):
         reading, size = HEAD.unpack(head)
         data = messages.read(size)

@@ -6,10 +6,9 @@ import base64
 import io
 import os
 import signal
-import struct
 import threading
 import time
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from iblip.export.images import READINGS, ImageLimits, pixels_from_encoded, pixe
 from iblip.serving.decoding.pool import Decoders
 from iblip.serving.decoding.process import DecoderProcess
 from iblip.serving.decoding.settings import DecodingSettings
-from tests.serving.decoding.bombs import many_scans
+from tests.serving.decoding.bombs import huge_png, many_scans
 
 SMALL = Preprocessing(height=32, width=48, resample="BICUBIC")
 
@@ -111,18 +110,6 @@ def test_text_stands_for_the_bytes_in_it(usual, wrap):
     np.testing.assert_array_equal(usual.decode(wrap(PNG), "viewed"), expected)
 
 
-def huge_png():
-    """A few bytes that say they are 100,000 by 100,000 pixels."""
-
-    def chunk(kind, data):
-        check = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
-
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    rows = chunk(b"IDAT", zlib.compress(b""))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rows + chunk(b"IEND", b"")
-
-
 REFUSED = {
     b"": "is empty: 0 bytes",
     b"hello, this is text": r"begins with b'hello, this ', as no format does that is read \(JPEG",
@@ -175,7 +162,7 @@ def test_memory_has_a_limit(process):
     """What a decoder allocates is bounded by the pixels that an image may have."""
     decoder = process()
     decoder.decode(PNG, "viewed")
-    limits = open(f"/proc/{decoder._process.pid}/limits").read()
+    limits = Path(f"/proc/{decoder._process.pid}/limits").read_text()
     (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
     assert 2**30 < int(line.split()[3]) < 4 * 2**30
 
