@@ -198,8 +198,8 @@ class QuestionReader:
     ) -> tuple[npt.NDArray[np.uint8], tuple[bytes, ...]]:
         """The pixels, or no pixels and the encoded images."""
         if len(images) != 1:
-            found = " and ".join(images) or "neither"
-            raise InputError(f"the request has {found}; expected {IMAGE} (encoded) or {PIXELS}")
+            found = f"both {IMAGE} and {PIXELS}" if images else "no image"
+            raise InputError(f"the request has {found}; expected {IMAGE} (files) or {PIXELS}")
         if PIXELS in images:
             pixels = images[PIXELS]
             check_images(len(pixels), self.limits.images)

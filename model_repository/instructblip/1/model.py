@@ -12,7 +12,7 @@ from iblip.serving.steps.answering import Answering, CallerLimits
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.encoding import encode_past_failures
 from iblip.serving.steps.heartbeat import start_heartbeat
-from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
+from iblip.serving.steps.metrics import DECODING, EngineMetrics, MetricsThread, StatusMetrics
 from iblip.serving.steps.policy import Policy
 from iblip.serving.wire.answers import finish_from_answer
 from iblip.serving.wire.errors import error_from_chain, status_from_error, text_from_error
@@ -48,8 +48,11 @@ class TritonPythonModel:
                 requests=policy.max_caller_requests, tokens=policy.max_caller_tokens
             ),
         )
-        metrics = EngineMetrics(make_family, {"model": args["model_name"]})
-        self.metrics = MetricsThread(metrics, self.answering.status)
+        labels = {"model": args["model_name"]}
+        self.metrics = [
+            MetricsThread(EngineMetrics(make_family, labels), self.answering.status),
+            MetricsThread(StatusMetrics(DECODING, make_family, labels), self.decoders.status),
+        ]
 
     def execute(self, requests):
         """Admits the requests in their order."""
@@ -88,7 +91,8 @@ class TritonPythonModel:
 
     def finalize(self):
         """Ends what is running and frees the engine."""
-        self.metrics.close()
+        for metrics in self.metrics:
+            metrics.close()
         self.answering.close()
         self.decoders.close()
 

@@ -93,8 +93,13 @@ def test_encoded_images_wait_for_their_pixels():
 @pytest.mark.parametrize(
     ("images", "parameters", "kind", "message"),
     [
-        ({}, {}, InputError, r"has neither; expected image \(encoded\) or pixels"),
-        ({**files(b"x"), "pixels": PIXELS}, {}, InputError, "has image and pixels; expected im"),
+        ({}, {}, InputError, r"has no image; expected image \(files\) or pixels"),
+        (
+            {**files(b"x"), "pixels": PIXELS},
+            {},
+            InputError,
+            "has both image and pixels; expected im",
+        ),
         (files(), {}, InputError, "the request has 0 images; expected 1 to 3"),
         (files(*b"abcd"), {}, InputError, "the request has 4 images; expected 1 to 3"),
         (files(b"x", b"x" * 21), {}, InputError, "an image has 21 bytes; expected at most 20"),
