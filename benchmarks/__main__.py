@@ -29,7 +29,7 @@ NAMES = (
     "soak",
     "vanishing",
 )
-LONG = ("adapters", "chaos", "decoding", "overload")
+LONG = ("adapters", "chaos", "decoding", "overload", "overnight")
 """Run only if they are named."""
 
 COMPARED = ("latency", "load")
