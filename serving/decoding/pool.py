@@ -104,7 +104,7 @@ class Decoders:
             return DecodingStatus(**self._counts)
 
     def close(self) -> None:
-        """Ends the processes; nothing may be decoding."""
+        """Ends the processes, and with errors what they are decoding."""
         for decoder in self._decoders:
             decoder.close()
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MODULE = "iblip.serving.decoding.worker"
 
+CLOSED = "the server is stopping"
+
 START_S = 60.0
 """Seconds in which a new process must be ready."""
 
@@ -44,6 +46,7 @@ class DecoderProcess:
     def __init__(self, preprocessing: Preprocessing, settings: DecodingSettings) -> None:
         self._preprocessing, self._settings = preprocessing, settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._busy, self._closed = threading.Lock(), False
 
     def decode(self, data: bytes, reading: Reading) -> npt.NDArray[np.uint8]:
         """The pixels of an encoded image, uint8 `[height, width, 3]`.
@@ -51,8 +54,12 @@ class DecoderProcess:
         Raises:
             InputError: it is not an image, a damaged one, or beyond the limits of bytes, pixels,
                 time or memory.
-            EngineError: the process ended, or could not be started.
+            EngineError: the process ended or could not be started, or this has been closed.
         """
+        with self._busy:
+            return self._decode(data, reading)
+
+    def _decode(self, data: bytes, reading: Reading) -> npt.NDArray[np.uint8]:
         process = self._process or self._start()
         seconds = self._settings.image_seconds
 
@@ -64,6 +71,8 @@ class DecoderProcess:
         if reply is None or was_late:
             self._process = None
             status = _end(process)
+            if self._closed:
+                raise EngineError(CLOSED)
             if was_late:
                 raise InputError(
                     f"the image of {len(data):,} bytes takes more than {seconds} seconds to be "
@@ -78,13 +87,19 @@ class DecoderProcess:
         return np.frombuffer(payload, np.uint8).reshape(size)
 
     def close(self) -> None:
-        """Ends the process."""
-        process, self._process = self._process, None
+        """Ends the process, also in the middle of an image."""
+        self._closed, process = True, self._process
         if process is not None:
-            _end(process)
+            process.kill()
+        with self._busy:
+            process, self._process = self._process, None
+            if process is not None:
+                _end(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         """A process that is ready."""
+        if self._closed:
+            raise EngineError(CLOSED)
         settings = {
             "preprocessing": asdict(self._preprocessing),
             "limits": asdict(self._settings.limits),

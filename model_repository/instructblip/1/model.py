@@ -93,8 +93,8 @@ class TritonPythonModel:
         """Ends what is running and frees the engine."""
         for metrics in self.metrics:
             metrics.close()
+        self.decoders.close()  # first: an image may take seconds
         self.answering.close()
-        self.decoders.close()
 
 
 def run_chain(inputs, seconds):

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,20 @@ def test_a_process_that_dies_fails_its_image_alone(process):
     with pytest.raises(EngineError, match="ended the process that decodes it"):
         decoder.decode(PNG, "viewed")
     decoder.decode(PNG, "viewed")
+
+
+def test_closing_does_not_wait_for_an_image(process):
+    decoder = process(image_seconds=600)
+    decoder.decode(PNG, "viewed")
+    with ThreadPoolExecutor(1) as pool:
+        decoding = pool.submit(decoder.decode, many_scans(6000, scans=3000), "viewed")
+        while not decoder._busy.locked():
+            time.sleep(0.001)
+        decoder.close()
+        with pytest.raises(EngineError, match="the server is stopping"):
+            decoding.result(timeout=60)
+    with pytest.raises(EngineError, match="the server is stopping"):
+        decoder.decode(PNG, "viewed")
 
 
 def test_a_process_ends_with_its_input(process):
