@@ -56,8 +56,11 @@ class ServerTarget:
         from iblip.serving.client.sync import Client
 
         self._client = Client(**connection, timeout=timeout)
-        self.contract = self._client.contract
         self.close = self._client.close
+
+    def contract(self) -> ServerContract:
+        """See `Target`. A server that does not run when the run begins is not waited for."""
+        return self._client.contract(timeout=Timeout())
 
     def ask(
         self, pixels: npt.NDArray[np.uint8], prompt: str, options: Options, compat: str | None
@@ -130,10 +133,12 @@ class Targets:
     """Several targets of one build, each asked as often as it has slots.
 
     Raises:
-        OptionError: they serve different builds.
+        OptionError: there are none, or they serve different builds.
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
+        if not targets:
+            raise OptionError("there is nothing to ask: expected a build, or the url of a server")
         self._targets = list(targets)
         self._running = [0] * len(self._targets)
         self._lock = threading.Lock()

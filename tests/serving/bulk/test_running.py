@@ -193,6 +193,8 @@ def test_servers_share_the_questions_by_their_slots(folder, output):
     other = replace(SMALL, build=replace(SMALL.build, created="2026-11-29T00:00:00+00:00"))
     with pytest.raises(OptionError, match="the servers have different builds"):
         Targets([Echo(), Echo(other)])
+    with pytest.raises(OptionError, match="there is nothing to ask"):
+        Targets([])
 
 
 def test_a_run_that_is_killed_loses_nothing_and_repeats_nothing(tmp_path):
