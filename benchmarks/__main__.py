@@ -29,7 +29,7 @@ NAMES = (
     "soak",
     "vanishing",
 )
-LONG = ("adapters", "chaos", "overload")
+LONG = ("adapters", "chaos", "decoding", "overload", "overnight")
 """Run only if they are named."""
 
 COMPARED = ("latency", "load")
@@ -61,7 +61,7 @@ def main(
     minutes: float,
     against: Path | None,
 ) -> None:
-    """Run the benchmarks NAMES, or all but adapters, chaos, overload; other saved figures stay."""
+    """Run the benchmarks NAMES, or all but the long ones; other saved figures stay."""
     quiet_libraries()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["machine"] = {

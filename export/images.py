@@ -12,11 +12,13 @@ This module knows Pillow and numpy only: a client needs nothing else.
 from __future__ import annotations
 
 import base64
+import contextlib
 import inspect
 import io
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -77,6 +79,22 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 8 * MAX_PIXELS
 """The largest encoded image that is read: so many pixels of four 16-bit channels, uncompressed."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What an encoded image may be; looked at before its pixels are decoded.
+
+    Attributes:
+        max_bytes: of the encoded image.
+        max_pixels: width times height.
+        formats: that are read, by Pillow's names, such as `"JPEG"`; empty is all that Pillow reads.
+    """
+
+    max_bytes: int = field(default_factory=lambda: MAX_BYTES)
+    max_pixels: int = field(default_factory=lambda: MAX_PIXELS)
+    formats: tuple[str, ...] = ()
+
+
 _SHOWN = 80
 """Characters of a string that a message repeats."""
 
@@ -133,6 +151,35 @@ def pixels_from_image(
     else:
         opened, name = _opened(source)
         image = CONVERSIONS[reading](opened, name)
+    return _resized(image, preprocessing)
+
+
+def pixels_from_encoded(
+    data: bytes,
+    preprocessing: Preprocessing,
+    reading: Reading = "viewed",
+    limits: ImageLimits | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Returns the pixels of an image that somebody else has sent: no path or address is followed.
+
+    Args:
+        data: the encoded image, or as ASCII text its base64 or a `data:` address.
+        preprocessing, reading: as in `pixels_from_image`, which returns the same of the same image.
+        limits: what it may be.
+
+    Returns:
+        uint8 `[height, width, 3]`, C-contiguous.
+
+    Raises:
+        InputError: it is not an image, a damaged one, or beyond the limits.
+    """
+    limits = limits or ImageLimits()
+    encoded = _unwrapped(data)
+    image, name = _open(encoded, f"the image of {len(encoded):,} bytes", limits)
+    return _resized(CONVERSIONS[reading](image, name), preprocessing)
+
+
+def _resized(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     size = (preprocessing.width, preprocessing.height)
     resample = Image.Resampling[preprocessing.resample]
     return np.ascontiguousarray(image.resize(size, resample=resample), dtype=np.uint8)
@@ -231,6 +278,26 @@ def _from_base64(text: str) -> bytes | None:
     return data
 
 
+def _unwrapped(data: bytes) -> bytes:
+    """The encoded image in what was sent. None of the usual formats looks like base64."""
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError:
+        return data
+    if text[:8].lower().startswith(("http://", "https://", "file:")):
+        raise InputError(
+            f"the image is the address {_shown(text)}, which is not fetched; send the file's bytes "
+            "or their base64"
+        )
+    if text.startswith("data:"):
+        return _data(text)
+    joined = "".join(text.split())
+    if _BASE64.fullmatch(joined):
+        with contextlib.suppress(ValueError):
+            return _decode_base64(joined)
+    return data
+
+
 def _bytes_of(path: str | Path) -> bytes:
     """The content of a regular file: a pipe may never come to an end, nor a device."""
     name = _shown(str(path))
@@ -302,31 +369,50 @@ def _shown(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
 
 
-def _open(data: bytes | bytearray | memoryview, name: str) -> Opened:
+def _open(
+    data: bytes | bytearray | memoryview, name: str, limits: ImageLimits | None = None
+) -> Opened:
+    limits = limits or ImageLimits()
     if not len(data):
         raise InputError(f"{name} is empty: 0 bytes (a file that has been read wants seek(0))")
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{name} has more than {MAX_BYTES} bytes, the most accepted")
+    if len(data) > limits.max_bytes:
+        raise InputError(f"{name} has more than {limits.max_bytes} bytes, the most accepted")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=limits.formats or None)
     except Image.DecompressionBombError:
-        raise InputError(f"{name} has more than {MAX_PIXELS} pixels, the most accepted") from None
+        raise InputError(
+            f"{name} has more than {limits.max_pixels} pixels, the most accepted"
+        ) from None
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not an image that Pillow can read") from None
+        raise _unidentified(data, name, limits.formats) from None
     except Exception as error:  # a damaged header raises whatever its decoder trips over
         raise InputError(f"{name} is damaged: {error}") from error
-    return _decode(image, name)
+    return _decode(image, name, limits)
 
 
-def _decode(image: Image.Image, name: str) -> Opened:
+def _unidentified(
+    data: bytes | bytearray | memoryview, name: str, formats: tuple[str, ...]
+) -> InputError:
+    if not formats:
+        return InputError(f"{name} is not an image that Pillow can read")
+    return InputError(
+        f"{name} begins with {bytes(data[:12])!r}, as no format does that is read "
+        f"({', '.join(formats)}). Save it in one of these."
+    )
+
+
+def _decode(image: Image.Image, name: str, limits: ImageLimits | None = None) -> Opened:
+    most = (limits or ImageLimits()).max_pixels
     width, height = image.size
     if not width or not height:
         raise InputError(f"{name} is empty: {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         size = f"{width} x {height} pixels"
-        raise InputError(f"{name} has {size}; the most accepted is {MAX_PIXELS} in all")
+        raise InputError(f"{name} has {size}; the most accepted is {most} in all")
     try:
         image.load()
+    except MemoryError as error:
+        raise InputError(f"{name} needs more memory to be decoded than there is") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error ...
         raise InputError(f"{name} is truncated or damaged: {error}") from error
     return image, name

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from iblip.hosting import Server, serve
     from iblip.loading import AnswerStream, Model, load
     from iblip.progress import Step
+    from iblip.running import run
+    from iblip.serving.bulk.running import BulkSummary
     from iblip.serving.client.asynchronous import AsyncClient
     from iblip.serving.client.errors import (
         AccessError,
@@ -69,6 +71,7 @@ _HOMES = {
     "AnswerStream": "iblip.loading",
     "AsyncClient": "iblip.serving.client.asynchronous",
     "Build": "iblip.building",
+    "BulkSummary": "iblip.serving.bulk.running",
     "Client": "iblip.serving.client.sync",
     "GenerationOptions": "iblip.engines.language_model.options",
     "ImageURLs": "iblip.serving.client.image_urls",
@@ -83,6 +86,7 @@ _HOMES = {
     "Timeout": "iblip.serving.client.patience",
     "build": "iblip.building",
     "load": "iblip.loading",
+    "run": "iblip.running",
     "serve": "iblip.hosting",
     "verify": "iblip.verifying",
 }
@@ -97,6 +101,7 @@ __all__ = [
     "AsyncClient",
     "Build",
     "BuildDirectoryError",
+    "BulkSummary",
     "CancelledError",
     "CheckpointError",
     "Client",
@@ -134,6 +139,7 @@ __all__ = [
     "build",
     "lavis",
     "load",
+    "run",
     "serve",
     "verify",
 ]

@@ -34,6 +34,7 @@ EXTRAS: Mapping[str, str] = {
     "aiohttp": "server",
     "pytriton": "server",
     "matplotlib": "bench",
+    "pyarrow": "parquet",
     "zstandard": "kit",
 }
 """Name of an optional module to the extra that brings it."""

@@ -31,6 +31,7 @@ IBLIP: Mapping[str, str] = {
     "synthesize": EXPORT["synthesize"],
     "serve": "iblip.serving.cli.serve",
     "ask": "iblip.serving.cli.ask",
+    "run": "iblip.serving.cli.run",
     "demo": "iblip.serving.cli.demo",
     "bench": "iblip.serving.cli.bench",
     "models": "iblip.serving.cli.models",

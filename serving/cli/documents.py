@@ -129,6 +129,11 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "others": "the other answers, with `--n`",
         "ranking": "every candidate, most likely first",
     },
+    "run": {
+        "answered": "questions that were answered",
+        "failed": "questions whose line in the output has an error",
+        "present": "questions whose line was there before",
+    },
     "demo": {
         "right": "answers that are right",
         "asked": "questions",
@@ -202,6 +207,8 @@ and messages go to standard error.
   you do not know.
 - `iblip ask --stream --json` prints a line for each piece, `{{"delta": "…"}}`, before the line of
   the whole answer. `iblip serve --json` prints its line when the server is ready.
+- Each line that `iblip run` writes to its output has `id`, `prompt` and the fields of `iblip ask`,
+  or `id`, `prompt` and `error`, an object of `kind` and `message`. It has no `format`.
 - Sizes are in bytes and times in seconds.
 
 `python -m iblip.serving.cli.documents` prints this page.

@@ -43,8 +43,8 @@ PLATFORMS: Mapping[str, str] = {
 HEADER = """\
 # Assembled by `iblip build` from model_repository/, where every line is explained.
 # An operator may edit batching, queues, instances, cache and warm-up here, and the parameters
-# `threads`, `slots`, `max_length` and `queue`; data types, sizes and other parameters state what
-# the engine is.
+# `threads`, `slots`, `max_length`, `queue` and `image_…`; data types, sizes and other parameters
+# state what the engine is.
 
 """
 

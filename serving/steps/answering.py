@@ -37,8 +37,13 @@ POLL_S = 0.02
 ENCODERS = 16
 """Questions whose images are encoded at the same time: two batches of the default size."""
 
+STOPPING = "the server is stopping"
+
 Encode = Callable[[Question], npt.NDArray[Any]]
 """From a question to its visual prompt, float `[images, queries, d_llm]`."""
+
+Decode = Callable[[Question], Question]
+"""From a question with encoded images to one with their pixels."""
 
 
 class Reply(Protocol):
@@ -74,14 +79,17 @@ class CallerLimits:
 class Answering:
     """Takes questions, and follows each to its end.
 
-    A question that meets a full queue is refused before anything is computed for it. Images are
-    encoded by a few threads, those of interactive questions first. One more thread looks after all
-    who wait: what nobody waits for any more frees its place, and what is past its deadline is told
-    so, whatever it is waiting for.
+    A question that meets a full queue is refused before anything is computed for it. Images that
+    were sent as files are decoded by a few threads, and all are encoded by a few others, so that no
+    file keeps pixels waiting; those of interactive questions go first. One more thread looks after
+    all who wait: what nobody waits for any more frees its place, and what is past its deadline is
+    told so, whatever it is waiting for.
 
     Args:
         engine: answers the questions; closed by `close`.
         encode: encodes a question's images; called from several threads at once.
+        decode: decodes a question's images; likewise.
+        decoders: threads that decode.
         callers: what each may have under way.
         poll_s: seconds between two looks after those who wait.
         failed: takes each error after its caller has it; by default it ends the process where the
@@ -93,26 +101,34 @@ class Answering:
         engine: LanguageModelEngine,
         encode: Encode,
         *,
+        decode: Decode = lambda question: question,
+        decoders: int = 1,
         callers: CallerLimits | None = None,
         poll_s: float = POLL_S,
         failed: Callable[[Exception], object] = end_if_fatal,
     ) -> None:
-        self._engine, self._encode, self._failed = engine, encode, failed
+        self._engine, self._failed = engine, failed
+        self._encode, self._decode = encode, decode
         self._limits = callers or CallerLimits()
         self._poll_s = poll_s
         self._open: dict[_Caller, None] = {}
         self._coming: set[_Caller] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
-        self._to_encode: list[_Caller] = []
-        self._changed = threading.Condition(self._lock)
         self._closed = threading.Event()
-        self._encoders = [
-            threading.Thread(target=self._work, name="encode", daemon=True) for _ in range(ENCODERS)
+        self._decoding = _Line(self._lock, self._closed)
+        self._encoding = _Line(self._lock, self._closed)
+        self._workers = [
+            threading.Thread(target=self._work, args=(line, work), name=name, daemon=True)
+            for line, work, name, count in (
+                (self._decoding, self._ask_for_pixels, "decode", decoders),
+                (self._encoding, self._ask, "encode", ENCODERS),
+            )
+            for _ in range(count)
         ]
         self._refusing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refuse")
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
-        for thread in (*self._encoders, self._watcher):
+        for thread in (*self._workers, self._watcher):
             thread.start()
 
     def answer(self, question: Question, reply: Reply) -> None:
@@ -155,18 +171,20 @@ class Answering:
 
     def close(self) -> None:
         """Ends every question with an error, waits for the replies, and closes the engine."""
-        with self._changed:
+        with self._lock:
             self._closed.set()
-            self._changed.notify_all()
+            for line in (self._decoding, self._encoding):
+                line.wake()
         self._watcher.join()
         self._refusing.shutdown()
         self._engine.close()
-        for thread in self._encoders:
+        for thread in self._workers:
             thread.join()
         with self._lock:
-            threads, left = list(self._threads), self._to_encode
+            threads = list(self._threads)
+            left = [*self._decoding.callers, *self._encoding.callers]
         for caller in left:
-            self._end(caller, EngineError("the server is stopping"))
+            self._end(caller, EngineError(STOPPING))
         for thread in threads:
             thread.join()
 
@@ -182,8 +200,7 @@ class Answering:
                 self._check_share(caller.question)
             self._open[caller] = None
             self._coming.add(caller)
-            self._to_encode.append(caller)
-            self._changed.notify()
+            (self._decoding if caller.question.encoded else self._encoding).put(caller)
 
     def _check_share(self, question: Question) -> None:
         mine = [one.question for one in self._open if one.question.caller == question.caller]
@@ -198,23 +215,22 @@ class Answering:
                     f"at most {most}. Try again when others have ended."
                 )
 
-    def _work(self) -> None:
-        while (caller := self._next()) is not None:
+    def _work(self, line: _Line, work: Callable[[_Caller], None]) -> None:
+        while (caller := line.take()) is not None:
             try:
-                self._ask(caller)
+                work(caller)
             except Exception as error:  # as in `answer`
                 self._end(caller, error)
 
-    def _next(self) -> _Caller | None:
-        """The question whose images are next: the first urgent one, else the first of all."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._to_encode or self._closed.is_set())
-            if self._closed.is_set():
-                return None
-            urgent = (one for one in self._to_encode if one.question.is_urgent)
-            caller = next(urgent, self._to_encode[0])
-            self._to_encode.remove(caller)
-            return caller
+    def _ask_for_pixels(self, caller: _Caller) -> None:
+        """Has the images decoded, and puts the question into the line of those with pixels."""
+        question = self._decode(caller.question)
+        with self._lock:
+            caller.question = question  # the files are needed no more
+            if not caller.has_ended and not self._closed.is_set():
+                self._encoding.put(caller)
+                return
+        self._end(caller, EngineError(STOPPING))  # which nobody hears who has had an end
 
     def _ask(self, caller: _Caller) -> None:
         """Has the images encoded, and passes the question to the engine."""
@@ -263,8 +279,8 @@ class Answering:
         with self._lock:
             self._open.pop(caller, None)
             self._coming.discard(caller)
-            if caller in self._to_encode:
-                self._to_encode.remove(caller)
+            for line in (self._decoding, self._encoding):
+                line.drop(caller)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_s):
@@ -276,6 +292,39 @@ class Answering:
             for caller in turns:
                 if caller.has_gone():
                     self._give_up(caller)
+
+
+class _Line:
+    """Questions that wait for the same work; the lock is held for all but `take`."""
+
+    def __init__(self, lock: threading.Lock, closed: threading.Event) -> None:
+        self.callers: list[_Caller] = []
+        self._changed, self._closed = threading.Condition(lock), closed
+
+    def put(self, caller: _Caller) -> None:
+        """Adds a question at the end."""
+        self.callers.append(caller)
+        self._changed.notify()
+
+    def drop(self, caller: _Caller) -> None:
+        """Takes a question out, if it is there."""
+        if caller in self.callers:
+            self.callers.remove(caller)
+
+    def wake(self) -> None:
+        """Ends the wait of all threads, now that it is closed."""
+        self._changed.notify_all()
+
+    def take(self) -> _Caller | None:
+        """Waits for the next question: the first urgent one, else the first; `None` at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.callers or self._closed.is_set())
+            if self._closed.is_set():
+                return None
+            urgent = (one for one in self.callers if one.question.is_urgent)
+            caller = next(urgent, self.callers[0])
+            self.callers.remove(caller)
+            return caller
 
 
 def _cancelled(question: Question) -> Answer:

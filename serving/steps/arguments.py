@@ -13,6 +13,8 @@ from iblip.engines.language_model.opening import EngineLimits
 from iblip.engines.text.instructions import InstructionTokenizer
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
+from iblip.serving.decoding.pool import Decoders
+from iblip.serving.decoding.settings import DecodingSettings
 from iblip.serving.steps.policy import CALL_KEY_VARIABLE, Policy
 from iblip.serving.steps.questions import QuestionReader
 from iblip.serving.wire.contract import ServerContract
@@ -109,8 +111,18 @@ class StepArguments:
             limits=ServerContract.from_parameters(self.parameters).limits,
             tokenizer=InstructionTokenizer.from_build(self.directory, self.manifest),
             policy=policy,
+            most_encoded=DecodingSettings.from_parameters(self.parameters).most_sent,
             call_key=os.environ.get(CALL_KEY_VARIABLE, ""),
         )
+
+    def decoders(self) -> Decoders:
+        """What decodes this model's images; starts nothing yet.
+
+        Raises:
+            OptionError: a parameter of it is out of range.
+        """
+        settings = DecodingSettings.from_parameters(self.parameters)
+        return Decoders(self.manifest.preprocessing, settings)
 
     def _limit(self, name: str) -> int | None:
         text = self.parameters.get(name)

@@ -1,4 +1,4 @@
-"""An engine's status as metrics that Prometheus reads from Triton's own endpoint.
+"""The status of engine and decoders as metrics that Prometheus reads from Triton's own endpoint.
 
 Knows neither Triton nor any engine: statuses come in, and values go out through the metric families
 that the caller creates.
@@ -12,9 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from iblip.engines.language_model.types import EngineStatus, Outcome
+from iblip.engines.language_model.types import EngineStatus
+from iblip.serving.decoding.pool import DecodingStatus
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ RATE_S = 5.0
 """Seconds over which tokens per second are averaged."""
 
 Kind = Literal["counter", "gauge"]
+
+S = TypeVar("S")
+"""A status."""
 
 
 class Metric(Protocol):
@@ -42,7 +46,7 @@ MakeFamily = Callable[[str, str, Kind], Callable[[Mapping[str, str]], Metric]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Generic[S]):
     """The metrics of one name.
 
     Attributes:
@@ -54,13 +58,13 @@ class Family:
 
     kind: Kind
     help: str
-    read: Callable[[EngineStatus], float | Mapping[Outcome, int]]
+    read: Callable[[S], float | Mapping[Any, int]]
     label: str | None = None
 
 
 RATE = "iblip_generated_tokens_per_second"
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, Family[EngineStatus]] = {
     "iblip_slots": Family(
         kind="gauge", help="Sequences that can run at once", read=lambda s: s.slots
     ),
@@ -103,56 +107,69 @@ FAMILIES: Mapping[str, Family] = {
         read=lambda s: s.decode_s,
     ),
 }
-"""By name. `RATE` is another, which takes more than one status."""
+"""Of the engine, by name. `RATE` is another, which takes more than one status."""
+
+DECODING: Mapping[str, Family[DecodingStatus]] = {
+    "iblip_images_decoded_total": Family(
+        kind="counter", help="Encoded images that were decoded", read=lambda s: s.decoded
+    ),
+    "iblip_images_remembered_total": Family(
+        kind="counter",
+        help="Encoded images that had been decoded before",
+        read=lambda s: s.remembered,
+    ),
+    "iblip_images_refused_total": Family(
+        kind="counter",
+        help="Encoded images that could not be decoded, or not within the limits",
+        read=lambda s: s.refused,
+    ),
+}
+"""Of the decoders, by name."""
 
 
-class EngineMetrics:
-    """Metrics that follow an engine's status.
+class StatusMetrics(Generic[S]):
+    """Metrics that follow a status.
 
     Args:
+        families: by name.
         make_family: see `MakeFamily`.
         labels: for every series.
     """
 
-    def __init__(self, make_family: MakeFamily, labels: Mapping[str, str]) -> None:
-        self._labels = dict(labels)
+    def __init__(
+        self,
+        families: Mapping[str, Family[S]],
+        make_family: MakeFamily,
+        labels: Mapping[str, str],
+    ) -> None:
+        self._families, self._labels = families, dict(labels)
         self._makers = {
-            name: make_family(name, family.help, family.kind) for name, family in FAMILIES.items()
+            name: make_family(name, family.help, family.kind) for name, family in families.items()
         }
-        text = f"Tokens generated per second, over the last {RATE_S:g} seconds"
-        self._makers[RATE] = make_family(RATE, text, "gauge")
-        self._rate = self._makers[RATE](self._labels)
         self._series: dict[tuple[str, str], Metric] = {}
         self._last: dict[tuple[str, str], float] = {}
-        self._last_rate = -1.0
-        self._past: deque[tuple[float, int]] = deque()
 
-    def update(self, status: EngineStatus, now: float) -> None:
+    def update(self, status: S, now: float) -> None:
         """Updates every series whose value has changed.
 
         Args:
-            status: of the engine.
+            status: as it is now.
             now: seconds of a monotonic clock.
         """
-        for name, family in FAMILIES.items():
+        for name, family in self._families.items():
             read = family.read(status)
             if isinstance(read, Mapping):
                 for label, value in read.items():
                     self._set(name, family, label, value)
             else:
                 self._set(name, family, "", read)
-        rate = self._tokens_per_second(status.generated_tokens, now)
-        if rate != self._last_rate:
-            self._rate.set(rate)
-            self._last_rate = rate
 
     def clear(self) -> None:
         """Releases every series, then the families: Triton requires this order."""
         self._series.clear()
-        del self._rate
         self._makers.clear()
 
-    def _set(self, name: str, family: Family, label: str, value: float) -> None:
+    def _set(self, name: str, family: Family[S], label: str, value: float) -> None:
         key = (name, label)
         if key not in self._series:
             labels = {**self._labels, family.label: label} if family.label else self._labels
@@ -165,6 +182,36 @@ class EngineMetrics:
             self._series[key].set(value)
         self._last[key] = value
 
+
+class EngineMetrics(StatusMetrics[EngineStatus]):
+    """Metrics that follow an engine's status.
+
+    Args:
+        make_family: see `MakeFamily`.
+        labels: for every series.
+    """
+
+    def __init__(self, make_family: MakeFamily, labels: Mapping[str, str]) -> None:
+        super().__init__(FAMILIES, make_family, labels)
+        text = f"Tokens generated per second, over the last {RATE_S:g} seconds"
+        self._makers[RATE] = make_family(RATE, text, "gauge")
+        self._rate = self._makers[RATE](self._labels)
+        self._last_rate = -1.0
+        self._past: deque[tuple[float, int]] = deque()
+
+    def update(self, status: EngineStatus, now: float) -> None:
+        """Updates every series whose value has changed; see the base class."""
+        super().update(status, now)
+        rate = self._tokens_per_second(status.generated_tokens, now)
+        if rate != self._last_rate:
+            self._rate.set(rate)
+            self._last_rate = rate
+
+    def clear(self) -> None:
+        """Releases every series, then the families; see the base class."""
+        del self._rate
+        super().clear()
+
     def _tokens_per_second(self, tokens: int, now: float) -> float:
         self._past.append((now, tokens))
         while len(self._past) > 2 and self._past[1][0] <= now - RATE_S:
@@ -173,19 +220,19 @@ class EngineMetrics:
         return (tokens - before) / (now - since) if now > since else 0.0
 
 
-class MetricsThread:
+class MetricsThread(Generic[S]):
     """Updates metrics until it is closed.
 
     Args:
         metrics: the metrics to update.
-        status: returns the engine's status.
+        status: returns the status that they follow.
         period_s: seconds between two updates.
     """
 
     def __init__(
         self,
-        metrics: EngineMetrics,
-        status: Callable[[], EngineStatus],
+        metrics: StatusMetrics[S],
+        status: Callable[[], S],
         *,
         period_s: float = PERIOD_S,
     ) -> None:
@@ -207,5 +254,5 @@ class MetricsThread:
             try:
                 self._metrics.update(self._status(), time.monotonic())
             except Exception:  # a server without metrics still answers
-                logger.exception("the engine's metrics stop: they could not be updated")
+                logger.exception("metrics stop: they could not be updated")
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hmac import compare_digest
 from typing import Any
 
@@ -18,14 +18,16 @@ from iblip.engines.text.checks import check_images, check_prompt
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
 from iblip.export.artifact.manifest import how_to_raise
 from iblip.export.errors import InputError, OptionError
+from iblip.export.images import Reading
 from iblip.serving.steps.policy import Policy
 from iblip.serving.wire.contract import Limits
-from iblip.serving.wire.names import CALL_KEY, PACKED, PIXELS, PROMPT
+from iblip.serving.wire.names import CALL_KEY, IMAGE, PACKED, PIXELS, PREPROCESSING, PROMPT
 from iblip.serving.wire.parameters import (
     key_from_parameters,
     options_from_parameters,
     parameters_from_json,
     priority_from_parameters,
+    reading_from_parameters,
     seconds_from_timeout,
     stream_from_parameters,
     unpacked,
@@ -43,7 +45,9 @@ class Question:
 
     Attributes:
         prompt: as the user wrote it.
-        pixels: uint8 `[images, height, width, 3]`.
+        pixels: uint8 `[images, height, width, 3]`; no images while they are `encoded`.
+        encoded: the images as they were sent; empty once there are `pixels`.
+        reading: how encoded images become RGB.
         options: how to generate.
         stream: whether text is sent as it is written.
         tokens: most tokens of all its answers; a candidate of a ranking counts as one.
@@ -56,6 +60,8 @@ class Question:
 
     prompt: str
     pixels: npt.NDArray[np.uint8]
+    encoded: tuple[bytes, ...] = ()
+    reading: Reading = "viewed"
     options: GenerationOptions = field(default_factory=GenerationOptions)
     stream: bool = True
     tokens: int = 1
@@ -64,6 +70,15 @@ class Question:
     caller: str | None = None
     cancel_key: str = ""
     priority: Priority = "interactive"
+
+    @property
+    def images(self) -> int:
+        """How many images it has."""
+        return len(self.encoded) or len(self.pixels)
+
+    def decoded(self, pixels: npt.NDArray[np.uint8]) -> Question:
+        """The same question with pixels in place of its encoded images."""
+        return replace(self, pixels=pixels, encoded=())
 
     @property
     def seconds_left(self) -> float | None:
@@ -101,25 +116,28 @@ class QuestionReader:
         limits: what a request may be.
         tokenizer: of the Q-Former's instruction; `None` if it takes none.
         policy: what the operator has decided.
+        most_encoded: bytes of one encoded image, as it is sent.
         call_key: shows that the one-answer model is the caller.
     """
 
     limits: Limits
     tokenizer: InstructionTokenizer | None
     policy: Policy = field(default_factory=Policy)
+    most_encoded: int = 16 << 20
     call_key: str = ""
 
     def __call__(
         self,
-        pixels: npt.NDArray[np.uint8],
+        images: Mapping[str, npt.NDArray[Any]],
         prompt: npt.NDArray[Any],
         parameters: str,
         timeout_us: int,
     ) -> Question:
-        """The question. Costs a look at sizes and options: nothing is tokenised.
+        """The question. Costs a look at sizes and options: nothing is tokenised or decoded.
 
         Args:
-            pixels: uint8 `[images, height, width, 3]`; copied, because Triton reuses the memory.
+            images: `PIXELS`, uint8 `[images, height, width, 3]`, which are copied, because Triton
+                reuses the memory; or `IMAGE`, BYTES `[images]` as Triton hands them over.
             prompt: see `prompt_from_tensor`.
             parameters: of the request, a JSON object.
             timeout_us: of the request, in microseconds; 0 is none.
@@ -131,7 +149,8 @@ class QuestionReader:
         arrived = time.monotonic()
         given = self._parameters(parameters)
         caller = self._caller(given)
-        check_images(len(pixels), self.limits.images)
+        reading = reading_from_parameters(given)
+        pixels, encoded = self._images(images, reading)
         text = prompt_from_tensor(prompt, self.limits.max_prompt_bytes)
         check_prompt(text, may_be_empty=self.tokenizer is None)
         options = options_from_parameters(given)
@@ -141,7 +160,9 @@ class QuestionReader:
         seconds = seconds_from_timeout(timeout_us) or self.policy.default_timeout_s
         return Question(
             prompt=text,
-            pixels=np.array(pixels),
+            pixels=pixels,
+            encoded=encoded,
+            reading=reading or "viewed",
             options=options,
             stream=stream_from_parameters(given),
             tokens=tokens,
@@ -159,15 +180,42 @@ class QuestionReader:
             InputError: the instruction is longer than the Q-Former takes.
             OptionError: `truncation` does not go with this model.
         """
-        instruction = instruction_tensors(
+        instruction = self.instruction(question)
+        rows = {name: np.repeat(ids, question.images, 0) for name, ids in instruction.items()}
+        return {PIXELS: question.pixels, **rows}
+
+    def instruction(self, question: Question) -> Tensors:
+        """What the Q-Former reads of the prompt, int64 `[1, instruction]` each; raises likewise."""
+        return instruction_tensors(
             self.tokenizer,
             question.prompt,
             truncation=question.options.truncation,
             max_instruction=question.options.max_instruction,
         )
-        images = len(question.pixels)
-        rows = {name: np.repeat(ids, images, axis=0) for name, ids in instruction.items()}
-        return {PIXELS: question.pixels, **rows}
+
+    def _images(
+        self, images: Mapping[str, npt.NDArray[Any]], reading: Reading | None
+    ) -> tuple[npt.NDArray[np.uint8], tuple[bytes, ...]]:
+        """The pixels, or no pixels and the encoded images."""
+        if len(images) != 1:
+            found = f"both {IMAGE} and {PIXELS}" if images else "no image"
+            raise InputError(f"the request has {found}; expected {IMAGE} (files) or {PIXELS}")
+        if PIXELS in images:
+            pixels = images[PIXELS]
+            check_images(len(pixels), self.limits.images)
+            if reading is not None:
+                raise OptionError(f"{PREPROCESSING} is given with {PIXELS}; expected {IMAGE}")
+            return np.array(pixels), ()
+        sent = images[IMAGE].reshape(-1)
+        check_images(len(sent), self.limits.images)
+        encoded = tuple(one if isinstance(one, bytes) else str(one).encode() for one in sent)
+        longest = max(map(len, encoded))
+        if longest > self.most_encoded:
+            raise InputError(
+                f"an image has {longest} bytes; expected at most {self.most_encoded}. Make it "
+                "smaller; `image_bytes` in instructblip/config.pbtxt raises it."
+            )
+        return np.empty((0, 0, 0, 3), np.uint8), encoded
 
     def _parameters(self, text: str) -> dict[str, Any]:
         """The request's parameters; those that the one-answer model has packed, if it asks."""

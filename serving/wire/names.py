@@ -14,6 +14,9 @@ CHAIN = "visual_prompt"
 
 PIXELS = "pixels"
 
+IMAGE = "image"
+"""Encoded images, instead of `PIXELS`."""
+
 PROMPT = "prompt"
 
 VISUAL_PROMPT = "visual_prompt"
@@ -31,6 +34,9 @@ TOKEN = "iblip-token"
 
 GRPC_TOKEN = f"triton-grpc-protocol-{TOKEN}"
 """The same as gRPC metadata: Triton puts this before the name of a header."""
+
+PREPROCESSING = "preprocessing"
+"""A request parameter: how `IMAGE` becomes RGB, one of `export.images.READINGS`."""
 
 STREAM = "stream"
 """A request parameter: false asks for the whole answer in one response."""

@@ -11,9 +11,10 @@ from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Priority
 from iblip.export.artifact.manifest import how_to_raise
 from iblip.export.errors import OptionError
+from iblip.export.images import Reading, check_reading
 from iblip.export.messages import shown
 from iblip.export.system.json_text import parse_json
-from iblip.serving.wire.names import CANCEL, CANCEL_KEY, PACKED, PRIORITY, STREAM
+from iblip.serving.wire.names import CANCEL, CANCEL_KEY, PACKED, PREPROCESSING, PRIORITY, STREAM
 
 MAX_TIMEOUT_US = 10**15
 """The longest `timeout` of a request, about 30 years."""
@@ -54,6 +55,16 @@ def stream_from_parameters(parameters: Mapping[str, Any]) -> bool:
     if not isinstance(stream, bool):
         raise OptionError(f"{STREAM} is {shown(stream)}; expected true or false")
     return stream
+
+
+def reading_from_parameters(parameters: Mapping[str, Any]) -> Reading | None:
+    """How encoded images become RGB; `None` where the request does not say.
+
+    Raises:
+        OptionError: it is none of `READINGS`.
+    """
+    reading = parameters.get(PREPROCESSING)
+    return None if reading is None else check_reading(reading)
 
 
 def priority_from_parameters(parameters: Mapping[str, Any]) -> Priority:
@@ -158,6 +169,7 @@ def _is_no_option(name: str) -> bool:
         STREAM,
         CANCEL_KEY,
         PRIORITY,
+        PREPROCESSING,
     )
 
 

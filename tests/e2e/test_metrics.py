@@ -11,7 +11,7 @@ import pytest
 
 from iblip.engines.language_model.types import Outcome
 from iblip.serving.client import CancelledError, GenerationOptions, OptionError
-from iblip.serving.steps.metrics import FAMILIES, PERIOD_S, RATE
+from iblip.serving.steps.metrics import DECODING, FAMILIES, PERIOD_S, RATE
 
 LINE = re.compile(r'^(iblip_\w+)\{model="instructblip"(?:,reason="(\w+)")?\} (\S+)$', re.M)
 
@@ -55,7 +55,8 @@ def ended(reason):
 def test_every_family_is_there_with_its_type(served):
     values = wait_for(served, is_idle)
     _, types = read(served)
-    assert types == {**{name: family.kind for name, family in FAMILIES.items()}, RATE: "gauge"}
+    families = {**FAMILIES, **DECODING}
+    assert types == {**{name: family.kind for name, family in families.items()}, RATE: "gauge"}
     assert set(FAMILIES) - values.keys() == {"iblip_requests_total"}
     assert values["iblip_slots"] == served.manifest.limits.slots
 

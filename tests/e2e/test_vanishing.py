@@ -24,7 +24,7 @@ from iblip.serving.client.protocol import ModelInferRequest, Service
 LIMIT_S = 30
 
 CALLER = """
-import json, sys, urllib.request
+import base64, json, sys, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -62,6 +62,10 @@ def by_http(_):
 
 def by_sse(_):
     post("instructblip/generate_stream", {"pixels": numbers, "prompt": PROMPT, **options})
+
+def by_file(_):
+    file = base64.b64encode(open(image, "rb").read()).decode()
+    post("instructblip_unary/generate", {"image": file, "prompt": PROMPT, **options})
 
 with ThreadPoolExecutor(12) as pool:
     list(pool.map(globals()[way], range(12)))
@@ -162,7 +166,7 @@ def test_callers_who_hang_up_at_once_are_noticed_too(served, client, picture):
     assert client.ask(picture, "What digit is it?", timeout=LIMIT_S).text
 
 
-@pytest.mark.parametrize("way", ["by_client", "by_grpc", "by_http", "by_sse"])
+@pytest.mark.parametrize("way", ["by_client", "by_grpc", "by_http", "by_sse", "by_file"])
 def test_a_killed_caller_frees_what_it_had(served, client, picture, way):
     server, length = served.server, served.long.max_new_tokens
     arguments = [picture, server.grpc_url, server.http_url, length, way]

@@ -12,11 +12,11 @@ from iblip.serving.steps.answering import Answering, CallerLimits
 from iblip.serving.steps.arguments import StepArguments
 from iblip.serving.steps.encoding import encode_past_failures
 from iblip.serving.steps.heartbeat import start_heartbeat
-from iblip.serving.steps.metrics import EngineMetrics, MetricsThread
+from iblip.serving.steps.metrics import DECODING, EngineMetrics, MetricsThread, StatusMetrics
 from iblip.serving.steps.policy import Policy
 from iblip.serving.wire.answers import finish_from_answer
 from iblip.serving.wire.errors import error_from_chain, status_from_error, text_from_error
-from iblip.serving.wire.names import CANCEL, CHAIN, FINISH, PIXELS, PROMPT, TEXT, VISUAL_PROMPT
+from iblip.serving.wire.names import CANCEL, CHAIN, FINISH, PROMPT, TEXT, VISUAL_PROMPT
 from iblip.serving.wire.parameters import cancelled_key, parameters_from_json
 
 
@@ -38,10 +38,21 @@ class TritonPythonModel:
             device=step.device,
             limits=step.limits,
         )
-        callers = CallerLimits(requests=policy.max_caller_requests, tokens=policy.max_caller_tokens)
-        self.answering = Answering(self.engine, self.encode, callers=callers)
-        metrics = EngineMetrics(make_family, {"model": args["model_name"]})
-        self.metrics = MetricsThread(metrics, self.answering.status)
+        self.decoders = step.decoders()
+        self.answering = Answering(
+            self.engine,
+            self.encode,
+            decode=self.decode,
+            decoders=self.decoders.count,
+            callers=CallerLimits(
+                requests=policy.max_caller_requests, tokens=policy.max_caller_tokens
+            ),
+        )
+        labels = {"model": args["model_name"]}
+        self.metrics = [
+            MetricsThread(EngineMetrics(make_family, labels), self.answering.status),
+            MetricsThread(StatusMetrics(DECODING, make_family, labels), self.decoders.status),
+        ]
 
     def execute(self, requests):
         """Admits the requests in their order."""
@@ -53,34 +64,37 @@ class TritonPythonModel:
                     reply.cancelled(self.answering.cancel(cancelled_key(given)))
                     continue
                 self.answering.check_queue()  # before the images are read
-                pixels, prompt = (tensor(request, name) for name in (PIXELS, PROMPT))
-                question = self.read(pixels, prompt, parameters, request.timeout())
+                given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                if PROMPT not in given:
+                    raise InputError(f"the input {PROMPT!r} is missing")
+                prompt = given.pop(PROMPT)
+                question = self.read(given, prompt, parameters, request.timeout())
             except Exception as fault:  # it belongs to this request, not to the model's process
                 self.answering.refuse(reply, fault)
             else:
                 reply.stream = question.stream
                 self.answering.answer(question, reply)
 
+    def decode(self, question):
+        """The question with the pixels of its images. What does not fit is refused before."""
+        self.read.instruction(question)
+        self.engine.check(question.prompt, question.images, question.options)
+        return question.decoded(self.decoders.pixels(question.encoded, question.reading))
+
     def encode(self, question):
         """The visual prompt of a question's images. What does not fit is refused before."""
         inputs = self.read.inputs(question)
-        self.engine.check(question.prompt, len(question.pixels), question.options)
+        self.engine.check(question.prompt, question.images, question.options)
         return encode_past_failures(
             lambda inputs: run_chain(inputs, question.seconds_left), inputs, largest=self.largest
         )
 
     def finalize(self):
         """Ends what is running and frees the engine."""
-        self.metrics.close()
+        for metrics in self.metrics:
+            metrics.close()
+        self.decoders.close()  # first: an image may take seconds
         self.answering.close()
-
-
-def tensor(request, name):
-    """An input that is optional in the config only so that a cancellation needs none."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    if found is None:
-        raise InputError(f"the input {name!r} is missing")
-    return found.as_numpy()
 
 
 def run_chain(inputs, seconds):

@@ -20,7 +20,6 @@ from iblip.serving.wire.names import (
     FINISH,
     MODEL,
     PACKED,
-    PIXELS,
     PROMPT,
     STREAM,
     TEXT,
@@ -55,7 +54,9 @@ class TritonPythonModel:
                     continue
                 stream_from_parameters(parameters)  # refuses what is neither true nor false
                 caller_key = key_from_parameters(parameters)
-                inputs = [tensor(request, name) for name in (PIXELS, PROMPT)]
+                inputs = request.inputs()
+                if PROMPT not in [one.name() for one in inputs]:
+                    raise InputError(f"the input {PROMPT!r} is missing")
             except Exception as fault:  # it belongs to this request, not to the model's process
                 sender.send(failure(fault))
                 continue
@@ -80,14 +81,6 @@ class Sender:
     def is_cancelled(self):
         """Whether the caller has gone."""
         return self.sender.is_cancelled()
-
-
-def tensor(request, name):
-    """An input that is optional in the config only so that a cancellation needs none."""
-    found = pb_utils.get_input_tensor_by_name(request, name)
-    if found is None:
-        raise InputError(f"the input {name!r} is missing")
-    return found
 
 
 def call_for(inputs, parameters, timeout, key):

@@ -136,8 +136,8 @@ def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     return plain
 
 
-def check(head: bytes, size: int, limits: Limits) -> None:
-    """Checks the JSON of a request.
+def check(head: bytes, size: int, limits: Limits) -> frozenset[str]:
+    """Checks the JSON of a request; returns the names in it, if it is an object.
 
     Args:
         head: the JSON; none is nothing to check.
@@ -156,7 +156,7 @@ def check(head: bytes, size: int, limits: Limits) -> None:
             "flat",
         )
     if not head:
-        return
+        return frozenset()
     try:
         # Triton takes strings that are not UTF-8, and the first of two equal keys.
         document = parse_json(head.decode("utf-8", "surrogateescape"), unique=True)
@@ -173,6 +173,7 @@ def check(head: bytes, size: int, limits: Limits) -> None:
                 f"the shape {str(tensor['shape'])[:100]} has more elements than the body has "
                 f"bytes ({size})",
             )
+    return frozenset(document) if isinstance(document, dict) else frozenset()
 
 
 def claimed_elements(tensor: dict[str, Any]) -> int:

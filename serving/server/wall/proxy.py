@@ -33,6 +33,7 @@ from iblip.serving.server.wall.limits import (
     takes_tensors,
     too_large,
 )
+from iblip.serving.wire.names import CANCEL as CANCEL_NAME
 from iblip.serving.wire.names import CANCEL_KEY, UNARY
 
 BODY_S = 60.0
@@ -58,6 +59,9 @@ ONE_ANSWER = f"/v2/models/{UNARY}/"
 CANCEL_HEADER = CANCEL_KEY
 """Forwarded by Triton as the parameter of that name: a secret by which the request is cancelled
 where its caller goes."""
+
+GENERATE = re.compile(rf"{ONE_ANSWER}(versions/[0-9]+/)?generate(\?.*)?")
+"""Requests of which Triton 2.51 forwards no header: their key goes into the JSON."""
 
 CANCEL = URL(f"http://triton{ONE_ANSWER}generate")
 CANCEL_TRIES, CANCEL_PAUSE_S = 10, 0.3
@@ -177,8 +181,8 @@ class Gate:
         """Answers a request: with Triton's response, or with a refusal in Triton's form."""
         try:
             with self.room.taken() as take:
-                headers, body = await self._admit(request, take)
-                return await self._pass_on(request, headers, body)
+                headers, body, names = await self._admit(request, take)
+                return await self._pass_on(request, headers, body, names)
         except RefusedError as error:
             return _refusal(error.status, str(error))
         except web.RequestPayloadError as error:
@@ -192,8 +196,8 @@ class Gate:
 
     async def _admit(
         self, request: web.BaseRequest, take: Callable[[int], None]
-    ) -> tuple[CIMultiDict[str], bytes]:
-        """The headers and body that Triton gets."""
+    ) -> tuple[CIMultiDict[str], bytes, frozenset[str]]:
+        """The headers and body that Triton gets, and the names in the body's JSON."""
         path = request.raw_path
         if not re.fullmatch(r"/[!-~]*", path) or "#" in path:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "the address is not a path in plain ASCII")
@@ -208,14 +212,22 @@ class Gate:
             size = json_length(request.headers.getall(HEADER_LENGTH), len(body))
             headers[HEADER_LENGTH] = str(size)
         async with self.checking:
-            await asyncio.to_thread(check, body[:size], len(body), self.limits)
-        return headers, body
+            names = await asyncio.to_thread(check, body[:size], len(body), self.limits)
+        return headers, body, names
 
     async def _pass_on(
-        self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes
+        self,
+        request: web.BaseRequest,
+        headers: CIMultiDict[str],
+        body: bytes,
+        names: frozenset[str],
     ) -> web.StreamResponse:
         key = ""
-        if request.raw_path.startswith(ONE_ANSWER):
+        if GENERATE.fullmatch(request.raw_path):
+            if names and not names & {CANCEL_KEY, CANCEL_NAME}:  # else the caller cancels by it
+                key = secrets.token_hex(16)
+                body = _with_key(body, key)
+        elif request.raw_path.startswith(ONE_ANSWER):
             key = headers[CANCEL_HEADER] = secrets.token_hex(16)
         try:
             return await self._streamed(request, headers, body)
@@ -265,6 +277,12 @@ class Gate:
                 if request.transport is not None:
                     request.transport.abort()
             return response
+
+
+def _with_key(body: bytes, key: str) -> bytes:
+    """The JSON of an object that is not empty, with the key as its first field."""
+    start = body.index(b"{") + 1
+    return body[:start] + f'"{CANCEL_KEY}":"{key}",'.encode() + body[start:]
 
 
 async def _body(request: web.BaseRequest, limit: int, take: Callable[[int], None]) -> bytes:

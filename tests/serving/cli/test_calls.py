@@ -28,6 +28,7 @@ PATHS = {
     "inspect": ["nowhere"],
     "serve": ["nowhere"],
     "ask": ["nowhere.png", "What is it?"],
+    "run": ["nowhere", "--output", "out.jsonl"],
     "demo": ["--model", "nowhere"],
     "bench": ["nowhere"],
     "doctor": ["nowhere"],

@@ -6,8 +6,6 @@ import base64
 import io
 import os
 import pickle
-import struct
-import zlib
 from urllib.parse import quote
 
 import numpy as np
@@ -21,6 +19,7 @@ from iblip.export.images import MAX_PIXELS, check_reading, each_image, pixels_fr
 from iblip.serving.client import Client
 from iblip.serving.client.base import Asked
 from iblip.serving.wire.contract import ServerContract
+from tests.serving.decoding.bombs import huge_png
 
 SMALL = Preprocessing(height=48, width=48, resample="BICUBIC")
 
@@ -183,18 +182,6 @@ def test_of_an_animation_the_first_frame_is_taken():
     np.testing.assert_array_equal(
         pixels_from_image(data, SMALL), plain(Image.open(io.BytesIO(data)))
     )
-
-
-def huge_png():
-    """A few bytes that say they are 100,000 by 100,000 pixels."""
-
-    def chunk(kind, data):
-        check = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
-
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    rows = chunk(b"IDAT", zlib.compress(b""))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rows + chunk(b"IEND", b"")
 
 
 JPEG = encoded(picture(200, 200), "JPEG")

@@ -14,6 +14,7 @@ import model_repository
 from iblip.engines.kinds import KINDS
 from iblip.export.artifact.manifest import ComponentRecord, EngineRecord
 from iblip.export.errors import ServingError
+from iblip.serving.decoding.settings import DecodingSettings
 from iblip.serving.repository.assembling import repository_from_engines
 from iblip.serving.repository.model_config import read_config
 from iblip.serving.repository.native import place_instances
@@ -66,6 +67,7 @@ def test_sizes_and_data_types_come_from_the_contracts(make_build):
     for name in ("instructblip", "instructblip_unary"):
         assert tensors(read[name].input) == {
             "pixels": ("TYPE_UINT8", [-1, 48, 64, 3]),
+            "image": ("TYPE_STRING", [-1]),
             "prompt": ("TYPE_STRING", [1]),
         }
 
@@ -239,7 +241,14 @@ def test_the_language_model_is_told_its_limits(make_build):
         "slots": "3",
         "max_length": "200",
         "queue": "17",
+        "image_bytes": "16777216",
+        "image_pixels": "89478485",
+        "image_seconds": "10",
+        "image_formats": "JPEG PNG WEBP GIF BMP TIFF",
+        "image_workers": "0",
+        "image_cache_mib": "64",
     }
+    assert DecodingSettings.from_parameters(written) == DecodingSettings()
 
 
 def test_a_damaged_config_is_named_with_its_line(tmp_path):

@@ -29,6 +29,14 @@ def encode(question):
     return np.zeros((1, 8, 4), np.float32)
 
 
+def decode(question):
+    return question.decoded(PIXELS)
+
+
+def sent(**facts):
+    return question(encoded=(b"a file",), **facts)
+
+
 def answer(text, reason="eos"):
     return Answer(
         text=text,
@@ -121,11 +129,11 @@ class FakeReply:
 def answering():
     opened = []
 
-    def make(*generations, encode=encode, queue=1000, **limits):
+    def make(*generations, encode=encode, decode=decode, decoders=1, queue=1000, **limits):
         engine = FakeEngine(*generations)
         engine.queue = queue
-        callers = CallerLimits(**limits)
-        opened.append(Answering(engine, encode, callers=callers, poll_s=0.001))
+        how = {"decode": decode, "decoders": decoders, "callers": CallerLimits(**limits)}
+        opened.append(Answering(engine, encode, **how, poll_s=0.001))
         return opened[-1]
 
     yield make
@@ -216,6 +224,86 @@ def test_a_full_queue_refuses_before_an_image_is_encoded(answering):
     assert all(reply.ended.wait(10) for reply in replies)
     assert [reply.end.text for reply in replies[:2]] == ["7", "7"]
     assert gate.count == 2
+
+
+def test_files_are_decoded_and_then_encoded(answering):
+    seen, reply = [], FakeReply()
+
+    def encode_pixels(asked):
+        seen.append((asked.encoded, len(asked.pixels)))
+        return encode(asked)
+
+    running = answering(FakeGeneration([answer("7")]), encode=encode_pixels)
+    running.answer(sent(), reply)
+    assert reply.ended.wait(10)
+    assert reply.end.text == "7"
+    assert seen == [((), 1)]
+
+
+def test_a_file_that_takes_long_keeps_no_pixels_waiting_and_holds_its_place(answering):
+    gate = Gate()
+
+    def decode_once_opened(asked):
+        gate(asked)
+        return decode(asked)
+
+    running = answering(
+        *(FakeGeneration([answer("7")]) for _ in range(5)), decode=decode_once_opened, queue=4
+    )
+    slow, quick, refused = [FakeReply() for _ in range(3)], FakeReply(), FakeReply()
+    for reply in slow:
+        running.answer(sent(), reply)
+    running.answer(question(), quick)
+    assert quick.ended.wait(10)
+    assert not any(reply.ended.is_set() for reply in slow)
+    running.answer(sent(), slow_too := FakeReply())
+    running.answer(sent(), refused)
+    assert refused.ended.wait(10)
+    assert isinstance(refused.end, QueueFullError)
+    gate.opened.set()
+    assert all(reply.ended.wait(10) for reply in (*slow, slow_too))
+
+
+@pytest.mark.parametrize("how", ["gone", "late"])
+def test_a_file_that_nobody_waits_for_is_not_decoded_or_not_encoded(answering, how):
+    gate, encoded = Gate(), []
+
+    def decode_once_opened(asked):
+        gate(asked)
+        return decode(asked)
+
+    def count(asked):
+        encoded.append(asked)
+        return encode(asked)
+
+    running = answering(decode=decode_once_opened, encode=count)
+    replies = [FakeReply(), FakeReply()]
+    facts = {"deadline": time.monotonic() + 0.05} if how == "late" else {}
+    for reply in replies:
+        running.answer(sent(**facts), reply)
+    while not gate.count:
+        time.sleep(0.001)
+    for reply in replies if how == "gone" else ():
+        reply.gone.set()
+    assert all(reply.ended.wait(10) for reply in replies)
+    gate.opened.set()
+    running.close()
+    assert (gate.count, encoded) == (1, [])
+
+
+def test_a_file_that_is_none_is_its_askers_trouble_alone(answering):
+    def decode_some(asked):
+        if asked.caller:
+            raise InputError("it is no image")
+        return decode(asked)
+
+    replies = [FakeReply(), FakeReply()]
+    running = answering(FakeGeneration([answer("7")]), decode=decode_some)
+    running.answer(sent(caller="b"), replies[0])
+    running.answer(sent(), replies[1])
+    assert all(reply.ended.wait(10) for reply in replies)
+    assert str(replies[0].end) == "it is no image"
+    assert replies[1].end.text == "7"
 
 
 def test_a_refusal_that_triton_takes_its_time_for_keeps_no_request_waiting(answering):

@@ -10,7 +10,15 @@ from typing import get_args
 import pytest
 
 from iblip.engines.language_model.types import EngineStatus, Outcome
-from iblip.serving.steps.metrics import FAMILIES, RATE, EngineMetrics, MetricsThread
+from iblip.serving.decoding.pool import DecodingStatus
+from iblip.serving.steps.metrics import (
+    DECODING,
+    FAMILIES,
+    RATE,
+    EngineMetrics,
+    MetricsThread,
+    StatusMetrics,
+)
 
 IDLE = EngineStatus(
     slots=4,
@@ -106,6 +114,18 @@ def test_every_number_of_the_status_is_shown(endpoint, metrics):
     assert ends == busy.requests
 
 
+def test_what_was_decoded_is_shown(endpoint):
+    metrics = StatusMetrics(DECODING, endpoint.make_family, {"model": "lm"})
+    metrics.update(DecodingStatus(decoded=1), 0.0)
+    metrics.update(DecodingStatus(decoded=5, remembered=3, refused=2), 1.0)
+    assert {name: endpoint.value(name) for name in DECODING} == {
+        "iblip_images_decoded_total": 5,
+        "iblip_images_remembered_total": 3,
+        "iblip_images_refused_total": 2,
+    }
+    metrics.clear()
+
+
 def test_counters_are_added_to_and_what_stays_costs_nothing(endpoint, metrics):
     for tokens in (5, 5, 12, 12):
         metrics.update(replace(IDLE, generated_tokens=tokens), 0.0)
@@ -127,15 +147,16 @@ def test_the_rate_is_of_the_last_seconds_and_falls_to_none(endpoint, metrics):
     assert endpoint.value(RATE) == 0
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, RATE])
+@pytest.mark.parametrize("name", [*FAMILIES, *DECODING, RATE])
 def test_every_name_is_on_the_operators_page(name):
     page = Path(__file__).parents[3] / "docs" / "operating.md"
     assert f"`{name}`" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, RATE])
+@pytest.mark.parametrize("name", [*FAMILIES, *DECODING, RATE])
 def test_names_are_as_prometheus_wants_them(name):
-    kind = FAMILIES[name].kind if name in FAMILIES else "gauge"
+    families = {**FAMILIES, **DECODING}
+    kind = families[name].kind if name in families else "gauge"
     assert name.startswith("iblip_")
     assert name.endswith("_total") == (kind == "counter")
 

@@ -48,9 +48,17 @@ def reader_with(policy=None, **facts):
 
 
 def read(prompt=b"What is it?", pixels=PIXELS, parameters=None, timeout_us=0, **facts):
+    return read_images({"pixels": pixels}, prompt, parameters, timeout_us, **facts)
+
+
+def read_images(images, prompt=b"What is it?", parameters=None, timeout_us=0, **facts):
     reader = reader_with(**facts)
     text = "" if parameters is None else json.dumps(parameters)
-    return reader(pixels, np.array([prompt], dtype=object), text, timeout_us)
+    return reader(images, np.array([prompt], dtype=object), text, timeout_us)
+
+
+def files(*images):
+    return {"image": np.array(images, dtype=object)}
 
 
 def test_a_question_has_what_the_chain_takes_and_when_it_came():
@@ -64,6 +72,44 @@ def test_a_question_has_what_the_chain_takes_and_when_it_came():
     request = question.request(np.zeros((3, 8, 4), np.float32))
     assert (request.prompt, request.deadline) == ("What is it?", None)
     assert 0 <= request.vision_s <= time.monotonic() - before
+
+
+def test_encoded_images_wait_for_their_pixels():
+    question = read_images(files(b"\xff\xd8", "text"), parameters={"preprocessing": "lavis"})
+    assert (question.encoded, question.reading) == ((b"\xff\xd8", b"text"), "lavis")
+    assert (question.images, len(question.pixels)) == (2, 0)
+    assert read_images(files(b"x")).reading == "viewed"
+    assert {name: len(ids) for name, ids in reader_with().instruction(question).items()} == {
+        "qformer_input_ids": 1
+    }
+    decoded = question.decoded(PIXELS[:2])
+    assert (decoded.encoded, decoded.images) == ((), 2)
+    assert {name: len(rows) for name, rows in reader_with().inputs(decoded).items()} == {
+        "qformer_input_ids": 2,
+        "pixels": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "parameters", "kind", "message"),
+    [
+        ({}, {}, InputError, r"has no image; expected image \(files\) or pixels"),
+        (
+            {**files(b"x"), "pixels": PIXELS},
+            {},
+            InputError,
+            "has both image and pixels; expected im",
+        ),
+        (files(), {}, InputError, "the request has 0 images; expected 1 to 3"),
+        (files(*b"abcd"), {}, InputError, "the request has 4 images; expected 1 to 3"),
+        (files(b"x", b"x" * 21), {}, InputError, "an image has 21 bytes; expected at most 20"),
+        (files(b"x"), {"preprocessing": "lavs"}, OptionError, "'lavs'; expected 'viewed' or"),
+        ({"pixels": PIXELS}, {"preprocessing": "lavis"}, OptionError, "is given with pixels"),
+    ],
+)
+def test_faulty_images_are_refused_before_they_are_decoded(images, parameters, kind, message):
+    with pytest.raises(kind, match=message):
+        read_images(images, parameters=parameters, most_encoded=20)
 
 
 def test_a_model_without_an_instruction_may_be_asked_nothing():

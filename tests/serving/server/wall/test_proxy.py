@@ -195,6 +195,35 @@ def test_the_request_of_a_caller_who_has_gone_is_cancelled(tmp_path):
     asyncio.run(test())
 
 
+@pytest.mark.parametrize(
+    ("path", "given", "is_added"),
+    [
+        ("generate", {"prompt": "a {"}, True),
+        ("versions/1/generate?a", {"prompt": "cancel_key"}, True),
+        ("generate", {"prompt": "a", "cancel_key": "mine"}, False),
+        ("generate", {"cancel": "mine"}, False),
+        ("generate", {}, False),
+        ("generate", [1], False),
+        ("generate_stream", {"prompt": "a"}, False),
+    ],
+)
+def test_a_key_is_in_the_json_where_triton_forwards_no_header(tmp_path, path, given, is_added):
+    async def test():
+        async with walled(tmp_path) as (session, arrived):
+            body = b" \n" + json.dumps(given).encode()
+            async with session.post(f"{proxy.ONE_ANSWER}{path}", data=body) as response:
+                assert response.status == 200
+            ((_, _, _, got),) = arrived
+        if not is_added:
+            assert got == body
+            return
+        key, found = json.loads(got).pop("cancel_key"), json.loads(got)
+        assert {**given, "cancel_key": key} == found
+        assert len(key) == 32
+
+    asyncio.run(test())
+
+
 def test_the_wall_knows_the_names_of_the_wire():
     assert f"/v2/models/{UNARY}/" == proxy.ONE_ANSWER
     assert CANCEL_KEY == proxy.CANCEL_HEADER

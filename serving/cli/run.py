@@ -1,0 +1,109 @@
+"""`iblip run`: many images asked about, one line of JSON for each, and none twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iblip.engines.language_model.option_table import OPTIONS
+from iblip.export.errors import OptionError
+from iblip.serving.cli.commands import Command, is_quiet
+from iblip.serving.cli.formatting import echo, echo_json
+from iblip.serving.cli.kinds import DIRECTORY, PATH
+from iblip.serving.cli.options import (
+    CONNECTION,
+    as_json,
+    connection_from_flags,
+    connection_options,
+    generation_options,
+    given_from_flags,
+)
+
+if TYPE_CHECKING:
+    from iblip.export.images import Reading
+
+HEADINGS = {"Server": (*CONNECTION, "more_urls"), "Generation": tuple(OPTIONS)}
+
+
+@click.command(
+    cls=Command, short_help="Ask about many images, overnight, and go on.", headings=HEADINGS
+)
+@click.argument("input_", metavar="INPUT", type=PATH)
+@click.option(
+    "-o", "--output", required=True, type=PATH, help="File for the answers; JSONL, appended to."
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help="The prompt for rows that have none of their own. Repeatable: each is asked.",
+)
+@click.option("--build", type=DIRECTORY, help="Run this build in this process: no server.")
+@click.option("--threads", type=click.IntRange(1), help="With --build: threads of one operator.")
+@click.option(
+    "--and-url",
+    "more_urls",
+    multiple=True,
+    help="Another server of the same build. Repeatable.",
+)
+@click.option("--shard", metavar="I/N", default="1/1", help="Ask about one part of N of the rows.")
+@click.option(
+    "--compat",
+    type=click.Choice(["lavis", "hf", "minigpt4"]),
+    help="Answer like this original; options given here override its own.",
+)
+@click.option(
+    "--preprocessing",
+    type=click.Choice(["viewed", "lavis"]),
+    default="viewed",
+    show_default=True,
+    help="Read images as they are meant to be seen, or as LAVIS does.",
+)
+@as_json
+@connection_options
+@generation_options
+def command(
+    input_: Path,
+    output: Path,
+    prompts: tuple[str, ...],
+    build: Path | None,
+    threads: int | None,
+    more_urls: tuple[str, ...],
+    shard: str,
+    compat: str | None,
+    preprocessing: Reading,
+    json_: bool,
+    **flags: Any,
+) -> None:
+    """Ask about every image of INPUT; write one line of JSON for each question.
+
+    INPUT is a folder of images, JSONL or CSV with the fields image, prompt and id, a tar of
+    WebDataset, or Parquet. Run again, the command goes on where it was ended. Questions that
+    cannot be answered have a line with an error.
+    """
+    from iblip.serving.bulk.rows import Shard, read_rows
+    from iblip.serving.bulk.running import Job, run_job
+    from iblip.serving.bulk.targets import Targets, targets_of
+
+    connection = connection_from_flags(flags)
+    if threads is not None and build is None:
+        raise OptionError("--threads is given without --build; a server has its own")
+    job = Job(
+        options=given_from_flags(flags),
+        prompts=prompts,
+        compat=compat,
+        preprocessing=preprocessing,
+        shard=Shard.parse(shard),
+    )
+    rows = read_rows(input_)
+    connections = [connection, *({**connection, "url": url} for url in more_urls)]
+    with targets_of(connections, build, threads) as opened:
+        targets = Targets(opened)
+        summary = run_job(rows, targets, output, job, progress=not is_quiet())
+    if json_:
+        echo_json(asdict(summary), indent=None)
+    else:
+        echo(f"{output}: {summary}")
