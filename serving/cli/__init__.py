@@ -30,6 +30,7 @@ IBLIP: Mapping[str, str] = {
     "inspect": EXPORT["inspect"],
     "synthesize": EXPORT["synthesize"],
     "serve": "iblip.serving.cli.serve",
+    "gateway": "iblip.serving.cli.gateway",
     "ask": "iblip.serving.cli.ask",
     "demo": "iblip.serving.cli.demo",
     "bench": "iblip.serving.cli.bench",

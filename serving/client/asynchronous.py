@@ -347,6 +347,7 @@ class AsyncAnswerStream:
             if self._cancelled.is_set():
                 raise CancelledError(CANCELLED)
             self._send, self._attempts, self.preset = await self._start()
+            del self._start  # and with it the images, which the request has as pixels
             self._call = self._send()
         return self
 
