@@ -99,8 +99,9 @@ def command(
     """
     from iblip.serving.gateway.app import app_of
     from iblip.serving.gateway.callers import read_callers
+    from iblip.serving.gateway.listening import listening, url_of
     from iblip.serving.gateway.options import GatewayOptions
-    from iblip.serving.gateway.running import listening, log_writer, run, url_of
+    from iblip.serving.gateway.running import log_writer, run
     from iblip.serving.gateway.servers import ServedModels
 
     access = access_from_flags(flags)

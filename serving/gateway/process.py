@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from iblip.serving.gateway.running import DRAIN_S, listening, url_of
+from iblip.serving.gateway.listening import DRAIN_S, listening, url_of
 
 FIRST_S, LONGEST_S = 0.5, 30.0
 """Pause before a second restart in a row, which doubles with each more."""

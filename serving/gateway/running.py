@@ -14,41 +14,11 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from iblip.export.errors import OptionError, ServingError
-from iblip.serving.server.address import ListenAddress
-
-DRAIN_S = 10
-"""Seconds in which open requests may end, once the gateway is told to stop."""
+from iblip.export.errors import OptionError
+from iblip.serving.gateway.listening import DRAIN_S
 
 IDLE_S = 75
 """Seconds that a connection may wait for its next request."""
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
-
-    Raises:
-        ServingError: the port cannot be used.
-    """
-    address = ListenAddress.resolve(host)
-    one = socket.socket(address.family)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind((address.number, port))
-        one.listen(1024)
-    except OSError as error:
-        one.close()
-        raise ServingError(
-            f"port {port} of {host} cannot be used: {error.strerror}. Give another, or 0 for any "
-            "free one."
-        ) from error
-    return one
-
-
-def url_of(one: socket.socket) -> str:
-    """Where a client on this machine reaches what listens."""
-    host, port = one.getsockname()[:2]
-    return f"http://{ListenAddress.resolve(host).reachable}:{port}"
 
 
 def run(app: ASGIApp, one: socket.socket, *, until_eof: bool = False) -> None:
@@ -61,6 +31,14 @@ def run(app: ASGIApp, one: socket.socket, *, until_eof: bool = False) -> None:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    server = server_of(app)
+    if until_eof:
+        threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
+    server.run(sockets=[one])
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """What serves the application, with this project's limits."""
     config = uvicorn.Config(
         app,
         http="h11",
@@ -73,10 +51,7 @@ def run(app: ASGIApp, one: socket.socket, *, until_eof: bool = False) -> None:
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    server = uvicorn.Server(config)
-    if until_eof:
-        threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
-    server.run(sockets=[one])
+    return uvicorn.Server(config)
 
 
 def _stop_at_eof(server: uvicorn.Server) -> None:
