@@ -34,6 +34,10 @@ def messages(text="What?", *images):
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
+HTTP = openai.DefaultHttpxClient(verify=False)
+"""Without reading the authorities of this machine, which takes longer than most tests."""
+
+
 @dataclass
 class Gateway:
     """A gateway that runs. `lines` is its access log."""
@@ -48,7 +52,7 @@ class Gateway:
 
     @cached_property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key=self.key, max_retries=0)
+        return openai.OpenAI(base_url=self.url, api_key=self.key, max_retries=0, http_client=HTTP)
 
     @cached_property
     def async_client(self) -> openai.AsyncOpenAI:
