@@ -28,6 +28,7 @@ NAMES = (
     "load",
     "soak",
     "vanishing",
+    "gateway",
 )
 LONG = ("adapters", "chaos", "overload")
 """Run only if they are named."""

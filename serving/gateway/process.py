@@ -31,6 +31,9 @@ class GatewayProcess:
         host, port: to listen on; port 0 takes a free one.
         tell: told in one line where the process is started again.
 
+    Attributes:
+        pid: of the process; `None` while there is none.
+
     Raises:
         ServingError: the port cannot be used.
     """
@@ -40,6 +43,7 @@ class GatewayProcess:
         self._tell = tell
         self._left = threading.Event()
         self._thread: threading.Thread | None = None
+        self.pid: int | None = None
 
     @property
     def url(self) -> str:
@@ -95,6 +99,7 @@ class GatewayProcess:
             pass_fds=(number,),
             start_new_session=True,  # Ctrl-C is for this process alone
         )
+        self.pid = process.pid
         assert process.stdin is not None
         try:
             while not self._left.is_set():
@@ -105,5 +110,6 @@ class GatewayProcess:
                 process.wait(DRAIN_S + 1)
             return None
         finally:
+            self.pid = None
             process.kill()
             process.wait()

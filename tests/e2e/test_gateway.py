@@ -19,7 +19,6 @@ import pytest
 
 from iblip.serving.gateway.process import GatewayProcess
 from iblip.serving.gateway.token_texts import TokenTexts
-from tests.e2e.processes import children
 from tests.serving.gateway.running import gateway, messages
 
 MODEL = "instructblip-demo-vicuna"
@@ -191,16 +190,9 @@ def test_the_process_beside_a_server_is_started_again_and_ends_with_it(served, a
             return api.chat.completions.create(model=MODEL, messages=messages(QUESTION, address))
 
         first = answer().choices[0].message.content  # connects before the process listens
-        (child,) = gateways()
-        os.kill(child, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: told)
         assert "The gateway ended with status -9. Starting it again now." in told
         assert answer().choices[0].message.content == first
-        (child,) = gateways()
+        child = process.pid
     assert not Path(f"/proc/{child}").exists()
-
-
-def gateways():
-    """The gateways among this process's children."""
-    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(os.getpid())}
-    return [pid for pid, line in words.items() if b"\0gateway\0" in line]
