@@ -139,13 +139,14 @@ def _models(
     from iblip.serving.client.patience import Timeout
     from iblip.serving.gateway.servers import ServedModel
     from iblip.serving.gateway.token_texts import TokenTexts
+    from iblip.serving.gateway.tracing import trace_headers
 
     files = {name: path for name, _, path in (word.rpartition("=") for word in tokenizers)}
     timeout = Timeout(total=timeout_s)
     models: list[ServedModel] = []
     for word in servers:
         name, _, url = word.rpartition("=")
-        client = AsyncClient(url, timeout=timeout, retries=0, **access)
+        client = AsyncClient(url, timeout=timeout, retries=0, metadata=trace_headers, **access)
         name = name or asyncio.run(_name(client))
         file = files.pop(name, None)
         tokens = TokenTexts.from_file(None if file is None else Path(file))

@@ -44,6 +44,7 @@ from iblip.serving.gateway.openapi import openapi_document
 from iblip.serving.gateway.options import MIB, GatewayOptions
 from iblip.serving.gateway.parameters import Asked, parameter_of, read_parameters
 from iblip.serving.gateway.servers import ServedModel, ServedModels
+from iblip.serving.gateway.tracing import traced
 from iblip.serving.gateway.watching import CallerGoneError, while_there
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Gateway:
         entry, started = entry_of(scope), time.monotonic()
         try:
             caller = self.callers.of(scope)
-            with self._admitted(caller, entry):
+            with self._admitted(caller, entry), traced(scope) as entry.trace:
                 question = await self._question(scope, receive, entry)
                 answering = self._stream if question.asked.stream else self._whole
                 work = answering(question, send, started)

@@ -20,6 +20,7 @@ from iblip.serving.gateway.options import GatewayOptions
 from iblip.serving.gateway.running import server_of
 from iblip.serving.gateway.servers import ServedModel, ServedModels
 from iblip.serving.gateway.token_texts import TokenTexts
+from iblip.serving.gateway.tracing import trace_headers
 
 PNG = (
     "data:image/png;base64,"
@@ -92,7 +93,8 @@ class Gateway:
 @contextmanager
 def gateway(url, *, name="x", timeout=None, tokens=None, callers=None, key="none", **options):
     """Runs a gateway in front of the server at an address."""
-    client = AsyncClient(url, timeout=timeout or Timeout(connect=0.5, total=60), retries=0)
+    timeout = timeout or Timeout(connect=0.5, total=60)
+    client = AsyncClient(url, timeout=timeout, retries=0, metadata=trace_headers)
     model = ServedModel(name=name, client=client, tokens=tokens or TokenTexts())
     lines: list[str] = []
     app = app_of(ServedModels([model]), GatewayOptions(**options), callers, lines.append)

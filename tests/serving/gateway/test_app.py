@@ -424,6 +424,50 @@ def test_metrics_count_answers_and_errors(server, running):
         assert line in text.splitlines()
 
 
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(("given", "passed"), [(PARENT, True), ("00-0af7-1", False), ("", False)])
+def test_a_trace_is_passed_on_to_the_server(server, running, given, passed):
+    seen = {}
+
+    def act(context):
+        seen.update(context.invocation_metadata())
+        yield from say("yes")(context)
+
+    server.script.append(act)
+    running.ask(extra_headers={"traceparent": given})
+    assert seen.get("traceparent") == (PARENT if passed else None)
+    assert running.entry()["trace"] == (PARENT.split("-")[1] if passed else "")
+
+
+def test_with_opentelemetry_a_request_is_a_span_of_the_callers_trace(server, running):
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(provider)
+    seen = {}
+
+    def act(context):
+        seen.update(context.invocation_metadata())
+        yield from say("yes")(context)
+
+    server.script.append(act)
+    running.ask(extra_headers={"traceparent": PARENT})
+    running.entry()
+    (span,) = spans.get_finished_spans()
+    assert span.name == "/v1/chat/completions"
+    assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
+    assert seen["traceparent"].split("-")[1:3] == [
+        PARENT.split("-")[1],
+        f"{span.context.span_id:016x}",
+    ]
+
+
 def kinds(base):
     """All errors of the tree."""
     return {base, *(one for kind in base.__subclasses__() for one in kinds(kind))}
