@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iblip.serving.gateway.servers import ServedModel
 
 HEADINGS = {
-    "Addresses": ("host", "port"),
+    "Addresses": ("host", "port", "descriptor"),
     "Callers": (
         "keys",
         "max_open",
@@ -37,7 +37,13 @@ HEADINGS = {
 @click.argument("servers", metavar="[NAME=]URL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="0 picks any free port.")
-@click.option("--socket", "descriptor", type=int, hidden=True, help="Listens already.")
+@click.option(
+    "--socket",
+    "descriptor",
+    type=int,
+    metavar="FD",
+    help="Take this open socket instead, and stop at the end of standard input: for a supervisor.",
+)
 @click.option(
     "--keys",
     type=PATH,
