@@ -148,7 +148,7 @@ def _models(
     from iblip.serving.gateway.tracing import trace_headers
 
     files = {name: path for name, _, path in (word.rpartition("=") for word in tokenizers)}
-    timeout = Timeout(total=timeout_s)
+    timeout = Timeout(connect=0, total=timeout_s)  # nothing is repeated: callers do that
     models: list[ServedModel] = []
     for word in servers:
         name, _, url = word.rpartition("=")
