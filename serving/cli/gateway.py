@@ -13,7 +13,7 @@ import click
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.kinds import PATH
-from iblip.serving.cli.options import CONNECTION, access_from_flags, access_options, as_json
+from iblip.serving.cli.options import ACCESS, access_from_flags, access_options, as_json
 
 if TYPE_CHECKING:
     from iblip.serving.gateway.servers import ServedModel
@@ -29,7 +29,7 @@ HEADINGS = {
         "cors_origins",
         "access_log",
     ),
-    "Servers": (*CONNECTION, "tokenizers"),
+    "Servers": (*ACCESS, "tokenizers"),
 }
 
 
