@@ -28,6 +28,7 @@ NAMES = (
     "load",
     "soak",
     "vanishing",
+    "gateway",
 )
 LONG = ("adapters", "chaos", "decoding", "overload", "overnight")
 """Run only if they are named."""

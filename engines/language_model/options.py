@@ -122,13 +122,7 @@ class GenerationOptions:
         for name in options:
             if name not in OPTIONS:
                 raise OptionError(_unknown(name))
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in options.items()
-        }
-        if isinstance(values.get("logit_bias"), Mapping):
-            values["logit_bias"] = {_id(key): x for key, x in values["logit_bias"].items()}
-        return cls(**values)
+        return cls(**values_from_json(options))
 
     def to_mapping(self) -> dict[str, Any]:
         """The options that differ from their defaults, JSON-ready; `from_mapping` reads them."""
@@ -142,6 +136,16 @@ class GenerationOptions:
         if "logit_bias" in made:
             made["logit_bias"] = {str(token): bias for token, bias in self.logit_bias.items()}
         return made
+
+
+def values_from_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, as JSON has them, with the values that `GenerationOptions` takes."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    if isinstance(values.get("logit_bias"), Mapping):
+        values["logit_bias"] = {_id(key): x for key, x in values["logit_bias"].items()}
+    return values
 
 
 def without_numpy(value: Any) -> Any:

@@ -32,6 +32,8 @@ EXTRAS: Mapping[str, str] = {
     "transformers": "cpu",
     "tritonclient": "cpu",
     "aiohttp": "server",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
     "pytriton": "server",
     "matplotlib": "bench",
     "pyarrow": "parquet",

@@ -30,6 +30,7 @@ IBLIP: Mapping[str, str] = {
     "inspect": EXPORT["inspect"],
     "synthesize": EXPORT["synthesize"],
     "serve": "iblip.serving.cli.serve",
+    "gateway": "iblip.serving.cli.gateway",
     "ask": "iblip.serving.cli.ask",
     "run": "iblip.serving.cli.run",
     "demo": "iblip.serving.cli.demo",

@@ -110,12 +110,14 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "http": "URL",
         "metrics": "URL",
         "health": "URL",
+        "openai": "address of OpenAI's API; only with --openai-port",
     },
     "serve --print-command": {
         "command": "words of the command that starts Triton",
         "environment": "variables that it needs",
         "directory": "where to run it",
     },
+    "gateway": {"openai": "address of OpenAI's API", "models": "names of all models"},
     "ask": {
         "text": "the answer",
         "token_ids": "as generated",

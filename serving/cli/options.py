@@ -56,7 +56,10 @@ def help_of_option(option: Option) -> str:
     )
 
 
-CONNECTION = ("url", "tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
+ACCESS = ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
+"""Names of the options for what a server may want of its callers."""
+
+CONNECTION = ("url", *ACCESS)
 """Names of the options that lead to a server."""
 
 
@@ -123,6 +126,17 @@ def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what leads to a server; `connection_from_flags` reads it."""
+    url = click.option(
+        "--url",
+        default="127.0.0.1:8001",
+        show_default=True,
+        help="The server's gRPC address, host:port.",
+    )
+    return url(access_options(function))
+
+
+def access_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a server may want of its callers; `access_from_flags` reads it."""
     pem: dict[str, Any] = {"type": PATH, "metavar": "PEM"}
     for option in (
         click.option(
@@ -136,12 +150,6 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--tls-cert", **pem, help="Certificate for a server with mutual TLS."),
         click.option("--tls-ca", **pem, help="TLS, with a certificate signed by one of these."),
         click.option("--tls", is_flag=True, help="TLS, with a certificate of a public authority."),
-        click.option(
-            "--url",
-            default="127.0.0.1:8001",
-            show_default=True,
-            help="The server's gRPC address, host:port.",
-        ),
     ):
         function = option(function)
     return function
@@ -149,6 +157,15 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def connection_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a client among a command's flags, which they are taken out of.
+
+    Raises:
+        OptionError: a file cannot be used.
+    """
+    return {"url": flags.pop("url"), **access_from_flags(flags)}
+
+
+def access_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of `connection_from_flags` that do not say where the server is.
 
     Raises:
         OptionError: a file cannot be used.
@@ -164,7 +181,6 @@ def connection_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     }
     token_file = flags.pop("token_file")
     return {
-        "url": flags.pop("url"),
         "tls": TLS(**files) if flags.pop("tls") or any(files.values()) else None,
         "token": None if token_file is None else read_token(token_file),
     }

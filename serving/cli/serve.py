@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from iblip.serving.server.closed import CLOSED
 
 if TYPE_CHECKING:
     from iblip.export.artifact.manifest import Manifest
+    from iblip.serving.gateway.process import GatewayProcess
     from iblip.serving.server.health import Health, HealthServer
     from iblip.serving.server.options import ServerOptions
     from iblip.serving.server.server import TritonServer
@@ -25,12 +27,20 @@ if TYPE_CHECKING:
 
 
 HEADINGS = {
-    "Addresses": ("host", "http_port", "grpc_port", "metrics_port", "health_port"),
+    "Addresses": (
+        "host",
+        "http_port",
+        "grpc_port",
+        "metrics_port",
+        "health_port",
+        "openai_port",
+    ),
     "Access": (
         "tls_cert",
         "tls_key",
         "tls_client_ca",
         "token_file",
+        "openai_keys",
         "opened",
         "allow_known_vulnerabilities",
     ),
@@ -132,6 +142,18 @@ HEADINGS = {
     help="Where probes ask: /health/live, /health/ready, /health/startup. 0 picks any free port.",
 )
 @click.option(
+    "--openai-port",
+    type=int,
+    help="Also answer OpenAI's chat completions there: `iblip gateway` beside the server. 0 picks "
+    "any free port.",
+)
+@click.option(
+    "--openai-keys",
+    type=PATH,
+    metavar="FILE",
+    help="Keys of the gateway's callers, as in `iblip gateway --keys`. Default: --token-file.",
+)
+@click.option(
     "--max-restarts",
     default=5,
     show_default=True,
@@ -194,6 +216,8 @@ def command(
     token_file: Path | None,
     print_command: bool,
     health_port: int,
+    openai_port: int | None,
+    openai_keys: Path | None,
     max_restarts: int,
     no_restart: bool,
     default_timeout_s: float | None,
@@ -240,6 +264,7 @@ def command(
     check_triton_flags(triton_flags)
     tls = _tls(tls_cert, tls_key, tls_client_ca)
     token = None if token_file is None else read_token(token_file)
+    _check_gateway(openai_port, openai_keys, tls)
     # All that is wrong with the call has been said before a build, which may take hours.
     directory = found or _build_model(build_or_model, building)
     manifest = Manifest.read(directory)
@@ -269,8 +294,19 @@ def command(
         directory / REPOSITORY, options, policy=policy, health=health, progress=say
     )
     try:
-        with _health_server(health, options.host, health_port) as probes:
-            supervisor.run(lambda server: _announce(server, probes, manifest, json_))
+        with ExitStack() as running:
+            probes = running.enter_context(_health_server(health, options.host, health_port))
+            gateway = None
+            if openai_port is not None:
+                gateway = running.enter_context(_gateway(options.host, openai_port))
+
+            def announce(server: TritonServer) -> None:
+                if gateway is not None:
+                    keys = openai_keys or token_file
+                    gateway.start(_gateway_arguments(directory, manifest, server, token_file, keys))
+                _announce(server, probes, gateway, manifest, json_)
+
+            supervisor.run(announce)
     except KeyboardInterrupt:
         say("Stopped.")
 
@@ -344,6 +380,47 @@ def _health_server(health: Health, host: str, port: int) -> HealthServer:
         ) from error
 
 
+def _check_gateway(port: int | None, keys: Path | None, tls: ServerTLS | None) -> None:
+    """Refuses a gateway that could not be started, before anything else is."""
+    from iblip.export.errors import OptionError
+
+    if port is None:
+        if keys is not None:
+            raise OptionError("--openai-keys needs --openai-port")
+        return
+    import iblip.serving.gateway.running  # noqa: F401  # says which extra is missing
+
+    if tls is not None:
+        raise OptionError(
+            "--openai-port and --tls-cert do not go together: the gateway cannot know by which "
+            "name and certificate it may ask. Start `iblip gateway URL --tls-ca …` apart."
+        )
+    if keys is not None:
+        from iblip.serving.gateway.callers import read_callers
+
+        read_callers(keys)
+
+
+def _gateway(host: str, port: int) -> GatewayProcess:
+    from iblip.serving.gateway.process import GatewayProcess
+
+    return GatewayProcess(host, port, lambda text: echo(text, err=True))
+
+
+def _gateway_arguments(
+    directory: Path,
+    manifest: Manifest,
+    server: TritonServer,
+    token_file: Path | None,
+    keys: Path | None,
+) -> list[str]:
+    """Of `iblip gateway`, for this server."""
+    tokenizer = (directory / manifest.text.tokenizer).absolute()
+    arguments = [f"{manifest.name}={server.grpc_url}", f"--tokenizer={manifest.name}={tokenizer}"]
+    files = {"token-file": token_file, "keys": keys}
+    return [*arguments, *(f"--{name}={path}" for name, path in files.items() if path is not None)]
+
+
 def _print_command(repository: Path, options: ServerOptions, json_: bool) -> None:
     from iblip.export.errors import OptionError
     from iblip.serving.server.command import server_command
@@ -368,17 +445,25 @@ def _print_command(repository: Path, options: ServerOptions, json_: bool) -> Non
         echo(str(shown))
 
 
-def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, json_: bool) -> None:
+def _announce(
+    server: TritonServer,
+    probes: HealthServer,
+    gateway: GatewayProcess | None,
+    manifest: Manifest,
+    json_: bool,
+) -> None:
     urls = {
         "grpc": server.grpc_url,
         "http": server.http_url,
         "metrics": server.metrics_url,
         "health": f"http://{server.grpc_url.rpartition(':')[0]}:{probes.port}/health/ready",
+        **({} if gateway is None else {"openai": f"{gateway.url}/v1"}),
     }
     if json_:
         facts = {"name": manifest.name, "synthetic": manifest.synthetic}
         echo_json({**facts, "ready_s": round(server.ready_s, 3), **urls}, indent=None)
         return
+    openai = "" if gateway is None else f"  OpenAI   {urls['openai']}\n"
     port = "" if server.grpc_url == "127.0.0.1:8001" else f" --url {server.grpc_url}"
     port += " --tls-ca PEM" if server.options.tls else ""
     port += " --token-file FILE" if server.options.token else ""
@@ -387,7 +472,7 @@ def _announce(server: TritonServer, probes: HealthServer, manifest: Manifest, js
         f"  gRPC     {urls['grpc']}\n"
         f"  HTTP     {urls['http']}\n"
         f"  metrics  {urls['metrics']}\n"
-        f"  health   {urls['health']}\n\n"
+        f"  health   {urls['health']}\n{openai}\n"
         f'Ask it:   iblip ask IMAGE "What is in the image?"{port}\n'
         "Stop it:  Ctrl-C"
     )

@@ -26,7 +26,7 @@ from iblip.serving.client.messages import (
 )
 from iblip.serving.client.patience import Attempts, Retries, Timeout, Unset
 from iblip.serving.client.protocol import Message, Service
-from iblip.serving.client.security import TLS, settled_metadata
+from iblip.serving.client.security import TLS, Metadata, settled_metadata
 from iblip.serving.wire.contract import ServerContract
 from iblip.serving.wire.names import MODEL
 
@@ -75,7 +75,8 @@ class BaseClient:
         keepalive: pings that detect a server that has vanished.
         tls: `True`, or `TLS` with files, for a server that speaks TLS.
         token: what the server's `--token-file` holds. Without TLS, whoever is on the way reads it.
-        metadata: headers of every call, for a proxy in front of the server.
+        metadata: headers of every call, for a proxy in front of the server; a function that returns
+            them is called for each, as for a `traceparent` or a token that is renewed.
 
     Attributes:
         url, model, timeout, retries: as given.
@@ -98,7 +99,7 @@ class BaseClient:
         keepalive: KeepAlive | None = None,
         tls: TLS | bool | None = None,
         token: str | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Metadata | None = None,
     ) -> None:
         check_argument("model", model, str)
         self.url = url
@@ -109,7 +110,8 @@ class BaseClient:
         self._preprocessing = check_reading(preprocessing)
         self._keepalive = keepalive or KeepAlive()
         self._tls = TLS.settled(tls)
-        self._metadata = settled_metadata(token, metadata)
+        self._token, self._given_metadata = token, metadata
+        self._settled = settled_metadata(token, None if callable(metadata) else metadata)
         self._address = Address.parse(url)
         self._place = str(self._address)
         self._contract: ServerContract | None = None
@@ -132,7 +134,8 @@ class BaseClient:
             "model": self.model,
             "keepalive": self._keepalive,
             "tls": self._tls,
-            "metadata": dict(self._metadata),
+            "token": self._token,
+            "metadata": self._given_metadata,
         }
         return partial(type(self), self.url, **settings), ()
 
@@ -150,6 +153,11 @@ class BaseClient:
             options += self._tls.channel_options()
             channel = grpc.secure_channel(target, self._tls.credentials(), options=options)
         return channel, Service(channel, self._metadata)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of one call."""
+        given = self._given_metadata
+        return self._settled + settled_metadata(None, given()) if callable(given) else self._settled
 
     def _check_open(self) -> None:
         if self._closed:

@@ -141,7 +141,7 @@ class Service:
 
     Args:
         channel: of `grpc` or `grpc.aio`.
-        metadata: of every call.
+        metadata: gives that of a call.
     """
 
     ModelReady: Callable[..., Any]
@@ -149,14 +149,20 @@ class Service:
     ModelInfer: Callable[..., Any]
     ModelStreamInfer: Callable[..., Any]
 
-    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, channel: Any, metadata: Callable[[], tuple[tuple[str, str], ...]] = tuple
+    ) -> None:
         for name, (kind, _, response) in CALLS.items():
             call = getattr(channel, kind)(
                 f"/{_PACKAGE}.GRPCInferenceService/{name}",
                 request_serializer=_serialised,
                 response_deserializer=message_class(response).FromString,
             )
-            setattr(self, name, partial(call, metadata=metadata or None))
+            setattr(self, name, partial(_called, call, metadata))
+
+
+def _called(call: Any, metadata: Callable[[], Any], *arguments: Any, **others: Any) -> Any:
+    return call(*arguments, metadata=metadata() or None, **others)
 
 
 def _serialised(message: Message) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -66,6 +66,10 @@ class TLS:
         """Options of the channel."""
         name = self.server_name
         return [("grpc.ssl_target_name_override", name)] if name else []
+
+
+Metadata = Mapping[str, str] | Callable[[], Mapping[str, str]]
+"""Headers of gRPC's calls, or what returns those of one call."""
 
 
 def settled_metadata(

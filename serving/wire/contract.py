@@ -73,11 +73,14 @@ class ServerContract:
         preprocessing: what to do to an image.
         limits: what a request may be.
         build: which build is served.
+        prompt_template: the text that the server puts around a prompt, with `{image}` and
+            `{prompt}`; empty where the server is of a version that did not say it.
     """
 
     preprocessing: Preprocessing
     limits: Limits
     build: ServedBuild
+    prompt_template: str = ""
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:
@@ -103,7 +106,12 @@ class ServerContract:
             precision=dict(manifest.precision),
             created=manifest.created,
         )
-        return cls(preprocessing=manifest.preprocessing, limits=limits, build=build)
+        return cls(
+            preprocessing=manifest.preprocessing,
+            limits=limits,
+            build=build,
+            prompt_template=text.prompt_template,
+        )
 
     def to_parameters(self) -> dict[str, str]:
         """As parameters of the model's config: JSON strings by name."""
@@ -112,6 +120,7 @@ class ServerContract:
             "preprocessing": json.dumps(asdict(self.preprocessing)),
             "limits": json.dumps(asdict(self.limits)),
             "build": json.dumps(asdict(self.build)),
+            "prompt_template": json.dumps(self.prompt_template),
         }
 
     @classmethod
@@ -131,6 +140,7 @@ class ServerContract:
             preprocessing=_read_parameter(Preprocessing, parameters, "preprocessing"),
             limits=_read_parameter(Limits, parameters, "limits"),
             build=_read_parameter(ServedBuild, parameters, "build"),
+            prompt_template=_read_template(parameters.get("prompt_template", '""')),
         )
 
 
@@ -145,3 +155,16 @@ def _read_parameter(kind: type[T], parameters: Mapping[str, str], name: str) -> 
             f"{', '.join(field.name for field in fields(kind))}. Serve a build made by this "
             "version, or install the client that came with the build."
         ) from error
+
+
+def _read_template(text: str) -> str:
+    try:
+        template = parse_json(text)
+    except ValueError:
+        template = None
+    if isinstance(template, str):
+        return template
+    raise ContractError(
+        f"the parameter prompt_template of the server's model config is {text[:200]}; expected a "
+        "JSON string. Serve a build made by this version."
+    )

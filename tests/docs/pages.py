@@ -40,6 +40,8 @@ RUN = ("sh", "bash", "python", "js")
 FENCE = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 NEED = re.compile(r"\A(?:#|//) needs: (\w+)\n")
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002, "health": 8003}
+OPENAI_PORT = 8080
+"""Of a server whose command asks for it: pages name it there, and in addresses."""
 READY_S = 120
 
 
@@ -101,12 +103,14 @@ class Reader:
     Attributes:
         home: the working directory.
         ports: of the server.
+        openai_port: of its gateway.
     """
 
     home: Path
     ports: Mapping[str, int] = field(
         default_factory=lambda: dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     )
+    openai_port: int = field(default_factory=lambda: free_ports(1)[0])
     _server: subprocess.Popen[str] | None = None
 
     @property
@@ -168,9 +172,11 @@ class Reader:
     def _with_ports(self, code: str) -> str:
         for name, port in PORTS.items():
             code = code.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[name]}")
-        return code
+        return code.replace(f"127.0.0.1:{OPENAI_PORT}", f"127.0.0.1:{self.openai_port}")
 
     def _command(self, command: str, block: Block) -> str:
+        port = "--openai-port "
+        command = command.replace(f"{port}{OPENAI_PORT}", f"{port}{self.openai_port}")
         words = shlex.split(command)
         if words[0] == "make":
             makefile = text_of("Makefile")

@@ -16,7 +16,7 @@ from iblip.engines.precision_support import SATURATES
 from iblip.serving.cli import iblip
 from tests.docs.pages import NEEDS, PAGES, RUN, Block, Reader, blocks_of, text_of
 
-FIRST = ("docs/quickstart.md", "docs/clients.md", "docs/wire.md")
+FIRST = ("docs/quickstart.md", "docs/clients.md", "docs/openai.md", "docs/wire.md")
 """Pages that `make test` runs; `make test-all` runs them all. README.md: `test_readme.py`."""
 
 COMMANDS = re.compile(
