@@ -63,6 +63,8 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, source: ModelSource) ->
     if base is None:
         return None
     asked, names = _hub_name(base), set(_hub_names(checkpoint, source))
+    if asked is not None and asked == checkpoint.config.text_config._name_or_path:
+        return None  # trained on the language model alone, as the checkpoint calls it
     if asked is not None and names:
         if asked.lower() in {name.lower() for name in names}:
             return None
@@ -95,8 +97,9 @@ def _is_same_directory(base: str, checkpoint: Checkpoint, source: ModelSource) -
 
 
 def _has_other_config(base: str, checkpoint: Checkpoint) -> bool:
-    files = [place / "config.json" for place in (Path(base), checkpoint.directory)]
-    if not all(file.is_file() for file in files):
+    # An original's directory is its language model's, whose config is another.
+    files = [Path(base) / "config.json", checkpoint.config_file]
+    if hasattr(checkpoint, "parts") or not all(file.is_file() for file in files):
         return False
     one, other = (
         {key: value for key, value in object_from_json(file).items() if key not in UNTELLING}

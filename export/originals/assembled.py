@@ -22,6 +22,7 @@ from iblip.export.originals.joining import (
     origin_of,
 )
 from iblip.export.originals.lora import (
+    Low,
     alpha_of_training,
     merge_lora,
     split_lora,
@@ -153,20 +154,29 @@ def assemble(
 def _merge(
     files: Sequence[File], alphas: Mapping[str, float]
 ) -> tuple[dict[str, Weight], dict[str, str]]:
-    """Returns the tensors and the origin of each, by transformers' names."""
+    """Returns the tensors and the origin of each, by transformers' names.
+
+    LoRA's matrices are parameters as any other: those of a later file take the place of an earlier
+    one's, and what is left is merged into the weights that are left.
+    """
     tensors: dict[str, Weight] = {}
     origins: dict[str, str] = {}
-    merged = False
+    lows: dict[str, Low] = {}
     for file in files:
         rest, low = split_lora(file.part, without_wrappers(file.tensors))
+        by_name = {to_transformers(name, file.names) or name: one for name, one in low.items()}
         for name, own, tensor in replace(file, tensors=rest).canonical():
+            if name in lows and name not in by_name:
+                raise CheckpointError(
+                    f"--part {file.part} has {own} whole, and --part {lows[name].part} has LoRA for"
+                    " it: whether that is in it already, the files do not say. Save one file that"
+                    " has both, or has the weight alone."
+                )
             tensors[name], origins[name] = tensor, f"{file.part}: {own}"
-        if low:
-            merged = True
-            own_alpha = {} if file.path is None else alpha_of_training(file.path)
-            by_name = {to_transformers(name, file.names) or name: one for name, one in low.items()}
-            merge_lora(file.part, by_name, tensors, {**own_alpha, **alphas})
-    if alphas and not merged:
+        alpha = alpha_of_training(file.path) if low and file.path else None
+        lows |= {name: replace(one, alpha=alpha) for name, one in by_name.items()}
+    merge_lora(lows, tensors, alphas)
+    if alphas and not lows:
         raise OptionError("--lora-alpha is given, and no part has LoRA in it. Leave it out.")
     tensors = join_biases(tensors)
     return tensors, {n: origins.get(n) or origin_of(n, files) for n in tensors}
