@@ -114,9 +114,11 @@ class LoraConfig:
         """
         path = directory / ADAPTER_CONFIG
         if not path.exists():
+            inside = sorted(file.parent for file in directory.glob(f"*/{ADAPTER_CONFIG}"))
             raise CheckpointError(
                 f"{path} is missing: {directory} is not an adapter. Give --adapter a directory that"
-                " peft's `save_pretrained` wrote."
+                " peft's `save_pretrained` wrote"
+                + (f", such as {', '.join(map(str, inside))}." if inside else ".")
             )
         data = object_from_json(path)
         _check(path, data)
