@@ -15,7 +15,7 @@ from iblip.export.checkpoint.checkpoint import Checkpoint, resize
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 from iblip.export.errors import CheckpointError
 from iblip.export.families.parts import Parts
-from iblip.export.messages import listed, nearest
+from iblip.export.messages import listed, nearest, shown
 from iblip.export.originals.joining import expected_tensors
 from iblip.export.originals.vocabulary import TABLES, set_vocabulary
 from iblip.export.precision import PrecisionPolicy
@@ -49,14 +49,18 @@ class Adapted(Checkpoint):
 
     @cached_property
     def processor(self) -> Any:
-        """The base's, with the tokenizers of the last adapter that has any of its own."""
-        tokenizers = {
-            name: _load_tokenizer(folder)
-            for adapter in self.adapters
-            for name, folder in adapter.tokenizers.items()
-            if hasattr(self.base.processor, name)
-        }
-        processor = _with_tokenizers(self.base.processor, tokenizers)
+        """The base's, with the tokenizers of the last adapter that has any of its own.
+
+        Raises:
+            CheckpointError: a tokenizer cannot be loaded, or has other tokens than those that the
+                embeddings are of.
+        """
+        processor, changed = self.base.processor, False
+        for adapter in self.adapters:
+            own = _processor_of(adapter, processor)
+            if changed:
+                _check_tokens(adapter, processor, own)
+            processor, changed = own, changed or "tokenizer" in adapter.tokenizers
         resize(processor.image_processor, self.config.vision_config.image_size)
         return processor
 
@@ -91,8 +95,12 @@ def adapt(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Adapted:
         tensors = _Merging(adapter, tensors, tied, {*shapes, *tied}).merge()
         _check_one_table(adapter, checkpoint.tensors, tensors)
     plain = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
+    rules = checkpoint.rules
+    if any("tokenizer" in adapter.tokenizers for adapter in adapters):
+        rules = replace(rules, tokenizer="", bytes_apart=False)  # the adapter's own counts
+    config = copy.deepcopy(checkpoint.config)
     adapted = Adapted(
-        **{**plain, "tensors": tensors, "config": copy.deepcopy(checkpoint.config)},
+        **{**plain, "tensors": tensors, "config": config, "rules": rules},
         base=checkpoint,
         adapters=tuple(adapters),
     )
@@ -133,6 +141,14 @@ def _has_other_rows(checkpoint: Checkpoint, tensors: Mapping[str, Weight]) -> bo
 
 
 def _check_vocabulary(adapted: Adapted) -> None:
+    sizes = {n: adapted.tensors[n].shape[0] for n in TABLES if n in adapted.tensors}
+    if len(set(sizes.values())) > 1:
+        rows_of = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise CheckpointError(
+            f"with the adapters, not all tables of the language model have one number of rows:"
+            f" {rows_of}. An adapter has the one table for its added tokens, and lacks the other."
+            " Train it with both (embeddings and lm_head) in `modules_to_save`."
+        )
     tokens, rows = len(adapted.processor.tokenizer), adapted.config.text_config.vocab_size
     if tokens > rows:
         raise CheckpointError(
@@ -150,6 +166,30 @@ def _load_tokenizer(folder: Path) -> Any:
         return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def _processor_of(adapter: Adapter, before: Any) -> Any:
+    """The processor `before`, with the adapter's own tokenizers."""
+    tokenizers = {
+        name: _load_tokenizer(folder)
+        for name, folder in adapter.tokenizers.items()
+        if hasattr(before, name)
+    }
+    return _with_tokenizers(before, tokenizers) if tokenizers else before
+
+
+def _check_tokens(adapter: Adapter, before: Any, own: Any) -> None:
+    """Refuses a tokenizer that lacks tokens which an earlier adapter has added, or has others."""
+    tokens, known = (it.tokenizer.get_vocab() for it in (own, before))
+    if adapter.rows is not None or tokens == known:
+        return
+    other = [token for token, number in known.items() if tokens.get(token) != number]
+    if other:
+        raise CheckpointError(
+            f"the tokenizer of --adapter {adapter.name} has no {shown(other[0])}, or as another"
+            " token, which what it is merged into has; and the adapter has no embeddings of its"
+            " own. If it was trained without that token, remove the tokenizer from its directory."
+        )
 
 
 def _with_tokenizers(processor: Any, tokenizers: Mapping[str, Any]) -> Any:

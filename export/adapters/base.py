@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iblip.export.adapters.reading import Adapter
 from iblip.export.checkpoint.checkpoint import Checkpoint
-from iblip.export.checkpoint.directory import object_from_json
+from iblip.export.checkpoint.directory import ADAPTER_CONFIG, object_from_json
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import CheckpointError, OptionError
 from iblip.export.families import FAMILIES
@@ -63,6 +63,8 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, source: ModelSource) ->
     if base is None:
         return None
     asked, names = _hub_name(base), set(_hub_names(checkpoint, source))
+    if asked is not None and asked == _language_model_name(checkpoint):
+        return None  # trained on that alone
     if asked is not None and names:
         if asked.lower() in {name.lower() for name in names}:
             return None
@@ -70,7 +72,8 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, source: ModelSource) ->
             f"--adapter {adapter.name} was trained on {asked}, and --model is"
             f" {' or '.join(sorted(names))}. Give the model that it was trained on; if this one is"
             " a copy of that, give --model its directory, without a _name_or_path of another model"
-            " in its config.json."
+            f" in its config.json; if {asked} was a directory, write this model's name to"
+            f" base_model_name_or_path in {adapter.directory / ADAPTER_CONFIG}."
         )
     if _is_same_directory(base, checkpoint, source):
         return None
@@ -86,6 +89,16 @@ def check_base(adapter: Adapter, checkpoint: Checkpoint, source: ModelSource) ->
     )
 
 
+def _language_model_name(checkpoint: Checkpoint) -> str | None:
+    """What the checkpoint's config calls its language model; an original's is that model's own."""
+    if not checkpoint.config_file.exists():
+        return None
+    config = object_from_json(checkpoint.config_file)
+    text = config.get("text_config", config)
+    name = text.get("_name_or_path") if isinstance(text, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def _is_same_directory(base: str, checkpoint: Checkpoint, source: ModelSource) -> bool:
     """Whether a path leads to the checkpoint, or is at least called as it is."""
     path = Path(base)
@@ -95,8 +108,9 @@ def _is_same_directory(base: str, checkpoint: Checkpoint, source: ModelSource) -
 
 
 def _has_other_config(base: str, checkpoint: Checkpoint) -> bool:
-    files = [place / "config.json" for place in (Path(base), checkpoint.directory)]
-    if not all(file.is_file() for file in files):
+    # An original's directory is its language model's, whose config is another.
+    files = [Path(base) / "config.json", checkpoint.config_file]
+    if hasattr(checkpoint, "parts") or not all(file.is_file() for file in files):
         return False
     one, other = (
         {key: value for key, value in object_from_json(file).items() if key not in UNTELLING}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -114,9 +114,11 @@ class LoraConfig:
         """
         path = directory / ADAPTER_CONFIG
         if not path.exists():
+            inside = sorted(file.parent for file in directory.glob(f"*/{ADAPTER_CONFIG}"))
             raise CheckpointError(
                 f"{path} is missing: {directory} is not an adapter. Give --adapter a directory that"
-                " peft's `save_pretrained` wrote."
+                " peft's `save_pretrained` wrote"
+                + (f", such as {', '.join(map(str, inside))}." if inside else ".")
             )
         data = object_from_json(path)
         _check(path, data)
@@ -124,11 +126,11 @@ class LoraConfig:
         try:
             return cls(
                 r=_number(data, "r", 8),
-                lora_alpha=_number(data, "lora_alpha", 8),
+                lora_alpha=_factor(data, "lora_alpha", 8),
                 use_rslora=bool(data.get("use_rslora")),
                 use_dora=bool(data.get("use_dora")),
-                rank_pattern=_numbers(data, "rank_pattern"),
-                alpha_pattern=_numbers(data, "alpha_pattern"),
+                rank_pattern=_numbers(data, "rank_pattern", _number),
+                alpha_pattern=_numbers(data, "alpha_pattern", _factor),
                 modules_to_save=_words(data, "modules_to_save"),
                 target_parameters=_words(data, "target_parameters"),
                 base=base if isinstance(base, str) and base else None,
@@ -197,12 +199,20 @@ def _number(data: Mapping[str, Any], key: str, default: int) -> Any:
     return value
 
 
-def _numbers(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _factor(data: Mapping[str, Any], key: str, default: int) -> Any:
+    """An alpha, which may be 0 or below: the adapter then changes nothing, or the opposite."""
+    value = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} is {shown(value)}; expected a number")
+    return value
+
+
+def _numbers(data: Mapping[str, Any], key: str, read: Callable[..., Any]) -> dict[str, Any]:
     value = data.get(key) or {}
     if not isinstance(value, dict):
         raise ValueError(f"{key} is {shown(value)}; expected numbers by patterns")
     for pattern in value:
-        _number(value, pattern, 1)
+        read(value, pattern, 1)
         try:
             re.compile(pattern)
         except re.error as error:

@@ -10,13 +10,20 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-WRAPPERS = ("base_model.model.", "base_model.", "_orig_mod.", "module.")
-"""What peft, `torch.compile` and distributed training put before a model's own names."""
+WRAPPERS = ("base_model.model.", "base_model.", "module.")
+"""What peft and distributed training put before a model's own names."""
+
+_ANYWHERE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What `torch.compile`, FSDP and activation checkpointing put before the names of any module's."""
 
 MOVED: tuple[tuple[str, str], ...] = (
     (r"model\.", ""),  # a model inside of a class that adds a head
-    (r"lm_head$", "language_model.lm_head"),
+    (r"lm_head(?=\.|$)", "language_model.lm_head"),
     (r"language_model\.(?!model\.)", "language_model.model."),
+    # The model that was trained was a component alone. No two have a module of the same path.
+    (r"(?=(model|encoder\.block|decoder|shared)(\.|$))", "language_model."),
+    (r"(?=encoder\.layer\.)", "qformer."),
+    (r"(?=encoder\.layers\.)", "vision_model."),
 )
 """Beginnings of module paths as regular expressions, and what other versions of transformers have
 in their place."""
@@ -50,8 +57,14 @@ class Part:
     is_whole: bool
 
 
+def without_wrappers(name: str) -> str:
+    """The name without what stands before the names of any module's own."""
+    return _ANYWHERE.sub("", name)
+
+
 def part_from_name(name: str) -> Part:
     """Reads the name of a tensor in an adapter's file."""
+    name = without_wrappers(name)
     while wrapper := next(filter(name.startswith, WRAPPERS), None):
         name = name.removeprefix(wrapper)
     if match := _PART.fullmatch(name):

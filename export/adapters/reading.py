@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from iblip.export.adapters.config import LoraConfig
+from iblip.export.adapters.names import find_name, part_from_name
 from iblip.export.checkpoint.directory import (
     ADAPTER_CONFIG,
     ADAPTER_FORMS,
@@ -16,6 +17,7 @@ from iblip.export.checkpoint.directory import (
 )
 from iblip.export.checkpoint.source import AdapterName
 from iblip.export.errors import OptionError
+from iblip.export.originals.vocabulary import TABLES
 from iblip.export.progress import Progress
 from iblip.export.weights.weight import Weight
 
@@ -54,6 +56,17 @@ class Adapter:
             for name, folder in folders.items()
             if any((folder / file).exists() for file in VOCABULARIES)
         }
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embeddings that it has whole; `None` if it has none."""
+        parts = ((part_from_name(own), tensor) for own, tensor in self.tensors.items())
+        tables = (
+            tensor.shape[0]
+            for part, tensor in parts
+            if part.is_whole and find_name(f"{part.module}.{part.kind}", TABLES)
+        )
+        return next(tables, None)
 
     @property
     def files(self) -> Sequence[Path]:

@@ -22,7 +22,7 @@ from iblip.export.weights.weight import SourceTensor, Strided, Weight
 if TYPE_CHECKING:
     import torch
 
-SECTIONS = ("model", "state_dict", "module")
+SECTIONS = ("model", "state_dict", "module", "model_state_dict")
 """Keys under which a training run keeps the weights beside its own state."""
 
 SUFFIXES = frozenset({".bin", ".pth", ".pt"})

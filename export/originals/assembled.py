@@ -22,6 +22,7 @@ from iblip.export.originals.joining import (
     origin_of,
 )
 from iblip.export.originals.lora import (
+    Low,
     alpha_of_training,
     merge_lora,
     split_lora,
@@ -112,8 +113,8 @@ def assemble(
             tensor; tokenizer or config cannot be used.
         OptionError: there is an alpha, and no LoRA.
     """
-    released: Mapping[str, float] = {} if model.lora_alpha is None else {"": model.lora_alpha}
-    tensors, origins = _merge(files, alphas, released)
+
+    tensors, origins = _merge(files, alphas, model.lora_alpha)
     _fit_positions(tensors, config.vision_config)
     _check_projection(scheme, tensors.get(PROJECTION), config)
     prepared, reproduced = processor_of(
@@ -152,26 +153,33 @@ def assemble(
 
 
 def _merge(
-    files: Sequence[File], alphas: Mapping[str, float], released: Mapping[str, float]
+    files: Sequence[File], alphas: Mapping[str, float], released: float | None
 ) -> tuple[dict[str, Weight], dict[str, str]]:
     """Returns the tensors and the origin of each, by transformers' names.
 
-    LoRA's alpha is the given one (`alphas`), or else the file's own, or else `released`, the
-    model's.
+    LoRA's matrices are parameters as any other: those of a later file take the place of an earlier
+    one's, and what is left is merged into the weights that are left. Its alpha is the given one
+    (`alphas`), or else the file's own, or else that of the `released` model.
     """
     tensors: dict[str, Weight] = {}
     origins: dict[str, str] = {}
-    merged = False
+    lows: dict[str, Low] = {}
     for file in files:
         rest, low = split_lora(file.part, without_wrappers(file.tensors))
+        by_name = {to_transformers(name, file.names) or name: one for name, one in low.items()}
         for name, own, tensor in replace(file, tensors=rest).canonical():
+            if name in lows and name not in by_name:
+                raise CheckpointError(
+                    f"--part {file.part} has {own} whole, and --part {lows[name].part} has LoRA for"
+                    " it: whether that is in it already, the files do not say. Save one file that"
+                    " has both, or has the weight alone."
+                )
             tensors[name], origins[name] = tensor, f"{file.part}: {own}"
-        if low:
-            merged = True
-            own_alpha = {} if file.path is None else alpha_of_training(file.path)
-            by_name = {to_transformers(name, file.names) or name: one for name, one in low.items()}
-            merge_lora(file.part, by_name, tensors, {**released, **own_alpha, **alphas})
-    if alphas and not merged:
+        alpha = alpha_of_training(file.path) if low and file.path else None
+        alpha = released if alpha is None else alpha
+        lows |= {name: replace(one, alpha=alpha) for name, one in by_name.items()}
+    merge_lora(lows, tensors, alphas)
+    if alphas and not lows:
         raise OptionError("--lora-alpha is given, and no part has LoRA in it. Leave it out.")
     tensors = join_biases(tensors)
     return tensors, {n: origins.get(n) or origin_of(n, files) for n in tensors}

@@ -26,25 +26,53 @@ COMPONENTS: Mapping[str, str] = {
 }
 """Beginnings of transformers' names, and the component that a user calls them by."""
 
-_PART = re.compile(r"(.+)\.(lora_[AB])(?P<peft>(?:\.\w+)?\.weight)?")
+_PART = re.compile(r"(.+)\.(lora_[AB])(?P<peft>(?:\.[\w-]+)?\.weight)?")
 
-_WRAPPERS = re.compile(r"(^|\.)base_model\.model\.|\.base_layer(?=\.)")
-"""What peft puts into the names of the model that it wraps."""
+_WRAPPERS = re.compile(
+    r"(^|\.)base_model\.model\.|\.base_layer(?=\.)|\.modules_to_save\.\w+(?=\.)"
+    r"|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+"""What peft, `torch.compile`, FSDP and activation checkpointing put into the names of the model
+that they wrap, around any of its modules."""
+
+_UNUSED = ".original_module."
+"""In names of what peft keeps of a module beside the copy that was trained, and does not run."""
 
 
 @dataclass
 class Low:
-    """LoRA's matrices of one module, and whether peft named them."""
+    """LoRA's matrices of one module.
+
+    Attributes:
+        name: of the module in its file.
+        peft: whether peft named them.
+        part: of the file, for messages.
+        alpha: that the file says; `None` if it says none.
+        parts: the matrices, `lora_A` and `lora_B`.
+    """
 
     name: str
     peft: bool
+    part: str
+    alpha: float | None = None
     parts: dict[str, Weight] = field(default_factory=dict)
 
 
 def without_wrappers(tensors: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Returns the tensors by the names that they have without peft."""
-    names = {name: _WRAPPERS.sub(lambda match: match[1] or "", name) for name in tensors}
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    """Returns the tensors by the names that they have without peft and other wrappers.
+
+    Raises:
+        CheckpointError: two have the same name then.
+    """
+    bare: dict[str, Weight] = {}
+    for name, tensor in tensors.items():
+        own = _WRAPPERS.sub(lambda match: match[1] or "", name)
+        if _UNUSED in name:
+            continue
+        if own in bare:
+            raise CheckpointError(f"{name} is one of two tensors of the file that are {own}")
+        bare[own] = tensor
+    return bare
 
 
 def split_lora(
@@ -70,7 +98,14 @@ def split_lora(
             rest[name] = tensor
         elif match := _PART.fullmatch(name):
             weight = f"{match[1]}.weight"
-            one = low.setdefault(weight, Low(name=match[1], peft=match["peft"] is not None))
+            peft = match["peft"] is not None
+            one = low.setdefault(weight, Low(name=match[1], peft=peft, part=part))
+            if match[2] in one.parts:
+                raise CheckpointError(
+                    f"--part {part} has {name} and another {match[2]} of the same layer, so of"
+                    " several adapters, and does not say which of them was active. Save the model"
+                    " with that one alone."
+                )
             one.parts[match[2]] = tensor
         else:
             raise CheckpointError(
@@ -91,7 +126,6 @@ def split_lora(
 
 
 def merge_lora(
-    part: str,
     low: Mapping[str, Low],
     tensors: dict[str, Weight],
     alphas: Mapping[str, float],
@@ -99,11 +133,10 @@ def merge_lora(
     """Merges LoRA's matrices into `tensors`, in place.
 
     Args:
-        part: of the file, for messages.
         low: by transformers' name of the weight.
         tensors: by transformers' names.
         alphas: LoRA's alpha by component (`vision_encoder`, `qformer`, `language_model`), or by the
-            empty word for all others.
+            empty word for all others; they take precedence over the files' own.
 
     Raises:
         CheckpointError: no part has a weight that LoRA changes, the shapes do not fit, or an alpha
@@ -113,17 +146,17 @@ def merge_lora(
     if unknown:
         lines = [f"{low[name].name}{nearest(name, tensors)}" for name in unknown[:SHOWN]]
         raise CheckpointError(
-            f"--part {part} has LoRA for weights that no part has:\n  "
+            f"--part {low[unknown[0]].part} has LoRA for weights that no part has:\n  "
             + listed(lines, len(unknown))
         )
     for name, one in low.items():
         rank = one.parts["lora_A"].shape[0]
-        alpha = alpha_of(name, alphas)
+        alpha = one.alpha if (given := alpha_of(name, alphas)) is None else given
         if alpha is None:
             raise CheckpointError(
-                f"--part {part} has LoRA of rank {rank} on {one.name}, and does not say its alpha."
-                " Give that of the training with --lora-alpha ALPHA, or by component, such as"
-                " --lora-alpha qformer=16."
+                f"--part {one.part} has LoRA of rank {rank} on {one.name}, and does not say its"
+                " alpha. Give that of the training with --lora-alpha ALPHA, or by component, such"
+                " as --lora-alpha qformer=16."
             )
         tensors[name] = merge_low_rank(
             tensors[name], up=one.parts["lora_B"], down=one.parts["lora_A"], scale=alpha / rank
@@ -136,11 +169,11 @@ def alpha_of(name: str, alphas: Mapping[str, float]) -> float | None:
     return alphas.get(component, alphas.get(""))
 
 
-def alpha_of_training(file: Path) -> Mapping[str, float]:
-    """The alpha in the config that a training run saved with its weights, for all components.
+def alpha_of_training(file: Path) -> float | None:
+    """The alpha in the config that a training run saved with its weights; `None` if it has none.
 
-    MiniGPT-4's runner saves the config of its model, with `lora_alpha`. Empty if there is none.
+    MiniGPT-4's runner saves the config of its model, with `lora_alpha`.
     """
     model = saved_config(file).get("model")
     alpha = model.get("lora_alpha") if isinstance(model, Mapping) else None
-    return {"": float(alpha)} if isinstance(alpha, int | float) and alpha > 0 else {}
+    return float(alpha) if isinstance(alpha, int | float) and alpha > 0 else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iblip.export.adapters.adapted import Adapted
-from iblip.export.adapters.names import find_name, part_from_name
+from iblip.export.adapters.names import find_name, part_from_name, without_wrappers
 from iblip.export.adapters.reading import Adapter
 from iblip.export.checkpoint.directory import ADAPTER_CONFIG, object_from_json
 from iblip.export.system.installing import check_peft
@@ -36,15 +36,16 @@ def with_adapters(model: Any, checkpoint: Adapted) -> Any:
         MissingPackageError: peft is not installed.
     """
     check_peft()
-    text = checkpoint.config.text_config
-    if text.vocab_size != checkpoint.base.config.text_config.vocab_size:
-        model.language_model.resize_token_embeddings(text.vocab_size, mean_resizing=False)
+    rows = checkpoint.base.config.text_config.vocab_size
     if hasattr(model, "config"):
         model.config.image_token_index = checkpoint.config.image_token_index
     for adapter in checkpoint.adapters:
         if adapter is not checkpoint.adapters[0]:
             _untie(model)
             model = model.merge_and_unload()
+        before, rows = rows, adapter.rows or rows
+        if rows != before:
+            model.language_model.resize_token_embeddings(rows, mean_resizing=False)
         model = _load(model, adapter)
     return model.base_model.model.eval()
 
@@ -79,7 +80,7 @@ def _moved(own: str, known: set[str]) -> str:
     """An adapter's name of a tensor, with its module's path in this version of transformers."""
     trained = part_from_name(own).module
     name = find_name(trained, known)
-    behind = own.rpartition(f"{trained}.")[2]
+    behind = without_wrappers(own).rpartition(f"{trained}.")[2]
     return own if name is None else f"base_model.model.{name}.{behind}"
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from iblip.export.adapters.adapted import Adapted
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.errors import CheckpointError
-from iblip.export.verification.loading import copy_config, fill
+from iblip.export.verification.loading import copy_config, fill, load_model
 from iblip.export.verification.references import AssembledReference, WholeReference, reference_of
 from iblip.export.weights.weight import SourceTensor
 from tests.export.adapters.conftest import change, opened
@@ -101,6 +101,11 @@ def check(checkpoint: Checkpoint, prompt: str = PROMPT) -> None:
             id="parameters",
         ),
         pytest.param("minigpt4", {"target_modules": [*LM, "query"]}, id="MiniGPT-4"),
+        pytest.param(
+            "llama",
+            {"target_modules": LM, "lora_alpha": -4, "alpha_pattern": {"q_proj": 0}},
+            id="alphas that are not above 0",
+        ),
     ],
 )
 def test_answers_are_those_of_peft(save_adapter: Save, kind: str, options: Any) -> None:
@@ -116,8 +121,6 @@ def test_answers_are_those_of_peft(save_adapter: Save, kind: str, options: Any) 
 
 def test_weights_are_those_that_peft_merges(save_adapter: Save) -> None:
     from peft import PeftModel
-
-    from iblip.export.verification.loading import load_model
 
     base, adapter = save_adapter("llama", target_modules=[*LM, *VIT, "query"], use_dora=True)
     checkpoint = opened(base, adapter)
@@ -152,23 +155,54 @@ def test_adapters_are_merged_in_order(save_adapter: Save) -> None:
     assert one.name == f"{base.name}+first+second"
 
 
+def save_with_tokens(base: Path, directory: Path, words: list[str], saved: list[str]) -> Path:
+    """Trains an adapter, with the tables of embeddings in `saved`, on a vocabulary with `words`."""
+    from peft import LoraConfig, get_peft_model
+
+    bare = opened(base)
+    tokenizer, model = bare.processor.tokenizer, load_model(bare)
+    tokenizer.add_tokens(words)
+    model.resize_token_embeddings(len(tokenizer))
+    options = {"r": 2, "target_modules": LM, "modules_to_save": saved or None}
+    change(get_peft_model(model, LoraConfig(**options))).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "opt"])
+def test_an_adapter_of_one_component_alone_is_placed(
+    random_checkpoint: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    """As peft names it where only the language model, Q-Former or ViT was wrapped."""
+    from peft import LoraConfig, get_peft_model
+
+    base = random_checkpoint(kind)
+    model = load_model(opened(base))
+    targets = {
+        "language_model": ["q" if kind == "t5" else "q_proj"],
+        "qformer": ["query"],
+        "vision_model": ["qkv"],
+    }
+    saved = {"language_model": ["lm_head"]}
+    for part, modules in targets.items():
+        config = LoraConfig(r=2, target_modules=modules, modules_to_save=saved.get(part))
+        directory = tmp_path / part
+        change(get_peft_model(getattr(model, part), config)).save_pretrained(directory)
+    checkpoint = opened(base, *(tmp_path / part for part in targets))
+    assert isinstance(checkpoint, Adapted)
+    before = checkpoint.base.tensors
+    changed = {name for name, t in checkpoint.tensors.items() if t is not before.get(name)}
+    check(opened(base, tmp_path / "language_model"))
+    assert {name.partition(".")[0] for name in changed} == targets.keys()
+
+
 def test_added_tokens_come_with_their_embeddings(
     random_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    from iblip.export.verification.loading import load_model
-
     base = random_checkpoint("llama")
-    bare = opened(base)
-    tokenizer, model = bare.processor.tokenizer, load_model(bare)
-    tokenizer.add_tokens(["zebra"])
-    rows = len(tokenizer)
-    model.resize_token_embeddings(rows)
     saved = ["embed_tokens", "lm_head"]
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=LM, modules_to_save=saved))
-    change(adapted).save_pretrained(tmp_path / "adapter")
-    tokenizer.save_pretrained(tmp_path / "adapter")
+    save_with_tokens(base, tmp_path / "adapter", ["zebra"], saved)
+    rows = len(opened(base).processor.tokenizer) + 1
     checkpoint = opened(base, tmp_path / "adapter")
     assert checkpoint.config.text_config.vocab_size == rows
     assert checkpoint.processor.tokenizer.convert_tokens_to_ids("zebra") == rows - 1
@@ -177,6 +211,16 @@ def test_added_tokens_come_with_their_embeddings(
     assert rows - 1 in ids
     for name in ("adapter_model.safetensors", "tokenizer.json"):
         assert f"adapter-1/{name}" in checkpoint.digests()
+    # Another that brings embeddings counts for itself.
+    more = save_with_tokens(base, tmp_path / "more", ["lion", "okapi"], saved)
+    check(opened(base, tmp_path / "adapter", more), "which lion is red")
+    # Without embeddings of its own, a tokenizer must have the tokens that are there.
+    lion = save_with_tokens(base, tmp_path / "lion", ["lion"], [])
+    with pytest.raises(CheckpointError, match="has no 'zebra', or as another token"):
+        opened(base, tmp_path / "adapter", lion)
+    half = save_with_tokens(base, tmp_path / "half", ["lion"], saved[:1])
+    with pytest.raises(CheckpointError, match=r"not all tables .* one number of rows"):
+        opened(base, half)
     # Without the embeddings, the tokens mean nothing.
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     kept = {n: t for n, t in load_file(file).items() if "lora_" in n}
@@ -186,6 +230,7 @@ def test_added_tokens_come_with_their_embeddings(
 
 
 MOVES = {
+    "FSDP": (".self_attn.", "._fsdp_wrapped_module.self_attn."),
     "a class inside of one with a head": (".language_model.model.", ".model.language_model."),
     "distributed training": ("base_model.model.", "base_model.model.module."),
 }

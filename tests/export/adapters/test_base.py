@@ -105,6 +105,10 @@ def test_another_model_is_refused_with_both_names(
     say(directory / "adapter_config.json", base_model_name_or_path="acme/tiny")
     with pytest.raises(CheckpointError, match="trained on acme/tiny, and --model is acme/other"):
         opened(copy, directory)
+    # Trained on the language model alone, as the checkpoint calls it.
+    text = json.loads((copy / "config.json").read_text())["text_config"]
+    say(copy / "config.json", text_config={**text, "_name_or_path": "acme/tiny"})
+    opened(copy, directory)
 
 
 def test_what_names_cannot_tell_is_remarked(adapter: tuple[Path, Path], tmp_path: Path) -> None:
@@ -124,6 +128,8 @@ def test_a_directory_that_is_none(adapter: tuple[Path, Path], tmp_path: Path) ->
         opened(base, tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"adapter_config.json is missing: .* is not an ada"):
         opened(base, base)
+    with pytest.raises(CheckpointError, match=f"is not an adapter.* such as {directory}"):
+        opened(base, directory.parent)
     (directory / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither adapter_model\.safetensors nor "):
         opened(base, directory)

@@ -80,7 +80,8 @@ def test_keys_that_change_nothing_are_ignored(read: Any, changes: Any) -> None:
     ("changes", "message"),
     [
         ({"r": 0}, "r is 0; expected a number above 0"),
-        ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number above 0"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number"),
+        ({"lora_alpha": float("inf")}, "expected a number|is not valid JSON"),
         ({"rank_pattern": {"q(": 3}}, r"rank_pattern has 'q\(', which is no pattern"),
         ({"alpha_pattern": [3]}, r"alpha_pattern is \[3\]; expected numbers by patterns"),
         ({"modules_to_save": [3]}, r"modules_to_save is \[3\]; expected names"),
@@ -89,6 +90,11 @@ def test_keys_that_change_nothing_are_ignored(read: Any, changes: Any) -> None:
 def test_values_that_are_none_are_refused(read: Any, changes: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read(**changes)
+
+
+def test_an_alpha_may_be_zero_or_below(read: Any) -> None:
+    config = read(lora_alpha=0, alpha_pattern={"q_proj": -8})
+    assert (config.scale("x.v_proj"), config.scale("x.q_proj")) == (0, -2)
 
 
 def test_the_first_pattern_that_matches_the_end_counts(read: Any) -> None:
@@ -112,6 +118,8 @@ def test_the_first_pattern_that_matches_the_end_counts(read: Any) -> None:
         ("base_model.model.a.e.lora_embedding_A", "a.e", "lora_embedding_A", False),
         ("base_model.model.a.q.lora_magnitude_vector", "a.q", "lora_magnitude_vector", False),
         ("base_model.model._orig_mod.module.a.q.bias", "a.q", "bias", True),
+        ("base_model.model.a._fsdp_wrapped_module.q.lora_A.weight", "a.q", "lora_A", False),
+        ("base_model.model._checkpoint_wrapped_module.a._orig_mod.q.bias", "a.q", "bias", True),
         ("base_model.model.a.q.base_layer.bias", "a.q", "bias", True),
         ("base_model.model.h.modules_to_save.default.dense.weight", "h.dense", "weight", True),
     ],
@@ -130,6 +138,7 @@ def test_names_of_tensors(name: str, module: str, kind: str, is_whole: bool) -> 
         ("model.qformer.encoder", "qformer.encoder"),
         ("lm_head", "language_model.lm_head"),
         ("model.language_projection", "language_projection"),
+        ("model.layers.0.mlp", "language_model.model.layers.0.mlp"),
         ("language_model.model.layers.9.mlp", None),
     ],
 )

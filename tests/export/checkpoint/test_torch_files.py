@@ -52,7 +52,7 @@ def test_views_of_one_storage_are_each_read_right(file: Path) -> None:
         assert tensor.shape == tuple(views[name].shape)
 
 
-@pytest.mark.parametrize("section", ["model", "state_dict"])
+@pytest.mark.parametrize("section", ["model", "state_dict", "model_state_dict"])
 def test_the_weights_are_found_beside_a_training_runs_state(file: Path, section: str) -> None:
     torch.save({section: {"a.weight": torch.ones(2)}, "epoch": 3, "config": {"lr": 1e-4}}, file)
     assert tensors_from_torch_file(file).keys() == {"a.weight"}

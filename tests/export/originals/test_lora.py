@@ -120,6 +120,55 @@ def test_what_cannot_be_merged_is_told(with_lora, more, alphas, message):
         checkpoint_from_original("lavis", OPT, parts, alphas)
 
 
+def test_lora_of_a_later_file_takes_the_place_of_an_earlier_ones(with_lora, opt_pair, tmp_path):
+    """As in the original, which loads both into the same parameters: they are not added up."""
+    first, second = lora(INSIDE, peft=True), lora(INSIDE, peft=True, seed=5)
+    parts = with_lora(second)
+    released = torch.load(parts["base"])["model"]
+    torch.save(training_state({**released, **first}), tmp_path / "first.pth")
+    parts = {**parts, "base": tmp_path / "first.pth"}
+    before = checkpoint_from_directory(opt_pair.directory).tensors[VALUE].read()
+    found = checkpoint_from_original("lavis", OPT, parts, {"": 4.0}).tensors[VALUE].read()
+    np.testing.assert_allclose(found, before + product(second), atol=2e-5)
+    parts = {**parts, **with_lora({f"{INSIDE}.weight": torch.zeros(32, 32)})}
+    parts["base"] = tmp_path / "first.pth"
+    with pytest.raises(
+        CheckpointError, match=r"--part checkpoint has .* whole, and --part base has"
+    ):
+        checkpoint_from_original("lavis", OPT, parts, {"": 4.0})
+
+
+def test_lora_of_several_adapters_in_one_file_is_refused(with_lora):
+    tensors = lora(INSIDE, peft=True)
+    other = {n.replace("default", "my-other"): t for n, t in lora(INSIDE, peft=True).items()}
+    parts = with_lora({**tensors, **other})
+    with pytest.raises(CheckpointError, match="another lora_A of the same layer, so of several"):
+        checkpoint_from_original("lavis", OPT, parts, {"": 4.0})
+    parts = with_lora({f"{INSIDE}{own}.weight": torch.zeros(32, 32) for own in ("", ".base_layer")})
+    with pytest.raises(CheckpointError, match=r"base_layer\.weight is one of two tensors"):
+        checkpoint_from_original("lavis", OPT, parts)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."]
+)
+def test_wrappers_around_any_module_are_taken_off(with_lora, opt_pair, wrapper):
+    """What peft has in `modules_to_save`, too."""
+    tensors, head = lora(INSIDE, peft=True), torch.full((32,), 2.0)
+    own = {
+        name.replace(".layers.1.", f".layers.1.{wrapper}"): tensor
+        for name, tensor in tensors.items()
+    }
+    saved = {
+        f"{wrapper}opt_proj.modules_to_save.default.bias": head,
+        "opt_proj.original_module.bias": head + 1,
+    }
+    found = checkpoint_from_original("lavis", OPT, with_lora({**own, **saved}), {"": 4.0}).tensors
+    before = checkpoint_from_directory(opt_pair.directory).tensors[VALUE].read()
+    np.testing.assert_allclose(found[VALUE].read(), before + product(tensors), atol=2e-5)
+    assert (found["language_projection.bias"].read() == 2).all()
+
+
 def test_an_alpha_without_lora_is_told(opt_pair):
     with pytest.raises(OptionError, match="no part has LoRA"):
         checkpoint_from_original("lavis", OPT, opt_pair.parts, {"": 8.0})
