@@ -347,8 +347,9 @@ class TestFace:
             for name, value in inspect.getmembers(module, inspect.isclass)
             if issubclass(value, errors.IblipError)
         }
-        calls = {"build", "load", "serve", "verify", "lavis"}
-        made = {"Build", "Model", "Server", "Report", "Answer", "AnswerStream", "RowResult"}
+        calls = {"build", "load", "run", "serve", "verify", "lavis"}
+        made = {"Build", "BulkSummary", "Model", "Server", "Report"}
+        made |= {"Answer", "AnswerStream", "RowResult"}
         clients = {"Client", "AsyncClient", "Timeout", "Retries", "ImageURLs"}
         others = {"GenerationOptions", "Step", "MapProgress"}
         assert iblip.__all__ == ["TLS", *sorted(calls | made | clients | others | classes)]
