@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 LIMIT_S = 60
@@ -45,7 +47,7 @@ KEYS = {
 }
 """Of each key its value, code and text."""
 
-SHIFT, CONTROL = 8, 2
+SHIFT = 8
 
 
 def chromium() -> str | None:
@@ -123,14 +125,15 @@ class Browser:
         """A page that has loaded."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         try:
-            target = self.call(
-                "Target.createTarget", url="about:blank", browserContextId=context
-            )["targetId"]
+            target = self.call("Target.createTarget", url="about:blank", browserContextId=context)[
+                "targetId"
+            ]
             session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            page = Page(self, session)
+            page = Page(self, session, context)
             page.show(width=width, height=height, dark=dark, touch=touch)
             for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
                 page.call(f"{domain}.enable")
+            page.call("Emulation.setFocusEmulationEnabled", enabled=True)
             page.go(url)
             yield page
         finally:
@@ -140,8 +143,8 @@ class Browser:
 class Page:
     """One page."""
 
-    def __init__(self, browser, session):
-        self._browser, self._session = browser, session
+    def __init__(self, browser, session, context):
+        self._browser, self._session, self._context = browser, session, context
 
     def call(self, method, **parameters):
         return self._browser.call(method, self._session, **parameters)
@@ -154,6 +157,14 @@ class Page:
             for event in self._browser.events
             if event.get("sessionId") == self._session and event.get("method") == method
         ]
+
+    def allow(self, *permissions):
+        """Grants permissions, which a person is asked for otherwise."""
+        self._browser.call(
+            "Browser.grantPermissions",
+            permissions=permissions,
+            browserContextId=self._context,
+        )
 
     def show(self, *, width=1280, height=900, dark=False, touch=False, scale=1):
         self.call(
@@ -205,9 +216,7 @@ class Page:
     def choose(self, selector, path):
         """Chooses a file, as the dialogue of the system would."""
         node = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
-        self.call(
-            "DOM.setFileInputFiles", objectId=node["result"]["objectId"], files=[str(path)]
-        )
+        self.call("DOM.setFileInputFiles", objectId=node["result"]["objectId"], files=[str(path)])
 
     def names(self) -> list[tuple[str, str]]:
         """Role and name of every node that a screen reader meets."""
@@ -222,3 +231,11 @@ class Page:
         """A PNG of it."""
         picture = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         return base64.b64decode(picture["data"])
+
+
+def running_browser() -> Iterator[Browser]:
+    """What a fixture yields; skips the tests where there is no Chromium."""
+    if chromium() is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    with Browser() as browser:
+        yield browser

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 POLICY = (
-    "default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "default-src 'none'; script-src {script}; style-src {style}; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 """Only the page's own script and style, by their hashes; requests go to the gateway alone."""
