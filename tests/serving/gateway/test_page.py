@@ -160,17 +160,16 @@ class TestResponse:
         with gateway(server.url, page=False) as without:
             status, headers, _ = without.send("GET", "/", accept="text/html")
             assert (status, headers["content-type"]) == (200, "application/json")
-        for arguments, variables in (
-            (["x", "--no-page"], {}),
-            (["x"], {"IBLIP_GATEWAY_PAGE": "0"}),
-        ):
-            monkeypatch.setattr("os.environ", {**os.environ, **variables})
-            context = command.make_context(
-                "gateway", [*arguments], auto_envvar_prefix="IBLIP_GATEWAY"
-            )
-            assert context.params["page"] is False
-        monkeypatch.undo()
-        assert command.make_context("gateway", ["x"]).params["page"] is True
+        assert self.page_of("x")
+        assert not self.page_of("x", "--no-page")
+        monkeypatch.setenv("IBLIP_GATEWAY_PAGE", "0")
+        assert not self.page_of("x")
+
+    @staticmethod
+    def page_of(*arguments):
+        """The option, as the command line and the environment give it."""
+        context = command.make_context("x", [*arguments], auto_envvar_prefix="IBLIP_GATEWAY")
+        return context.params["page"]
 
 
 def test_asking_by_keyboard_alone(page, server, photo):
