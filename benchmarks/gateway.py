@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import resource
 import socket
 import time
@@ -45,10 +46,14 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     ):
         gateway.start([f"{MODEL}={server.grpc_url}", f"--max-open={STREAMS + 100}"])
         ways = dict(_ways(server, gateway.url, examples))
-        overhead = in_turns(ways, ROUNDS, warm_up=3)
+        in_turns(ways, 1, warm_up=3)
         assert gateway.pid is not None
+        before_s = _seconds(gateway.pid)
+        overhead = in_turns(ways, ROUNDS, warm_up=0)
+        used_s = _seconds(gateway.pid) - before_s
         return {
             "overhead": overhead,
+            "gateway_cpu_ms": round(used_s / ROUNDS / (len(ways) - 1) * 1e3, 2),
             "idle_mib": round(_memory(gateway.pid, "VmRSS"), 1),
             **_waiting(server, gateway.url, gateway.pid, examples[0]),
         }
@@ -123,3 +128,9 @@ def _memory(pid: int, name: str) -> float:
     """MiB of a process, as /proc says it."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.partition(f"{name}:")[2].split()[0]) / 1024
+
+
+def _seconds(pid: int) -> float:
+    """Seconds of a processor that a process has used, as /proc says it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")

@@ -229,7 +229,8 @@ class TestMetadata:
 
     def test_every_direct_requirement_is_pinned(self):
         lines = [*PROJECT["dependencies"]]
-        for extra in ("cpu", "export", "runtime", "server", "tensorrt-rtx", "docs", "dev"):
+        extras = ("cpu", "export", "gateway", "runtime", "server", "tensorrt-rtx", "docs", "dev")
+        for extra in extras:
             lines += PROJECT["optional-dependencies"][extra]
         pinned = {canonicalize_name(name) for name in PINS}
         named = {canonicalize_name(Requirement(line).name) for line in lines} - {"iblip"}

@@ -13,14 +13,14 @@ import click
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.kinds import PATH
-from iblip.serving.cli.options import CONNECTION, access_from_flags, access_options, as_json
+from iblip.serving.cli.options import ACCESS, access_from_flags, access_options, as_json
 
 if TYPE_CHECKING:
     from iblip.serving.gateway.options import GatewayOptions
     from iblip.serving.gateway.servers import ServedModel
 
 HEADINGS = {
-    "Addresses": ("host", "port"),
+    "Addresses": ("host", "port", "descriptor"),
     "Callers": (
         "keys",
         "max_open",
@@ -31,7 +31,7 @@ HEADINGS = {
         "page",
         "access_log",
     ),
-    "Servers": (*CONNECTION, "tokenizers"),
+    "Servers": (*ACCESS, "tokenizers"),
 }
 
 
@@ -39,7 +39,13 @@ HEADINGS = {
 @click.argument("servers", metavar="[NAME=]URL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="0 picks any free port.")
-@click.option("--socket", "descriptor", type=int, hidden=True, help="Listens already.")
+@click.option(
+    "--socket",
+    "descriptor",
+    type=int,
+    metavar="FD",
+    help="Take this open socket instead, and stop at the end of standard input: for a supervisor.",
+)
 @click.option(
     "--keys",
     type=PATH,
@@ -147,7 +153,7 @@ def _models(
     from iblip.serving.gateway.tracing import trace_headers
 
     files = {name: path for name, _, path in (word.rpartition("=") for word in tokenizers)}
-    timeout = Timeout(total=timeout_s)
+    timeout = Timeout(connect=0, total=timeout_s)  # nothing is repeated: callers do that
     models: list[ServedModel] = []
     for word in servers:
         name, _, url = word.rpartition("=")

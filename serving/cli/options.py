@@ -56,7 +56,10 @@ def help_of_option(option: Option) -> str:
     )
 
 
-CONNECTION = ("url", "tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
+ACCESS = ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
+"""Names of the options for what a server may want of its callers."""
+
+CONNECTION = ("url", *ACCESS)
 """Names of the options that lead to a server."""
 
 

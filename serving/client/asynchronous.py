@@ -349,6 +349,8 @@ class AsyncAnswerStream:
             self._send, self._attempts, self.preset = await self._start()
             del self._start  # and with it the images, which the request has as pixels
             self._call = self._send()
+            if self._attempts.is_only_one:
+                del self._send  # and with it the request, while its answer waits in a queue
         return self
 
     async def _send_again(self, fault: IblipError) -> None:

@@ -214,6 +214,11 @@ class Attempts:
         return left / 2
 
     @property
+    def is_only_one(self) -> bool:
+        """Whether nothing is ever sent again."""
+        return self._timeout.connect == 0 and self._retries.limit == 0
+
+    @property
     def _is_used_up(self) -> bool:
         """Whether earlier attempts, rather than the last one, used most of the time."""
         total, left = self._timeout.total, self._left_when_sent

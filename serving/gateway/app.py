@@ -307,7 +307,9 @@ def error_response(error: Exception) -> Response:
     status, headers = refusal_of(error).status, headers_of(error)
     if status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is not read
-    return JSONResponse(error_object(error), status_code=status, headers=headers)
+    # In ASCII: what a caller has written, and is told again, may be half of a surrogate pair.
+    content = json.dumps(error_object(error))
+    return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
 def app_of(
@@ -326,7 +328,8 @@ def app_of(
     """
     callers = callers or Callers()
     gateway = Gateway(models, callers, options)
-    document = openapi_document(needs_key=callers.are_known)
+    names = [model.name for model in models]
+    document = openapi_document(names, needs_key=callers.are_known)
 
     async def listed(request: Request) -> Response:
         callers.of(request.scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from iblip.engines.language_model.option_kinds import (
@@ -78,15 +78,17 @@ def schema_of(parameter: Parameter) -> dict[str, Any]:
     return {**schema, "description": words}
 
 
-def openapi_document(*, needs_key: bool) -> dict[str, Any]:
+def openapi_document(models: Iterable[str], *, needs_key: bool) -> dict[str, Any]:
     """The document.
 
     Args:
+        models: names of those that are served.
         needs_key: whether requests need one.
     """
     properties = {name: schema_of(parameter) for name, parameter in PARAMETERS.items()}
     for name in ("model", "messages"):
         properties[name] = {**properties[name]["anyOf"][0], "description": PARAMETERS[name].help}
+    properties["model"]["enum"] = list(models)
     request = {
         "type": "object",
         "required": ["model", "messages"],

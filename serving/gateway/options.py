@@ -15,6 +15,8 @@ MIB = 2**20
 
 MOST_MIB = 1024
 
+_HOST = re.compile(r"\.?[\w-]+(\.[\w-]+)*")
+
 _ORIGIN = re.compile(r"https?://[^/\s*]+")
 
 
@@ -49,6 +51,12 @@ class GatewayOptions:
         if self.max_open < 1:
             raise OptionError(f"max_open is {self.max_open}; expected 1 or more")
         check_seconds("timeout_s", self.timeout_s)
+        for host in self.image_hosts:
+            if not _HOST.fullmatch(host):
+                raise OptionError(
+                    f"the host {shown(host)} is none; expected a name such as cdn.example.org, or "
+                    ".example.org for all of a domain"
+                )
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise OptionError(

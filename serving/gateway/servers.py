@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from iblip.export.errors import IblipError
 from iblip.export.messages import did_you_mean, shown
 from iblip.serving.client.asynchronous import AsyncClient
-from iblip.serving.client.patience import Timeout
 from iblip.serving.gateway.errors import UnknownModelError
 from iblip.serving.gateway.token_texts import TokenTexts
 from iblip.serving.wire.contract import ServerContract
 
-PROBE = Timeout(connect=0, total=2)
-"""How long a probe waits for a server."""
+PROBE_S = 2.0
+"""Seconds that a probe waits for a server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class ServedModel:
     async def fault(self) -> IblipError | None:
         """Why it does not answer now; `None` where it does."""
         try:
-            await self.client.wait_until_ready(PROBE.total)
+            await self.client.wait_until_ready(PROBE_S)
         except IblipError as error:
             return error
         return None

@@ -327,6 +327,7 @@ def test_more_images_than_the_server_takes(running):
         ({"model": "y", "messages": messages()}, {}, 404, "there is no model 'y'"),
         ({"model": "x", "messages": []}, {}, 400, "an empty list"),
         ({"model": "x", "messages": messages("\ud800")}, {}, 400, "Unicode"),
+        ({"model": "x", "messages": messages(), "\ud800": 1}, {}, 400, "there is no parameter"),
         (b"{}", {"content_type": "text/plain"}, 415, "expected application/json"),
         (b"{}", {"content_encoding": "gzip"}, 415, "compressed"),
         (b" " * (1 << 20) + b"{}", {}, 413, "more than 1048576 bytes"),
