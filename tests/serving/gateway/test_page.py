@@ -301,7 +301,8 @@ def test_a_key_is_asked_for_and_not_stored(browser, server, photo):
         assert focused(page) == "key"
         page.write("another")
         page.press("Enter")
-        page.wait("document.querySelector('#fault').textContent.includes('needs a key')")
+        refused = "document.querySelector('#fault').textContent.includes('needs a key')"
+        page.wait(f"{refused} && {ASKED}")
         page.evaluate("document.querySelector('#key').select()")
         page.write(KEY)
         ask(page)
