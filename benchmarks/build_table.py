@@ -2,6 +2,7 @@
 
     python -m benchmarks.build_table                            the four sizes
     python -m benchmarks.build_table --model instructblip-flan-t5-xl --case float16:fp16
+    python -m benchmarks.build_table --model instructblip-vicuna-7b --rank 16 --no-genai
     python -m benchmarks.build_table --genai-only               a LLaMA of 1.3 B, ours and GenAI's
 
 Checkpoints are synthesized, one at a time, and deleted. Before each reading the system's cache is
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -45,6 +47,9 @@ SMALL: Mapping[str, Any] = {
 }
 """The LLaMA of 1.3 B that GenAI's builder is given."""
 
+LEFT_ALONE = re.compile(r"embed|lm_head|relative_attention_bias")
+"""Modules that have a matrix and are no linear layer that peft's `all-linear` takes."""
+
 CACHES = Path("/proc/sys/vm/drop_caches")
 BLOCK = 2**24
 
@@ -54,12 +59,14 @@ BLOCK = 2**24
     "--model", "models", multiple=True, default=MODELS, help="A name from `iblip models`."
 )
 @click.option("--case", "cases", multiple=True, default=CASES, help="Source dtype:precision.")
+@click.option("--rank", type=int, help="Also with a random LoRA of this rank on all linear layers.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Directory for temporary files.")
 @click.option("--genai/--no-genai", default=True, help="Also GenAI's builder, on 1.3 B.")
 @click.option("--genai-only", is_flag=True, help="Run only GenAI's comparison.")
 def main(
     models: tuple[str, ...],
     cases: tuple[str, ...],
+    rank: int | None,
     scratch: Path | None,
     genai: bool,
     genai_only: bool,
@@ -70,7 +77,7 @@ def main(
         for model in () if genai_only else models:
             for dtype in sorted({case.partition(":")[0] for case in cases}):
                 precisions = [case.partition(":")[2] for case in cases if case.startswith(dtype)]
-                _save(_measure(model, dtype, precisions, Path(directory)))
+                _save(_measure(model, dtype, precisions, rank, Path(directory)))
         if genai or genai_only:
             _save({"llama-1.3b": _compare_with_genai(Path(directory))})
 
@@ -83,7 +90,9 @@ def _save(table: dict[str, Any]) -> None:
     save_figures("build_table", saved)
 
 
-def _measure(model: str, dtype: str, precisions: list[str], scratch: Path) -> dict[str, Any]:
+def _measure(
+    model: str, dtype: str, precisions: list[str], rank: int | None, scratch: Path
+) -> dict[str, Any]:
     """Figures by `dtype:precision` of one checkpoint, which is made and deleted here."""
     size = _bytes_of(model, dtype)
     room = shutil.disk_usage(scratch).free
@@ -93,9 +102,38 @@ def _measure(model: str, dtype: str, precisions: list[str], scratch: Path) -> di
     checkpoint = scratch / f"{model}-{dtype}"
     run(["iblip", "export", "synthesize", model, str(checkpoint), "--dtype", dtype])
     try:
-        return {model: {f"{dtype}:{name}": _build(checkpoint, name) for name in precisions}}
+        figures = {f"{dtype}:{name}": _build(checkpoint, name) for name in precisions}
+        if rank is not None:
+            adapter = _write_adapter(checkpoint, scratch / "adapter", rank)
+            for name in precisions:
+                figures[f"{dtype}:{name}, LoRA of rank {rank}"] = _build(checkpoint, name, adapter)
+        return {model: figures}
     finally:
         shutil.rmtree(checkpoint)
+
+
+def _write_adapter(checkpoint: Path, directory: Path, rank: int) -> Path:
+    """Writes a random LoRA on every linear layer but the head, as peft names and saves it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from iblip.export.checkpoint.checkpoint import checkpoint_from_directory
+
+    torch.manual_seed(0)
+    tensors = {}
+    for name, weight in checkpoint_from_directory(checkpoint).tensors.items():
+        module, _, parameter = name.rpartition(".")
+        if parameter != "weight" or len(weight.shape) != 2 or LEFT_ALONE.search(module):
+            continue
+        outputs, inputs = weight.shape
+        stem = f"base_model.model.{module}"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, inputs) * 0.02
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, rank) * 0.02
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": "all-linear"}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
 
 
 def _bytes_of(model: str, dtype: str) -> int:
@@ -104,11 +142,13 @@ def _bytes_of(model: str, dtype: str) -> int:
     return sum(TABLE[model].parameters.values()) * (4 if dtype == "float32" else 2)
 
 
-def _build(checkpoint: Path, precision: str) -> dict[str, Any]:
+def _build(checkpoint: Path, precision: str, adapter: Path | None = None) -> dict[str, Any]:
     """One build, and the time to read its source and to write as many bytes as it wrote."""
     output = checkpoint.with_name("build")
     cold = _drop_caches()
     build = ["iblip", "export", "build", "--model", str(checkpoint), "--precision", precision]
+    if adapter is not None:
+        build += ["--adapter", str(adapter)]
     process = run([*build, "--no-verify", "--output", str(output)])
     stats = [path.lstat() for path in output.rglob("*") if path.is_file()]
     written = sum(stat.st_size for stat in stats if stat.st_nlink == 1)

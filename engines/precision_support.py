@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from iblip.engines.hardware.nvidia import find_driver
 from iblip.engines.kinds import KINDS
+from iblip.engines.onnxruntime.saturation import integers_saturate
 from iblip.export.errors import OptionError
 from iblip.export.precision import DTYPES
 from iblip.export.quantisation.options import Activations, Quantisation
@@ -79,6 +80,12 @@ _DEQUANTISED = (
     " tensorrt, which multiplies in eight bits."
 )
 
+SATURATES = (
+    "this processor has no VNNI, without which ONNX Runtime's products of 8-bit integers saturate:"
+    " here the build answers worse than on a processor that has it, and its verification may fail."
+    " Build it on one that has it, or choose fp32."
+)
+
 _FOR_A_GPU = (
     "it is for a GPU. ONNX Runtime's CPU provider casts to float32 and back around every product:"
     " the weights alone, without what follows the dash, are as precise there, and faster."
@@ -96,6 +103,11 @@ REMARKS: Mapping[Row, str] = {
     ("onnxruntime-cuda", "fp8", "static"): _DEQUANTISED,
 }
 """What there is to say of what engines can run."""
+
+INTEGERS_ON_A_CPU: frozenset[Row] = frozenset(
+    {("onnxruntime", "int8", "dynamic"), ("onnxruntime", "int8", "static")}
+)
+"""What a CPU multiplies in integers of 8 bits: see `integers_saturate`."""
 
 
 def check_precision(
@@ -148,7 +160,10 @@ def remark_on_precision(
     Args:
         engine, component, word, quantisation: as `check_precision` takes them.
     """
-    remark = REMARKS.get(_row(engine, word, quantisation))
+    row = _row(engine, word, quantisation)
+    remark = REMARKS.get(row)
+    if row in INTEGERS_ON_A_CPU and integers_saturate():
+        remark = SATURATES
     return remark and f"{component}={word}: {remark}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -14,27 +13,3 @@ FAMILIES = ("vicuna", "flant5")
 def exhaustive(*values: Any) -> Any:
     """A case that `make test-all` runs and `make test` leaves out: others show the same."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
-
-
-@cache
-def integers_saturate() -> bool:
-    """Whether ONNX Runtime's MatMul of 8-bit integers is inexact on this CPU.
-
-    Without VNNI its kernel adds pairs of products in 16 bits, which saturate.
-    """
-    import numpy as np
-    import onnx_ir as ir
-    import onnxruntime
-
-    model = ir.from_onnx_text(
-        """<ir_version: 10, opset_import: ["" : 20]>
-        graph (uint8[4, 64] x, int8[64, 64] weight) => (int32[4, 64] y) {
-            y = MatMulInteger(x, weight)
-        }"""
-    )
-    model.graph.initializers["weight"] = model.graph.inputs.pop()
-    weight = np.full((64, 64), 127, np.int8)
-    model.graph.initializers["weight"].const_value = ir.tensor(weight, name="weight")
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
-    (product,) = session.run(None, {"x": np.full((4, 64), 255, np.uint8)})
-    return bool((product != 64 * 127 * 255).any())

@@ -287,10 +287,17 @@ def quantise_matmul(
         parts.append((f"int{matrix.bits}_zeros", ZeroPoints, "uint8", ir.DataType.UINT8))
     recipes: dict[str, Recipe] = {}
     inputs: list[ir.Value | None] = [matmul.input]
+    nodes: list[ir.Node] = []
     for suffix, kind, dtype, ir_dtype in parts:
         name = f"{matmul.name}.{suffix}"
         recipes[name] = kind(source=matrix.source, dtype=dtype, matrix=matrix)
-        inputs.append(declare(model, name, recipes[name], ir_dtype))
+        part = declare(model, name, recipes[name], ir_dtype)
+        if kind is Scales and matmul.cast is not None:  # other graphs have them as they are
+            nodes.append(ir.node("Cast", [part], {"to": matmul.cast.value}))
+            (cast,) = nodes[-1].outputs
+            cast.name = f"{name}.{matmul.cast.name.lower()}"
+            cast.shape, cast.dtype, part = part.shape, matmul.cast, cast
+        inputs.append(part)
     if matmul.bias is not None:
         inputs += [None] * (5 - len(inputs)) + [matmul.bias]
     attributes = {
@@ -301,5 +308,5 @@ def quantise_matmul(
         "accuracy_level": ACCURACY_LEVEL,
     }
     node = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", version=1)
-    replace(model, matmul, [node])
+    replace(model, matmul, [*nodes, node])
     return recipes

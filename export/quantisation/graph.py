@@ -38,7 +38,7 @@ def quantise(
 def _quantise(model: ir.Model, matmul: MatMul, measured: Measurements) -> dict[str, Recipe]:
     quantisation, more_precise = measured.quantisation, matmul.name in measured.sensitive
     if quantisation.activations != "float":
-        if more_precise:
+        if more_precise or matmul.cast is not None:
             return {}
         scale = measured.scales.get(matmul.name)
         return channelwise.quantise_matmul(model, matmul, quantisation.format, scale)

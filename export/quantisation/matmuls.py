@@ -19,6 +19,7 @@ class MatMul:
         node: a `MatMul` by a transposed weight, or a `Gemm`.
         weight: the initializer, `[out, in]`.
         recipe: how the weight is made.
+        cast: dtype that the graph casts the weight to before it multiplies by it, or `None`.
         bias: `[out]`, or `None`.
         last: the node that gives the result: the `Add` of the bias, or `node`.
     """
@@ -26,6 +27,7 @@ class MatMul:
     node: ir.Node
     weight: ir.Value
     recipe: Recipe
+    cast: ir.DataType | None
     bias: ir.Value | None
     last: ir.Node
 
@@ -46,11 +48,12 @@ class MatMul:
 def find_matmuls(model: ir.Model, recipes: Mapping[str, Recipe]) -> Iterator[MatMul]:
     """Yields every multiplication by a matrix that has a recipe, in the graph's order."""
     for node in list(model.graph):
-        weight = _find_weight(node)
+        right = _find_weight(node)
+        weight, cast = _without_cast(right)
         if weight is not None and weight.name is not None and weight.name in recipes:
             recipe = recipes[weight.name]
             bias, last = _find_bias(node, recipe.source.shape[0])
-            yield MatMul(node=node, weight=weight, recipe=recipe, bias=bias, last=last)
+            yield MatMul(node=node, weight=weight, recipe=recipe, cast=cast, bias=bias, last=last)
 
 
 def declare(model: ir.Model, name: str, recipe: Recipe, dtype: ir.DataType) -> ir.Value:
@@ -116,6 +119,14 @@ def _find_weight(node: ir.Node) -> ir.Value | None:
     if turned is None or turned.op_type != "Transpose":
         return None
     return turned.inputs[0]
+
+
+def _without_cast(matrix: ir.Value | None) -> tuple[ir.Value | None, ir.DataType | None]:
+    """`MatMul.weight` and `MatMul.cast`: T5's `wo` is float32 in a graph of 16 bits."""
+    node = None if matrix is None else matrix.producer()
+    if node is None or node.op_type != "Cast":
+        return matrix, None
+    return node.inputs[0], ir.DataType(node.attributes["to"].as_int())
 
 
 def _is_linear(gemm: ir.Node) -> bool:

@@ -41,6 +41,17 @@ angle is the fair measure there, and the greedy text that `verify` compares afte
 eight or four bits are other weights: the angle only shows that they are the right ones."""
 
 
+def limits_of(precision: str, feed: Mapping[str, npt.NDArray[Any]]) -> Limits:
+    """The limits of a graph: fp32 that reads what another component hands over in fp16 has fp16's.
+
+    Args:
+        precision: of the graph's component.
+        feed: its inputs by name.
+    """
+    reads_fp16 = any(array.dtype == np.float16 for array in feed.values())
+    return LIMITS["fp16" if precision == "fp32" and reads_fp16 else precision]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One output of one case against its reference. True where the limits are kept.

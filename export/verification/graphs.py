@@ -15,7 +15,7 @@ from iblip.export.graph.onnxruntime_values import run
 from iblip.export.progress import Progress
 from iblip.export.verification.case import Case
 from iblip.export.verification.cases import cases
-from iblip.export.verification.comparison import LIMITS, Comparison, compare, figures
+from iblip.export.verification.comparison import Comparison, compare, figures, limits_of
 from iblip.export.verification.reference import Reference
 from iblip.export.verification.references import reference_of
 from iblip.export.verification.sessions import open_graph
@@ -99,7 +99,7 @@ def _compare(graph: OnnxGraph, session: Any, case: Case) -> list[Comparison]:
             _real(expected, case.real.get(name)),
             case=case.name,
             output=name,
-            limits=LIMITS[graph.precision],
+            limits=limits_of(graph.precision, feed),
         )
         for name, expected in case.expected.items()
     ]

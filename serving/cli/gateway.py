@@ -38,7 +38,13 @@ HEADINGS = {
 @click.command(cls=Command, short_help="Serve OpenAI's API in front of servers.", headings=HEADINGS)
 @click.argument("servers", metavar="[NAME=]URL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="0 picks any free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="0 picks any free port.",
+)
 @click.option(
     "--socket",
     "descriptor",

@@ -143,7 +143,7 @@ HEADINGS = {
 )
 @click.option(
     "--openai-port",
-    type=int,
+    type=click.IntRange(0, 65535),
     help="Also answer OpenAI's chat completions there: `iblip gateway` beside the server. 0 picks "
     "any free port.",
 )

@@ -62,7 +62,7 @@ class Node:
         A field's line is that of its name, a map entry's that of its key.
         """
         node, complete = self._follow(path)
-        if complete and isinstance(path[-1], Entry):
+        if complete and isinstance(path[-1], Entry) and "key" in node.fields:
             return node.fields["key"][0].line
         return node.named if complete and isinstance(path[-1], str) else node.line
 

@@ -9,7 +9,7 @@ import numpy as np
 from iblip.engines.runners import OPENERS, open_runner
 from iblip.export.artifact.references import GraphCase
 from iblip.export.errors import IblipError
-from iblip.export.verification.comparison import LIMITS, Comparison, compare
+from iblip.export.verification.comparison import Comparison, compare, limits_of
 from iblip.serving.proving.placement import NOT_SERVED
 from iblip.serving.proving.record import Fact
 from iblip.serving.proving.subject import NothingToMeasureError, Subject
@@ -53,11 +53,10 @@ def _find_obstacle(
 def _run(
     subject: Subject, component: str, graph: str, cases: Sequence[GraphCase]
 ) -> list[Comparison]:
-    limits = LIMITS[subject.manifest.components[component].precision]
-    results = []
+    precision, results = subject.manifest.components[component].precision, []
     with open_runner(subject.directory, subject.manifest, component, graph) as runner:
         for case in cases:
-            outputs = runner.infer(case.feed)
+            outputs, limits = runner.infer(case.feed), limits_of(precision, case.feed)
             for name, sample in case.expected.items():
                 output = np.asarray(outputs[name])
                 # A shape that differs leaves nothing that could be compared.

@@ -68,6 +68,16 @@ def test_what_runs_elsewhere_does_not_ask_this_machine(engine, monkeypatch):
     check(engine, "qformer", "fp8")
 
 
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("saturates", [True, False])
+def test_a_processor_without_vnni_is_named(activations, saturates, monkeypatch):
+    monkeypatch.setattr("iblip.engines.precision_support.integers_saturate", lambda: saturates)
+    told = check("onnxruntime", "qformer", "int8", int8=activations)
+    assert (told is not None) == saturates
+    assert not saturates or told.startswith("qformer=int8: this processor has no VNNI")
+    assert "VNNI" not in (check("onnxruntime", "qformer", "int8-fp16") or "")
+
+
 @pytest.mark.parametrize("precision", ["fp8", "int8-fp16"])
 def test_a_cpu_emulates_and_is_said_to(precision):
     told = check("onnxruntime", "qformer", precision)

@@ -61,6 +61,14 @@ def test_every_graph_agrees_with_transformers(exported, kind, precision):
         assert proof.figures["cases"] >= 3
 
 
+def test_a_component_that_is_handed_fp16_is_held_to_fp16(exported):
+    checkpoint, graphs = exported("vicuna", "vision_encoder=fp16")
+    proofs = {proof.graph.component: proof for proof in verify_graphs(graphs, checkpoint, Silent())}
+    assert proofs["qformer"].graph.precision == "fp32"
+    assert proofs["qformer"].figures["limits"] == {"cosine": 0.9999}
+    assert proofs["language_model"].figures["limits"] == {"max_abs": 1e-4}
+
+
 def test_a_changed_weight_is_caught_and_named(exported, tmp_path):
     checkpoint, graphs = exported("vicuna", "fp16")
     graph = next(graph for graph in graphs if graph.component == "qformer")

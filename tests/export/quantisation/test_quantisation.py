@@ -11,6 +11,7 @@ import safetensors.numpy
 import torch
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
+from iblip.engines.onnxruntime.saturation import integers_saturate
 from iblip.export.artifact.contract import DTYPES
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.errors import ExportError, OptionError
@@ -31,7 +32,6 @@ from iblip.export.quantisation.measuring import Measurements
 from iblip.export.quantisation.options import Quantisation, QuantisationOptions, quantisations
 from iblip.export.weights.casts import array_from_tensor
 from iblip.export.weights.recipe import Recipe
-from tests.cases import integers_saturate
 
 OUT, IN = 1500, 80
 INT4 = Quantisation(bits=4, block_size=32)

@@ -46,6 +46,12 @@ def test_every_form_of_a_field_is_found_where_it_stands():
     assert tree.line_of("parameters", Entry("l")) == 15
 
 
+def test_an_entry_without_a_key_is_found_where_its_map_is():
+    tree = tree_of('a: 1\nparameters {\n  value: { string_value: "x" }\n}\n')
+    assert tree.line_of("parameters", Entry("")) == 2
+    assert tree.line_of("parameters", Entry(""), "value") == 3
+
+
 def test_what_is_not_there_is_found_as_far_as_it_is():
     tree = tree_of(TEXT)
     assert tree.find("input", 1, "dims") is None
