@@ -143,6 +143,7 @@ def test_a_wheel_has_one_package_and_all_of_it(checkout, sources, tmp_path):
     assert got == sources
     assert {
         "py.typed",
+        "serving/gateway/page.html",
         "serving/parity/page.css",
         "serving/server/wall/classification.c",
         "engines/language_model/vllm/constraints.txt",

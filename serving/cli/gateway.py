@@ -16,6 +16,7 @@ from iblip.serving.cli.kinds import PATH
 from iblip.serving.cli.options import ACCESS, access_from_flags, access_options, as_json
 
 if TYPE_CHECKING:
+    from iblip.serving.gateway.options import GatewayOptions
     from iblip.serving.gateway.servers import ServedModel
 
 HEADINGS = {
@@ -27,6 +28,7 @@ HEADINGS = {
         "timeout_s",
         "image_hosts",
         "cors_origins",
+        "page",
         "access_log",
     ),
     "Servers": (*ACCESS, "tokenizers"),
@@ -84,6 +86,9 @@ HEADINGS = {
     help="Let pages of this origin ask from a browser. Repeatable.",
 )
 @click.option(
+    "--page/--no-page", default=True, show_default=True, help="Show browsers a page at /."
+)
+@click.option(
     "--access-log", type=PATH, metavar="FILE", help="A line of JSON a request; - is stderr."
 )
 @click.option(
@@ -126,7 +131,7 @@ def command(
         one = listening(host, port) if descriptor is None else socket.socket(fileno=descriptor)
         app = app_of(ServedModels(models), options, callers, write)
         if not is_child:
-            _announce(url_of(one), [model.name for model in models], json_)
+            _announce(url_of(one), [model.name for model in models], options, json_)
         try:
             run(app, one, until_eof=is_child)
         except KeyboardInterrupt:
@@ -175,8 +180,9 @@ async def _name(client: Any) -> str:
     return str(contract.build.name)
 
 
-def _announce(url: str, names: list[str], json_: bool) -> None:
+def _announce(url: str, names: list[str], options: GatewayOptions, json_: bool) -> None:
     if json_:
         echo_json({"openai": f"{url}/v1", "models": names}, indent=None)
         return
-    echo(f"The gateway is ready: {url}/v1\nModels:   {', '.join(names)}\nStop it:  Ctrl-C")
+    page = f"Page:     {url}/\n" if options.page else ""
+    echo(f"The gateway is ready: {url}/v1\n{page}Models:   {', '.join(names)}\nStop it:  Ctrl-C")

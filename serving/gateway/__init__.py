@@ -6,6 +6,7 @@ limits), `parameters.py` and `response_format.py` (what is asked for), `conversa
 to a prompt and images), `images.py` (decoded with the client's own code, or fetched), `servers.py`
 (which server), and back through `completions.py` (an answer as OpenAI writes it). `errors.py` has
 the status of every error; `watching.py` cancels what nobody waits for; `openapi.py` publishes all
-of it; `access_log.py`, `metrics.py` and `tracing.py` say what has happened. Talks to Triton through
-`serving.client`, and knows nothing of a build's directory but its tokenizer (`token_texts.py`).
+of it; `access_log.py`, `metrics.py` and `tracing.py` say what has happened; `page.py` is the page
+from which a browser asks. Talks to Triton through `serving.client`, and knows nothing of a build's
+directory but its tokenizer (`token_texts.py`).
 """

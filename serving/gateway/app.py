@@ -42,6 +42,7 @@ from iblip.serving.gateway.images import Images
 from iblip.serving.gateway.metrics import Metrics
 from iblip.serving.gateway.openapi import openapi_document
 from iblip.serving.gateway.options import MIB, GatewayOptions
+from iblip.serving.gateway.page import asks_for_page, page_response
 from iblip.serving.gateway.parameters import Asked, parameter_of, read_parameters
 from iblip.serving.gateway.servers import ServedModel, ServedModels
 from iblip.serving.gateway.tracing import traced
@@ -352,6 +353,8 @@ def app_of(
         return JSONResponse(document)
 
     async def start(request: Request) -> Response:
+        if options.page and asks_for_page(request):
+            return page_response(request)
         paths = [route.path for route in app.routes if isinstance(route, Route)]
         return JSONResponse({"name": "iblip gateway", "paths": paths})
 

@@ -31,6 +31,7 @@ class GatewayOptions:
         timeout_s: seconds for an answer whose request names none; `None` is no limit.
         image_hosts: hosts from which `https:` images are fetched; empty is none.
         cors_origins: origins whose pages may ask from a browser; empty is none.
+        page: whether `/` is a page, from which a browser asks.
 
     Raises:
         OptionError: a value is out of range.
@@ -42,6 +43,7 @@ class GatewayOptions:
     timeout_s: float | None = 600.0
     image_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    page: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_body_mib <= MOST_MIB:

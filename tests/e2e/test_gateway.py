@@ -19,6 +19,7 @@ import pytest
 
 from iblip.serving.gateway.process import GatewayProcess
 from iblip.serving.gateway.token_texts import TokenTexts
+from tests.browser import running_browser
 from tests.serving.gateway.running import gateway, messages
 
 MODEL = "instructblip-demo-vicuna"
@@ -41,6 +42,9 @@ def running(served):
     tokens = TokenTexts.from_file(served.build / served.manifest.text.tokenizer)
     with gateway(served.url, name=MODEL, tokens=tokens) as running:
         yield running
+
+
+browser = pytest.fixture(scope="module")(running_browser)
 
 
 @pytest.fixture
@@ -118,6 +122,35 @@ def test_a_closed_list_is_ranked(client, picture, ask):
     assert json.loads(answer.choices[0].message.content) == {"thing": ranking[0].text}
     scores = [one["score"] for one in answer.model_extra["iblip"]["ranking"]]
     assert all(map(math.isclose, scores, (one.score for one in ranking)))
+
+
+def test_the_page_shows_the_answers_of_the_client(browser, running, client, picture):
+    """Two questions about one image in Chromium, with the probability of every token."""
+    questions = (QUESTION, "What digit is in the image?")
+    expected = [client.ask(picture, question, logprobs=5) for question in questions]
+    with browser.page(running.url.removesuffix("v1")) as page:
+        page.wait("document.querySelector('#model').value")
+        page.choose("#file", picture)
+        page.wait("!document.querySelector('#shown').hidden")
+        page.evaluate("document.querySelector('#probabilities').click()")
+        for number, question in enumerate(questions, 1):
+            page.evaluate(f"document.querySelector('#question').value = {question!r}")
+            page.evaluate("document.querySelector('#question').focus()")
+            page.press("Enter")
+            page.wait(f"document.querySelectorAll('.tokens').length === {number}")
+        shown = page.evaluate(
+            "[...document.querySelectorAll('.side')].map(side => ({"
+            " answer: side.querySelector('.answer').textContent,"
+            " tokens: [...side.querySelectorAll('th .token')].map(one => one.textContent),"
+            " shares: [...side.querySelectorAll('.number')].map(one => one.innerText.trim())}))"
+        )
+    for one, answer in zip(reversed(shown), expected, strict=True):  # the last is on top
+        assert one["answer"] == answer.text
+        assert "".join(one["tokens"]).removesuffix("</s>").strip() == answer.text
+        assert len(one["tokens"]) == answer.completion_tokens
+        shares = [100 * math.exp(token.logprob) for token in answer.logprobs]
+        for text, share in zip(one["shares"], shares, strict=True):
+            assert float(text.strip("<% ")) == pytest.approx(share, abs=0.15)
 
 
 def test_many_at_once(running, address, client, picture):

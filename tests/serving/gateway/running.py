@@ -91,13 +91,22 @@ class Gateway:
 
 
 @contextmanager
-def gateway(url, *, name="x", timeout=None, tokens=None, callers=None, key="none", **options):
-    """Runs a gateway in front of the server at an address."""
+def gateway(
+    url, *, name="x", others=(), timeout=None, tokens=None, callers=None, key="none", **options
+):
+    """Runs a gateway in front of the server at an address; `others` are more, by name."""
     timeout = timeout or Timeout(connect=0.5, total=60)
-    client = AsyncClient(url, timeout=timeout, retries=0, metadata=trace_headers)
-    model = ServedModel(name=name, client=client, tokens=tokens or TokenTexts())
+    tokens = tokens or TokenTexts()
+    models = [
+        ServedModel(
+            name=name,
+            client=AsyncClient(url, timeout=timeout, retries=0, metadata=trace_headers),
+            tokens=tokens,
+        )
+        for name, url in {name: url, **dict(others)}.items()
+    ]
     lines: list[str] = []
-    app = app_of(ServedModels([model]), GatewayOptions(**options), callers, lines.append)
+    app = app_of(ServedModels(models), GatewayOptions(**options), callers, lines.append)
     server, one = server_of(app), listening("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [one]})
     thread.start()

@@ -1,0 +1,607 @@
+"""The page at `/` in a real Chromium, before a server that does as it is told."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iblip.engines.language_model.types import Answer, Timing, TokenLogprob
+from iblip.serving.cli.gateway import command
+from iblip.serving.gateway.callers import Caller, Callers
+from iblip.serving.gateway.parameters import PARAMETERS, Nothing
+from iblip.serving.wire.answers import finish_from_answer
+from tests.browser import SHIFT, running_browser
+from tests.serving.client.scripted import REFUSED, Server, response, say
+from tests.serving.gateway.running import gateway
+
+KEY = "0123456789abcdef"
+ASKED = "document.querySelector('#go').getAttribute('aria-disabled') === 'false'"
+READY = "document.querySelector('#option-seed')"
+
+browser = pytest.fixture(scope="module")(running_browser)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A file of an awkward name."""
+    path = tmp_path_factory.mktemp("photo") / 'it\'s a "photo".png'
+    Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)).save(path)
+    return path
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def running(server):
+    with gateway(server.url) as running:
+        yield running
+
+
+def home(running):
+    return running.url.removesuffix("v1")
+
+
+@pytest.fixture
+def page(browser, running):
+    with browser.page(home(running)) as page:
+        page.wait(READY)
+        yield page
+
+
+def put_photo(page, photo):
+    page.choose("#file", photo)
+    page.wait("!document.querySelector('#shown').hidden")
+
+
+def ask(page, question="What?"):
+    """Asks, and waits for the end."""
+    page.evaluate(f"document.querySelector('#question').value = {json.dumps(question)}")
+    page.evaluate("document.querySelector('#go').click()")
+    page.wait(ASKED)
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.id")
+
+
+def set_option(page, name, value):
+    field = f"document.querySelector('#option-{name}')"
+    page.evaluate(f"{field}.value = {json.dumps(value)}")
+    page.evaluate(f"{field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+
+
+def prompt_of(request):
+    return request.raw_input_contents[1][4:].decode()
+
+
+class Slowly:
+    """Says the next piece whenever it is told to, and then the end."""
+
+    def __init__(self, *pieces):
+        self._pieces, self._steps = pieces, threading.Semaphore(0)
+        self.gone = threading.Event()
+
+    def step(self):
+        self._steps.release()
+
+    def __call__(self, context):
+        context.add_callback(lambda: (self.gone.set(), self.step()))
+        for one in say(*self._pieces)(context):
+            self._steps.acquire(timeout=60)
+            yield one
+
+
+def with_logprobs(*pieces, seed=None):
+    def act(context):
+        for piece in pieces:
+            yield response(piece)
+        logprobs = tuple(
+            TokenLogprob(token_id=one, logprob=-0.1 * one, top=((one, -0.1 * one), (90, -3.0)))
+            for one, _ in enumerate(pieces)
+        )
+        answer = Answer(
+            text="".join(pieces),
+            token_ids=tuple(range(len(pieces))),
+            finish_reason="length",
+            prompt_tokens=9,
+            completion_tokens=len(pieces),
+            seed=seed,
+            logprobs=logprobs,
+            timing=Timing(vision_s=0.04, queue_s=0.002, prefill_s=0.02, decode_s=0.5),
+        )
+        yield response("", finish_from_answer(answer))
+
+    return act
+
+
+class TestResponse:
+    """What is sent, without a browser."""
+
+    def test_the_policy_allows_the_script_and_style_of_the_file_and_nothing_else(self, running):
+        status, headers, html = running.send("GET", "/", accept="text/html,*/*;q=0.8")
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        policy = headers["content-security-policy"]
+        directives = dict(one.strip().partition(" ")[::2] for one in policy.split(";"))
+        for tag, directive in (("script", "script-src"), ("style", "style-src")):
+            (content,) = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), html, re.DOTALL)
+            digest = base64.b64encode(sha256(content).digest()).decode()
+            assert directives[directive] == f"'sha256-{digest}'"
+        assert "unsafe" not in policy
+        assert directives["default-src"] == "'none'"
+        assert directives["connect-src"] == "'self'"
+        assert directives["frame-ancestors"] == "'none'"
+        assert not re.search(rb"\b(?:src|href|action)=\"(?!data:)", html)
+        assert not re.search(rb"\son\w+=|style=", html.partition(b"<script>")[0])
+
+    def test_a_browser_that_has_it_is_sent_nothing(self, running):
+        etag = running.send("GET", "/", accept="text/html")[1]["etag"]
+        status, headers, body = running.send("GET", "/", accept="text/html", if_none_match=etag)
+        assert (status, body, headers["vary"]) == (304, b"", "accept")
+
+    def test_programs_get_the_paths(self, running):
+        assert "/v1/models" in json.loads(running.send("GET", "/", accept="*/*")[2])["paths"]
+
+    def test_it_can_be_switched_off(self, server, monkeypatch):
+        with gateway(server.url, page=False) as without:
+            status, headers, _ = without.send("GET", "/", accept="text/html")
+            assert (status, headers["content-type"]) == (200, "application/json")
+        assert self.page_of("x")
+        assert not self.page_of("x", "--no-page")
+        monkeypatch.setenv("IBLIP_GATEWAY_PAGE", "0")
+        assert not self.page_of("x")
+
+    @staticmethod
+    def page_of(*arguments):
+        """The option, as the command line and the environment give it."""
+        context = command.make_context("x", [*arguments], auto_envvar_prefix="IBLIP_GATEWAY")
+        return context.params["page"]
+
+
+def test_asking_by_keyboard_alone(page, server, photo):
+    server.script.append(say("A", " cat"))
+    page.call("Page.setInterceptFileChooserDialog", enabled=True)
+    page.press("Tab")
+    assert focused(page) == "file"
+    page.press("Space")
+    page.evaluate("new Promise(done => setTimeout(done, 100))")
+    (chooser,) = page.events("Page.fileChooserOpened")
+    page.call("DOM.setFileInputFiles", files=[str(photo)], backendNodeId=chooser["backendNodeId"])
+    page.wait("!document.querySelector('#shown').hidden")
+    page.press("Tab")
+    assert focused(page) == "question"
+    page.evaluate("document.activeElement.select()")
+    page.write("What is it?")
+    page.press("Enter", SHIFT)
+    page.write("Say.")
+    page.press("Enter")
+    page.wait(f"{ASKED} && document.querySelector('.facts')")
+    assert page.evaluate("document.querySelector('.answer').textContent") == "A cat"
+    assert prompt_of(server.requests[0]) == "What is it?\nSay."
+    assert focused(page) == "question"  # and the next question replaces this one
+    page.write("Where?")
+    page.press("Enter")
+    page.wait(f"{ASKED} && document.querySelectorAll('.facts').length === 2")
+    assert [prompt_of(one) for one in server.requests[1:]] == ["Where?"]
+    assert page.evaluate("document.querySelector('.answer').textContent") == "yes"
+
+
+def test_focus_goes_through_the_form_in_order_and_is_seen(page):
+    seen = []
+    for _ in range(8):
+        page.press("Tab")
+        seen.append(
+            page.evaluate(
+                "(() => { const at = document.activeElement, mark = at.id === 'file' ?"
+                " document.querySelector('label[for=file]') : at;"
+                " return [at.id || at.parentElement.id, getComputedStyle(mark).outlineStyle]; })()"
+            )
+        )
+    order = [name for name, _ in seen]
+    assert order[:6] == ["file", "question", "model", "go", "options", "call"]
+    assert {style for _, style in seen[:6]} == {"solid"}
+
+
+def test_an_answer_appears_in_pieces(page, server, photo):
+    slowly = Slowly("A", " cat", " sits")
+    server.script.append(slowly)
+    put_photo(page, photo)
+    page.evaluate("document.querySelector('#go').click()")
+    page.wait("document.querySelector('.answer')")
+    answer = "document.querySelector('.answer')"
+    for text in ("A", "A cat", "A cat sits"):
+        slowly.step()
+        page.wait(f"{answer}.textContent === {text!r}")
+        assert page.evaluate(f"[{answer}.ariaLive, {answer}.ariaBusy]") == ["polite", "true"]
+    slowly.step()
+    page.wait(ASKED)
+    assert page.evaluate(f"{answer}.ariaBusy") == "false"
+    assert "x has answered, in" in page.evaluate("document.querySelector('#status').textContent")
+
+
+@pytest.mark.parametrize("way", ["Escape", "button"])
+def test_a_question_can_be_cancelled(page, server, photo, way):
+    slowly = Slowly("A", " cat")
+    server.script.append(slowly)
+    put_photo(page, photo)
+    page.evaluate("document.querySelector('#go').click()")
+    slowly.step()
+    page.wait("document.querySelector('.answer')?.textContent === 'A'")
+    if way == "Escape":
+        page.press("Escape")
+    else:
+        page.evaluate("document.querySelector('#cancel').click()")
+    page.wait(ASKED)
+    assert slowly.gone.wait(30)
+    assert "Cancelled." in page.text
+    ask(page, "Again?")
+    assert page.evaluate("document.querySelector('.answer').textContent") == "yes"
+
+
+def test_errors_are_in_words(page, server, running, photo):
+    ask(page)
+    assert "Choose an image first." in page.text
+    put_photo(page, photo)
+    for act, words in (
+        (REFUSED, "8 requests wait; try again later. Try again in 1 s."),
+        (say("A", " cat", error="EngineError: it broke"), "It broke."),
+    ):
+        server.script.append(act)
+        ask(page)
+        assert words in page.evaluate("document.querySelector('article [role=alert]').textContent")
+    assert page.evaluate("document.querySelector('.answer').textContent") == "A cat"
+
+
+def test_an_error_of_an_option_leads_to_its_field(page, server, photo):
+    put_photo(page, photo)
+    set_option(page, "num_beams", "65")
+    ask(page)
+    assert "64" in page.evaluate("document.querySelector('#fault').textContent")
+    assert focused(page) == "option-num_beams"
+    assert server.requests == []
+    set_option(page, "num_beams", "")
+    set_option(page, "logit_bias", "13")
+    ask(page)
+    assert page.evaluate("document.querySelector('#option-logit_bias').ariaInvalid") == "true"
+    assert focused(page) == "option-logit_bias"
+    assert "logit_bias is 13" in page.text
+
+
+def test_a_gateway_that_is_gone(browser, server, photo):
+    with gateway(server.url) as running, browser.page(home(running)) as page:
+        page.wait(READY)
+        put_photo(page, photo)
+        page.call("Network.emulateNetworkConditions", offline=True, latency=0,
+                  downloadThroughput=-1, uploadThroughput=-1)  # fmt: skip
+        ask(page)
+        assert "The gateway cannot be reached." in page.text
+
+
+def test_a_key_is_asked_for_and_not_stored(browser, server, photo):
+    callers = Callers({sha256(KEY.encode()).digest(): Caller(name="web")})
+    with gateway(server.url, callers=callers) as running, browser.page(home(running)) as page:
+        page.wait(READY)
+        put_photo(page, photo)
+        ask(page)
+        assert "Write your key first." in page.text
+        assert focused(page) == "key"
+        page.write("another")
+        page.press("Enter")
+        refused = "document.querySelector('#fault').textContent.includes('needs a key')"
+        page.wait(f"{refused} && {ASKED}")
+        page.evaluate("document.querySelector('#key').select()")
+        page.write(KEY)
+        ask(page)
+        assert page.evaluate("document.querySelector('.answer').textContent") == "yes"
+        assert running.entry()["caller"] == "web"
+        page.evaluate("document.querySelector('#call').open = true")
+        page.wait("document.querySelector('#code').textContent.includes('Bearer $KEY')")
+        assert KEY not in page.text
+        assert KEY not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+
+
+def test_two_models_are_compared(browser, server, photo):
+    with (
+        Server() as second,
+        gateway(server.url, name="first", others={"second": second.url}) as both,
+    ):
+        slowly = Slowly("one")
+        server.script.append(slowly)
+        second.script.append(say("two"))
+        with browser.page(home(both)) as page:
+            page.wait(READY)
+            put_photo(page, photo)
+            page.evaluate("document.querySelector('#other').value = 'second'")
+            page.evaluate("document.querySelector('#go').click()")
+            page.wait("document.querySelectorAll('.facts').length === 1")  # waits for none
+            slowly.step()
+            slowly.step()
+            page.wait(ASKED)
+            sides = page.evaluate(
+                "[...document.querySelectorAll('.side')].map(side => [side.ariaLabel,"
+                " side.querySelector('.answer').textContent, side.getBoundingClientRect().top])"
+            )
+        assert [side[:2] for side in sides] == [["first", "one"], ["second", "two"]]
+        assert sides[0][2] == sides[1][2]  # side by side
+        assert prompt_of(server.requests[0]) == prompt_of(second.requests[0])
+
+
+def test_one_model_is_compared_with_none(page):
+    assert page.evaluate("document.querySelector('#comparison').hidden")
+
+
+def test_every_option_of_the_gateway_has_a_field_and_reaches_the_server(page, server, photo):
+    left_out = {"model", "messages", "stream", "stream_options", "logprobs", "top_logprobs"}
+    left_out |= {"response_format", "timeout", "max_completion_tokens", "max_new_tokens"}
+    unused = {name for name, one in PARAMETERS.items() if "has no effect" in one.help}
+    refused = {name for name, one in PARAMETERS.items() if isinstance(one.kind, Nothing)}
+    fields = page.evaluate(
+        "[...document.querySelectorAll('[id^=option-]')].map(one => one.id.slice(7))"
+    )
+    assert set(fields) == PARAMETERS.keys() - left_out - unused - refused
+    put_photo(page, photo)
+    for name, value in {
+        "max_tokens": "7",
+        "temperature": "0.5",
+        "seed": "3",
+        "stop": "one\ntwo",
+        "echo": "true",
+        "logit_bias": '{"13": -5}',
+    }.items():
+        set_option(page, name, value)
+    page.evaluate("document.querySelector('#probabilities').click()")
+    ask(page)
+    (request,) = server.requests
+    given = request.parameters
+    assert given["max_new_tokens"].int64_param == 7
+    assert given["temperature"].double_param == 0.5
+    assert given["seed"].int64_param == 3
+    assert json.loads(given["stop"].string_param) == ["one", "two"]
+    assert given["echo"].bool_param
+    assert json.loads(given["logit_bias"].string_param) == {"13": -5}
+    assert given["logprobs"].int64_param == 5
+    page.go(page.evaluate("location.href") + "?again")
+    page.wait(READY)
+    assert page.evaluate("document.querySelector('#option-stop').value") == "one\ntwo"
+    page.evaluate("document.querySelector('#reset').click()")
+    assert page.evaluate("document.querySelector('#option-stop').value") == ""
+
+
+def test_only_options_are_stored_and_nothing_leaves_the_origin(page, running, server, photo):
+    put_photo(page, photo)
+    ask(page, "a secret question")
+    stored = json.loads(page.evaluate("JSON.stringify({...localStorage})"))
+    assert stored.keys() <= {"iblip options"}
+    assert not any("secret" in value or "photo" in value for value in stored.values())
+    assert page.evaluate("sessionStorage.length + document.cookie.length") == 0
+    assert page.evaluate("indexedDB.databases().then(all => all.length)") == 0
+    asked = [event["request"]["url"] for event in page.events("Network.requestWillBeSent")]
+    sent = [url for url in asked if not url.startswith("data:")]
+    assert all(url.startswith(home(running)) for url in sent)
+    assert len(sent) >= 4
+    assert page.events("Log.entryAdded") == []  # such as what the policy refuses
+    assert page.events("Runtime.exceptionThrown") == []
+    refused = page.evaluate(
+        "new Promise(done => { document.addEventListener('securitypolicyviolation',"
+        " event => done(event.effectiveDirective)); fetch('https://example.org').catch(() => 0); })"
+    )
+    assert refused == "connect-src"
+
+
+def test_timings_and_token_probabilities(page, server, photo):
+    server.script.append(with_logprobs("A", " cat", seed=17))
+    put_photo(page, photo)
+    page.evaluate("document.querySelector('#probabilities').click()")
+    ask(page)
+    for words in ("2 tokens", "4 tokens/s", "seed 17", "cut off"):
+        assert words in page.text
+    phases = page.evaluate("document.querySelector('.phases').innerText.split(/\\s*\\n\\s*/)")
+    assert phases == ["image", "40 ms", "queue", "2.0 ms", "prompt", "20 ms", "answer", "500 ms"]
+    rows = page.evaluate(
+        "[...document.querySelectorAll('.tokens tbody tr')]"
+        ".map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+    )
+    assert [row[:2] for row in rows] == [["#0", "100 %"], ["#1", "90.5 %"]]
+    assert rows[0][2].split() == ["#90", "5.0", "%"]
+
+
+def test_an_image_may_be_dropped_or_pasted(page, server, photo):
+    drag = {"items": [], "files": [str(photo)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.call("Input.dispatchDragEvent", type=kind, x=600, y=400, data=drag)
+    page.wait("!document.querySelector('#shown').hidden")
+    assert photo.name in page.text
+    page.evaluate(
+        "(() => { const clipboardData = new DataTransfer();"
+        " clipboardData.items.add(new File(['x'], 'pasted.png', {type: 'image/png'}));"
+        " document.dispatchEvent(new ClipboardEvent('paste', {clipboardData})); })()"
+    )
+    page.wait("document.querySelector('#filename').textContent.startsWith('pasted.png')")
+    ask(page)
+    assert "not an image" in page.text.lower()
+    assert server.requests == []
+
+
+def test_earlier_questions_go_along_only_if_asked_to(page, server, photo):
+    put_photo(page, photo)
+    ask(page, "One?")
+    page.evaluate("document.querySelector('#conversation').click()")
+    ask(page, "Two?")
+    alert = page.evaluate("document.querySelector('article [role=alert]').textContent")
+    assert "one question at a time" in alert  # the model behind it is BLIP-2
+    assert [prompt_of(one) for one in server.requests] == ["One?"]
+
+
+NASTY = 'It\'s "$HOME" `ls` \\n 100% {x} é\nNext line?'
+
+
+class TestCode:
+    """The code that the page shows is run, and asks the same."""
+
+    @pytest.fixture
+    def code(self, page, photo):
+        def write(language):
+            put_photo(page, photo)
+            set_option(page, "max_tokens", "7")
+            set_option(page, "num_beams", "3")
+            set_option(page, "banned_words", "$HOME\nit's")
+            page.evaluate(f"document.querySelector('#question').value = {json.dumps(NASTY)}")
+            page.evaluate("document.querySelector('#call').open = true")
+            page.evaluate(f"document.querySelector('[data-code={language}]').click()")
+            return page.evaluate("document.querySelector('#code').textContent")
+
+        return write
+
+    @staticmethod
+    def run(*arguments, photo):
+        variables = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+        return subprocess.run(
+            arguments, cwd=photo.parent, env=variables, capture_output=True, text=True, check=True
+        ).stdout
+
+    def check(self, server):
+        (request,) = server.requests
+        assert prompt_of(request) == NASTY
+        assert request.parameters["max_new_tokens"].int64_param == 7
+        assert request.parameters["num_beams"].int64_param == 3
+        banned = json.loads(request.parameters["banned_words"].string_param)
+        assert banned == ["$HOME", "it's"]
+
+    @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+    def test_curl(self, code, server, photo):
+        told = self.run("bash", "-c", code("curl"), photo=photo)
+        assert json.loads(told)["choices"][0]["message"]["content"] == "yes"
+        self.check(server)
+
+    def test_openais_client(self, code, server, photo):
+        assert self.run(sys.executable, "-c", code("python"), photo=photo) == "yes\n"
+        self.check(server)
+
+    def test_the_projects_client(self, code, server, photo):
+        text = code("iblip").replace("127.0.0.1:8001", server.url)
+        assert self.run(sys.executable, "-c", text, photo=photo) == "yes\n"
+        self.check(server)
+
+    def test_it_is_copied(self, page, code):
+        text = code("python")
+        page.allow("clipboardReadWrite", "clipboardSanitizedWrite")
+        page.evaluate("document.querySelector('#copy').focus()")
+        page.press("Enter")
+        page.wait("document.querySelector('#status').textContent === 'Copied.'")
+        assert page.evaluate("navigator.clipboard.readText()") == text
+
+
+CONTRASTS = """\
+(() => {
+  const parsed = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => {
+    const linear = v => v <= 10.3 ? v / 3294 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+    const [x, y, z] = [r, g, b].map(linear);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const paper = element => {
+    for (; element; element = element.parentElement) {
+      const colour = parsed(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3) return colour;
+      if (colour[3] !== 0) throw new Error(`${element.tagName} is translucent`);
+    }
+    throw new Error("no background");
+  };
+  const found = [];
+  const add = (element, colour, words) => {
+    const [a, b] = [light(parsed(colour)), light(paper(element))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), words.trim().slice(0, 40)]);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    const isSeen = element.checkVisibility() && !element.closest(".unseen, script");
+    if (isSeen && node.data.trim()) add(element, getComputedStyle(element).color, node.data);
+  }
+  for (const field of document.querySelectorAll("input, textarea, select")) {
+    if (!field.checkVisibility() || field.matches(".unseen, [type=checkbox]")) continue;
+    add(field, getComputedStyle(field).color, field.id);
+    const placeholder = getComputedStyle(field, "::placeholder").color;
+    if (field.placeholder) add(field, placeholder, field.placeholder);
+  }
+  return found;
+})()
+"""
+
+
+def show_everything(page, server, photo):
+    """An answer with tokens, one with candidates, an error, and every part opened."""
+    put_photo(page, photo)
+    page.evaluate("document.querySelector('#probabilities').click()")
+    server.script += [with_logprobs("A", " cat", " " + "sits" * 60), REFUSED]
+    ask(page, "What is " + "w" * 120)
+    ask(page)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    page.evaluate("complain('Something is wrong.')")
+    page.wait("document.querySelector('#code').textContent")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_has_contrast(browser, running, server, photo, dark):
+    with browser.page(home(running), dark=dark) as page:
+        page.wait(READY)
+        show_everything(page, server, photo)
+        page.evaluate("document.querySelector('#cancel').hidden = false")
+        found = page.evaluate(CONTRASTS)
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert len(found) > 100
+    assert min(found)[0] >= 4.5, sorted(found)[:5]
+    assert (sum(map(int, re.findall(r"\d+", background))) < 200) is dark
+
+
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_nothing_is_wider_than_the_screen(browser, running, server, photo, width):
+    with browser.page(home(running), width=width, height=740, touch=width == 360) as page:
+        page.wait(READY)
+        show_everything(page, server, photo)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate("innerWidth") == width
+        beyond = page.evaluate(
+            "[...document.querySelectorAll('body *')].filter(one => one.checkVisibility() &&"
+            " !one.closest('pre, .unseen') && one.getBoundingClientRect().right > innerWidth + 0.5)"
+            ".map(one => one.outerHTML.slice(0, 80))"
+        )
+        assert beyond == []
+        is_photograph = page.evaluate("document.querySelector('.photograph').checkVisibility()")
+        assert is_photograph is (width == 360)
+
+
+def test_every_control_has_a_name_for_screen_readers(browser, running, server, photo):
+    with browser.page(home(running), touch=True) as page:
+        page.wait(READY)
+        show_everything(page, server, photo)
+        nodes = page.names()
+        ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+        titles = page.evaluate("[document.title, document.documentElement.lang]")
+    controls = ("button", "textbox", "combobox", "checkbox", "spinbutton", "link", "searchbox")
+    named = (*controls, "DisclosureTriangle", "table", "region", "form", "columnheader")
+    roles = {role for role, _ in nodes}
+    assert {"button", "textbox", "combobox", "checkbox", "spinbutton", "table", "heading"} <= roles
+    assert {"main", "status", "alert", "form", "region"} <= roles
+    assert [node for node in nodes if node[0] in named and not node[1].strip()] == []
+    names = [name for role, name in nodes if role in controls]
+    assert len(names) > 35
+    for name in ("Choose an image", "Take a photo", "Question", "Model", "Ask"):
+        assert any(one.startswith(name) for one in names)
+    assert ("image", f"Your image, {photo.name}") in nodes
+    assert len(ids) == len(set(ids))
+    assert titles == ["Ask about an image", "en"]
