@@ -106,7 +106,8 @@ def server_command(
     if installation.walled:
         hosts = {name: address_of(name, options).number for name in ports}
         most = options.max_http_body_mib * MIB
-        arguments = [*wall_arguments(hosts, ports, most, scratch), *arguments]
+        header = options.policy.caller_header
+        arguments = [*wall_arguments(hosts, ports, most, scratch, header), *arguments]
     return ServerCommand(
         arguments=tuple(arguments),
         environment=triton_environment(installation, options),

@@ -24,7 +24,11 @@ def triton_address(service: str) -> str:
 
 
 def wall_arguments(
-    hosts: Mapping[str, str], ports: Mapping[str, int], max_body: int, scratch: Path
+    hosts: Mapping[str, str],
+    ports: Mapping[str, int],
+    max_body: int,
+    scratch: Path,
+    caller_header: str = "",
 ) -> list[str]:
     """The program that starts the wall and becomes the command that follows.
 
@@ -34,8 +38,11 @@ def wall_arguments(
         max_body: bytes of a request's body; 0 is no wall before HTTP.
         scratch: the working directory. The library is linked there: the linker takes a list of
             names, and splits them at spaces and colons.
+        caller_header: by which callers are told apart, if they are.
     """
     arguments = [sys.executable, str(LAUNCH), f"--max-body={max_body}"]
+    if caller_header:
+        arguments.append(f"--caller-header={caller_header}")
     try:
         library = classification_library()
         (scratch / library.name).symlink_to(library)

@@ -1,4 +1,4 @@
-"""`launch.py [--preload LIBRARY] [--max-body BYTES] --listen HOST PORT SOCKET … -- COMMAND…`
+"""`launch.py [OPTIONS] --listen HOST PORT SOCKET … -- COMMAND…`
 
 A script that becomes Triton, after it has started the wall before it: the wall is a child of
 Triton's process, and ends with it. It listens before Triton has begun, so that a port that is taken
@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preload", help="a library for the command's own process")
     parser.add_argument("--max-body", type=int, required=True, help="bytes")
+    parser.add_argument("--caller-header", default="", help="says who asks")
     parser.add_argument(
         "--listen", action="append", nargs=3, default=[], metavar=("HOST", "PORT", "SOCKET")
     )
@@ -37,7 +38,7 @@ def main() -> None:
     for _, path in listeners:
         Path(path).unlink(missing_ok=True)  # of a start before
     if listeners and os.fork() == 0:
-        _serve(listeners, arguments.max_body)
+        _serve(listeners, arguments.max_body, arguments.caller_header)
     if arguments.preload:
         others = os.environ.get("LD_PRELOAD")
         library = str(Path(arguments.preload).absolute())
@@ -57,7 +58,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(listeners: list[tuple[socket.socket, str]], max_body: int) -> None:
+def _serve(listeners: list[tuple[socket.socket, str]], max_body: int, caller_header: str) -> None:
     """Runs the wall; never returns."""
     try:
         sys.path[0] = str(ROOT)
@@ -71,6 +72,7 @@ def _serve(listeners: list[tuple[socket.socket, str]], max_body: int) -> None:
         serve(
             [Listener(port=port, target=target) for port, target in listeners],
             Limits(body=max_body),
+            caller_header,
         )
     except BaseException:
         traceback.print_exc()

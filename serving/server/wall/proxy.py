@@ -14,9 +14,10 @@ import re
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
@@ -60,8 +61,8 @@ CANCEL_HEADER = CANCEL_KEY
 """Forwarded by Triton as the parameter of that name: a secret by which the request is cancelled
 where its caller goes."""
 
-GENERATE = re.compile(rf"{ONE_ANSWER}(versions/[0-9]+/)?generate(\?.*)?")
-"""Requests of which Triton 2.51 forwards no header: their key goes into the JSON."""
+GENERATE = re.compile(r"/v2/models/[^/]+/(versions/[^/]+/)?generate(?P<stream>_stream)?")
+"""Requests of which Triton 2.51 forwards no header: key and caller go into the JSON."""
 
 CANCEL = URL(f"http://triton{ONE_ANSWER}generate")
 CANCEL_TRIES, CANCEL_PAUSE_S = 10, 0.3
@@ -99,14 +100,14 @@ class Listener:
     target: str
 
 
-def serve(listeners: Iterable[Listener], limits: Limits) -> None:
+def serve(listeners: Iterable[Listener], limits: Limits, caller_header: str = "") -> None:
     """Passes requests on until the process ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it ends with Triton, which may have work to finish
-    asyncio.run(serving(listeners, limits))
+    asyncio.run(serving(listeners, limits, caller_header))
 
 
-async def serving(listeners: Iterable[Listener], limits: Limits) -> None:
+async def serving(listeners: Iterable[Listener], limits: Limits, caller_header: str = "") -> None:
     """Listens at every address and passes requests on, until it is cancelled."""
     room, checking = Room(HELD * limits.body), asyncio.Lock()
     for listener in listeners:
@@ -117,7 +118,13 @@ async def serving(listeners: Iterable[Listener], limits: Limits) -> None:
             timeout=aiohttp.ClientTimeout(total=None),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )
-        gate = Gate(session=session, limits=limits, room=room, checking=checking)
+        gate = Gate(
+            session=session,
+            limits=limits,
+            room=room,
+            checking=checking,
+            caller_header=caller_header,
+        )
         server = web.Server(
             gate.answer,
             handler_cancellation=True,  # a caller that has gone is gone for Triton too
@@ -168,6 +175,7 @@ class Gate:
         limits: of a request.
         room: of all requests at all ports.
         checking: held while JSON is read: its values take memory until it has been.
+        caller_header: by which callers are told apart, if they are.
         cancelling: what is being cancelled.
     """
 
@@ -175,6 +183,7 @@ class Gate:
     limits: Limits
     room: Room
     checking: asyncio.Lock
+    caller_header: str
     cancelling: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -223,11 +232,15 @@ class Gate:
         names: frozenset[str],
     ) -> web.StreamResponse:
         key = ""
-        if GENERATE.fullmatch(request.raw_path):
-            if names and not names & {CANCEL_KEY, CANCEL_NAME}:  # else the caller cancels by it
-                key = secrets.token_hex(16)
-                body = _with_key(body, key)
-        elif request.raw_path.startswith(ONE_ANSWER):
+        one_answer = request.raw_path.startswith(ONE_ANSWER)
+        generate = GENERATE.fullmatch(unquote(request.raw_path.partition("?")[0]))
+        if generate and names:
+            added = self._caller(request.headers, names)
+            own = names & {CANCEL_KEY, CANCEL_NAME}  # by which the caller cancels
+            if one_answer and not generate["stream"] and not own:
+                key = added[CANCEL_KEY] = secrets.token_hex(16)
+            body = _with_fields(body, added)
+        elif one_answer and not generate:
             key = headers[CANCEL_HEADER] = secrets.token_hex(16)
         try:
             return await self._streamed(request, headers, body)
@@ -251,6 +264,19 @@ class Gate:
                 if json.loads(finish)["cancelled"]:
                     return
                 await asyncio.sleep(CANCEL_PAUSE_S)
+
+    def _caller(self, headers: CIMultiDictProxy[str], names: frozenset[str]) -> dict[str, str]:
+        """The field that says who asks: what the header says, and never what the JSON does."""
+        wanted = self.caller_header.lower()
+        if not wanted:
+            return {}
+        given = headers.getall(wanted, [])
+        if len(given) > 1 or any(name.lower() == wanted for name in names):
+            raise RefusedError(
+                HTTPStatus.BAD_REQUEST,
+                f"{wanted} says who asks, and is a header: expected it once, and not in the JSON",
+            )
+        return {wanted: given[0]} if given else {}
 
     async def _streamed(
         self, request: web.BaseRequest, headers: CIMultiDict[str], body: bytes
@@ -279,10 +305,11 @@ class Gate:
             return response
 
 
-def _with_key(body: bytes, key: str) -> bytes:
-    """The JSON of an object that is not empty, with the key as its first field."""
+def _with_fields(body: bytes, fields: Mapping[str, str]) -> bytes:
+    """The JSON of an object that is not empty, with these as its first fields."""
     start = body.index(b"{") + 1
-    return body[:start] + f'"{CANCEL_KEY}":"{key}",'.encode() + body[start:]
+    added = "".join(f"{json.dumps(name)}:{json.dumps(text)}," for name, text in fields.items())
+    return body[:start] + added.encode() + body[start:]
 
 
 async def _body(request: web.BaseRequest, limit: int, take: Callable[[int], None]) -> bytes:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 from yarl import URL
 
 from iblip.serving.server.wall import proxy
@@ -21,7 +22,7 @@ LIMITS = Limits(body=1000)
 
 
 @asynccontextmanager
-async def walled(folder, behind=None):
+async def walled(folder, behind=None, caller_header=""):
     """Yields the wall's address, and what arrives behind it: method, path, headers, body."""
     arrived = []  # what a test left waiting is not waited for at its end
 
@@ -35,7 +36,9 @@ async def walled(folder, behind=None):
     await web.UnixSite(runner, target).start()
     port = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{port.getsockname()[1]}"
-    task = asyncio.create_task(proxy.serving([Listener(port=port, target=target)], LIMITS))
+    task = asyncio.create_task(
+        proxy.serving([Listener(port=port, target=target)], LIMITS, caller_header)
+    )
     async with aiohttp.ClientSession(address) as session:
         yield session, arrived
     task.cancel()
@@ -220,6 +223,28 @@ def test_a_key_is_in_the_json_where_triton_forwards_no_header(tmp_path, path, gi
         key, found = json.loads(got).pop("cancel_key"), json.loads(got)
         assert {**given, "cancel_key": key} == found
         assert len(key) == 32
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("path", ["generate", "generate_stream", "versions/1/gener%61te?a"])
+def test_who_asks_is_in_the_json_where_triton_forwards_no_header(tmp_path, path):
+    async def test():
+        async with walled(tmp_path, caller_header="X-Caller") as (session, arrived):
+            url = URL(f"/v2/models/instructblip/{path}", encoded=True)
+
+            async def post(given, *headers):
+                async with session.post(url, json=given, headers=CIMultiDict(headers)) as response:
+                    return response.status
+
+            one = ("x-caller", 'a "b"\\')
+            assert await post({"prompt": "c"}) == 200
+            assert await post({"prompt": "c"}, one) == 200
+            assert await post({"prompt": "c", "X-CALLER": "d"}) == 400
+            assert await post({"prompt": "c", "x-caller": "d"}, one) == 400
+            assert await post({"prompt": "c"}, one, ("X-Caller", "d")) == 400
+            got = [json.loads(body) for *_, body in arrived]
+            assert got == [{"prompt": "c"}, {"x-caller": one[1], "prompt": "c"}]
 
     asyncio.run(test())
 
