@@ -242,7 +242,7 @@ def test_who_asks_is_in_the_json_where_triton_forwards_no_header(tmp_path, path)
             assert await post({"prompt": "c"}, one) == 200
             assert await post({"prompt": "c", "X-CALLER": "d"}) == 400
             assert await post({"prompt": "c", "x-caller": "d"}, one) == 400
-            assert await post({"prompt": "c"}, one, ("X-Caller", "d")) == 400
+            assert await post({"prompt": "c"}, one, ("x-caller", "d")) == 400
             got = [json.loads(body) for *_, body in arrived]
             assert got == [{"prompt": "c"}, {"x-caller": one[1], "prompt": "c"}]
 
