@@ -103,8 +103,8 @@ def test_the_code_of_a_key_is_all_that_tracing_imports_but_for_what_it_takes_as_
     graph = grimp.build_graph("iblip", cache_dir=None)
     imported = graph.find_upstream_modules("iblip.export.graph.tracing")
     imported |= graph.find_upstream_modules("iblip.export.components.graphs_of_checkpoint")
-    by_value = "artifact checkpoint dequantisation errors messages system weights".split()
-    known = (*TRACED_BY, *(f"iblip.export.{name}" for name in by_value))
+    by_value = ("artifact", "checkpoint", "dequantisation", "errors", "messages")
+    known = (*TRACED_BY, *(f"iblip.export.{name}" for name in (*by_value, "system", "weights")))
     assert {name for name in imported if not name.startswith(known)} == set()
 
 
