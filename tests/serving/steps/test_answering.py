@@ -54,7 +54,7 @@ class FakeGeneration:
 
     def __init__(self, events=()):
         self.events = queue.SimpleQueue()
-        self.cancelled = threading.Event()
+        self.submitted, self.cancelled = threading.Event(), threading.Event()
         for event in events:
             self.events.put(event)
 
@@ -88,6 +88,7 @@ class FakeEngine:
         if isinstance(generation, Exception):
             raise generation
         self.running.append(generation)
+        generation.submitted.set()
         return generation
 
     def close(self):
@@ -172,6 +173,7 @@ def test_an_engines_failure_reaches_its_caller_after_the_text(answering):
 def test_a_caller_who_goes_before_the_first_text_frees_the_engine(answering):
     generation, reply = FakeGeneration(), FakeReply()
     answering(generation).answer(question(), reply)
+    assert generation.submitted.wait(10)
     reply.gone.set()
     assert generation.cancelled.wait(10)
     assert reply.ended.wait(10)
