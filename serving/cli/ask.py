@@ -23,6 +23,7 @@ from iblip.serving.cli.options import (
     generation_options,
     given_from_flags,
     options_from_flags,
+    original_options,
 )
 from iblip.serving.cli.picture import show_image
 
@@ -40,19 +41,7 @@ HEADINGS = {"Server": CONNECTION, "Generation": tuple(OPTIONS)}
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @as_json
 @connection_options
-@click.option(
-    "--compat",
-    type=click.Choice(["lavis", "hf", "minigpt4"]),
-    help="Answer like this original; options given here override its own.",
-)
-@click.option(
-    "--preprocessing",
-    type=click.Choice(["viewed", "lavis"]),
-    default="viewed",
-    show_default=True,
-    help="Read images as they are meant to be seen, or as LAVIS does: without EXIF orientation, "
-    "transparency dropped, 16 bits clipped.",
-)
+@original_options
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait for the whole answer.")
 @click.option(
     "--priority",

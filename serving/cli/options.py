@@ -118,6 +118,24 @@ def options_of(kind: type[Options], flags: Mapping[str, Any]) -> Options:
     return kind(**{name: flags[name] for name in names if flags[name] is not None})
 
 
+def original_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what makes an answer like an original's, as `compat` and `preprocessing`."""
+    preprocessing = click.option(
+        "--preprocessing",
+        type=click.Choice(["viewed", "lavis"]),
+        default="viewed",
+        show_default=True,
+        help="Read images as they are meant to be seen, or as LAVIS does: without EXIF "
+        "orientation, transparency dropped, 16 bits clipped.",
+    )
+    compat = click.option(
+        "--compat",
+        type=click.Choice(["lavis", "hf", "minigpt4"]),
+        help="Answer like this original; options given here override its own.",
+    )
+    return compat(preprocessing(function))
+
+
 def as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--json`, as the argument `json_`."""
     text = "Print the result as JSON, an error too; docs/json.md lists the fields."

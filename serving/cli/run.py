@@ -20,6 +20,7 @@ from iblip.serving.cli.options import (
     connection_options,
     generation_options,
     given_from_flags,
+    original_options,
 )
 
 if TYPE_CHECKING:
@@ -50,18 +51,7 @@ HEADINGS = {"Server": (*CONNECTION, "more_urls"), "Generation": tuple(OPTIONS)}
     help="Another server of the same build. Repeatable.",
 )
 @click.option("--shard", metavar="I/N", default="1/1", help="Ask about one part of N of the rows.")
-@click.option(
-    "--compat",
-    type=click.Choice(["lavis", "hf", "minigpt4"]),
-    help="Answer like this original; options given here override its own.",
-)
-@click.option(
-    "--preprocessing",
-    type=click.Choice(["viewed", "lavis"]),
-    default="viewed",
-    show_default=True,
-    help="Read images as they are meant to be seen, or as LAVIS does.",
-)
+@original_options
 @as_json
 @connection_options
 @generation_options

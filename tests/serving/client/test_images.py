@@ -20,21 +20,9 @@ from iblip.serving.client import Client
 from iblip.serving.client.base import Asked
 from iblip.serving.wire.contract import ServerContract
 from tests.serving.decoding.bombs import huge_png
+from tests.serving.pictures import encoded, picture
 
 SMALL = Preprocessing(height=48, width=48, resample="BICUBIC")
-
-
-def picture(width=70, height=40, seed=0):
-    """Smooth enough that a JPEG keeps it, uneven enough that a rotation shows."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
-
-
-def encoded(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def plain(image):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 import signal
 import threading
@@ -22,20 +21,9 @@ from iblip.serving.decoding.pool import Decoders
 from iblip.serving.decoding.process import DecoderProcess
 from iblip.serving.decoding.settings import DecodingSettings
 from tests.serving.decoding.bombs import huge_png, many_scans
+from tests.serving.pictures import encoded, picture
 
 SMALL = Preprocessing(height=32, width=48, resample="BICUBIC")
-
-
-def picture(width=70, height=40, seed=0):
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, size=(5, 7, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
-
-
-def encoded(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def turned(kind):
