@@ -180,9 +180,11 @@ def values_of(
         span = {"start": start, "end": end, "step": SCRAPE_S}
         for one in ask(url, "query_range", query=plain, **span):
             name = legend
-            for label, value in one["metric"].items():
+            for label, value in {**one["metric"], "instance": ""}.items():  # there is one server
                 name = name.replace(f"{{{{{label}}}}}", value)
-            lines[name] = [(at - start, float(value)) for at, value in one["values"]]
+            lines[name.removesuffix(", ")] = [
+                (at - start, float(value)) for at, value in one["values"]
+            ]
     return lines
 
 

@@ -112,12 +112,12 @@ def plot_dashboard(
     for axes, (panel, lines) in zip(grid.flat, panels, strict=True):
         for name, points in lines.items():
             seconds, values = zip(*points, strict=True)
-            # Without the address: there is one server.
-            axes.plot(seconds, values, lw=1.2, label=name.rpartition(", ")[0] or name)
+            axes.plot(seconds, values, lw=1.2, label=name)
         axes.set_title(panel.title, fontsize="medium", loc="left")
         axes.set(ylabel={"s": "s", "reqps": "per second"}.get(panel.unit), ylim=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", frameon=False)
+        if "" not in lines:
+            axes.legend(fontsize="small", frameon=False)
     for axes in grid[-1]:
         axes.set(xlabel="seconds")
     _save(figure, path)

@@ -56,8 +56,7 @@ def _instance_variable() -> Mapping[str, Any]:
         "label": "Server",
         "type": "query",
         "datasource": SOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": "instance"},
+        "query": {"query": query, "refId": "StandardVariableQuery"},
         "refresh": 2,  # whenever the time range changes
         "includeAll": True,
         "allValue": ".*",

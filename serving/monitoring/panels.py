@@ -46,6 +46,9 @@ def _quantiles(name: str, title: str, *, chosen: str = FILTER) -> Panel:
         for share in (0.5, 0.95, 0.99)
     }
     unit: Unit = "s" if name.endswith("_seconds") else "short"
+    if unit == "short":  # a quantile of integers is between two bounds; their mean is exact
+        total, count = (f"sum({rate(f'{name}_{part}{chosen}')})" for part in ("sum", "count"))
+        queries = {"mean": f"{total} / {count}", **queries}
     return Panel(title=title, queries=queries, unit=unit, help=TABLES[name].help)
 
 

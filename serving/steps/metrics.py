@@ -175,8 +175,8 @@ class StatusMetrics(Generic[S]):
         self._families = {name: families[name] for name in self._makers}
         if missing := families.keys() - self._makers.keys():
             logger.warning(
-                "there are no metrics %s: their kind needs Triton 2.51 or later, and a build that "
-                "was made with this version",
+                "there are no metrics %s: their kind needs a later Triton (2.51 has it), and a "
+                "build that was made with this version",
                 ", ".join(sorted(missing)),
             )
         self._series: dict[tuple[str, str], Metric] = {}
