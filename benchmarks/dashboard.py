@@ -48,7 +48,7 @@ QUEUE = 64
 
 SCRAPE_S = 1
 
-WINDOW = "10s"
+WINDOW = "20s"
 """For rates, in place of Grafana's own choice."""
 
 SHOWN = (

@@ -112,12 +112,13 @@ def plot_dashboard(
     for axes, (panel, lines) in zip(grid.flat, panels, strict=True):
         for name, points in lines.items():
             seconds, values = zip(*points, strict=True)
-            axes.plot(seconds, values, lw=1.2, label=name)
+            if any(values):  # no line for what never happened
+                axes.plot(seconds, values, lw=1.2, label=name)
         axes.set_title(panel.title, fontsize="medium", loc="left")
         axes.set(ylabel={"s": "s", "reqps": "per second"}.get(panel.unit), ylim=0)
         axes.grid(alpha=0.3)
         if "" not in lines:
-            axes.legend(fontsize="small", frameon=False)
+            axes.legend(fontsize="small")
     for axes in grid[-1]:
         axes.set(xlabel="seconds")
     _save(figure, path)

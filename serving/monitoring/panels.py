@@ -41,14 +41,15 @@ def _per_second(name: str, *, by: str = "instance", chosen: str = FILTER) -> str
 
 
 def _quantiles(name: str, title: str, *, chosen: str = FILTER) -> Panel:
+    in_seconds = name.endswith("_seconds")
     queries = {
         f"p{100 * share:g}": quantile(share, name, chosen=chosen, window=WINDOW)
-        for share in (0.5, 0.95, 0.99)
+        for share in ((0.5, 0.95, 0.99) if in_seconds else (0.95, 0.99))
     }
-    unit: Unit = "s" if name.endswith("_seconds") else "short"
-    if unit == "short":  # a quantile of integers is between two bounds; their mean is exact
+    if not in_seconds:  # a quantile of integers is between two bounds, their mean is exact
         total, count = (f"sum({rate(f'{name}_{part}{chosen}')})" for part in ("sum", "count"))
         queries = {"mean": f"{total} / {count}", **queries}
+    unit: Unit = "s" if in_seconds else "short"
     return Panel(title=title, queries=queries, unit=unit, help=TABLES[name].help)
 
 
