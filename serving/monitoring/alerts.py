@@ -112,10 +112,13 @@ ALERTS: Mapping[str, Alert] = {
         ),
     ),
     "IblipRestarts": Alert(
-        when="increase(iblip_server_restarts_total[15m]) > 0",
+        when=(
+            "increase(iblip_server_restarts_total[15m]) > 0 "
+            "or changes(iblip_server_started[15m]) > 1"
+        ),
         lasting="0m",
         severity="warning",
-        summary="A supervisor has restarted its server.",
+        summary="A server was restarted, by its supervisor or together with it.",
         steps=(
             "Ask `/health/ready` for the reason, and look for it in "
             "[health and restarts](operating.md#health-and-restarts).",

@@ -157,6 +157,11 @@ def test_an_alert_is_silent(tmp_path, name):
     run_case(tmp_path, name, CASES[name][1], fires=False)
 
 
+def test_a_supervisor_that_was_restarted_itself_is_noticed(tmp_path):
+    series = state(1, "1x170 0x1 1")
+    run_case(tmp_path, "IblipRestarts", series, fires=True)
+
+
 def test_the_rules_are_as_prometheus_wants_them():
     out = promtool("check", "rules", "--lint=all", "--lint-fatal", DEPLOY / "alerts.yml")
     assert f"{len(ALERTS) + len(RECORDED)} rules found" in out
