@@ -16,6 +16,7 @@ from iblip.serving.cli.benching import (
     objective_from_flags,
     objective_options,
     served,
+    timeout_option,
 )
 from iblip.serving.cli.commands import Command
 from iblip.serving.cli.formatting import echo, echo_json, echo_verdicts
@@ -79,14 +80,7 @@ HEADINGS = {
     type=click.IntRange(0, 10_000),
     help="Requests at once before the clock starts.",
 )
-@click.option(
-    "--timeout",
-    "timeout_s",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0, 86_400, min_open=True),
-    help="Seconds for a whole answer; then it counts as timed out.",
-)
+@timeout_option
 @objective_options
 @click.option("--plot", type=PATH, metavar="PNG", help="Draw the figures; needs matplotlib.")
 @click.option(

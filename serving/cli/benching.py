@@ -66,6 +66,18 @@ def mix_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--timeout`, as the argument `timeout_s`."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        default=60.0,
+        show_default=True,
+        type=click.FloatRange(0, 86_400, min_open=True),
+        help="Seconds for a whole answer; then it counts as timed out.",
+    )(function)
+
+
 def mix_from_flags(flags: dict[str, Any]) -> Mix:
     """What is asked, from a command's flags, of which they are taken.
 

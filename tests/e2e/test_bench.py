@@ -99,3 +99,20 @@ def test_inputs_are_written(served, tmp_path):
     document = json.loads(done.stdout)
     assert set(document) == {"format", *DOCUMENTS["bench --write-inputs"]}
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted(document["files"])
+
+
+def test_a_build_is_tuned_within_its_time(served):
+    words = ("--seconds", 0.5, "--minutes", 0.5, "-c", 2, "--max-new-tokens", 2)
+    done = run("tune", served.build, *words, "--slo", "ttft=60s", "--json")
+    assert done.exit_code == 0, done.stderr
+    tuning = json.loads(done.stdout)
+    assert set(tuning) == {"format", *DOCUMENTS["tune"]}
+    own, *others = tuning["settings"]
+    limits = served.manifest.limits
+    assert (own["slots"], own["max_batch"]) == (limits.slots, limits.max_batch)
+    assert own["memory"] > 1 << 20
+    assert own["turns"][0]["within_slo"] == 1
+    assert len(others) + len(tuning["left_out"]) == 7
+    assert tuning["recommended"] in [
+        {name: one[name] for name in tuning["recommended"]} for one in tuning["settings"]
+    ]
