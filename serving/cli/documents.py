@@ -173,7 +173,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
     "tune": {
         "build": "its directory",
         "settings": "what was measured of each: `slots`, `max_batch`, `queue_delay_us`, `memory` "
-        "in bytes, `turns` as in `iblip bench`, `efficient` where no other is better in every respect",
+        "in bytes, `turns` as in `iblip bench`, `efficient` if no other is better in every way",
         "left_out": "settings that were not measured, and the `reason` of each",
         "recommended": "setting with the highest goodput, or most answers a second without `--slo`",
         "steps": "what to do to serve the build with it; empty where it has it",

@@ -22,7 +22,7 @@ from iblip.serving.bench.objective import Objective
 from iblip.serving.bench.running import Outcome, Run, check_answered
 from iblip.serving.bench.text import lines_of
 
-TIMES = st.floats(0.001, 10.0)
+TIMES = st.integers(1, 10_000).map(lambda ms: ms / 1000)
 
 
 def outcome(first=0.1, last=1.0, tokens=10, fault=None, sent=0.001):
