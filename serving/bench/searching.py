@@ -19,7 +19,7 @@ PRECISION = 0.05
 FEWEST = 10
 """Requests of the shortest run: no rate is tried at which fewer are to be expected."""
 
-DOUBLINGS = 6
+DOUBLINGS = 4
 """How often a rate is doubled, at most."""
 
 CONFIRMING = 1
@@ -44,6 +44,11 @@ class Search:
     def rate(self) -> float | None:
         """The rate that was found, in requests a second."""
         return None if self.found is None else rate_of(self.found)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a higher rate than the one that was found missed the objective."""
+        return any(not one.meets and rate_of(one) >= (self.rate or 0) for one in self.tried)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""

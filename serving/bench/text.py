@@ -53,5 +53,6 @@ def lines_of_search(search: Search) -> Iterator[str]:
         lowest = min(map(rate_of, search.tried))
         yield f"no rate meets the SLO, down to {lowest:.4g} a second"
     else:
-        yield f"highest rate that meets the SLO: {search.rate:.4g} a second"
+        bound = "" if search.is_bounded else ", the highest that was tried; tighten the SLO"
+        yield f"highest rate that meets the SLO: {search.rate:.4g} a second{bound}"
         yield from lines_of(search.found)

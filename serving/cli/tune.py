@@ -81,11 +81,13 @@ def command(
     BUILD itself is not changed. The recommended setting has the highest goodput under --slo, or the
     most answers a second. docs/bench.md explains the table.
     """
+    from iblip.export.artifact.manifest import Manifest
     from iblip.serving.bench.loads import Closed, Open
     from iblip.serving.bench.settings import setting_of
     from iblip.serving.bench.tuning import TuneOptions, tune
     from iblip.serving.cli.progress import command_progress
 
+    Manifest.read(build)
     if rate is not None and concurrency is not None:
         raise OptionError("--rate and --concurrency: give one of them")
     mix, objective = mix_from_flags(flags), objective_from_flags(flags)

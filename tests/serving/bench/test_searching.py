@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from iblip.export.errors import OptionError
 from iblip.serving.bench.objective import Objective
-from iblip.serving.bench.searching import PRECISION, check_searchable, highest_rates
+from iblip.serving.bench.searching import (
+    DOUBLINGS,
+    PRECISION,
+    check_searchable,
+    highest_rates,
+)
 
 
 class Server:
@@ -27,7 +32,7 @@ def test_the_highest_rate_is_found_within_the_precision(limit, start):
     server = Server(limit)
     rates = highest_rates(server.meets, start, lowest=0.5)
     assert rates == sorted((rate for rate in server.tried if rate <= limit), reverse=True)
-    if limit < 64 * start:  # as far as rates are doubled
+    if limit < 2**DOUBLINGS * start:
         assert rates[0] <= limit <= rates[0] * (1 + PRECISION)
     assert len(server.tried) < 20
 
