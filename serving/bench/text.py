@@ -51,7 +51,8 @@ def lines_of_search(search: Search) -> Iterator[str]:
         )
     if search.found is None:
         lowest = min(map(rate_of, search.tried))
-        yield f"no rate meets the SLO, down to {lowest:.4g} a second"
+        twice = "" if not any(one.meets for one in search.tried) else " twice"
+        yield f"no rate meets the SLO{twice}, down to {lowest:.4g} a second"
     else:
         bound = "" if search.is_bounded else ", the highest that was tried; tighten the SLO"
         yield f"highest rate that meets the SLO: {search.rate:.4g} a second{bound}"
