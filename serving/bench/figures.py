@@ -73,7 +73,8 @@ class Figures:
     def meets(self) -> bool:
         """Whether enough of the requests meet the objective, which is given."""
         assert self.objective is not None
-        return self._good >= self.objective.share * len(self.run.outcomes)
+        assert self.share is not None
+        return self.share >= self.objective.share  # 55 of 100 is 0.55, which 0.55 * 100 is not
 
     @cached_property
     def first_s(self) -> Percentiles:

@@ -109,7 +109,9 @@ def search(bench: Bench, objective: Objective, *, seconds: float, concurrency: i
     def meets(rate: float, seed: int = 0) -> bool:
         load = Open(rate=rate, seconds=seconds, seed=seed)
         title = f"{rate:.3g} requests a second" + (", again" if seed else "")
-        figures = Figures(bench.run(load, title), objective)
+        run = bench.run(load, title)
+        check_answered(run)
+        figures = Figures(run, objective)
         tried.append(figures)
         return figures.meets
 

@@ -70,6 +70,14 @@ def test_goodput_counts_the_requests_within_every_limit(rows, ttft, itl, e2e, sh
     assert found.meets == (good / len(rows) >= share)
 
 
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_a_share_that_is_just_reached_is_met(percent):
+    objective = Objective(ttft_s=1.0, share=percent / 100)
+    outcomes = [outcome(first=0.5 if n < percent else 2.0, last=3.0) for n in range(100)]
+    assert figures(*outcomes, objective=objective).meets
+    assert not figures(*outcomes[1:], outcome(first=2.0, last=3.0), objective=objective).meets
+
+
 def test_every_fate_is_counted_and_told():
     faults = [None, QueueFullError("full"), DeadlineError("late"), EngineError("broken")]
     found = figures(*(outcome(fault=fault) for fault in faults))
