@@ -45,6 +45,11 @@ class Setting:
         names = [field.name for field in fields(self)]
         return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(other, n)}
 
+    def text(self, other: Setting) -> str:
+        """The difference from another in words."""
+        changes = self.changes(other)
+        return ", ".join(f"{name} {value}" for name, value in changes.items()) or "as it is"
+
 
 def setting_of(directory: Path) -> Setting:
     """The setting that a build has, with what an operator has edited.

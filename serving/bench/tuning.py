@@ -116,7 +116,8 @@ class Tuning:
         better = [
             one
             for one in self.trials[1:]
-            if one.meets >= self.own.meets
+            if len(one.turns) == TURNS
+            and one.meets >= self.own.meets
             and (min(one.worth()) > floor or one.meets > self.own.meets)
         ]
         return max(better, key=lambda one: (one.meets, one.mean_worth), default=self.own)
@@ -214,7 +215,7 @@ def tune(directory: Path, options: TuneOptions, progress: Progress) -> Tuning:
         begun = time.monotonic()
         if number and begun - started + longest_s > options.limit_s:
             break
-        title = f"turn {turn + 1} of {TURNS}: {_title(trial.setting, trials[0].setting)}"
+        title = f"turn {turn + 1} of {TURNS}: {trial.setting.text(trials[0].setting)}"
         _measure(directory, manifest, trial, options, progress, title)
         longest_s = max(longest_s, time.monotonic() - begun)
         if number == 0:
@@ -225,11 +226,6 @@ def tune(directory: Path, options: TuneOptions, progress: Progress) -> Tuning:
             left_out[trial.setting] = "the time was over"
     measured = [trial for trial in trials if trial.turns]
     return Tuning(directory=directory, trials=measured, left_out=left_out)
-
-
-def _title(setting: Setting, own: Setting) -> str:
-    changes = setting.changes(own)
-    return ", ".join(f"{name} {value}" for name, value in changes.items()) or "as it is"
 
 
 def _measure(

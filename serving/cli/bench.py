@@ -10,6 +10,7 @@ import click
 from iblip.export.errors import OptionError
 from iblip.serving.cli.benching import (
     GENERATED,
+    Positive,
     Target,
     mix_from_flags,
     mix_options,
@@ -62,7 +63,7 @@ HEADINGS = {
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 100_000, min_open=True),
+    type=Positive(100_000),
     help="An open loop: so many requests a second on average, at random times (Poisson).",
 )
 @click.option(
@@ -70,7 +71,7 @@ HEADINGS = {
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 86_400, min_open=True),
+    type=Positive(86_400),
     help="Of arrivals, at each rate. Default: 20.",
 )
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,22 @@ class Target(click.ParamType[Any]):
         return str(value)
 
 
+class Positive(click.FloatRange):
+    """A number above 0 and at most `most`; click's own ranges take "nan" for one."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__(0, most, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 def mix_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options for what is asked; `mix_from_flags` reads them."""
     for option in (
@@ -73,7 +90,7 @@ def timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "timeout_s",
         default=60.0,
         show_default=True,
-        type=click.FloatRange(0, 86_400, min_open=True),
+        type=Positive(86_400),
         help="Seconds for a whole answer; then it counts as timed out.",
     )(function)
 

@@ -11,6 +11,7 @@ import click
 from iblip.export.errors import OptionError
 from iblip.serving.cli.benching import (
     GENERATED,
+    Positive,
     mix_from_flags,
     mix_options,
     objective_from_flags,
@@ -43,21 +44,21 @@ HEADINGS = {
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 100_000, min_open=True),
-    help="So many requests a second, as in `iblip bench`, instead of -c.",
+    type=Positive(100_000),
+    help="So many requests a second, as in `iblip bench`, instead of -c; with --slo.",
 )
 @click.option(
     "--seconds",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0, 86_400, min_open=True),
+    type=Positive(86_400),
     help="Of each measurement; every setting has two.",
 )
 @click.option(
     "--minutes",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0, 10_000, min_open=True),
+    type=Positive(10_000),
     help="After which no further measurement begins.",
 )
 @timeout_option
@@ -91,6 +92,10 @@ def command(
     if rate is not None and concurrency is not None:
         raise OptionError("--rate and --concurrency: give one of them")
     mix, objective = mix_from_flags(flags), objective_from_flags(flags)
+    if rate is not None and objective is None:
+        raise OptionError(
+            "--rate needs --slo: all settings that keep up with it answer as many requests"
+        )
     load: Closed | Open
     if rate is not None:
         load = Open(rate=rate, seconds=seconds)
@@ -118,9 +123,9 @@ def _lines(tuning: Tuning) -> Iterator[str]:
     yield from table_lines(list(lines_of_tuning(tuning)))
     yield f"Times are {POINT}; * no other is better in every respect; -> recommended."
     for setting, reason in tuning.left_out.items():
-        yield f"not measured: {setting.changes(tuning.own.setting)}: {reason}"
+        yield f"not measured: {setting.text(tuning.own.setting)}: {reason}"
     if not tuning.steps():
-        yield "No setting is better than the build's own by more than the turns differ: leave it."
+        yield "No setting is better than the build's own in both turns by more than they differ."
         return
     yield "To serve the build with the recommended setting:"
     yield from (f"  {step}" for step in tuning.steps())

@@ -18,7 +18,9 @@ WRONG = {
     ("--search", "--slo", "itl=5ms"): "Give ttft or e2e",
     ("--slo-share", "0.5"): "without --slo",
     ("--slo", "ttft=5"): "a unit",
-    ("--rate", "nan"): "expected 1 to",
+    ("--rate", "nan"): "nan is not in the range",
+    ("--rate", "1", "--seconds", "0.5"): "expected 1 to",
+    ("--search", "--slo", "ttft=1s", "--seconds", "nan"): "nan is not in the range",
     ("--rate", "0"): "0",
     ("--rate", "inf"): "inf",
     ("--max-new-tokens", "9-3"): "the shorter first",
@@ -30,7 +32,7 @@ WRONG = {
     ("--input", ".", "--image", "."): "give one of them",
     ("somewhere:1", "--url", "elsewhere:1"): "give one of them",
     ("http://127.0.0.1:1",): "gRPC",
-    ("--timeout", "nan"): "expected",
+    ("--timeout", "nan"): "nan is not in the range",
 }
 
 
@@ -41,6 +43,23 @@ def test_a_wrong_call_is_refused_before_anything_is_asked(words, tmp_path, monke
     assert done.exit_code == 2, done.stderr
     assert WRONG[words] in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rate", "5"), "--rate needs --slo"),
+        (("--rate", "5", "-c", "2", "--slo", "ttft=1s"), "give one of them"),
+        (("--slo", "ttft"), "expected NAME=TIME"),
+        (("--seconds", "nan"), "nan is not in the range"),
+        (("--minutes", "nan"), "nan is not in the range"),
+        (("--minutes", "0"), "0"),
+    ],
+)
+def test_a_wrong_call_of_tune_starts_no_server(vicuna_build, words, said):
+    done = CliRunner().invoke(iblip, ["tune", str(vicuna_build), *words])
+    assert done.exit_code == 2, done.stderr
+    assert said in done.stderr
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):

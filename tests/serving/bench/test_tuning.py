@@ -63,6 +63,11 @@ def test_efficient_is_what_no_other_dominates(rows):
         assert found.is_efficient(one) == (not dominated)
 
 
+def test_a_setting_without_all_of_its_turns_is_not_recommended():
+    own = trial(10, 10)
+    assert tuning(own, trial(50, slots=16)).best is own
+
+
 def test_the_steps_name_the_file_and_the_value():
     (step,) = tuning(trial(10, 10), trial(20, 20, slots=16)).steps()
     assert step.startswith("build/model_repository/instructblip/config.pbtxt")
