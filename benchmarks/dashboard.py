@@ -21,19 +21,18 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import openai
 
-from benchmarks.arrivals import Arrival
 from benchmarks.builds import build
-from benchmarks.load import Requests, capacity, play
+from benchmarks.load import Requests, capacity, play_warm
 from benchmarks.served import limit
 from benchmarks.server_process import ROOT, ServerProcess
 from iblip.export.examples import Example, read_examples
+from iblip.serving.bench.loads import Open
 from iblip.serving.monitoring.alerts import ALERTS
 from iblip.serving.monitoring.panels import PANELS, Panel
 from iblip.serving.monitoring.queries import VARIABLES, without_variables
@@ -77,13 +76,14 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     examples = read_examples(checkpoint / "examples")
     make = Requests(directory, examples)
     with ServerProcess(directory, scratch / "server.log", "--openai-port=0") as server:
-        rate = asyncio.run(capacity(server.urls["grpc"], make))
+        rate = capacity(server.urls["grpc"], make)
+        phases = [Open(rate=rate * share, seconds=SECONDS) for share in PHASES]
         with (
             prometheus(server.urls, scratch / "prometheus") as url,
             streaming(server.urls["openai"], examples[0]),
         ):
             started = time.time()
-            requests = asyncio.run(play(server.urls["grpc"], schedule(make, rate)))
+            runs = asyncio.run(play_warm(server.urls["grpc"], make, phases))
             os.kill(server.pids()["instructblip"], signal.SIGKILL)
             time.sleep(SECONDS)
             ended = time.time()
@@ -93,25 +93,17 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
                 for panel in panels
             }
             firing = ask(url, "query", query='ALERTS{alertstate="firing"}')
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
     panels = {panel.title: panel for row in PANELS.values() for panel in row}
     plot_dashboard(PLOT, [(panels[title], series[title]) for title in SHOWN])
     return {
         "capacity_per_s": round(rate, 1),
-        "requests": len(requests),
-        "without_an_answer": sum(bool(one.error) for one in requests),
+        "requests": len(outcomes),
+        "without_an_answer": sum(one.fault is not None for one in outcomes),
         "panels_without_values": [title for title, lines in series.items() if not lines],
         "firing_at_the_end": sorted({one["metric"]["alertname"] for one in firing}),
         "alerts": len(ALERTS),
     }
-
-
-def schedule(make: Requests, rate: float) -> list[Arrival]:
-    """The arrivals of all phases."""
-    return [
-        replace(arrival, at_s=arrival.at_s + phase * SECONDS)
-        for phase, share in enumerate(PHASES)
-        for arrival in make.poisson(rate * share, SECONDS)
-    ]
 
 
 @contextmanager

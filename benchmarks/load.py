@@ -11,20 +11,19 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.arrivals import Arrival, Outcome
 from benchmarks.builds import build
 from benchmarks.served import idle_metrics, serve
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.examples import Example, read_examples
 from iblip.export.images import pixels_from_image
+from iblip.serving.bench.loads import Closed, Open
+from iblip.serving.bench.requests import Request
+from iblip.serving.bench.running import Outcome, Run, play
 from iblip.serving.client import AsyncClient
 from iblip.serving.client.patience import ONE_ATTEMPT
 
@@ -35,10 +34,10 @@ SLOTS = 8
 QUEUE = 100_000
 """Long enough for the server that cannot keep up, so that no request is refused."""
 
-CALIBRATION = 96
-"""Requests that measure the capacity of a server."""
+WARM_UP = Closed(concurrency=16, requests=16)
 
-CALIBRATION_AT_ONCE = 16
+CALIBRATION = Closed(concurrency=16, requests=96)
+"""The load that measures the capacity of a server."""
 
 
 def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[str, Any]:
@@ -46,21 +45,19 @@ def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[s
     from benchmarks.plots import plot_load
 
     directory = build(checkpoint, scratch)
-    examples = read_examples(checkpoint / "examples")
-    make = Requests(directory, examples)
+    requests = Requests(directory, read_examples(checkpoint / "examples"))
     at_once = {"batched": SLOTS, "one at a time": 1}
     takes = {}
     for name, slots in at_once.items():
         with serve(directory, slots=slots, queue=QUEUE) as server:
-            takes[name] = asyncio.run(capacity(server.grpc_url, make))
+            takes[name] = capacity(server.grpc_url, requests)
     rate = (takes["batched"] * takes["one at a time"]) ** 0.5
-    schedule = make.poisson(rate, seconds)
-    outcomes: dict[str, list[Outcome]] = {}
+    load = Open(rate=rate, seconds=seconds, seed=7)
+    outcomes: dict[str, Sequence[Outcome]] = {}
     figures: dict[str, Any] = {}
     for name, slots in at_once.items():
         with serve(directory, slots=slots, queue=QUEUE) as server:
-            asyncio.run(_warm_up(server.grpc_url, make))
-            outcomes[name] = asyncio.run(play(server.grpc_url, schedule))
+            outcomes[name] = asyncio.run(play_warm(server.grpc_url, requests, [load]))[0].outcomes
             left = idle_metrics(server)
         figures[name] = {
             "slots": slots,
@@ -71,7 +68,7 @@ def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[s
     plot_load(Path(__file__).with_name(f"load-{checkpoint.name}.png"), outcomes)
     return {
         "seconds": seconds,
-        "requests": len(schedule),
+        "requests": len(load.times()),
         "arrivals_per_s": round(rate, 1),
         **figures,
         "ratio": {
@@ -88,7 +85,7 @@ def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[s
 
 
 class Requests:
-    """Draws requests of many kinds, the same ones every time.
+    """Requests of many kinds, by their number.
 
     Args:
         directory: of the build.
@@ -98,26 +95,13 @@ class Requests:
     def __init__(self, directory: Path, examples: Sequence[Example]) -> None:
         preprocessing = Manifest.read(directory).preprocessing
         self._examples = [
-            (pixels_from_image(example.image, preprocessing), example.prompt)
+            (pixels_from_image(example.image, preprocessing)[None], example.prompt)
             for example in examples[:64]
         ]
 
-    def poisson(self, rate: float, seconds: float) -> list[Arrival]:
-        """Arrivals over `seconds`, on average `rate` per second."""
-        chance = random.Random(7)
-        arrivals, at_s = [], chance.expovariate(rate)
-        while at_s < seconds:
-            arrivals.append(self.sample(chance, at_s))
-            at_s += chance.expovariate(rate)
-        return arrivals
-
-    def at_once(self, count: int, seed: int) -> list[Arrival]:
-        """`count` requests that all arrive at time 0."""
-        chance = random.Random(seed)
-        return [self.sample(chance, 0.0) for _ in range(count)]
-
-    def sample(self, chance: random.Random, at_s: float) -> Arrival:
-        """A random request."""
+    def __getitem__(self, number: int) -> Request:
+        """The request of a number."""
+        chance = random.Random(number)
         pixels, prompt = chance.choice(self._examples)
         length = chance.choice((8, 16, 32, 64, 128))
         kinds: Sequence[dict[str, Any]] = (
@@ -129,78 +113,32 @@ class Requests:
             {"min_new_tokens": length, "max_new_tokens": length, "temperature": 2.0, "top_k": 50},
         )
         options = dict(chance.choice(kinds), seed=chance.randrange(2**31))
-        return Arrival(
-            at_s=at_s, pixels=pixels, prompt=prompt, options=GenerationOptions(**options)
-        )
+        return Request(pixels=pixels, prompt=prompt, options=GenerationOptions(**options))
 
 
-async def capacity(url: str, make: Requests) -> float:
+def capacity(url: str, requests: Requests) -> float:
     """Requests per second that a server answers when more are always waiting."""
+    run = asyncio.run(play_warm(url, requests, [CALIBRATION]))[0]
+    return len(run.outcomes) / run.seconds
+
+
+async def play_warm(url: str, requests: Requests, loads: Sequence[Closed | Open]) -> list[Run]:
+    """Warms a server up, and asks as each load has it."""
     async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
-        limit = asyncio.Semaphore(CALIBRATION_AT_ONCE)
-
-        async def ask(arrival: Arrival) -> None:
-            async with limit:
-                await _send(client, arrival, time.perf_counter())
-
-        await asyncio.gather(*(ask(arrival) for arrival in make.at_once(16, 1)))  # to warm up
-        started = time.perf_counter()
-        await asyncio.gather(*(ask(arrival) for arrival in make.at_once(CALIBRATION, 2)))
-        return CALIBRATION / (time.perf_counter() - started)
-
-
-async def _warm_up(url: str, make: Requests) -> None:
-    async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
-        now = time.perf_counter()
-        await asyncio.gather(*(_send(client, arrival, now) for arrival in make.at_once(16, 1)))
-
-
-async def play(url: str, schedule: Sequence[Arrival]) -> list[Outcome]:
-    """Sends every request when it is due, and waits for all outcomes."""
-    async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
-        await client.contract()
-        started = time.perf_counter()
-        tasks = []
-        for arrival in schedule:
-            await asyncio.sleep(max(0.0, started + arrival.at_s - time.perf_counter()))
-            tasks.append(asyncio.create_task(_send(client, arrival, started + arrival.at_s)))
-        return await asyncio.gather(*tasks)
-
-
-async def _send(client: AsyncClient, arrival: Arrival, due: float) -> Outcome:
-    times: list[float] = []
-    tokens, error = 0, ""
-    try:
-        stream = await client.stream(arrival.pixels, arrival.prompt, options=arrival.options)
-        times.extend([time.perf_counter() - due async for _ in stream])
-        tokens = (await stream.answer()).completion_tokens
-    except Exception as fault:  # counted as an error
-        error = f"{type(fault).__name__}: {fault}"
-    end = time.perf_counter() - due
-    return Outcome(
-        at_s=arrival.at_s,
-        first_s=times[0] if times else end,
-        last_s=end,
-        gaps_s=tuple(np.diff(times).tolist()),
-        tokens=tokens,
-        error=error,
-    )
+        await play(client, requests, WARM_UP)
+        return [await play(client, requests, load) for load in loads]
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    answered = [outcome for outcome in outcomes if not outcome.error]
-    seconds = max(outcome.at_s + outcome.last_s for outcome in outcomes)
+    answered = [outcome for outcome in outcomes if outcome.fate == "answered"]
+    seconds = max(outcome.due_s + outcome.last_s for outcome in outcomes)
     first = [outcome.first_s for outcome in answered]
     gaps = [gap for outcome in answered for gap in outcome.gaps_s]
-    steps = [
-        (outcome.last_s - outcome.first_s) / (outcome.tokens - 1)
-        for outcome in answered
-        if outcome.tokens > 1
-    ]
+    steps = [outcome.token_s for outcome in answered if outcome.token_s is not None]
     return {
         "answered": len(answered),
         "lost": len(outcomes) - len(answered),
-        "errors": sorted({outcome.error for outcome in outcomes if outcome.error})[:3],
+        "errors": sorted({str(outcome.fault) for outcome in outcomes if outcome.fault})[:3],
         "tokens_per_s": round(sum(outcome.tokens for outcome in answered) / seconds, 1),
         "answers_per_s": round(len(answered) / seconds, 2),
         "seconds_until_the_last": round(seconds, 1),

@@ -1,4 +1,4 @@
-"""Plots of benchmarks, as PNG. Needs matplotlib (`pip install 'iblip[bench]'`)."""
+"""Plots of benchmarks, as PNG. Needs matplotlib (`pip install 'iblip[plot]'`)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+
+from iblip.serving.bench.plot import pyplot, save
 
 if TYPE_CHECKING:
-    from benchmarks.arrivals import Outcome
+    from iblip.serving.bench.running import Outcome
     from iblip.serving.monitoring.panels import Panel
 
 
 def plot_batching(path: Path, rates: Mapping[str, Any]) -> None:
     """Tokens per second by number of concurrent requests, for each precision and program."""
-    plt = _pyplot()
+    plt = pyplot()
     precisions = [name for name in ("fp32", "int4") if name in rates]
     figure, panels = plt.subplots(1, len(precisions), figsize=(10, 4), squeeze=False)
     for axes, precision in zip(panels[0], precisions, strict=True):
@@ -40,15 +41,15 @@ def plot_batching(path: Path, rates: Mapping[str, Any]) -> None:
         axes.set_xticks([int(count) for count in at_once])
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_load(path: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     """Time to first text by arrival, and the distribution of times between texts, by server."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, answers in outcomes.items():
-        at = [answer.at_s for answer in answers]
+        at = [answer.due_s for answer in answers]
         first = [answer.first_s for answer in answers]
         left.plot(at, first, ".", ms=3, label=name)
         shares = np.linspace(0, 1, 201)
@@ -59,7 +60,7 @@ def plot_load(path: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_chaos(
@@ -74,7 +75,7 @@ def plot_chaos(
         samples: seconds, MiB and number of descriptors, while the server was ready.
         events: with `at_s`, `what` and `ready_again_s`.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(10, 5.5), sharex=True, layout="constrained"
     )
@@ -98,14 +99,14 @@ def plot_chaos(
     below.set(xlabel="seconds", ylabel="ready again after, s")
     below.legend(fontsize="small")
     below.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_dashboard(
     path: Path, panels: Sequence[tuple[Panel, Mapping[str, Sequence[tuple[float, float]]]]]
 ) -> None:
     """Panels of the dashboard, four in a row, with the lines of each by legend: seconds, values."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, grid = plt.subplots(
         -(-len(panels) // 4), 4, figsize=(13, 5.6), sharex=True, layout="constrained"
     )
@@ -121,22 +122,22 @@ def plot_dashboard(
             axes.legend(fontsize="small")
     for axes in grid[-1]:
         axes.set(xlabel="seconds")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
     """A bar for each way: its time as a share of the first one's."""
-    figure, axes = _pyplot().subplots(figsize=(7, 0.5 + 0.45 * len(ratios)), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(7, 0.5 + 0.45 * len(ratios)), layout="constrained")
     bars = axes.barh(list(ratios), list(ratios.values()))
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set(xlabel=f"time, as a share of {next(iter(ratios))}'s")
     axes.invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_losses(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Percentage points of accuracy lost, by policy, with a mark for each demo checkpoint."""
-    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     for demo, policies in table.items():
         lost = {name: figures["points_lost"] for name, figures in policies.items()}
         axes.plot(list(lost.values()), list(lost), "o", alpha=0.7, label=demo)
@@ -145,20 +146,4 @@ def plot_losses(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
-    with Image.open(path) as drawn:
-        drawn.quantize(32).save(path, optimize=True)  # a quarter of the size
+    save(figure, path)

@@ -23,6 +23,7 @@ from benchmarks.measure import read_bandwidth, run, save_figures
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.onnxruntime.session import available_cores
 from iblip.export.artifact.manifest import Manifest
+from iblip.serving.bench.resident import resident
 from iblip.serving.client import Answer, Client
 from iblip.serving.repository.assembling import REPOSITORY
 from iblip.serving.server.memory import memory_of_build
@@ -146,36 +147,6 @@ def ask(client: Client, manifest: Manifest, tokens: int, turn: int) -> Turn:
         bandwidth=bandwidth,
         positions=answer.prompt_tokens,
     )
-
-
-def resident(leader: int) -> dict[str, Any]:
-    """Bytes in memory of every process of a session, by the system's own count.
-
-    Args:
-        leader: the server's process id, which is its session's.
-
-    Returns:
-        `rss`, in which shared pages count for each process; `pss`, in which they count once; the
-        part of `pss` that is no file; and `rss` by process.
-    """
-    totals = {"rss": 0, "pss": 0, "pss_anonymous": 0}
-    by_process: dict[str, int] = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state = (process / "stat").read_text().rpartition(")")[2].split()
-            if int(state[3]) != leader:
-                continue
-            lines = (process / "smaps_rollup").read_text().splitlines()[1:]
-            words = (process / "cmdline").read_text().split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has just ended
-        sizes = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines}
-        for name, key in zip(totals, ("Rss:", "Pss:", "Pss_Anon:"), strict=True):
-            totals[name] += sizes[key]
-        models = [word.split("/")[-3] for word in words if word.endswith("/1/model.py")]
-        name = models[0] if models else Path(words[0]).name
-        by_process[name] = by_process.get(name, 0) + sizes["Rss:"]
-    return {**totals, "rss_by_process": by_process}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ EXTRAS: Mapping[str, str] = {
     "starlette": "gateway",
     "uvicorn": "gateway",
     "pytriton": "server",
-    "matplotlib": "bench",
+    "matplotlib": "plot",
     "pyarrow": "parquet",
     "zstandard": "kit",
 }

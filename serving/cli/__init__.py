@@ -35,6 +35,7 @@ IBLIP: Mapping[str, str] = {
     "run": "iblip.serving.cli.run",
     "demo": "iblip.serving.cli.demo",
     "bench": "iblip.serving.cli.bench",
+    "tune": "iblip.serving.cli.tune",
     "models": "iblip.serving.cli.models",
     "doctor": "iblip.serving.cli.doctor",
     "lint": "iblip.serving.cli.lint",

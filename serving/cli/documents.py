@@ -144,12 +144,39 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
     },
     "bench": {
         "requests": "number of requests",
-        "concurrency": "requests under way at once",
-        "seconds": "from the first request to the last answer",
+        "concurrency": "callers of a closed loop; null in an open one",
+        "rate": "arrivals a second of an open loop; null in a closed one",
+        "seconds": "from the start to the last answer",
+        "answered": "requests that have an answer",
+        "refused": "requests that found the queue full",
+        "timed_out": "requests that had no answer within `--timeout`",
+        "failed": "requests with any other error",
+        "faults": "up to three messages of those",
         "requests_a_second": "rate of answers",
         "tokens_a_second": "rate of generated tokens",
-        "first_text_s": "percentile to seconds",
+        "first_text_s": "percentile to seconds until an answer's first text",
+        "token_s": "percentile to seconds a token after the first text",
         "whole_answer_s": "percentile to seconds",
+        "sent_s": "percentile to seconds until a request that was due had been sent",
+        "slo": "`ttft_s`, `itl_s`, `e2e_s` and `share`; null without `--slo`",
+        "within_slo": "share of all requests that met the SLO; null without `--slo`",
+        "goodput": "requests a second that met the SLO; null without `--slo`",
+        "search": "`rate` that was found or null, `capacity` of the closed loop, and what was "
+        "`tried`; null without `--search`. The other fields are then of the rate that was found, "
+        "or of the last one that was tried",
+    },
+    "bench --write-inputs": {
+        "directory": "where the files are",
+        "files": "their names",
+        "requests": "number of requests",
+    },
+    "tune": {
+        "build": "its directory",
+        "settings": "what was measured of each: `slots`, `max_batch`, `queue_delay_us`, `memory` "
+        "in bytes, `turns` as in `iblip bench`, `efficient` if no other is better in every way",
+        "left_out": "settings that were not measured, and the `reason` of each",
+        "recommended": "setting with the highest goodput, or most answers a second without `--slo`",
+        "steps": "what to do to serve the build with it; empty where it has it",
     },
     "models": {"models": "every known model"},
     "doctor": {

@@ -99,17 +99,3 @@ def test_an_image_that_is_not_there_is_told_without_a_server():
     done = run("nowhere.png", "Describe the image.", "--url", "127.0.0.1:1")
     assert done.exit_code == 2
     assert "there is no image nowhere.png" in done.stderr
-
-
-def test_a_server_is_measured(served):
-    words = ["bench", "--url", served.url, "-n", "6", "-c", "3", "--max-new-tokens", "5"]
-    done = CliRunner().invoke(iblip, [*words, "--json"])
-    assert done.exit_code == 0, done.stderr
-    figures = json.loads(done.stdout)
-    assert set(figures) == {"format", *DOCUMENTS["bench"]}
-    assert (figures["requests"], figures["concurrency"]) == (6, 3)
-    assert figures["tokens_a_second"] == pytest.approx(
-        5 * 6 / figures["seconds"], rel=0.05, abs=0.1
-    )
-    assert 0 < figures["first_text_s"]["p50"] <= figures["whole_answer_s"]["p99"]
-    assert "first text" in CliRunner().invoke(iblip, words).stdout

@@ -31,6 +31,7 @@ PATHS = {
     "run": ["nowhere", "--output", "out.jsonl"],
     "demo": ["--model", "nowhere"],
     "bench": ["nowhere"],
+    "tune": ["nowhere"],
     "doctor": ["nowhere"],
     "lint": ["nowhere"],
 }
@@ -43,6 +44,7 @@ WHOLE = {
     "prove": ["."],
     "serve": ["."],
     "bench": ["."],
+    "tune": ["."],
     "build": ["--dry-run"],
     "synthesize": ["instructblip-vicuna-7b", "out"],
     "demo": [],
