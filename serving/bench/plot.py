@@ -93,7 +93,8 @@ def plot_search(path: Path, search: Search) -> None:
     for point in ("p50", "p95", "p99"):
         times = [one.first_s[point] for one in tried]
         known = [(rate, time) for rate, time in zip(rates, times, strict=True) if time is not None]
-        right.plot(*zip(*known, strict=True), "o-", label=f"{point} of first text")
+        if known:
+            right.plot(*zip(*known, strict=True), "o-", label=f"{point} of first text")
     if objective.ttft_s is not None:
         right.axhline(objective.ttft_s, color="grey", lw=1, ls="--", label="limit of ttft")
     right.set(xlabel="arrivals a second", ylabel="seconds", yscale="log")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from iblip.export.errors import OptionError
 from iblip.export.system.paths import expanded
 from iblip.serving.cli.kinds import PATH, ExistingPath
+from iblip.serving.cli.options import refuse_connection
 
 if TYPE_CHECKING:
     from iblip.serving.bench.objective import Objective
@@ -162,14 +162,13 @@ def served(
         OptionError: the server is named twice.
         IblipError: the build cannot be served.
     """
-    given = click.get_current_context().get_parameter_source("url")
-    if target is not None and given not in (None, ParameterSource.DEFAULT):
-        raise OptionError(f"{target} and --url {connection['url']}: give one of them")
     if target is None:
         yield connection
     elif isinstance(target, str):
+        refuse_connection(target, ["url"])
         yield {**connection, "url": target}
     else:
+        refuse_connection(str(target))
         from iblip.export.artifact.manifest import Manifest
         from iblip.serving.launching import environment_of_models
         from iblip.serving.repository.assembling import REPOSITORY

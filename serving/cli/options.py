@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -184,11 +184,12 @@ def connection_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return {"url": flags.pop("url"), **access_from_flags(flags)}
 
 
-def refuse_connection(instead: str) -> None:
-    """Refuses options that lead to a server, where another option says that none is asked.
+def refuse_connection(instead: str, names: Collection[str] = (*CONNECTION, "more_urls")) -> None:
+    """Refuses options that lead to a server, where the call says otherwise what is asked.
 
     Args:
-        instead: that option, such as `--build`.
+        instead: what says it, such as `--build`.
+        names: of the options.
 
     Raises:
         OptionError: one is on the command line; what the environment has for all calls is ignored.
@@ -196,11 +197,8 @@ def refuse_connection(instead: str) -> None:
     context = click.get_current_context()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in (*CONNECTION, "more_urls") and source is ParameterSource.COMMANDLINE:
-            raise OptionError(
-                f"{instead} and {parameter.opts[0]} are given: {instead} asks no server. Leave one "
-                "of them out."
-            )
+        if parameter.name in names and source is ParameterSource.COMMANDLINE:
+            raise OptionError(f"{instead} and {parameter.opts[0]} are given; leave one of them out")
 
 
 def access_from_flags(flags: dict[str, Any]) -> dict[str, Any]:

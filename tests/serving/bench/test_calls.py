@@ -30,7 +30,7 @@ WRONG = {
     ("--write-inputs", "new", "--plot", "a.png"): "measures nothing",
     ("--input", "nowhere"): "nowhere",
     ("--input", ".", "--image", "."): "give one of them",
-    ("somewhere:1", "--url", "elsewhere:1"): "give one of them",
+    ("somewhere:1", "--url", "elsewhere:1"): "leave one of them out",
     ("http://127.0.0.1:1",): "gRPC",
     ("--timeout", "nan"): "nan is not in the range",
 }
