@@ -17,14 +17,31 @@ from iblip.engines.language_model.option_kinds import (
     Integer,
     Kind,
     Number,
+    Schema,
     Texts,
     TokenIds,
 )
 from iblip.engines.language_model.option_table import OPTIONS, Option
+from iblip.export.system.json_text import parse_json
 from iblip.serving.cli.kinds import MODELS, PATH, Word
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions
+
+
+class _Schema(click.ParamType[Any]):
+    """A JSON schema: JSON, or @ and the name of a file that has it."""
+
+    name = "JSON"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The schema as Python's values."""
+        try:
+            text = Path(value[1:]).read_text() if value.startswith("@") else value
+            return parse_json(text)
+        except (OSError, ValueError) as error:
+            self.fail(f"{value[:80]!r} is neither JSON nor @FILE with JSON: {error}", param, ctx)
+
 
 KINDS: Mapping[type[Kind], Any] = {
     Integer: int,
@@ -33,6 +50,7 @@ KINDS: Mapping[type[Kind], Any] = {
     Texts: str,
     TokenIds: int,
     Biases: (int, float),
+    Schema: _Schema(),
 }
 """What click makes of an option's value, or of each where a flag can be given several times."""
 
@@ -50,10 +68,15 @@ def flag_of_option(option: Option) -> str:
 
 def help_of_option(option: Option) -> str:
     """What `--help` says of it, other options being called as their flags are."""
-    default = "Repeatable." if option.kind.json else f"Default: {option.default_text}."
+    default = "Repeatable." if _repeats(option) else f"Default: {option.default_text}."
     return re.sub(
         r"`(\w+)`", lambda match: flag_of_option(OPTIONS[match[1]]), f"{option.help} {default}"
     )
+
+
+def _repeats(option: Option) -> bool:
+    """Whether its flag may be given several times, for an entry each."""
+    return option.kind.json is not None and not isinstance(option.kind, Schema)
 
 
 ACCESS = ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
@@ -71,7 +94,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             flag_of_option(option),
             option.name,
             type=click.Choice(list(kind.words)) if type(kind) is Choice else KINDS[type(kind)],
-            multiple=kind.json is not None,
+            multiple=_repeats(option),
             help=help_of_option(option),
         )(function)
     return function
