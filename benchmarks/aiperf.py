@@ -23,6 +23,7 @@ CLIENTS = Path(".venv-openai-clients/bin").absolute()
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "config.json")
 TOKENS = 20
 FIGURES = ("request_throughput", "time_to_first_token", "inter_token_latency", "request_latency")
+SHOWN = ("avg", "p50", "p99")
 LIMIT_S = 300
 
 
@@ -36,7 +37,10 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
         report = profile(gateway.url, checkpoint, scratch / "aiperf", requests=400)
     kept = Path(__file__).with_name(f"aiperf-{checkpoint.name}.json")
     kept.write_text(json.dumps(report, indent=1) + "\n")
-    return {name: report[name] for name in FIGURES}
+    return {
+        name: {key: round(value, 2) for key, value in report[name].items() if key in SHOWN}
+        for name in FIGURES
+    }
 
 
 def profile(url: str, checkpoint: Path, directory: Path, *, requests: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ SCHEMA = {
     "required": ["colour", "digits"],
     "additionalProperties": False,
 }
+HOSTILE = {"allOf": [{"type": "string", "pattern": f".*{one}.*"} for one in "abcdefghijklmnopqrst"]}
 LIMIT = 60
 
 
@@ -75,7 +76,7 @@ def test_one_that_is_cut_off_says_so(client, picture):
             {"json_schema": SCHEMA, "candidates": ["a", "b"]},
             "candidates are given, and json_schema",
         ),
-        ({"json_schema": {"type": "integer", "multipleOf": 10**9 + 7}}, "takes more than 1 s"),
+        ({"json_schema": HOSTILE}, "json_schema takes more than 1 s"),
     ],
 )
 def test_what_cannot_be_is_refused_and_others_are_answered(client, picture, options, cause):
