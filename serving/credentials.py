@@ -10,6 +10,7 @@ import re
 import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from iblip.export.errors import OptionError
 from iblip.export.messages import shown
@@ -82,8 +83,10 @@ def names_of_certificate(certificate: Path, key: Path) -> tuple[str, ...]:
         raise OptionError(
             f"the certificate {certificate} cannot be trusted: {error.verify_message}"
         ) from error
-    found = (ends[0].getpeercert() or {}).get("subjectAltName", ())
-    return tuple(str(name) for kind, name in found if kind in ("DNS", "IP Address"))
+    peer: Any = ends[0].getpeercert() or {}
+    return tuple(
+        name for kind, name in peer.get("subjectAltName", ()) if kind in ("DNS", "IP Address")
+    )
 
 
 def check_authorities(path: Path) -> None:
