@@ -14,7 +14,7 @@ from tests.fixtures.builds import verified_build
 from tests.fixtures.serving import served_build
 from tests.serving.gateway.running import gateway
 
-LIMIT = 8
+LIMIT = 5
 
 
 @dataclass(frozen=True)
