@@ -68,7 +68,8 @@ def flag_of_option(option: Option) -> str:
 
 def help_of_option(option: Option) -> str:
     """What `--help` says of it, other options being called as their flags are."""
-    default = "Repeatable." if _repeats(option) else f"Default: {option.default_text}."
+    form = "Or @FILE, which has it. " if isinstance(option.kind, Schema) else ""
+    default = "Repeatable." if _repeats(option) else form + f"Default: {option.default_text}."
     return re.sub(
         r"`(\w+)`", lambda match: flag_of_option(OPTIONS[match[1]]), f"{option.help} {default}"
     )
