@@ -22,26 +22,10 @@ from iblip.engines.language_model.option_kinds import (
     TokenIds,
 )
 from iblip.engines.language_model.option_table import OPTIONS, Option
-from iblip.export.system.json_text import parse_json
-from iblip.serving.cli.kinds import MODELS, PATH, Word
+from iblip.serving.cli.kinds import MODELS, PATH, JsonText, Word
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions
-
-
-class _Schema(click.ParamType[Any]):
-    """A JSON schema: JSON, or @ and the name of a file that has it."""
-
-    name = "JSON"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The schema as Python's values."""
-        try:
-            text = Path(value[1:]).read_text() if value.startswith("@") else value
-            return parse_json(text)
-        except (OSError, ValueError) as error:
-            self.fail(f"{value[:80]!r} is neither JSON nor @FILE with JSON: {error}", param, ctx)
-
 
 KINDS: Mapping[type[Kind], Any] = {
     Integer: int,
@@ -50,7 +34,7 @@ KINDS: Mapping[type[Kind], Any] = {
     Texts: str,
     TokenIds: int,
     Biases: (int, float),
-    Schema: _Schema(),
+    Schema: JsonText(),
 }
 """What click makes of an option's value, or of each where a flag can be given several times."""
 
