@@ -49,22 +49,22 @@ def main(checkpoint: Path, scratch: Path, *, seconds: float = SECONDS) -> dict[s
     examples = read_examples(checkpoint / "examples")
     make = Requests(directory, examples)
     at_once = {"batched": SLOTS, "one at a time": 1}
-    capacity = {}
+    takes = {}
     for name, slots in at_once.items():
         with serve(directory, slots=slots, queue=QUEUE) as server:
-            capacity[name] = asyncio.run(_capacity(server.grpc_url, make))
-    rate = (capacity["batched"] * capacity["one at a time"]) ** 0.5
+            takes[name] = asyncio.run(capacity(server.grpc_url, make))
+    rate = (takes["batched"] * takes["one at a time"]) ** 0.5
     schedule = make.poisson(rate, seconds)
     outcomes: dict[str, list[Outcome]] = {}
     figures: dict[str, Any] = {}
     for name, slots in at_once.items():
         with serve(directory, slots=slots, queue=QUEUE) as server:
             asyncio.run(_warm_up(server.grpc_url, make))
-            outcomes[name] = asyncio.run(_play(server.grpc_url, schedule))
+            outcomes[name] = asyncio.run(play(server.grpc_url, schedule))
             left = idle_metrics(server)
         figures[name] = {
             "slots": slots,
-            "takes_requests_per_s": round(capacity[name], 1),
+            "takes_requests_per_s": round(takes[name], 1),
             **_figures(outcomes[name]),
             "slots_used_at_the_end": left["iblip_slots_used"],
         }
@@ -134,7 +134,7 @@ class Requests:
         )
 
 
-async def _capacity(url: str, make: Requests) -> float:
+async def capacity(url: str, make: Requests) -> float:
     """Requests per second that a server answers when more are always waiting."""
     async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
         limit = asyncio.Semaphore(CALIBRATION_AT_ONCE)
@@ -155,7 +155,7 @@ async def _warm_up(url: str, make: Requests) -> None:
         await asyncio.gather(*(_send(client, arrival, now) for arrival in make.at_once(16, 1)))
 
 
-async def _play(url: str, schedule: Sequence[Arrival]) -> list[Outcome]:
+async def play(url: str, schedule: Sequence[Arrival]) -> list[Outcome]:
     """Sends every request when it is due, and waits for all outcomes."""
     async with AsyncClient(url, timeout=ONE_ATTEMPT, retries=0) as client:
         await client.contract()

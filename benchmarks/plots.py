@@ -11,6 +11,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from benchmarks.arrivals import Outcome
+    from iblip.serving.monitoring.panels import Panel
 
 
 def plot_batching(path: Path, rates: Mapping[str, Any]) -> None:
@@ -97,6 +98,29 @@ def plot_chaos(
     below.set(xlabel="seconds", ylabel="ready again after, s")
     below.legend(fontsize="small")
     below.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def plot_dashboard(
+    path: Path, panels: Sequence[tuple[Panel, Mapping[str, Sequence[tuple[float, float]]]]]
+) -> None:
+    """Panels of the dashboard, four in a row, with the lines of each by legend: seconds, values."""
+    plt = _pyplot()
+    figure, grid = plt.subplots(
+        -(-len(panels) // 4), 4, figsize=(13, 5.6), sharex=True, layout="constrained"
+    )
+    for axes, (panel, lines) in zip(grid.flat, panels, strict=True):
+        for name, points in lines.items():
+            seconds, values = zip(*points, strict=True)
+            if any(values):  # no line for what never happened
+                axes.plot(seconds, values, lw=1.2, label=name)
+        axes.set_title(panel.title, fontsize="medium", loc="left")
+        axes.set(ylabel={"s": "s", "reqps": "per second"}.get(panel.unit), ylim=0)
+        axes.grid(alpha=0.3)
+        if "" not in lines:
+            axes.legend(fontsize="small")
+    for axes in grid[-1]:
+        axes.set(xlabel="seconds")
     _save(figure, path)
 
 

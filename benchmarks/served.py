@@ -24,11 +24,16 @@ _LINE = re.compile(r'^(iblip_\w+)\{model="instructblip"(?:,reason="(\w+)")?\} (\
 @contextmanager
 def serve(directory: Path, **limits: int) -> Iterator[TritonServer]:
     """Serves a build with these `ServingLimits`; those not given are the build's own."""
+    limit(directory, **limits)
+    with TritonServer(directory / REPOSITORY) as server:
+        yield server
+
+
+def limit(directory: Path, **limits: int) -> None:
+    """Writes a build's model repository with these `ServingLimits`."""
     manifest = Manifest.read(directory)
     limited = replace(manifest, limits=replace(manifest.limits, **limits))
     repository_from_engines(directory, limited)
-    with TritonServer(directory / REPOSITORY) as server:
-        yield server
 
 
 def engine_metrics(server: TritonServer) -> dict[str, float]:

@@ -74,10 +74,12 @@ class Pending:
     def note_start(self) -> None:
         """Notes that it no longer waits."""
         self._started = time.monotonic()
+        self._totals.count_started(self._started - self._submitted)
 
     def note_prefill(self) -> None:
         """Notes that the prompt has been read."""
         self._prefilled = time.monotonic()
+        self._totals.count_first(self.request.vision_s + self._prefilled - self._submitted)
 
     def put(self, delta: TextDelta) -> None:
         """Adds some text, unless the request has ended."""
@@ -94,7 +96,8 @@ class Pending:
             # Before `_ended` is set: if this fails, the failure can still be its end.
             last = self._answer(timing) if end is None else end
             self._ended = True
-            self._totals.count_ended(_find_outcome(last), timing)
+            answer = last if isinstance(last, Answer) else None
+            self._totals.count_ended(_find_outcome(last), timing, answer)
             self.events.put(last)
 
     def end_if_given_up(self) -> bool:

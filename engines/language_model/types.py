@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy.typing as npt
 
 from iblip.engines.language_model.answer_page import html_from_answer
+from iblip.engines.language_model.histograms import Distributions
 from iblip.engines.language_model.options import GenerationOptions
 
 FinishReason = Literal["eos", "stop", "length", "ranked", "cancelled"]
@@ -200,6 +201,7 @@ class EngineStatus:
         prompt_tokens: positions that were read, visual prompts included.
         queue_s, prefill_s, decode_s: total seconds of the ended requests, as in their `Timing`.
             Requests that run together are each counted in full.
+        distributions: of the same requests and steps; the engine adds to them no more.
     """
 
     slots: int
@@ -212,6 +214,7 @@ class EngineStatus:
     queue_s: float
     prefill_s: float
     decode_s: float
+    distributions: Distributions = field(default_factory=Distributions)
 
 
 class LanguageModelEngine(Protocol):

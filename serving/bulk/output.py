@@ -41,7 +41,7 @@ class Output:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds one answer. Raises `OSError` where it cannot be written."""
-        data = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        data = memoryview(_encoded(line))
         while data:
             data = data[os.write(self._descriptor, data) :]
         self.present.add(key_of(line["id"], line["prompt"]))
@@ -52,6 +52,12 @@ class Output:
         """Waits until the disk has all answers."""
         os.fsync(self._descriptor)
         self._synced = time.monotonic()
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    """A line of JSON. Half a surrogate pair, and a byte of a file's name that is not UTF-8, become
+    JSON's own escape for them, so that the same id is read back."""
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 @contextmanager

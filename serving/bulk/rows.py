@@ -22,6 +22,9 @@ from iblip.export.system.json_text import parse_json
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """The names of images, in a folder and in a tar."""
 
+LONGEST_FIELD = 2**31 - 1
+"""Bytes of a field of CSV: as many as the smallest `long` of C counts."""
+
 OWN = ("id", "image", "prompt", "options")
 """The fields of a row; it may have others, which are not read."""
 
@@ -76,7 +79,7 @@ def read_rows(path: Path) -> Rows:
     for ending, (read, is_cheap) in KINDS.items():
         if name.endswith(ending):
             if ending == ".parquet":
-                _parquet()
+                _pyarrow()
             return Rows(partial(read, path), is_cheap)
     raise InputError(f"{path} is none of {', '.join(KINDS)}, nor a folder of images")
 
@@ -98,7 +101,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
-            raise OptionError(f"the shard is {self}; expected 1/{self.count} to {self.count} of it")
+            raise OptionError(f"the shard is {self}; expected I/N with I from 1 to N, such as 2/8")
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -113,17 +116,21 @@ class Shard:
 
     def has(self, row: BulkRow) -> bool:
         """Whether a row is in this part."""
-        digest = hashlib.blake2b(row.id.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(row.id.encode(errors="backslashreplace"), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.index - 1
 
 
 def _of_folder(path: Path) -> Iterator[BulkRow]:
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=_refuse):
         folders.sort()
         for name in sorted(files):
             image = Path(folder, name)
             if image.suffix.lower() in SUFFIXES:
                 yield BulkRow(id=image.relative_to(path).as_posix(), image=image)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _of_jsonl(path: Path) -> Iterator[BulkRow]:
@@ -140,14 +147,22 @@ def _of_jsonl(path: Path) -> Iterator[BulkRow]:
 
 
 def _of_csv(path: Path) -> Iterator[BulkRow]:
+    csv.field_size_limit(LONGEST_FIELD)  # an image may be a `data:` address; the default is 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        if "image" not in (reader.fieldnames or ()):
-            names = ", ".join(reader.fieldnames or ()) or "none"
-            raise InputError(f"{path} has the columns {names}; expected image, and prompt or id")
-        for fields in reader:
-            given = {name: fields.get(name) for name in OWN if fields.get(name)}
-            yield _row(given, f"line {reader.line_num}", path.parent)
+        try:
+            if "image" not in (reader.fieldnames or ()):
+                names = ", ".join(reader.fieldnames or ()) or "none"
+                raise InputError(
+                    f"{path} has the columns {names}; expected image, and prompt or id"
+                )
+            for fields in reader:
+                given = {name: fields.get(name) for name in OWN if fields.get(name)}
+                yield _row(given, f"line {reader.line_num}", path.parent)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8; save it as that: {error}") from error
+        except csv.Error as error:
+            raise InputError(f"{path} cannot be read as CSV: {error}") from error
 
 
 def _of_tar(path: Path) -> Iterator[BulkRow]:
@@ -189,27 +204,33 @@ def _of_sample(key: str, files: Mapping[str, bytes]) -> BulkRow:
 
 
 def _of_parquet(path: Path) -> Iterator[BulkRow]:
-    with _parquet().ParquetFile(path) as file:
-        columns = [name for name in OWN if name in file.schema_arrow.names]
-        if "image" not in columns:
-            names = ", ".join(file.schema_arrow.names)
-            raise InputError(f"{path} has the columns {names}; expected image, and prompt or id")
-        number = 0
-        for batch in file.iter_batches(batch_size=64, columns=columns):
-            for fields in batch.to_pylist():
-                number += 1
-                given = {name: value for name, value in fields.items() if value is not None}
-                yield _row(given, f"row {number}", path.parent)
-
-
-def _parquet() -> Any:
+    pyarrow = _pyarrow()
     try:
-        from pyarrow import parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = [name for name in OWN if name in file.schema_arrow.names]
+            if "image" not in columns:
+                names = ", ".join(file.schema_arrow.names)
+                raise InputError(
+                    f"{path} has the columns {names}; expected image, and prompt or id"
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=64, columns=columns):
+                for fields in batch.to_pylist():
+                    number += 1
+                    given = {name: value for name, value in fields.items() if value is not None}
+                    yield _row(given, f"row {number}", path.parent)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not Parquet, or is damaged: {error}") from error
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ModuleNotFoundError as error:
         raise missing_package(error, "Reading Parquet") or error from error
     except ImportError as error:  # recent ones need numpy 2, and Triton from pip numpy 1
         raise MissingPackageError(f"Parquet cannot be read here: {error}") from error
-    return parquet
+    return pyarrow
 
 
 KINDS: Mapping[str, tuple[Callable[[Path], Iterator[BulkRow]], bool]] = {

@@ -22,7 +22,7 @@ from iblip.export.errors import IblipError
 from iblip.export.messages import closest, did_you_mean
 from iblip.export.system.installing import missing_package
 from iblip.serving.cli.formatting import (
-    OutputError,
+    FileError,
     discard_output,
     echo_json,
     echo_verdicts,
@@ -180,10 +180,15 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, IblipError, ImportError) as error:
             status = _report(error, "--json" in words)
         except OSError as error:
-            if not is_of_output(error):
+            if is_of_output(error):
+                discard_output()
+                message, as_json = f"the output cannot be written: {error.strerror}", False
+            elif error.filename is not None:
+                message, as_json = f"{error.filename}: {error.strerror}", "--json" in words
+            else:
                 raise
-            discard_output()
-            status = _report(OutputError(f"the output cannot be written: {error.strerror}"), False)
+            logging.getLogger(__name__).info("where it was found", exc_info=error)
+            status = _report(FileError(message), as_json)
         sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -67,8 +67,8 @@ def has_colours(stream: TextIO) -> bool:
     return stream is not None and stream.isatty()
 
 
-class OutputError(IblipError):
-    """What stdout leads to takes nothing more, such as a file on a disk that is full."""
+class FileError(IblipError):
+    """A file, or what stdout leads to, cannot be read or written: the disk is full, for example."""
 
 
 def is_of_output(error: OSError) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from iblip.engines.language_model.option_kinds import (
     Biases,
@@ -22,6 +23,7 @@ from iblip.engines.language_model.option_kinds import (
     TokenIds,
 )
 from iblip.engines.language_model.option_table import OPTIONS, Option
+from iblip.export.errors import OptionError
 from iblip.serving.cli.kinds import MODELS, PATH, JsonText, Word
 
 if TYPE_CHECKING:
@@ -188,6 +190,25 @@ def connection_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
         OptionError: a file cannot be used.
     """
     return {"url": flags.pop("url"), **access_from_flags(flags)}
+
+
+def refuse_connection(instead: str) -> None:
+    """Refuses options that lead to a server, where another option says that none is asked.
+
+    Args:
+        instead: that option, such as `--build`.
+
+    Raises:
+        OptionError: one is on the command line; what the environment has for all calls is ignored.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in (*CONNECTION, "more_urls") and source is ParameterSource.COMMANDLINE:
+            raise OptionError(
+                f"{instead} and {parameter.opts[0]} are given: {instead} asks no server. Leave one "
+                "of them out."
+            )
 
 
 def access_from_flags(flags: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from iblip.serving.cli.options import (
     generation_options,
     given_from_flags,
     original_options,
+    refuse_connection,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def command(
     from iblip.serving.bulk.targets import Targets, targets_of
 
     connection = connection_from_flags(flags)
-    if threads is not None and build is None:
+    if build is not None:
+        refuse_connection("--build")
+    elif threads is not None:
         raise OptionError("--threads is given without --build; a server has its own")
     job = Job(
         options=given_from_flags(flags),

@@ -140,7 +140,8 @@ HEADINGS = {
     "--health-port",
     default=8003,
     show_default=True,
-    help="Where probes ask: /health/live, /health/ready, /health/startup. 0 picks any free port.",
+    help="Where probes ask: /health/live, /health/ready, /health/startup; and Prometheus: "
+    "/metrics. 0 picks any free port.",
 )
 @click.option(
     "--openai-port",

@@ -47,6 +47,7 @@ from iblip.serving.gateway.parameters import Asked, parameter_of, read_parameter
 from iblip.serving.gateway.servers import ServedModel, ServedModels
 from iblip.serving.gateway.tracing import traced
 from iblip.serving.gateway.watching import CallerGoneError, while_there
+from iblip.serving.metrics import TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +348,7 @@ def app_of(
         return JSONResponse(content, status_code=200 if is_ready else 503)
 
     async def metrics(request: Request) -> Response:
-        return PlainTextResponse(gateway.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(gateway.metrics.text(), media_type=TEXT)
 
     async def published(request: Request) -> Response:
         return JSONResponse(document)

@@ -5,20 +5,23 @@ Triton's own `/v2/health/ready` stays true after a model's process has died, so 
     GET /health/live      200 while the supervisor runs and has not given up
     GET /health/ready     200 only while a request would be answered
     GET /health/startup   200 once the server has been ready for the first time
+    GET /metrics          the same for Prometheus, also while there is no server
 
-Any other answer is 503. The body is JSON: `state`, `reason`, `restarts`.
+Any other answer is 503. The body of a probe's is JSON: `state`, `reason`, `restarts`.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from iblip.serving.metrics import TEXT, Family, text_from_status
 from iblip.serving.server.address import ListenAddress
 
 State = Literal["starting", "ready", "restarting", "failed"]
@@ -49,8 +52,28 @@ class Health:
         }.get(path)
 
 
+SUPERVISOR: Mapping[str, Family[Health]] = {
+    "iblip_server_ready": Family(
+        kind="gauge",
+        help="Whether a request would be answered",
+        read=lambda h: int(h.state == "ready"),
+    ),
+    "iblip_server_started": Family(
+        kind="gauge",
+        help="Whether the server has been ready before",
+        read=lambda h: int(h.has_started),
+    ),
+    "iblip_server_restarts_total": Family(
+        kind="counter",
+        help="Restarts of Triton by its supervisor",
+        read=lambda h: h.restarts,
+    ),
+}
+"""The metrics of the supervisor, by name."""
+
+
 class HealthServer:
-    """Answers probes until it is left. A context manager.
+    """Answers probes and Prometheus until it is left. A context manager.
 
     Args:
         health: read at every request.
@@ -93,7 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "iblip", ""
 
     def do_GET(self) -> None:
-        """Answers a probe."""
+        """Answers a probe, or Prometheus."""
+        if self.path == "/metrics":
+            self._send(HTTPStatus.OK, TEXT, text_from_status(SUPERVISOR, self.health))
+            return
         answer = self.health.answers(self.path)
         status = {
             None: HTTPStatus.NOT_FOUND,
@@ -101,12 +127,16 @@ class _Handler(BaseHTTPRequestHandler):
             False: HTTPStatus.SERVICE_UNAVAILABLE,
         }[answer]
         keys = ("state", "reason", "restarts")
-        body = json.dumps({key: getattr(self.health, key) for key in keys}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        body = json.dumps({key: getattr(self.health, key) for key in keys})
+        self._send(status, "application/json", body)
 
     def log_message(self, *_: Any) -> None:
         """Logs nothing: probes are frequent."""
+
+    def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from contextlib import suppress
+from typing import Generic, Protocol
 
+from iblip.engines.language_model.histograms import Histogram
 from iblip.engines.language_model.types import EngineStatus
 from iblip.serving.decoding.pool import DecodingStatus
+from iblip.serving.metrics import Family, Kind, S
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +26,6 @@ PERIOD_S = 0.25
 
 RATE_S = 5.0
 """Seconds over which tokens per second are averaged."""
-
-Kind = Literal["counter", "gauge"]
-
-S = TypeVar("S")
-"""A status."""
 
 
 class Metric(Protocol):
@@ -40,26 +37,21 @@ class Metric(Protocol):
     def set(self, value: float) -> None:
         """Sets a gauge."""
 
+    def observe(self, value: float) -> None:
+        """Adds a value to a histogram."""
 
-MakeFamily = Callable[[str, str, Kind], Callable[[Mapping[str, str]], Metric]]
-"""From name, help and kind of a metric family to a function that creates a series from labels."""
+
+class MakeSeries(Protocol):
+    """Creates a series of a family."""
+
+    def __call__(self, labels: Mapping[str, str], **buckets: list[float]) -> Metric:
+        """A histogram has its upper bounds as `buckets`."""
+        ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family(Generic[S]):
-    """The metrics of one name.
-
-    Attributes:
-        kind: a counter only grows.
-        help: the description that Prometheus shows.
-        read: the value in a status; or the values by the value of `label`.
-        label: the label that distinguishes its series, if there are several.
-    """
-
-    kind: Kind
-    help: str
-    read: Callable[[S], float | Mapping[Any, int]]
-    label: str | None = None
+MakeFamily = Callable[[str, str, Kind], MakeSeries]
+"""From name, help and kind of a metric family to what creates its series. It raises `KeyError` for
+a kind that the server does not have, or that the build's `model.py` does not know."""
 
 
 RATE = "iblip_generated_tokens_per_second"
@@ -106,6 +98,39 @@ FAMILIES: Mapping[str, Family[EngineStatus]] = {
         help="Seconds from the first token to the end, for ended requests",
         read=lambda s: s.decode_s,
     ),
+    "iblip_queue_wait_seconds": Family(
+        kind="histogram",
+        help="Seconds that a request waited for slots",
+        read=lambda s: s.distributions.queue_s,
+    ),
+    "iblip_time_to_first_token_seconds": Family(
+        kind="histogram",
+        help="Seconds from a request's arrival to its first token",
+        read=lambda s: s.distributions.first_token_s,
+    ),
+    "iblip_time_per_output_token_seconds": Family(
+        kind="histogram",
+        help="Seconds per token after the first, the mean of each answer",
+        read=lambda s: s.distributions.token_s,
+    ),
+    "iblip_request_duration_seconds": Family(
+        kind="histogram",
+        help="Seconds from a request's arrival to the end of its answer",
+        read=lambda s: s.distributions.request_s,
+    ),
+    "iblip_request_prompt_tokens": Family(
+        kind="histogram",
+        help="Prompt positions of a request, images included",
+        read=lambda s: s.distributions.prompt_tokens,
+    ),
+    "iblip_answer_tokens": Family(
+        kind="histogram", help="Tokens of an answer", read=lambda s: s.distributions.answer_tokens
+    ),
+    "iblip_decode_batch_rows": Family(
+        kind="histogram",
+        help="Sequences of a step of the language model",
+        read=lambda s: s.distributions.rows,
+    ),
 }
 """Of the engine, by name. `RATE` is another, which takes more than one status."""
 
@@ -142,12 +167,21 @@ class StatusMetrics(Generic[S]):
         make_family: MakeFamily,
         labels: Mapping[str, str],
     ) -> None:
-        self._families, self._labels = families, dict(labels)
-        self._makers = {
-            name: make_family(name, family.help, family.kind) for name, family in families.items()
-        }
+        self._labels = dict(labels)
+        self._makers: dict[str, MakeSeries] = {}
+        for name, family in families.items():
+            with suppress(KeyError):
+                self._makers[name] = make_family(name, family.help, family.kind)
+        self._families = {name: families[name] for name in self._makers}
+        if missing := families.keys() - self._makers.keys():
+            logger.warning(
+                "there are no metrics %s: their kind needs a later Triton (2.51 has it), and a "
+                "build that was made with this version",
+                ", ".join(sorted(missing)),
+            )
         self._series: dict[tuple[str, str], Metric] = {}
         self._last: dict[tuple[str, str], float] = {}
+        self._seen: dict[str, Histogram] = {}
 
     def update(self, status: S, now: float) -> None:
         """Updates every series whose value has changed.
@@ -158,7 +192,9 @@ class StatusMetrics(Generic[S]):
         """
         for name, family in self._families.items():
             read = family.read(status)
-            if isinstance(read, Mapping):
+            if isinstance(read, Histogram):
+                self._observe(name, read)
+            elif isinstance(read, Mapping):
                 for label, value in read.items():
                     self._set(name, family, label, value)
             else:
@@ -168,6 +204,14 @@ class StatusMetrics(Generic[S]):
         """Releases every series, then the families: Triton requires this order."""
         self._series.clear()
         self._makers.clear()
+
+    def _observe(self, name: str, now: Histogram) -> None:
+        if name not in self._seen:
+            bounds = [float(bound) for bound in now.bounds]
+            self._series[name, ""] = self._makers[name](self._labels, buckets=bounds)
+        for value in now.values_since(self._seen.get(name)):
+            self._series[name, ""].observe(value)
+        self._seen[name] = now
 
     def _set(self, name: str, family: Family[S], label: str, value: float) -> None:
         key = (name, label)

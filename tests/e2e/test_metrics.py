@@ -57,7 +57,9 @@ def test_every_family_is_there_with_its_type(served):
     _, types = read(served)
     families = {**FAMILIES, **DECODING}
     assert types == {**{name: family.kind for name, family in families.items()}, RATE: "gauge"}
-    assert set(FAMILIES) - values.keys() == {"iblip_requests_total"}
+    histograms = {name for name, family in FAMILIES.items() if family.kind == "histogram"}
+    assert {f"{name}_{part}" for name in histograms for part in ("sum", "count")} <= values.keys()
+    assert set(FAMILIES) - histograms - values.keys() == {"iblip_requests_total"}
     assert values["iblip_slots"] == served.manifest.limits.slots
 
 
@@ -85,6 +87,35 @@ def test_answers_are_counted(served, client, picture):
     assert read_tokens == sum(answer.prompt_tokens for answer in answers)
     assert after[RATE] > 0
     assert all(after[name] >= before[name] for name in before if "_total" in str(name))
+
+
+def test_answers_are_measured(served, client, picture):
+    before = settled(served)
+    most = GenerationOptions(min_new_tokens=5, max_new_tokens=5)
+    answers = [client.ask(picture, "What digit is it?", options=most) for _ in range(3)]
+    steps = "iblip_decode_batch_rows_count"  # shown last
+    wait_for(served, lambda v: v[steps] > before[steps] and is_idle(v))
+    after = settled(served)
+
+    def grown(name):
+        parts = ("count", "sum")
+        return tuple(after[f"{name}_{part}"] - before[f"{name}_{part}"] for part in parts)
+
+    assert grown("iblip_answer_tokens") == (3, 15)
+    read_tokens = sum(answer.prompt_tokens for answer in answers)
+    assert grown("iblip_request_prompt_tokens") == (3, read_tokens)
+    timings = [answer.timing for answer in answers]
+    decode_s = sum(timing.decode_s for timing in timings)
+    first_s = sum(t.vision_s + t.queue_s + t.prefill_s for t in timings)
+    for name, seconds in (
+        ("iblip_queue_wait_seconds", sum(timing.queue_s for timing in timings)),
+        ("iblip_time_to_first_token_seconds", first_s),
+        ("iblip_time_per_output_token_seconds", decode_s / 4),
+        ("iblip_request_duration_seconds", first_s + decode_s),
+    ):
+        assert grown(name) == (3, pytest.approx(seconds, rel=0.01, abs=1e-4)), name
+    rows, total = grown("iblip_decode_batch_rows")
+    assert rows == total >= 3 * 4  # one at a time
 
 
 def test_cancelled_answers_are_counted_and_free_their_slots(served, client, picture):

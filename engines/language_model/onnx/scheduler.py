@@ -119,6 +119,7 @@ class Scheduler:
             slot: token for job in jobs for slot, token in zip(job.slots, job.tokens, strict=True)
         }
         logits, start = self._model.step(tokens), 0  # [slots of all jobs, vocab]
+        self._totals.count_step(len(tokens))
         for job in jobs:
             rows = logits[start : start + len(job.slots)]  # [slots of this job, vocab]
             start += len(job.slots)

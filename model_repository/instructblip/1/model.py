@@ -122,10 +122,13 @@ def run_chain(inputs, seconds):
 
 
 def make_family(name, text, kind):
-    """A family of Triton's custom metrics; what makes one of its series."""
-    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
-    family = pb_utils.MetricFamily(name=name, description=text, kind=kinds[kind])
-    return lambda labels: family.Metric(labels=labels)
+    """A family of Triton's custom metrics; what makes one of its series.
+
+    Raises `KeyError` for a kind that this Triton does not have.
+    """
+    value = vars(pb_utils.MetricFamily)[kind.upper()]
+    family = pb_utils.MetricFamily(name=name, description=text, kind=value)
+    return lambda labels, **buckets: family.Metric(labels=labels, **buckets)
 
 
 class TritonReply:

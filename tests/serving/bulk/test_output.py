@@ -43,6 +43,14 @@ def test_answers_are_appended_and_known_the_next_time(path):
     assert json.loads(path.read_text().splitlines()[0]) == line(1)
 
 
+def test_an_id_that_is_not_unicode_is_known_the_next_time(path):
+    name, prompt = "\udcff \U0001f600.png", "half of a pair: \ud83d"
+    with open_output(path, JOB) as output:
+        output.append({"id": name, "prompt": prompt, "text": ""})
+    path.read_text(encoding="utf-8")
+    assert write(path) == {key_of(name, prompt)}
+
+
 @pytest.mark.parametrize("left", range(1, 30, 7))
 def test_a_torn_line_is_cut_off(path, left):
     write(path, 1, 2)

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from iblip.export.errors import InputError, OptionError
-from iblip.serving.bulk.rows import BulkRow, Shard, key_of, prompts_of, read_rows
+from iblip.serving.bulk.rows import BulkRow, Shard, _of_folder, key_of, prompts_of, read_rows
 
 
 def rows_of(path):
@@ -143,3 +143,34 @@ def test_a_rows_own_prompts_come_before_those_of_all():
     assert prompts_of(BulkRow(id="a", prompts=("Own?",)), ["All?"]) == ("Own?",)
     assert prompts_of(BulkRow(id="a"), ["All?", "Too?"]) == ("All?", "Too?")
     assert len({key_of("a", "b"), key_of("ab", ""), key_of("", "ab"), key_of("b", "a")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("latin.csv", b"image,prompt\na.png,na\xefve\n", r"latin\.csv is not UTF-8; save it"),
+        ("cut.tgz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x01", r"cut\.tgz is not a tar"),
+    ],
+)
+def test_a_file_that_is_damaged_is_said(tmp_path, name, content, match):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=match):
+        rows_of(path)
+
+
+def test_csv_may_have_images_of_any_length(tmp_path):
+    path = tmp_path / "rows.csv"
+    image = "data:image/png;base64," + "A" * 300_000
+    path.write_text(f'image,prompt\n"{image}",What?\n')
+    assert rows_of(path) == [BulkRow(id="line 2", image=image, prompts=("What?",))]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(InputError, match="nowhere cannot be read"):
+        list(_of_folder(tmp_path / "nowhere"))
+
+
+def test_an_id_that_is_not_unicode_has_a_shard():
+    row = BulkRow(id="\udcff.png")
+    assert sum(Shard(index=index, count=3).has(row) for index in (1, 2, 3)) == 1

@@ -259,13 +259,23 @@ def test_an_output_that_takes_nothing_is_one_line():
         ]
 
 
-def test_an_error_of_another_file_is_a_bug_even_if_it_reads_alike(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     @click.command(cls=Command)
     def command():
         (tmp_path / "nowhere" / "file").write_text("")
 
+    result = CliRunner().invoke(Commands("group", commands={"command": command}), ["command"])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path}/nowhere/file: No such file or directory\n"
+
+
+def test_an_error_of_the_system_about_no_file_is_a_bug():
+    @click.command(cls=Command)
+    def command():
+        os.close(-1)
+
     group = Commands("group", commands={"command": command})
-    assert isinstance(CliRunner().invoke(group, ["command"]).exception, FileNotFoundError)
+    assert isinstance(CliRunner().invoke(group, ["command"]).exception, OSError)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,14 @@ def ask(port, path):
         return error.code, json.loads(error.read())
 
 
+def shown(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        text = response.read().decode()
+    return {
+        name: int(value) for name, value in re.findall(r"^iblip_server_(\w+) (\d+)$", text, re.M)
+    }
+
+
 def test_probes_follow_the_state():
     health = Health()
     with HealthServer(health, "127.0.0.1", 0) as server:
@@ -118,10 +127,13 @@ def test_probes_follow_the_state():
             return [ask(server.port, f"/health/{path}")[0] for path in paths]
 
         assert codes() == [503, 503, 200]
+        assert shown(server.port) == {"ready": 0, "started": 0, "restarts_total": 0}
         health.state, health.has_started = "ready", True
         assert codes() == [200, 200, 200]
+        assert shown(server.port) == {"ready": 1, "started": 1, "restarts_total": 0}
         health.state, health.reason, health.restarts = "restarting", "it died", 2
         assert codes() == [200, 503, 200]
+        assert shown(server.port) == {"ready": 0, "started": 1, "restarts_total": 2}
         told = {"state": "restarting", "reason": "it died", "restarts": 2}
         assert ask(server.port, "/health/ready") == (503, told)
         health.state = "failed"

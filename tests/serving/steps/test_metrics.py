@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from iblip.engines.language_model.histograms import Distributions, Histogram
 from iblip.engines.language_model.types import EngineStatus, Outcome
 from iblip.serving.decoding.pool import DecodingStatus
 from iblip.serving.steps.metrics import (
@@ -35,11 +36,12 @@ IDLE = EngineStatus(
 
 
 class Series:
-    """As Triton's: a counter is only added to, a gauge only set."""
+    """As Triton's: a counter is only added to, a gauge only set, a histogram only observed."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, buckets):
         self.kind = kind
         self.value = 0
+        self.histogram = Histogram(buckets)
         self.calls = 0
 
     def increment(self, value):
@@ -53,18 +55,28 @@ class Series:
         self.value = value
         self.calls += 1
 
+    def observe(self, value):
+        assert self.kind == "histogram"
+        self.histogram.add(value)
+        self.calls += 1
+
 
 class Endpoint:
-    def __init__(self):
-        self.series = {}
+    """As Triton's; `kinds` are those that it has."""
+
+    def __init__(self, kinds=("counter", "gauge", "histogram")):
+        self.series, self.kinds = {}, dict.fromkeys(kinds)
 
     def make_family(self, name, text, kind):
         assert text
+        self.kinds[kind]  # a KeyError where there is none
 
-        def make(labels):
+        def make(labels, buckets=()):
             key = (name, *sorted(labels.items()))
             assert key not in self.series
-            self.series[key] = Series(kind)
+            assert (kind == "histogram") == bool(buckets)
+            assert all(type(bound) is float for bound in buckets)
+            self.series[key] = Series(kind, buckets)
             return self.series[key]
 
         return make
@@ -98,7 +110,8 @@ def test_every_number_of_the_status_is_shown(endpoint, metrics):
         decode_s=2.0,
     )
     metrics.update(busy, 1.0)
-    shown = {name: endpoint.value(name) for name in FAMILIES if name != "iblip_requests_total"}
+    plain = [name for name, one in FAMILIES.items() if one.kind != "histogram" and not one.label]
+    shown = {name: endpoint.value(name) for name in plain}
     assert shown == {
         "iblip_slots": 4,
         "iblip_slots_used": 3,
@@ -112,6 +125,38 @@ def test_every_number_of_the_status_is_shown(endpoint, metrics):
     }
     ends = {end: endpoint.value("iblip_requests_total", reason=end) for end in get_args(Outcome)}
     assert ends == busy.requests
+
+
+def test_histograms_follow_the_engines(endpoint, metrics):
+    engine, last = Distributions(), None
+    for values in ([], [0.3, 0.3, 0.004], [7.0], [], [1e6, 0.25, 0.1]):
+        for value in values:
+            engine.first_token_s.add(value)
+            engine.rows.add(round(value) + 1)
+        last = replace(IDLE, distributions=engine.copy())
+        metrics.update(last, 0.0)
+    for name, mine in (
+        ("iblip_time_to_first_token_seconds", engine.first_token_s),
+        ("iblip_decode_batch_rows", engine.rows),
+        ("iblip_answer_tokens", engine.answer_tokens),
+    ):
+        series = endpoint.series[name, ("model", "lm")]
+        assert series.histogram.counts == mine.counts
+        assert series.histogram.total == pytest.approx(mine.total)
+        assert series.calls == mine.count
+
+
+def test_a_triton_or_build_without_histograms_has_the_other_metrics(caplog):
+    endpoint = Endpoint(kinds=("counter", "gauge"))
+    metrics = EngineMetrics(endpoint.make_family, {"model": "lm"})
+    metrics.update(IDLE, 0.0)
+    assert endpoint.value("iblip_slots") == 4
+    (record,) = caplog.records
+    histograms = {name for name, family in FAMILIES.items() if family.kind == "histogram"}
+    assert all(name in record.message for name in histograms)
+    assert "2.51 has it" in record.message
+    assert not histograms & {key[0] for key in endpoint.series}
+    metrics.clear()
 
 
 def test_what_was_decoded_is_shown(endpoint):

@@ -210,6 +210,10 @@ def test_the_status_is_what_runs_and_what_has_been(engine: Make, ask: Make) -> N
     assert status.requests["eos"] == 2
     assert status.requests["cancelled"] == 3
     assert status.requests["refused"] == 1
+    seen = status.distributions
+    assert (seen.queue_s.count, seen.first_token_s.count, seen.request_s.count) == (5, 5, 2)
+    assert (seen.answer_tokens.count, seen.answer_tokens.total) == (2, 3 + 2)
+    assert seen.rows.count == 0  # vLLM does not say
 
 
 def test_a_cancelled_request_keeps_its_text_and_frees_vllm(engine: Make, ask: Make) -> None:
