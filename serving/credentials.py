@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import ssl
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from iblip.export.errors import OptionError
 from iblip.export.messages import shown
@@ -50,6 +52,41 @@ def check_key_pair(certificate: Path, key: Path) -> None:
             f"{certificate} and {key} cannot be used: {error.reason or error}. "
             "Expected a certificate and its private key, both PEM."
         ) from error
+
+
+def names_of_certificate(certificate: Path, key: Path) -> tuple[str, ...]:
+    """The names and addresses that a server's certificate is for, as it lists them.
+
+    Python's `ssl` reads them from a peer alone: so a server of the certificate shakes hands with a
+    client that trusts it, in memory.
+
+    Args:
+        certificate, key: as `check_key_pair` takes them.
+
+    Raises:
+        OptionError: no client would trust it, such as one that has expired.
+    """
+    server, client = (
+        ssl.SSLContext(side) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+    )
+    server.load_cert_chain(certificate, key)
+    client.load_verify_locations(certificate)
+    client.check_hostname = False  # the name is what is looked for
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(one, other), server.wrap_bio(other, one, server_side=True)
+    try:
+        for end in (*ends, *ends):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        raise OptionError(
+            f"the certificate {certificate} cannot be trusted: {error.verify_message}"
+        ) from error
+    peer: Any = ends[0].getpeercert() or {}
+    return tuple(
+        name for kind, name in peer.get("subjectAltName", ()) if kind in ("DNS", "IP Address")
+    )
 
 
 def check_authorities(path: Path) -> None:

@@ -80,7 +80,7 @@ def pytest_collection_finish() -> None:
 
 
 def _is_asked_for(item: pytest.Item, config: pytest.Config) -> bool:
-    for marker in ("cuda_stub", "vllm"):  # want an environment of their own
+    for marker in ("cuda_stub", "openai_clients", "vllm"):  # want an environment of their own
         if item.get_closest_marker(marker):
             return marker in config.option.markexpr
     return config.getoption("exhaustive") or not item.get_closest_marker("exhaustive")

@@ -39,6 +39,7 @@ class GenerationKeywords(TypedDict, total=False):
     early_stopping: bool | Literal["never"]
     beam_scorer: Literal["v5", "v4"]
     candidates: Sequence[str]
+    json_schema: Mapping[str, Any] | None
     truncation: Literal["", "left", "right"]
     max_instruction: int | None
     echo: bool

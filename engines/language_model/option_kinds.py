@@ -208,6 +208,33 @@ class Biases(Kind):
             self.bias.check(f"{name} of {shown(token)}", bias)
 
 
+@dataclass(frozen=True)
+class Schema(Kind):
+    """A JSON schema: an object of JSON, which takes so many characters at most."""
+
+    json = dict
+    most: int
+
+    @property
+    def expected(self) -> str:
+        """See `Kind`."""
+        return f"a JSON schema, an object of at most {self.most} characters of JSON"
+
+    def accepts(self, value: object) -> bool:
+        """See `Kind`; `check` looks at what is in it, too."""
+        return isinstance(value, Mapping)
+
+    def check(self, name: str, value: Any) -> None:
+        """See `Kind`."""
+        super().check(name, value)
+        try:
+            size = len(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise OptionError(f"{name} is no JSON: {error}; expected {self.expected}") from error
+        if size > self.most:
+            raise OptionError(f"{name} has {size} characters of JSON; expected {self.expected}")
+
+
 def joined(words: Iterable[str], conjunction: str, *, quote: str = "`") -> str:
     """Words as one phrase: `a`, `b` or `c`."""
     *others, last = (f"{quote}{word}{quote}" for word in words)

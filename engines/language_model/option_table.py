@@ -19,6 +19,7 @@ from iblip.engines.language_model.option_kinds import (
     Integer,
     Kind,
     Number,
+    Schema,
     Texts,
     TokenIds,
     plain,
@@ -28,6 +29,7 @@ MAX_SEED = 2**63 - 1
 MOST_SEQUENCES = 64
 MOST_LOGPROBS = 100
 MOST_CANDIDATES = 1000
+MOST_SCHEMA = 1 << 15
 MOST_LISTED = 1000
 """Entries of `banned_words`, `stop` and `stop_token_ids`."""
 
@@ -321,6 +323,18 @@ OPTIONS: Mapping[str, Option] = {
             help="Answers to choose from: each is scored, and the most likely is the answer.",
             note="Nothing is generated then.",
             lavis={"predict_class": "candidates"},
+        ),
+        Option(
+            name="json_schema",
+            kind=Schema(MOST_SCHEMA),
+            default=None,
+            unset="none",
+            example='{"type": "string", "enum": ["red", "blue"]}',
+            engines=(ONNXRUNTIME,),
+            help="JSON schema that the answer follows, which is then JSON.",
+            note="Tokens that would leave it are never chosen. An answer that is cut off, with the "
+            "finish reason `length`, is the beginning of such JSON. Goes with sampling, not with "
+            "`num_beams`, `min_new_tokens`, `min_length`, `stop` or `stop_token_ids`.",
         ),
         Option(
             name="truncation",

@@ -51,6 +51,7 @@ class GenerationOptions:
     early_stopping: bool | Literal["never"] = _default("early_stopping")
     beam_scorer: Literal["v5", "v4"] = _default("beam_scorer")
     candidates: tuple[str, ...] = _default("candidates")
+    json_schema: Mapping[str, Any] | None = _default("json_schema")
     truncation: Literal["", "left", "right"] = _default("truncation")
     max_instruction: int | None = _default("max_instruction")
     echo: bool = _default("echo")
@@ -62,6 +63,7 @@ class GenerationOptions:
         self._check_lengths()
         self._check_instruction()
         self._check_beams()
+        self._check_schema()
         if self.candidates:
             self._check_ranking()
 
@@ -101,6 +103,17 @@ class GenerationOptions:
                 f"n is {self.n}; with temperature 0 all answers would be the same: "
                 "expected a temperature above 0, or num_beams"
             )
+
+    def _check_schema(self) -> None:
+        if self.json_schema is None:
+            return
+        for name in ("num_beams", "min_new_tokens", "min_length", "stop", "stop_token_ids"):
+            value = getattr(self, name)
+            if value != OPTIONS[name].default:
+                raise OptionError(
+                    f"{name} is {shown(value)} and json_schema is given, which alone says where an "
+                    "answer may end, and is not known of a beam search: leave one of them out"
+                )
 
     def _check_ranking(self) -> None:
         ranking = [name for name, option in OPTIONS.items() if option.ranks]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from iblip.export.system.json_text import parse_json
 from iblip.export.system.paths import expanded
 
 
@@ -34,6 +35,20 @@ class AnyPath(click.Path):
 
 PATH = AnyPath()
 ANY_DIRECTORY = AnyPath("directory")
+
+
+class JsonText(click.ParamType[Any]):
+    """JSON, or @ and the name of a file that has it."""
+
+    name = "JSON"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """It as Python's values."""
+        try:
+            text = Path(value[1:]).read_text() if value.startswith("@") else value
+            return parse_json(text)
+        except (OSError, ValueError) as error:
+            self.fail(f"{value[:80]!r} is neither JSON nor @FILE with JSON: {error}", param, ctx)
 
 
 class ExistingPath(click.Path):

@@ -18,12 +18,13 @@ from iblip.engines.language_model.option_kinds import (
     Integer,
     Kind,
     Number,
+    Schema,
     Texts,
     TokenIds,
 )
 from iblip.engines.language_model.option_table import OPTIONS, Option
 from iblip.export.errors import OptionError
-from iblip.serving.cli.kinds import MODELS, PATH, Word
+from iblip.serving.cli.kinds import MODELS, PATH, JsonText, Word
 
 if TYPE_CHECKING:
     from iblip.engines.language_model.options import GenerationOptions
@@ -35,6 +36,7 @@ KINDS: Mapping[type[Kind], Any] = {
     Texts: str,
     TokenIds: int,
     Biases: (int, float),
+    Schema: JsonText(),
 }
 """What click makes of an option's value, or of each where a flag can be given several times."""
 
@@ -52,10 +54,16 @@ def flag_of_option(option: Option) -> str:
 
 def help_of_option(option: Option) -> str:
     """What `--help` says of it, other options being called as their flags are."""
-    default = "Repeatable." if option.kind.json else f"Default: {option.default_text}."
+    form = "Or @FILE, which has it. " if isinstance(option.kind, Schema) else ""
+    default = "Repeatable." if _repeats(option) else form + f"Default: {option.default_text}."
     return re.sub(
         r"`(\w+)`", lambda match: flag_of_option(OPTIONS[match[1]]), f"{option.help} {default}"
     )
+
+
+def _repeats(option: Option) -> bool:
+    """Whether its flag may be given several times, for an entry each."""
+    return option.kind.json is not None and not isinstance(option.kind, Schema)
 
 
 ACCESS = ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")
@@ -73,7 +81,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             flag_of_option(option),
             option.name,
             type=click.Choice(list(kind.words)) if type(kind) is Choice else KINDS[type(kind)],
-            multiple=kind.json is not None,
+            multiple=_repeats(option),
             help=help_of_option(option),
         )(function)
     return function

@@ -15,6 +15,7 @@ from iblip.serving.cli.commands import Command, Interrupted
 from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.kinds import MODELS, PATH, PRECISION
 from iblip.serving.cli.options import as_json, triton_option
+from iblip.serving.cli.serve_gateway import check_gateway, gateway_arguments, gateway_process
 from iblip.serving.server.closed import CLOSED
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def command(
     check_triton_flags(triton_flags)
     tls = _tls(tls_cert, tls_key, tls_client_ca)
     token = None if token_file is None else read_token(token_file)
-    _check_gateway(openai_port, openai_keys, tls)
+    check_gateway(openai_port, openai_keys, tls)
     # All that is wrong with the call has been said before a build, which may take hours.
     directory = found or _build_model(build_or_model, building)
     manifest = Manifest.read(directory)
@@ -299,12 +300,12 @@ def command(
             probes = running.enter_context(_health_server(health, options.host, health_port))
             gateway = None
             if openai_port is not None:
-                gateway = running.enter_context(_gateway(options.host, openai_port))
+                gateway = running.enter_context(gateway_process(options.host, openai_port))
 
             def announce(server: TritonServer) -> None:
                 if gateway is not None:
                     keys = openai_keys or token_file
-                    gateway.start(_gateway_arguments(directory, manifest, server, token_file, keys))
+                    gateway.start(gateway_arguments(directory, manifest, server, token_file, keys))
                 _announce(server, probes, gateway, manifest, json_)
 
             supervisor.run(announce)
@@ -379,47 +380,6 @@ def _health_server(health: Health, host: str, port: int) -> HealthServer:
             f"port {port} (health) of {host} cannot be used: {error.strerror}. "
             "Give another with --health-port, or 0 for any free one."
         ) from error
-
-
-def _check_gateway(port: int | None, keys: Path | None, tls: ServerTLS | None) -> None:
-    """Refuses a gateway that could not be started, before anything else is."""
-    from iblip.export.errors import OptionError
-
-    if port is None:
-        if keys is not None:
-            raise OptionError("--openai-keys needs --openai-port")
-        return
-    import iblip.serving.gateway.running  # noqa: F401  # says which extra is missing
-
-    if tls is not None:
-        raise OptionError(
-            "--openai-port and --tls-cert do not go together: the gateway cannot know by which "
-            "name and certificate it may ask. Start `iblip gateway URL --tls-ca …` apart."
-        )
-    if keys is not None:
-        from iblip.serving.gateway.callers import read_callers
-
-        read_callers(keys)
-
-
-def _gateway(host: str, port: int) -> GatewayProcess:
-    from iblip.serving.gateway.process import GatewayProcess
-
-    return GatewayProcess(host, port, lambda text: echo(text, err=True))
-
-
-def _gateway_arguments(
-    directory: Path,
-    manifest: Manifest,
-    server: TritonServer,
-    token_file: Path | None,
-    keys: Path | None,
-) -> list[str]:
-    """Of `iblip gateway`, for this server."""
-    tokenizer = (directory / manifest.text.tokenizer).absolute()
-    arguments = [f"{manifest.name}={server.grpc_url}", f"--tokenizer={manifest.name}={tokenizer}"]
-    files = {"token-file": token_file, "keys": keys}
-    return [*arguments, *(f"--{name}={path}" for name, path in files.items() if path is not None)]
 
 
 def _print_command(repository: Path, options: ServerOptions, json_: bool) -> None:

@@ -184,7 +184,7 @@ class Gateway:
             del question  # and with it the pixels: the request has them
             async with stream:
                 # What the answer becomes at its end cannot be sent before.
-                is_whole = bool(asked.format.candidates or stream.preset)
+                is_whole = bool(asked.format.is_ranking or stream.preset)
                 first = "" if is_whole else await anext(stream, "")
                 if is_whole:
                     await stream.answer()

@@ -15,8 +15,9 @@ from iblip.export.messages import kind_of, shown
 from iblip.serving.gateway.errors import ParameterError
 from iblip.serving.wire.contract import ServerContract
 
-OPENINGS = ("###Human: ", "<s>[INST] ")
-"""What begins a human's turn in MiniGPT-4's prompts: on Vicuna, on LLaMA-2. Source:
+OPENINGS = {"###Human: ": "###Human: ", "[INST] ": "<s>[INST] "}
+"""What begins a human's turn in MiniGPT-4's dialogues, on Vicuna and on LLaMA-2, by what is in the
+template: one with `[INST]` alone leaves the first `<s>` to the tokenizer. Source:
 Vision-CAIR/MiniGPT-4, `minigpt4/conversation/conversation.py`."""
 
 IMAGE = f"<Img>{MARK}</Img> "
@@ -81,7 +82,7 @@ def prompt_from_turns(
     if len(turns) == 1:
         return turns[0].text, images
     template = contract.prompt_template
-    opening = next((one for one in OPENINGS if one in template), None)
+    opening = next((one for sign, one in OPENINGS.items() if sign in template), None)
     if opening is None:
         raise ParameterError(
             f"messages has {len(turns)} turns; {contract.build.name} ({contract.build.family}) "

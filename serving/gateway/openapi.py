@@ -12,6 +12,7 @@ from iblip.engines.language_model.option_kinds import (
     Integer,
     Kind,
     Number,
+    Schema,
     Texts,
     TokenIds,
 )
@@ -58,6 +59,7 @@ SCHEMAS: Mapping[type[Kind], Callable[[Any], dict[str, Any]]] = {
         "maxItems": kind.most,
     },
     Biases: _biases,
+    Schema: lambda kind: {"type": "object"},
     Text: lambda kind: {"type": "string"},
     Notes: lambda kind: {"type": "object", "additionalProperties": {"type": "string"}},
     Nothing: lambda kind: {"enum": [*kind.values, None]},
@@ -245,7 +247,7 @@ _MESSAGES = {
 
 _FORMAT = {
     "oneOf": [
-        _object({"type": {"const": "text"}}),
+        _object({"type": {"enum": ["text", "json_object"]}}),
         _object(
             {
                 "type": {"const": "json_schema"},
@@ -257,7 +259,8 @@ _FORMAT = {
                         "strict": {"type": ["boolean", "null"]},
                         "schema": {
                             "type": "object",
-                            "description": "A string with enum, or an object of one such property.",
+                            "description": "A string with enum, or an object of one such property, "
+                            "is ranked; the tokens of an answer to any other are chosen by it.",
                         },
                     },
                 },

@@ -126,7 +126,7 @@ OWN: Mapping[str, Parameter] = {
         kind=Integer(0, MOST_LOGPROBS),
     ),
     "response_format": Parameter(
-        help="`text`, or a `json_schema` that lists every answer.",
+        help="`text`; or JSON: `json_object`, or what a `json_schema` allows.",
         schema={"$ref": "#/components/schemas/ResponseFormat"},
     ),
     "compat": Parameter(
@@ -170,6 +170,9 @@ PARAMETERS: Mapping[str, Parameter] = {
     },
 }
 """Every parameter by name."""
+
+RANKING = frozenset(name for name, option in OPTIONS.items() if option.ranks)
+"""Options that go with a ranking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +218,12 @@ def read_parameters(body: Mapping[str, Any]) -> Asked:
             raise ParameterError(f"{name} is missing", name)
     for name, value in given.items():
         _check(name, value)
-    form = read_format(given.get("response_format"))
-    options = _options(given, form)
+    options = _options(given)
+    form = read_format(given.get("response_format"), may_rank=not options.keys() - RANKING)
+    for name in ("candidates", "json_schema"):
+        if form.options and name in options:
+            raise ParameterError(f"{name} and response_format both say what is answered", name)
+    options |= form.options
     return Asked(
         model=given["model"],
         options=options,
@@ -249,7 +256,7 @@ def _value(parameter: Parameter, value: Any) -> Any:
     return values_from_json({parameter.option: value})[parameter.option]
 
 
-def _options(given: Mapping[str, Any], form: Format) -> dict[str, Any]:
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The generation options, by their own names."""
     options: dict[str, Any] = {}
     names: dict[str, str] = {}
@@ -263,10 +270,6 @@ def _options(given: Mapping[str, Any], form: Format) -> dict[str, Any]:
         options["logprobs"] = given.get("top_logprobs", 0)
     elif "top_logprobs" in given:
         raise ParameterError("top_logprobs needs logprobs to be true", "top_logprobs")
-    if form.candidates:
-        if "candidates" in options:
-            raise ParameterError("candidates and response_format list answers both", "candidates")
-        options["candidates"] = form.candidates
     return options
 
 
@@ -301,4 +304,6 @@ def parameter_of(error: OptionError, given: Mapping[str, Any]) -> str | None:
     if word not in OPTIONS:
         return None
     names = [name for name in given if PARAMETERS[name].option == word]
+    if not names and word in ("candidates", "json_schema") and "response_format" in given:
+        return "response_format"
     return names[0] if names else word

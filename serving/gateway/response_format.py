@@ -1,15 +1,15 @@
-"""`response_format`: an answer that is one of a closed list, written as JSON.
+"""`response_format`: an answer that is JSON, by a ranking or by a JSON schema.
 
-A schema is taken where it lists every answer: a string with `enum`, or an object with one such
-property. The list becomes the candidates of a ranking, so the answer is the most likely of them and
-always valid. Any other schema is refused.
+A schema that lists every answer (a string with `enum`, or an object with one such property) becomes
+the candidates of a ranking, so the answer is the most likely of them. Any other schema, and a list
+where the request has options that a ranking does not take, holds the answer as it is written.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from iblip.engines.language_model.option_table import OPTIONS
@@ -23,8 +23,8 @@ NOTES = frozenset({"title", "description", "$schema", "$id", "default"})
 """Keywords of JSON Schema that allow and forbid nothing."""
 
 EXPECTED = (
-    "expected {'type': 'text'}, or a json_schema that lists every answer: a string with enum, or "
-    "an object with one required property of that kind and additionalProperties false"
+    "expected {'type': 'text'}, {'type': 'json_object'}, or {'type': 'json_schema', "
+    "'json_schema': {'schema': …}}"
 )
 
 
@@ -33,62 +33,88 @@ class Format:
     """What an answer looks like.
 
     Attributes:
-        candidates: every answer that there is; empty is text of any kind.
-        property: of the object that has the answer; empty where the answer is a string of JSON.
+        options: generation options that make it so.
+        key: of the object that has a ranking's answer; empty where it is a string of JSON.
     """
 
-    candidates: tuple[str, ...] = ()
-    property: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def is_ranking(self) -> bool:
+        """Whether the answer is one of a list."""
+        return "candidates" in self.options
 
     def content(self, text: str) -> str:
         """The content of a message whose answer is `text`."""
-        if not self.candidates:
+        if not self.is_ranking:
             return text
-        return json.dumps({self.property: text} if self.property else text, ensure_ascii=False)
+        return json.dumps({self.key: text} if self.key else text, ensure_ascii=False)
 
 
-def read_format(value: Any) -> Format:
+def read_format(value: Any, *, may_rank: bool = True) -> Format:
     """The format that a request asks for; `None` is text.
 
+    Args:
+        value: as in the request.
+        may_rank: whether the request's other options go with a ranking.
+
     Raises:
-        ParameterError: it is another one.
+        ParameterError: it is none.
     """
-    if value is None or value == {"type": "text"}:
-        return Format()
     kind = value.get("type") if isinstance(value, dict) else value
-    if kind != "json_schema":
-        raise ParameterError(f"response_format is {shown(value)}; {EXPECTED}", PLACE)
-    inner = value.get("json_schema")
-    schema = inner.get("schema") if isinstance(inner, dict) else None
-    name, listed = _property(schema)
-    return Format(candidates=_candidates(listed), property=name)
+    match kind:
+        case None if value is None:
+            return Format()
+        case "text" if isinstance(value, dict):
+            return Format()
+        case "json_object" if isinstance(value, dict):
+            return Format(options={"json_schema": {"type": "object"}})
+        case "json_schema" if isinstance(value, dict):
+            inner = value.get("json_schema")
+            schema = inner.get("schema") if isinstance(inner, dict) else None
+            if isinstance(schema, dict):
+                ranked = _ranking(schema) if may_rank else None
+                return ranked or _constrained(schema)
+    raise ParameterError(f"response_format is {shown(value)}; {EXPECTED}", PLACE)
 
 
-def _property(schema: Any) -> tuple[str, Any]:
-    """The one property of a schema of an object, and its schema; else the schema itself."""
-    if not isinstance(schema, dict) or schema.get("type") != "object":
-        return "", schema
-    properties = schema.get("properties")
-    is_closed = schema.get("additionalProperties") is False
-    known = {"type", "properties", "required", "additionalProperties"} | NOTES
-    if not (isinstance(properties, dict) and len(properties) == 1 and is_closed) or (
-        schema.get("required") != list(properties) or schema.keys() - known
-    ):
-        raise ParameterError(f"the schema is {shown(schema)}; {EXPECTED}", PLACE)
-    ((name, listed),) = properties.items()
-    if not name:
-        raise ParameterError("the name of the property is empty", PLACE)
-    return name, listed
-
-
-def _candidates(schema: Any) -> tuple[str, ...]:
-    listed = schema.get("enum") if isinstance(schema, dict) else None
-    is_string = isinstance(schema, dict) and schema.get("type", "string") == "string"
-    unknown = schema.keys() - {"type", "enum"} - NOTES if isinstance(schema, Mapping) else ()
-    if not is_string or unknown or not isinstance(listed, list) or not listed:
-        raise ParameterError(f"the schema is {shown(schema)}; {EXPECTED}", PLACE)
+def _constrained(schema: Mapping[str, Any]) -> Format:
     try:
-        OPTIONS["candidates"].check(tuple(listed))
+        OPTIONS["json_schema"].check(schema)
     except OptionError as error:
-        raise ParameterError(f"the enum of response_format: {error}", PLACE) from error
-    return tuple(listed)
+        raise ParameterError(f"the schema of response_format: {error}", PLACE) from error
+    return Format(options={"json_schema": schema})
+
+
+def _ranking(schema: Mapping[str, Any]) -> Format | None:
+    """The ranking of a schema that lists every answer; `None` of another."""
+    name, listed = _property(schema)
+    known = {"type", "enum"} | NOTES
+    if not isinstance(listed, dict) or listed.keys() - known:
+        return None
+    texts = listed.get("enum")
+    if listed.get("type", "string") != "string" or not isinstance(texts, list) or not texts:
+        return None
+    try:
+        OPTIONS["candidates"].check(tuple(texts))
+    except OptionError:
+        return None
+    return Format(options={"candidates": tuple(texts)}, key=name)
+
+
+def _property(schema: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one property of a schema of an object, and its schema; else the schema itself."""
+    properties = schema.get("properties")
+    known = {"type", "properties", "required", "additionalProperties"} | NOTES
+    if (
+        schema.get("type") != "object"
+        or schema.get("additionalProperties") is not False
+        or not isinstance(properties, dict)
+        or len(properties) != 1
+        or schema.get("required") != list(properties)
+        or schema.keys() - known
+    ):
+        return "", schema
+    ((name, listed),) = properties.items()
+    return (name, listed) if name else ("", schema)

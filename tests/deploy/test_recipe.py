@@ -128,7 +128,7 @@ def test_a_language_model_on_cuda_finds_all_that_it_imports(commands):
     installed = packages_of(extra[0].partition("=")[2])
     assert {"tokenizers", "onnxruntime-gpu", "cuda-bindings"} <= installed
     assert "onnxruntime" not in installed  # it has the same files as onnxruntime-gpu
-    runtime = {"ml-dtypes", "onnx-ir", "onnxruntime", "tokenizers", "tritonclient"}
+    runtime = {"llguidance", "ml-dtypes", "onnx-ir", "onnxruntime", "tokenizers", "tritonclient"}
     assert packages_of("runtime-cpu") == runtime
 
 

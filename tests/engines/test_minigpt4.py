@@ -128,7 +128,25 @@ class Original:
         before, after = (
             self.llama.model.embed_tokens(torch.tensor([row[at] for row in rows])) for at in (0, 1)
         )
-        embeds = torch.cat([before, self.encode_img(files), after], dim=1)
+        return self.go_on(
+            torch.cat([before, self.encode_img(files), after], dim=1), num_beams, limit
+        )
+
+    @torch.no_grad()
+    def dialogue(self, files: Sequence[Path], text: str, limit: int) -> str:
+        """`Chat.answer` of a conversation: `text` is all of it, with a mark for each image."""
+        parts = []
+        for index, part in enumerate(text.split("<ImageHere>")):
+            ids = self.tokenizer(part, add_special_tokens=index == 0).input_ids
+            parts += [self.encode_img([files[index - 1]])] if index else []
+            parts.append(self.llama.model.embed_tokens(torch.tensor([ids], dtype=torch.long)))
+        made = self.go_on(torch.cat(parts, dim=1), 1, limit)
+        said: str = self.tokenizer.decode(made[0], skip_special_tokens=True)
+        for stop in self.config["stop"]:
+            said = said.split(stop)[0]
+        return said
+
+    def go_on(self, embeds: torch.Tensor, num_beams: int, limit: int) -> torch.Tensor:
         criteria = [Ends(self.tokenizer, stop) for stop in self.config["stop"]]
         made: torch.Tensor = self.llama.generate(
             inputs_embeds=embeds,

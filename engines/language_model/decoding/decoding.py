@@ -19,6 +19,7 @@ from iblip.engines.language_model.answering import (
     answer_from_completions,
 )
 from iblip.engines.language_model.decoding.beams import Beam, BeamSearch
+from iblip.engines.language_model.decoding.grammars import Grammar
 from iblip.engines.language_model.decoding.logits_processors import LogitsProcessors, Words
 from iblip.engines.language_model.decoding.ranking import CandidateTree
 from iblip.engines.language_model.decoding.sampling import Sampler, choose_seed
@@ -90,6 +91,7 @@ class Samples:
         limits: of the answer.
         processors: the logits processors of the same options.
         builder: makes an empty completion.
+        grammar: of every answer; `None` allows any text.
     """
 
     def __init__(
@@ -98,12 +100,22 @@ class Samples:
         limits: AnswerLimits,
         processors: LogitsProcessors,
         builder: Callable[[], CompletionBuilder],
+        grammar: Grammar | None = None,
     ) -> None:
         self.width = options.n
         self._limits = limits
         self._seed = choose_seed(options)
         self._rows = [
-            (Sampler(options, processors, seed=self._seed, index=index), builder())
+            (
+                Sampler(
+                    options,
+                    processors,
+                    seed=self._seed,
+                    index=index,
+                    constraint=None if grammar is None else grammar.begin(),
+                ),
+                builder(),
+            )
             for index in range(options.n)
         ]
         self._live = [0] * options.n  # each completion's row in the last step
@@ -294,6 +306,7 @@ def decoding_for(
     banned: Words = (),
     candidates: Words = (),
     stopped: Callable[[tuple[int, ...]], bool] = lambda tokens: False,
+    grammar: Grammar | None = None,
 ) -> Decoding:
     """The way of generating that these options ask for.
 
@@ -305,6 +318,7 @@ def decoding_for(
         banned: token ids of every banned word.
         candidates: token ids of every candidate.
         stopped: whether the last of some tokens completes a stop string.
+        grammar: of the answer, where the options have a JSON schema.
     """
     if candidates:
         return Ranking(options, limits, facts, candidates)
@@ -318,4 +332,4 @@ def decoding_for(
     )
     if options.num_beams > 1:
         return Beams(options, limits, processors, builder, ends, stopped)
-    return Samples(options, limits, processors, builder)
+    return Samples(options, limits, processors, builder, grammar)

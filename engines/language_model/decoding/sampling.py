@@ -11,6 +11,7 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
+from iblip.engines.language_model.decoding.grammars import Constraint
 from iblip.engines.language_model.decoding.logits_processors import LogitsProcessors
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import TokenLogprob
@@ -32,6 +33,7 @@ class Sampler:
         seed: of the random generator, from `choose_seed`; `None` for greedy.
         index: tells this answer from others to the same request. The first samples what it would
             sample alone.
+        constraint: forbids tokens that the answer's grammar does not allow; `None` is no grammar.
 
     Attributes:
         tokens: chosen so far.
@@ -45,9 +47,11 @@ class Sampler:
         *,
         seed: int | None = None,
         index: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         self._options = options
         self._processors = processors
+        self._constraint = constraint
         entropy = seed if not index or seed is None else [seed, index]
         self._random = None if seed is None else np.random.default_rng(entropy)
         self.tokens: list[int] = []
@@ -64,6 +68,8 @@ class Sampler:
         top = self._options.logprobs
         raw = None if top is None else log_probabilities(scores)
         token = self._choose(scores)
+        if self._constraint is not None:
+            self._constraint.advance(token)
         self.tokens.append(token)
         if raw is not None and top is not None:
             self.logprobs.append(token_logprob(raw, token, top))
@@ -72,6 +78,8 @@ class Sampler:
     def _choose(self, scores: Logits) -> int:
         options = self._options
         self._processors(scores, self.tokens)
+        if self._constraint is not None:
+            self._constraint.mask(scores)
         if self._random is None:
             return int(scores.argmax())
         scores /= np.float32(options.temperature)

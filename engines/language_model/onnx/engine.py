@@ -22,6 +22,7 @@ from iblip.engines.language_model.checking import (
     copy_visual_prompt,
 )
 from iblip.engines.language_model.decoding.decoding import Decoding, decoding_for
+from iblip.engines.language_model.decoding.grammars import Grammars
 from iblip.engines.language_model.detokenise import special_tokens
 from iblip.engines.language_model.generation import QueuedGeneration, Ticket
 from iblip.engines.language_model.onnx.scheduler import Scheduler
@@ -72,6 +73,7 @@ class OnnxEngine:
         self._scheduler = Scheduler(model, self._totals)
         self._queue_limit, self._stop_strings = queue_limit, stop
         self._special = special_tokens(prompts.tokenizer)
+        self._grammars = Grammars(prompts.tokenizer, facts.vocab_size, facts.eos_token_ids)
         self._waiting: WaitingRequests[Ticket] = WaitingRequests(patience_s)
         self._running: list[Ticket] = []  # for `close`, which another thread calls
         self._stop_reason = ""  # why it takes no more requests; empty while it does
@@ -100,8 +102,8 @@ class OnnxEngine:
             InputError: the prompt is empty, too long, or has the image token in it; the visual
                 prompt is not float `[images, queries, hidden]`; or there are too many images.
             OptionError: `min_new_tokens` does not fit; `n` or `num_beams` is more than there are
-                slots; an option names a token that the model does not have; or a candidate is too
-                long.
+                slots; an option names a token that the model does not have; a candidate is too
+                long; or `json_schema` cannot be used.
             QueueFullError: too many requests are waiting.
             EngineError: the engine is closed, or has failed.
         """
@@ -167,7 +169,9 @@ class OnnxEngine:
         facts, tokenizer = self._facts, self._prompts.tokenizer
         ids = self._prompts(prompt, images)
         self._check_fit(options)
-        limits = settle_limits(ids, options, facts, self._stop_strings)
+        schema = options.json_schema
+        # The model's own stop strings may be part of a JSON string: a grammar knows the end itself.
+        limits = settle_limits(ids, options, facts, self._stop_strings if schema is None else ())
 
         def builder() -> CompletionBuilder:
             return CompletionBuilder(options, limits, facts, tokenizer, self._special)
@@ -175,7 +179,10 @@ class OnnxEngine:
         banned = words_from_text(tokenizer, options.banned_words)
         stops = StopTokens(tokenizer, limits.stop)
         candidates = self._tokenise_candidates(options, limits.max_tokens)
-        return ids, decoding_for(options, limits, facts, builder, banned, candidates, stops)
+        grammar = None if schema is None else self._grammars.compiled(schema)
+        return ids, decoding_for(
+            options, limits, facts, builder, banned, candidates, stops, grammar
+        )
 
     def _tokenise_candidates(self, options: GenerationOptions, limit: int) -> list[tuple[int, ...]]:
         """The token ids of each candidate; refuses those that the model cannot generate."""

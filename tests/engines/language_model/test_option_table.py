@@ -21,6 +21,7 @@ from iblip.engines.language_model.option_kinds import (
     Integer,
     Kind,
     Number,
+    Schema,
     Texts,
     TokenIds,
 )
@@ -54,6 +55,7 @@ HINTS: Mapping[type[Kind], Any] = {
     Texts: tuple[str, ...],
     TokenIds: tuple[int, ...],
     Biases: Mapping[int, float],
+    Schema: Mapping[str, Any],
 }
 
 
@@ -90,6 +92,8 @@ def good(option: Option) -> Iterator[Any]:
             yield from ((), (0, 10**6))
         case Biases(bias):
             yield from ({}, {0: bias.least, 7: bias.most})
+        case Schema():
+            yield from ({}, {"type": "string", "enum": ["é"]})
     if option.default is None:
         yield None
 
@@ -124,6 +128,11 @@ def bad(option: Option) -> Iterator[tuple[Any, str]]:
                 yield {token: 1.0}, f"a token in {name} is {token!r}; expected an integer, 0 or"
             for value in (bias.least - 1, bias.most + 1, True, nan, "1", None):
                 yield {3: value}, f"{name} of 3 is {value!r}; expected a number from -100 to 100"
+        case Schema(most):
+            wrong, expected = [3, "{}", [{}], True, nan], "a JSON schema, an object of at most"
+            yield {"const": "x" * most}, f"{name} has {most + 13} characters of JSON; expected"
+            yield {"const": nan}, f"{name} is no JSON: Out of range float"
+            yield {"const": {1}}, f"{name} is no JSON: Object of type set"
     wrong += [] if option.default is None else [None]
     for value in wrong:
         yield value, f"{name} is {value!r}; expected "

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from iblip.engines.language_model.option_kinds import Biases, Choice, Flag, Integer, Number
+from iblip.engines.language_model.option_kinds import Biases, Choice, Flag, Integer, Number, Schema
 from iblip.engines.language_model.option_table import OPTIONS
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.errors import OptionError
@@ -110,6 +110,8 @@ def words(option):
             return [flag, word], value
         case Biases():
             return [flag, "3", "-1.5", flag, "4", "2"], {3: -1.5, 4: 2.0}
+        case Schema():
+            return [flag, '{"type": "integer"}'], {"type": "integer"}
     return [flag, "5", flag, "6"], (5, 6) if option.name == "stop_token_ids" else ("5", "6")
 
 

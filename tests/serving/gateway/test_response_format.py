@@ -1,4 +1,4 @@
-"""A schema that lists every answer is a ranking; any other is refused."""
+"""A schema that lists every answer is a ranking; any other holds the answer as it is written."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ def closed(**properties):
     }
 
 
-def asked(schema):
-    return read_format(
-        {"type": "json_schema", "json_schema": {"name": "colour", "strict": True, "schema": schema}}
-    )
+def asked(schema, **options):
+    inner = {"name": "colour", "strict": True, "schema": schema}
+    return read_format({"type": "json_schema", "json_schema": inner}, **options)
 
 
 def test_text_is_text():
     for form in (read_format(None), read_format({"type": "text"})):
-        assert form.candidates == ()
+        assert form.options == {}
         assert form.content("a cat") == "a cat"
 
 
 def test_a_list_of_strings_is_a_ranking_whose_answer_is_json():
     form = asked({**ENUM, "title": "Colour"})
-    assert form.candidates == ("red", "dark blue")
+    assert form.options == {"candidates": ("red", "dark blue")}
     assert json.loads(form.content("dark blue")) == "dark blue"
 
 
 def test_an_object_of_one_list_is_one_too():
     form = asked({**closed(colour=ENUM), "title": "Answer"})
-    assert form.candidates == ("red", "dark blue")
+    assert form.options == {"candidates": ("red", "dark blue")}
     assert json.loads(form.content("red")) == {"colour": "red"}
 
 
@@ -49,7 +48,9 @@ def test_an_object_of_one_list_is_one_too():
     "value",
     [
         "text",
-        {"type": "json_object"},
+        "json_object",
+        {"type": "xml"},
+        {},
         {"type": "json_schema"},
         {"type": "json_schema", "json_schema": {"schema": []}},
     ],
@@ -78,7 +79,21 @@ def test_other_formats_are_refused(value):
         {"$ref": "#/$defs/Colour"},
     ],
 )
-def test_schemas_that_do_not_list_every_answer_are_refused(schema):
-    with pytest.raises(ParameterError) as refused:
-        asked(schema)
+def test_a_schema_that_does_not_list_every_answer_holds_it_as_it_is_written(schema):
+    form = asked(schema)
+    assert form.options == {"json_schema": schema}
+    assert form.content('{"a": 1}') == '{"a": 1}'
+
+
+def test_a_list_is_not_ranked_where_the_request_has_options_that_a_ranking_does_not_take():
+    assert asked(ENUM, may_rank=False).options == {"json_schema": ENUM}
+
+
+def test_any_object_is_one_schema():
+    assert read_format({"type": "json_object"}).options == {"json_schema": {"type": "object"}}
+
+
+def test_a_schema_that_is_too_large_is_refused():
+    with pytest.raises(ParameterError, match=r"json_schema has .* characters") as refused:
+        asked({"const": "x" * (1 << 15)})
     assert refused.value.param == "response_format"

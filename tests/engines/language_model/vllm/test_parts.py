@@ -166,6 +166,7 @@ REFUSED: dict[str, Any] = {
     "early_stopping": True,
     "beam_scorer": "v4",
     "candidates": ["a"],
+    "json_schema": {"type": "integer"},
     "no_repeat_ngram_size": 2,
     "penalty_scope": "answer",
 }
