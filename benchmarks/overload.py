@@ -160,7 +160,7 @@ class Overload:
         request = infer_request(pixels, prompt, options, model=MODEL, timeout_s=None, stream=True)
         started, first_s = time.perf_counter(), 0.0
         reader = AnswerReader(MODEL)
-        async for response in stub.ModelStreamInfer(iter([request])):
+        async for response in stub.ModelStreamInfer(request):
             if reader.feed(response) and not first_s:
                 first_s = time.perf_counter() - started
         return first_s, reader.answer().completion_tokens

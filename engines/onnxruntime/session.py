@@ -48,7 +48,7 @@ def open_session(
         contract: the inputs and outputs that the graph must have.
         threads: for one operator; `None` takes one per core this process may use.
         placement: the execution provider, its device and its options.
-        spin: whether idle threads wait busily for the next call: quicker steps, one core each.
+        spin: whether idle threads wait busily during a run: quicker steps, one core each.
 
     Raises:
         EngineError: the file is missing or broken, the provider cannot run here (with the reason,
@@ -66,6 +66,9 @@ def open_session(
     # (`check_assignment` tells those that matter).
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    # Threads that went on spinning after a run would take the cores from what comes next: other
+    # graphs, and under Triton the other steps.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(RECORDED, "1")
     if placement.memory != "cpu":
         settle_memory(options)

@@ -54,7 +54,7 @@ class Graph:
         path: of the `.onnx` file.
         contract: its inputs and outputs.
         threads: for one operator; `None` takes one per core.
-        spin: whether idle threads wait busily for the next call.
+        spin: whether idle threads wait busily during a run.
         placement: the execution provider, its device and its options.
     """
 
