@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import run
+from benchmarks.server_process import ROOT, python_of
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -33,6 +35,19 @@ def build(checkpoint: Path, scratch: Path, precision: str = "fp32") -> Path:
     if not output.exists():
         options = ["--precision", precision, "--output", str(output), "--no-verify"]
         run(["iblip", "export", "build", "--model", str(checkpoint), *options])
+    return output
+
+
+def build_of(checkout: Path, checkpoint: Path, scratch: Path) -> Path:
+    """A build by a checkout's own code: a server takes those of its own version."""
+    if checkout.resolve() == ROOT:
+        return build(checkpoint, scratch)
+    output = scratch / f"{checkpoint.name}-before"
+    if not output.exists():
+        options = ["--output", str(output.resolve()), "--no-verify"]
+        model = str(checkpoint.resolve())
+        command = python_of(checkout, "export", "build", "--model", model, *options)
+        subprocess.run(**command, check=True, stdout=subprocess.DEVNULL)  # type: ignore[call-overload]
     return output
 
 

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import openai
 
 from benchmarks.builds import build
-from benchmarks.latency import SHORT
 from benchmarks.measure import in_turns
 from benchmarks.served import BUSY, engine_metrics, serve
+from benchmarks.way import SHORT
 from iblip.export.examples import Example, read_examples
 from iblip.serving.client import Client
 from iblip.serving.client.patience import ONE_ATTEMPT

@@ -1,44 +1,31 @@
-"""Median latency of a short answer: transformers, in process, through Triton, in turns."""
+"""Latency of a short answer: transformers, in process, through Triton, each alone, in turns."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.builds import build
-from benchmarks.measure import in_turns
-from benchmarks.reference import Reference
-from iblip.engines.pipeline import Pipeline
-from iblip.export.artifact.manifest import Manifest
-from iblip.export.examples import read_examples
-from iblip.export.images import pixels_from_image
-from iblip.serving.client import Client
-from iblip.serving.client.patience import ONE_ATTEMPT
-from iblip.serving.repository.assembling import REPOSITORY
-from iblip.serving.server.server import TritonServer
+from benchmarks.alone import Way, compare
+from benchmarks.builds import build, build_of
 
-ROUNDS = 40
-SHORT = 12
-"""Characters: the longest answer that counts as short."""
+TASK = "a short answer"
 
 
-def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
-    """A new image and question each round, the same for every way."""
-    directory = build(checkpoint, scratch)
-    examples = [
-        e for e in read_examples(checkpoint / "examples") if e.answer and len(e.answer) <= SHORT
-    ]
-    reference, preprocessing = Reference(checkpoint), Manifest.read(directory).preprocessing
-    with (
-        TritonServer(directory / REPOSITORY) as server,
-        Client(server.grpc_url, timeout=ONE_ATTEMPT, retries=0) as client,
-        Pipeline(directory) as pipeline,
-    ):
-        ways = {
-            "transformers": lambda turn: reference.answer([examples[turn]]),
-            "in process": lambda turn: pipeline.answer(
-                pixels_from_image(examples[turn].image, preprocessing), examples[turn].prompt
-            ),
-            "through Triton": lambda turn: client.ask(examples[turn].image, examples[turn].prompt),
-        }
-        return in_turns(ways, ROUNDS, warm_up=3)
+def main(checkpoint: Path, scratch: Path, *, against: Path | None = None) -> dict[str, Any]:
+    """A new image and question each call, the same for every way.
+
+    Args:
+        checkpoint: of the model.
+        scratch: for builds.
+        against: another checkout; its ways are among the turns.
+    """
+    own = build(checkpoint, scratch)
+    ways = {
+        name: Way(name=name, task=TASK, build=own)
+        for name in ("transformers", "in process", "through Triton")
+    }
+    if against is not None:
+        other = build_of(against, checkpoint, scratch)
+        for name in ("in process", "through Triton"):
+            ways[f"{name}, before"] = Way(name=name, task=TASK, build=other, checkout=against)
+    return compare(ways, checkpoint)

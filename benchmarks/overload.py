@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import subprocess
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -27,8 +26,8 @@ import grpc.aio  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.builds import build
-from benchmarks.server_process import ROOT, ServerProcess, python_of
+from benchmarks.builds import build_of
+from benchmarks.server_process import ROOT, ServerProcess
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import IblipError, QueueFullError
@@ -58,7 +57,7 @@ def main(
     checkouts = {"this checkout": ROOT}
     if against is not None:
         checkouts = {"before": against.resolve(), **checkouts}
-    builds = {name: _build(checkpoint, scratch, path) for name, path in checkouts.items()}
+    builds = {name: build_of(path, checkpoint, scratch) for name, path in checkouts.items()}
     questions = _questions(checkpoint, builds["this checkout"])
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(ROUNDS if against else 1):
@@ -76,18 +75,6 @@ def main(
             for name, figures in rounds.items()
         },
     }
-
-
-def _build(checkpoint: Path, scratch: Path, checkout: Path) -> Path:
-    """A build by the checkout's own code: a server takes those of its own version."""
-    if checkout == ROOT:
-        return build(checkpoint, scratch)
-    output = scratch / f"{checkpoint.name}-before"
-    if not output.exists():
-        options = ["--output", str(output.resolve()), "--no-verify"]
-        command = python_of(checkout, "export", "build", "--model", str(checkpoint), *options)
-        subprocess.run(**command, check=True, stdout=subprocess.DEVNULL)  # type: ignore[call-overload]
-    return output
 
 
 def _questions(checkpoint: Path, directory: Path) -> list[Question]:
@@ -160,7 +147,7 @@ class Overload:
         request = infer_request(pixels, prompt, options, model=MODEL, timeout_s=None, stream=True)
         started, first_s = time.perf_counter(), 0.0
         reader = AnswerReader(MODEL)
-        async for response in stub.ModelStreamInfer(iter([request])):
+        async for response in stub.ModelStreamInfer(request):
             if reader.feed(response) and not first_s:
                 first_s = time.perf_counter() - started
         return first_s, reader.answer().completion_tokens

@@ -277,7 +277,7 @@ class Soak:
             self._url, options=channel_options(KeepAlive())
         ) as channel:
             stub = Service(channel)
-            call = stub.ModelStreamInfer(iter([request]))
+            call = stub.ModelStreamInfer(request)
             messages = [response.error_message async for response in call]
         refused = len(messages) == 1 and refusal in messages[0]
         return "refused" if refused else f"NOT REFUSED: {name}: {messages[:2]}"

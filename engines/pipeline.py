@@ -43,7 +43,7 @@ class Pipeline:
 
     Args:
         directory: of the build.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, for the engines that run on one.
         manifest: replaces the build's own, to run it on other engines.
 

@@ -17,7 +17,7 @@ class Place:
     """Where on this machine a runner runs.
 
     Attributes:
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, if the engine runs on one.
     """
 
@@ -44,7 +44,7 @@ def open_runner(
         manifest: of the same build.
         component: `vision_encoder`, `qformer` or `language_model`.
         graph: its name within the component.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, if the engine runs on one.
 
     Raises:

@@ -53,7 +53,7 @@ def open_engine(
     Args:
         directory: of the build.
         manifest: of the same build.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, if the engine runs on one.
         limits: how much it takes on, if that differs from the build's limits.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,6 +13,9 @@ import numpy as np
 from iblip.engines.language_model.option_table import OPTIONS, VLLM
 from iblip.export.errors import OptionError
 from iblip.export.messages import did_you_mean, shown
+
+BOUND = {name: option for name, option in OPTIONS.items() if option.at_most or option.instead_of}
+"""The options whose values go with another's, or do not."""
 
 
 def _default(name: str) -> Any:
@@ -58,8 +61,12 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
-            object.__setattr__(self, name, without_numpy(getattr(self, name)))
-            option.check(getattr(self, name))
+            given = getattr(self, name)
+            if given is option.default:  # most are: a request is read sooner
+                continue
+            value = without_numpy(given)
+            object.__setattr__(self, name, value)
+            option.check(value)
         self._check_lengths()
         self._check_instruction()
         self._check_beams()
@@ -68,7 +75,7 @@ class GenerationOptions:
             self._check_ranking()
 
     def _check_lengths(self) -> None:
-        for name, option in OPTIONS.items():
+        for name, option in BOUND.items():
             value = getattr(self, name)
             most = getattr(self, option.at_most) if option.at_most else None
             if most is not None and value > most:
@@ -139,12 +146,8 @@ class GenerationOptions:
 
     def to_mapping(self) -> dict[str, Any]:
         """The options that differ from their defaults, JSON-ready; `from_mapping` reads them."""
-        plain = type(self)()
-        changed = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) != getattr(plain, f.name)
-        }
+        values = {name: getattr(self, name) for name in OPTIONS}
+        changed = {name: value for name, value in values.items() if value != OPTIONS[name].default}
         made = {k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()}
         if "logit_bias" in made:
             made["logit_bias"] = {str(token): bias for token, bias in self.logit_bias.items()}

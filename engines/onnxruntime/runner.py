@@ -30,7 +30,7 @@ class OnnxRuntimeRunner:
     Args:
         path: of the `.onnx` file; its weights lie beside it.
         contract: the graph's inputs and outputs.
-        threads: for one operator; `None` takes one per core this process may use.
+        threads: for one operator; `None` takes what suits the graph and the machine.
         placement: the execution provider, its device and its options. While the runner is open,
             `iblip engines prune` leaves its `cache`.
     """

@@ -29,6 +29,11 @@ ONNX_TYPES = {
 """A contract's dtypes as ONNX Runtime spells them."""
 
 
+SMALL_BYTES = 32 << 20
+"""Size of a graph and its weights below which more threads only cost time: a processor's cache
+holds it, and an operator has ended before another core has woken up for its part."""
+
+
 def open_session(
     path: Path,
     contract: Contract,
@@ -46,9 +51,10 @@ def open_session(
     Args:
         path: of the `.onnx` file.
         contract: the inputs and outputs that the graph must have.
-        threads: for one operator; `None` takes one per core this process may use.
+        threads: for one operator; `None` takes one per core this process may use, or a single one
+            for a small graph.
         placement: the execution provider, its device and its options.
-        spin: whether idle threads wait busily for the next call: quicker steps, one core each.
+        spin: whether idle threads wait busily during a run: quicker steps, one core each.
 
     Raises:
         EngineError: the file is missing or broken, the provider cannot run here (with the reason,
@@ -60,12 +66,15 @@ def open_session(
     if not path.is_file():
         raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()
+    options.intra_op_num_threads = threads or _suitable_threads(path)
     options.inter_op_num_threads = 1
     # Errors: its warnings are about its own optimisations, and about nodes on the CPU
     # (`check_assignment` tells those that matter).
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    # Threads that went on spinning after a run would take the cores from what comes next: other
+    # graphs, and under Triton the other steps.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(RECORDED, "1")
     if placement.memory != "cpu":
         settle_memory(options)
@@ -101,6 +110,12 @@ def load_onnxruntime() -> Any:
             f"Install it with `{install_command('cpu')}` (or the extra gpu; never both)."
         ) from error
     return onnxruntime
+
+
+def _suitable_threads(path: Path) -> int:
+    """How many threads an operator of the graph at `path` is worth; its weights lie beside it."""
+    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    return available_cores() if size >= SMALL_BYTES else 1
 
 
 def available_cores() -> int:

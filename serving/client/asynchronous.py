@@ -276,7 +276,7 @@ class AsyncClient(BaseClient):
         def send() -> Any:
             left = attempts.remaining()
             set_timeout(request, left)
-            return self._stub.ModelStreamInfer(iter([request]), timeout=left)
+            return self._stub.ModelStreamInfer(request, timeout=left)
 
         return send, attempts, preset
 

@@ -70,7 +70,8 @@ CALLS: Mapping[str, tuple[str, str, str]] = {
     "ModelReady": ("unary_unary", "ModelReadyRequest", "ModelReadyResponse"),
     "ModelConfig": ("unary_unary", "ModelConfigRequest", "ModelConfigResponse"),
     "ModelInfer": ("unary_unary", "ModelInferRequest", "ModelInferResponse"),
-    "ModelStreamInfer": ("stream_stream", "ModelInferRequest", "ModelStreamInferResponse"),
+    # The server takes a stream of requests. One alone is the same on the wire, and needs no thread.
+    "ModelStreamInfer": ("unary_stream", "ModelInferRequest", "ModelStreamInferResponse"),
 }
 """By name: the kind of call, its request and its response."""
 

@@ -330,7 +330,7 @@ class Client(BaseClient):
         def send() -> Any:
             left = attempts.remaining()
             set_timeout(request, left)
-            return self._stub.ModelStreamInfer(iter([request]), timeout=left)
+            return self._stub.ModelStreamInfer(request, timeout=left)
 
         return AnswerStream(send, attempts, self._place), preset
 

@@ -66,9 +66,21 @@ def children_of(pid: int) -> set[int]:
 
 def is_zombie(pid: int) -> bool:
     """Whether a process has ended without its parent having taken notice."""
+    return _state_and_parent(pid)[0] == "Z"
+
+
+def is_running_child(pid: int, parent: int) -> bool:
+    """Whether a process that `parent` has started still runs; cheaper than `children_of`."""
+    state, found = _state_and_parent(pid)
+    return found == str(parent) and state != "Z"
+
+
+def _state_and_parent(pid: int) -> tuple[str, str]:
+    """The letter of a process' state, and its parent's number; empty where there is none."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return False
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return state, parent
+    return "", ""
 
 
 def model_of(pid: int) -> str:

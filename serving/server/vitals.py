@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iblip.serving.server.children import children_of, is_zombie, model_of
+from iblip.serving.server.children import children_of, is_running_child, is_zombie, model_of
 
 STALE_S = 4.0
 """Age in seconds from which a heartbeat counts as missed; one is due every half second."""
@@ -67,9 +67,8 @@ class Vitals:
         A heartbeat must be missed at two calls in a row: where the whole machine stood still (a
         virtual machine that was moved, a laptop that slept), all are old at the first.
         """
-        alive = _python_models(self._server)
         for pid, model in self._models.items():
-            if pid not in alive:
+            if not is_running_child(pid, self._server):
                 return Fault(model=model, reason=f"the process of {model} has died")
         before, ages = self._stale, self._ages()
         self._stale = frozenset(pid for pid, age in ages.items() if age > STALE_S)

@@ -45,7 +45,9 @@ def _run(
     feeds: Sequence[Tensors], infer: Callable[[Tensors], Tensors], largest: int
 ) -> list[Tensors | Exception]:
     sizes = [len(next(iter(feed.values()))) for feed in feeds]
-    joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    joined = feeds[0]
+    if len(feeds) > 1:
+        joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in joined}
     try:
         outputs = _run_in_batches(joined, sum(sizes), infer, largest)
     except Exception as error:  # it is these requests' failure, not the process's

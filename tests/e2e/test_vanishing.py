@@ -116,7 +116,7 @@ def test_a_request_is_cancelled_by_its_key_alone(served, client, picture, model)
         def ask(request):
             if model == "instructblip_unary":
                 return finish_of(stub.ModelInfer(request, timeout=LIMIT_S))
-            responses = stub.ModelStreamInfer(iter([request]), timeout=LIMIT_S)
+            responses = stub.ModelStreamInfer(request, timeout=LIMIT_S)
             return finish_of(list(responses)[-1].infer_response)
 
         busy = [client.stream(picture, "What?", options=all_slots(served)) for _ in range(2)]

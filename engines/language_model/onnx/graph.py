@@ -53,8 +53,8 @@ class Graph:
     Args:
         path: of the `.onnx` file.
         contract: its inputs and outputs.
-        threads: for one operator; `None` takes one per core.
-        spin: whether idle threads wait busily for the next call.
+        threads: for one operator; `None` takes what suits the graph and the machine.
+        spin: whether idle threads wait busily during a run.
         placement: the execution provider, its device and its options.
     """
 

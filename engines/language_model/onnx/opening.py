@@ -44,7 +44,7 @@ def open_model(
     Args:
         directory: of the build.
         manifest: of the same build.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, if the engine runs on one; its slots lie there too.
         slots: how many sequences it holds.
         positions: how many positions a sequence may have; `None` is the model's own length.
@@ -76,7 +76,7 @@ def open_graphs(
         directory: of the build.
         manifest: of the same build.
         placement: the execution provider, its device and its options.
-        threads: for one operator, on a CPU; `None` takes one per core this process may use.
+        threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
 
     Raises:
         BuildDirectoryError: the build lacks one of them.

@@ -13,12 +13,14 @@ import pytest
 from onnx import parser
 
 from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
+from iblip.engines.onnxruntime.session import SMALL_BYTES, available_cores
 from iblip.engines.onnxruntime.values import KeptTensor
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.errors import ContractError, EngineError
 
 Write = Callable[..., OnnxGraph]
+TASKS = Path("/proc/self/task")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8)
 
 
@@ -47,6 +49,24 @@ def test_rows_of_a_batch_are_independent(vision_graph: Write) -> None:
         together = runner.infer({"pixels": PIXELS})["image_embeds"]
         alone = [runner.infer({"pixels": PIXELS[[i]]})["image_embeds"][0] for i in range(3)]
     assert np.allclose(together, np.stack(alone), atol=1e-6)
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="Linux alone lists a process' threads")
+@pytest.mark.skipif(available_cores() == 1, reason="one core has one thread anyway")
+def test_a_graph_that_is_done_before_a_thread_wakes_up_runs_on_one(vision_graph: Write) -> None:
+    graph = vision_graph()
+
+    def threads() -> int:
+        before = len(list(TASKS.iterdir()))
+        with OnnxRuntimeRunner(graph.path, graph.contract) as runner:
+            runner.infer({"pixels": PIXELS})
+            return len(list(TASKS.iterdir())) - before
+
+    threads()  # those that every process has once it has loaded ONNX Runtime
+    small = threads()
+    with graph.path.with_name("more.weights").open("wb") as file:
+        file.truncate(SMALL_BYTES)
+    assert (small, threads()) == (0, available_cores() - 1)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,6 @@ def test_policy_stays_the_operators(make_build):
 
     vision = read["vision_encoder"]
     assert vision.response_cache.enable
-    assert vision.dynamic_batching.max_queue_delay_microseconds == 500
     assert vision.dynamic_batching.default_queue_policy.max_queue_size == 256
     assert read["instructblip"].model_transaction_policy.decoupled
     assert not read["instructblip"].response_cache.enable
