@@ -26,12 +26,21 @@ class OpenVinoGraph:
         path: of the `.onnx` file.
         contract: its inputs and outputs.
         threads: for one operator; `None` takes one per core this process may use.
+        block_size: weights that share a scale; as many activations are rounded to 8 bits together,
+            as ONNX Runtime does. `None` if weights are floats.
 
     Raises:
         EngineError: OpenVINO is not installed, or cannot compile the graph.
     """
 
-    def __init__(self, path: Path, contract: Contract, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        contract: Contract,
+        *,
+        threads: int | None = None,
+        block_size: int | None = None,
+    ) -> None:
         try:
             import openvino
             from openvino.frontend.onnx import ConversionExtension
@@ -51,6 +60,7 @@ class OpenVinoGraph:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or available_cores(),
             "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": block_size or 0,
         }
         try:
             model = _without_slots(core.read_model(path), self._attention.slots)

@@ -104,7 +104,12 @@ def open_graphs(
         if placement is None:
             from iblip.engines.openvino.graph import OpenVinoGraph
 
-            return OpenVinoGraph(paths[name], contracts[name], threads=threads)
+            return OpenVinoGraph(
+                paths[name],
+                contracts[name],
+                threads=threads,
+                block_size=record.quantisation.get("block_size"),
+            )
         if name == "batched_decoder":
             return _open_decoder(paths[name], contracts[name], placement, threads)
         return OnnxRuntimeGraph(paths[name], contracts[name], threads=threads, placement=placement)
