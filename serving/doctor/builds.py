@@ -254,6 +254,8 @@ def _check_packages(
         runtime = " with onnxruntime-gpu and cuda-bindings (the extra runtime-gpu)"
     elif kinds & {"onnxruntime", OPENVINO}:
         runtime = " with onnxruntime, or onnxruntime-gpu"
+    if OPENVINO in kinds:
+        runtime += ", and openvino"
     yield Finding(
         title="Python models",
         verdict="note",
