@@ -119,7 +119,7 @@ def times(works: Mapping[str, Work]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def over_slots(directory: Path, threads: int, *, openvino: bool) -> dict[str, Work]:
+def over_slots(directory: Path, threads: int, *, openvino: bool) -> Mapping[str, Work]:
     """`batched_decoder` as the engine runs it: a prompt into a slot, and steps of many slots."""
     manifest = Manifest.read(directory)
     graphs = open_graphs(directory, manifest, None if openvino else CPU, threads=threads)
@@ -137,10 +137,10 @@ def over_slots(directory: Path, threads: int, *, openvino: bool) -> dict[str, Wo
         rows.ids[:], rows.positions[:], rows.total[0] = 7, PROMPT, PROMPT + 1
         rows.run(0)
 
-    return {"prompt": prompt} | {f"step of {n}": lambda n=n: step(n) for n in AT_ONCE}
+    return {"prompt": prompt} | {f"step of {n}": partial(step, n) for n in AT_ONCE}
 
 
-def stateful(directory: Path, threads: int) -> dict[str, Work]:
+def stateful(directory: Path, threads: int) -> Mapping[str, Work]:
     """The portable `decoder` as OpenVINO would run it by itself: caches are its state."""
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
@@ -192,7 +192,7 @@ def stateful(directory: Path, threads: int) -> dict[str, Work]:
         run(count, 1, lengths[count])
         lengths[count] += 1
 
-    return {"prompt": prompt} | {f"step of {n}": lambda n=n: step(n) for n in AT_ONCE}
+    return {"prompt": prompt} | {f"step of {n}": partial(step, n) for n in AT_ONCE}
 
 
 WAYS: Mapping[str, Callable[[Path, int], Mapping[str, Work]]] = {
