@@ -52,7 +52,7 @@ $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch $(TORCH_VERSION), the CPU build where it can be had"
 	$(TORCH_PIP) --retries 1 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || $(TORCH_PIP) 'torch==$(TORCH_VERSION)'
-	$(PIP) install --quiet -c constraints.txt -e '.[cpu,gateway,server,tensorrt-rtx,docs,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[cpu,openvino,gateway,server,tensorrt-rtx,docs,dev]'
 	touch $@
 
 demo: $(SETUP)

@@ -120,6 +120,17 @@ KINDS: Mapping[str, EngineKind] = {
 """Every engine that a component can be built for."""
 
 
+OPENVINO = "openvino"
+"""It runs language models alone, and leaves their attention to ONNX Runtime (decision 0052)."""
+
+
+def openvino_obstacle() -> str | None:
+    """What keeps this machine from running `OPENVINO`, and what to do; `None` if nothing does."""
+    if _is_installed("openvino"):
+        return _onnxruntime_obstacle()
+    return f"OpenVINO is not installed. Run `{install_command('openvino')}`."
+
+
 def runs_on_gpu(kind: str) -> bool:
     """Whether an engine runs on the GPU whose number it is given when it is opened.
 

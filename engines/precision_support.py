@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iblip.engines.hardware.nvidia import find_driver
-from iblip.engines.kinds import KINDS
+from iblip.engines.kinds import KINDS, OPENVINO
 from iblip.engines.onnxruntime.saturation import integers_saturate
 from iblip.export.errors import OptionError
 from iblip.export.precision import DTYPES
@@ -38,6 +38,15 @@ _INTEGERS = Refusal(
     instead="Choose fp32, fp16 or bf16 for it, or --llm-engine onnxruntime.",
 )
 
+IN_FLOAT32 = ("fp32", "int8", "int4")
+"""Precisions of a language model whose weights are floats or blocks of integers, and whose other
+tensors are float32."""
+
+_NOT_FLOAT32 = Refusal(
+    reason="attention over slots is given float32 by OpenVINO",
+    instead=f"Choose {', '.join(IN_FLOAT32)} for it, or --llm-engine onnxruntime.",
+)
+
 _FOUND_AT_RUN_TIME = Refusal(
     reason="ONNX Runtime's CUDA provider has no kernels for activations that are quantised at run"
     " time (DynamicQuantizeLinear, MatMulInteger): they would run on the CPU",
@@ -62,6 +71,8 @@ REFUSALS: Mapping[Row, Refusal] = {
     ("onnxruntime-cuda", "fp32", "float"): _FLOAT32_ATTENTION,
     ("vllm", "int8", "dynamic"): _INTEGERS,
     **{("vllm", word, "float"): _INTEGERS for word in DTYPES if word.startswith("int")},
+    **{(OPENVINO, word, "float"): _NOT_FLOAT32 for word in DTYPES if word not in IN_FLOAT32},
+    (OPENVINO, "int8", "dynamic"): _NOT_FLOAT32,
 }
 """What engines cannot run."""
 

@@ -32,6 +32,7 @@ LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx-cu12-libs",
     "tensorrt-rtx-cu13-libs",
+    "openvino",
     "vllm",
     "cuda-bindings",
     "nvidia-cudnn-cu13",

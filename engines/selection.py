@@ -49,7 +49,7 @@ def language_model_kind(
     ONNX Runtime runs it on the components' device if it can; other engines are taken as requested.
 
     Args:
-        requested: `--llm-engine`: `onnxruntime`, `onnxruntime-cuda` or `vllm`.
+        requested: `--llm-engine`: a key of `serving.builder.options.LLM_ENGINES`.
         components: the engine kind of vision encoder and Q-Former.
         precision: of the language model; it stays on the CPU in one that CUDA does not run.
         quantisation: of the language model, if any.

@@ -205,7 +205,8 @@ def build(
         output: the build directory; `None` is `build/<checkpoint>-<precision>`.
         engine: what runs vision encoder and Q-Former: `auto`, `onnxruntime`, `onnxruntime-cuda`,
             `onnxruntime-tensorrt`, `onnxruntime-tensorrt-rtx`, `tensorrt` or `tensorrt-rtx`.
-        llm_engine: what runs the language model: `onnxruntime`, `onnxruntime-cuda` or `vllm`.
+        llm_engine: what runs the language model: `onnxruntime`, `onnxruntime-cuda`,
+            `openvino` or `vllm`.
         revision: branch, tag or commit of a model of the hub.
         parts: files and directories of an original's checkpoint, by name; `iblip models` says
             which.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.pipeline import Pipeline
 from iblip.export.artifact.manifest import EngineRecord, Manifest
@@ -176,9 +177,14 @@ def text_report(
 
 
 def on_onnxruntime(manifest: Manifest) -> Manifest:
-    """The same build with every component run from its ONNX graphs."""
+    """The same build with every component run from its ONNX graphs, on a CPU.
+
+    OpenVINO, which does that too, keeps what it runs.
+    """
     components = {
-        name: replace(
+        name: record
+        if record.engine.kind == OPENVINO
+        else replace(
             record,
             engine=EngineRecord(
                 kind="onnxruntime", files={key: graph.path for key, graph in record.graphs.items()}

@@ -261,6 +261,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "onnxruntime-tensorrt-rtx": (_check_gpu, _check_container_libraries, _check_python),
     "tensorrt": (_check_gpu, _check_tensorrt_version),
     "tensorrt-rtx": (_check_gpu, _check_container_libraries, _check_rtx_version, _check_python),
+    "openvino": (_check_python,),
     "vllm": (),
 }
 """Engine kind to the rules that must hold, in the order in which they are checked."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iblip.engines.free_memory import check_free_memory
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.language_model.types import LanguageModelEngine
 from iblip.engines.runners import Place
 from iblip.export.artifact.manifest import Manifest, ServingLimits
@@ -140,6 +141,7 @@ def _open_vllm(
 ENGINES: Mapping[str, Opener] = {
     "onnxruntime": _open_onnxruntime,
     "onnxruntime-cuda": _open_onnxruntime,
+    OPENVINO: _open_onnxruntime,
     "vllm": _open_vllm,
 }
 """Engine kind to the function that opens it."""

@@ -80,7 +80,8 @@ class Model:
     @property
     def llm_engines(self) -> tuple[str, ...]:
         """Engines that can run its language model."""
-        return ("onnxruntime",) if self.text["model_type"] == "t5" else ("onnxruntime", "vllm")
+        everywhere = "onnxruntime", "openvino"
+        return everywhere if self.text["model_type"] == "t5" else (*everywhere, "vllm")
 
     @property
     def built_at_size(self) -> bool:

@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, str] = {
     "onnx": "cpu",
     "onnx_ir": "cpu",
     "onnxruntime": "cpu",
+    "openvino": "openvino",
     "onnxscript": "cpu",
     "psutil": "cpu",
     "safetensors": "cpu",

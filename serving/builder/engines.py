@@ -40,7 +40,7 @@ def _build_engines(
             records[component] = _build_vllm(work, settled, progress)
             continue
         proofs = [proof for proof in verified if proof.graph.component == component]
-        if KINDS[kind].plans:
+        if kind in KINDS and KINDS[kind].plans:
             records[component] = _build_plan(work, settled, kind, proofs[0], progress)
         else:
             records[component] = _record_graphs(work, settled, kind, proofs)

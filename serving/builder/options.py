@@ -23,10 +23,15 @@ from iblip.export.quantisation.options import QuantisationOptions, quantisations
 from iblip.export.system.cache_directory import cache_directory, default_directory
 from iblip.export.system.paths import settle_paths
 
-LLM_ENGINES: Mapping[str, int] = {"onnxruntime": SLOTS, "onnxruntime-cuda": SLOTS, "vllm": 64}
+LLM_ENGINES: Mapping[str, int] = {
+    "onnxruntime": SLOTS,
+    "onnxruntime-cuda": SLOTS,
+    "openvino": SLOTS,
+    "vllm": 64,
+}
 """What can run the language model, and the slots it has unless the caller says otherwise: vLLM
-shares one cache out among its sequences as they grow. T5 runs on ONNX Runtime alone, which takes
-the GPU where it runs the components there (`engines.selection.language_model_kind`)."""
+shares one cache out among its sequences as they grow, and does not run T5. ONNX Runtime takes the
+GPU where it runs the components there (`engines.selection.language_model_kind`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from iblip.engines.hardware.compatibility import Place, fit
 from iblip.engines.hardware.containers import DEPLOYED, Container
 from iblip.engines.hardware.findings import Finding, Verdict
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.memory import plan_of_build
 from iblip.export.artifact.contract import Contract, TensorSpec
 from iblip.export.artifact.manifest import LANGUAGE_MODEL, Manifest
@@ -251,8 +252,10 @@ def _check_packages(
     runtime = ""
     if any(kind.startswith("onnxruntime-") for kind in kinds):
         runtime = " with onnxruntime-gpu and cuda-bindings (the extra runtime-gpu)"
-    elif "onnxruntime" in kinds:
+    elif kinds & {"onnxruntime", OPENVINO}:
         runtime = " with onnxruntime, or onnxruntime-gpu"
+    if OPENVINO in kinds:
+        runtime += ", and openvino"
     yield Finding(
         title="Python models",
         verdict="note",

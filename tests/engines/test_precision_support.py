@@ -126,6 +126,22 @@ def test_vllm_wants_floats(precision, options):
     check("vllm", "language_model", "bf16")
 
 
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        ("fp16", {}),
+        ("bf16", {}),
+        ("language_model=int4-fp16", {}),
+        ("int8", {"llm_int8": "dynamic"}),
+    ],
+)
+def test_openvino_wants_float32_around_its_weights(precision, options):
+    with pytest.raises(OptionError, match="Choose fp32, int8, int4 for it, or --llm-engine onnx"):
+        check("openvino", "language_model", precision, **options)
+    for word in ("fp32", "int8", "int4"):
+        check("openvino", "language_model", word)
+
+
 def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():
     with pytest.raises(OptionError, match="no attention over slots in float32"):
         check("onnxruntime-cuda", "language_model", "fp32")

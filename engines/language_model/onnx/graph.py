@@ -1,15 +1,16 @@
-"""One graph of a language model on ONNX Runtime, and the shapes of its runs."""
+"""One graph of a language model, what runs it, and the shapes of its runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from iblip.engines.language_model.onnx.slots import (
     Array,
 )
-from iblip.engines.onnxruntime.binding import Binding
+from iblip.engines.onnxruntime.binding import Binding, DeviceArray
 from iblip.engines.onnxruntime.providers import CPU, Placement
 from iblip.engines.onnxruntime.session import open_session
 from iblip.export.artifact.contract import Contract
@@ -47,8 +48,47 @@ class Shapes:
 ON_CPU, ON_GPU = Shapes(), Shapes(piece=512, repeat=True)
 
 
-class Graph:
-    """One ONNX graph on ONNX Runtime.
+class BoundGraph(Protocol):
+    """A graph that runs on memory that stays in place: see `Binding`."""
+
+    def input(self, name: str, array: Array | DeviceArray) -> None:
+        """As `Binding.input`."""
+        ...
+
+    def output(self, name: str, array: Array | DeviceArray) -> None:
+        """As `Binding.output`."""
+        ...
+
+    def run(self) -> None:
+        """As `Binding.run`."""
+        ...
+
+
+class Graph(Protocol):
+    """One ONNX graph, opened.
+
+    Attributes:
+        contract: its inputs and outputs.
+    """
+
+    contract: Contract
+
+    def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph; returns every output by name. Raises `EngineError` if that fails."""
+        ...
+
+    def binding(self, replayed: int = -1) -> BoundGraph:
+        """A new binding, which runs the graph on memory that stays in place.
+
+        Args:
+            replayed: number of the CUDA graph that its runs are captured as, if the graph's runs
+                can be; -1 for none.
+        """
+        ...
+
+
+class OnnxRuntimeGraph:
+    """A `Graph` on ONNX Runtime.
 
     Args:
         path: of the `.onnx` file.
@@ -76,18 +116,13 @@ class Graph:
         self.contract = contract
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph; returns every output by name. Raises `EngineError` if that fails."""
+        """As `Graph.__call__`."""
         try:
             return run(self._session, self._outputs, arrays)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise EngineError(f"ONNX Runtime failed in {self._path} ({error})") from error
 
     def binding(self, replayed: int = -1) -> Binding:
-        """A new binding, which runs the graph on memory that stays in place.
-
-        Args:
-            replayed: number of the CUDA graph that its runs are captured as, if the session
-                captures any; -1 for none.
-        """
+        """As `Graph.binding`."""
         number = replayed if self._replays else None
         return Binding(self._session, str(self._path), replayed=number)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.language_model.onnx.decoder_only import DecoderOnly, MakeCaches
 from iblip.engines.language_model.onnx.encoder_decoder import EncoderDecoder
-from iblip.engines.language_model.onnx.graph import ON_CPU, ON_GPU, Graph
+from iblip.engines.language_model.onnx.graph import ON_CPU, ON_GPU, Graph, OnnxRuntimeGraph
 from iblip.engines.language_model.onnx.key_value_caches import (
     Caches,
     DeviceCaches,
@@ -54,7 +55,9 @@ def open_model(
         EngineError: a graph cannot be loaded.
     """
     record = manifest.components.get("language_model")
-    placement = CPU if record is None else Placement(kind=record.engine.kind, device=device)
+    kind = CPU.kind if record is None else record.engine.kind
+    placement = None if kind == OPENVINO else Placement(kind=kind, device=device)
+    on_gpu = placement is not None and placement.memory != "cpu"
     facts = manifest.language_model
     graphs = open_graphs(directory, manifest, placement, threads=threads)
     return MODELS[facts.is_encoder_decoder](
@@ -62,20 +65,25 @@ def open_model(
         facts,
         slots=slots,
         positions=positions,
-        make_caches=HostCaches if placement.memory == "cpu" else _make_on_gpu(placement),
-        shapes=ON_CPU if placement.memory == "cpu" else ON_GPU,
+        make_caches=_make_on_gpu(device) if on_gpu else HostCaches,
+        shapes=ON_GPU if on_gpu else ON_CPU,
     )
 
 
 def open_graphs(
-    directory: Path, manifest: Manifest, placement: Placement, *, threads: int | None = None
+    directory: Path,
+    manifest: Manifest,
+    placement: Placement | None,
+    *,
+    threads: int | None = None,
 ) -> dict[str, Graph]:
     """The graphs of a build's language model, by name.
 
     Args:
         directory: of the build.
         manifest: of the same build.
-        placement: the execution provider, its device and its options.
+        placement: ONNX Runtime's execution provider, its device and its options; `None` for
+            OpenVINO.
         threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
 
     Raises:
@@ -91,42 +99,53 @@ def open_graphs(
         raise BuildDirectoryError(f"{message}. Build it again.")
     contracts = {name: record.graphs[name].contract for name in names}
     paths = {name: directory / record.engine.files[name] for name in names}
-    graphs = {"batched_decoder": _open_decoder(paths, contracts, placement, threads)}
+
+    def open_graph(name: str) -> Graph:
+        if placement is None:
+            from iblip.engines.openvino.graph import OpenVinoGraph
+
+            return OpenVinoGraph(
+                paths[name],
+                contracts[name],
+                threads=threads,
+                block_size=record.quantisation.get("block_size"),
+            )
+        if name == "batched_decoder":
+            return _open_decoder(paths[name], contracts[name], placement, threads)
+        return OnnxRuntimeGraph(paths[name], contracts[name], threads=threads, placement=placement)
+
+    graphs = {"batched_decoder": open_graph("batched_decoder")}
     if encoder:
         # It looks up a few rows: a second thread would only wait, and a GPU would hold the table
         # a second time, which its decoder has.
-        graphs["embed_tokens"] = Graph(paths["embed_tokens"], contracts["embed_tokens"], threads=1)
-        graphs["encoder"] = Graph(
-            paths["encoder"], contracts["encoder"], threads=threads, placement=placement
+        graphs["embed_tokens"] = OnnxRuntimeGraph(
+            paths["embed_tokens"], contracts["embed_tokens"], threads=1
         )
+        graphs["encoder"] = open_graph("encoder")
     return graphs
 
 
 def _open_decoder(
-    paths: Mapping[str, Path],
-    contracts: Mapping[str, Contract],
-    placement: Placement,
-    threads: int | None,
+    path: Path, contract: Contract, placement: Placement, threads: int | None
 ) -> Graph:
     """Opens the decoder; on a GPU as one that replays its steps, if all of it runs there."""
-    path, contract = paths["batched_decoder"], contracts["batched_decoder"]
     # Its steps follow one another at once; the others run once an answer or on one thread.
     if placement.memory == "cpu":
-        return Graph(path, contract, threads=threads, spin=True, placement=placement)
+        return OnnxRuntimeGraph(path, contract, threads=threads, spin=True, placement=placement)
     try:
         replaying = replace(placement, captures=True)
-        return Graph(path, contract, threads=threads, spin=True, placement=replaying)
+        return OnnxRuntimeGraph(path, contract, threads=threads, spin=True, placement=replaying)
     except EngineError as error:
         if "graph capture" not in str(error):
             raise
         logger.warning("%s is run without CUDA graphs: not all of it is on the GPU", path)
-        return Graph(path, contract, threads=threads, spin=True, placement=placement)
+        return OnnxRuntimeGraph(path, contract, threads=threads, spin=True, placement=placement)
 
 
-def _make_on_gpu(placement: Placement) -> MakeCaches:
+def _make_on_gpu(device: int) -> MakeCaches:
     from iblip.engines.cuda.device import CudaDevice
 
     def make(specs: Iterable[TensorSpec], shape: Shape) -> Caches:
-        return DeviceCaches(specs, shape, CudaDevice(placement.device), placement.device)
+        return DeviceCaches(specs, shape, CudaDevice(device), device)
 
     return make

@@ -37,4 +37,4 @@ def test_json_has_everything():
     assert row["parameters"]["language_model"] == 2_651_596_800
     assert row["demo"] == "blip2-demo-opt"
     assert row["built_at_size"] is False
-    assert row["llm_engines"] == ["onnxruntime", "vllm"]
+    assert row["llm_engines"] == ["onnxruntime", "openvino", "vllm"]

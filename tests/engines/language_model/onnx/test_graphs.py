@@ -47,16 +47,32 @@ def shapes(request: pytest.FixtureRequest) -> Shapes:
     return request.param
 
 
-def opened(directory: Path, shapes: Shapes, **options: Any) -> Any:
+@pytest.fixture(
+    params=[(ON_CPU, CPU), (ON_GPU, CPU), (ON_CPU, None)],
+    ids=["shapes-vary", "shapes-repeat", "openvino"],
+)
+def way(request: pytest.FixtureRequest) -> tuple[Shapes, Placement | None]:
+    """Shapes of the runs, and ONNX Runtime's provider; `None` is OpenVINO."""
+    shapes, placement = request.param
+    if placement is None:
+        pytest.importorskip("openvino")
+    return shapes, placement
+
+
+def opened(
+    directory: Path, shapes: Shapes, placement: Placement | None = CPU, **options: Any
+) -> Any:
     manifest = Manifest.read(directory)
     facts = manifest.language_model
-    graphs = open_graphs(directory, manifest, CPU, threads=1)
+    graphs = open_graphs(directory, manifest, placement, threads=1)
     return MODELS[facts.is_encoder_decoder](graphs, facts, shapes=shapes, **options)
 
 
 @pytest.fixture
-def model(kind: str, shapes: Shapes, random_build: Build) -> Iterator[BatchModel]:
-    made = opened(random_build(kind), shapes)
+def model(
+    kind: str, way: tuple[Shapes, Placement | None], random_build: Build
+) -> Iterator[BatchModel]:
+    made = opened(random_build(kind), *way)
     made.warm_up()
     yield made
     made.close()
@@ -170,11 +186,12 @@ def test_the_caches_stay_where_they_are(model: BatchModel) -> None:
 
 
 def test_slots_in_a_devices_memory_hold_the_same(
-    kind: str, random_build: Build, host_device: Any, model: BatchModel, shapes: Shapes
+    kind: str, random_build: Build, host_device: Any, shapes: Shapes
 ) -> None:
     def on_device(specs: Any, shape: Any) -> DeviceCaches:
         return DeviceCaches(specs, shape, host_device, 0, memory="cpu")
 
+    model = opened(random_build(kind), shapes)
     other = opened(random_build(kind), shapes, slots=8, make_caches=on_device)
     found = [_life_of_slots(either) for either in (model, other)]
     assert (found[0] == found[1]).all()
