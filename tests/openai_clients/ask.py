@@ -17,8 +17,16 @@ from typing import Any
 import litellm
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field
 
-LIMIT = 20
+LIMIT, JSON_LIMIT = 20, 60
+
+
+class Digit(BaseModel):
+    """An answer as a class."""
+
+    digit: int = Field(ge=0, le=9)
+    is_red: bool
 
 
 def parts(image: str, question: str) -> list[dict[str, Any]]:
@@ -35,8 +43,7 @@ def with_litellm(url: str, model: str, image: str, question: str) -> dict[str, A
             api_base=url,
             api_key="none",
             messages=[{"role": "user", "content": parts(image, question)}],
-            max_tokens=LIMIT,
-            **options,
+            **{"max_tokens": LIMIT, **options},
         )
 
     answer = ask()
@@ -47,6 +54,9 @@ def with_litellm(url: str, model: str, image: str, question: str) -> dict[str, A
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
         "beams": ask(num_beams=3).choices[0].message.content,
+        "parsed": json.loads(
+            ask(response_format=Digit, max_tokens=JSON_LIMIT).choices[0].message.content
+        ),
     }
 
 
@@ -66,6 +76,10 @@ def with_langchain(url: str, model: str, image: str, question: str) -> dict[str,
         "prompt_tokens": usage["input_tokens"],
         "completion_tokens": usage["output_tokens"],
         "beams": beams.invoke([own]).content,
+        "parsed": chat.model_copy(update={"max_tokens": JSON_LIMIT})
+        .with_structured_output(Digit)
+        .invoke([own])
+        .model_dump(),
     }
 
 

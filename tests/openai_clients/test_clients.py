@@ -45,6 +45,7 @@ def test_libraries_are_answered_as_the_client_is(told, name, client, picture):
     assert answer["text"] == answer["streamed"] == expected.text
     assert answer["prompt_tokens"] == expected.prompt_tokens
     assert answer["completion_tokens"] == expected.completion_tokens
+    assert answer["parsed"].keys() == {"digit", "is_red"}
     assert answer["beams"] == client.ask(picture, QUESTION, num_beams=3, max_new_tokens=20).text
 
 
