@@ -34,8 +34,11 @@ PAGES = [
 NEEDS = ("GPU", "hub", "container", "files", "machines", "installation")
 """What a block may say that it needs; docs/index.md explains each."""
 
-RUN = ("sh", "bash", "python", "js")
+RUN = ("sh", "bash", "python", "js", "go")
 """Languages of blocks that are run."""
+
+PROGRAMS = {"js": "node", "go": "go"}
+"""Programs without which blocks of a language are passed over."""
 
 FENCE = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 NEED = re.compile(r"\A(?:#|//) needs: (\w+)\n")
@@ -138,6 +141,9 @@ class Reader:
                 return self._run([sys.executable, "-c", code], block)
             case "js":
                 return self._run(["node", "--input-type=module", "-e", code], block)
+            case "go":
+                (self.home / "main.go").write_text(code, encoding="utf-8")
+                return self._run(["go", "run", "main.go"], block)
             case "bash":
                 return self._run(["bash", "-euc", code], block)
         return "".join(self._command(self._with_ports(line), block) for line in block.commands)

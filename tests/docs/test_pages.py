@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ import pytest
 from iblip.engines.onnxruntime.saturation import integers_saturate
 from iblip.engines.precision_support import SATURATES
 from iblip.serving.cli import iblip
-from tests.docs.pages import NEEDS, PAGES, RUN, Block, Reader, blocks_of, text_of
+from tests.docs.pages import NEEDS, PAGES, PROGRAMS, RUN, Block, Reader, blocks_of, text_of
 
 FIRST = ("docs/quickstart.md", "docs/clients.md", "docs/openai.md", "docs/wire.md")
 """Pages that `make test` runs; `make test-all` runs them all. README.md: `test_readme.py`."""
@@ -130,5 +131,5 @@ def test_a_page_works_from_top_to_bottom(page: str, reader: Reader):
     for block in RUNNABLE:
         if block.page == page and INTEGERS.search(block.code) and integers_saturate():
             pytest.skip(f"{block.place}: {SATURATES}")
-        if block.page == page and not (block.language == "js" and shutil.which("node") is None):
+        if block.page == page and shutil.which(PROGRAMS.get(block.language, sys.executable)):
             reader.follow(block)
