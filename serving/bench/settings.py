@@ -22,8 +22,8 @@ from iblip.serving.repository.profiles import profiles_of
 from iblip.serving.server.memory import available, memory_of_build
 from iblip.serving.wire.names import MODEL
 
-LONG_DELAY_US = 5000
-"""Ten times the delay that builds have."""
+DELAYS_US = (0, 500, 5000)
+"""Of these, builds have the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def candidates(own: Setting, manifest: Manifest) -> list[Setting]:
     others = [
         *(replace(own, slots=slots) for slots in (own.slots // 2, own.slots * 2, own.slots * 4)),
         *(replace(own, max_batch=batch) for batch in batches),
-        *(replace(own, queue_delay_us=delay) for delay in (0, LONG_DELAY_US)),
+        *(replace(own, queue_delay_us=delay) for delay in DELAYS_US),
     ]
     wanted = [other for other in others if other != own and other.slots and other.max_batch]
     return [own, *wanted]

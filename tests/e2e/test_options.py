@@ -69,9 +69,12 @@ ECHO = {"echo": True, "max_new_tokens": 5}
 """Of decoder-only models."""
 
 
-def test_every_option_but_a_ranking_is_among_these():
+def test_every_option_but_those_that_say_what_is_answered_is_among_these():
     named = {name for options in (*SETS.values(), ECHO) for name in options}
-    assert {field.name for field in fields(GenerationOptions)} - named == {"candidates"}
+    assert {field.name for field in fields(GenerationOptions)} - named == {
+        "candidates",
+        "json_schema",
+    }
 
 
 def test_the_prompt_is_echoed_or_refused(served, client, picture):

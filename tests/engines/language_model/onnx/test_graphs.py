@@ -544,7 +544,7 @@ def test_an_engine_of_another_kind_is_refused(random_build: Build, tmp_path: Pat
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     with pytest.raises(
         EngineError,
-        match="built for 'llm-9000'; this version runs onnxruntime, onnxruntime-cuda, vllm",
+        match=r"'llm-9000'; this version runs onnxruntime, onnxruntime-cuda, openvino, vllm\.",
     ):
         open_engine(tmp_path, Manifest.read(tmp_path))
     del data["components"]["language_model"]
