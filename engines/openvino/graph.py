@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from functools import partial
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,7 @@ class OpenVinoGraph:
         block_size: int | None = None,
     ) -> None:
         try:
-            import openvino
-            from openvino.frontend.onnx import ConversionExtension
-
-            from iblip.engines.openvino.attention import DOMAIN, NAME, AttentionRunner, convert
+            from iblip.engines.openvino.attention import AttentionRunner
         except ImportError as error:
             raise EngineError(
                 f"OpenVINO cannot be loaded ({error}). Run `{install_command('openvino')}`."
@@ -54,8 +52,6 @@ class OpenVinoGraph:
             raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
         self.contract, self._path = contract, path
         self._attention = AttentionRunner(threads)
-        core = openvino.Core()
-        core.add_extension(ConversionExtension(NAME, DOMAIN, partial(convert, self._attention)))
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or available_cores(),
@@ -63,11 +59,11 @@ class OpenVinoGraph:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": block_size or 0,
         }
         try:
-            model = _without_slots(core.read_model(path), self._attention.slots)
+            model = _without_slots(_read(path, self._attention), self._attention.slots)
             self._inputs = {name for port in model.inputs for name in port.get_names()}
             computed = {name for port in model.outputs for name in port.get_names()}
             self._outputs = [spec.name for spec in contract.outputs if spec.name in computed]
-            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+            self._request = _core().compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError as error:
             message = f"OpenVINO cannot load {path} ({error}). Build it again."
             raise EngineError(message) from error
@@ -142,6 +138,40 @@ class OpenVinoBinding:
         """Runs the graph once, to its end. Raises `EngineError` where OpenVINO fails."""
         for name, array in self._graph.run(self._inputs, self._slots).items():
             self._outputs[name][...] = array
+
+
+_reading: list[Any] = []
+"""What runs the attention of the graph that is being read."""
+
+_lock = Lock()
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's `Core`, the only one of this process.
+
+    Each moves the stack on which the process handles signals, and moves it back when it is freed.
+    Freed in another order than they were made, they would leave it in memory that is gone, and the
+    next Ctrl-C would be a segmentation fault (OpenVINO 2026.4).
+    """
+    import openvino
+    from openvino.frontend.onnx import ConversionExtension
+
+    from iblip.engines.openvino.attention import DOMAIN, NAME, convert
+
+    core = openvino.Core()
+    core.add_extension(ConversionExtension(NAME, DOMAIN, lambda node: convert(_reading[-1], node)))
+    return core
+
+
+def _read(path: Path, runner: Any) -> Any:
+    """Reads a graph whose attention `runner` runs."""
+    with _lock:
+        _reading.append(runner)
+        try:
+            return _core().read_model(path)
+        finally:
+            _reading.pop()
 
 
 def _without_slots(model: Any, slots: Set[str]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,3 +106,26 @@ def test_a_damaged_graph_is_refused(random_build: Callable[[str], Path], tmp_pat
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x0a\x12")
     with pytest.raises(EngineError, match=r"OpenVINO cannot load .*cut\.onnx"):
         OpenVinoGraph(tmp_path / "cut.onnx", contract)
+
+
+CLOSED_AND_INTERRUPTED = """
+import gc, signal, sys
+from pathlib import Path
+from iblip.engines.language_model.onnx.opening import open_model
+from iblip.export.artifact.manifest import Manifest
+directory = Path(sys.argv[1])
+models = [open_model(directory, Manifest.read(directory), slots=1) for _ in range(3)]
+while models:
+    del models[0]
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_models_were_closed_in_the_order_of_opening(directory: Path) -> None:
+    command = [sys.executable, "-c", CLOSED_AND_INTERRUPTED, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
