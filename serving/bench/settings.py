@@ -24,7 +24,7 @@ from iblip.serving.server.memory import available, memory_of_build
 from iblip.serving.wire.names import MODEL
 
 LONG_DELAY_US = 5000
-"""Ten times the delay that builds have."""
+"""Long enough to gather images where many arrive: builds have no delay."""
 
 
 @dataclass(frozen=True, kw_only=True)

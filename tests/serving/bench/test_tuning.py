@@ -20,7 +20,7 @@ from iblip.serving.bench.settings import Setting, build_with, candidates, settin
 from iblip.serving.bench.tuning import MARGIN, Trial, Tuning
 from iblip.serving.repository.model_config import read_config
 
-OWN = Setting(slots=8, max_batch=8, queue_delay_us=500)
+OWN = Setting(slots=8, max_batch=8, queue_delay_us=0)
 
 
 def trial(*answers, slots=8, first=0.1, full=100, objective=None):
