@@ -87,7 +87,7 @@ class ImageLimits:
     Attributes:
         max_bytes: of the encoded image.
         max_pixels: width times height.
-        formats: that are read, by Pillow's names, such as `"JPEG"`; empty is all that Pillow reads.
+        formats: that are read, by Pillow's names; empty is all that Pillow reads but EPS.
     """
 
     max_bytes: int = field(default_factory=lambda: MAX_BYTES)
@@ -330,8 +330,7 @@ def _read(file: Readable, name: str) -> bytes:
         data.close()
         raise InputError(f"{name} is read with await; give what `await file.read()` returns")
     if not isinstance(data, bytes | bytearray):
-        kind = type(data).__name__
-        raise InputError(f"{name} gives {kind}; expected bytes")
+        raise InputError(f"{name} gives {type(data).__name__}; expected bytes")
     return bytes(data)
 
 
@@ -387,6 +386,8 @@ def _open(
         raise _unidentified(data, name, limits.formats) from None
     except Exception as error:  # a damaged header raises whatever its decoder trips over
         raise InputError(f"{name} is damaged: {error}") from error
+    if image.format == "EPS":  # a program, which Pillow would let Ghostscript run
+        raise InputError(f"{name} is PostScript, which is not run; save it as PNG or JPEG")
     return _decode(image, name, limits)
 
 
@@ -407,8 +408,7 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits | None = None) ->
     if not width or not height:
         raise InputError(f"{name} is empty: {width} x {height} pixels")
     if width * height > most:
-        size = f"{width} x {height} pixels"
-        raise InputError(f"{name} has {size}; the most accepted is {most} in all")
+        raise InputError(f"{name} has {width} x {height} pixels; at most {most} are accepted")
     try:
         image.load()
     except MemoryError as error:

@@ -19,7 +19,7 @@ from iblip.engines.language_model.types import (
     Timing,
 )
 from iblip.engines.types import PromptIds
-from iblip.export.errors import DeadlineError, IblipError
+from iblip.export.errors import DeadlineError, IblipError, UsageError
 
 End = Answer | IblipError
 """The last event of a request: its answer, or the error that ended it."""
@@ -203,6 +203,8 @@ class QueuedGeneration:
 def _find_outcome(end: End) -> Outcome:
     if isinstance(end, Answer):
         return end.finish_reason
+    if isinstance(end, UsageError):  # such as a json_schema that no token can follow
+        return "invalid"
     return "late" if isinstance(end, DeadlineError) else "failed"
 
 

@@ -24,8 +24,11 @@ the model's length; it was ranked first among candidates; or the caller cancelle
 Priority = Literal["interactive", "bulk"]
 """Which of the waiting requests is next: interactive ones go first; see `waiting`."""
 
-Outcome = Literal["eos", "stop", "length", "ranked", "cancelled", "late", "failed", "refused"]
-"""How a request ended: with an answer, late, by a failure, or refused by a full queue."""
+Outcome = Literal[
+    "eos", "stop", "length", "ranked", "cancelled", "late", "failed", "invalid", "refused"
+]
+"""How a request ended: with an answer, late, by a failure, because its own options forbid every
+token (`invalid`), or refused by a full queue."""
 
 
 @dataclass(frozen=True, kw_only=True)

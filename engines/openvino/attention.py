@@ -79,6 +79,7 @@ class Attention(Op):  # type: ignore[misc]
     def __init__(self, inputs: Any, index: int, runner: AttentionRunner) -> None:
         super().__init__(self)
         self._index, self._runner = index, runner
+        self._shaped: Attention | None = None
         self.set_arguments(inputs)
         self.constructor_validate_and_infer_types()
 
@@ -87,8 +88,20 @@ class Attention(Op):  # type: ignore[misc]
         self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
 
     def clone_with_new_inputs(self, inputs: Any) -> Attention:
-        """The same attention over other inputs."""
-        return Attention(inputs, self._index, self._runner)
+        """The same attention over other inputs.
+
+        At every run OpenVINO makes a clone over constants, of which it asks the shape of the
+        result. It never frees an operator that Python has made, nor its inputs, so this clone is
+        made once.
+        """
+        if any(one.get_node().get_type_name() != "Constant" for one in inputs):
+            return Attention(inputs, self._index, self._runner)
+        if self._shaped is None:
+            self._shaped = Attention(inputs, self._index, self._runner)
+        else:
+            self._shaped.set_arguments(inputs)
+            self._shaped.constructor_validate_and_infer_types()
+        return self._shaped
 
     def has_evaluate(self) -> bool:
         """It has."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import OptionError
 from iblip.serving.repository.assembling import COMPONENTS, REPOSITORY
 from iblip.serving.repository.model_config import (
     ModelConfig,
@@ -22,8 +23,8 @@ from iblip.serving.repository.profiles import profiles_of
 from iblip.serving.server.memory import available, memory_of_build
 from iblip.serving.wire.names import MODEL
 
-DELAYS_US = (0, 500, 5000)
-"""Of these, builds have the first."""
+LONG_DELAY_US = 5000
+"""Long enough to gather images where many arrive: builds have no delay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +56,26 @@ def setting_of(directory: Path) -> Setting:
     """The setting that a build has, with what an operator has edited.
 
     Raises:
+        BuildDirectoryError: it is not a build.
+        OptionError: a config has a parameter that the server refuses.
         ServingError: a config cannot be read.
     """
     vision = read_config(_path(directory / REPOSITORY, COMPONENTS[0]))
     model = read_config(_path(directory / REPOSITORY, MODEL))
     return Setting(
-        slots=int(model.parameters["slots"].string_value),
+        slots=_slots(model, Manifest.read(directory)),
         max_batch=vision.max_batch_size,
         queue_delay_us=vision.dynamic_batching.max_queue_delay_microseconds,
     )
+
+
+def _slots(model: ModelConfig, manifest: Manifest) -> int:
+    if "slots" not in model.parameters:  # as the server reads it
+        return manifest.limits.slots
+    text: str = model.parameters["slots"].string_value
+    if not text.isdecimal() or not int(text):
+        raise OptionError(f"slots is {text!r} in config.pbtxt; expected an integer, 1 or more")
+    return int(text)
 
 
 def candidates(own: Setting, manifest: Manifest) -> list[Setting]:
@@ -78,7 +90,7 @@ def candidates(own: Setting, manifest: Manifest) -> list[Setting]:
     others = [
         *(replace(own, slots=slots) for slots in (own.slots // 2, own.slots * 2, own.slots * 4)),
         *(replace(own, max_batch=batch) for batch in batches),
-        *(replace(own, queue_delay_us=delay) for delay in DELAYS_US),
+        *(replace(own, queue_delay_us=delay) for delay in (0, LONG_DELAY_US)),
     ]
     wanted = [other for other in others if other != own and other.slots and other.max_batch]
     return [own, *wanted]
@@ -102,6 +114,7 @@ def build_with(directory: Path, setting: Setting) -> Iterator[Path]:
     """A build with another setting, which is removed afterwards; the build itself is not touched.
 
     Raises:
+        OptionError: a config has a parameter that the server refuses.
         ServingError: a config cannot be read.
         OSError: the directory for temporary files cannot be written.
     """
@@ -119,8 +132,12 @@ def build_with(directory: Path, setting: Setting) -> Iterator[Path]:
 def _edit(repository: Path, setting: Setting) -> None:
     model = read_config(_path(repository, MODEL))
     set_parameter(model, "slots", str(setting.slots))
-    limits = json.loads(model.parameters["limits"].string_value)
-    set_parameter(model, "limits", json.dumps({**limits, "slots": setting.slots}))
+    text: str = model.parameters["limits"].string_value
+    try:
+        limits = {**json.loads(text), "slots": setting.slots}
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"limits is {text!r} in config.pbtxt; expected JSON") from error
+    set_parameter(model, "limits", json.dumps(limits))
     write_config(model, _path(repository, MODEL))
     for name in COMPONENTS:
         config: ModelConfig = read_config(_path(repository, name))

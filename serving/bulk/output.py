@@ -91,11 +91,11 @@ def open_output(path: Path, job: Mapping[str, Any]) -> Iterator[Output]:
 def _check_job(path: Path, job: Mapping[str, Any]) -> None:
     record = path.with_name(f"{path.name}.job")
     given = json.loads(json.dumps(job))
-    if not record.exists():
-        if path.stat().st_size:
-            raise InputError(f"{path} has content, and no {record.name} beside it; name another")
+    if not path.stat().st_size:  # nothing was answered by a run that may have been another
         write_whole(record, json.dumps(given, indent=1).encode() + b"\n")
         return
+    if not record.exists():
+        raise InputError(f"{path} has content, and no {record.name} beside it; name another")
     try:
         begun = parse_json(record.read_bytes())
     except ValueError as error:

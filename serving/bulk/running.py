@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 ALL = Shard()
 
 FAULTS_IN_A_ROW = 16
-"""Questions that the engine fails, one after another, before the run ends: it is not they."""
+"""Questions that fail by the engine or, at its beginning, by the run's options, one after another,
+before the run ends: it is not they."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,8 @@ def run_job(
 
     Raises:
         InputError: two rows have one id and prompt, or the input cannot be read.
-        OptionError: an option is out of range; the file was begun by another run, or is in use.
+        OptionError: an option is out of range, or the server refuses it for the first
+            `FAULTS_IN_A_ROW` questions; the file was begun by another run, or is in use.
         ClientError, EngineError: no server answers any more; what came before is in the file.
         OSError: the file cannot be written.
     """
@@ -209,12 +211,18 @@ class _Run:
 
         Raises:
             EngineError: so many in a row have failed that it does not.
+            OptionError: none has been answered, and so many in a row had wrong options.
             OSError: see `Output.append`.
         """
-        if line.get("error", {}).get("kind") == EngineError.__name__:
+        faults: list[type[IblipError]] = [EngineError]
+        if not (self._answered or self._present):
+            faults.append(OptionError)
+        kind = line.get("error", {}).get("kind")
+        fault = next((one for one in faults if one.__name__ == kind), None)
+        if fault:
             self._held.append(line)
             if len(self._held) == FAULTS_IN_A_ROW:
-                raise EngineError(
+                raise fault(
                     f"{FAULTS_IN_A_ROW} questions in a row failed, and have no line; the last: "
                     f"{line['error']['message']}"
                 )

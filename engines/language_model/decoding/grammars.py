@@ -254,9 +254,11 @@ def _refuse(error: str) -> None:
     if not error:
         return
     # The place that it names is one in the grammar around the schema, which is then shown whole.
-    first = error.strip().partition("\n")[0]
-    cause = first.rpartition("failed to compile JSON schema: ")[2][:300]
-    raise OptionError(f"json_schema cannot be used: {cause}")
+    first, *more = error.strip().splitlines()
+    cause = first.rpartition("failed to compile JSON schema: ")[2]
+    if cause.endswith(":"):  # a pattern: shown first, and what is wrong with it last
+        cause += "".join(line.removeprefix("error:") for line in more if line.startswith("error: "))
+    raise OptionError(f"json_schema cannot be used: {cause[:300]}")
 
 
 def _check_forced(matcher: Any, lacking: frozenset[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iblip.export.artifact.manifest import Manifest
+from iblip.export.errors import OptionError
 from iblip.serving.bench.figures import Figures
 from iblip.serving.bench.loads import Closed
 from iblip.serving.bench.objective import Objective
 from iblip.serving.bench.running import Outcome, Run
 from iblip.serving.bench.settings import Setting, build_with, candidates, setting_of
 from iblip.serving.bench.tuning import MARGIN, Trial, Tuning
+from iblip.serving.repository.model_config import read_config
 
 OWN = Setting(slots=8, max_batch=8, queue_delay_us=0)
 
@@ -72,6 +76,32 @@ def test_the_steps_name_the_file_and_the_value():
     (step,) = tuning(trial(10, 10), trial(20, 20, slots=16)).steps()
     assert step.startswith("build/model_repository/instructblip/config.pbtxt")
     assert step.endswith("--slots 16")
+
+
+def edited(build, tmp_path, **parameters):
+    """A copy of a build whose config has other parameters; `None` takes one out."""
+    copy = shutil.copytree(build, tmp_path / "build", symlinks=True)
+    path = copy / "model_repository" / "instructblip" / "config.pbtxt"
+    config = read_config(path)
+    for name, value in parameters.items():
+        if value is None:
+            del config.parameters[name]
+        else:
+            config.parameters[name].string_value = value
+    path.write_text(str(config))
+    return copy
+
+
+def test_without_the_parameter_slots_are_those_of_the_build(vicuna_build, tmp_path):
+    assert setting_of(edited(vicuna_build, tmp_path, slots=None)) == OWN
+
+
+@pytest.mark.parametrize(("name", "value"), [("slots", "many"), ("slots", "0"), ("limits", "[")])
+def test_an_edited_config_that_the_server_refuses_is_named(vicuna_build, tmp_path, name, value):
+    build = edited(vicuna_build, tmp_path, **{name: value})
+    told = f"^{name} is '{re.escape(value)}' in config.pbtxt"
+    with pytest.raises(OptionError, match=told), build_with(build, setting_of(build)):
+        pass
 
 
 def test_candidates_differ_from_the_build_in_one_respect(vicuna_build):

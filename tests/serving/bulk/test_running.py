@@ -172,6 +172,22 @@ def test_an_engine_that_fails_one_question_goes_on_and_one_that_fails_all_ends(f
     assert (summary.failed, summary.present) == (1, 3)
 
 
+def test_a_run_whose_options_are_always_refused_ends_and_one_that_has_begun_goes_on(folder, output):
+    rows = [{"image": "images/00.png", "prompt": f"{n}?"} for n in range(FAULTS_IN_A_ROW + 5)]
+    path = folder.parent / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    echo = Echo()
+    echo.fails = {row["prompt"]: OptionError("num_beams is 64") for row in rows}
+    with pytest.raises(OptionError, match=r"16 questions in a row failed, .* num_beams is 64"):
+        run(path, output, echo, options={"num_beams": 64})
+    assert lines_of(output) == []
+    again = Echo()
+    again.fails = {prompt: error for prompt, error in echo.fails.items() if prompt != "2?"}
+    summary = run(path, output, again)
+    assert (summary.answered, summary.failed) == (1, len(rows) - 1)
+    assert [line["prompt"] for line in lines_of(output)] == [row["prompt"] for row in rows]
+
+
 def test_shards_are_the_whole_and_have_nothing_in_common(folder, tmp_path):
     found = []
     for index in (1, 2, 3):

@@ -184,6 +184,7 @@ PNG = encoded(picture(200, 200))
         (JPEG[: len(JPEG) // 2], "truncated or damaged"),
         (PNG[: len(PNG) // 2], "truncated or damaged"),
         (PNG[:12], "is not an image|is damaged|truncated"),
+        (encoded(picture(), "EPS"), "is PostScript, which is not run"),
         (huge_png(), f"more than {MAX_PIXELS} pixels"),
         ("no/such/file.png", "there is no file no/such/file.png"),
         ("https://example.org/a.png", "is an address; download it first"),
@@ -311,7 +312,7 @@ def test_a_file_by_its_address(tmp_path):
 def test_a_picture_just_over_the_limit_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr("iblip.export.images.MAX_PIXELS", 70 * 40 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
-    with pytest.raises(InputError, match="has 70 x 40 pixels; the most accepted is 2799"):
+    with pytest.raises(InputError, match="has 70 x 40 pixels; at most 2799 are"):
         pixels_from_image(encoded_once, SMALL)
 
 

@@ -123,6 +123,18 @@ def test_answers_that_differ_fail_and_are_shown(proven, copied, call):
     assert shown["value"].startswith("expected 'something else', found ")
 
 
+def test_a_build_with_fewer_slots_than_beams_is_compared_without_them(proven, copied, call):
+    build = copied(proven.build)
+    facts = json.loads((build / FACTS).read_text())
+    facts["answers"] = [answer for answer in facts["answers"] if answer["way"] != "beams"]
+    rewrite(build / FACTS, json.dumps(facts).encode())
+    sign(build)
+    done = call(build, "--stage", "text", "--limit", 1, "--json")
+    stage = json.loads(done.stdout)["stages"]["text"]
+    assert (done.exit_code, stage["ended"]) == (0, "done")
+    assert stage["facts"][-1]["value"].startswith("not compared: with ")
+
+
 def test_references_that_were_changed_are_refused_with_their_names(proven, copied, call):
     build = copied(proven.build)
     content = bytearray((build / TENSORS).read_bytes())

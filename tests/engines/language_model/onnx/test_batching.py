@@ -235,7 +235,7 @@ def test_the_status_says_what_runs_and_what_has_ended(gated: Make, ask: Make) ->
     assert (end.slots, end.slots_used, end.running, end.waiting) == (4, 0, 0, 0)
     assert end.requests == {
         **dict.fromkeys(["eos", "length", "cancelled", "late", "refused"], 1),
-        **dict.fromkeys(["stop", "ranked", "failed"], 0),
+        **dict.fromkeys(["stop", "ranked", "failed", "invalid"], 0),
     }
 
 
@@ -252,6 +252,19 @@ def test_tokens_and_ends_are_counted(gated: Make, ask: Make) -> None:
         totals.append(after.generated_tokens - before.generated_tokens)
     assert totals == [11, 3, 9, 4 * 11]
     assert sum(one.status().requests.values()) == 4
+
+
+def test_options_that_forbid_every_token_are_no_failure_of_the_engine(
+    gated: Make, ask: Make
+) -> None:
+    model, one = gated(2)
+    model.gate.release(1000)
+    schema = {"type": "array", "items": {"const": 1}, "minItems": 9}
+    other = one.submit(ask())
+    with pytest.raises(OptionError, match=r"json_schema, with .* forbids every token"):
+        one.submit(ask(json_schema=schema, no_repeat_ngram_size=1)).result()
+    assert other.result().text == "It is red."
+    assert (one.status().requests["invalid"], one.status().requests["failed"]) == (1, 0)
 
 
 def test_a_caller_who_vanishes_from_the_queue_is_counted(gated: Make, ask: Make) -> None:
