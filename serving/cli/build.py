@@ -130,7 +130,7 @@ HEADINGS = {
     default="onnxruntime",
     show_default=True,
     help="What runs the language model: onnxruntime (in 16 bits on CUDA where --engine is "
-    "onnxruntime-cuda or onnxruntime-tensorrt), onnxruntime-cuda, openvino (int4 and "
+    "onnxruntime-cuda or onnxruntime-tensorrt), onnxruntime-cuda, openvino (fp32, int4 and "
     "int8 on a CPU), or vllm (LLaMA and OPT).",
 )
 @click.option(

@@ -115,7 +115,7 @@ def test_a_build_is_tuned_within_its_time(served):
     assert (own["slots"], own["max_batch"]) == (limits.slots, limits.max_batch)
     assert own["memory"] > 1 << 20
     assert own["turns"][0]["within_slo"] == 1
-    assert len(others) + len(tuning["left_out"]) == 7
+    assert len(others) + len(tuning["left_out"]) == 6
     assert tuning["recommended"] in [
         {name: one[name] for name in tuning["recommended"]} for one in tuning["settings"]
     ]
