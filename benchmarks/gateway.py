@@ -46,7 +46,7 @@ def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     ):
         gateway.start([f"{MODEL}={server.grpc_url}", f"--max-open={STREAMS + 100}"])
         ways = dict(_ways(server, gateway.url, examples))
-        in_turns(ways, 1, warm_up=3)
+        in_turns(ways, 2, warm_up=1)
         assert gateway.pid is not None
         before_s = _seconds(gateway.pid)
         overhead = in_turns(ways, ROUNDS, warm_up=0)

@@ -455,6 +455,7 @@ class TestCode:
     @pytest.fixture
     def code(self, page, photo):
         def write(language):
+            page.wait("document.querySelector('#model').value")  # until then the code names none
             put_photo(page, photo)
             set_option(page, "max_tokens", "7")
             set_option(page, "num_beams", "3")
