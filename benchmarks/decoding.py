@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": 
 
 def main(checkpoint: Path, scratch: Path) -> dict[str, Any]:
     """Files a second, by format and size; the checkpoint is not used."""
-    settings = DecodingSettings(image_cache_mib=0)
+    settings = DecodingSettings(image_bytes=64 << 20, image_cache_mib=0)
     process, decoders = DecoderProcess(ORIGINAL, settings), Decoders(ORIGINAL, settings)
     with ThreadPoolExecutor(decoders.count) as pool:
 
