@@ -85,9 +85,7 @@ class TritonPythonModel:
         """The visual prompt of a question's images. What does not fit is refused before."""
         inputs = self.read.inputs(question)
         self.engine.check(question.prompt, question.images, question.options)
-        return encode_past_failures(
-            lambda inputs: run_chain(inputs, question.seconds_left), inputs, largest=self.largest
-        )
+        return encode_past_failures(run_chain, inputs, largest=self.largest)
 
     def finalize(self):
         """Ends what is running and frees the engine."""
@@ -97,17 +95,16 @@ class TritonPythonModel:
         self.answering.close()
 
 
-def run_chain(inputs, seconds):
+def run_chain(inputs):
     """The visual prompt of images, from the ensemble of vision encoder and Q-Former.
 
-    It takes the inputs by name, and seconds that there are for it, or `None`. It returns `None`
-    where the run of these images failed before, as Triton's response cache keeps it.
+    It takes the inputs by name. It returns `None` where the run of these images failed before, as
+    Triton's response cache keeps it.
     """
     call = pb_utils.InferenceRequest(
         model_name=CHAIN,
         requested_output_names=[VISUAL_PROMPT],
         inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
-        timeout=0 if seconds is None else max(1, int(seconds * 1e6)),
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
     )
     response = call.exec()
