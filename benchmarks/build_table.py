@@ -147,7 +147,7 @@ def _bytes_of(model: str, dtype: str) -> int:
 
 
 def _build(
-    checkpoint: Path, precision: str, again: bool, adapter: Path | None = None
+    checkpoint: Path, precision: str, again: bool = False, adapter: Path | None = None
 ) -> dict[str, Any]:
     """One build, and the time to read its source and to write as many bytes as it wrote.
 
