@@ -39,6 +39,13 @@ class Shapes:
         """The length of a padded piece, for at most `piece` positions."""
         return min(max(SMALLEST_PIECE, 1 << (positions - 1).bit_length()), self.piece)
 
+    def padded(self, positions: int) -> int:
+        """How many positions the runs have that read so many."""
+        if not self.repeat:
+            return positions
+        whole, rest = divmod(positions, self.piece)
+        return whole * self.piece + (self.pad(rest) if rest else 0)
+
     @property
     def prompts_at_once(self) -> int:
         """How many prompts may be read at once: the shortest ones that fit into a piece."""

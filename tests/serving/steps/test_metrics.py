@@ -29,6 +29,7 @@ IDLE = EngineStatus(
     requests=dict.fromkeys(get_args(Outcome), 0),
     generated_tokens=0,
     prompt_tokens=0,
+    cached_prompt_tokens=0,
     queue_s=0.0,
     prefill_s=0.0,
     decode_s=0.0,
