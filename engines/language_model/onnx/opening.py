@@ -50,8 +50,9 @@ def open_model(
         device: the GPU's number, from 0, if the engine runs on one; its slots lie there too.
         slots: how many sequences it holds.
         positions: how many positions a sequence may have; `None` is the model's own length.
-        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before. It never does
-            where int8 activations share a scale, computed of all positions that are read at once.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before. None
+            does
+            where int8 activations share a scale, taken from all positions that are read at once.
 
     Raises:
         BuildDirectoryError: the build lacks one of its graphs.
