@@ -26,8 +26,8 @@ class Shapes:
     """The shapes of a model's runs.
 
     Attributes:
-        piece: positions of prompts that are read at once. They do not depend on the other requests
-            unless shapes repeat, because a sum in another order can give another result.
+        piece: positions of prompts that are read at once. The sums in them do not depend on the
+            other requests unless shapes repeat: another order can give another result.
         repeat: whether shapes repeat: pieces of prompts are padded to a power of two, short prompts
             are read together, and lengths are bounded by the capacity.
     """

@@ -51,8 +51,7 @@ def open_model(
         slots: how many sequences it holds.
         positions: how many positions a sequence may have; `None` is the model's own length.
         prefix_cache: whether a prompt reuses keys and values of a prefix that was read before. None
-            does
-            where int8 activations share a scale, taken from all positions that are read at once.
+            does where int8 activations share a scale, which depends on all that is read at once.
 
     Raises:
         BuildDirectoryError: the build lacks one of its graphs.
