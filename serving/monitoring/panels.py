@@ -112,6 +112,7 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
                 "generated": f"sum({rate(_chosen('iblip_generated_tokens_total'))})",
                 "generated, last 5 s": f"sum({_chosen(RATE)})",
                 "read": f"sum({rate(_chosen('iblip_prompt_tokens_total'))})",
+                "cached": f"sum({rate(_chosen('iblip_cached_prompt_tokens_total'))})",
             },
         ),
         Panel(

@@ -92,12 +92,13 @@ class StepArguments:
 
         Raises:
             OptionError: the parameter `slots`, `max_length` or `queue` is not an integer, 1 or
-                more.
+                more; or `prefix_cache` is neither true nor false.
         """
         return EngineLimits(
             slots=self._limit("slots"),
             positions=self._limit("max_length"),
             queue=self._limit("queue"),
+            prefix_cache=self._switch("prefix_cache"),
         )
 
     def question_reader(self, policy: Policy) -> QuestionReader:
@@ -131,6 +132,12 @@ class StepArguments:
         if not text.isdecimal() or not int(text):
             raise OptionError(f"{name} is {text!r} in config.pbtxt; expected an integer, 1 or more")
         return int(text)
+
+    def _switch(self, name: str) -> bool | None:
+        text = self.parameters.get(name)
+        if text not in (None, "true", "false"):
+            raise OptionError(f"{name} is {text!r} in config.pbtxt; expected true or false")
+        return None if text is None else text == "true"
 
     @property
     def threads(self) -> int | None:

@@ -85,6 +85,11 @@ FAMILIES: Mapping[str, Family[EngineStatus]] = {
         help="Prompt positions that were read, images included",
         read=lambda s: s.prompt_tokens,
     ),
+    "iblip_cached_prompt_tokens_total": Family(
+        kind="counter",
+        help="Prompt positions that were taken from the prefix cache instead of being read",
+        read=lambda s: s.cached_prompt_tokens,
+    ),
     "iblip_queue_seconds_total": Family(
         kind="counter", help="Seconds that ended requests have waited", read=lambda s: s.queue_s
     ),

@@ -247,6 +247,7 @@ def test_the_language_model_is_told_its_limits(make_build):
         "slots": "3",
         "max_length": "200",
         "queue": "17",
+        "prefix_cache": "true",
         "image_bytes": "16777216",
         "image_pixels": "89478485",
         "image_seconds": "10",
