@@ -61,6 +61,7 @@ class TritonPythonModel:
             self.encode,
             decode=self.decode,
             decoders=self.decoders.count,
+            check=self.check,
             callers=CallerLimits(
                 requests=policy.max_caller_requests, tokens=policy.max_caller_tokens
             ),
@@ -95,10 +96,14 @@ class TritonPythonModel:
                 reply.stream = question.stream
                 self.answering.answer(question, reply)
 
-    def decode(self, question):
-        """The question with the pixels of its images. What does not fit is refused before."""
+    def check(self, question):
+        """Refuses what does not fit."""
         self.read.instruction(question)
         self.engine.check(question.prompt, question.images, question.options)
+
+    def decode(self, question):
+        """The question with the pixels of its images. What does not fit is refused before."""
+        self.check(question)
         return question.decoded(self.decoders.pixels(question.encoded, question.reading))
 
     def encode(self, question):

@@ -9,9 +9,10 @@ import time
 import numpy as np
 import pytest
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, TextDelta, Timing
 from iblip.export.errors import DeadlineError, EngineError, InputError, QueueFullError
-from iblip.serving.steps.answering import ENCODERS, Answering, CallerLimits
+from iblip.serving.steps.answering import CHECKERS, ENCODERS, Answering, CallerLimits
 from iblip.serving.steps.questions import Question
 from iblip.serving.steps.turns import take_turns
 
@@ -130,10 +131,17 @@ class FakeReply:
 def answering():
     opened = []
 
-    def make(*generations, encode=encode, decode=decode, decoders=1, queue=1000, **limits):
+    def make(
+        *generations, encode=encode, decode=decode, decoders=1, check=encode, queue=1000, **limits
+    ):
         engine = FakeEngine(*generations)
         engine.queue = queue
-        how = {"decode": decode, "decoders": decoders, "callers": CallerLimits(**limits)}
+        how = {
+            "decode": decode,
+            "decoders": decoders,
+            "check": check,
+            "callers": CallerLimits(**limits),
+        }
         opened.append(Answering(engine, encode, **how, poll_s=0.001))
         return opened[-1]
 
@@ -211,6 +219,22 @@ class Gate:
         self.count += 1
         assert self.opened.wait(10)
         return encode(question)
+
+
+def test_schemas_that_take_long_keep_nobody_else_waiting(answering):
+    gate, others = Gate(), [FakeReply(), FakeReply()]
+    running = answering(FakeGeneration([answer("7")]), FakeGeneration([answer("8")]), check=gate)
+    schemas = [FakeReply() for _ in range(ENCODERS + 8)]
+    for number, reply in enumerate(schemas):
+        options = GenerationOptions(json_schema={"const": number})
+        running.answer(question(options=options), reply)
+    for other, asked in zip(others, (question(), sent()), strict=True):
+        running.answer(asked, other)
+        assert other.ended.wait(10)
+    assert [other.end.text for other in others] == ["7", "8"]
+    assert not any(reply.ended.is_set() for reply in schemas)
+    assert gate.count == CHECKERS
+    gate.opened.set()
 
 
 def test_a_full_queue_refuses_before_an_image_is_encoded(answering):
