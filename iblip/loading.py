@@ -21,7 +21,7 @@ from iblip.engines.language_model.types import (
 )
 from iblip.engines.pipeline import Pipeline
 from iblip.engines.vision_cache.directory import CacheDirectory, cache_directory
-from iblip.export.errors import EngineError, IblipError, OptionError
+from iblip.export.errors import EngineError, IblipError
 from iblip.export.images import ImageSources, Reading, check_reading
 from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike
@@ -416,8 +416,6 @@ def load(
         EngineError: an engine cannot be loaded here.
         IblipError: a library that it runs on is not installed.
     """
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads is {threads}; expected 1 or more, or None")
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
         return Model(
