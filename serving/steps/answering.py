@@ -27,7 +27,7 @@ from iblip.engines.language_model.types import (
 from iblip.export.errors import DeadlineError, EngineError, QueueFullError
 from iblip.serving.steps.ending import end_if_fatal
 from iblip.serving.steps.questions import Question
-from iblip.serving.steps.turns import take_turns
+from iblip.serving.steps.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -307,15 +307,17 @@ class Answering:
                 line.drop(caller)
 
     def _watch(self) -> None:
+        turns = Turns[_Caller](self._poll_s)
         while not self._closed.wait(self._poll_s):
             with self._lock:
                 late = [caller for caller in self._coming if caller.question.is_late]
-                turns = take_turns(self._open, self._poll_s)
+                asked = turns.take(self._open)
             for caller in late:
                 self._end(caller, DeadlineError("the answer was not finished by its deadline"))
-            for caller in turns:
-                if caller.has_gone():
-                    self._give_up(caller)
+            gone = [caller for caller in asked if caller.has_gone()]
+            for caller in gone:
+                self._give_up(caller)
+            turns.found_gone(len(gone))
 
 
 class _Line:

@@ -14,7 +14,7 @@ from iblip.engines.language_model.types import Answer, TextDelta, Timing
 from iblip.export.errors import DeadlineError, EngineError, InputError, QueueFullError
 from iblip.serving.steps.answering import CHECKERS, ENCODERS, Answering, CallerLimits
 from iblip.serving.steps.questions import Question
-from iblip.serving.steps.turns import take_turns
+from iblip.serving.steps.turns import MOST, Turns
 
 LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory access ; GPU=0)")
 
@@ -461,11 +461,28 @@ def test_nothing_is_asked_of_a_reply_after_its_end(answering):
 
 
 def test_callers_are_asked_after_in_turns_however_many_there_are():
-    waiting = dict.fromkeys(range(250))
-    looks = [take_turns(waiting, 0.4) for _ in range(7)]
+    waiting, turns, looks = dict.fromkeys(range(250)), Turns(0.4), []
+    for _ in range(7):
+        looks.append(turns.take(waiting))
+        turns.found_gone(0)
     assert [len(look) for look in looks] == [40] * 7
     assert [one for look in looks for one in look][:250] == list(range(250))
-    assert take_turns({"one": None}, 0.4) == ["one"]
+    assert Turns(0.4).take({"one": None}) == ["one"]
+
+
+def test_more_are_asked_after_while_callers_turn_out_to_have_gone():
+    waiting, turns, sizes = dict.fromkeys(range(1000)), Turns(0.02), []
+    while waiting:
+        gone = turns.take(waiting)
+        for one in gone:
+            del waiting[one]
+        turns.found_gone(len(gone))
+        sizes.append(len(gone))
+    assert sizes[:7] == [2, 4, 8, 16, 32, 64, 64]
+    assert max(sizes) == MOST
+    waiting = dict.fromkeys(range(1000))
+    turns.found_gone(len(turns.take(waiting)) // 2 - 1)
+    assert len(turns.take(waiting)) == 2
 
 
 def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(answering):
