@@ -33,6 +33,7 @@ NAMES = (
 LONG = (
     "adapters",
     "aiperf",
+    "catalogue",
     "chaos",
     "dashboard",
     "decoding",

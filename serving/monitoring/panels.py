@@ -140,6 +140,20 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
             },
             unit="reqps",
         ),
+        Panel(
+            title="Vision cache",
+            queries={
+                kind: f"sum({rate(_chosen(f'iblip_vision_cache_{kind}_total'))})"
+                for kind in ("hits", "misses")
+            },
+            unit="reqps",
+            help="Images that were found encoded on the disk, with --vision-cache",
+        ),
+        Panel(
+            title="Files of the vision cache",
+            queries={"{{instance}}": _chosen("iblip_vision_cache_bytes")},
+            unit="bytes",
+        ),
     ),
     "Machine": (
         Panel(

@@ -11,6 +11,8 @@ from typing import Self
 
 from iblip.engines.language_model.opening import EngineLimits
 from iblip.engines.text.instructions import InstructionTokenizer
+from iblip.engines.vision_cache.cache import VisionCache
+from iblip.engines.vision_cache.directory import CacheDirectory
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
 from iblip.serving.decoding.pool import Decoders
@@ -115,6 +117,16 @@ class StepArguments:
             most_encoded=DecodingSettings.from_parameters(self.parameters).most_sent,
             call_key=os.environ.get(CALL_KEY_VARIABLE, ""),
         )
+
+    def vision_cache(self, environment: Mapping[str, str]) -> VisionCache | None:
+        """The cache of encoded images; `None` where the operator has named no directory.
+
+        Only on the disk: in memory there is Triton's response cache.
+        """
+        directory = CacheDirectory.from_environment(environment)
+        if directory is None:
+            return None
+        return VisionCache(self.manifest, memory_bytes=0, directory=directory)
 
     def decoders(self) -> Decoders:
         """What decodes this model's images; starts nothing yet.
