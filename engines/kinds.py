@@ -36,6 +36,10 @@ class EngineKind:
     proven: bool = False
 
 
+OPENVINO = "openvino"
+"""It also runs language models, whose attention it leaves to ONNX Runtime (decision 0052)."""
+
+
 def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -44,6 +48,12 @@ def _onnxruntime_obstacle() -> str | None:
     if _is_installed("onnxruntime"):
         return None
     return f"ONNX Runtime is not installed. Run `{install_command('cpu')}`."
+
+
+def _openvino_obstacle() -> str | None:
+    if _is_installed(OPENVINO):
+        return _onnxruntime_obstacle()
+    return f"OpenVINO is not installed. Run `{install_command(OPENVINO)}`."
 
 
 def _tensorrt_obstacle() -> str | None:
@@ -79,6 +89,14 @@ KINDS: Mapping[str, EngineKind] = {
         obstacle=_onnxruntime_obstacle,
         running_obstacle=_onnxruntime_obstacle,
         reason="ONNX Runtime was requested.",
+        gpu=False,
+        proven=True,
+    ),
+    OPENVINO: EngineKind(
+        title="OpenVINO",
+        obstacle=_openvino_obstacle,
+        running_obstacle=_openvino_obstacle,
+        reason="OpenVINO was requested.",
         gpu=False,
         proven=True,
     ),
@@ -118,17 +136,6 @@ KINDS: Mapping[str, EngineKind] = {
     ),
 }
 """Every engine that a component can be built for."""
-
-
-OPENVINO = "openvino"
-"""It runs language models alone, and leaves their attention to ONNX Runtime (decision 0052)."""
-
-
-def openvino_obstacle() -> str | None:
-    """What keeps this machine from running `OPENVINO`, and what to do; `None` if nothing does."""
-    if _is_installed("openvino"):
-        return _onnxruntime_obstacle()
-    return f"OpenVINO is not installed. Run `{install_command('openvino')}`."
 
 
 def runs_on_gpu(kind: str) -> bool:

@@ -45,6 +45,20 @@ tensors are float32."""
 _NOT_FLOAT32 = Refusal(
     reason="attention over slots is given float32 by OpenVINO",
     instead=f"Choose {', '.join(IN_FLOAT32)} for it, or --llm-engine onnxruntime.",
+    only="language_model",
+)
+_OF_ONNXRUNTIME = Refusal(
+    reason="activations that are quantised at run time are an operator of ONNX Runtime's own"
+    " (DynamicQuantizeMatMul)",
+    instead="Add --int8 static, or for the language model --llm-int8 weights; or choose"
+    " onnxruntime.",
+)
+_FOR_TENSORRT = Refusal(
+    reason="it is for TensorRT", instead="Choose int8 with --int8 static, bf16 or fp32."
+)
+_NO_BFLOAT16 = Refusal(
+    reason="this processor does not multiply bfloat16 (AVX512_BF16, AMX)",
+    instead="Choose fp32, or build on one that does.",
 )
 
 _FOUND_AT_RUN_TIME = Refusal(
@@ -72,7 +86,9 @@ REFUSALS: Mapping[Row, Refusal] = {
     ("vllm", "int8", "dynamic"): _INTEGERS,
     **{("vllm", word, "float"): _INTEGERS for word in DTYPES if word.startswith("int")},
     **{(OPENVINO, word, "float"): _NOT_FLOAT32 for word in DTYPES if word not in IN_FLOAT32},
-    (OPENVINO, "int8", "dynamic"): _NOT_FLOAT32,
+    (OPENVINO, "int8", "dynamic"): _OF_ONNXRUNTIME,
+    (OPENVINO, "int8-fp16", "static"): _FOR_TENSORRT,
+    (OPENVINO, "fp8", "static"): _FOR_TENSORRT,
 }
 """What engines cannot run."""
 
@@ -102,7 +118,10 @@ _FOR_A_GPU = (
     " the weights alone, without what follows the dash, are as precise there, and faster."
 )
 
+_AS_FP32 = "OpenVINO multiplies it in float32: as fast as fp32. bf16 is faster where it is offered."
+
 REMARKS: Mapping[Row, str] = {
+    **{(OPENVINO, word, "float"): _AS_FP32 for word in ("fp16", "lavis")},
     **{
         ("onnxruntime", word, "float"): _FOR_A_GPU
         for word in ("int4-fp16", "int4-bf16", "int8-fp16", "int8-bf16")
@@ -141,8 +160,10 @@ def check_precision(
     Raises:
         OptionError: with the reason, and what to do instead.
     """
-    refusal = find_refusal(engine, component, word, quantisation) or _refused_gpus(
-        engine, word, targets
+    refusal = (
+        find_refusal(engine, component, word, quantisation)
+        or _refused_gpus(engine, word, targets)
+        or _refused_processor(engine, word)
     )
     if refusal is not None:
         raise OptionError(
@@ -195,6 +216,14 @@ def _refused_gpus(engine: str, word: str, targets: Sequence[str]) -> Refusal | N
         if targets
         else "That is this machine's GPU: choose int8-fp16 or fp16, or build on a later one.",
     )
+
+
+def _refused_processor(engine: str, word: str) -> Refusal | None:
+    if (engine, word) != (OPENVINO, "bf16"):
+        return None
+    from iblip.engines.openvino.graph import multiplies_bfloat16
+
+    return None if multiplies_bfloat16() else _NO_BFLOAT16
 
 
 def _own_gpu(engine: str) -> list[str]:

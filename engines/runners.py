@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iblip.engines.free_memory import check_free_memory
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.types import Runner
-from iblip.export.artifact.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
+from iblip.export.artifact.manifest import ComponentRecord, GraphRecord, Manifest
 from iblip.export.errors import BuildDirectoryError, EngineError, OptionError
 
 MOST_THREADS = 1024
@@ -38,7 +39,7 @@ class Place:
             )
 
 
-Opener = Callable[[Path, EngineRecord, GraphRecord, Place], Runner]
+Opener = Callable[[Path, ComponentRecord, GraphRecord, Place], Runner]
 
 
 def open_runner(
@@ -76,7 +77,7 @@ def open_runner(
     place = Place(threads=threads, device=device)
     check_free_memory(manifest, component, device)
     path = directory / record.engine.files[graph]
-    return opener(path, record.engine, record.graphs[graph], place)
+    return opener(path, record, record.graphs[graph], place)
 
 
 def _find_record(manifest: Manifest, component: str, graph: str) -> ComponentRecord:
@@ -90,12 +91,15 @@ def _find_record(manifest: Manifest, component: str, graph: str) -> ComponentRec
     return record
 
 
-def _open_onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
+def _open_onnxruntime(
+    path: Path, record: ComponentRecord, graph: GraphRecord, place: Place
+) -> Runner:
     from iblip.engines.compiled import provider_cache
     from iblip.engines.onnxruntime.providers import Placement
     from iblip.engines.onnxruntime.runner import OnnxRuntimeRunner
     from iblip.engines.tensorrt.profile import profile_from_json
 
+    engine = record.engine
     profiles = engine.details.get("profiles")
     shapes = profile_from_json(profiles[0]).all_shapes(graph.contract) if profiles else {}
     placement = Placement(
@@ -108,11 +112,18 @@ def _open_onnxruntime(path: Path, engine: EngineRecord, graph: GraphRecord, plac
     return OnnxRuntimeRunner(path, graph.contract, threads=place.threads, placement=placement)
 
 
-def _open_plan(path: Path, engine: EngineRecord, graph: GraphRecord, place: Place) -> Runner:
+def _open_openvino(path: Path, record: ComponentRecord, graph: GraphRecord, place: Place) -> Runner:
+    from iblip.engines.openvino.runner import OpenVinoRunner
+
+    return OpenVinoRunner(path, graph.contract, record.precision, threads=place.threads)
+
+
+def _open_plan(path: Path, record: ComponentRecord, graph: GraphRecord, place: Place) -> Runner:
     from iblip.engines.compiled import COMPILERS, provider_cache
     from iblip.engines.tensorrt.runner import TensorRTRunner
 
     # TensorRT's plans have all their kernels; those of TensorRT-RTX are compiled for the GPU.
+    engine = record.engine
     compiles = engine.kind in COMPILERS
     cache = provider_cache(engine.kind, graph.digest) if compiles else None
     return TensorRTRunner(path, graph.contract, engine, device=place.device, cache=cache)
@@ -123,6 +134,7 @@ OPENERS: Mapping[str, Opener] = {
     "onnxruntime-cuda": _open_onnxruntime,
     "onnxruntime-tensorrt": _open_onnxruntime,
     "onnxruntime-tensorrt-rtx": _open_onnxruntime,
+    OPENVINO: _open_openvino,
     "tensorrt": _open_plan,
     "tensorrt-rtx": _open_plan,
 }

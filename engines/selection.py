@@ -65,6 +65,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "rtx": "tensorrt-rtx",
     "ort": "onnxruntime",
     "onnx": "onnxruntime",
+    "ov": "openvino",
     "cpu": "onnxruntime",
     "cuda": "onnxruntime-cuda",
     "gpu": "onnxruntime-cuda",

@@ -205,8 +205,9 @@ def build(
         precision: `fp32`, `fp16`, `bf16`, `int8`, `int4`, `fp8`, `lavis`, or a word for each
             component, such as `vision_encoder=fp16,language_model=int4`.
         output: the build directory; `None` is `build/<checkpoint>-<precision>`.
-        engine: what runs vision encoder and Q-Former: `auto`, `onnxruntime`, `onnxruntime-cuda`,
-            `onnxruntime-tensorrt`, `onnxruntime-tensorrt-rtx`, `tensorrt` or `tensorrt-rtx`.
+        engine: what runs vision encoder and Q-Former: `auto`, `onnxruntime`, `openvino`,
+            `onnxruntime-cuda`, `onnxruntime-tensorrt`, `onnxruntime-tensorrt-rtx`, `tensorrt` or
+            `tensorrt-rtx`.
         llm_engine: what runs the language model: `onnxruntime`, `onnxruntime-cuda`,
             `openvino` or `vllm`.
         revision: branch, tag or commit of a model of the hub.

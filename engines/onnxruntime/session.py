@@ -66,7 +66,7 @@ def open_session(
     if not path.is_file():
         raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or _suitable_threads(path)
+    options.intra_op_num_threads = threads or suitable_threads(path)
     options.inter_op_num_threads = 1
     # Errors: its warnings are about its own optimisations, and about nodes on the CPU
     # (`check_assignment` tells those that matter).
@@ -112,7 +112,7 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _suitable_threads(path: Path) -> int:
+def suitable_threads(path: Path) -> int:
     """How many threads an operator of the graph at `path` is worth; its weights lie beside it."""
     size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     return available_cores() if size >= SMALL_BYTES else 1

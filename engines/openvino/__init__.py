@@ -1,8 +1,8 @@
-"""Runs the graphs of a language model on OpenVINO, whose matmuls of four bits are faster on a CPU.
+"""Runs graphs on OpenVINO, whose matmuls are faster on a CPU.
 
-`graph.OpenVinoGraph` is a `Graph` of `engines.language_model.onnx.graph`. Attention over slots
-stays with ONNX Runtime (`attention`), whose operator writes keys and values in place (decision
-0052).
+`runner.OpenVinoRunner` runs vision encoder and Q-Former (decision 0053). `graph.OpenVinoGraph` is
+also a `Graph` of `engines.language_model.onnx.graph`: attention over slots stays with ONNX Runtime
+(`attention`), whose operator writes keys and values in place (decision 0052).
 
 Knows nothing of requests or text.
 """

@@ -17,7 +17,7 @@ from openvino import Op
 from openvino.opset13 import constant
 
 from iblip.engines.onnxruntime.binding import Binding
-from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
+from iblip.engines.onnxruntime.session import load_onnxruntime
 
 Array = npt.NDArray[Any]
 
@@ -118,7 +118,7 @@ class AttentionRunner:
     """Calls ONNX Runtime for the attention of each layer, over whatever slots are bound.
 
     Args:
-        threads: for one call; `None` takes one per core this process may use.
+        threads: for one call.
 
     Attributes:
         layers: in the order of `Attention`'s indices.
@@ -126,8 +126,8 @@ class AttentionRunner:
         bound: the graph's inputs that are slots or bounds of lengths, by name, for the next run.
     """
 
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads or available_cores()
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self.layers: list[Layer] = []
         self.operators: list[Attention] = []
         self.bound: Mapping[str, Array] = {}

@@ -1,4 +1,4 @@
-"""One graph of a language model on OpenVINO."""
+"""One graph on OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.engines.onnxruntime.binding import DeviceArray
-from iblip.engines.onnxruntime.session import available_cores
+from iblip.engines.onnxruntime.session import suitable_threads
 from iblip.export.artifact.contract import Contract
 from iblip.export.errors import EngineError
 from iblip.export.system.installing import install_command
@@ -27,9 +27,10 @@ class OpenVinoGraph:
     Args:
         path: of the `.onnx` file.
         contract: its inputs and outputs.
-        threads: for one operator; `None` takes one per core this process may use.
+        threads: for one operator; `None` takes what suits the graph and the machine.
         block_size: weights that share a scale; as many activations are rounded to 8 bits together,
-            as ONNX Runtime does. `None` if weights are floats.
+            as ONNX Runtime does. `None` if weights are not in blocks.
+        bfloat16: whether floats are multiplied in bfloat16 where the processor can.
 
     Raises:
         EngineError: OpenVINO is not installed, or cannot compile the graph.
@@ -42,6 +43,7 @@ class OpenVinoGraph:
         *,
         threads: int | None = None,
         block_size: int | None = None,
+        bfloat16: bool = False,
     ) -> None:
         try:
             from iblip.engines.openvino.attention import AttentionRunner
@@ -52,12 +54,13 @@ class OpenVinoGraph:
         if not path.is_file():
             raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
         self.contract, self._path = contract, path
+        threads = threads or suitable_threads(path)
         self._attention = AttentionRunner(threads)
         weakref.finalize(self, self._attention.close)
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads or available_cores(),
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and multiplies_bfloat16() else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": block_size or 0,
         }
         try:
@@ -164,6 +167,11 @@ def _core() -> Any:
     core = openvino.Core()
     core.add_extension(ConversionExtension(NAME, DOMAIN, lambda node: convert(_reading[-1], node)))
     return core
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 (AVX512_BF16 or AMX), as OpenVINO sees it."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _read(path: Path, runner: Any) -> Any:

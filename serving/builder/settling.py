@@ -170,11 +170,11 @@ def _check_precisions(
     progress: Progress,
 ) -> None:
     """Refuses what an engine cannot run, and notes what there is to say of the others."""
-    from iblip.engines.kinds import OPENVINO, openvino_obstacle
+    from iblip.engines.kinds import KINDS, OPENVINO
     from iblip.engines.precision_support import check_precision, remark_on_precision
     from iblip.engines.selection import BESIDE
 
-    if engines[LANGUAGE_MODEL] == OPENVINO and (obstacle := openvino_obstacle()):
+    if engines[LANGUAGE_MODEL] == OPENVINO and (obstacle := KINDS[OPENVINO].obstacle()):
         raise OptionError(f"--llm-engine {OPENVINO} is not possible here: {obstacle}")
     policy = options.policy
     for component, kind in engines.items():

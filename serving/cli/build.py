@@ -112,9 +112,9 @@ HEADINGS = {
     type=ENGINE,
     default="auto",
     show_default=True,
-    help="What runs vision encoder and Q-Former: auto, onnxruntime (on the CPU), onnxruntime-cuda, "
-    "onnxruntime-tensorrt or onnxruntime-tensorrt-rtx (ONNX Runtime on a GPU), tensorrt or "
-    "tensorrt-rtx (plans).",
+    help="What runs vision encoder and Q-Former: auto, onnxruntime or openvino (on the CPU), "
+    "onnxruntime-cuda, onnxruntime-tensorrt or onnxruntime-tensorrt-rtx (ONNX Runtime on a GPU), "
+    "tensorrt or tensorrt-rtx (plans).",
 )
 @plan_options
 @engine_cache_option

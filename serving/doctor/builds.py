@@ -260,7 +260,8 @@ def _check_packages(
         title="Python models",
         verdict="note",
         found=f"Python {container.python} of {container.tag} needs this project{runtime}",
-        remedy="The image built by deploy/Dockerfile has them.",
+        remedy="The image built by deploy/Dockerfile has them."
+        + (" It lacks openvino: install it in an image on top." if OPENVINO in kinds else ""),
     )
     if "vllm" in kinds:
         yield Finding(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from iblip.engines.kinds import KINDS, OPENVINO, openvino_obstacle
+from iblip.engines.kinds import KINDS
 from iblip.engines.tensorrt.libraries import SOURCES, find_library
 from iblip.export.errors import EngineError, ServingError
 from iblip.serving.server.installation import find_triton
@@ -119,8 +119,7 @@ def infer_version(number: int) -> str:
 
 def engine_obstacles() -> dict[str, str | None]:
     """What keeps each kind of engine from running in this Python; `None` if nothing does."""
-    obstacles = {kind: row.running_obstacle() for kind, row in KINDS.items()}
-    return obstacles | {OPENVINO: openvino_obstacle()}
+    return {kind: row.running_obstacle() for kind, row in KINDS.items()}
 
 
 def onnxruntime_providers() -> tuple[str, ...] | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from iblip.engines.kinds import OPENVINO
+
 Sense = Literal["most", "least"]
 
 WORDS: Mapping[bool | None, str] = {True: "pass", False: "FAIL", None: "skipped"}
@@ -161,9 +163,15 @@ def engines_left_out(build: str, engines: Mapping[str, str]) -> str:
     others = [kind for kind in dict.fromkeys(engines.values()) if kind != COMPARED_ON]
     if not others:
         return ""
+    absent = [kind for kind in others if kind != OPENVINO]
+    what = (
+        f"nothing ran on {' or '.join(absent)}, which the build is for"
+        if absent
+        else f"{OPENVINO}, which the build is for, ran for its answers alone"
+    )
     return (
-        f"The graphs ran on ONNX Runtime's CPU provider: nothing ran on {' or '.join(others)}, "
-        f"which the build is for. `iblip prove {build}` compares it there."
+        f"The graphs ran on ONNX Runtime's CPU provider: {what}. "
+        f"`iblip prove {build}` compares it there."
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.runners import OPENERS, open_runner
+from iblip.export.artifact.manifest import LANGUAGE_MODEL
 from iblip.export.artifact.references import GraphCase
 from iblip.export.errors import IblipError
 from iblip.export.verification.comparison import Comparison, compare, limits_of
@@ -41,7 +43,8 @@ def _find_obstacle(
 ) -> str | None:
     """Why a graph cannot be compared; `None` if it can."""
     engine, title = subject.manifest.components[component].engine, f"{component}/{graph}"
-    if engine.kind not in OPENERS:
+    alone = component == LANGUAGE_MODEL and engine.kind == OPENVINO
+    if alone or engine.kind not in OPENERS:
         return f"{engine.kind} runs the language model by itself; its answers are compared"
     if graph not in engine.files:
         return f"{engine.kind} has no plan of it"

@@ -181,11 +181,11 @@ def test_a_plan_that_cannot_run_here_says_what_to_do(
 
 def test_parts_that_are_not_there_are_named(random_build: Build, tmp_path: Path) -> None:
     def change(components: dict[str, Any]) -> None:
-        components["qformer"]["engine"]["kind"] = "openvino"
+        components["qformer"]["engine"]["kind"] = "tvm"
 
     build = random_build("llama")
     manifest = _changed(build, tmp_path, change)
-    with pytest.raises(EngineError, match="for the engine 'openvino'; this version runs onnxrun"):
+    with pytest.raises(EngineError, match="for the engine 'tvm'; this version runs onnxrun"):
         open_runner(tmp_path, manifest, "qformer")
     with pytest.raises(BuildDirectoryError, match="no component 'audio'; it has vision_encoder"):
         open_runner(build, manifest, "audio")

@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from iblip.engines.hardware.nvidia import Driver, Gpu
 from iblip.engines.kinds import KINDS
+from iblip.engines.openvino import graph
 from iblip.engines.precision_support import (
     REFUSALS,
     REMARKS,
@@ -132,7 +133,6 @@ def test_vllm_wants_floats(precision, options):
         ("fp16", {}),
         ("bf16", {}),
         ("language_model=int4-fp16", {}),
-        ("int8", {"llm_int8": "dynamic"}),
     ],
 )
 def test_openvino_wants_float32_around_its_weights(precision, options):
@@ -140,6 +140,27 @@ def test_openvino_wants_float32_around_its_weights(precision, options):
         check("openvino", "language_model", precision, **options)
     for word in ("fp32", "int8", "int4"):
         check("openvino", "language_model", word)
+    with pytest.raises(OptionError, match="for the language model --llm-int8 weights"):
+        check("openvino", "language_model", "int8", llm_int8="dynamic")
+
+
+@pytest.mark.parametrize("component", ["vision_encoder", "qformer"])
+def test_openvino_wants_scales_that_are_known_and_a_processor_with_bfloat16(component, monkeypatch):
+    pytest.importorskip("openvino")
+    for bfloat16 in (True, False):
+        monkeypatch.setattr(graph, "multiplies_bfloat16", lambda can=bfloat16: can)
+        for word in ("fp32", "fp16", "lavis"):
+            check("openvino", component, word)
+        check("openvino", component, "int8", int8="static")
+        with pytest.raises(OptionError, match=r"DynamicQuantizeMatMul.* Add --int8 static"):
+            check("openvino", component, "int8")
+        for word in ("int8-fp16", "fp8"):
+            with pytest.raises(OptionError, match=r"is for TensorRT\. Choose int8 with --int8"):
+                check("openvino", component, word)
+    with pytest.raises(OptionError, match=r"does not multiply bfloat16 .* Choose fp32"):
+        check("openvino", component, "bf16")
+    monkeypatch.setattr(graph, "multiplies_bfloat16", lambda: True)
+    check("openvino", component, "bf16")
 
 
 def test_cuda_wants_attention_of_sixteen_bits_and_scales_that_are_known():

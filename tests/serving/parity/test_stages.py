@@ -142,18 +142,25 @@ def test_builds_are_shown_side_by_side(vicuna_build, damaged, tmp_path):
     assert text.count(named) == 1
 
 
-def test_a_build_for_a_gpu_is_said_to_have_run_on_the_cpu(vicuna_build, tmp_path):
-    build = tmp_path / "cuda"
+@pytest.mark.parametrize(
+    ("engine", "what"),
+    [
+        ("onnxruntime-cuda", "nothing ran on onnxruntime-cuda, which the build is for"),
+        ("openvino", "openvino, which the build is for, ran for its answers alone"),
+    ],
+)
+def test_what_did_not_run_on_the_engine_of_the_build_is_said(vicuna_build, tmp_path, engine, what):
+    build = tmp_path / "other"
     shutil.copytree(vicuna_build, build)
     manifest = (build / "manifest.json").read_text()
     (build / "manifest.json").write_text(
-        manifest.replace('"kind": "onnxruntime"', '"kind": "onnxruntime-cuda"')
+        manifest.replace('"kind": "onnxruntime"', f'"kind": "{engine}"')
     )
     result = call(build, "--stage", "preprocessing", "--limit", 1)
     assert result.exit_code == 0, result.output
     note = (
-        "The graphs ran on ONNX Runtime's CPU provider: nothing ran on onnxruntime-cuda, which the "
-        f"build is for. `iblip prove {build}` compares it there."
+        f"The graphs ran on ONNX Runtime's CPU provider: {what}. "
+        f"`iblip prove {build}` compares it there."
     )
     assert note in result.stdout
     assert note in result.stderr
