@@ -83,8 +83,9 @@ def test_answers_are_counted(served, client, picture):
     for reason in ("eos", "length"):
         found = sum(answer.finish_reason == reason for answer in answers)
         assert after[ended(reason)] - before[ended(reason)] == found
-    read_tokens = after["iblip_prompt_tokens_total"] - before["iblip_prompt_tokens_total"]
-    assert read_tokens == sum(answer.prompt_tokens for answer in answers)
+    counters = "iblip_prompt_tokens_total", "iblip_cached_prompt_tokens_total"
+    prompt_tokens = sum(after[name] - before[name] for name in counters)
+    assert prompt_tokens == sum(answer.prompt_tokens for answer in answers)
     assert after[RATE] > 0
     assert all(after[name] >= before[name] for name in before if "_total" in str(name))
 
