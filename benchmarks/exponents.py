@@ -39,7 +39,9 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 def local_exponents(sizes: Sequence[float], costs: Sequence[float]) -> list[float]:
     """The exponent between each size and the next; arguments as of `fit_exponent`."""
-    return [fit_exponent(*zip(*pair, strict=True)) for pair in pairwise(zip(sizes, costs, strict=True))]
+    return [
+        fit_exponent(*zip(*pair, strict=True)) for pair in pairwise(zip(sizes, costs, strict=True))
+    ]
 
 
 def find_bends(sizes: Sequence[float], costs: Sequence[float]) -> list[Bend]:

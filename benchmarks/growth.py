@@ -84,6 +84,7 @@ class Axis:
         title: what grows, and its unit.
         sizes: of the work, in ascending order.
         open: opens what runs, over builds and with a number of threads.
+        why: what the exponent comes from.
         size_of: what the exponent is of, where it is not the size itself.
         long: run only if it is named.
     """
@@ -91,6 +92,7 @@ class Axis:
     title: str
     sizes: Sequence[float]
     open: Callable[[Builds, int], AbstractContextManager[Calls]]
+    why: str
     size_of: Callable[[float], float] = float
     long: bool = False
 
@@ -157,9 +159,7 @@ class Engine:
     ) -> None:
         """Asks for `count` answers at once, of so many tokens, and waits for all."""
         options = GenerationOptions(max_new_tokens=tokens, min_new_tokens=tokens, **more)
-        generations = [
-            self._engine.submit(self._request(positions, options)) for _ in range(count)
-        ]
+        generations = [self._engine.submit(self._request(positions, options)) for _ in range(count)]
         for generation in generations:
             assert generation.result().prompt_tokens == positions
 
@@ -259,32 +259,54 @@ def patches(size: float) -> float:
 
 
 AXES: Mapping[str, Axis] = {
-    "requests": Axis(title="requests at once", sizes=AT_ONCE, open=requests),
+    "requests": Axis(
+        title="requests at once",
+        sizes=AT_ONCE,
+        open=requests,
+        why="prompts are read one by one, steps are shared",
+    ),
     "prompt": Axis(
         title="prompt, positions",
         sizes=(32, 64, 128, 256, 512, 1024),
         open=partial(one_request, "positions"),
+        why="each position costs the same, and its attention more",
     ),
     "answer": Axis(
         title="answer, tokens",
         sizes=(16, 32, 64, 128, 256, 512),
         open=partial(one_request, "tokens"),
+        why="each step costs the same, and its attention more",
     ),
     "image": Axis(
         title="image, pixels a side (exponent of its patches)",
         sizes=IMAGE_SIZES,
         open=image_size,
+        why="each patch costs the same, and its attention more",
         size_of=patches,
     ),
     "candidates": Axis(
-        title="candidates ranked", sizes=(10, 30, 100, 300, 1000), open=candidates
+        title="candidates ranked",
+        sizes=(10, 30, 100, 300, 1000),
+        open=candidates,
+        why="a row of a step for each token that begins no other candidate",
     ),
-    "beams": Axis(title="beams", sizes=BEAMS, open=partial(one_request, "num_beams")),
-    "pictures": Axis(title="pictures of a request", sizes=(1, 2, 4, 8), open=pictures),
+    "beams": Axis(
+        title="beams",
+        sizes=BEAMS,
+        open=partial(one_request, "num_beams"),
+        why="a row of a step for each beam; int4 shares nothing beyond four rows",
+    ),
+    "pictures": Axis(
+        title="pictures of a request",
+        sizes=(1, 2, 4),
+        open=pictures,
+        why="images are encoded one by one",
+    ),
     "model_size": Axis(
         title="language model, milliards of parameters",
         sizes=tuple(SIZES),
         open=model_size,
+        why="each weight is used once for each position",
         long=True,
     ),
 }
@@ -305,7 +327,11 @@ def main(axes: Sequence[str], threads: int, most: float | None, builds: Path | N
         for name in axes or [name for name, axis in AXES.items() if not axis.long]:
             axis = AXES[name]
             sizes = [size for size in axis.sizes if most is None or size <= most]
-            figures = {"title": axis.title, "threads": threads, **measure(axis, sizes, made, threads)}
+            figures = {
+                "title": axis.title,
+                "threads": threads,
+                **measure(axis, sizes, made, threads),
+            }
             save_figures("growth", {**load_figures("growth"), name: figures})
             click.echo(f"{name}: {json.dumps(figures['curves'], indent=1)}")
     write_page(load_figures("growth"))
@@ -328,7 +354,11 @@ def measure(axis: Axis, sizes: Sequence[float], builds: Builds, threads: int) ->
             "exponent": round(fit_exponent(of, cpu), 2),
             "local": [round(value, 2) for value in local_exponents(of, cpu)],
             "bends": [
-                {**bend._asdict(), "size": sizes[of.index(bend.size)]}
+                {
+                    "size": sizes[of.index(bend.size)],
+                    "before": round(bend.before, 2),
+                    "after": round(bend.after, 2),
+                }
                 for bend in find_bends(of, cpu)
             ],
         }

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,11 @@ def measure(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[st
     pixels = pixels_from_image(image, manifest.preprocessing)[None]
     ways: dict[str, Way] = {"torch": torch_way(checkpoint, pixels, threads)}
     ways |= {name: _ours(_graph(scratch / name), pixels, threads) for name in BUILDS}
-    ways |= {
-        name: _openvino(_graph(scratch / build), pixels, threads)
-        for name, build in OPENVINO.items()
-    }
+    if find_spec("openvino"):
+        ways |= {
+            name: _openvino(_graph(scratch / build), pixels, threads)
+            for name, build in OPENVINO.items()
+        }
     outputs = {name: way() for name, way in ways.items()}
     cosines = {name: _cosine(output, outputs["torch"]) for name, output in outputs.items()}
     times = in_turns({name: _of_turn(way) for name, way in ways.items()}, rounds, warm_up=1)
