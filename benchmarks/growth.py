@@ -1,10 +1,10 @@
 """`python -m benchmarks growth [AXIS …]`: how the cost grows with the work, one axis at a time.
 
-Everything runs in this process on ONNX Runtime, with random weights (`iblip synthesize`). Along an
-axis all sizes are measured in turns, and the least of the rounds counts. Processor time, of all
-threads, is what exponents are of: other programs do not change it. Idle threads of the decoder wait
-busily, so it is exact with `--threads 1`. An axis keeps its figures in results.json, and every call
-writes the page docs/growth.md from what is there.
+Everything runs in this process on ONNX Runtime, with random weights (`iblip synthesize`). Every size
+is run several times, and the quickest counts. Processor time, of all threads, is what exponents are
+of: other programs change it little. Idle threads of the decoder wait busily, so it is exact with
+`--threads 1`. An axis has its figures in results.json and does not change those of the others;
+every call writes the page docs/growth.md from what is there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.exponents import find_bends, fit_exponent, local_exponents
 from benchmarks.growth_page import write_page
-from benchmarks.measure import load_figures, run, save_figures
+from benchmarks.measure import load, load_figures, run, save_figures
 from iblip.engines.language_model.onnx.engine import OnnxEngine
 from iblip.engines.language_model.onnx.opening import open_model
 from iblip.engines.language_model.options import GenerationOptions
@@ -66,7 +66,7 @@ SIZES: Mapping[float, Config] = {
     3.0: llama(2560, 6912, 38, 20),
     6.7: llama(4096, 11008, 32, 32),
 }
-"""Language models, by milliards of parameters."""
+"""Language models, by billions of parameters."""
 
 SMALL_VIT: Config = {**VIT_G, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
 SOME_LAYERS = 2
@@ -220,8 +220,8 @@ def image_size(builds: Builds, threads: int) -> Iterator[Calls]:
 
 
 @contextmanager
-def pictures(builds: Builds, threads: int) -> Iterator[Calls]:
-    """A request about so many pictures, none of which has been encoded before."""
+def images(builds: Builds, threads: int) -> Iterator[Calls]:
+    """A request about so many images, none of which has been encoded before."""
     random, size = np.random.default_rng(0), IMAGE_SIZES[0]
     options = GenerationOptions(max_new_tokens=1)
     with Pipeline(builds.vision_encoder(size), threads) as pipeline:
@@ -255,7 +255,7 @@ def model_size(builds: Builds, threads: int) -> Iterator[Calls]:
 
 def patches(size: float) -> float:
     """Positions of the vision encoder for an image of so many pixels a side."""
-    return (size // VIT_G["patch_size"]) ** 2 + 1
+    return float((size // VIT_G["patch_size"]) ** 2 + 1)
 
 
 AXES: Mapping[str, Axis] = {
@@ -277,7 +277,7 @@ AXES: Mapping[str, Axis] = {
         open=partial(one_request, "tokens"),
         why="each step costs the same, and its attention more",
     ),
-    "image": Axis(
+    "image_size": Axis(
         title="image, pixels a side (exponent of its patches)",
         sizes=IMAGE_SIZES,
         open=image_size,
@@ -294,16 +294,16 @@ AXES: Mapping[str, Axis] = {
         title="beams",
         sizes=BEAMS,
         open=partial(one_request, "num_beams"),
-        why="a row of a step for each beam; int4 shares nothing beyond four rows",
+        why="a row of a step for each beam; int4 shares little beyond four rows",
     ),
-    "pictures": Axis(
-        title="pictures of a request",
+    "images": Axis(
+        title="images of a request",
         sizes=(1, 2, 4),
-        open=pictures,
+        open=images,
         why="images are encoded one by one",
     ),
     "model_size": Axis(
-        title="language model, milliards of parameters",
+        title="language model, billions of parameters",
         sizes=tuple(SIZES),
         open=model_size,
         why="each weight is used once for each position",
@@ -329,12 +329,16 @@ def main(axes: Sequence[str], threads: int, most: float | None, builds: Path | N
             sizes = [size for size in axis.sizes if most is None or size <= most]
             figures = {
                 "title": axis.title,
+                "why": axis.why,
                 "threads": threads,
+                "load": load(),
                 **measure(axis, sizes, made, threads),
             }
-            save_figures("growth", {**load_figures("growth"), name: figures})
+            known = {**load_figures("growth"), name: figures}
+            saved = {axis: known[axis] for axis in AXES if axis in known}
+            save_figures("growth", saved)
+            write_page(saved)
             click.echo(f"{name}: {json.dumps(figures['curves'], indent=1)}")
-    write_page(load_figures("growth"))
 
 
 def measure(axis: Axis, sizes: Sequence[float], builds: Builds, threads: int) -> dict[str, Any]:

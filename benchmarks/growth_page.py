@@ -35,7 +35,11 @@ def write_page(axes: Mapping[str, Any]) -> None:
         axes: figures by the name of the axis.
     """
     threads = sorted({figures["threads"] for figures in axes.values()})
-    note = f"Threads: {', '.join(map(str, threads))}. ![Plots of the table](images/growth.png)"
+    busiest = max(figures["load"] for figures in axes.values())
+    note = (
+        f"Threads: {', '.join(map(str, threads))}. Load of the machine before: at most {busiest:g}."
+        "\n\n![Plots of the table](images/growth.png)"
+    )
     rows = "\n".join(_rows(axes))
     (DOCS / "growth.md").write_text(f"{HEAD}{rows}\n\n{note}\n", encoding="utf-8")
     plot_growth(DOCS / "images" / "growth.png", axes)

@@ -43,6 +43,11 @@ def processor_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def load() -> float:
+    """Processes that ran or waited for a processor in the last minute: 0 on a quiet machine."""
+    return round(os.getloadavg()[0], 1)
+
+
 def read_bandwidth(threads: int, mib: int = 512) -> float:
     """Bytes per second that `threads` threads read from memory, in the fastest of four passes."""
     values = np.ones(mib * 2**18, np.float32)

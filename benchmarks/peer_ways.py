@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -158,7 +159,7 @@ def transformers(directory: Path, threads: int) -> Mapping[str, Work]:
     from transformers import DynamicCache, LlamaForCausalLM
 
     torch.set_num_threads(threads)
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model: Any = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
     def read(count: int) -> DynamicCache:
         with torch.inference_mode():

@@ -24,7 +24,7 @@ import click
 
 from benchmarks import latency, vision_encoder
 from benchmarks.batching import random_checkpoint
-from benchmarks.measure import load_figures, processor_name, run, save_figures
+from benchmarks.measure import load, load_figures, processor_name, run, save_figures
 from benchmarks.peers_page import write_page
 from iblip.engines.onnxruntime.session import available_cores
 from iblip.export.checkpoint.checkpoint import DEMO
@@ -164,10 +164,11 @@ def main(
             "answer": lambda: {"ways": latency.main(DEMO, scratch)},
         }
         for part in parts or of_part:
-            figures = {"processor": processor_name(), "threads": threads, **of_part[part]()}
+            machine = {"processor": processor_name(), "threads": threads, "load": load()}
+            figures = {**machine, **of_part[part]()}
             click.echo(f"{part}: {json.dumps(figures, indent=1)}")
             save_figures("peers", {**load_figures("peers"), part: figures})
-    write_page(load_figures("peers"))
+            write_page(load_figures("peers"))
 
 
 def language_model(models: Models, threads: int, llama_cpp: str | None) -> dict[str, Any]:

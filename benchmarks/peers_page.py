@@ -13,8 +13,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 HEAD = """\
 # Beside other programs
 
-`python -m benchmarks peers` runs this project and others in turns on one machine, each in a process
-of its own, and writes this page. Milliseconds are medians on the clock. In brackets is the ratio to
+`python -m benchmarks peers` runs this project and others on one machine, alternating, each in a
+process of its own, and writes this page. Milliseconds are medians on the clock. In brackets is the ratio to
 the first of the same precision, so above 1 is slower. All weights but the demo's are random.
 """
 
@@ -38,7 +38,10 @@ def write_page(parts: Mapping[str, Any]) -> None:
     lines = [HEAD]
     for name, figures in parts.items():
         lines += sections[name](figures)
-        lines += [f"\n{figures['processor']}, threads: {figures['threads']}.\n"]
+        lines += [
+            f"\n{figures['processor']}, threads: {figures['threads']}. Load of the machine before:"
+            f" {figures['load']:g}.\n"
+        ]
     lines += ["![The ratios](images/peers.png)"]
     (DOCS / "peers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot_ratios(DOCS / "images" / "peers.png", _panels(parts))
