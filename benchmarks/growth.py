@@ -1,10 +1,10 @@
 """`python -m benchmarks growth [AXIS …]`: how the cost grows with the work, one axis at a time.
 
-Everything runs in this process on ONNX Runtime, with random weights (`iblip synthesize`). Every size
-is run several times, and the quickest counts. Processor time, of all threads, is what exponents are
-of: other programs change it little. Idle threads of the decoder wait busily, so it is exact with
-`--threads 1`. An axis has its figures in results.json and does not change those of the others;
-every call writes the page docs/growth.md from what is there.
+Everything runs in this process on ONNX Runtime, with random weights (`iblip synthesize`). Every
+size is run several times, and the quickest counts. Processor time, of all threads, is what
+exponents are of: other programs change it little. Idle threads of the decoder wait busily, so it is
+exact with `--threads 1`. An axis has its figures in results.json and does not change those of the
+others; every call writes the page docs/growth.md from what is there.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ HEAD = """\
 # Beside other programs
 
 `python -m benchmarks peers` runs this project and others on one machine, alternating, each in a
-process of its own, and writes this page. Milliseconds are medians on the clock. In brackets is the ratio to
-the first of the same precision, so above 1 is slower. All weights but the demo's are random.
+process of its own, and writes this page. Milliseconds are medians on the clock. In brackets is the
+ratio to the first of the same precision, so above 1 is slower. All weights but the demo's are
+random.
 """
 
 STEPS = (

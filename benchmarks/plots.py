@@ -45,10 +45,12 @@ def plot_growth(path: Path, axes: Mapping[str, Any]) -> None:
     for panel, figures in zip(grid.flat, axes.values(), strict=False):
         for name, curve in figures["curves"].items():
             milliseconds = np.array(curve["cpu_ms"])
-            panel.plot(figures["sizes"], milliseconds, "o-", ms=3, label=name)
+            panel.plot(figures["sizes"], milliseconds, "o-", ms=3, label=name or "measured")
         linear = milliseconds[-1] * np.array(figures["sizes"]) / figures["sizes"][-1]
         panel.plot(figures["sizes"], linear, color="grey", lw=1, ls=":", label="exponent 1")
         panel.set(xscale="log", yscale="log")
+        panel.set_xticks(figures["sizes"], [f"{size:g}" for size in figures["sizes"]])
+        panel.minorticks_off()
         panel.set_title(figures["title"], fontsize="medium", loc="left")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
@@ -150,10 +152,13 @@ def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
 
 def plot_ratios(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
     """Bars of times, as ratios to those of the way that each is compared with."""
+    rows = -(-len(panels) // 2)
     figure, grid = pyplot().subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained"
+        rows, 2, figsize=(12, 2.8 * rows), squeeze=False, layout="constrained"
     )
-    for axes, (title, ratios) in zip(grid[0], panels.items(), strict=True):
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, ratios) in zip(grid.flat, panels.items(), strict=False):
         bars = axes.barh(list(ratios), list(ratios.values()))
         axes.bar_label(bars, fmt="%.2f", padding=3)
         axes.set_title(title, fontsize="medium")
