@@ -38,6 +38,7 @@ NAMES = (
 LONG = (
     "adapters",
     "aiperf",
+    "catalogue",
     "chaos",
     "dashboard",
     "decoding",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from iblip.export.artifact.manifest import Manifest
 from iblip.serving.repository.assembling import REPOSITORY, repository_from_engines
@@ -29,7 +30,7 @@ def serve(directory: Path, **limits: int) -> Iterator[TritonServer]:
         yield server
 
 
-def limit(directory: Path, **limits: int) -> None:
+def limit(directory: Path, **limits: Any) -> None:
     """Writes a build's model repository with these `ServingLimits`."""
     manifest = Manifest.read(directory)
     limited = replace(manifest, limits=replace(manifest.limits, **limits))

@@ -6,9 +6,7 @@ each component runs as a model of its own.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Lock
@@ -23,6 +21,8 @@ from iblip.engines.language_model.types import Answer, Generation, GenerationReq
 from iblip.engines.runners import open_runner
 from iblip.engines.text.checks import check_images
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
+from iblip.engines.vision_cache.cache import VisionCache
+from iblip.engines.vision_cache.directory import CacheDirectory
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import InputError
 from iblip.export.system.paths import PathLike, path_from
@@ -34,9 +34,6 @@ Array = npt.NDArray[Any]
 
 PLAIN = GenerationOptions()
 
-CACHED_IMAGES = 16
-"""How many images' embeddings are kept, so that several questions about an image encode it once."""
-
 
 class Pipeline:
     """A build that runs in this process. A context manager: leaving frees it.
@@ -46,6 +43,7 @@ class Pipeline:
         threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, for the engines that run on one.
         manifest: replaces the build's own, to run it on other engines.
+        vision_cache: where images that have been encoded are found again by another process.
 
     Attributes:
         manifest: of the build.
@@ -62,11 +60,12 @@ class Pipeline:
         *,
         device: int = 0,
         manifest: Manifest | None = None,
+        vision_cache: CacheDirectory | None = None,
     ) -> None:
         self.manifest = manifest or Manifest.read(directory)
         self._directory = path_from(directory, "directory")
         self._threads, self._device = threads, device
-        self._images: OrderedDict[bytes, Array] = OrderedDict()
+        self._images = VisionCache(self.manifest, directory=vision_cache)
         self._lock = Lock()
 
     def __enter__(self) -> Self:
@@ -186,14 +185,11 @@ class Pipeline:
         return [pixels_from_image(image, settings) for image in each_image(images)]
 
     def _encode_cached(self, pixels: Array) -> Array:
-        """`encode_image` of one image `[h, w, 3]`, from the cache of recent ones if it is there."""
-        pixels = np.ascontiguousarray(pixels)
-        key = hashlib.sha256(repr((pixels.shape, pixels.dtype)).encode() + pixels.tobytes())
-        digest = key.digest()
+        """`encode_image` of one image `[h, w, 3]`, from the cache if it is there."""
+        key = self._images.key(pixels)
         with self._lock:  # held while encoding: two questions about a new image encode it once
-            if digest not in self._images:
-                self._images[digest] = self.encode_image(pixels[None])
-            self._images.move_to_end(digest)
-            while len(self._images) > CACHED_IMAGES:
-                self._images.popitem(last=False)
-            return self._images[digest]
+            embeds = self._images.find(key)
+            if embeds is None:
+                embeds = self.encode_image(pixels[None])
+                self._images.add(key, embeds)
+            return embeds

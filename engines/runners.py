@@ -9,7 +9,10 @@ from pathlib import Path
 from iblip.engines.free_memory import check_free_memory
 from iblip.engines.types import Runner
 from iblip.export.artifact.manifest import ComponentRecord, EngineRecord, GraphRecord, Manifest
-from iblip.export.errors import BuildDirectoryError, EngineError
+from iblip.export.errors import BuildDirectoryError, EngineError, OptionError
+
+MOST_THREADS = 1024
+"""Engines start as many as they are told, and tens of thousands take minutes or all memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +22,20 @@ class Place:
     Attributes:
         threads: for one operator, on a CPU; `None` takes what suits the graph and the machine.
         device: the GPU's number, from 0, if the engine runs on one.
+
+    Raises:
+        OptionError: `threads` is out of range.
     """
 
     threads: int | None = None
     device: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise OptionError(
+                f"threads is {self.threads}; expected 1 to {MOST_THREADS}, or none given for what "
+                "suits the graph and the machine. More than there are cores only cost time."
+            )
 
 
 Opener = Callable[[Path, EngineRecord, GraphRecord, Place], Runner]
@@ -49,6 +62,7 @@ def open_runner(
 
     Raises:
         BuildDirectoryError: the build has no such component or graph.
+        OptionError: `threads` is out of range.
         EngineError: the engine that it was built for cannot run in this process, or its GPU has
             too little free memory.
     """
@@ -59,8 +73,8 @@ def open_runner(
             f"{component} was built for the engine {record.engine.kind!r}; "
             f"this version runs {', '.join(OPENERS)}. Build it with --engine onnxruntime."
         )
-    check_free_memory(manifest, component, device)
     place = Place(threads=threads, device=device)
+    check_free_memory(manifest, component, device)
     path = directory / record.engine.files[graph]
     return opener(path, record.engine, record.graphs[graph], place)
 

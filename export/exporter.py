@@ -9,6 +9,7 @@ from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.checkpoint.checkpoint import Checkpoint
 from iblip.export.components.component import Component
 from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
+from iblip.export.graph.source_digests import SourceDigests
 from iblip.export.graph.trace_cache import TraceCache, trace_key
 from iblip.export.graph.tracing import Trace, trace
 from iblip.export.graph.writing import BoundGraph, size_of_weights, write_graphs
@@ -43,7 +44,7 @@ def graphs_from_checkpoint(
         quantisations: by component, as from `export.quantisation.options.quantisations`; `None` is
             what it makes of `policy` without options.
         file_digests: filled with the sha256 of every file of the checkpoint, in hexadecimal, by
-            path; each is hashed while its weights are read.
+            path; they are hashed while graphs are traced.
         traces: where traced graphs are loaded from, and kept; `None` traces every graph.
 
     Raises:
@@ -52,24 +53,35 @@ def graphs_from_checkpoint(
         ExportError: a graph cannot be traced, or a weight leaves the range of its precision.
     """
     components = components_from_checkpoint(checkpoint, policy)
-    traced = [
-        _load_or_trace(component, traces, progress, f" ({number} of {len(components)})")
-        for number, component in enumerate(components, 1)
-    ]
-    check_fit(
-        {name: shape for graph in traced for name, (shape, _) in graph.weights.items()},
-        checkpoint.tensors,
-        {name: other for graph in traced for name, other in graph.tied.items()},
-        known={name for graph in traced for name in graph.parameters},
-    )
-    if quantisations is None:
-        quantisations = quantisations_of(policy, QuantisationOptions())
-    measured = measure(traced, checkpoint, quantisations, progress)
-    bound = [
-        _bind_weights(graph, checkpoint, measured.get(graph.component.component))
-        for graph in traced
-    ]
-    return _write(bound, directory, progress, checkpoint.files, file_digests)
+    with _digests(checkpoint, components) as digests:
+        traced = [
+            _load_or_trace(component, traces, progress, f" ({number} of {len(components)})")
+            for number, component in enumerate(components, 1)
+        ]
+        check_fit(
+            {name: shape for graph in traced for name, (shape, _) in graph.weights.items()},
+            checkpoint.tensors,
+            {name: other for graph in traced for name, other in graph.tied.items()},
+            known={name for graph in traced for name in graph.parameters},
+        )
+        if quantisations is None:
+            quantisations = quantisations_of(policy, QuantisationOptions())
+        measured = measure(traced, checkpoint, quantisations, progress)
+        bound = [
+            _bind_weights(graph, checkpoint, measured.get(graph.component.component))
+            for graph in traced
+        ]
+        graphs = _write(bound, directory, progress, digests)
+        if file_digests is not None:
+            file_digests.update(digests.finish())
+    return graphs
+
+
+def _digests(checkpoint: Checkpoint, components: Sequence[Component]) -> SourceDigests:
+    """Of the checkpoint's files, and of tensors that graphs may read where they lie."""
+    dtypes = {DTYPES[component.precision] for component in components}
+    tensors = (source for weight in checkpoint.tensors.values() for source in weight.sources)
+    return SourceDigests(checkpoint.files, [one for one in tensors if one.dtype in dtypes])
 
 
 def onnx_from_component(
@@ -97,7 +109,9 @@ def onnx_from_component(
     name = component.component
     quantisations = {} if quantisation is None else {name: quantisation}
     measured = measure([traced], checkpoint, quantisations, progress).get(name)
-    (graph,) = _write([_bind_weights(traced, checkpoint, measured)], directory, progress)
+    with SourceDigests((), ()) as digests:
+        bound = _bind_weights(traced, checkpoint, measured)
+        (graph,) = _write([bound], directory, progress, digests)
     return graph
 
 
@@ -141,11 +155,7 @@ def _bind_weights(
 
 
 def _write(
-    bound: Sequence[BoundGraph],
-    directory: Path,
-    progress: Progress,
-    files: Sequence[Path] = (),
-    file_digests: dict[Path, str] | None = None,
+    bound: Sequence[BoundGraph], directory: Path, progress: Progress, digests: SourceDigests
 ) -> tuple[OnnxGraph, ...]:
     with progress.stage("write weights", size_of_weights(bound), "B") as advance:
-        return write_graphs(bound, directory, advance, files=files, file_digests=file_digests)
+        return write_graphs(bound, directory, advance, digests)

@@ -132,6 +132,7 @@ class BuildKeywords(TypedDict, total=False):
         max_images: most images of a request.
         queue: requests that may wait.
         max_prompt_bytes, max_option_bytes, max_logprobs: limits of a request to a server.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before.
         tensor_parallel, pipeline_parallel, executor, gpu_memory_utilization: of vLLM.
         engine_cache: directory of plans that builds share; `None` keeps none.
         trace_cache: directory of traced graphs that builds share; `None` keeps none.
@@ -161,6 +162,7 @@ class BuildKeywords(TypedDict, total=False):
     max_prompt_bytes: int
     max_option_bytes: int
     max_logprobs: int
+    prefix_cache: bool
     tensor_parallel: int | None
     pipeline_parallel: int | None
     executor: str | None

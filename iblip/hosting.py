@@ -34,6 +34,7 @@ class ServeKeywords(TypedDict, total=False):
 
     Attributes:
         cache_mib: of the cache of encoded images, in MiB; 0 is none.
+        vision_cache, vision_cache_mib: a directory for encoded images, as in `load`.
         max_http_body_mib: most MiB of a request over HTTP.
         triton: a `tritonserver` to use; `None` takes the container's, or nvidia-pytriton's.
         triton_flags: further flags for Triton, such as `["--log-verbose=1"]`.
@@ -50,6 +51,8 @@ class ServeKeywords(TypedDict, total=False):
     """
 
     cache_mib: int
+    vision_cache: PathLike | None
+    vision_cache_mib: int | None
     max_http_body_mib: int
     triton: PathLike | None
     triton_flags: Iterable[str]
@@ -256,6 +259,7 @@ def serve(
 
 def _options(build: Build, given: dict[str, Any]) -> ServerOptions:
     """How the server is started; raises as `serve`."""
+    from iblip.engines.vision_cache.directory import cache_directory
     from iblip.serving.launching import check_servable, environment_of_models
     from iblip.serving.repository.native import flags_for
     from iblip.serving.server.access import check_triton_flags
@@ -272,6 +276,9 @@ def _options(build: Build, given: dict[str, Any]) -> ServerOptions:
     return ServerOptions(
         triton=triton,
         policy=Policy(**policy),
+        vision_cache=cache_directory(
+            given.pop("vision_cache", None), given.pop("vision_cache_mib", None)
+        ),
         tls=_tls(*(given.pop(f"tls_{name}", None) for name in TLS_FILES)),
         opened=(opened,) if isinstance(opened, str) else tuple(opened),
         environment=environment_of_models(build.manifest, vllm_python),

@@ -20,7 +20,8 @@ from iblip.engines.language_model.types import (
     TextDelta,
 )
 from iblip.engines.pipeline import Pipeline
-from iblip.export.errors import EngineError, IblipError, OptionError
+from iblip.engines.vision_cache.directory import CacheDirectory, cache_directory
+from iblip.export.errors import EngineError, IblipError
 from iblip.export.images import ImageSources, Reading, check_reading
 from iblip.export.system.arguments import checked
 from iblip.export.system.paths import PathLike
@@ -71,13 +72,18 @@ class Model:
         device: int = 0,
         image_urls: ImageURLs | bool = False,
         preprocessing: Reading = "viewed",
+        vision_cache: CacheDirectory | None = None,
     ) -> None:
         self.build = build
         self._contract = ServerContract.from_manifest(build.manifest)
         self._image_urls = ImageURLs.settled(image_urls)
         self._preprocessing = check_reading(preprocessing)
         self._pipeline = Pipeline(
-            build.path, threads, device=device, manifest=build.manifest
+            build.path,
+            threads,
+            device=device,
+            manifest=build.manifest,
+            vision_cache=vision_cache,
         ).__enter__()
         self._finalizer = weakref.finalize(self, self._pipeline.__exit__)
 
@@ -385,6 +391,8 @@ def load(
     device: int = 0,
     image_urls: ImageURLs | bool = False,
     preprocessing: Reading = "viewed",
+    vision_cache: PathLike | None = None,
+    vision_cache_mib: int | None = None,
 ) -> Model:
     """Loads a build into this process.
 
@@ -397,15 +405,17 @@ def load(
         preprocessing: how image files become RGB: `"viewed"`, as they are meant to be seen; or
             `"lavis"`, as LAVIS reads them: without EXIF orientation, transparency dropped, 16 bits
             clipped.
+        vision_cache: directory in which encoded images are found again after a restart, and by
+            other processes; made if it is missing.
+        vision_cache_mib: most MiB of its files; `None` is 1024.
 
     Raises:
-        OptionError: an argument is of another type or out of range, or `preprocessing` is unknown.
+        OptionError: an argument is of another type or out of range, `preprocessing` is unknown, or
+            `vision_cache` cannot be made.
         BuildDirectoryError: it is not a build, or a file of it is missing.
         EngineError: an engine cannot be loaded here.
         IblipError: a library that it runs on is not installed.
     """
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads is {threads}; expected 1 or more, or None")
     opened = build if isinstance(build, Build) else Build(build)
     with installed("iblip.load"):
         return Model(
@@ -414,4 +424,5 @@ def load(
             device=device,
             image_urls=image_urls,
             preprocessing=preprocessing,
+            vision_cache=cache_directory(vision_cache, vision_cache_mib),
         )

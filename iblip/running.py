@@ -11,6 +11,7 @@ from iblip.engines.language_model.keywords import (
     Options,
     options_with_keywords,
 )
+from iblip.engines.vision_cache.directory import cache_directory
 from iblip.export.errors import OptionError
 from iblip.export.images import Reading, check_reading
 from iblip.export.system.arguments import checked
@@ -41,6 +42,8 @@ def run(
     preprocessing: Reading = "viewed",
     timeout: Timeout | float | None = PATIENCE,
     threads: int | None = None,
+    vision_cache: PathLike | None = None,
+    vision_cache_mib: int | None = None,
     tls: TLS | bool | None = None,
     token: str | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -68,6 +71,7 @@ def run(
         preprocessing: how image files become RGB, `"viewed"` or `"lavis"`.
         timeout: for each question to a server: how long it is waited for, and for its answer.
         threads: of one operator, on a CPU, with `build`.
+        vision_cache, vision_cache_mib: as in `load`, with `build`.
         tls, token, metadata: as in `Client`.
         progress: `True` shows a line on stderr; a function is called after each row with a
             `MapProgress`.
@@ -75,13 +79,15 @@ def run(
 
     Raises:
         OptionError: an option is out of range; the output was begun by another run, or another
-            process writes it; both `build` and `url` are given.
+            process writes it; both `build` and `url` are given, or `vision_cache` and no `build`.
         InputError: the input cannot be read, or two rows have one id and prompt.
         ClientError, EngineError: nothing answers any more; what came before is in the output.
         OSError: the output cannot be written.
     """
     if build is not None and url is not None:
         raise OptionError("build and url are given; expected one of them")
+    if build is None and vision_cache is not None:
+        raise OptionError("vision_cache is given without build; a server has its own")
     urls = [url or DEFAULT_URL] if url is None or isinstance(url, str) else list(url)
     connection: dict[str, Any] = {"tls": tls, "token": token, "metadata": metadata}
     job = Job(
@@ -95,7 +101,11 @@ def run(
     directory = None if build is None else _directory(build)
     patience = Timeout.settled(timeout, PATIENCE)
     connections = [{**connection, "url": one} for one in urls]
-    with installed("iblip.run"), targets_of(connections, directory, threads, patience) as opened:
+    cache = cache_directory(vision_cache, vision_cache_mib)
+    with (
+        installed("iblip.run"),
+        targets_of(connections, directory, threads, patience, cache) as opened,
+    ):
         return run_job(rows, Targets(opened), path_from(output, "output"), job, progress=progress)
 
 

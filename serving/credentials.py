@@ -6,14 +6,18 @@ handshaker. Does not know what they are used for.
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from iblip.export.errors import OptionError
 from iblip.export.messages import shown
+
+logger = logging.getLogger(__name__)
 
 TOKEN_LENGTHS = (16, 4096)
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]*")
@@ -35,6 +39,7 @@ def check_key_pair(certificate: Path, key: Path) -> None:
     """
     _read(certificate, "certificate")
     _read(key, "private key")
+    warn_if_public(key, "private key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(certificate, key, _refuse_password)
@@ -132,7 +137,16 @@ def read_token(path: Path) -> str:
     """
     token = _read(path, "token file").decode(errors="replace").strip()
     check_token(token)
+    warn_if_public(path, "token file")
     return token
+
+
+def warn_if_public(path: Path, what: str) -> None:
+    """Warns where any user of this machine may read a secret."""
+    if path.stat().st_mode & stat.S_IROTH:
+        logger.warning(
+            "the %s %s may be read by every user of this machine; `chmod 600` ends that", what, path
+        )
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -23,6 +23,7 @@ class EngineLimits:
         positions: length of a sequence: visual prompt, prompt and answer together; at most the
             model's.
         queue: requests that may wait.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before.
 
     Raises:
         OptionError: a limit is below 1.
@@ -31,9 +32,11 @@ class EngineLimits:
     slots: int | None = None
     positions: int | None = None
     queue: int | None = None
+    prefix_cache: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name in ("slots", "positions", "queue"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; expected 1 or more")
 
@@ -90,6 +93,7 @@ def _fill_limits(limits: EngineLimits, manifest: Manifest) -> ServingLimits:
         max_length=positions,
         queue=limits.queue or built.queue,
         images=built.images,
+        prefix_cache=built.prefix_cache if limits.prefix_cache is None else limits.prefix_cache,
     )
 
 
@@ -115,6 +119,7 @@ def _open_onnxruntime(
         device=place.device,
         slots=limits.slots,
         positions=limits.max_length,
+        prefix_cache=limits.prefix_cache,
     )
     return OnnxEngine(
         model,

@@ -13,13 +13,14 @@ class Totals:
     """Counts for an `EngineStatus`. A request is counted once, when it ends or is refused.
 
     Attributes:
-        generated_tokens, prompt_tokens: of all sequences. Only one thread adds to them, so that a
-            step takes no lock.
+        generated_tokens, prompt_tokens, cached_prompt_tokens: of all sequences. Only one thread
+            adds to them, so that a step takes no lock.
     """
 
     def __init__(self) -> None:
         self.generated_tokens = 0
         self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
         self._requests: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
         self._queue_s = self._prefill_s = self._decode_s = 0.0
         self._distributions = Distributions()
@@ -72,6 +73,7 @@ class Totals:
                 requests=dict(self._requests),
                 generated_tokens=self.generated_tokens,
                 prompt_tokens=self.prompt_tokens,
+                cached_prompt_tokens=self.cached_prompt_tokens,
                 queue_s=self._queue_s,
                 prefill_s=self._prefill_s,
                 decode_s=self._decode_s,

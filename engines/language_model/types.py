@@ -202,6 +202,7 @@ class EngineStatus:
             refused as faulty is not counted.
         generated_tokens: tokens of every answer and beam, including cancelled answers.
         prompt_tokens: positions that were read, visual prompts included.
+        cached_prompt_tokens: positions whose keys and values another prompt had left in a slot.
         queue_s, prefill_s, decode_s: total seconds of the ended requests, as in their `Timing`.
             Requests that run together are each counted in full.
         distributions: of the same requests and steps; the engine adds to them no more.
@@ -214,6 +215,7 @@ class EngineStatus:
     requests: Mapping[Outcome, int]
     generated_tokens: int
     prompt_tokens: int
+    cached_prompt_tokens: int
     queue_s: float
     prefill_s: float
     decode_s: float

@@ -82,6 +82,7 @@ class Attention(Op):  # type: ignore[misc]
         self._shaped: Attention | None = None
         self.set_arguments(inputs)
         self.constructor_validate_and_infer_types()
+        runner.operators.append(self)
 
     def validate_and_infer_types(self) -> None:
         """The result is like the query."""
@@ -121,12 +122,14 @@ class AttentionRunner:
 
     Attributes:
         layers: in the order of `Attention`'s indices.
+        operators: that call it.
         bound: the graph's inputs that are slots or bounds of lengths, by name, for the next run.
     """
 
     def __init__(self, threads: int | None) -> None:
         self._threads = threads or available_cores()
         self.layers: list[Layer] = []
+        self.operators: list[Attention] = []
         self.bound: Mapping[str, Array] = {}
         self._bindings: dict[int, Binding] = {}
         self._slots: dict[tuple[int, str], Array] = {}
@@ -157,6 +160,19 @@ class AttentionRunner:
             binding.input(name, array)
         binding.output("mixed", mixed)
         binding.run()
+
+    def close(self) -> None:
+        """Frees what operators hold: slots, and by their inputs the graph with its weights.
+
+        OpenVINO itself never frees an operator that Python has made.
+        """
+        for operator in self.operators:
+            operator.set_arguments([])
+        self.operators.clear()
+        self.layers.clear()
+        self.bound = {}
+        self._bindings.clear()
+        self._slots.clear()
 
     def _open(self, index: int) -> Binding:
         layer = self.layers[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Set
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,7 @@ class OpenVinoGraph:
             raise EngineError(f"there is no graph {path}. The build is incomplete: build it again.")
         self.contract, self._path = contract, path
         self._attention = AttentionRunner(threads)
+        weakref.finalize(self, self._attention.close)
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or available_cores(),

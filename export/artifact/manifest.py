@@ -239,6 +239,7 @@ class ServingLimits:
         max_prompt_bytes: largest number of bytes of a prompt, in UTF-8.
         max_option_bytes: largest number of bytes of a request's parameters, as JSON.
         max_logprobs: largest number of log-probabilities in the answers to a request.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before.
     """
 
     slots: int
@@ -250,6 +251,7 @@ class ServingLimits:
     max_prompt_bytes: int = 16_384
     max_option_bytes: int = 262_144
     max_logprobs: int = 100_000
+    prefix_cache: bool = True
 
 
 BUILT_IN = ("max_batch", "max_instruction", "max_images")

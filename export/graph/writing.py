@@ -1,4 +1,4 @@
-"""Writes traced graphs and their weights to ONNX files. Every byte is read once, and hashed."""
+"""Writes traced graphs and their weights to ONNX files, and hashes every weight."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ import torch
 from iblip.export.artifact.verified_graph import OnnxGraph
 from iblip.export.components.component import Component
 from iblip.export.errors import ExportError
-from iblip.export.graph.digest import FileDigests, graph_digest
+from iblip.export.graph.digest import graph_digest
 from iblip.export.graph.fusion import fused_from_proto, fused_path
+from iblip.export.graph.source_digests import SourceDigests
 from iblip.export.progress import Advance
 from iblip.export.system.files import link_or_copy
 from iblip.export.system.interrupts import submit
@@ -85,9 +86,7 @@ def write_graphs(
     bound: Sequence[BoundGraph],
     directory: Path,
     advance: Advance,
-    *,
-    files: Sequence[Path] = (),
-    file_digests: dict[Path, str] | None = None,
+    digests: SourceDigests,
 ) -> tuple[OnnxGraph, ...]:
     """Writes graphs and weights below `directory`, in a folder for each component.
 
@@ -102,8 +101,7 @@ def write_graphs(
         bound: the graphs.
         directory: must exist; a folder for each component is created in it.
         advance: called with the bytes read or written of each weight.
-        files: of the checkpoint, in the order of their names.
-        file_digests: filled with the sha256 of each of `files`.
+        digests: of the checkpoint.
 
     Raises:
         ExportError: a weight leaves the range of its dtype.
@@ -111,10 +109,7 @@ def write_graphs(
     """
     for folder in {graph.folder for graph in bound}:
         (directory / folder).mkdir(exist_ok=True)
-    with FileDigests(files) as digests:
-        places = _write_weights(bound, directory, digests, advance)
-        if file_digests is not None:
-            file_digests.update(digests.finish())
+    places = _write_weights(bound, directory, digests, advance)
     return tuple(_write_graph(graph, directory / graph.folder, places) for graph in bound)
 
 
@@ -137,25 +132,30 @@ def _position(recipe: Recipe) -> tuple[str, int]:
 
 
 def _write_weights(
-    bound: Sequence[BoundGraph], directory: Path, digests: FileDigests, advance: Advance
+    bound: Sequence[BoundGraph], directory: Path, digests: SourceDigests, advance: Advance
 ) -> Places:
-    placed: dict[tuple[str, Recipe], tuple[Path, int, Hash]] = {}
+    places: dict[tuple[str, Recipe], Placed] = {}
+    pending: dict[tuple[str, Recipe], tuple[Path, int, Hash]] = {}
     links = Links()
     with _Writer() as writer, _spare_cores():
         for (folder, recipe), graph in _first_users(bound).items():
             for source in recipe.source.sources[:1]:
                 digests.reach(source.file, source.offset + source.length)
+            target = None
             if tensor := recipe.in_place:
-                file, target = links.link(tensor.file, directory / folder), None
-                offset = tensor.offset
+                file, offset = links.link(tensor.file, directory / folder), tensor.offset
+                if digest := digests.of(tensor):
+                    places[folder, recipe] = Placed(file=file, offset=offset, digest=digest)
+                    advance(recipe.nbytes)
+                    continue
             else:
                 file = target = directory / folder / f"{graph}.weights"
                 offset = writer.align(file)
-            placed[folder, recipe] = file, offset, _process(recipe, writer, target, advance)
+            pending[folder, recipe] = file, offset, _process(recipe, writer, target, advance)
         writer.finish()
-    return {
+    return places | {
         key: Placed(file=file, offset=offset, digest=digest.hexdigest())
-        for key, (file, offset, digest) in placed.items()
+        for key, (file, offset, digest) in pending.items()
     }
 
 

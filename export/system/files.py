@@ -17,8 +17,13 @@ LONGEST_NAME = 255
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, mode: int = 0o644, synced: bool = True) -> Iterator[BinaryIO]:
     """Yields a file to write, which replaces `path` when the block ends without an error.
+
+    Args:
+        path: of the file.
+        mode: who may read it; mkstemp's own hides it from a server's user.
+        synced: whether it is whole after a power cut, too.
 
     Raises:
         OSError: it cannot be written.
@@ -27,9 +32,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp's own mode hides it from a server's user
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -149,6 +149,7 @@ def _list_decisions(settled: SettledBuild) -> dict[str, Any]:
         "--max-prompt-bytes": limits.max_prompt_bytes,
         "--max-option-bytes": limits.max_option_bytes,
         "--max-logprobs": limits.max_logprobs,
+        "--prefix-cache": limits.prefix_cache,
         "--max-instruction": limits.max_instruction,
         "the choice of profiles": settled.sizes,
         "--verify": verification is not None,

@@ -131,6 +131,7 @@ class LimitOptions:
         max_prompt_bytes: most bytes of a prompt, in UTF-8.
         max_option_bytes: most bytes of a request's parameters, as JSON.
         max_logprobs: most log-probabilities in the answers to a request.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before.
 
     Raises:
         OptionError: a limit below 1.
@@ -143,9 +144,10 @@ class LimitOptions:
     max_prompt_bytes: int = ServingLimits.max_prompt_bytes
     max_option_bytes: int = ServingLimits.max_option_bytes
     max_logprobs: int = ServingLimits.max_logprobs
+    prefix_cache: bool = ServingLimits.prefix_cache
 
     def __post_init__(self) -> None:
-        _check_counts(self, *(one.name for one in fields(self)))
+        _check_counts(self, *(one.name for one in fields(self) if one.name != "prefix_cache"))
 
 
 @dataclass(frozen=True, kw_only=True)

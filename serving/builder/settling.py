@@ -230,6 +230,7 @@ def _settle_limits(
         max_prompt_bytes=asked.max_prompt_bytes,
         max_option_bytes=asked.max_option_bytes,
         max_logprobs=asked.max_logprobs,
+        prefix_cache=asked.prefix_cache,
     )
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from iblip.engines.vision_cache.directory import CacheDirectory
+
 PATIENCE = Timeout(connect=600.0, total=3600.0)
 """How long a server is waited for: while it is started again, and behind others' questions."""
 
@@ -75,12 +77,18 @@ class BuildTarget:
     Args:
         directory: of the build.
         threads: for one operator, on a CPU; `None` is the machine's.
+        vision_cache: see `Pipeline`.
     """
 
-    def __init__(self, directory: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        threads: int | None = None,
+        vision_cache: CacheDirectory | None = None,
+    ) -> None:
         from iblip.engines.pipeline import Pipeline
 
-        self._pipeline = Pipeline(directory, threads).__enter__()
+        self._pipeline = Pipeline(directory, threads, vision_cache=vision_cache).__enter__()
         self._contract = ServerContract.from_manifest(self._pipeline.manifest)
         self._closed = threading.Lock()
 
@@ -109,6 +117,7 @@ def targets_of(
     build: Path | None = None,
     threads: int | None = None,
     timeout: Timeout = PATIENCE,
+    vision_cache: CacheDirectory | None = None,
 ) -> Iterator[list[Target]]:
     """A build in this process, or else servers, until the block ends.
 
@@ -117,11 +126,12 @@ def targets_of(
         build: its directory.
         threads: see `BuildTarget`.
         timeout: for each question to a server.
+        vision_cache: of a build in this process; see `Pipeline`.
     """
     with ExitStack() as stack:
         targets: list[Target] = []
         if build is not None:
-            targets.append(BuildTarget(build, threads))
+            targets.append(BuildTarget(build, threads, vision_cache))
         else:
             targets += [ServerTarget(connection, timeout) for connection in connections]
         for target in targets:

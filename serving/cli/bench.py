@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iblip.export.errors import OptionError
+from iblip.export.errors import OptionError, ServingError
 from iblip.serving.cli.benching import (
     GENERATED,
     Positive,
@@ -151,9 +152,20 @@ def command(
         run = bench.run(load)
     check_answered(run)
     figures = Figures(run, objective)
+    if not figures.answered:
+        raise ServingError(_none_answered(figures.to_json(), timeout_s))
     if plot is not None:
         plot_run(plot, figures)
     _show(figures, json_)
+
+
+def _none_answered(counted: Mapping[str, Any], timeout_s: float) -> str:
+    fates = ("timed_out", "refused", "failed")
+    found = ", ".join(f"{counted[fate]} {fate.replace('_', ' ')}" for fate in fates)
+    return (
+        f"none of {counted['requests']} requests was answered ({found}), so there are no times. "
+        f"Raise --timeout, which is {timeout_s:g} s, or ask for less at once (-c, --rate)."
+    )
 
 
 def _check_together(

@@ -63,6 +63,7 @@ HEADINGS = {
         "max_prompt_bytes",
         "max_option_bytes",
         "max_logprobs",
+        "prefix_cache",
     ),
     "Verification": ("verify", "examples", "limit"),
     "Caches": ("engine_cache", "no_engine_cache", "trace_cache"),
@@ -210,6 +211,13 @@ HEADINGS = {
     default=100_000,
     show_default=True,
     help="Most log-probabilities in the answers to a request.",
+)
+@click.option(
+    "--prefix-cache/--no-prefix-cache",
+    "--enable-prefix-caching/--no-enable-prefix-caching",
+    "prefix_cache",
+    default=True,
+    help="Reuse keys and values of a prefix that was read before. Default: --prefix-cache.",
 )
 @click.option(
     "--verify/--no-verify",

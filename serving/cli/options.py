@@ -231,6 +231,24 @@ def access_from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def vision_cache_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--vision-cache` and its size; `cache_directory` reads them."""
+    size = click.option(
+        "--vision-cache-size",
+        "vision_cache_mib",
+        type=click.IntRange(1),
+        metavar="MIB",
+        help="Most MiB of the files of --vision-cache. Default: 1024.",
+    )
+    return click.option(
+        "--vision-cache",
+        type=PATH,
+        metavar="DIR",
+        help="Directory for encoded images, so that they are not encoded again after a restart. "
+        "Default: none.",
+    )(size(function))
+
+
 def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--triton`."""
     return click.option(

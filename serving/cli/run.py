@@ -22,6 +22,7 @@ from iblip.serving.cli.options import (
     given_from_flags,
     original_options,
     refuse_connection,
+    vision_cache_options,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ HEADINGS = {"Server": (*CONNECTION, "more_urls"), "Generation": tuple(OPTIONS)}
 )
 @click.option("--build", type=DIRECTORY, help="Run this build in this process: no server.")
 @click.option("--threads", type=click.IntRange(1), help="With --build: threads of one operator.")
+@vision_cache_options
 @click.option(
     "--and-url",
     "more_urls",
@@ -62,6 +64,8 @@ def command(
     prompts: tuple[str, ...],
     build: Path | None,
     threads: int | None,
+    vision_cache: Path | None,
+    vision_cache_mib: int | None,
     more_urls: tuple[str, ...],
     shard: str,
     compat: str | None,
@@ -75,6 +79,7 @@ def command(
     WebDataset, or Parquet. Run again, the command goes on where it was ended. Questions that
     cannot be answered have a line with an error.
     """
+    from iblip.engines.vision_cache.directory import cache_directory
     from iblip.serving.bulk.rows import Shard, read_rows
     from iblip.serving.bulk.running import Job, run_job
     from iblip.serving.bulk.targets import Targets, targets_of
@@ -84,6 +89,8 @@ def command(
         refuse_connection("--build")
     elif threads is not None:
         raise OptionError("--threads is given without --build; a server has its own")
+    elif vision_cache is not None:
+        raise OptionError("--vision-cache is given without --build; a server has its own")
     job = Job(
         options=given_from_flags(flags),
         prompts=prompts,
@@ -93,7 +100,8 @@ def command(
     )
     rows = read_rows(input_)
     connections = [connection, *({**connection, "url": url} for url in more_urls)]
-    with targets_of(connections, build, threads) as opened:
+    cache = cache_directory(vision_cache, vision_cache_mib)
+    with targets_of(connections, build, threads, vision_cache=cache) as opened:
         targets = Targets(opened)
         summary = run_job(rows, targets, output, job, progress=not is_quiet())
     if json_:

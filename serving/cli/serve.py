@@ -14,7 +14,7 @@ import click
 from iblip.serving.cli.commands import Command, Interrupted
 from iblip.serving.cli.formatting import echo, echo_json
 from iblip.serving.cli.kinds import MODELS, PATH, PRECISION
-from iblip.serving.cli.options import as_json, triton_option
+from iblip.serving.cli.options import as_json, triton_option, vision_cache_options
 from iblip.serving.cli.serve_gateway import check_gateway, gateway_arguments, gateway_process
 from iblip.serving.server.closed import CLOSED
 
@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 
 
 HEADINGS = {
-    "Addresses": (
-        "host",
-        "http_port",
-        "grpc_port",
-        "metrics_port",
-        "health_port",
-        "openai_port",
-    ),
+    "Addresses": ("host", "http_port", "grpc_port", "metrics_port", "health_port", "openai_port"),
     "Access": (
         "tls_cert",
         "tls_key",
@@ -47,6 +40,8 @@ HEADINGS = {
     ),
     "Requests": (
         "cache_mib",
+        "vision_cache",
+        "vision_cache_mib",
         "max_http_body_mib",
         "default_timeout_s",
         "caller_header",
@@ -88,6 +83,7 @@ HEADINGS = {
     show_default=True,
     help="MiB for encoded images, so that an image is encoded once for many questions. 0: none.",
 )
+@vision_cache_options
 @click.option(
     "--max-http-body",
     "max_http_body_mib",
@@ -237,6 +233,7 @@ def command(
     done; `iblip build` has more options for that. Flags after -- are handed to Triton, such as
     `iblip serve BUILD -- --log-verbose=1`.
     """
+    from iblip.engines.vision_cache.directory import cache_directory
     from iblip.export.artifact.manifest import MEANS_NOTHING, Manifest
     from iblip.serving.credentials import read_token
     from iblip.serving.launching import check_servable, environment_of_models
@@ -264,6 +261,8 @@ def command(
         max_caller_tokens=max_caller_tokens,
     )
     check_triton_flags(triton_flags)
+    mib = flags.pop("vision_cache_mib")
+    flags["vision_cache"] = cache_directory(flags["vision_cache"], mib)
     tls = _tls(tls_cert, tls_key, tls_client_ca)
     token = None if token_file is None else read_token(token_file)
     check_gateway(openai_port, openai_keys, tls)

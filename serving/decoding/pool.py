@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from iblip.engines.vision_cache.memory import RecentArrays
 from iblip.export.artifact.manifest import Preprocessing
 from iblip.export.errors import InputError
 from iblip.export.images import Reading
@@ -71,7 +71,7 @@ class Decoders:
         self._free: queue.LifoQueue[Decoder] = queue.LifoQueue()
         for decoder in self._decoders:
             self._free.put(decoder)
-        self._memory = _Memory(settings.image_cache_mib * MIB)
+        self._memory = RecentArrays[Pixels](settings.image_cache_mib * MIB)
         self._counts = dict.fromkeys(("decoded", "remembered", "refused"), 0)
         self._lock = threading.Lock()
 
@@ -122,27 +122,3 @@ class Decoders:
     def _count(self, name: str) -> None:
         with self._lock:
             self._counts[name] += 1
-
-
-class _Memory:
-    """The pixels of the images that were asked for last."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._held = most_bytes, 0
-        self._pixels: OrderedDict[bytes, Pixels] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> Pixels | None:
-        with self._lock:
-            if key in self._pixels:
-                self._pixels.move_to_end(key)
-            return self._pixels.get(key)
-
-    def put(self, key: bytes, pixels: Pixels) -> None:
-        with self._lock:
-            if key not in self._pixels:
-                self._pixels[key] = pixels
-                self._held += pixels.nbytes
-            while self._held > self._most:
-                _, oldest = self._pixels.popitem(last=False)
-                self._held -= oldest.nbytes

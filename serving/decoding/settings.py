@@ -16,6 +16,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_WORKERS = 4
 """Processes, where the operator names no number and the machine has as many cores."""
 
+MOST_CHOSEN = 64
+"""Processes that an operator may ask for; each may take a gigabyte."""
+
 WRAPPED = 1.5
 """How much longer, at most, base64 with its line breaks is than the bytes in it."""
 
@@ -28,7 +31,8 @@ class DecodingSettings:
         image_bytes: of one encoded image.
         image_pixels: of one image, width times height.
         image_seconds: for one image, before the process that decodes it is ended.
-        image_workers: processes that decode; 0 is one for each core, at most `MOST_WORKERS`.
+        image_workers: processes that decode; 0 is one for each core, at most `MOST_WORKERS`,
+            and `MOST_CHOSEN` are the most.
         image_cache_mib: memory for pixels of images that may come again; 0 remembers none.
         image_formats: that are read.
 
@@ -47,9 +51,13 @@ class DecodingSettings:
         for name in ("image_bytes", "image_pixels", "image_seconds"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("image_workers", "image_cache_mib"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.image_cache_mib < 0:
+            raise OptionError(f"image_cache_mib is {self.image_cache_mib}; expected 0 or more")
+        if not 0 <= self.image_workers <= MOST_CHOSEN:
+            raise OptionError(
+                f"image_workers is {self.image_workers}; expected 0 (one for each core, at most "
+                f"{MOST_WORKERS}) to {MOST_CHOSEN}"
+            )
         if not self.image_formats:
             raise OptionError("image_formats is empty; expected Pillow's names, such as JPEG PNG")
 

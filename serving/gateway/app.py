@@ -25,10 +25,11 @@ from iblip.export.errors import IblipError, OptionError
 from iblip.serving.client.asynchronous import AsyncAnswerStream
 from iblip.serving.client.compat import trim_answer
 from iblip.serving.gateway.access_log import GONE, AccessLog, Entry, entry_of
-from iblip.serving.gateway.bodies import Room
+from iblip.serving.gateway.bodies import HELD, Room
 from iblip.serving.gateway.callers import Caller, Callers
 from iblip.serving.gateway.completions import Writer, completions_of, usage
 from iblip.serving.gateway.conversation import prompt_from_turns, turns_from_messages
+from iblip.serving.gateway.draining import Draining
 from iblip.serving.gateway.errors import (
     MethodError,
     ParameterError,
@@ -307,7 +308,7 @@ def error_response(error: Exception) -> Response:
     """What a caller is told of an error."""
     status, headers = refusal_of(error).status, headers_of(error)
     if status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
+        headers["connection"] = "close"  # the rest of the body may not have been read
     # In ASCII: what a caller has written, and is told again, may be half of a surrogate pair.
     content = json.dumps(error_object(error))
     return Response(content, status_code=status, headers=headers, media_type="application/json")
@@ -385,7 +386,7 @@ def app_of(
             allow_headers=("*",),
             expose_headers=("x-request-id", "retry-after"),
         )
-    return AccessLog(answering, write_log)
+    return AccessLog(Draining(answering, HELD * options.max_body_mib * MIB), write_log)
 
 
 async def _handled(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from iblip.export.errors import OptionError
 from iblip.export.messages import shown
-from iblip.serving.credentials import check_token
+from iblip.serving.credentials import check_token, warn_if_public
 from iblip.serving.gateway.errors import TooManyError, UnknownKeyError
 
 MINUTE_S = 60.0
@@ -136,6 +136,7 @@ def read_callers(path: Path) -> Callers:
             raise OptionError(f"{path}:{number}: the key is there twice")
     if not keys:
         raise OptionError(f"{path} has no key. `openssl rand -hex 32` makes one.")
+    warn_if_public(path, "file of keys")
     return Callers(keys)
 
 

@@ -147,6 +147,7 @@ OWN: Mapping[str, Parameter] = {
     "user": Parameter(help=_UNUSED, kind=Text()),
     "safety_identifier": Parameter(help=_UNUSED, kind=Text()),
     "prompt_cache_key": Parameter(help=_UNUSED, kind=Text()),
+    "prompt_cache_retention": Parameter(help=_UNUSED, kind=Text()),
     "metadata": Parameter(help=_UNUSED, kind=Notes()),
     "service_tier": Parameter(help=_UNUSED, kind=Nothing(("auto", "default"))),
     "store": Parameter(help="Nothing is stored.", kind=Nothing((False,))),
@@ -158,6 +159,12 @@ OWN: Mapping[str, Parameter] = {
     "parallel_tool_calls": Parameter(help="There are none.", kind=Nothing((True, False))),
     "functions": Parameter(help="There are none.", kind=Nothing(([],))),
     "function_call": Parameter(help="There are none.", kind=Nothing(("none", "auto"))),
+    "reasoning_effort": Parameter(help="The models do not reason.", kind=Nothing(("none",))),
+    "verbosity": Parameter(help="There is one.", kind=Nothing(("medium",))),
+    **dict.fromkeys(
+        ("audio", "moderation", "prediction", "prompt_cache_options", "web_search_options"),
+        Parameter(help="There is none.", kind=Nothing()),
+    ),
 }
 """What is not a generation option, or has another name or meaning there."""
 
@@ -279,7 +286,9 @@ def _include_usage(given: Mapping[str, Any]) -> bool:
         return False
     if not given.get("stream"):
         raise ParameterError("stream_options needs stream to be true", "stream_options")
-    if not isinstance(options, dict) or options.keys() - {"include_usage"}:
+    if not isinstance(options, dict) or any(
+        name != "include_usage" and value is not None for name, value in options.items()
+    ):
         raise ParameterError(
             f"stream_options is {shown(options)}; expected an object with include_usage alone",
             "stream_options",

@@ -42,11 +42,13 @@ RECORDED: Mapping[str, str] = {
 } | {
     SERVER_ERRORS: _share(
         'iblip_requests_total{reason=~"failed|late"}',
-        'iblip_requests_total{reason!~"cancelled|refused"}',
+        'iblip_requests_total{reason!~"cancelled|invalid|refused"}',
         SERVER,
     ),
     GATEWAY_ERRORS: _share(
-        'iblip_gateway_responses_total{status=~"5.."}', "iblip_gateway_responses_total", "instance"
+        'iblip_gateway_responses_total{status=~"5.."}',
+        'iblip_gateway_responses_total{status!~"4.."}',
+        "instance",
     ),
 }
 """Queries of recording rules, by the name of what they record."""

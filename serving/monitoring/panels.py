@@ -112,6 +112,7 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
                 "generated": f"sum({rate(_chosen('iblip_generated_tokens_total'))})",
                 "generated, last 5 s": f"sum({_chosen(RATE)})",
                 "read": f"sum({rate(_chosen('iblip_prompt_tokens_total'))})",
+                "cached": f"sum({rate(_chosen('iblip_cached_prompt_tokens_total'))})",
             },
         ),
         Panel(
@@ -138,6 +139,20 @@ PANELS: Mapping[str, tuple[Panel, ...]] = {
                 for kind in ("decoded", "remembered", "refused")
             },
             unit="reqps",
+        ),
+        Panel(
+            title="Vision cache",
+            queries={
+                kind: f"sum({rate(_chosen(f'iblip_vision_cache_{kind}_total'))})"
+                for kind in ("hits", "misses")
+            },
+            unit="reqps",
+            help="Images that were found encoded on the disk, with --vision-cache",
+        ),
+        Panel(
+            title="Files of the vision cache",
+            queries={"{{instance}}": _chosen("iblip_vision_cache_bytes")},
+            unit="bytes",
         ),
     ),
     "Machine": (

@@ -9,9 +9,15 @@ from typing import Any
 from iblip.serving.gateway.metrics import GATEWAY
 from iblip.serving.metrics import Family
 from iblip.serving.server.health import SUPERVISOR
-from iblip.serving.steps.metrics import DECODING, FAMILIES, RATE
+from iblip.serving.steps.metrics import DECODING, FAMILIES, RATE, VISION_CACHE
 
-TABLES: Mapping[str, Family[Any]] = {**FAMILIES, **DECODING, **SUPERVISOR, **GATEWAY}
+TABLES: Mapping[str, Family[Any]] = {
+    **FAMILIES,
+    **DECODING,
+    **VISION_CACHE,
+    **SUPERVISOR,
+    **GATEWAY,
+}
 """Every family of ours but `RATE`, by name."""
 
 NAMES = frozenset((*TABLES, RATE))

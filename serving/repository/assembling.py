@@ -7,6 +7,7 @@ own folder, so a build can be moved, or mounted elsewhere, whole.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -50,7 +51,7 @@ COMPONENTS = ("vision_encoder", "qformer")
 INSTRUCTION = frozenset({"qformer_input_ids", "qformer_attention_mask"})
 """The tensors that only an instruction-aware Q-Former has."""
 
-OPERATORS = ("slots", "max_length", "queue")
+OPERATORS = ("slots", "max_length", "queue", "prefix_cache")
 """The limits that an operator may set anew, as parameters of the language model. The most images of
 a request are not among them: engines are built for so many."""
 
@@ -161,7 +162,7 @@ def _fill(
             kind = manifest.components[LANGUAGE_MODEL].engine.kind
             place_instances(config, kind, alone=True)
         for name in OPERATORS:
-            set_parameter(config, name, str(getattr(manifest.limits, name)))
+            set_parameter(config, name, json.dumps(getattr(manifest.limits, name)))
         for name, value in ServerContract.from_manifest(manifest).to_parameters().items():
             set_parameter(config, name, value)
 

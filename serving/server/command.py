@@ -196,6 +196,8 @@ def _plain(repository: Path, scratch: Path) -> Path:
 def triton_environment(installation: Installation, options: ServerOptions) -> dict[str, str]:
     """Every variable of the server's process."""
     environment = {**os.environ, **options.policy.to_environment(), **options.environment}
+    if options.vision_cache is not None:
+        environment |= options.vision_cache.to_environment()
     environment[CALL_KEY_VARIABLE] = secrets.token_hex(16)
     if DIRECTORY.is_dir():  # models run elsewhere, and would not find it
         environment.setdefault(VARIABLE, str(DIRECTORY))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from iblip.engines.vision_cache.directory import CacheDirectory
 from iblip.export.errors import OptionError
 from iblip.export.system.paths import settle_paths
 from iblip.serving.credentials import check_token
@@ -30,6 +31,7 @@ class ServerOptions:
         http_port, grpc_port, metrics_port: 0 takes a free one.
         cache_mib: of the response cache, in MiB; 0 is no cache, and every question about an image
             then encodes it again.
+        vision_cache: where images that have been encoded are found again after a restart.
         max_http_body_mib: most MiB of a request's body over HTTP, where a wall stands before
             Triton; 0 is no wall, and Triton's own HTTP server listens.
         triton: a `tritonserver`, or the folder above its `bin`; `None` looks for one.
@@ -54,6 +56,7 @@ class ServerOptions:
     grpc_port: int = 0
     metrics_port: int = 0
     cache_mib: int = 64
+    vision_cache: CacheDirectory | None = None
     max_http_body_mib: int = 64
     triton: Path | None = None
     ready_timeout_s: float = 600.0

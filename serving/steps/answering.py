@@ -27,7 +27,7 @@ from iblip.engines.language_model.types import (
 from iblip.export.errors import DeadlineError, EngineError, QueueFullError
 from iblip.serving.steps.ending import end_if_fatal
 from iblip.serving.steps.questions import Question
-from iblip.serving.steps.turns import take_turns
+from iblip.serving.steps.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ POLL_S = 0.02
 ENCODERS = 16
 """Questions whose images are encoded at the same time: two batches of the default size."""
 
+CHECKERS = 2
+"""Questions with a JSON schema that are checked at the same time: a new schema may take a second of
+a processor, and nobody else waits for it."""
+
 STOPPING = "the server is stopping"
 
 Encode = Callable[[Question], npt.NDArray[Any]]
@@ -44,6 +48,10 @@ Encode = Callable[[Question], npt.NDArray[Any]]
 
 Decode = Callable[[Question], Question]
 """From a question with encoded images to one with their pixels."""
+
+
+Check = Callable[[Question], None]
+"""Refuses what the engine would refuse."""
 
 
 class Reply(Protocol):
@@ -79,17 +87,18 @@ class CallerLimits:
 class Answering:
     """Takes questions, and follows each to its end.
 
-    A question that meets a full queue is refused before anything is computed for it. Images that
-    were sent as files are decoded by a few threads, and all are encoded by a few others, so that no
-    file keeps pixels waiting; those of interactive questions go first. One more thread looks after
-    all who wait: what nobody waits for any more frees its place, and what is past its deadline is
-    told so, whatever it is waiting for.
+    A question that meets a full queue is refused before anything is computed for it. JSON schemas
+    are compiled by two threads, images that were sent as files are decoded by a few, and all are
+    encoded by a few others, so that neither schemas nor files keep pixels waiting; what is asked
+    interactively goes first. One more thread looks after all who wait: what nobody waits for any
+    more frees its place, and what is past its deadline is told so, whatever it is waiting for.
 
     Args:
         engine: answers the questions; closed by `close`.
         encode: encodes a question's images; called from several threads at once.
         decode: decodes a question's images; likewise.
         decoders: threads that decode.
+        check: refuses a question with a JSON schema before its images are decoded.
         callers: what each may have under way.
         poll_s: seconds between two looks after those who wait.
         failed: takes each error after its caller has it; by default it ends the process where the
@@ -103,12 +112,13 @@ class Answering:
         *,
         decode: Decode = lambda question: question,
         decoders: int = 1,
+        check: Check = lambda question: None,
         callers: CallerLimits | None = None,
         poll_s: float = POLL_S,
         failed: Callable[[Exception], object] = end_if_fatal,
     ) -> None:
         self._engine, self._failed = engine, failed
-        self._encode, self._decode = encode, decode
+        self._encode, self._decode, self._check = encode, decode, check
         self._limits = callers or CallerLimits()
         self._poll_s = poll_s
         self._open: dict[_Caller, None] = {}
@@ -116,11 +126,13 @@ class Answering:
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._decoding = _Line(self._lock, self._closed)
-        self._encoding = _Line(self._lock, self._closed)
+        self._checking, self._decoding, self._encoding = self._lines = [
+            _Line(self._lock, self._closed) for _ in range(3)
+        ]
         self._workers = [
             threading.Thread(target=self._work, args=(line, work), name=name, daemon=True)
             for line, work, name, count in (
+                (self._checking, self._ask_for_grammar, "check", CHECKERS),
                 (self._decoding, self._ask_for_pixels, "decode", decoders),
                 (self._encoding, self._ask, "encode", ENCODERS),
             )
@@ -173,7 +185,7 @@ class Answering:
         """Ends every question with an error, waits for the replies, and closes the engine."""
         with self._lock:
             self._closed.set()
-            for line in (self._decoding, self._encoding):
+            for line in self._lines:
                 line.wake()
         self._watcher.join()
         self._refusing.shutdown()
@@ -182,7 +194,7 @@ class Answering:
             thread.join()
         with self._lock:
             threads = list(self._threads)
-            left = [*self._decoding.callers, *self._encoding.callers]
+            left = [caller for line in self._lines for caller in line.callers]
         for caller in left:
             self._end(caller, EngineError(STOPPING))
         for thread in threads:
@@ -200,7 +212,11 @@ class Answering:
                 self._check_share(caller.question)
             self._open[caller] = None
             self._coming.add(caller)
-            (self._decoding if caller.question.encoded else self._encoding).put(caller)
+            has_schema = caller.question.options.json_schema is not None
+            (self._checking if has_schema else self._line_of(caller.question)).put(caller)
+
+    def _line_of(self, question: Question) -> _Line:
+        return self._decoding if question.encoded else self._encoding
 
     def _check_share(self, question: Question) -> None:
         mine = [one.question for one in self._open if one.question.caller == question.caller]
@@ -222,13 +238,21 @@ class Answering:
             except Exception as error:  # as in `answer`
                 self._end(caller, error)
 
+    def _ask_for_grammar(self, caller: _Caller) -> None:
+        """Has the schema compiled, which the engine then holds."""
+        self._check(caller.question)
+        self._put_on(caller, caller.question)
+
     def _ask_for_pixels(self, caller: _Caller) -> None:
-        """Has the images decoded, and puts the question into the line of those with pixels."""
-        question = self._decode(caller.question)
+        """Has the images decoded; the files are needed no more."""
+        self._put_on(caller, self._decode(caller.question))
+
+    def _put_on(self, caller: _Caller, question: Question) -> None:
+        """Puts the question, as it is now, into its next line."""
         with self._lock:
-            caller.question = question  # the files are needed no more
+            caller.question = question
             if not caller.has_ended and not self._closed.is_set():
-                self._encoding.put(caller)
+                self._line_of(question).put(caller)
                 return
         self._end(caller, EngineError(STOPPING))  # which nobody hears who has had an end
 
@@ -279,19 +303,21 @@ class Answering:
         with self._lock:
             self._open.pop(caller, None)
             self._coming.discard(caller)
-            for line in (self._decoding, self._encoding):
+            for line in self._lines:
                 line.drop(caller)
 
     def _watch(self) -> None:
+        turns = Turns[_Caller](self._poll_s)
         while not self._closed.wait(self._poll_s):
             with self._lock:
                 late = [caller for caller in self._coming if caller.question.is_late]
-                turns = take_turns(self._open, self._poll_s)
+                asked = turns.take(self._open)
             for caller in late:
                 self._end(caller, DeadlineError("the answer was not finished by its deadline"))
-            for caller in turns:
-                if caller.has_gone():
-                    self._give_up(caller)
+            gone = [caller for caller in asked if caller.has_gone()]
+            for caller in gone:
+                self._give_up(caller)
+            turns.found_gone(len(gone))
 
 
 class _Line:

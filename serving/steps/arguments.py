@@ -11,6 +11,8 @@ from typing import Self
 
 from iblip.engines.language_model.opening import EngineLimits
 from iblip.engines.text.instructions import InstructionTokenizer
+from iblip.engines.vision_cache.cache import VisionCache
+from iblip.engines.vision_cache.directory import CacheDirectory
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import OptionError
 from iblip.serving.decoding.pool import Decoders
@@ -92,12 +94,13 @@ class StepArguments:
 
         Raises:
             OptionError: the parameter `slots`, `max_length` or `queue` is not an integer, 1 or
-                more.
+                more; or `prefix_cache` is neither true nor false.
         """
         return EngineLimits(
             slots=self._limit("slots"),
             positions=self._limit("max_length"),
             queue=self._limit("queue"),
+            prefix_cache=self._switch("prefix_cache"),
         )
 
     def question_reader(self, policy: Policy) -> QuestionReader:
@@ -115,6 +118,16 @@ class StepArguments:
             call_key=os.environ.get(CALL_KEY_VARIABLE, ""),
         )
 
+    def vision_cache(self, environment: Mapping[str, str]) -> VisionCache | None:
+        """The cache of encoded images; `None` where the operator has named no directory.
+
+        Only on the disk: in memory there is Triton's response cache.
+        """
+        directory = CacheDirectory.from_environment(environment)
+        if directory is None:
+            return None
+        return VisionCache(self.manifest, memory_bytes=0, directory=directory)
+
     def decoders(self) -> Decoders:
         """What decodes this model's images; starts nothing yet.
 
@@ -131,6 +144,12 @@ class StepArguments:
         if not text.isdecimal() or not int(text):
             raise OptionError(f"{name} is {text!r} in config.pbtxt; expected an integer, 1 or more")
         return int(text)
+
+    def _switch(self, name: str) -> bool | None:
+        text = self.parameters.get(name)
+        if text not in (None, "true", "false"):
+            raise OptionError(f"{name} is {text!r} in config.pbtxt; expected true or false")
+        return None if text is None else text == "true"
 
     @property
     def threads(self) -> int | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from iblip.export.errors import QueueFullError
-from iblip.serving.steps.turns import take_turns
+from iblip.serving.steps.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +134,13 @@ class Forwarding:
         one.sender.send(response)
 
     def _watch(self) -> None:
+        turns = Turns[_Waiting](self._poll_s)
         while not self._closed.wait(self._poll_s):
             with self._lock:
-                for one in take_turns(self._waiting, self._poll_s):
-                    one.given_up = one.given_up or one.sender.is_cancelled()
+                asked = [one for one in turns.take(self._waiting) if not one.given_up]
+                for one in asked:
+                    one.given_up = one.sender.is_cancelled()
+                turns.found_gone(sum(one.given_up for one in asked))
                 given_up = [one for one in self._waiting if one.given_up]
             self._cancel_all(given_up)  # until it ends: the other model may not have it yet
 

@@ -16,6 +16,7 @@ from typing import Generic, Protocol
 
 from iblip.engines.language_model.histograms import Histogram
 from iblip.engines.language_model.types import EngineStatus
+from iblip.engines.vision_cache.cache import VisionCacheStatus
 from iblip.serving.decoding.pool import DecodingStatus
 from iblip.serving.metrics import Family, Kind, S
 
@@ -85,6 +86,11 @@ FAMILIES: Mapping[str, Family[EngineStatus]] = {
         help="Prompt positions that were read, images included",
         read=lambda s: s.prompt_tokens,
     ),
+    "iblip_cached_prompt_tokens_total": Family(
+        kind="counter",
+        help="Prompt positions that were taken from the prefix cache instead of being read",
+        read=lambda s: s.cached_prompt_tokens,
+    ),
     "iblip_queue_seconds_total": Family(
         kind="counter", help="Seconds that ended requests have waited", read=lambda s: s.queue_s
     ),
@@ -150,6 +156,23 @@ DECODING: Mapping[str, Family[DecodingStatus]] = {
     ),
 }
 """Of the decoders, by name."""
+
+VISION_CACHE: Mapping[str, Family[VisionCacheStatus]] = {
+    "iblip_vision_cache_hits_total": Family(
+        kind="counter",
+        help="Images that were found in the vision cache",
+        read=lambda s: s.hits,
+    ),
+    "iblip_vision_cache_misses_total": Family(
+        kind="counter",
+        help="Images that were not in the vision cache",
+        read=lambda s: s.misses,
+    ),
+    "iblip_vision_cache_bytes": Family(
+        kind="gauge", help="Bytes of the vision cache's files", read=lambda s: s.bytes
+    ),
+}
+"""Of the vision cache on the disk, by name; where there is one."""
 
 
 class StatusMetrics(Generic[S]):

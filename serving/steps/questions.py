@@ -81,11 +81,6 @@ class Question:
         return replace(self, pixels=pixels, encoded=())
 
     @property
-    def seconds_left(self) -> float | None:
-        """Seconds until its deadline, possibly below 0; `None` where there is none."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
-
-    @property
     def is_late(self) -> bool:
         """Whether its deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline

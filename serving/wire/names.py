@@ -12,7 +12,13 @@ UNARY = "instructblip_unary"
 CHAIN = "visual_prompt"
 """The ensemble of vision encoder and Q-Former."""
 
+ENCODER, QFORMER = "vision_encoder", "qformer"
+"""The two models of the ensemble."""
+
 PIXELS = "pixels"
+
+IMAGE_EMBEDS = "image_embeds"
+"""What the first hands to the second."""
 
 IMAGE = "image"
 """Encoded images, instead of `PIXELS`."""

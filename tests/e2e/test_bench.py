@@ -77,10 +77,12 @@ def test_a_search_says_that_no_rate_meets_the_objective(served):
     assert "no rate meets the SLO, down to 10 a second" in done.stdout
 
 
-def test_timeouts_are_counted_and_are_no_failure(served):
-    figures = measured(served, "-n", 2, "--warm-up", 0, "--timeout", 0.0001)
-    assert figures["timed_out"] == 2
-    assert figures["first_text_s"]["p50"] is None
+def test_a_run_without_any_answer_is_a_failure(served):
+    done = run("bench", served.url, "-n", 2, "--warm-up", 0, "--timeout", 0.0001)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "none of 2 requests was answered (2 timed out, 0 refused, 0 failed)" in line
 
 
 def test_a_request_that_the_server_does_not_take_is_a_wrong_call(served):

@@ -9,6 +9,7 @@ import pytest
 from iblip.export.errors import OptionError
 from iblip.serving.client import TLS
 from iblip.serving.credentials import check_token, read_token
+from iblip.serving.gateway.callers import read_callers
 from iblip.serving.server.tls import ServerTLS
 
 
@@ -73,3 +74,19 @@ def test_a_token_is_read_without_its_line_break(tmp_path):
     assert read_token(file) == "aB9._~+/-tok=en=="
     with pytest.raises(OptionError, match=r"the token file '.*nowhere' cannot be read: no such"):
         read_token(tmp_path / "nowhere")
+
+
+def test_secrets_that_everybody_may_read_are_warned_of(tmp_path, certificates, caplog):
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef\n")
+    key = tmp_path / "local.key"
+    key.write_bytes((certificates / "local.key").read_bytes())
+    for mode, count in ((0o600, 0), (0o640, 0), (0o644, 3)):
+        caplog.clear()
+        for path in (secret, key):
+            path.chmod(mode)
+        read_token(secret)
+        read_callers(secret)
+        ServerTLS(certificate=certificates / "local.pem", key=key)
+        assert [str(tmp_path) in record.getMessage() for record in caplog.records] == [True] * count
+    assert "0123456789abcdef" not in caplog.text

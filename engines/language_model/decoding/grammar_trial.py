@@ -8,6 +8,7 @@ in a tenth of a second.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from typing import Any
@@ -27,6 +28,7 @@ LIMITS: dict[str, Any] = {
 def main() -> None:
     """Compiles standard input, and takes the first step."""
     seconds, most = map(int, sys.argv[1:])
+    os.nice(10)  # requests that are being answered go first
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 
 from iblip.engines.language_model.onnx.graph import ON_CPU, Graph, Shapes
+from iblip.engines.language_model.onnx.idle_slots import IdleSlots, count_equal
 from iblip.engines.language_model.onnx.key_value_caches import (
     Caches,
     HostCaches,
@@ -114,6 +116,7 @@ class DecoderOnly:
         positions: how many positions a sequence may have; `None` is the model's own length.
         make_caches: makes the caches.
         shapes: of its runs.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before.
 
     Attributes:
         decoder: the graph that every step runs.
@@ -133,6 +136,7 @@ class DecoderOnly:
         positions: int | None = None,
         make_caches: MakeCaches = HostCaches,
         shapes: Shapes = ON_CPU,
+        prefix_cache: bool = True,
     ) -> None:
         self.capacity = slots
         self.positions = min(positions or facts.max_length, facts.most_positions)
@@ -145,6 +149,8 @@ class DecoderOnly:
             [spec for name, spec in inputs.items() if name.startswith((PAST, CROSS))], shape
         )
         self._live: list[Slot] = []  # by row
+        self._idle = IdleSlots()  # in rows after the live ones
+        self._prefix_cache = prefix_cache
         self._steps: dict[int, Rows] = {}  # by number of rows
         self._pieces: dict[tuple[int, int], Rows] = {}  # by rows and positions, where these repeat
         self._no_embeds: dict[int, Array | DeviceArray] = {}
@@ -160,18 +166,29 @@ class DecoderOnly:
         return self._shapes.prompts_at_once
 
     def acquire(self) -> Slot:
-        """An empty slot, in the row after the live ones; there must be one."""
-        assert len(self._live) < self.capacity
-        self._live.append(Slot(row=len(self._live)))
+        """The slot in the row after the live ones, with what is there; there must be one."""
+        row = len(self._live)
+        assert row < self.capacity
+        self._live.append(self._idle.take(row) or Slot(row=row))
         return self._live[-1]
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: Slot, *, keep: bool = False) -> None:
         """Frees a slot; the last live row moves into its row, so that the live rows have no gap.
+
+        What is kept of a slot between others moves behind them, if there is room. Its answer is
+        not kept: a step of one row adds up in another order than a prompt does.
 
         Attention on CUDA multiplies what it does not see by zero (`export.graph.decoder_fusion`),
         which leaves a NaN a NaN: none may stay for the next sequence.
         """
-        last = self._live.pop()
+        last = self._live[-1]
+        slot.take_back(len(slot.tokens))
+        keep = keep and not slot.spoiled and bool(slot.content)
+        if keep and last is not slot:
+            self._copy_to_idle(slot)
+        self._live.pop()
+        if keep and last is slot:
+            self._idle.add(slot)
         if slot.spoiled:
             self.caches.clear(slot.row)
         if last is not slot:
@@ -208,6 +225,48 @@ class DecoderOnly:
             target.prompt, target.tokens = source.prompt, source.tokens.copy()
             target.spoiled |= source.spoiled
 
+    def reuse(self, slot: Slot, prompt: Prompt) -> int:
+        """Makes a slot begin with the positions that its prompt shares with one read before.
+
+        Returns:
+            How many of the prompt's positions need not be read.
+        """
+        if not self._prefix_cache:
+            return 0
+        equal = {
+            one: count_equal(one.content, prompt.content)
+            for one in (slot, *self._live, *self._idle)  # the first of the longest is taken
+            if not one.spoiled
+        }
+        source = max(equal, key=lambda one: equal[one])
+        shared = self._count_reusable(equal[source], prompt.positions)
+        if shared:
+            self._idle.touch(source)
+        if 2 * min(equal[slot], shared) < slot.length:  # most of what is in its row would go
+            self._copy_to_idle(slot, needed=source)
+        if shared and source is not slot:
+            self.caches.copy(PAST, [(source.row, slot.row, slice(0, shared))])
+        slot.prompt, slot.length = prompt, shared
+        prompt.done = shared
+        return shared
+
+    def _count_reusable(self, equal: int, positions: int) -> int:
+        """How many of a prompt's positions are worth taking, if so many are equal.
+
+        An even number, and not the last two: kernels that multiply two rows at a time round the
+        last of an odd number otherwise, and those for one row add up in another order.
+        """
+        shared = min(equal, positions - 2) // 2 * 2
+        saves = self._shapes.padded(positions - shared) < self._shapes.padded(positions)
+        return shared if saves else 0
+
+    def _copy_to_idle(self, slot: Slot, needed: Slot | None = None) -> None:
+        """Copies a live slot behind the live rows, if there is room without the needed one."""
+        row = self._idle.find_room(range(len(self._live), self.capacity), needed)
+        if row is not None:
+            self.caches.copy(PAST, [(slot.row, row, slice(0, slot.length))])
+            self._idle.add(replace(slot, row=row, tokens=[]))
+
     def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
         """Puts each image's visual prompt `[queries, hidden]` at its place among the tokens."""
         text = np.array(prompt.ids, np.int64)  # [tokens]
@@ -215,10 +274,18 @@ class DecoderOnly:
         dtype = self.decoder.contract.input("inputs_embeds").numpy_dtype
         hidden = self.facts.hidden_size
         ids, embeds = [text[first]], [np.zeros((len(text[first]), hidden), dtype)]
+        content: list[int | bytes] = [*prompt.ids[first]]
         for image, piece in zip(visual_prompt.astype(dtype), others, strict=True):
             ids += [np.full(len(image), -1), text[piece]]
             embeds += [image, np.zeros((len(text[piece]), hidden), dtype)]
-        return Prompt(np.concatenate(embeds)[None], np.concatenate(ids)[None])
+            if self._prefix_cache:
+                content += [sha256(image.tobytes()).digest()] * len(image)
+                content += prompt.ids[piece]
+        return Prompt(
+            np.concatenate(embeds)[None],
+            np.concatenate(ids)[None],
+            content if self._prefix_cache else (),
+        )
 
     def prefill(self, prompts: Mapping[Slot, Prompt], limit: int) -> dict[Slot, Array | None]:
         """Reads a piece of the first prompt, and whole prompts beside it where shapes repeat.
@@ -260,9 +327,11 @@ class DecoderOnly:
         """What the next run reads: prompts in consecutive rows, and how many positions of each."""
         (slot, prompt), *others = prompts.items()
         limit = min(limit, self.piece)
-        count = min(prompt.positions - prompt.done, limit)
+        left = prompt.positions - prompt.done
+        count = min(left, limit)
         if not self._shapes.repeat:
-            return [(slot, prompt)], count
+            # Never one row alone at the end, nor an odd number before it: see `_count_reusable`.
+            return [(slot, prompt)], count - 2 if left == count + 1 and count > 3 else count
         sequence, group = self._shapes.pad(count), [(slot, prompt)]
         for other, beside in others:
             padded = max(sequence, self._shapes.pad(min(beside.positions, limit)))

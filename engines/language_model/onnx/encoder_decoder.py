@@ -37,6 +37,7 @@ class EncoderDecoder(DecoderOnly):
         positions: int | None = None,
         make_caches: MakeCaches = HostCaches,
         shapes: Shapes = ON_CPU,
+        prefix_cache: bool = True,
     ) -> None:
         super().__init__(
             graphs,
@@ -45,6 +46,7 @@ class EncoderDecoder(DecoderOnly):
             positions=positions,
             make_caches=make_caches,
             shapes=shapes,
+            prefix_cache=False,  # an encoder's positions attend to those behind them, too
         )
         self._embed_tokens, self._encoder = graphs["embed_tokens"], graphs["encoder"]
         if facts.decoder_start_token_id is None:

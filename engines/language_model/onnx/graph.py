@@ -26,8 +26,8 @@ class Shapes:
     """The shapes of a model's runs.
 
     Attributes:
-        piece: positions of prompts that are read at once. They do not depend on the other requests
-            unless shapes repeat, because a sum in another order can give another result.
+        piece: positions of prompts that are read at once. The sums in them do not depend on the
+            other requests unless shapes repeat: another order can give another result.
         repeat: whether shapes repeat: pieces of prompts are padded to a power of two, short prompts
             are read together, and lengths are bounded by the capacity.
     """
@@ -38,6 +38,13 @@ class Shapes:
     def pad(self, positions: int) -> int:
         """The length of a padded piece, for at most `piece` positions."""
         return min(max(SMALLEST_PIECE, 1 << (positions - 1).bit_length()), self.piece)
+
+    def padded(self, positions: int) -> int:
+        """How many positions the runs have that read so many."""
+        if not self.repeat:
+            return positions
+        whole, rest = divmod(positions, self.piece)
+        return whole * self.piece + (self.pad(rest) if rest else 0)
 
     @property
     def prompts_at_once(self) -> int:

@@ -39,6 +39,7 @@ def open_model(
     device: int = 0,
     slots: int = SLOTS,
     positions: int | None = None,
+    prefix_cache: bool = True,
 ) -> BatchModel:
     """The language model of a build, with its graphs loaded.
 
@@ -49,6 +50,8 @@ def open_model(
         device: the GPU's number, from 0, if the engine runs on one; its slots lie there too.
         slots: how many sequences it holds.
         positions: how many positions a sequence may have; `None` is the model's own length.
+        prefix_cache: whether a prompt reuses keys and values of a prefix that was read before. None
+            does where int8 activations share a scale, which depends on all that is read at once.
 
     Raises:
         BuildDirectoryError: the build lacks one of its graphs.
@@ -59,6 +62,7 @@ def open_model(
     placement = None if kind == OPENVINO else Placement(kind=kind, device=device)
     on_gpu = placement is not None and placement.memory != "cpu"
     facts = manifest.language_model
+    shares_scales = record is not None and record.quantisation.get("activations") == "dynamic"
     graphs = open_graphs(directory, manifest, placement, threads=threads)
     return MODELS[facts.is_encoder_decoder](
         graphs,
@@ -67,6 +71,7 @@ def open_model(
         positions=positions,
         make_caches=_make_on_gpu(device) if on_gpu else HostCaches,
         shapes=ON_GPU if on_gpu else ON_CPU,
+        prefix_cache=prefix_cache and not shares_scales,
     )
 
 

@@ -87,8 +87,8 @@ class Scheduler:
         for job in reading:
             # Its row is among those that every step runs, so it is taken no earlier.
             job.slots = job.slots or [self._model.acquire()]
-            if job.prompt is None:
-                self._guard([job], partial(self._embed, job))
+            if job.prompt is None or not job.prompt.done:
+                self._guard([job], partial(self._prepare, job))
         if reading := [job for job in reading if job.prompt and not job.ticket.ended]:
             # The others are not to blame if it fails: they are tried again.
             self._guard(reading[:1], partial(self._read, reading))
@@ -96,9 +96,12 @@ class Scheduler:
         if stepping:
             self._guard(stepping, partial(self._step, stepping))
 
-    def _embed(self, job: _Job) -> None:
-        request = job.ticket.request
-        job.prompt = self._model.read(request.visual_prompt, job.ticket.prompt)
+    def _prepare(self, job: _Job) -> None:
+        """Embeds the prompt, and looks for its beginning among those that have been read by now."""
+        if job.prompt is None:
+            request = job.ticket.request
+            job.prompt = self._model.read(request.visual_prompt, job.ticket.prompt)
+        self._totals.cached_prompt_tokens += self._model.reuse(job.slots[0], job.prompt)
 
     def _read(self, jobs: Sequence[_Job]) -> None:
         prompts = {job.slots[0]: job.prompt for job in jobs if job.prompt}
@@ -178,10 +181,12 @@ class Scheduler:
         """How many slots no request has or has reserved."""
         return self._model.capacity - sum(job.reserved for job in self._jobs)
 
-    def _remove(self, job: _Job) -> None:
+    def _remove(self, job: _Job, *, failed: bool = False) -> None:
         self._jobs.remove(job)
         for slot in job.slots:
-            self._model.release(slot)
+            # The prompt is in all of them. Where a run has failed, nobody knows what is there.
+            keep = slot is job.slots[0] and not failed
+            self._model.release(slot, keep=keep)
 
     def _guard(self, jobs: Sequence[_Job], work: Callable[[], None]) -> None:
         """Runs `work`; if it fails, the requests of these jobs end with the error.
@@ -206,4 +211,4 @@ class Scheduler:
         for job in jobs:
             job.ticket.end(error)
             if job in self._jobs:
-                self._remove(job)
+                self._remove(job, failed=True)

@@ -5,7 +5,7 @@ This module knows nothing of graphs, text, options or requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,11 +24,14 @@ class Prompt:
         embeds: `[1, positions, hidden]`, of visual prompt and text.
         ids: int64 `[1, positions]`, the text's tokens, whose rows of `embeds` are not read, and -1
             where the visual prompt is; `None` if `embeds` has them all.
-        done: how many of its positions have been read.
+        content: what is at each position: a token, or the digest of the image that it is of;
+            empty if no other prompt may begin with what this one has read.
+        done: how many of its positions have been read, or found in a slot.
     """
 
     embeds: Array
     ids: Array | None = None
+    content: Sequence[int | bytes] = ()
     done: int = 0
 
     @property
@@ -57,6 +60,13 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     spoiled: bool = False
 
+    @property
+    def content(self) -> Sequence[int | bytes]:
+        """What has been read of its prompt."""
+        if self.prompt is None:
+            return ()
+        return self.prompt.content[: self.length - len(self.tokens)]
+
     def take_back(self, count: int) -> None:
         """Drops its last tokens. Their keys and values stay, unread, until they are overwritten."""
         del self.tokens[len(self.tokens) - count :]
@@ -82,15 +92,28 @@ class BatchModel(Protocol):
         ...
 
     def acquire(self) -> Slot:
-        """An empty slot; there must be one."""
+        """A slot that is not taken; there must be one."""
         ...
 
-    def release(self, slot: Slot) -> None:
-        """Frees a slot. Another slot may move into its row."""
+    def release(self, slot: Slot, *, keep: bool = False) -> None:
+        """Frees a slot. Another slot may move into its row.
+
+        Args:
+            slot: a taken one.
+            keep: whether a later prompt may begin with what has been read of this one's.
+        """
         ...
 
     def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
         """Embeds a prompt and its visual prompt `[images, queries, hidden]`, of any float dtype."""
+        ...
+
+    def reuse(self, slot: Slot, prompt: Prompt) -> int:
+        """Makes a slot begin with the positions that its prompt shares with one read before.
+
+        Returns:
+            How many of the prompt's positions need not be read.
+        """
         ...
 
     @property

@@ -53,7 +53,12 @@ def open_vllm(
         )
     arguments = {
         **engine_arguments(
-            directory, record, facts, sequences=limits.slots, positions=limits.max_length
+            directory,
+            record,
+            facts,
+            sequences=limits.slots,
+            positions=limits.max_length,
+            prefix_cache=limits.prefix_cache,
         ),
         **share_of_gpu(manifest, limits, find_driver()),
         "cpu_threads": threads,
@@ -115,6 +120,7 @@ def engine_arguments(
     *,
     sequences: int,
     positions: int,
+    prefix_cache: bool = True,
 ) -> dict[str, Any]:
     """The fields of vLLM's `AsyncEngineArgs` for the worker, JSON-ready.
 
@@ -133,6 +139,7 @@ def engine_arguments(
         "max_num_seqs": sequences,
         "max_logprobs": min(MOST_LOGPROBS, facts.vocab_size),
         "disable_log_stats": True,
+        **({} if prefix_cache else {"enable_prefix_caching": False}),  # on by itself
         "cpu_kv_cache_bytes": _size_cpu_cache(facts, dtype, sequences, positions),
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -10,13 +11,29 @@ from iblip.engines.language_model.opening import open_engine
 from iblip.export.errors import InputError
 from iblip.serving.steps.answering import Answering, CallerLimits
 from iblip.serving.steps.arguments import StepArguments
-from iblip.serving.steps.encoding import encode_past_failures
+from iblip.serving.steps.encoding import encode_cached, encode_past_failures
 from iblip.serving.steps.heartbeat import start_heartbeat
-from iblip.serving.steps.metrics import DECODING, EngineMetrics, MetricsThread, StatusMetrics
+from iblip.serving.steps.metrics import (
+    DECODING,
+    VISION_CACHE,
+    EngineMetrics,
+    MetricsThread,
+    StatusMetrics,
+)
 from iblip.serving.steps.policy import Policy
 from iblip.serving.wire.answers import finish_from_answer
 from iblip.serving.wire.errors import error_from_chain, status_from_error, text_from_error
-from iblip.serving.wire.names import CANCEL, CHAIN, FINISH, PROMPT, TEXT, VISUAL_PROMPT
+from iblip.serving.wire.names import (
+    CANCEL,
+    CHAIN,
+    ENCODER,
+    FINISH,
+    IMAGE_EMBEDS,
+    PROMPT,
+    QFORMER,
+    TEXT,
+    VISUAL_PROMPT,
+)
 from iblip.serving.wire.parameters import cancelled_key, parameters_from_json
 
 
@@ -39,11 +56,13 @@ class TritonPythonModel:
             limits=step.limits,
         )
         self.decoders = step.decoders()
+        self.vision_cache = step.vision_cache(os.environ)
         self.answering = Answering(
             self.engine,
             self.encode,
             decode=self.decode,
             decoders=self.decoders.count,
+            check=self.check,
             callers=CallerLimits(
                 requests=policy.max_caller_requests, tokens=policy.max_caller_tokens
             ),
@@ -53,6 +72,9 @@ class TritonPythonModel:
             MetricsThread(EngineMetrics(make_family, labels), self.answering.status),
             MetricsThread(StatusMetrics(DECODING, make_family, labels), self.decoders.status),
         ]
+        if self.vision_cache is not None:
+            families = StatusMetrics(VISION_CACHE, make_family, labels)
+            self.metrics.append(MetricsThread(families, self.vision_cache.status))
 
     def execute(self, requests):
         """Admits the requests in their order."""
@@ -75,19 +97,26 @@ class TritonPythonModel:
                 reply.stream = question.stream
                 self.answering.answer(question, reply)
 
-    def decode(self, question):
-        """The question with the pixels of its images. What does not fit is refused before."""
+    def check(self, question):
+        """Refuses what does not fit."""
         self.read.instruction(question)
         self.engine.check(question.prompt, question.images, question.options)
+
+    def decode(self, question):
+        """The question with the pixels of its images. What does not fit is refused before."""
+        self.check(question)
         return question.decoded(self.decoders.pixels(question.encoded, question.reading))
 
     def encode(self, question):
         """The visual prompt of a question's images. What does not fit is refused before."""
         inputs = self.read.inputs(question)
         self.engine.check(question.prompt, question.images, question.options)
-        return encode_past_failures(
-            lambda inputs: run_chain(inputs, question.seconds_left), inputs, largest=self.largest
-        )
+        if self.vision_cache is None:
+            chain = partial(run_model, CHAIN, VISUAL_PROMPT)
+            return encode_past_failures(chain, inputs, largest=self.largest)
+        encoder = partial(run_model, ENCODER, IMAGE_EMBEDS)
+        qformer = partial(run_model, QFORMER, VISUAL_PROMPT)
+        return encode_cached(self.vision_cache, encoder, qformer, inputs, largest=self.largest)
 
     def finalize(self):
         """Ends what is running and frees the engine."""
@@ -97,17 +126,16 @@ class TritonPythonModel:
         self.answering.close()
 
 
-def run_chain(inputs, seconds):
-    """The visual prompt of images, from the ensemble of vision encoder and Q-Former.
+def run_model(model, output, inputs):
+    """One output of another model: of the ensemble of vision encoder and Q-Former, or of these.
 
-    It takes the inputs by name, and seconds that there are for it, or `None`. It returns `None`
-    where the run of these images failed before, as Triton's response cache keeps it.
+    It takes the inputs by name. It returns `None` where the run of these images failed before, as
+    Triton's response cache keeps it.
     """
     call = pb_utils.InferenceRequest(
-        model_name=CHAIN,
-        requested_output_names=[VISUAL_PROMPT],
+        model_name=model,
+        requested_output_names=[output],
         inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
-        timeout=0 if seconds is None else max(1, int(seconds * 1e6)),
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
     )
     response = call.exec()
@@ -116,7 +144,7 @@ def run_chain(inputs, seconds):
         if "missing required input" in message:  # of a step whose input a kept failure leaves out
             return None
         raise error_from_chain(message)
-    found = pb_utils.get_output_tensor_by_name(response, VISUAL_PROMPT)
+    found = pb_utils.get_output_tensor_by_name(response, output)
     # The memory is the response's, and is freed with it.
     return None if found is None else np.array(found.as_numpy())
 

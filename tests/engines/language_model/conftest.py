@@ -86,8 +86,11 @@ class ScriptedModel:
         self.live.append(Slot(row=len(self.live)))
         return self.live[-1]
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: Slot, *, keep: bool = False) -> None:
         self.live.remove(slot)
+
+    def reuse(self, slot: Slot, prompt: Prompt) -> int:
+        return 0
 
     def fork(self, targets: Mapping[Slot, Slot]) -> None:
         for target, source in targets.items():

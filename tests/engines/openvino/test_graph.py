@@ -101,6 +101,17 @@ def test_a_step_leaves_no_operator_behind(directory: Path) -> None:
     assert operators() <= before
 
 
+def test_a_closed_engine_leaves_no_graph_behind(directory: Path) -> None:
+    from iblip.engines.openvino.attention import Attention, AttentionRunner
+
+    logits(directory, Manifest.read(directory))
+    gc.collect()
+    left = gc.get_objects()
+    assert [one for one in left if isinstance(one, Attention) and one.get_input_size()] == []
+    runners = [one for one in left if isinstance(one, AttentionRunner)]
+    assert [runner for runner in runners if runner.bound or runner.layers] == []
+
+
 def test_an_answer_is_the_same_alone_and_in_a_crowd(directory: Path) -> None:
     manifest = Manifest.read(directory)
     requests = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.numpy import save_file
 from iblip.export.artifact.contract import DTYPES, Contract
 from iblip.export.checkpoint.safetensors import tensors_from_safetensors
 from iblip.export.components.component import Component
+from iblip.export.graph.source_digests import SourceDigests
 from iblip.export.graph.writing import BoundGraph, write_graphs
 from iblip.export.weights.recipe import Recipe
 
@@ -69,7 +69,9 @@ def test_files_of_one_name_from_two_directories_are_both_linked(
     recipes: dict[str, Recipe], tmp_path: Path
 ) -> None:
     (directory := tmp_path / "graphs").mkdir()
-    for graph in write_graphs(two_of(recipes), directory, lambda amount: None):
+    for graph in write_graphs(
+        two_of(recipes), directory, lambda amount: None, SourceDigests((), ())
+    ):
         assert [path.name for path in graph.weights] == ["model.safetensors", "model-2.safetensors"]
         assert read(graph.path) == {name: values.tolist() for name, values in VALUES.items()}
     for file, name in zip(graph.weights, VALUES, strict=True):
@@ -84,29 +86,11 @@ def test_files_are_copied_where_there_are_no_links(
 
     monkeypatch.setattr("os.link", refuse)
     (directory := tmp_path / "graphs").mkdir()
-    for graph in write_graphs(two_of(recipes), directory, lambda amount: None):
+    for graph in write_graphs(
+        two_of(recipes), directory, lambda amount: None, SourceDigests((), ())
+    ):
         assert len(list(graph.path.parent.glob("*.safetensors"))) == 2
         assert read(graph.path) == {name: values.tolist() for name, values in VALUES.items()}
-
-
-def test_the_files_are_hashed_whole_while_their_weights_are_read(
-    recipes: dict[str, Recipe], tmp_path: Path
-) -> None:
-    (directory := tmp_path / "graphs").mkdir()
-    (unread := tmp_path / "unread").write_bytes(b"of no graph")
-    files = [tmp_path / name / "model.safetensors" for name in VALUES]
-    found: dict[Path, str] = {}
-    for order in (files, files[::-1]):
-        write_graphs(
-            two_of(recipes),
-            directory,
-            lambda amount: None,
-            files=[*order, unread],
-            file_digests=found,
-        )
-        assert found == {
-            file: hashlib.sha256(file.read_bytes()).hexdigest() for file in [*files, unread]
-        }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -106,6 +106,7 @@ def test_what_has_changed_is_said_and_built(copy):
         ({"precision": "int8"}, "--precision is int8, and was fp32"),
         ({"verification": VerificationOptions()}, "--verify is True, and was False"),
         ({"limits": LimitOptions(slots=3)}, "--slots is 3, and was 8"),
+        ({"limits": LimitOptions(prefix_cache=False)}, "--prefix-cache is False, and was True"),
         (
             {"engines": EngineOptions(engine="onnxruntime-cuda")},
             "--engine is onnxruntime-cuda, and was onnxruntime",

@@ -218,13 +218,19 @@ def size_of_weights(model):
 
 def test_no_verify_limits_and_engines_of_a_gpu_are_written_down(tmp_path):
     options = ("--no-verify", "--slots", 3, "--max-length", 100, "--queue", 7, "--max-images", 9)
-    engine = ("--engine", "onnxruntime-tensorrt", "--max-instruction", 32)
+    engine = ("--engine", "onnxruntime-tensorrt", "--max-instruction", 32, "--no-prefix-cache")
     result = call("build", "--output", tmp_path / "build", *options, *engine)
     assert result.exit_code == 0, result.output
     manifest = Manifest.read(tmp_path / "build")
     assert manifest.verification == {"skipped": "--no-verify"}
     assert manifest.limits == ServingLimits(
-        slots=3, max_length=100, queue=7, images=9, max_batch=9, max_instruction=32
+        slots=3,
+        max_length=100,
+        queue=7,
+        images=9,
+        max_batch=9,
+        max_instruction=32,
+        prefix_cache=False,
     )
     engines = {name: record.engine for name, record in manifest.components.items()}
     assert engines["vision_encoder"].kind == engines["qformer"].kind == "onnxruntime-tensorrt"

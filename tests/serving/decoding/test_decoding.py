@@ -279,6 +279,7 @@ def test_the_operators_parameters_are_read():
     [
         ("image_bytes", "much", "image_bytes is 'much' in config.pbtxt; expected an integer"),
         ("image_seconds", "0", "image_seconds is 0; expected 1 or more"),
+        ("image_workers", "100000", r"image_workers is 100000; expected 0 .* to 64"),
         ("image_workers", "-1", "image_workers is '-1' in config.pbtxt; expected an integer"),
         ("image_formats", " ", "image_formats is empty"),
     ],

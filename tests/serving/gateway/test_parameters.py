@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import get_type_hints
 
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from iblip.engines.language_model.option_table import OPTIONS
 from iblip.engines.language_model.options import GenerationOptions
@@ -40,6 +42,14 @@ VALUES = {
     "user": "somebody",
     "safety_identifier": "somebody",
     "prompt_cache_key": "key",
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "none",
+    "verbosity": "medium",
+    "audio": None,
+    "moderation": None,
+    "prediction": None,
+    "prompt_cache_options": None,
+    "web_search_options": None,
 }
 """A value of each parameter that is no generation option."""
 
@@ -67,6 +77,16 @@ def test_every_parameter_of_the_document_is_accepted_and_may_be_null(name):
     read_parameters({**BODY, **NEEDED.get(name, {}), name: value_of(name)})
     if name not in BODY:
         assert read_parameters({**BODY, name: None}) == read_parameters(BODY)
+
+
+def test_every_optional_parameter_of_openai_may_be_null():
+    names = get_type_hints(CompletionCreateParamsNonStreaming).keys() - BODY.keys()
+    assert {"reasoning_effort", "stop", "tools"} < names
+    nulls = dict.fromkeys(names)
+    assert read_parameters({**BODY, **nulls}) == read_parameters(BODY)
+    options = {"include_usage": None, "include_obfuscation": None}
+    asked = read_parameters({**BODY, "stream": True, "stream_options": options})
+    assert not asked.include_usage
 
 
 def test_the_document_has_no_other_parameters():
@@ -112,6 +132,7 @@ def test_parameters_of_openai_are_options_here(given, options):
         ({"temperature": "hot"}, "temperature", "temperature is 'hot'"),
         ({"presence_penalty": 0.5}, "presence_penalty", "repetition_penalty"),
         ({"frequency_penalty": False}, "frequency_penalty", "expected null or 0"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "expected null or 'none'"),
         ({"tools": [{}]}, "tools", "tools is"),
         ({"logprobs": 3}, "logprobs", "expected true or false"),
         ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),

@@ -79,7 +79,9 @@ def test_a_finding_names_file_line_reason_and_remedy(repository):
 
 
 def test_warnings_fail_only_where_they_are_asked_to(repository):
-    edit(repository / "qformer" / "config.pbtxt", "allow_timeout_override: true", "")
+    batching = "dynamic_batching {"
+    limited = batching + " default_queue_policy { max_queue_size: 3 }"
+    edit(repository / "qformer" / "config.pbtxt", batching, limited)
     assert call(repository).exit_code == 0
     assert call(repository, "--strict").exit_code == 1
 

@@ -89,11 +89,17 @@ CASES = {
     "IblipRefusals": (ends(eos=10, refused=2), ends(eos=10, refused=0)),
     "IblipSlotsFull": (slots(8, 5), slots(8, 0)),
     "IblipFirstTokenSlow": (first_tokens(60, 12), first_tokens(60, 1)),
-    "IblipErrors": (ends(eos=60, failed=3, late=3, cancelled=9), ends(eos=60, failed=1, late=1)),
+    "IblipErrors": (
+        ends(eos=60, failed=3, late=3, cancelled=9, invalid=900),
+        ends(eos=60, failed=1, late=1),
+    ),
     "IblipHostMemory": (memory("cpu", 9.5, 0), memory("cpu", 9, 0)),
     "IblipHostMemoryGrows": (memory("cpu", 2, 0.02), memory("cpu", 2, 0.002)),
     "IblipGpuMemoryGrows": (memory("gpu", 2, 0.02), memory("gpu", 9, 0)),
-    "IblipGatewayErrors": (responses(_200=60, _500=4), responses(_200=60, _400=30, _503=1)),
+    "IblipGatewayErrors": (
+        responses(_200=60, _400=900, _500=4),
+        responses(_200=60, _400=30, _503=1),
+    ),
 }
 """By alert, series in steps of a minute with which it fires after three hours, and others."""
 

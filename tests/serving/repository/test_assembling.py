@@ -78,7 +78,8 @@ def test_policy_stays_the_operators(make_build):
 
     vision = read["vision_encoder"]
     assert vision.response_cache.enable
-    assert vision.dynamic_batching.default_queue_policy.max_queue_size == 256
+    assert vision.HasField("dynamic_batching")
+    assert read["qformer"].HasField("dynamic_batching")
     assert read["instructblip"].model_transaction_policy.decoupled
     assert not read["instructblip"].response_cache.enable
     assert read["instructblip_unary"].instance_group[0].count == 1
@@ -90,6 +91,12 @@ def test_an_ensemble_holds_nothing_that_triton_forbids_it(make_build):
     assert not ensemble.instance_group
     assert not ensemble.model_warmup
     assert not ensemble.HasField("optimization")
+
+
+def test_no_queue_is_limited_where_triton_2_51_would_then_stall(make_build):
+    directory, manifest = make_build()
+    for name, config in configs(repository_from_engines(directory, manifest)).items():
+        assert not config.dynamic_batching.HasField("default_queue_policy"), name
 
 
 def test_max_batch_size_is_always_written(make_build):
@@ -240,6 +247,7 @@ def test_the_language_model_is_told_its_limits(make_build):
         "slots": "3",
         "max_length": "200",
         "queue": "17",
+        "prefix_cache": "true",
         "image_bytes": "16777216",
         "image_pixels": "89478485",
         "image_seconds": "10",

@@ -9,11 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import Answer, TextDelta, Timing
 from iblip.export.errors import DeadlineError, EngineError, InputError, QueueFullError
-from iblip.serving.steps.answering import ENCODERS, Answering, CallerLimits
+from iblip.serving.steps.answering import CHECKERS, ENCODERS, Answering, CallerLimits
 from iblip.serving.steps.questions import Question
-from iblip.serving.steps.turns import take_turns
+from iblip.serving.steps.turns import MOST, Turns
 
 LOST = EngineError("ONNX Runtime failed (CUDA failure 700: an illegal memory access ; GPU=0)")
 
@@ -130,10 +131,17 @@ class FakeReply:
 def answering():
     opened = []
 
-    def make(*generations, encode=encode, decode=decode, decoders=1, queue=1000, **limits):
+    def make(
+        *generations, encode=encode, decode=decode, decoders=1, check=encode, queue=1000, **limits
+    ):
         engine = FakeEngine(*generations)
         engine.queue = queue
-        how = {"decode": decode, "decoders": decoders, "callers": CallerLimits(**limits)}
+        how = {
+            "decode": decode,
+            "decoders": decoders,
+            "check": check,
+            "callers": CallerLimits(**limits),
+        }
         opened.append(Answering(engine, encode, **how, poll_s=0.001))
         return opened[-1]
 
@@ -211,6 +219,22 @@ class Gate:
         self.count += 1
         assert self.opened.wait(10)
         return encode(question)
+
+
+def test_schemas_that_take_long_keep_nobody_else_waiting(answering):
+    gate, others = Gate(), [FakeReply(), FakeReply()]
+    running = answering(FakeGeneration([answer("7")]), FakeGeneration([answer("8")]), check=gate)
+    schemas = [FakeReply() for _ in range(ENCODERS + 8)]
+    for number, reply in enumerate(schemas):
+        options = GenerationOptions(json_schema={"const": number})
+        running.answer(question(options=options), reply)
+    for other, asked in zip(others, (question(), sent()), strict=True):
+        running.answer(asked, other)
+        assert other.ended.wait(10)
+    assert [other.end.text for other in others] == ["7", "8"]
+    assert not any(reply.ended.is_set() for reply in schemas)
+    assert gate.count == CHECKERS
+    gate.opened.set()
 
 
 def test_a_full_queue_refuses_before_an_image_is_encoded(answering):
@@ -437,11 +461,28 @@ def test_nothing_is_asked_of_a_reply_after_its_end(answering):
 
 
 def test_callers_are_asked_after_in_turns_however_many_there_are():
-    waiting = dict.fromkeys(range(250))
-    looks = [take_turns(waiting, 0.4) for _ in range(7)]
+    waiting, turns, looks = dict.fromkeys(range(250)), Turns(0.4), []
+    for _ in range(7):
+        looks.append(turns.take(waiting))
+        turns.found_gone(0)
     assert [len(look) for look in looks] == [40] * 7
     assert [one for look in looks for one in look][:250] == list(range(250))
-    assert take_turns({"one": None}, 0.4) == ["one"]
+    assert Turns(0.4).take({"one": None}) == ["one"]
+
+
+def test_more_are_asked_after_while_callers_turn_out_to_have_gone():
+    waiting, turns, sizes = dict.fromkeys(range(1000)), Turns(0.02), []
+    while waiting:
+        gone = turns.take(waiting)
+        for one in gone:
+            del waiting[one]
+        turns.found_gone(len(gone))
+        sizes.append(len(gone))
+    assert sizes[:7] == [2, 4, 8, 16, 32, 64, 64]
+    assert max(sizes) == MOST
+    waiting = dict.fromkeys(range(1000))
+    turns.found_gone(len(turns.take(waiting)) // 2 - 1)
+    assert len(turns.take(waiting)) == 2
 
 
 def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(answering):

@@ -268,12 +268,22 @@ def test_threads_that_are_no_number_are_refused(make_build, text):
 
 def test_the_limits_are_the_operators(make_build):
     directory, _ = make_build()
-    written = {"slots": "2", "max_length": "90", "queue": "5"}
+    written = {"slots": "2", "max_length": "90", "queue": "5", "prefix_cache": "false"}
     step = StepArguments.from_triton(triton_arguments(directory, directory="../..", **written))
-    assert step.limits == EngineLimits(slots=2, positions=90, queue=5)
+    assert step.limits == EngineLimits(slots=2, positions=90, queue=5, prefix_cache=False)
     shutil.rmtree(directory / "model_repository")
     step = StepArguments.from_triton(triton_arguments(directory, directory="../.."))
     assert step.limits == EngineLimits()
+
+
+@pytest.mark.parametrize("text", ["False", "0", ""])
+def test_a_switch_is_true_or_false(make_build, text):
+    directory, _ = make_build()
+    step = StepArguments.from_triton(
+        triton_arguments(directory, directory="../..", prefix_cache=text)
+    )
+    with pytest.raises(OptionError, match=f"prefix_cache is '{text}' in config.pbtxt; expected tr"):
+        _ = step.limits
 
 
 @pytest.mark.parametrize("name", ["slots", "max_length", "queue"])

@@ -176,7 +176,7 @@ def test_an_engine_that_stops_leaves_nobody_waiting(gated: Make, ask: Make) -> N
     waiting = one.submit(ask())
     model.gate.release()
     model.wait_for_steps(1)
-    model.release = lambda slot: 1 / 0  # a fault that is no request's
+    model.release = lambda slot, keep: 1 / 0  # a fault that is no request's
     cancelled.cancel()
     model.gate.release(2)
     assert cancelled.result().finish_reason == "cancelled"

@@ -107,6 +107,10 @@ def test_what_vllm_is_told_of_a_build(facts: Facts, tmp_path: Path) -> None:
         # Three sequences of one block and a spare one; keys and values of 8 elements.
         "cpu_kv_cache_bytes": 3 * 2 * 128 * 2 * 8 * 2,
     }
+    without = engine_arguments(
+        tmp_path, record, facts(), sequences=3, positions=64, prefix_cache=False
+    )
+    assert without == {**arguments, "enable_prefix_caching": False}
 
 
 def test_a_build_holds_what_vllm_reads_and_how_it_is_run(tmp_path: Path) -> None:
