@@ -1,11 +1,16 @@
-"""`python -m benchmarks [NAME …]`: runs benchmarks and writes `benchmarks/results.json`."""
+"""`python -m benchmarks [NAME …]`: runs benchmarks and writes `benchmarks/results.json`.
+
+`growth` and `peers` have arguments of their own: `python -m benchmarks growth --help`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,9 @@ LONG = (
     "overnight",
 )
 """Run only if they are named."""
+
+WITH_ARGUMENTS = ("growth", "peers")
+"""Those that are named first, before arguments of their own."""
 
 COMPARED = ("load",)
 """Those that `--against` runs in both checkouts, each by its own code."""
@@ -103,5 +111,13 @@ def main(
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def start(arguments: Sequence[str]) -> None:
+    """Runs a benchmark that has arguments of its own, or those that are named."""
+    if arguments[:1] and arguments[0] in WITH_ARGUMENTS:
+        import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
+    else:
+        main(arguments)
+
+
 if __name__ == "__main__":
-    main()
+    start(sys.argv[1:])

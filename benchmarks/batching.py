@@ -1,16 +1,14 @@
-"""`python -m benchmarks.batching`: the language-model engine against the bare graph, and others.
+"""`python -m benchmarks.batching`: the language-model engine against the bare graph.
 
 The model is a LLaMA with random weights, made here; its size is chosen by options. For every
 precision and number of requests at once: tokens per second of the engine, and of its decoder graph
 alone in a loop; at one request the share of the memory's read bandwidth, measured in between.
-Beside them, where they are asked for, the graph of ONNX Runtime GenAI's builder and llama.cpp.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +28,7 @@ from iblip.engines.language_model.onnx.engine import OnnxEngine
 from iblip.engines.language_model.onnx.opening import open_model
 from iblip.engines.language_model.options import GenerationOptions
 from iblip.engines.language_model.types import GenerationRequest
-from iblip.engines.onnxruntime.binding import Binding
-from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
+from iblip.engines.onnxruntime.session import available_cores
 from iblip.engines.text.prompts import PromptTokenizer
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import DEMO
@@ -58,16 +55,10 @@ ROUNDS = 3
 @click.option("--tokens", default=24, show_default=True, help="Of every answer.")
 @click.option("--precision", "precisions", multiple=True, default=PRECISIONS, show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Made here if it is missing.")
-@click.option("--genai", type=click.Path(exists=True), help="model.onnx of GenAI's builder.")
-@click.option(
-    "--llama-cpp", type=click.Path(exists=True), help="A Python that has llama-cpp-python and gguf."
-)
 def main(
     tokens: int,
     precisions: Sequence[str],
     checkpoint: Path | None,
-    genai: str | None,
-    llama_cpp: str | None,
     **shape: int,
 ) -> None:
     """Print tokens per second by the number of requests at once, and save them in results.json."""
@@ -86,17 +77,6 @@ def main(
             )
             figures[precision] = measure(build(options), tokens)
             click.echo(f"{precision}: {json.dumps(figures[precision])}", err=True)
-        if "fp32" in precisions:
-            rate = eager_rate(source, tokens)
-            share = figures["fp32"]["at_once"]["1"]["engine"] / rate
-            figures["transformers_eager_fp32"] = {"1": round(rate, 2), "engine_over_it": share}
-        if genai:
-            figures["genai_int4"] = genai_rates(genai, tokens)
-        if llama_cpp:
-            worker = Path(__file__).with_name("llama_cpp_rates.py")
-            command = [llama_cpp, str(worker), str(source), str(Path(scratch) / "model.gguf")]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            figures["llama_cpp_q4_0"] = json.loads(text.splitlines()[-1])
         click.echo(json.dumps(figures, indent=2))
         save_figures("batching", figures)
         plot_batching(RESULTS.with_name("batching.png"), figures)
@@ -165,52 +145,6 @@ def weight_bytes(path: Path) -> int:
     tensors = (tensor for tensor in model.graph.initializer if tensor.name in read)
     entries = (entry for tensor in tensors for entry in tensor.external_data)
     return sum(int(entry.value) for entry in entries if entry.key == "length")
-
-
-def eager_rate(checkpoint: Path, tokens: int) -> float:
-    """Tokens per second of transformers' own LLaMA in eager fp32, one request."""
-    import torch
-    import transformers
-
-    model: Any = transformers.InstructBlipForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="eager"
-    ).language_model.eval()
-    best = 0.0
-    with torch.inference_mode():
-        out = model(input_ids=torch.full((1, PAST), 5), use_cache=True)
-        step = torch.tensor([[7]])
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            for _ in range(max(2, tokens // ROUNDS)):
-                out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
-            best = max(best, max(2, tokens // ROUNDS) / (time.perf_counter() - started))
-    return best
-
-
-def genai_rates(path: str, tokens: int) -> dict[str, float]:
-    """The bare graph of GenAI's builder (`exclude_embeds=true`), bound as ours is."""
-    ort = load_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = available_cores()
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    cache = next(i for i in session.get_inputs() if i.name == "past_key_values.0.key")
-    logits = next(o for o in session.get_outputs() if o.name == "logits")
-    hidden = next(i for i in session.get_inputs() if i.name == "inputs_embeds").shape[2]
-    rates = {}
-    for count in AT_ONCE:
-        binding = Binding(session, path)
-        binding.input("inputs_embeds", np.full((count, 1, hidden), 0.02, np.float32))
-        binding.input("attention_mask", np.ones((count, PAST + 1), np.int64))
-        binding.output("logits", np.zeros((count, 1, logits.shape[2]), np.float32))
-        for value in session.get_inputs():
-            if value.name.startswith("past_key_values"):
-                head_dim = hidden // cache.shape[1]
-                slots = np.zeros((count, cache.shape[1], 2 * PAST, head_dim), np.float32)
-                binding.input(value.name, slots)
-                binding.output(value.name.replace("past_key_values", "present"), slots)
-        best = max(_loop_rate(binding.run, count, tokens) for _ in range(ROUNDS))
-        rates[str(count)] = round(best, 2)
-    return rates
 
 
 def _loop_rate(run: Callable[[], None], count: int, tokens: int) -> float:

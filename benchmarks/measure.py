@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,19 @@ def load_figures(name: str) -> dict[str, Any]:
     """The figures of a benchmark in `results.json`; empty if there are none."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return dict(results.get(name, {}))
+
+
+def processor_name() -> str:
+    """The processor's model, as Linux or else Python names it."""
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text().splitlines() if found.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def load() -> float:
+    """Processes that ran or waited for a processor in the last minute: 0 on a quiet machine."""
+    return round(os.getloadavg()[0], 1)
 
 
 def read_bandwidth(threads: int, mib: int = 512) -> float:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plot_batching(path: Path, rates: Mapping[str, Any]) -> None:
-    """Tokens per second by number of concurrent requests, for each precision and program."""
+    """Tokens per second by number of concurrent requests, for each precision."""
     plt = pyplot()
     precisions = [name for name in ("fp32", "int4") if name in rates]
     figure, panels = plt.subplots(1, len(precisions), figsize=(10, 4), squeeze=False)
@@ -26,21 +26,36 @@ def plot_batching(path: Path, rates: Mapping[str, Any]) -> None:
             "engine": {count: figures["engine"] for count, figures in at_once.items()},
             "its graph alone": {count: figures["bare_graph"] for count, figures in at_once.items()},
         }
-        if precision == "int4":
-            lines |= {
-                title: rates[name]
-                for name, title in (
-                    ("genai_int4", "GenAI's graph alone"),
-                    ("llama_cpp_q4_0", "llama.cpp, Q4_0"),
-                )
-                if name in rates
-            }
         for title, line in lines.items():
             axes.plot([int(count) for count in line], list(line.values()), "o-", label=title)
         axes.set(title=precision, xlabel="requests at once", ylabel="tokens per second", ylim=0)
         axes.set_xticks([int(count) for count in at_once])
         axes.grid(alpha=0.3)
         axes.legend()
+    save(figure, path)
+
+
+def plot_growth(path: Path, axes: Mapping[str, Any]) -> None:
+    """Processor time by size, for each axis, with both in logarithms."""
+    figure, grid = pyplot().subplots(
+        2, -(-len(axes) // 2), figsize=(13, 5.6), squeeze=False, layout="constrained"
+    )
+    for panel in grid.flat[len(axes) :]:
+        panel.remove()
+    for panel, figures in zip(grid.flat, axes.values(), strict=False):
+        for name, curve in figures["curves"].items():
+            milliseconds = np.array(curve["cpu_ms"])
+            panel.plot(figures["sizes"], milliseconds, "o-", ms=3, label=name or "measured")
+        linear = milliseconds[-1] * np.array(figures["sizes"]) / figures["sizes"][-1]
+        panel.plot(figures["sizes"], linear, color="grey", lw=1, ls=":", label="exponent 1")
+        panel.set(xscale="log", yscale="log")
+        panel.set_xticks(figures["sizes"], [f"{size:g}" for size in figures["sizes"]])
+        panel.minorticks_off()
+        panel.set_title(figures["title"], fontsize="medium", loc="left")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    for panel in grid[:, 0]:
+        panel.set(ylabel="processor time, ms")
     save(figure, path)
 
 
@@ -132,6 +147,23 @@ def plot_shares(path: Path, ratios: Mapping[str, float]) -> None:
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set(xlabel=f"time, as a share of {next(iter(ratios))}'s")
     axes.invert_yaxis()
+    save(figure, path)
+
+
+def plot_ratios(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
+    """Bars of times, as ratios to those of the way that each is compared with."""
+    rows = -(-len(panels) // 2)
+    figure, grid = pyplot().subplots(
+        rows, 2, figsize=(12, 2.8 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, ratios) in zip(grid.flat, panels.items(), strict=False):
+        bars = axes.barh(list(ratios), list(ratios.values()))
+        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.set_title(title, fontsize="medium")
+        axes.margins(x=0.2)
+        axes.invert_yaxis()
     save(figure, path)
 
 

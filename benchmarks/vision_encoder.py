@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def measure(scratch: Path, *, layers: int, threads: int, rounds: int) -> dict[st
         ways |= {
             name: _openvino(stack, scratch / build, pixels, threads)
             for name, build in ON_OPENVINO.items()
+            if find_spec("openvino")
         }
         cosines, times = _compare(ways, rounds)
         ways.clear()

@@ -156,11 +156,6 @@ class DecoderOnly:
         self._no_embeds: dict[int, Array | DeviceArray] = {}
 
     @property
-    def used(self) -> int:
-        """How many slots are taken."""
-        return len(self._live)
-
-    @property
     def piece(self) -> int:
         """How many positions of prompts to read at once."""
         return self._shapes.piece

@@ -124,7 +124,8 @@ class OnnxEngine:
     def check_queue(self, ahead: int) -> None:
         """See `LanguageModelEngine`."""
         with self._changed:
-            waiting = len(self._waiting) + max(0, ahead - self._model.capacity + self._model.used)
+            free = self._model.capacity - self._scheduler.slots_used
+            waiting = len(self._waiting) + max(0, ahead - free)
             check_queue(waiting, self._queue_limit, self._totals)
 
     def status(self) -> EngineStatus:
@@ -132,7 +133,7 @@ class OnnxEngine:
         with self._changed:  # so that no request is between the queue and its slot
             return self._totals.status(
                 slots=self._model.capacity,
-                slots_used=self._model.used,
+                slots_used=self._scheduler.slots_used,
                 running=len(self._scheduler.running),
                 waiting=len(self._waiting),
             )

@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 class _Job:
     """A running request: its slots, and the token that each of them reads next."""
 
-    def __init__(self, ticket: Ticket, first: Slot) -> None:
+    def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
-        self.slots = [first]
+        self.slots: list[Slot] = []  # none until its prompt is read
         self.tokens: list[int] = []  # one per slot, once the prompt is read
         self.prompt: Prompt | None = None
 
@@ -65,10 +65,15 @@ class Scheduler:
         """Whether there are slots for all rows that this request may need."""
         return ticket.decoding.width <= self._count_free()
 
+    @property
+    def slots_used(self) -> int:
+        """How many sequences run or wait for their prompt to be read. From any thread."""
+        return sum(max(1, len(job.slots)) for job in self._jobs)
+
     def add(self, ticket: Ticket) -> None:
-        """Gives a request its slot; it must fit."""
+        """Reserves the slots of a request; it must fit."""
         ticket.note_start()
-        self._jobs.append(_Job(ticket, self._model.acquire()))
+        self._jobs.append(_Job(ticket))
 
     def drop(self) -> None:
         """Frees the slots of requests that are cancelled, late, or ended from outside."""
@@ -80,6 +85,8 @@ class Scheduler:
         """Reads a piece of a prompt, and runs one step."""
         reading = [job for job in self._jobs if not job.tokens][: self._model.prompts_at_once]
         for job in reading:
+            # Its row is among those that every step runs, so it is taken no earlier.
+            job.slots = job.slots or [self._model.acquire()]
             if job.prompt is None or not job.prompt.done:
                 self._guard([job], partial(self._prepare, job))
         if reading := [job for job in reading if job.prompt and not job.ticket.ended]:

@@ -82,11 +82,6 @@ class BatchModel(Protocol):
         ...
 
     @property
-    def used(self) -> int:
-        """How many slots are taken. May be called from any thread."""
-        ...
-
-    @property
     def positions(self) -> int:
         """How many positions a sequence may have."""
         ...

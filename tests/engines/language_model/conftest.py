@@ -81,10 +81,6 @@ class ScriptedModel:
         self.closed = self.warm = False
         self.stepped = threading.Condition()
 
-    @property
-    def used(self) -> int:
-        return len(self.live)
-
     def acquire(self) -> Slot:
         assert len(self.live) < self.capacity
         self.live.append(Slot(row=len(self.live)))

@@ -142,7 +142,7 @@ def test_onnxruntime_runs_in_the_python_backend(make_build):
         ast.parse((repository.path / name / "1" / "model.py").read_text())
 
 
-ON_GPUS = [kind for kind in KINDS if kind != "onnxruntime"]
+ON_GPUS = [name for name, kind in KINDS.items() if kind.gpu]
 
 
 def with_language_model(manifest, kind):

@@ -78,3 +78,14 @@ def test_early_stopping_ends_at_as_many_finished_as_beams() -> None:
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     with pytest.raises(EngineError, match="returned nan"):
         search(width=2).accept(np.full((1, VOCAB), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("possible", [3, 40, 1000], ids="{} tokens".format)
+def test_the_best_of_a_large_vocabulary_go_on(possible: int) -> None:
+    """Fewer tokens are possible than beams, than blocks of a step's scores, or more than both."""
+    logits = np.full(1000, -np.inf, np.float32)
+    logits[:possible] = np.random.default_rng(0).permutation(possible)
+    one = search(width=4)
+    one.accept(logits[None])
+    best = [int(token) for token in np.argsort(-logits)[: min(possible, 8)] if token != EOS]
+    assert [beam.tokens for beam in one.running] == [(token,) for token in best[:4]]

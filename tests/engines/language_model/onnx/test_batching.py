@@ -44,6 +44,27 @@ def test_requests_join_and_leave_at_every_step(gated: Make, ask: Make) -> None:
     assert model.live == []
 
 
+def test_no_step_runs_the_row_of_a_prompt_that_waits(gated: Make, ask: Make) -> None:
+    """A row is taken when its prompt is read: until then steps would run it in vain."""
+    model, one = gated(6)
+    rows = []
+    read = model.prefill
+
+    def prefill(prompts: Any, limit: int) -> Any:
+        rows.append((len(model.live), one.status().slots_used))
+        return read(prompts, limit)
+
+    model.prefill = prefill
+    first = one.submit(ask(max_new_tokens=9))
+    model.gate.release()
+    model.wait_for_steps(1)
+    others = [one.submit(ask(max_new_tokens=9)) for _ in range(5)]
+    model.gate.release(1000)
+    assert [generation.result().text for generation in (first, *others)] == ["It is red"] * 6
+    assert [live for live, _ in rows] == [1, 2, 3, 4, 5, 6]
+    assert [used for _, used in rows] == [1, 6, 6, 6, 6, 6]
+
+
 def test_a_long_prompt_does_not_stall_the_others(gated: Make, ask: Make) -> None:
     model, one = gated(2, script="x" * 100, max_length=10_000)
     short = one.submit(ask(max_new_tokens=50))

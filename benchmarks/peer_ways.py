@@ -1,106 +1,37 @@
-"""`python -m benchmarks.cpu_language_model`: a language model on a CPU, engine against engine.
+"""`python -m benchmarks.peer_ways WAY DIRECTORY THREADS`: one way to run a language model, timed.
 
-The model is a LLaMA with random weights, made here; its size is chosen by options. For blocks of
-32 and of 128 weights: `batched_decoder` over slots on ONNX Runtime and on OpenVINO, and OpenVINO's
-own way, the portable `decoder` with its caches as the model's state. Each way is a process of its
-own, since the threads of one would wait busily beside the other's, and they take turns. Time is
-that of the processor, of all threads, which other programs do not change, and on the clock.
+`benchmarks.peers` runs each way in a process of its own, since the threads of one would wait busily
+beside the other's. A way reads a prompt, and runs steps of several sequences with a past. Prints
+JSON: by what is run, medians of processor time, of all threads, and of time on the clock.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
-from benchmarks.batching import random_checkpoint
-from benchmarks.measure import save_figures
 from iblip.engines.language_model.onnx.decoder_only import DecoderOnly, Rows
 from iblip.engines.language_model.onnx.opening import open_graphs
+from iblip.engines.onnxruntime.binding import Binding
 from iblip.engines.onnxruntime.providers import CPU
-from iblip.engines.onnxruntime.session import available_cores
+from iblip.engines.onnxruntime.session import load_onnxruntime
 from iblip.export.artifact.manifest import Manifest
-from iblip.export.checkpoint.source import ModelSource
-from iblip.export.quantisation.options import QuantisationOptions
-from iblip.serving.builder.build import build
-from iblip.serving.builder.options import BuildOptions
-from iblip.serving.cli.quiet import quiet_libraries
 
 AT_ONCE = (1, 4, 8, 16)
 PROMPT = 64
 """Positions of a prompt, and before the timed step."""
 
-BLOCKS = (32, 128)
-ROUNDS = 3
 REPEATS = 7
 
 Work = Callable[[], object]
-
-
-@click.command()
-@click.option("--hidden", default=2048, show_default=True)
-@click.option("--mlp", default=5504, show_default=True)
-@click.option("--layers", default=22, show_default=True)
-@click.option("--heads", default=16, show_default=True)
-@click.option("--vocabulary", default=32000, show_default=True)
-@click.option("--threads", default=available_cores(), show_default="one per core")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Made here if it is missing.")
-@click.option("--measure", nargs=2, hidden=True)
-def main(
-    threads: int, checkpoint: Path | None, measure: tuple[str, str] | None, **shape: int
-) -> None:
-    """Print milliseconds of a prompt and of steps, by engine, and save them in results.json."""
-    quiet_libraries()
-    if measure:
-        click.echo(json.dumps(times(WAYS[measure[0]](Path(measure[1]), threads))))
-        return
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmarks-") as scratch:
-        source = checkpoint or Path(scratch) / "random-llama"
-        if not source.exists():
-            random_checkpoint(source, **shape)
-        figures: dict[str, Any] = {"model": shape, "threads": threads}
-        for block_size in BLOCKS:
-            options = BuildOptions(
-                source=ModelSource(model=str(source)),
-                output=Path(scratch) / str(block_size),
-                precision="language_model=int4",
-                quantisation=QuantisationOptions(block_size=block_size),
-                verification=None,
-            )
-            figures[f"blocks of {block_size}"] = compare(build(options), threads)
-        click.echo(json.dumps(figures, indent=2))
-        save_figures("cpu_language_model", figures)
-
-
-def compare(directory: Path, threads: int) -> dict[str, Any]:
-    """Every way over one build, in turns: by what is run, the medians of its rounds."""
-    rounds: dict[str, list[Any]] = {way: [] for way in WAYS}
-    for _ in range(ROUNDS):
-        for way, found in rounds.items():
-            command = [sys.executable, "-m", "benchmarks.cpu_language_model"]
-            command += ["--threads", str(threads), "--measure", way, str(directory)]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found.append(json.loads(text.splitlines()[-1]))
-    return {
-        way: {
-            work: {
-                key: round(statistics.median(one[work][key] for one in found), 1)
-                for key in ("cpu_ms", "ms")
-            }
-            for work in found[0]
-        }
-        for way, found in rounds.items()
-    }
 
 
 def times(works: Mapping[str, Work]) -> dict[str, dict[str, float]]:
@@ -195,12 +126,65 @@ def stateful(directory: Path, threads: int) -> Mapping[str, Work]:
     return {"prompt": prompt} | {f"step of {n}": partial(step, n) for n in AT_ONCE}
 
 
+def genai(directory: Path, threads: int) -> Mapping[str, Work]:
+    """The graph of GenAI's builder (`exclude_embeds=true`), bound as ours is."""
+    ort = load_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    path = str(directory / "model.onnx")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values")]
+    logits = next(value for value in session.get_outputs() if value.name == "logits")
+    hidden = next(v for v in session.get_inputs() if v.name == "inputs_embeds").shape[2]
+
+    def bound(count: int, sequence: int, past: int) -> Work:
+        binding = Binding(session, path)
+        binding.input("inputs_embeds", np.full((count, sequence, hidden), 0.02, np.float32))
+        binding.input("attention_mask", np.ones((count, past + sequence), np.int64))
+        binding.output("logits", np.zeros((count, sequence, logits.shape[2]), np.float32))
+        for value in caches:
+            heads = value.shape[1]
+            slots = np.zeros((count, heads, 2 * PROMPT, hidden // heads), np.float32)
+            binding.input(value.name, slots)
+            binding.output(value.name.replace("past_key_values", "present"), slots)
+        return binding.run
+
+    steps = {f"step of {n}": bound(n, 1, PROMPT) for n in AT_ONCE}
+    return {"prompt": bound(1, PROMPT, 0)} | steps
+
+
+def transformers(directory: Path, threads: int) -> Mapping[str, Work]:
+    """transformers' own LLaMA, float32."""
+    import torch
+    from transformers import DynamicCache, LlamaForCausalLM
+
+    torch.set_num_threads(threads)
+    model: Any = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+    def read(count: int) -> DynamicCache:
+        with torch.inference_mode():
+            ids = torch.arange(5, 5 + PROMPT).repeat(count, 1)
+            cache: DynamicCache = model(input_ids=ids, logits_to_keep=1).past_key_values
+        return cache
+
+    pasts = {count: read(count) for count in AT_ONCE}
+
+    def step(count: int) -> None:
+        with torch.inference_mode():
+            model(input_ids=torch.full((count, 1), 7), past_key_values=pasts[count])
+
+    return {"prompt": partial(read, 1)} | {f"step of {n}": partial(step, n) for n in AT_ONCE}
+
+
 WAYS: Mapping[str, Callable[[Path, int], Mapping[str, Work]]] = {
-    "ONNX Runtime": partial(over_slots, openvino=False),
-    "OpenVINO": partial(over_slots, openvino=True),
-    "OpenVINO alone": stateful,
+    "onnxruntime": partial(over_slots, openvino=False),
+    "openvino": partial(over_slots, openvino=True),
+    "stateful": stateful,
+    "genai": genai,
+    "transformers": transformers,
 }
 
 
 if __name__ == "__main__":
-    main()
+    way, directory, threads = sys.argv[1:]
+    print(json.dumps(times(WAYS[way](Path(directory), int(threads)))))

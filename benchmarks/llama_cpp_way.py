@@ -1,15 +1,15 @@
-"""`PYTHON llama_cpp_rates.py CHECKPOINT GGUF`: tokens per second of llama.cpp, as JSON.
+"""`PYTHON llama_cpp_way.py CHECKPOINT GGUF THREADS`: as `benchmarks.peer_ways`, of llama.cpp.
 
 Runs in an environment of its own that has llama-cpp-python, gguf and numpy. Writes the LLaMA inside
 an InstructBLIP checkpoint as GGUF in Q4_0, and decodes sequences side by side, past 64.
 """
 
 import json
-import os
+import statistics
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import gguf
 import llama_cpp as llama
 import numpy as np
 
-AT_ONCE = (1, 2, 4, 8, 16)
+AT_ONCE = (1, 4, 8, 16)
 PAST, STEPS = 64, 24
 PREFIX = "language_model."
 Q4 = gguf.GGMLQuantizationType.Q4_0
@@ -87,44 +87,49 @@ def _name(name: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
-def rate(model: Any, count: int) -> float:
-    """Tokens per second of `count` sequences at once: of the quickest step."""
+def times(model: Any, count: int, threads: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of a prompt and of a step of `count` sequences: processor, clock."""
     settings = llama.llama_context_default_params()
     settings.n_ctx, settings.n_seq_max = 256 * count, count
-    settings.n_threads = settings.n_threads_batch = len(os.sched_getaffinity(0))
+    settings.n_threads = settings.n_threads_batch = threads
     context = llama.llama_init_from_model(model, settings)
     batch = llama.llama_batch_init(PAST, 0, count)
 
-    def decode(entries: Sequence[tuple[int, int]]) -> None:
+    def decode(entries: Sequence[tuple[int, int]]) -> tuple[float, float]:
+        started = time.process_time(), time.perf_counter()
         batch.n_tokens = len(entries)
         for i, (position, sequence) in enumerate(entries):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = 7 + position, position, 1
             batch.seq_id[i][0], batch.logits[i] = sequence, i == len(entries) - 1 or i < count
         if llama.llama_decode(context, batch):
             raise RuntimeError("llama.cpp could not decode")
-
-    for sequence in range(count):
-        decode([(position, sequence) for position in range(PAST)])
-    taken = []
-    for step in range(STEPS):
-        started = time.perf_counter()
-        decode([(PAST + step, sequence) for sequence in range(count)])
         llama.llama_get_logits_ith(context, 0)
-        taken.append(time.perf_counter() - started)
+        return (time.process_time() - started[0]) * 1e3, (time.perf_counter() - started[1]) * 1e3
+
+    def median(taken: Iterable[tuple[float, float]]) -> list[float]:
+        return [statistics.median(each) for each in zip(*taken, strict=True)]
+
+    prompts = [decode([(at, sequence) for at in range(PAST)]) for sequence in range(count)]
+    steps = [decode([(PAST + at, one) for one in range(count)]) for at in range(STEPS)]
     llama.llama_batch_free(batch)
     llama.llama_free(context)
-    return count / min(taken)
+    return median(prompts), median(steps)
 
 
 def main() -> None:
     """Converts once, then measures every number of sequences."""
-    checkpoint, path = map(Path, sys.argv[1:])
+    checkpoint, path, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     if not path.exists():
         write_gguf(checkpoint, path)
     llama.llama_backend_init()
     settings = llama.llama_model_default_params()
     model = llama.llama_model_load_from_file(str(path).encode(), settings)
-    print(json.dumps({str(count): round(rate(model, count), 2) for count in AT_ONCE}))
+    figures = {}
+    for count in AT_ONCE:
+        prompt, step = times(model, count, threads)
+        figures[f"step of {count}"] = dict(zip(("cpu_ms", "ms"), step, strict=True))
+    figures["prompt"] = dict(zip(("cpu_ms", "ms"), prompt, strict=True))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
