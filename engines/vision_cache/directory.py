@@ -1,6 +1,6 @@
 """Arrays in the files of a directory, bounded in bytes, which several processes may share.
 
-    DIR/<key>.embeds     the sha256 of what follows, then numpy's format
+    DIR/<key>.embeds     the sha256 of the key and what follows, then numpy's format
 
 Nothing here fails a question: what cannot be read is a miss, and what cannot be written is not
 there the next time.
@@ -138,13 +138,13 @@ class CacheDirectory:
         """
         path = self._path(key)
         try:
-            array = _array_from_bytes(path.read_bytes())
+            array = _array_from_bytes(key, _bytes_from_file(path, self.most_bytes))
         except FileNotFoundError:
             return None
         except OSError as error:
             self._warn("read", error)
             return None
-        except (ValueError, EOFError):
+        except ValueError:
             logger.warning("%s is damaged, and is removed", path)
             self._remove(path)
             return None
@@ -159,7 +159,7 @@ class CacheDirectory:
             key: 64 hexadecimal digits.
             array: of any shape and of one of numpy's own dtypes.
         """
-        data = _bytes_from_array(array)
+        data = _bytes_from_array(key, array)
         if len(data) > self.most_bytes - self._share:
             return
         try:
@@ -219,15 +219,32 @@ class CacheDirectory:
             )
 
 
-def _bytes_from_array(array: Array) -> bytes:
+def _bytes_from_file(path: Path, most: int) -> bytes:
+    """Raises ValueError where there is a pipe or a device, which may never end, or too much."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is no file")
+    if status.st_size > most:
+        raise ValueError("it is larger than all files may be")
+    return path.read_bytes()
+
+
+def _bytes_from_array(key: str, array: Array) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
-    return hashlib.sha256(file.getvalue()).digest() + file.getvalue()
+    return _digest(key, file.getbuffer()) + file.getvalue()
 
 
-def _array_from_bytes(data: bytes) -> Array:
-    """Raises ValueError or EOFError where they are not those that were written."""
-    if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
+def _array_from_bytes(key: str, data: bytes) -> Array:
+    """Raises ValueError where they are not those that were written for this key."""
+    if _digest(key, memoryview(data)[DIGEST:]) != data[:DIGEST]:
         raise ValueError("its sha256 is another")
     array: Array = np.load(io.BytesIO(data[DIGEST:]), allow_pickle=False)
     return array
+
+
+def _digest(key: str, content: memoryview) -> bytes:
+    """A file that is moved to another key, or copied, has a wrong one."""
+    digest = hashlib.sha256(key.encode())
+    digest.update(content)
+    return digest.digest()

@@ -18,6 +18,9 @@ from iblip.export.weights.weight import SourceTensor
 CHUNK = 2**24
 """Number of bytes that are read at once."""
 
+IDENTITY = "st_dev", "st_ino", "st_size", "st_mtime_ns"
+"""Fields of a file's status that differ if it has been replaced or written to."""
+
 Part = tuple[Path, int, int]
 """File, offset and length of a tensor's bytes."""
 
@@ -40,9 +43,10 @@ class SourceDigests:
     ) -> None:
         self._starts: dict[Path, int] = {}
         self._total = 0
-        for file in files:
+        self._found = {file: file.stat() for file in files}
+        for file, status in self._found.items():
             self._starts[file] = self._total
-            self._total += file.stat().st_size
+            self._total += status.st_size
         self._ahead = psutil.virtual_memory().available // 2 if ahead is None else ahead
         self._limit = self._ahead
         self._changed = threading.Condition()
@@ -55,7 +59,11 @@ class SourceDigests:
         self._pool = ThreadPoolExecutor(2, "digests")
 
     def __enter__(self) -> Self:
-        self._files = submit(self._pool, self._read_files)
+        try:
+            self._files = submit(self._pool, self._read_files)
+        except BaseException:  # Ctrl-C: nobody else would end the threads, and the process waits
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,10 +94,18 @@ class SourceDigests:
         """Reads the rest, and returns the sha256 of every file in hexadecimal.
 
         Raises:
+            CheckpointError: a file is another than at first, and weights may be of either.
             OSError: a file cannot be read.
         """
         self._allow(self._total + 1)
-        return self._files.result()
+        digests = self._files.result()
+        for file, found in self._found.items():
+            now = file.stat()
+            if any(getattr(now, name) != getattr(found, name) for name in IDENTITY):
+                raise CheckpointError(
+                    f"{file} was changed while it was read; build again when nothing writes to it"
+                )
+        return digests
 
     def _allow(self, end: int) -> None:
         with self._changed:

@@ -27,7 +27,11 @@ from iblip.serving.server.access import (
     flag_name,
 )
 from iblip.serving.server.installation import Installation, find_triton
-from iblip.serving.server.outdated import how_to_rebuild, outdated_models
+from iblip.serving.server.outdated import (
+    how_to_rebuild,
+    models_without_vision_cache,
+    outdated_models,
+)
 from iblip.serving.server.wall.command import SERVICES, triton_address, wall_arguments
 from iblip.serving.steps.policy import CALL_KEY_VARIABLE
 from iblip.serving.wire.names import CALLS, CANCEL_KEY
@@ -93,9 +97,12 @@ def server_command(
             stays.
 
     Raises:
-        ServingError: there is no repository, one that older code made, or no Triton.
+        ServingError: there is no repository, one that older code made or that does not know of
+            the vision cache that is asked for, or no Triton.
     """
     check_repository(repository)
+    if options.vision_cache is not None:
+        check_vision_cache(repository)
     installation = find_triton(options.triton)
     check_vulnerabilities(options, installation)
     if scratch is None:
@@ -218,4 +225,13 @@ def check_repository(repository: Path) -> None:
             f"{repository} was made by a version from before this project was one package: the "
             f"model.py of {', '.join(models)} imports `serving`, which is `iblip.serving` now. "
             f"{how_to_rebuild(repository)}"
+        )
+
+
+def check_vision_cache(repository: Path) -> None:
+    """Raises `ServingError` where a model would not look into a vision cache, and say nothing."""
+    if models := models_without_vision_cache(repository):
+        raise ServingError(
+            f"--vision-cache is given, and {repository} was made by a version that has none: the "
+            f"model.py of {', '.join(models)} would not use it. {how_to_rebuild(repository)}"
         )

@@ -1,7 +1,8 @@
-"""Python models that were written before this project was one package: they import what is gone.
+"""Python models of older builds: what they import that is gone, what they do not know yet.
 
-A build keeps the `model.py` of each Triton model as it was when the build was made. Until then they
-imported `serving` and `engines`, which have become `iblip.serving` and `iblip.engines`.
+A build keeps the `model.py` of each Triton model as it was when the build was made. Before this
+project was one package, they imported `serving` and `engines`, which have become `iblip.serving`
+and `iblip.engines`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,27 @@ _OLD_IMPORT = re.compile(r"^from serving\.(steps|wire)\b", re.MULTILINE)
 
 def is_outdated(model: Path) -> bool:
     """Whether a `model.py` imports this project under its old names; not if it cannot be read."""
-    try:
-        return _OLD_IMPORT.search(model.read_text(encoding="utf-8", errors="replace")) is not None
-    except OSError:
-        return False
+    return _OLD_IMPORT.search(_text(model)) is not None
 
 
 def outdated_models(repository: Path) -> tuple[str, ...]:
     """The models of a repository that have such a file, by name."""
     files = repository.glob("*/*/model.py")
     return tuple(sorted({path.parts[-3] for path in files if is_outdated(path)}))
+
+
+def models_without_vision_cache(repository: Path) -> tuple[str, ...]:
+    """The models that answer callers and were written before the vision cache was, by name."""
+    texts = {path.parts[-3]: _text(path) for path in repository.glob("*/*/model.py")}
+    fronts = (name for name, text in texts.items() if "serving.steps.answering" in text)
+    return tuple(sorted(name for name in fronts if "vision_cache" not in texts[name]))
+
+
+def _text(model: Path) -> str:
+    try:
+        return model.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def how_to_rebuild(repository: Path) -> str:

@@ -41,6 +41,8 @@ from iblip.export.artifact.manifest import SLOTS, LanguageModelFacts
 MakeCaches = Callable[[Iterable[TensorSpec], Shape], Caches]
 """Makes caches of the decoder's cache inputs, each of the given shape."""
 
+NO_EMBEDS: Array = np.empty((1, 0, 0), np.float32)
+
 PAST, PRESENT, CROSS = "past_key_values.", "present_key_values.", "cross_key_values."
 
 
@@ -188,7 +190,7 @@ class DecoderOnly:
             self._copy_to_idle(slot)
         self._live.pop()
         if keep and last is slot:
-            self._idle.add(slot)
+            self._add_to_idle(slot)
         if slot.spoiled:
             self.caches.clear(slot.row)
         if last is not slot:
@@ -265,7 +267,12 @@ class DecoderOnly:
         row = self._idle.find_room(range(len(self._live), self.capacity), needed)
         if row is not None:
             self.caches.copy(PAST, [(slot.row, row, slice(0, slot.length))])
-            self._idle.add(replace(slot, row=row, tokens=[]))
+            self._add_to_idle(replace(slot, row=row, tokens=[]))
+
+    def _add_to_idle(self, slot: Slot) -> None:
+        """Adds a slot behind the live ones. Its prompt's embeddings have been read: they go."""
+        slot.prompt = Prompt(NO_EMBEDS, content=slot.content)
+        self._idle.add(slot)
 
     def read(self, visual_prompt: Array, prompt: PromptIds) -> Prompt:
         """Puts each image's visual prompt `[queries, hidden]` at its place among the tokens."""

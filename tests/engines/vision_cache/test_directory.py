@@ -64,6 +64,33 @@ def test_damage_is_a_miss_and_is_removed(tmp_path: Path, damage: str) -> None:
     assert cache.read(key(1)) is not None
 
 
+def test_a_file_under_another_key_is_damaged(tmp_path: Path) -> None:
+    cache = CacheDirectory(tmp_path, MIB)
+    cache.write(key(1), EMBEDS)
+    shutil.copy(tmp_path / f"{key(1)}.embeds", tmp_path / f"{key(2)}.embeds")
+    assert cache.read(key(2)) is None
+    assert cache.read(key(1)) is not None
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "large", "directory"])
+def test_what_cannot_be_read_to_an_end_is_a_miss(tmp_path: Path, what: str) -> None:
+    """Nobody waits for a pipe that nobody writes to."""
+    cache, path = CacheDirectory(tmp_path, MIB), tmp_path / f"{key(1)}.embeds"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "directory":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    assert cache.read(key(1)) is None
+    assert path.exists() == (what == "directory")
+    cache.write(key(1), EMBEDS)
+    assert (cache.read(key(1)) is None) == (what == "directory")
+
+
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     cache = CacheDirectory(tmp_path, MIB)
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from iblip.export.errors import CheckpointError
 from iblip.export.graph.source_digests import SourceDigests
+from iblip.export.system.interrupts import submit
 from iblip.export.weights.weight import SourceTensor
 
 CHUNK = 16
@@ -58,8 +63,43 @@ def test_nothing_is_read_further_ahead_than_is_allowed(files: list[Path]) -> Non
     first = tensor(files[0], 0, CHUNK)
     with SourceDigests(files, [first], CHUNK) as digests:
         digests.of(first)
-        files[1].write_bytes(b"written later")
-        assert digests.finish()[files[1]] == sha256(b"written later")
+        status = files[1].stat()
+        files[1].write_bytes(bytes(status.st_size))
+        os.utime(files[1], ns=(status.st_atime_ns, status.st_mtime_ns))  # as if nobody had
+        assert digests.finish()[files[1]] == sha256(bytes(status.st_size))
+
+
+@pytest.mark.parametrize("how", ["replaced", "written to", "cut"])
+def test_a_file_that_changes_meanwhile_is_named(
+    files: list[Path], tmp_path: Path, how: str
+) -> None:
+    with SourceDigests(files, []) as digests:
+        if how == "replaced":
+            other = tmp_path / "other"
+            shutil.copy2(files[1], other)
+            other.replace(files[1])
+        elif how == "written to":
+            files[1].write_bytes(bytes(files[1].stat().st_size))
+            os.utime(files[1], (1, 1))  # however coarse the clock of the disk is
+        else:
+            os.truncate(files[1], 50)
+        with pytest.raises(CheckpointError, match=f"{files[1]} was changed while it was read"):
+            digests.finish()
+
+
+def test_an_interrupt_as_it_starts_ends_its_threads(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for whoever reads further, and the process for them."""
+
+    def interrupted(*arguments: Any) -> None:
+        submit(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iblip.export.graph.source_digests.submit", interrupted)
+    with pytest.raises(KeyboardInterrupt), SourceDigests(files, [], 0):
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digests")]
 
 
 def test_a_file_that_ends_within_a_tensor_is_named(files: list[Path]) -> None:

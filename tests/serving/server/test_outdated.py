@@ -91,6 +91,22 @@ def test_a_repository_of_no_build_is_refused_too(tmp_path):
         check_repository(tmp_path / "models")
 
 
+def test_a_model_that_knows_no_vision_cache_is_not_served_with_one(vicuna_build, tmp_path):
+    """It would encode every image, and say nothing."""
+    build = tmp_path / "older"
+    shutil.copytree(vicuna_build, build, copy_function=os.link, symlinks=True)
+    command = ["serve", str(build), "--print-command", "--vision-cache", str(tmp_path / "cache")]
+    assert CliRunner().invoke(iblip, command).exit_code == 0
+    model = build / REPOSITORY / "instructblip" / "1" / "model.py"
+    text = model.read_text()
+    model.unlink()
+    model.write_text(text.replace("vision_cache", "other"))
+    result = CliRunner().invoke(iblip, command)
+    assert result.exit_code == ServingError.exit_status
+    assert "the model.py of instructblip would not use it. Build it again" in result.stderr
+    assert CliRunner().invoke(iblip, command[:3]).exit_code == 0
+
+
 def test_lint_and_doctor_say_so_too(old_build):
     (found,) = lint(old_build).diagnostics
     assert (found.rule.id, found.path) == ("model-outdated", "model_repository/qformer/1/model.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -168,6 +169,14 @@ def test_what_was_generated_is_read_again(kind: str, opened: Opened) -> None:
 def test_it_takes_no_slot_and_no_memory(kind: str, opened: Opened) -> None:
     """The prompt that has served nobody for longest goes first."""
     model = opened(kind, slots=3)
+    first, prompt, _ = begin(model, visual(7), text(9))
+    second, _, _ = answer(model, visual(8), text(9))
+    model.prefill({first: prompt}, model.piece)
+    embeds = [weakref.ref(slot.prompt.embeds) for slot in (first, second)]
+    model.release(first, keep=True)  # moves behind the second
+    model.release(second, keep=True)
+    del first, second, prompt
+    assert [one() for one in embeds] == [None, None]
     places = {name: buffer.ctypes.data for name, buffer in model.caches.buffers.items()}
     ids = text(9)
     for seed, there in ((0, False), (1, False), (0, True), (2, False), (3, False)):
