@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.02
 """Seconds between two checks whether callers are still there."""
 
+GRACE_S = 0.1
+"""Seconds in which nobody asks after a new caller: most short answers have ended by then."""
+
 ENCODERS = 16
 """Questions whose images are encoded at the same time: two batches of the default size."""
 
@@ -401,7 +404,9 @@ class _Caller:
             _fail(self._reply, error)
 
     def has_gone(self) -> bool:
-        """Whether the reply is open but its caller no longer waits."""
+        """Whether the reply is open but its caller no longer waits. Nobody asks after a new one."""
+        if time.monotonic() - self.question.arrived < GRACE_S:
+            return False
         with self._lock:
             return not self.has_ended and self._reply.is_cancelled()
 

@@ -460,6 +460,18 @@ def test_nothing_is_asked_of_a_reply_after_its_end(answering):
     assert not any(reply.asked_late for reply in replies)
 
 
+def test_a_caller_who_has_just_come_is_not_asked_after(answering, monkeypatch):
+    monkeypatch.setattr("iblip.serving.steps.answering.GRACE_S", 3600.0)
+    generation, reply = FakeGeneration(), FakeReply()
+    reply.gone.set()
+    answering(generation).answer(question(arrived=time.monotonic()), reply)
+    assert generation.submitted.wait(10)
+    assert not generation.cancelled.wait(0.2)  # several looks after those who wait
+    generation.events.put(answer("red"))
+    assert reply.ended.wait(10)
+    assert reply.end.text == "red"
+
+
 def test_callers_are_asked_after_in_turns_however_many_there_are():
     waiting, turns, looks = dict.fromkeys(range(250)), Turns(0.4), []
     for _ in range(7):
