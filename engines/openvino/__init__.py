@@ -1,4 +1,4 @@
-"""Runs graphs on OpenVINO, whose matmuls are faster on a CPU.
+"""Runs graphs on OpenVINO, whose matmuls are often faster on a CPU.
 
 `runner.OpenVinoRunner` runs vision encoder and Q-Former (decision 0053). `graph.OpenVinoGraph` is
 also a `Graph` of `engines.language_model.onnx.graph`: attention over slots stays with ONNX Runtime
