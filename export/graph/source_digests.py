@@ -146,9 +146,6 @@ class SourceDigests:
         buffer, start = memoryview(bytearray(CHUNK)), self._starts[file]
         with file.open("rb", buffering=0) as stream:
             while size := stream.readinto(buffer):
-                if hasattr(os, "posix_fadvise"):  # the next is read while this one is hashed
-                    descriptor = stream.fileno()
-                    os.posix_fadvise(descriptor, stream.tell(), CHUNK, os.POSIX_FADV_WILLNEED)
                 yield buffer[:size]
                 start += size
                 with self._changed:
