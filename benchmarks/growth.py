@@ -143,7 +143,7 @@ class Engine:
     def __init__(self, directory: Path, threads: int, slots: int = SLOTS) -> None:
         manifest = Manifest.read(directory)
         prompts = PromptTokenizer.from_build(directory, manifest)
-        model = open_model(directory, manifest, threads=threads, slots=slots)
+        model = open_model(directory, manifest, threads=threads, slots=slots, prefix_cache=False)
         self._hidden = manifest.language_model.hidden_size
         self._engine = OnnxEngine(model, prompts, manifest.language_model)
         self._fixed = len(prompts(".", 1).ids) - 1 + QUERIES

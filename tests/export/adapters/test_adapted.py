@@ -52,7 +52,8 @@ def check(checkpoint: Checkpoint, prompt: str = PROMPT) -> None:
     """Compares logits with peft's, and both with those of the checkpoint alone."""
     assert isinstance(checkpoint, Adapted)
     ours, peft = logits(merged(checkpoint), prompt), logits(reference_of(checkpoint), prompt)
-    torch.testing.assert_close(ours, peft, rtol=1e-4, atol=1e-4)
+    scale = peft.abs().max()  # of random weights, which are others in each process
+    torch.testing.assert_close(ours / scale, peft / scale, rtol=1e-4, atol=1e-4)
     base = logits(reference_of(checkpoint.base))
     assert (peft[:, : base.shape[1]] - base).abs().max() > 1e-2
 
