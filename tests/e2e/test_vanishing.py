@@ -81,6 +81,12 @@ def taken(server):
     return [float(one[1]) if one else -1.0 for one in found]  # none before the first look
 
 
+def all_but_one_wait(server, count):
+    """Whether so many requests have come, and the first has all slots."""
+    used, waiting = taken(server)
+    return used > 0 and waiting == count - 1
+
+
 def wait_for(condition):
     end = time.monotonic() + LIMIT_S
     while not condition():
@@ -121,7 +127,7 @@ def test_a_request_is_cancelled_by_its_key_alone(served, client, picture, model)
 
         busy = [client.stream(picture, "What?", options=all_slots(served)) for _ in range(2)]
         running = [pool.submit(ask, asked(served, picture, model, key, 5)) for key in keys]
-        wait_for(lambda: taken(served.server)[1] >= 4)
+        wait_for(lambda: all_but_one_wait(served.server, 5))
         counts = [ask(cancellation(model, key)) for key in (keys[1], "another", keys[1])]
         for stream in busy:
             stream.cancel()
