@@ -51,7 +51,7 @@ def plot_growth(path: Path, axes: Mapping[str, Any]) -> None:
         panel.set(xscale="log", yscale="log")
         panel.set_xticks(figures["sizes"], [f"{size:g}" for size in figures["sizes"]])
         panel.minorticks_off()
-        panel.set_title(figures["title"], fontsize="medium", loc="left")
+        panel.set_title(figures["title"].partition(" (")[0], fontsize="medium", loc="left")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     for panel in grid[:, 0]:
