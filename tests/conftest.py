@@ -34,6 +34,7 @@ LONGEST = (
     "test_pages.py",
     "e2e flant5",
     "test_graphs.py",
+    "test_generate.py",
     "test_readme.py",
     "test_families.py",
     "e2e vicuna",

@@ -4,89 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 import threading
 from hashlib import sha256
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from iblip.engines.language_model.types import Answer, Timing, TokenLogprob
 from iblip.serving.cli.gateway import command
 from iblip.serving.gateway.callers import Caller, Callers
 from iblip.serving.gateway.parameters import PARAMETERS, Nothing
-from iblip.serving.wire.answers import finish_from_answer
-from tests.browser import SHIFT, running_browser
-from tests.serving.client.scripted import REFUSED, Server, response, say
+from tests.browser import SHIFT
+from tests.serving.client.scripted import REFUSED, Server, say
+from tests.serving.gateway.page import (
+    ASKED,
+    READY,
+    ask,
+    focused,
+    home,
+    prompt_of,
+    put_photo,
+    set_option,
+    with_logprobs,
+)
 from tests.serving.gateway.running import gateway
 
 KEY = "0123456789abcdef"
-ASKED = "document.querySelector('#go').getAttribute('aria-disabled') === 'false'"
-READY = "document.querySelector('#option-seed')"
-
-browser = pytest.fixture(scope="module")(running_browser)
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-    """A file of an awkward name."""
-    path = tmp_path_factory.mktemp("photo") / 'it\'s a "photo".png'
-    Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)).save(path)
-    return path
-
-
-@pytest.fixture
-def server():
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture
-def running(server):
-    with gateway(server.url) as running:
-        yield running
-
-
-def home(running):
-    return running.url.removesuffix("v1")
-
-
-@pytest.fixture
-def page(browser, running):
-    with browser.page(home(running)) as page:
-        page.wait(READY)
-        yield page
-
-
-def put_photo(page, photo):
-    page.choose("#file", photo)
-    page.wait("!document.querySelector('#shown').hidden")
-
-
-def ask(page, question="What?"):
-    """Asks, and waits for the end."""
-    page.evaluate(f"document.querySelector('#question').value = {json.dumps(question)}")
-    page.evaluate("document.querySelector('#go').click()")
-    page.wait(ASKED)
-
-
-def focused(page):
-    return page.evaluate("document.activeElement.id")
-
-
-def set_option(page, name, value):
-    field = f"document.querySelector('#option-{name}')"
-    page.evaluate(f"{field}.value = {json.dumps(value)}")
-    page.evaluate(f"{field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
-
-
-def prompt_of(request):
-    return request.raw_input_contents[1][4:].decode()
 
 
 class Slowly:
@@ -104,29 +46,6 @@ class Slowly:
         for one in say(*self._pieces)(context):
             self._steps.acquire(timeout=60)
             yield one
-
-
-def with_logprobs(*pieces, seed=None):
-    def act(context):
-        for piece in pieces:
-            yield response(piece)
-        logprobs = tuple(
-            TokenLogprob(token_id=one, logprob=-0.1 * one, top=((one, -0.1 * one), (90, -3.0)))
-            for one, _ in enumerate(pieces)
-        )
-        answer = Answer(
-            text="".join(pieces),
-            token_ids=tuple(range(len(pieces))),
-            finish_reason="length",
-            prompt_tokens=9,
-            completion_tokens=len(pieces),
-            seed=seed,
-            logprobs=logprobs,
-            timing=Timing(vision_s=0.04, queue_s=0.002, prefill_s=0.02, decode_s=0.5),
-        )
-        yield response("", finish_from_answer(answer))
-
-    return act
 
 
 class TestResponse:
@@ -444,165 +363,3 @@ def test_earlier_questions_go_along_only_if_asked_to(page, server, photo):
     alert = page.evaluate("document.querySelector('article [role=alert]').textContent")
     assert "one question at a time" in alert  # the model behind it is BLIP-2
     assert [prompt_of(one) for one in server.requests] == ["One?"]
-
-
-NASTY = 'It\'s "$HOME" `ls` \\n 100% {x} é\nNext line?'
-
-
-class TestCode:
-    """The code that the page shows is run, and asks the same."""
-
-    @pytest.fixture
-    def code(self, page, photo):
-        def write(language):
-            page.wait("document.querySelector('#model').value")  # until then the code names none
-            put_photo(page, photo)
-            set_option(page, "max_tokens", "7")
-            set_option(page, "num_beams", "3")
-            set_option(page, "banned_words", "$HOME\nit's")
-            page.evaluate(f"document.querySelector('#question').value = {json.dumps(NASTY)}")
-            page.evaluate("document.querySelector('#call').open = true")
-            page.evaluate(f"document.querySelector('[data-code={language}]').click()")
-            return page.evaluate("document.querySelector('#code').textContent")
-
-        return write
-
-    @staticmethod
-    def run(*arguments, photo):
-        variables = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
-        return subprocess.run(
-            arguments, cwd=photo.parent, env=variables, capture_output=True, text=True, check=True
-        ).stdout
-
-    def check(self, server):
-        (request,) = server.requests
-        assert prompt_of(request) == NASTY
-        assert request.parameters["max_new_tokens"].int64_param == 7
-        assert request.parameters["num_beams"].int64_param == 3
-        banned = json.loads(request.parameters["banned_words"].string_param)
-        assert banned == ["$HOME", "it's"]
-
-    @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-    def test_curl(self, code, server, photo):
-        told = self.run("bash", "-c", code("curl"), photo=photo)
-        assert json.loads(told)["choices"][0]["message"]["content"] == "yes"
-        self.check(server)
-
-    def test_openais_client(self, code, server, photo):
-        assert self.run(sys.executable, "-c", code("python"), photo=photo) == "yes\n"
-        self.check(server)
-
-    def test_the_projects_client(self, code, server, photo):
-        text = code("iblip").replace("127.0.0.1:8001", server.url)
-        assert self.run(sys.executable, "-c", text, photo=photo) == "yes\n"
-        self.check(server)
-
-    def test_it_is_copied(self, page, code):
-        text = code("python")
-        page.allow("clipboardReadWrite", "clipboardSanitizedWrite")
-        page.evaluate("document.querySelector('#copy').focus()")
-        page.press("Enter")
-        page.wait("document.querySelector('#status').textContent === 'Copied.'")
-        assert page.evaluate("navigator.clipboard.readText()") == text
-
-
-CONTRASTS = """\
-(() => {
-  const parsed = text => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => {
-    const linear = v => v <= 10.3 ? v / 3294 : ((v / 255 + 0.055) / 1.055) ** 2.4;
-    const [x, y, z] = [r, g, b].map(linear);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const paper = element => {
-    for (; element; element = element.parentElement) {
-      const colour = parsed(getComputedStyle(element).backgroundColor);
-      if (colour.length === 3) return colour;
-      if (colour[3] !== 0) throw new Error(`${element.tagName} is translucent`);
-    }
-    throw new Error("no background");
-  };
-  const found = [];
-  const add = (element, colour, words) => {
-    const [a, b] = [light(parsed(colour)), light(paper(element))].sort((x, y) => y - x);
-    found.push([(a + 0.05) / (b + 0.05), words.trim().slice(0, 40)]);
-  };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-    const element = node.parentElement;
-    const isSeen = element.checkVisibility() && !element.closest(".unseen, script");
-    if (isSeen && node.data.trim()) add(element, getComputedStyle(element).color, node.data);
-  }
-  for (const field of document.querySelectorAll("input, textarea, select")) {
-    if (!field.checkVisibility() || field.matches(".unseen, [type=checkbox]")) continue;
-    add(field, getComputedStyle(field).color, field.id);
-    const placeholder = getComputedStyle(field, "::placeholder").color;
-    if (field.placeholder) add(field, placeholder, field.placeholder);
-  }
-  return found;
-})()
-"""
-
-
-def show_everything(page, server, photo):
-    """An answer with tokens, one with candidates, an error, and every part opened."""
-    put_photo(page, photo)
-    page.evaluate("document.querySelector('#probabilities').click()")
-    server.script += [with_logprobs("A", " cat", " " + "sits" * 60), REFUSED]
-    ask(page, "What is " + "w" * 120)
-    ask(page)
-    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
-    page.evaluate("complain('Something is wrong.')")
-    page.wait("document.querySelector('#code').textContent")
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_text_has_contrast(browser, running, server, photo, dark):
-    with browser.page(home(running), dark=dark) as page:
-        page.wait(READY)
-        show_everything(page, server, photo)
-        page.evaluate("document.querySelector('#cancel').hidden = false")
-        found = page.evaluate(CONTRASTS)
-        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert len(found) > 100
-    assert min(found)[0] >= 4.5, sorted(found)[:5]
-    assert (sum(map(int, re.findall(r"\d+", background))) < 200) is dark
-
-
-@pytest.mark.parametrize("width", [360, 800, 1280])
-def test_nothing_is_wider_than_the_screen(browser, running, server, photo, width):
-    with browser.page(home(running), width=width, height=740, touch=width == 360) as page:
-        page.wait(READY)
-        show_everything(page, server, photo)
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        assert page.evaluate("innerWidth") == width
-        beyond = page.evaluate(
-            "[...document.querySelectorAll('body *')].filter(one => one.checkVisibility() &&"
-            " !one.closest('pre, .unseen') && one.getBoundingClientRect().right > innerWidth + 0.5)"
-            ".map(one => one.outerHTML.slice(0, 80))"
-        )
-        assert beyond == []
-        is_photograph = page.evaluate("document.querySelector('.photograph').checkVisibility()")
-        assert is_photograph is (width == 360)
-
-
-def test_every_control_has_a_name_for_screen_readers(browser, running, server, photo):
-    with browser.page(home(running), touch=True) as page:
-        page.wait(READY)
-        show_everything(page, server, photo)
-        nodes = page.names()
-        ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
-        titles = page.evaluate("[document.title, document.documentElement.lang]")
-    controls = ("button", "textbox", "combobox", "checkbox", "spinbutton", "link", "searchbox")
-    named = (*controls, "DisclosureTriangle", "table", "region", "form", "columnheader")
-    roles = {role for role, _ in nodes}
-    assert {"button", "textbox", "combobox", "checkbox", "spinbutton", "table", "heading"} <= roles
-    assert {"main", "status", "alert", "form", "region"} <= roles
-    assert [node for node in nodes if node[0] in named and not node[1].strip()] == []
-    names = [name for role, name in nodes if role in controls]
-    assert len(names) > 35
-    for name in ("Choose an image", "Take a photo", "Question", "Model", "Ask"):
-        assert any(one.startswith(name) for one in names)
-    assert ("image", f"Your image, {photo.name}") in nodes
-    assert len(ids) == len(set(ids))
-    assert titles == ["Ask about an image", "en"]

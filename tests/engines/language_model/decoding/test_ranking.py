@@ -27,6 +27,7 @@ from iblip.engines.text.prompts import PromptTokenizer
 from iblip.engines.text.tokens import answers_from_text
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import DeadlineError, EngineError, OptionError
+from tests.engines.language_model.visual import visual
 
 Build = Callable[..., Path]
 Make = Callable[..., Any]
@@ -107,10 +108,6 @@ def test_a_candidate_is_spelt_as_an_answer_is(tokenizers: dict[str, Tokenizer]) 
 @pytest.fixture(params=["llama", "t5"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-def visual(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((1, 4, 32)).astype(np.float32)
 
 
 def request_for(prompt: str = PROMPT, image: int = 0, **options: Any) -> GenerationRequest:
