@@ -146,6 +146,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _explain(error: OSError, destination: Path, kind: Kind) -> str:
+    if isinstance(name := error.filename, str) and destination.parent not in Path(name).parents:
+        return f"{name}: {error.strerror}. Nothing was changed at {destination}."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(destination.parent).free
