@@ -130,11 +130,17 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "timing": "where the time went, in seconds",
         "others": "the other answers, with `--n`",
         "ranking": "every candidate, most likely first",
+        "cached_prompt_tokens": "of `prompt_tokens`, those from the prefix cache; null where that "
+        "is not known",
     },
     "run": {
         "answered": "questions that were answered",
         "failed": "questions whose line in the output has an error",
         "present": "questions whose line was there before",
+        "vision_cache_hits": "images that were found encoded, once for each question; null of "
+        "servers",
+        "cached_prompt_tokens": "positions that were taken from the prefix cache; null where "
+        "that is not known",
     },
     "demo": {
         "right": "answers that are right",

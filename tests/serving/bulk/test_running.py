@@ -53,6 +53,7 @@ def test_every_image_has_a_line_in_their_order(folder, output):
     assert "is not an image" in lines[12]["error"]["message"]
     assert (summary.answered, summary.failed, summary.present) == (12, 1, 0)
     assert str(summary) == "12 answered, 1 failed"
+    assert (summary.vision_cache_hits, summary.cached_prompt_tokens) == (None, None)
 
 
 def test_a_second_run_asks_only_what_has_no_line(folder, output):
