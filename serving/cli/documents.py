@@ -53,7 +53,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "source": "dtype to bytes of the checkpoint that would be read",
         "downloaded": "bytes that would be downloaded first",
         "disk": "`written`, `linked` and `free` bytes, and whether it `fits`",
-        "memory": "bytes that a server takes; null where another engine runs a component",
+        "memory": "bytes that a server takes; null on a GPU, and of fp16 on OpenVINO",
         "gpu_memory": "bytes of a GPU; null where nothing runs on one",
         "seconds": "estimate, without verification",
         "rates": "what the estimate assumes",
