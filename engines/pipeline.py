@@ -21,7 +21,7 @@ from iblip.engines.language_model.types import Answer, Generation, GenerationReq
 from iblip.engines.runners import open_runner
 from iblip.engines.text.checks import check_images
 from iblip.engines.text.instructions import InstructionTokenizer, instruction_tensors
-from iblip.engines.vision_cache.cache import VisionCache
+from iblip.engines.vision_cache.cache import VisionCache, VisionCacheStatus
 from iblip.engines.vision_cache.directory import CacheDirectory
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.errors import InputError
@@ -174,6 +174,10 @@ class Pipeline:
     ) -> Answer:
         """Asks one question and waits for the answer. Arguments and errors as in `submit`."""
         return self.submit(images, prompt, options).result()
+
+    def vision_cache_status(self) -> VisionCacheStatus:
+        """What its vision cache has done since it was opened."""
+        return self._images.status()
 
     def _pixels(self, images: Array | ImageSources) -> Sequence[Array]:
         """Each image `[h, w, 3]`; arrays are pixels already, and are not resized."""

@@ -406,7 +406,7 @@ def load(
             `"lavis"`, as LAVIS reads them: without EXIF orientation, transparency dropped, 16 bits
             clipped.
         vision_cache: directory in which encoded images are found again after a restart, and by
-            other processes; made if it is missing.
+            other processes; made if it is missing, once there is something to store.
         vision_cache_mib: most MiB of its files; `None` is 1024.
 
     Raises:

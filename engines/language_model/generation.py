@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Lock
 
@@ -36,6 +37,7 @@ class Pending:
     Attributes:
         request: as submitted.
         cancelled: whether the caller has cancelled it.
+        cached_prompt_tokens: as in its `Answer`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Pending:
     ) -> None:
         self.request = request
         self.cancelled = False
+        self.cached_prompt_tokens: int | None = None
         self._answer = answer
         self.events: SimpleQueue[TextDelta | End] = SimpleQueue()
         self._totals = totals
@@ -94,7 +97,7 @@ class Pending:
                 return
             timing = self._measure()
             # Before `_ended` is set: if this fails, the failure can still be its end.
-            last = self._answer(timing) if end is None else end
+            last = self._so_far(timing) if end is None else end
             self._ended = True
             answer = last if isinstance(last, Answer) else None
             self._totals.count_ended(_find_outcome(last), timing, answer)
@@ -111,6 +114,9 @@ class Pending:
     def abandon(self) -> None:
         """Cancels the request. Takes no lock, because garbage collection calls it."""
         self.cancelled = True
+
+    def _so_far(self, timing: Timing) -> Answer:
+        return replace(self._answer(timing), cached_prompt_tokens=self.cached_prompt_tokens)
 
     def _measure(self) -> Timing:
         now = time.monotonic()
@@ -140,6 +146,7 @@ class Ticket(Pending):
         totals: Totals,
     ) -> None:
         super().__init__(request, decoding.answer, totals)
+        self.cached_prompt_tokens: int = 0
         self.prompt = prompt
         self.decoding = decoding
 

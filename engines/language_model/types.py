@@ -150,6 +150,8 @@ class Answer(Completion):
         timing: where the time went.
         others: the other completions, if several were requested (`n`).
         ranking: every candidate of a ranking, most likely first.
+        cached_prompt_tokens: those of `prompt_tokens` that were taken from the prefix cache; `None`
+            where that is not known, as of vLLM.
     """
 
     prompt_tokens: int
@@ -157,6 +159,7 @@ class Answer(Completion):
     timing: Timing
     others: tuple[Completion, ...] = ()
     ranking: tuple[RankedCandidate, ...] = ()
+    cached_prompt_tokens: int | None = None
 
     def _repr_html_(self) -> str:
         timing = self.timing

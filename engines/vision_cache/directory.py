@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import threading
 import time
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iblip.export.errors import OptionError
-from iblip.export.system.files import whole_file
+from iblip.export.system.files import place_of, whole_file
 from iblip.export.system.paths import PathLike, path_from
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,9 @@ _UNFINISHED = re.compile(rf"\.{_ENTRY.pattern}\..+")
 
 
 def cache_directory(path: PathLike | None, mib: int | None = None) -> CacheDirectory | None:
-    """The directory that a user has named, made if it is missing; `None` where none is named.
+    """The directory that a user has named; `None` where none is named.
+
+    Where it is missing it is not made yet: a call that is refused leaves nothing.
 
     Args:
         path: of the directory.
@@ -75,14 +78,19 @@ def cache_directory(path: PathLike | None, mib: int | None = None) -> CacheDirec
         return None
     directory = path_from(path, "vision_cache").absolute()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = directory.stat().st_mode
+        place = place_of(directory)
+        mode, disk = place.stat().st_mode, shutil.disk_usage(place).total
     except OSError as error:
         raise OptionError(
             f"vision_cache is {directory}, which cannot be made: {error.strerror}. Name a "
             "directory, or a place for one."
         ) from error
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+    if mib is not None and 0 < disk < mib * MIB:  # 0: a file system that does not say it
+        raise OptionError(
+            f"vision_cache_mib is {mib}; expected at most {disk // MIB}, all that the disk of "
+            f"{directory} has"
+        )
+    if place == directory and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         logger.warning(
             "anybody on this machine may write to the vision cache %s, and so change answers; "
             "chmod 700 ends that",
@@ -95,7 +103,7 @@ class CacheDirectory:
     """Arrays by key. Thread-safe; other processes may read and write the same directory.
 
     Args:
-        path: of the directory, which exists.
+        path: of the directory, which is made when the first file is written.
         most_bytes: of its files together. Each further process that writes may exceed it by one
             part in `SHARES`.
     """
@@ -107,7 +115,8 @@ class CacheDirectory:
         self._found, self._written = 0, 0
         self._has_warned = False
         try:
-            self._make_place(self._share)
+            with contextlib.suppress(FileNotFoundError):
+                self._make_place(self._share)
         except OSError as error:
             self._warn("listed", error)
         self._written = 0
@@ -163,6 +172,7 @@ class CacheDirectory:
         if len(data) > self.most_bytes - self._share:
             return
         try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_place(len(data))
             # Not synced: what a power cut tears is damaged, and so a miss.
             with whole_file(self._path(key), mode=0o600, synced=False) as file:

@@ -59,6 +59,7 @@ def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
     """
     destination = destination.absolute()
     check_replaceable(destination, kind)
+    missing = [parent for parent in destination.parents if not parent.exists()]
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         lock = destination.with_name(f".{destination.name}.lock")
@@ -78,6 +79,10 @@ def new_build(destination: Path, kind: Kind = BUILD) -> Iterator[Path]:
                 lock.unlink(missing_ok=True)  # while it is held: see `locked`
     except OSError as error:
         raise BuildDirectoryError(_explain(error, destination, kind)) from error
+    finally:
+        for parent in missing:  # those that now hold something stay
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def check_replaceable(destination: Path, kind: Kind = BUILD) -> None:
@@ -141,6 +146,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _explain(error: OSError, destination: Path, kind: Kind) -> str:
+    if isinstance(name := error.filename, str) and destination.parent not in Path(name).parents:
+        return f"{name}: {error.strerror}. Nothing was changed at {destination}."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(destination.parent).free

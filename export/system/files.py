@@ -77,6 +77,29 @@ def link_or_copy(source: Path, target: Path, others: Sequence[Path] = ()) -> Non
         draft.replace(target)
 
 
+def place_of(directory: Path) -> Path:
+    """Returns `directory`, or the nearest one above it that is there; makes nothing.
+
+    Args:
+        directory: an absolute path.
+
+    Raises:
+        OSError: it is something else, or cannot be made.
+    """
+    place = directory
+    while True:
+        try:
+            place.lstat()
+            break
+        except FileNotFoundError:
+            place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if place != directory and not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    return place
+
+
 def refuse_irregular(path: Path) -> None:
     """Refuses what is there but is neither a file nor a directory: to read it may never end.
 

@@ -29,7 +29,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
 
     Raises:
         OptionError: an option that does not fit this machine or the others.
-        CheckpointError: the checkpoint is missing, truncated or not supported.
+        CheckpointError: the checkpoint is missing, truncated or not supported, or is changed
+            meanwhile.
         ExportError, EngineError: a graph or an engine cannot be made.
         VerificationError: the build's numbers or answers leave their limits; nothing is replaced.
         BuildDirectoryError: the destination cannot be written, is something else, or lies on a disk
@@ -45,7 +46,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> Path:
             return destination
         progress.note(f"{destination} is built anew: {change}")
     check_room(settled)
-    with new_build(destination) as work:
+    with new_build(destination) as work, inputs.blamed():
         digests = _fill(work, settled, progress)
         inputs.write(work, digests)
     return destination

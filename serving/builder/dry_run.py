@@ -17,7 +17,7 @@ from iblip.export.progress import Progress, Silent
 from iblip.serving.builder.options import BuildOptions
 from iblip.serving.builder.settled import SettledBuild
 from iblip.serving.builder.settling import settle
-from iblip.serving.server.memory import DECODER, ServingMemory
+from iblip.serving.server.memory import DECODER, ServingMemory, is_estimated
 
 if TYPE_CHECKING:
     from iblip.export.checkpoint.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ class Plan:
         downloaded: bytes of the checkpoint's files that would be downloaded first.
         copied: bytes of the checkpoint's files that would be copied, where they cannot be linked.
         free: bytes, on the disk of `directory`.
-        memory: of a server; `None` where other engines than ONNX Runtime run a component.
+        memory: of a server; `None` where it is not known, as on a GPU.
         gpu: of a GPU that runs components; `None` where none does.
         verify: whether it would be compared with transformers, which takes longer.
     """
@@ -126,7 +126,7 @@ class Plan:
         if self.gpu is not None:
             yield str(self.gpu)
         elif self.memory is None:
-            yield "memory: not known, as another engine runs a component"
+            yield "memory: not known on these engines in this precision"
         else:
             yield self.memory.advice or f"memory: it takes {self.memory}"
         more = ", and comparing with transformers" if self.verify else ""
@@ -219,10 +219,11 @@ def _find_disk(path: Path) -> int:
 def _estimate_memory(
     settled: SettledBuild, components: Sequence[ComponentEstimate]
 ) -> ServingMemory | None:
-    """What a server takes; `None` where another engine runs a component."""
+    """What a server takes; `None` where it is not known."""
     from iblip.export.components.graphs_of_checkpoint import components_from_checkpoint
 
-    if set(settled.engines.values()) != {"onnxruntime"}:
+    precisions = {component.component: component.precision for component in components}
+    if not is_estimated(settled.engines, precisions):
         return None
     graphs = components_from_checkpoint(settled.checkpoint, settled.policy)
     decoder = next(graph for graph in graphs if graph.graph == DECODER)

@@ -8,6 +8,7 @@ same if its sha256 is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from iblip.export.artifact.manifest import MANIFEST
-from iblip.export.errors import InputError
+from iblip.export.errors import CheckpointError, InputError
 from iblip.export.examples import EXAMPLES, read_examples
 from iblip.export.system.files import sha256
 from iblip.export.system.json_text import parse_json
@@ -91,6 +92,27 @@ class Inputs:
 
     told: Mapping[str, Any]
     sources: Mapping[str, Stamp]
+
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Has a failure of the block name a source that has changed or is gone, if one has.
+
+        Of one that vanishes, transformers, safetensors and the system say different things.
+
+        Raises:
+            CheckpointError: the block failed, and a source is not what it was.
+        """
+        try:
+            yield
+        except Exception as error:
+            for path, stamp in self.sources.items():
+                if not stamp.holds(Path(path)):
+                    fate = "was changed" if Path(path).exists() else "is gone"
+                    raise CheckpointError(
+                        f"{path} {fate} since the build began; build again when nothing writes"
+                        " to it"
+                    ) from error
+            raise
 
     def write(self, directory: Path, digests: Mapping[Path, str]) -> None:
         """Writes the record of a build that was made of them into its `directory`.

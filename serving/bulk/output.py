@@ -73,23 +73,35 @@ def open_output(path: Path, job: Mapping[str, Any]) -> Iterator[Output]:
         InputError: it holds something else.
         OSError: it cannot be written.
     """
+    is_new = not path.exists()
     with locked(path, None) as held:
         if not held:
             raise OptionError(f"another process writes to {path}; name another output, or wait")
-        _check_job(path, job)
-        _cut_torn_line(path)
-        present = set(_keys(path))
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
-            output = Output(descriptor, present)
-            yield output
-            output.sync()
-        finally:
-            os.close(descriptor)
+            _check_job(path, job)
+            _cut_torn_line(path)
+            present = set(_keys(path))
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                output = Output(descriptor, present)
+                yield output
+                output.sync()
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            # A run that is refused leaves nothing.
+            if is_new and path.exists() and not path.stat().st_size:
+                _record(path).unlink(missing_ok=True)
+                path.unlink()
+            raise
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.job")
 
 
 def _check_job(path: Path, job: Mapping[str, Any]) -> None:
-    record = path.with_name(f"{path.name}.job")
+    record = _record(path)
     given = json.loads(json.dumps(job))
     if not path.stat().st_size:  # nothing was answered by a run that may have been another
         write_whole(record, json.dumps(given, indent=1).encode() + b"\n")

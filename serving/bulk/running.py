@@ -75,15 +75,29 @@ class BulkSummary:
         answered: questions that were answered.
         failed: questions whose line has an error.
         present: questions whose line was there from before.
+        vision_cache_hits: images that were found encoded, once for each question; `None` of
+            servers, where other callers' count, too.
+        cached_prompt_tokens: positions of prompts that were taken from the prefix cache; `None`
+            where the answers do not say it, as vLLM's.
     """
 
     answered: int
     failed: int
     present: int
+    vision_cache_hits: int | None = None
+    cached_prompt_tokens: int | None = None
 
     def __str__(self) -> str:
         before = f", {self.present:,} from before" if self.present else ""
-        return f"{self.answered:,} answered, {self.failed:,} failed{before}"
+        return f"{self.answered:,} answered, {self.failed:,} failed{before}{self._from_caches()}"
+
+    def _from_caches(self) -> str:
+        counts = {
+            "images from the vision cache": self.vision_cache_hits,
+            "prompt positions from the prefix cache": self.cached_prompt_tokens,
+        }
+        told = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
+        return told and f"; {told}"
 
 
 def run_job(
@@ -131,6 +145,7 @@ class _Run:
         self._held: list[dict[str, Any]] = []
         self._cancelled = threading.Event()
         self._answered = self._failed = self._found = 0
+        self._cached: int | None = None
 
     def work(self) -> _Work:
         """What is left to do: of known length, if that is cheap to know."""
@@ -236,6 +251,8 @@ class _Run:
             self._failed += 1
         else:
             self._answered += 1
+            if (cached := line["cached_prompt_tokens"]) is not None:
+                self._cached = (self._cached or 0) + cached
 
     def _flush(self) -> None:
         held, self._held = self._held, []
@@ -245,7 +262,13 @@ class _Run:
     def summary(self) -> BulkSummary:
         """What has been done, now that all has been asked."""
         self._flush()
-        return BulkSummary(answered=self._answered, failed=self._failed, present=self._found)
+        return BulkSummary(
+            answered=self._answered,
+            failed=self._failed,
+            present=self._found,
+            vision_cache_hits=self._targets.vision_cache_hits(),
+            cached_prompt_tokens=self._cached,
+        )
 
 
 class _LeftError(Exception):

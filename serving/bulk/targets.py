@@ -42,6 +42,10 @@ class Target(Protocol):
         """One answer about `pixels`, uint8 `[images, height, width, 3]`."""
         ...
 
+    def vision_cache_hits(self) -> int | None:
+        """How many images were found encoded; `None` where that is not known, as of a server."""
+        ...
+
     def close(self) -> None:
         """Ends what is under way."""
 
@@ -69,6 +73,10 @@ class ServerTarget:
     ) -> Answer:
         """See `Target`."""
         return self._client.ask(pixels, prompt, options=options, compat=compat, priority="bulk")
+
+    def vision_cache_hits(self) -> int | None:
+        """See `Target`."""
+        return None
 
 
 class BuildTarget:
@@ -104,6 +112,10 @@ class BuildTarget:
         return trim_answer(
             self._pipeline.submit(pixels, prompt, wanted, priority="bulk").result(), preset
         )
+
+    def vision_cache_hits(self) -> int | None:
+        """See `Target`."""
+        return self._pipeline.vision_cache_status().hits
 
     def close(self) -> None:
         """Ends what is under way, and frees the engines; once."""
@@ -191,6 +203,11 @@ class Targets:
         finally:
             with self._lock:
                 self._running[index] -= 1
+
+    def vision_cache_hits(self) -> int | None:
+        """How many images were found encoded, by all; `None` where one does not know it."""
+        hits = [target.vision_cache_hits() for target in self._targets]
+        return None if None in hits else sum(filter(None, hits))
 
     def close(self) -> None:
         """Ends what is under way."""

@@ -21,6 +21,7 @@ import click
 from iblip.export.errors import IblipError
 from iblip.export.messages import closest, did_you_mean
 from iblip.export.system.installing import missing_package
+from iblip.export.system.interrupts import interrupts_sent_again
 from iblip.serving.cli.formatting import (
     FileError,
     discard_output,
@@ -158,6 +159,7 @@ class Commands(click.Group):
             hint = did_you_mean(name, self.list_commands(ctx))
             raise click.UsageError(f"there is no command {name!r}.{hint}", ctx) from None
 
+    @interrupts_sent_again()
     def main(
         self,
         args: Sequence[str] | None = None,

@@ -59,7 +59,9 @@ def command(
     from iblip.export.examples import read_examples
     from iblip.serving.builder.options import BuildOptions
     from iblip.serving.cli.demo_questions import choose_questions, least_right
+    from iblip.serving.server.installation import find_triton
 
+    find_triton(triton)  # before a build that nobody could serve
     model = model or demo_checkpoint()
     source = ModelSource(model=str(model))
     options = BuildOptions(source=source, precision=precision, output=output)

@@ -53,7 +53,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "source": "dtype to bytes of the checkpoint that would be read",
         "downloaded": "bytes that would be downloaded first",
         "disk": "`written`, `linked` and `free` bytes, and whether it `fits`",
-        "memory": "bytes that a server takes; null where another engine runs a component",
+        "memory": "bytes that a server takes; null on a GPU, and of fp16 on OpenVINO",
         "gpu_memory": "bytes of a GPU; null where nothing runs on one",
         "seconds": "estimate, without verification",
         "rates": "what the estimate assumes",
@@ -130,11 +130,17 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "timing": "where the time went, in seconds",
         "others": "the other answers, with `--n`",
         "ranking": "every candidate, most likely first",
+        "cached_prompt_tokens": "of `prompt_tokens`, those from the prefix cache; null where that "
+        "is not known",
     },
     "run": {
         "answered": "questions that were answered",
         "failed": "questions whose line in the output has an error",
         "present": "questions whose line was there before",
+        "vision_cache_hits": "images that were found encoded, once for each question; null of "
+        "servers",
+        "cached_prompt_tokens": "positions that were taken from the prefix cache; null where "
+        "that is not known",
     },
     "demo": {
         "right": "answers that are right",

@@ -126,9 +126,9 @@ def command(
     callers = None if options.keys is None else read_callers(options.keys)
     models = _models(servers, tokenizers, access, options.timeout_s)
     with ExitStack() as closing:
-        write = log_writer(access_log, closing)
         is_child = descriptor is not None
         one = listening(host, port) if descriptor is None else socket.socket(fileno=descriptor)
+        write = log_writer(access_log, closing)  # where the port is taken, it makes no file
         app = app_of(ServedModels(models), options, callers, write)
         if not is_child:
             _announce(url_of(one), [model.name for model in models], options, json_)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,7 +240,7 @@ def command(
     from iblip.serving.launching import check_servable, environment_of_models
     from iblip.serving.repository.assembling import REPOSITORY
     from iblip.serving.repository.native import flags_for
-    from iblip.serving.server.access import check_triton_flags
+    from iblip.serving.server.access import check_triton_flags, check_vulnerabilities
     from iblip.serving.server.health import Health
     from iblip.serving.server.installation import find_triton
     from iblip.serving.server.memory import memory_of_build
@@ -249,7 +250,7 @@ def command(
 
     building = {"precision": precision, "output": output, "revision": revision}
     found = _find_build(build_or_model, building)
-    find_triton(flags["triton"])
+    triton = find_triton(flags["triton"])
     if flags["log"] == Path("-"):
         flags |= {"log": None, "echo_log": True}
     if flags["log"] is not None:
@@ -266,17 +267,16 @@ def command(
     tls = _tls(tls_cert, tls_key, tls_client_ca)
     token = None if token_file is None else read_token(token_file)
     check_gateway(openai_port, openai_keys, tls)
+    options = ServerOptions(policy=requests, tls=tls, token=token, **flags)
+    check_vulnerabilities(options, triton)
     # All that is wrong with the call has been said before a build, which may take hours.
     directory = found or _build_model(build_or_model, building)
     manifest = Manifest.read(directory)
     check_servable(directory, manifest, flags["triton"])
-    options = ServerOptions(
-        policy=requests,
-        tls=tls,
-        token=token,
+    options = replace(
+        options,
         environment=environment_of_models(manifest, vllm_python),
         extra=flags_for(manifest) + triton_flags,
-        **flags,
     )
     if print_command:
         _print_command(directory / REPOSITORY, options, json_)

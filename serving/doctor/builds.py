@@ -261,7 +261,8 @@ def _check_packages(
         verdict="note",
         found=f"Python {container.python} of {container.tag} needs this project{runtime}",
         remedy="The image built by deploy/Dockerfile has them."
-        + (" It lacks openvino: install it in an image on top." if OPENVINO in kinds else ""),
+        if OPENVINO not in kinds
+        else "The image built by deploy/Dockerfile with EXTRA=runtime-openvino has them.",
     )
     if "vllm" in kinds:
         yield Finding(

@@ -152,13 +152,15 @@ def completions_of(answer: Answer) -> tuple[Completion, ...]:
     return (answer, *answer.others)
 
 
-def usage(answer: Answer) -> dict[str, int]:
+def usage(answer: Answer) -> dict[str, Any]:
     """The numbers of tokens; those of a prompt are positions, its images' included."""
     written = sum(one.completion_tokens for one in completions_of(answer))
+    cached = answer.cached_prompt_tokens
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": written,
         "total_tokens": answer.prompt_tokens + written,
+        **({} if cached is None else {"prompt_tokens_details": {"cached_tokens": cached}}),
     }
 
 

@@ -269,6 +269,14 @@ _FORMAT = {
     ]
 }
 
+_USAGE = _object(
+    {name: {"type": "integer"} for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+)
+_USAGE["properties"]["prompt_tokens_details"] = {
+    **_object({"cached_tokens": {"type": "integer"}}),
+    "description": "Of the prefix cache; absent where the engine does not say it.",
+}
+
 _COMPLETION = _object(
     {
         "id": {"type": "string"},
@@ -287,12 +295,7 @@ _COMPLETION = _object(
                 }
             ),
         },
-        "usage": _object(
-            {
-                name: {"type": "integer"}
-                for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-            }
-        ),
+        "usage": _USAGE,
     }
 )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from iblip.engines.kinds import OPENVINO
 from iblip.engines.memory import bytes_a_position
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.messages import size_text
@@ -86,9 +87,25 @@ class ServingMemory:
         )
 
 
+def is_estimated(engines: Mapping[str, str], precisions: Mapping[str, str]) -> bool:
+    """Whether `ServingMemory` holds: on ONNX Runtime on a CPU, and on OpenVINO but for fp16.
+
+    OpenVINO keeps about as much memory of its own, of fp16 twice as much (decisions 52 and 53). The
+    files of the weights, which it keeps mapped, are not counted: the system takes them back.
+
+    Args:
+        engines: kind of engine by component.
+        precisions: keys of `export.precision.DTYPES`, by component.
+    """
+    return all(
+        kind == "onnxruntime" or (kind == OPENVINO and precisions[name] != "fp16")
+        for name, kind in engines.items()
+    )
+
+
 def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None:
-    """Of a build whose components run on ONNX Runtime; `None` where others do, or graphs cannot be
-    read here: a server needs no `onnx`, and tells itself what is missing of a build."""
+    """Of a build; `None` where it is not known (`is_estimated`), or graphs cannot be read here: a
+    server needs no `onnx`, and tells itself what is missing of a build."""
     records = manifest.components
     graphs = {
         directory / graph.path
@@ -98,8 +115,9 @@ def memory_of_build(directory: Path, manifest: Manifest) -> ServingMemory | None
     }
     language_model = records.get("language_model")
     decoder = language_model and language_model.graphs.get(DECODER)
-    elsewhere = any(record.engine.kind != "onnxruntime" for record in records.values())
-    if not decoder or elsewhere or find_spec("onnx") is None:
+    engines = {name: record.engine.kind for name, record in records.items()}
+    precisions = {name: record.precision for name, record in records.items()}
+    if not decoder or not is_estimated(engines, precisions) or find_spec("onnx") is None:
         return None
     if not all(path.is_file() for path in graphs):
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from iblip.engines.vision_cache.directory import CacheDirectory
+from iblip.engines.vision_cache.directory import MIB, CacheDirectory
 from iblip.export.errors import OptionError
 from iblip.export.system.paths import settle_paths
 from iblip.serving.credentials import check_token
@@ -81,8 +81,12 @@ class ServerOptions:
                 raise OptionError(f"{name} is {value}; expected 0 (any free one) to 65535")
             if name.endswith("_timeout_s") and not value > 0:
                 raise OptionError(f"{name} is {value}; expected more than 0 seconds")
-        if self.cache_mib < 0:
-            raise OptionError(f"cache_mib is {self.cache_mib}; expected 0 (no cache) or more MiB")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+        if not 0 <= self.cache_mib <= memory:  # Triton takes all of it at its start
+            raise OptionError(
+                f"cache_mib is {self.cache_mib}; expected 0 (no cache) to {memory} MiB, the memory "
+                "of this machine"
+            )
         if not 0 <= self.max_http_body_mib <= MOST_MIB:
             raise OptionError(
                 f"max_http_body_mib is {self.max_http_body_mib}; expected 0 (no wall before "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from iblip.engines.language_model.types import (
@@ -17,6 +17,8 @@ from iblip.engines.language_model.types import (
 from iblip.export.errors import ContractError
 from iblip.export.system.json_text import parse_json
 
+FIELDS = frozenset(field.name for field in fields(Answer))
+
 
 def finish_from_answer(answer: Answer) -> str:
     """The `finish` tensor of an answer's last response: JSON, without the text itself."""
@@ -28,11 +30,13 @@ def finish_from_answer(answer: Answer) -> str:
 def answer_from_finish(text: str, finish: str) -> Answer:
     """The inverse of `finish_from_answer`, given the joined text.
 
+    What a later server adds is ignored.
+
     Raises:
         ContractError: `finish` is not what `finish_from_answer` writes.
     """
     try:
-        content = parse_json(finish)
+        content = {key: value for key, value in parse_json(finish).items() if key in FIELDS}
         content["timing"] = Timing(**content["timing"])
         content["others"] = tuple(Completion(**_completion(other)) for other in content["others"])
         content["ranking"] = tuple(

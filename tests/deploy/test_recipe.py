@@ -118,7 +118,8 @@ def test_versions_are_those_of_the_constraints(commands):
     assert "--constraint constraints.txt" in install
     assert '".[${EXTRA}]"' in install
     pinned = {canonicalize_name(name) for name in PINS}
-    assert packages_of("") | packages_of("runtime-gpu") | packages_of("runtime-cpu") <= pinned
+    for extra in ("", "runtime-gpu", "runtime-openvino"):
+        assert packages_of(extra) <= pinned
     python = DEPLOYED.python.rpartition(".")[0]
     assert python in ("3.11", "3.12")  # what the Makefile allows
 
@@ -130,6 +131,7 @@ def test_a_language_model_on_cuda_finds_all_that_it_imports(commands):
     assert "onnxruntime" not in installed  # it has the same files as onnxruntime-gpu
     runtime = {"llguidance", "ml-dtypes", "onnx-ir", "onnxruntime", "tokenizers", "tritonclient"}
     assert packages_of("runtime-cpu") == runtime
+    assert packages_of("runtime-openvino") == {*runtime, "openvino"}
 
 
 def test_the_extras_of_a_gpu_are_those_that_work_together():
@@ -203,7 +205,7 @@ def test_compose_keeps_to_the_recipe(tmp_path):
 
 
 def test_every_variable_is_taken_and_explained(tmp_path):
-    text = (DEPLOY / "compose.yaml").read_text()
+    text = "".join(file.read_text() for file in DEPLOY.glob("compose*.yaml"))
     names = set(re.findall(r"\$\{(IBLIP_\w+)", text))
     page = (REPOSITORY / "docs" / "deploy.md").read_text()
     assert names == set(re.findall(r"`(IBLIP_\w+)`", page))
@@ -224,6 +226,9 @@ def test_without_a_gpu_none_is_asked_for(tmp_path):
     service = compose("compose.yaml", "compose.cpu.yaml", IBLIP_BUILD=str(tmp_path))
     assert not service["deploy"]["resources"].get("reservations")
     assert service["build"]["args"] == {"EXTRA": "runtime-cpu"}
+    other = {"IBLIP_BUILD": str(tmp_path), "IBLIP_EXTRA": "runtime-openvino"}
+    service = compose("compose.yaml", "compose.cpu.yaml", **other)
+    assert service["build"]["args"] == {"EXTRA": "runtime-openvino"}
     assert service["deploy"]["resources"]["limits"]
 
 

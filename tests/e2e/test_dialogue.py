@@ -180,6 +180,8 @@ def test_what_was_said_and_shown_before_counts(api, conversations):
     whole = api.create(model="x", messages=messages, max_tokens=LIMIT)
     last = api.create(model="x", messages=messages[-1:], max_tokens=LIMIT)
     assert whole.usage.prompt_tokens > last.usage.prompt_tokens
+    again = api.create(model="x", messages=messages, max_tokens=LIMIT).usage
+    assert 0 < again.prompt_tokens_details.cached_tokens < again.prompt_tokens
     others = [messages[2], *messages[1:]]  # the first image is another
     logprobs = [
         api.create(model="x", messages=one, max_tokens=4, logprobs=True).choices[0].logprobs.content

@@ -74,10 +74,20 @@ OTHER = Completion(text="o\nther", token_ids=(7,), finish_reason="stop", complet
         replace(ANSWER, score=-0.75, others=(OTHER, replace(OTHER, score=-1.5))),
         replace(ANSWER, others=(replace(OTHER, logprobs=LOGPROBS),)),
         replace(ANSWER, finish_reason="ranked", score=-0.5, ranking=RANKED),
+        replace(ANSWER, cached_prompt_tokens=8),
     ],
 )
 def test_an_answer_survives_the_wire(answer):
     assert answer_from_finish(answer.text, finish_from_answer(answer)) == answer
+
+
+def test_servers_before_and_after_this_one_are_read():
+    content = json.loads(finish_from_answer(replace(ANSWER, cached_prompt_tokens=8)))
+    assert answer_from_finish(ANSWER.text, json.dumps({**content, "later": 3})) == replace(
+        ANSWER, cached_prompt_tokens=8
+    )
+    del content["cached_prompt_tokens"]
+    assert answer_from_finish(ANSWER.text, json.dumps(content)) == ANSWER
 
 
 @pytest.mark.parametrize("finish", ["", "[]", "{}", "null", '{"timing": 3}'])

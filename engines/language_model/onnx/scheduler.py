@@ -101,7 +101,9 @@ class Scheduler:
         if job.prompt is None:
             request = job.ticket.request
             job.prompt = self._model.read(request.visual_prompt, job.ticket.prompt)
-        self._totals.cached_prompt_tokens += self._model.reuse(job.slots[0], job.prompt)
+        cached = self._model.reuse(job.slots[0], job.prompt)
+        job.ticket.cached_prompt_tokens += cached
+        self._totals.cached_prompt_tokens += cached
 
     def _read(self, jobs: Sequence[_Job]) -> None:
         prompts = {job.slots[0]: job.prompt for job in jobs if job.prompt}

@@ -40,9 +40,13 @@ def test_another_object_finds_what_one_has_written(tmp_path: Path) -> None:
     assert other.size == SIZE == files(tmp_path)[0].stat().st_size
 
 
-def test_a_new_directory_is_the_users_alone(tmp_path: Path) -> None:
+def test_a_new_directory_is_made_for_the_first_file_and_is_the_users_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     opened = cache_directory(tmp_path / "new" / "cache")
     assert opened is not None
+    assert opened.read(key(1)) is None
+    assert (files(tmp_path), caplog.records) == ([], [])
     opened.write(key(1), EMBEDS)
     assert (tmp_path / "new" / "cache").stat().st_mode & 0o777 == 0o700
     assert files(opened.path)[0].stat().st_mode & 0o777 == 0o600
@@ -174,17 +178,30 @@ def full_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def removed(path: Path) -> Iterator[None]:
+def replaced(path: Path) -> Iterator[None]:
+    """By a file."""
     shutil.rmtree(path)
+    path.touch()
     yield
+    path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize("state", [full_disk, removed])
+def test_a_directory_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    cache = CacheDirectory(tmp_path / "cache", MIB)
+    for _ in range(2):
+        cache.write(key(1), EMBEDS)
+        assert cache.read(key(1)) is not None
+        shutil.rmtree(tmp_path / "cache")
+        assert cache.read(key(1)) is None
+
+
+@pytest.mark.parametrize("state", [full_disk, replaced])
 def test_what_cannot_be_written_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, state: object
 ) -> None:
     path = tmp_path / "cache"
+    path.mkdir()
     cache = cache_directory(path)
     assert cache is not None
     with caplog.at_level(logging.WARNING), state(path):  # type: ignore[operator]
@@ -216,12 +233,20 @@ def test_a_directory_that_may_only_be_read_still_answers(
 
 def test_what_is_no_directory_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="cannot be made: File exists"):
+    with pytest.raises(OptionError, match="cannot be made: Not a directory"):
         cache_directory(tmp_path / "file")
     with pytest.raises(OptionError, match="cannot be made: Not a directory"):
         cache_directory(tmp_path / "file" / "below")
+    with pytest.raises(OptionError, match="cannot be made: File name too long"):
+        cache_directory(tmp_path / ("x" * 256))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OptionError, match="cannot be made: Not a directory"):
+        cache_directory(tmp_path / "link")
     with pytest.raises(OptionError, match="is 0; expected 1 or more MiB"):
         cache_directory(tmp_path / "new", 0)
+    for absurd in (1 << 44, 10**30):
+        with pytest.raises(OptionError, match=f"is {absurd}; expected at most .* the disk of"):
+            cache_directory(tmp_path / "new" / "cache", absurd)
     with pytest.raises(OptionError, match="there is no vision_cache"):
         cache_directory(None, 10)
     assert cache_directory(None) is None

@@ -38,6 +38,25 @@ def test_a_failed_build_leaves_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if "building" in path.name] == []
 
 
+def test_a_file_elsewhere_is_not_said_to_be_the_builds(tmp_path):
+    missing = tmp_path / "elsewhere" / "file"
+    with (
+        pytest.raises(
+            BuildDirectoryError, match=rf"^{missing}: No such file or directory\. Nothing"
+        ),
+        new_build(tmp_path / "builds" / "demo"),
+    ):
+        missing.read_bytes()
+
+
+def test_a_failed_build_leaves_no_directory_that_it_made(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way(tmp_path / "new" / "builds" / "demo")
+    assert list(tmp_path.iterdir()) == []
+    make(tmp_path / "new" / "builds" / "demo", "one")
+    assert (tmp_path / "new" / "builds" / "demo" / MANIFEST).read_text() == "one"
+
+
 def test_a_killed_build_leaves_the_old_one_and_the_next_one_cleans_up(tmp_path):
     destination = tmp_path / "build"
     make(destination, "one")

@@ -89,6 +89,24 @@ def test_the_plan_is_printed_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+ENGINES = ("onnxruntime", "openvino")
+
+
+def test_on_openvino_a_server_takes_as_much_but_for_fp16():
+    pytest.importorskip("openvino")
+
+    def planned(*words, engine="openvino"):
+        engines = ["--engine", engine, "--llm-engine", engine]
+        return CliRunner().invoke(export, ["build", "--dry-run", "--json", *engines, *words])
+
+    for words in ([], ["--precision", "language_model=int4"]):
+        memory = [json.loads(planned(*words, engine=e).stdout)["memory"] for e in ENGINES]
+        del memory[0]["available"], memory[1]["available"]
+        assert memory[0] == memory[1] is not None
+    half = planned("--precision", "vision_encoder=fp16")
+    assert json.loads(half.stdout)["memory"] is None
+
+
 def test_files_on_another_disk_are_copies(tmp_path, checkpoints, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(checkpoints / "instructblip-demo-vicuna", other, symlinks=True)

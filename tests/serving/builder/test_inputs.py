@@ -12,6 +12,7 @@ import pytest
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.export.artifact.manifest import MANIFEST
 from iblip.export.checkpoint.source import ModelSource
+from iblip.export.errors import CheckpointError
 from iblip.export.progress import Silent
 from iblip.serving.builder.build import build
 from iblip.serving.builder.inputs import RECORD, find_difference, inputs_of
@@ -47,6 +48,33 @@ def made(random_checkpoint, tmp_path_factory):
     options = BuildOptions(source=source, output=place / "build", verification=None)
     build(options)
     return model, options
+
+
+def remove(file):
+    file.unlink()
+
+
+def cut(file):
+    os.truncate(file, 300)
+
+
+@pytest.mark.parametrize("stage", ["write weights", "compare graphs"])
+@pytest.mark.parametrize(("harm", "fate"), [(remove, "is gone"), (cut, "was changed")])
+def test_a_source_that_changes_meanwhile_is_named(made, tmp_path, stage, harm, fate):
+    model = shutil.copytree(made[0], tmp_path / "model")
+    file = model / "model.safetensors"
+
+    class Harm(Silent):
+        def stage(self, title, total=None, unit=""):
+            if title.startswith(stage):
+                harm(file)
+            return super().stage(title, total, unit)
+
+    source = ModelSource(model=str(model))
+    options = BuildOptions(source=source, output=tmp_path / "builds" / "new")
+    with pytest.raises(CheckpointError, match=f"{file} {fate} since the build began"):
+        build(options, Harm())
+    assert list(tmp_path.iterdir()) == [model]
 
 
 @pytest.fixture

@@ -80,6 +80,9 @@ class Echo:
             timing=Timing(vision_s=0, queue_s=0, prefill_s=0, decode_s=0),
         )
 
+    def vision_cache_hits(self) -> int | None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

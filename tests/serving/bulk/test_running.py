@@ -53,6 +53,7 @@ def test_every_image_has_a_line_in_their_order(folder, output):
     assert "is not an image" in lines[12]["error"]["message"]
     assert (summary.answered, summary.failed, summary.present) == (12, 1, 0)
     assert str(summary) == "12 answered, 1 failed"
+    assert (summary.vision_cache_hits, summary.cached_prompt_tokens) == (None, None)
 
 
 def test_a_second_run_asks_only_what_has_no_line(folder, output):
@@ -117,6 +118,11 @@ def test_two_rows_of_one_id_and_prompt_are_refused_before_any_is_asked(tmp_path,
     with pytest.raises(InputError, match=r"two rows have the id 'x' and the prompt 'What\?'"):
         run(path, output, echo)
     assert echo.asked == []
+    assert list(output.parent.glob(f"{output.name}*")) == []
+    output.touch()  # as a script that has asked for a name of its own
+    with pytest.raises(InputError, match="two rows have the id"):
+        run(path, output, echo)
+    assert output.exists()
 
 
 def test_without_a_prompt_nothing_is_asked_unless_the_model_captions(folder, output, tmp_path):
@@ -180,7 +186,7 @@ def test_a_run_whose_options_are_always_refused_ends_and_one_that_has_begun_goes
     echo.fails = {row["prompt"]: OptionError("num_beams is 64") for row in rows}
     with pytest.raises(OptionError, match=r"16 questions in a row failed, .* num_beams is 64"):
         run(path, output, echo, options={"num_beams": 64})
-    assert lines_of(output) == []
+    assert list(output.parent.glob(f"{output.name}*")) == []
     again = Echo()
     again.fails = {prompt: error for prompt, error in echo.fails.items() if prompt != "2?"}
     summary = run(path, output, again)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
+import weakref
 from dataclasses import fields
 
 import click
@@ -162,3 +165,19 @@ def test_what_is_no_build_is_said(tmp_path):
     done = CliRunner().invoke(iblip, ["serve", str(tmp_path)])
     assert done.exit_code == 1
     assert done.stderr.startswith(f"error: {tmp_path} is not a build: it has no manifest.json")
+
+
+def test_an_interrupt_in_a_callback_ends_a_command_too():
+    """Python itself prints it and goes on."""
+    group = Commands("group")
+
+    @group.command()
+    def wait():
+        held = threading.Event()
+        reference = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGINT))
+        del held
+        assert reference() is None
+        threading.Event().wait(60)
+
+    done = CliRunner().invoke(group, ["wait"])
+    assert (done.exit_code, done.stderr.strip()) == (130, "interrupted.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -40,3 +42,20 @@ def test_an_output_that_cannot_be_written_is_named(vicuna_build, folder, tmp_pat
     error = json.loads(result.stdout)["error"]
     assert error["kind"] == "FileError"
     assert error["message"].startswith(f"{output}: ")
+
+
+def test_what_caches_had_is_said(demo_build, examples, folder, tmp_path):
+    shutil.copyfile(examples[0].image, folder / "image.webp")
+    words = ["-q", "run", folder, "--build", demo_build("minigpt4-demo"), "--max-new-tokens", 2]
+    words += ["--prompt", "What is it?", "--vision-cache", tmp_path / "cache", "--output"]
+    first = call(*words, tmp_path / "first.jsonl")
+    assert first.stdout == f"{tmp_path / 'first.jsonl'}: 1 answered, 0 failed\n"
+    both = call(*words, tmp_path / "both.jsonl", "--prompt", "Where is it?")
+    assert re.search(
+        r": 2 answered, 0 failed; 2 images from the vision cache, \d+ prompt positions from the "
+        r"prefix cache\n$",
+        both.stdout,
+    )
+    again = call(*words, tmp_path / "again.jsonl", "--json")
+    result = json.loads(again.stdout)
+    assert (result["vision_cache_hits"], result["cached_prompt_tokens"]) == (1, 0)

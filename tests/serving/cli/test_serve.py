@@ -40,3 +40,34 @@ def test_what_is_neither_is_a_wrong_call(words, tmp_path, monkeypatch):
     done = serve(*words)
     assert done.exit_code == 2
     assert f"there is no build and no model {words[0]}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--triton", "nowhere"],
+        ["--vllm-python", "nowhere"],
+        ["--tls-cert", "nowhere"],
+        ["--token-file", "nowhere"],
+        ["--max-http-body", "-1"],
+        ["--http-port", "0"],
+        ["--vision-cache-size", "17592186044416"],
+        ["--vision-cache-size", "1e30"],
+        ["--cache-size", "17592186044416"],
+    ],
+)
+def test_a_call_that_is_refused_leaves_nothing(words, vicuna_build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = serve(vicuna_build, "--vision-cache", "new/cache", *words)
+    assert done.exit_code in (1, 2)
+    assert done.stderr.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--http-port", "70000"], ["--host", "0.0.0.0"]])
+def test_a_call_that_is_refused_builds_nothing(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = serve(demo_checkpoint(), *words)
+    assert done.exit_code in (1, 2)
+    assert done.stderr.splitlines()[0].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []

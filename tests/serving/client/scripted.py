@@ -43,13 +43,16 @@ def fail(code, text, **metadata):
     return act
 
 
-def say(*pieces, error=""):
-    """Sends pieces of text, and then an error, or the end of the answer."""
+def say(*pieces, error="", cached=None):
+    """Sends pieces of text, and then an error, or the end of the answer.
+
+    `cached` of the prompt's positions are from the prefix cache.
+    """
 
     def act(context):
         for piece in pieces:
             yield response(piece)
-        yield response(error=error) if error else response("", finish("".join(pieces)))
+        yield response(error=error) if error else response("", finish("".join(pieces), cached))
 
     return act
 
@@ -76,7 +79,7 @@ STOPPING = fail(
 )
 
 
-def finish(text):
+def finish(text, cached=None):
     return finish_from_answer(
         Answer(
             text=text,
@@ -86,6 +89,7 @@ def finish(text):
             completion_tokens=1,
             seed=None,
             timing=Timing(vision_s=0, queue_s=0, prefill_s=0, decode_s=0),
+            cached_prompt_tokens=cached,
         )
     )
 

@@ -116,6 +116,11 @@ def test_a_container_for_cuda_is_said_to_need_the_bindings(made):
     assert "onnxruntime-gpu and cuda-bindings" in about(there, "Python models").found
 
 
+def test_a_container_for_openvino_is_said_to_need_its_extra(made):
+    there = findings_of_build(made("openvino"), WITH_GPU, DEPLOYED).there
+    assert "EXTRA=runtime-openvino" in about(there, "Python models").remedy
+
+
 def test_a_gpu_that_does_not_hold_what_a_build_recorded_is_said(made):
     row = ComponentMemory(component="vision_encoder", weights=30 << 30, work=0)
     build = made("onnxruntime-cuda", memory=row.to_json())

@@ -83,6 +83,17 @@ def test_a_stream_ends_with_its_reason_and_its_usage(server, running):
     assert all(one.usage is None for one in running.ask(stream=True))
 
 
+@pytest.mark.parametrize("cached", [0, 1])
+def test_usage_says_what_the_prefix_cache_had(server, running, cached):
+    server.script += [say("A", cached=cached), say("A", cached=cached)]
+    answer = running.ask()
+    assert answer.usage.prompt_tokens_details.cached_tokens == cached
+    chunks = list(running.ask(stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens == cached
+    server.script.append(say("A"))  # vLLM, or a server from before
+    assert running.ask().usage.prompt_tokens_details is None
+
+
 def test_an_asynchronous_client(server, running):
     server.script += [say("one"), say("t", "wo")]
 

@@ -145,6 +145,7 @@ def test_python_models_get_this_interpreter_first(tmp_path):
     [
         ({"http_port": 70000}, "http_port is 70000; expected 0"),
         ({"cache_mib": -1}, "cache_mib is -1"),
+        ({"cache_mib": 1 << 44}, "to [0-9]+ MiB, the memory of this machine"),
         ({"ready_timeout_s": 0}, "ready_timeout_s is 0; expected more than 0 seconds"),
     ],
 )

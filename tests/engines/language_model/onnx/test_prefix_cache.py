@@ -261,12 +261,16 @@ class Asking:
     Args:
         directory: of the build.
         prefix_cache: whether it has one.
+
+    Attributes:
+        told: positions that answers say were taken from it.
     """
 
     def __init__(self, directory: Path, *, prefix_cache: bool) -> None:
         self.manifest = Manifest.read(directory)
         limits = EngineLimits(prefix_cache=prefix_cache)
         self.engine = open_engine(directory, self.manifest, threads=1, limits=limits)
+        self.told = 0
 
     def __call__(self, image: Array, prompts: Sequence[str], **options: Any) -> list[Any]:
         """Tokens and scores of the answers to questions that are asked together."""
@@ -275,6 +279,7 @@ class Asking:
             GenerationRequest(prompt=p, visual_prompt=image, options=asked) for p in prompts
         ]
         answers = [one.result() for one in [self.engine.submit(request) for request in requests]]
+        self.told += sum(one.cached_prompt_tokens or 0 for one in answers)
         return [[(one.token_ids, one.score) for one in (a, *a.others)] for a in answers]
 
     def close(self) -> None:
@@ -326,6 +331,7 @@ def test_demos_answer_alike_with_and_without(
             said += [ask(image, QUESTIONS[:1], **options) for image in demo_images]
             found.append(said)
             counts.append(ask.read_and_cached)
+            assert ask.told == counts[-1][1]
             queries = ask.manifest.language_model.num_query_tokens
     assert found[0] == found[1]
     (read, cached), (all_read, nothing) = counts
