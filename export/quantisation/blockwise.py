@@ -69,7 +69,8 @@ def _to_integers(
 ) -> torch.Tensor:
     factors = torch.where(scales == 0, 0, 1 / scales)[:, None]
     # Adding a half and cutting off is rounding, and one pass less.
-    return (blocks * factors).add_(zeros + 0.5).clamp_(0, 2**bits - 1).to(torch.uint8)
+    floats = (blocks * factors).add_(zeros + 0.5).clamp_(0, 2**bits - 1)
+    return floats.to(torch.int16).to(torch.uint8)  # at once takes torch four times as long
 
 
 def k_quant(blocks: torch.Tensor, bits: int, round_scales: RoundScales) -> Quantised:

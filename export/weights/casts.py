@@ -37,10 +37,20 @@ def array_from_tensor(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def cast(values: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], bool]:
-    """Returns the values in `dtype`, a key of `artifact.contract.DTYPES`, and if all are finite."""
+    """Returns the values in `dtype`, a key of `artifact.contract.DTYPES`, and if all are finite.
+
+    They are not examined where that dtype holds every value of their own, or no infinity.
+    """
     import torch
 
-    result = tensor_from_array(values).to(getattr(torch, dtype))
-    # The greatest magnitude is NaN if any value is.
-    finite = not result.is_floating_point() or not result.numel() or result.abs().amax().isfinite()
-    return array_from_tensor(result).reshape(values.shape), bool(finite)
+    array = np.empty(values.shape, DTYPES[dtype])  # in huge pages, which torch does not ask for
+    source, result = tensor_from_array(values), tensor_from_array(array)
+    result.copy_(source)
+    widened = source.is_floating_point() and result.dtype == torch.promote_types(
+        source.dtype, result.dtype
+    )
+    if widened or not result.is_floating_point() or not result.numel():
+        finite = True
+    else:  # the greatest magnitude is NaN if any value is
+        finite = bool(result.abs().amax().isfinite())
+    return array, finite
