@@ -109,7 +109,10 @@ class Attention(Op):  # type: ignore[misc]
         return True
 
     def evaluate(self, outputs: Any, inputs: Any) -> bool:
-        """Runs on the tensors' own memory."""
+        """Runs on the tensors' own memory; without slots, to no purpose but the weights'."""
+        if not self._runner.bound:
+            outputs[0].data[...] = 0
+            return True
         self._runner(self._index, outputs[0].data, [tensor.data for tensor in inputs])
         return True
 
@@ -123,6 +126,7 @@ class AttentionRunner:
     Attributes:
         layers: in the order of `Attention`'s indices.
         operators: that call it.
+        weights: what owns memory that constants of the model share.
         bound: the graph's inputs that are slots or bounds of lengths, by name, for the next run.
     """
 
@@ -130,6 +134,7 @@ class AttentionRunner:
         self._threads = threads
         self.layers: list[Layer] = []
         self.operators: list[Attention] = []
+        self.weights: list[Any] = []
         self.bound: Mapping[str, Array] = {}
         self._bindings: dict[int, Binding] = {}
         self._slots: dict[tuple[int, str], Array] = {}
@@ -169,6 +174,7 @@ class AttentionRunner:
         for operator in self.operators:
             operator.set_arguments([])
         self.operators.clear()
+        self.weights.clear()
         self.layers.clear()
         self.bound = {}
         self._bindings.clear()

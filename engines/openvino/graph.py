@@ -69,9 +69,27 @@ class OpenVinoGraph:
             computed = {name for port in model.outputs for name in port.get_names()}
             self._outputs = [spec.name for spec in contract.outputs if spec.name in computed]
             self._request = _core().compile_model(model, "CPU", settings).create_infer_request()
+            self._prepare_weights()
         except RuntimeError as error:
             message = f"OpenVINO cannot load {path} ({error}). Build it again."
             raise EngineError(message) from error
+
+    def _prepare_weights(self) -> None:
+        """Runs once: OpenVINO's matmuls copy weights at their first run, in their kernels' order.
+
+        Otherwise the first request would wait, and the weights' files stay in memory as well.
+        """
+        import openvino
+
+        from iblip.engines.openvino.weights import release
+
+        for spec in self.contract.inputs:
+            if self.is_input(spec.name):
+                shape = [axis if isinstance(axis, int) else 1 for axis in spec.axes]
+                zeros = np.zeros(shape, spec.numpy_dtype)
+                self._request.set_tensor(spec.name, openvino.Tensor(zeros))
+        self._request.infer()
+        release(self._path.parent)
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """As `engines.language_model.onnx.graph.Graph.__call__`."""
@@ -162,10 +180,14 @@ def _core() -> Any:
     import openvino
     from openvino.frontend.onnx import ConversionExtension
 
-    from iblip.engines.openvino.attention import DOMAIN, NAME, convert
+    from iblip.engines.openvino import attention, weights
 
     core = openvino.Core()
-    core.add_extension(ConversionExtension(NAME, DOMAIN, lambda node: convert(_reading[-1], node)))
+    for name, domain, convert in (
+        (attention.NAME, attention.DOMAIN, lambda node: attention.convert(_reading[-1], node)),
+        (weights.NAME, weights.DOMAIN, lambda node: weights.convert(_reading[-1].weights, node)),
+    ):
+        core.add_extension(ConversionExtension(name, domain, convert))
     return core
 
 
