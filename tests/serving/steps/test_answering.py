@@ -123,7 +123,7 @@ class FakeReply:
 
     def _end(self, end):
         assert not self.ended.is_set()
-        self.end = end
+        self.end, self.ender = end, threading.current_thread()
         self.ended.set()
 
 
@@ -157,6 +157,15 @@ def test_deltas_then_the_finish(answering):
     assert reply.ended.wait(10)
     assert reply.texts == ["a ", "7"]
     assert reply.end.text == "a 7"
+
+
+def test_answers_are_followed_by_the_threads_of_earlier_ones(answering):
+    running = answering(*[FakeGeneration([answer("7")]) for _ in range(50)])
+    replies = [FakeReply() for _ in range(50)]
+    for reply in replies:
+        running.answer(question(), reply)
+        assert reply.ended.wait(10)
+    assert len({reply.ender for reply in replies}) < 25
 
 
 @pytest.mark.parametrize("error", [QueueFullError("256 wait"), InputError("too long")])
