@@ -139,13 +139,14 @@ class BaseClient:
         }
         return partial(type(self), self.url, **settings), ()
 
-    def _connect_channel(self, grpc: Any) -> tuple[Any, Service]:
-        """A channel of `grpc` or `grpc.aio`, and the service behind it."""
+    def _connect_channel(self, grpc: Any, *more: tuple[str, Any]) -> tuple[Any, Service]:
+        """A channel of `grpc` or `grpc.aio` with more options, and the service behind it."""
         target = self._address.target
         direct = self._address.proxy_variable is None
         connect = self.timeout.connect
         options: list[tuple[str, Any]] = [
-            *channel_options(self._keepalive, proxy=not direct, connect=connect)
+            *channel_options(self._keepalive, proxy=not direct, connect=connect),
+            *more,
         ]
         if self._tls is None:
             channel = grpc.insecure_channel(target, options=options)

@@ -8,18 +8,42 @@ main thread waits at a queue that is written in C, where it may be interrupted.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+MOST_IDLE = 8
+"""Threads that wait for the next call. Starting one costs more than a short answer's way back."""
+
+_idle: list[SimpleQueue[Callable[[], object]]] = []
+"""Where each of them waits."""
+
+os.register_at_fork(after_in_child=_idle.clear)  # a child has none of the threads
+
+
 def _start(function: Callable[[], object]) -> None:
     context = copy_context()  # in which a caller's interceptors may have a trace, for example
-    threading.Thread(target=context.run, args=(function,), name="iblip-call", daemon=True).start()
+    try:
+        inbox = _idle.pop()
+    except IndexError:
+        inbox = SimpleQueue()
+        threading.Thread(target=_work, args=(inbox,), name="iblip-call", daemon=True).start()
+    inbox.put(partial(context.run, function))
+
+
+def _work(inbox: SimpleQueue[Callable[[], object]]) -> None:
+    while True:
+        inbox.get()()
+        if len(_idle) >= MOST_IDLE:
+            return
+        _idle.append(inbox)
 
 
 def apart(call: Callable[[], T]) -> T:

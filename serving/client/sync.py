@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc  # type: ignore[import-untyped]
+from grpc.experimental import ChannelOptions  # type: ignore[import-untyped]
 
 from iblip.engines.language_model.keywords import (
     GenerationKeywords,
@@ -65,7 +66,9 @@ class Client(BaseClient):
     """
 
     def _open(self) -> None:
-        self._channel, self._service = self._connect_channel(grpc)
+        # Whoever reads a stream receives it, too: otherwise gRPC has a thread between.
+        alone = (ChannelOptions.SingleThreadedUnaryStream, 1)
+        self._channel, self._service = self._connect_channel(grpc, alone)
 
     def __enter__(self) -> Self:
         return self

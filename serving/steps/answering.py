@@ -44,6 +44,9 @@ CHECKERS = 2
 """Questions with a JSON schema that are checked at the same time: a new schema may take a second of
 a processor, and nobody else waits for it."""
 
+ANSWERS = 1 << 16
+"""Answers that are followed at the same time, at most: more than any queue holds."""
+
 STOPPING = "the server is stopping"
 
 Encode = Callable[[Question], npt.NDArray[Any]]
@@ -126,7 +129,6 @@ class Answering:
         self._poll_s = poll_s
         self._open: dict[_Caller, None] = {}
         self._coming: set[_Caller] = set()
-        self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._checking, self._decoding, self._encoding = self._lines = [
@@ -142,6 +144,9 @@ class Answering:
             for _ in range(count)
         ]
         self._refusing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refuse")
+        # A thread for each answer, and those of earlier ones again: to start one costs a short
+        # answer half a millisecond.
+        self._following = ThreadPoolExecutor(max_workers=ANSWERS, thread_name_prefix="answer")
         self._watcher = threading.Thread(target=self._watch, name="watch-callers", daemon=True)
         for thread in (*self._workers, self._watcher):
             thread.start()
@@ -196,12 +201,10 @@ class Answering:
         for thread in self._workers:
             thread.join()
         with self._lock:
-            threads = list(self._threads)
             left = [caller for line in self._lines for caller in line.callers]
         for caller in left:
             self._end(caller, EngineError(STOPPING))
-        for thread in threads:
-            thread.join()
+        self._following.shutdown()
 
     def _callers(self) -> list[_Caller]:
         with self._lock:
@@ -266,14 +269,10 @@ class Answering:
         if caller.has_ended:  # meanwhile
             return
         generation = self._engine.submit(question.request(visual_prompt))
-        thread = threading.Thread(
-            target=self._follow, args=(generation, caller), name="answer", daemon=True
-        )
         with self._lock:
             caller.generation = generation
             self._coming.discard(caller)
-            self._threads.add(thread)
-        thread.start()
+        self._following.submit(self._follow, generation, caller)
         if caller.has_ended:
             generation.cancel()
 
@@ -285,9 +284,6 @@ class Answering:
         except Exception as error:  # as in `answer`
             generation.cancel()
             self._end(caller, error)
-        finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
 
     def _give_up(self, caller: _Caller) -> None:
         """Ends what nobody waits for any more."""

@@ -31,6 +31,19 @@ for _ in range(10):
         print(client.ask(image, "?", timeout=20).text, flush=True)
 """
 
+FORKED = """
+import os
+from iblip.serving.client import interrupts
+
+interrupts.apart(int)
+while not interrupts._idle:  # until the thread waits for the next call
+    pass
+child = os.fork()
+interrupts.apart(int)
+if child:
+    print(os.waitpid(child, 0)[1])
+"""
+
 
 def test_a_client_answers_after_ctrl_c():
     with Server() as server:
@@ -68,6 +81,19 @@ def test_what_the_other_thread_raises_is_raised_here():
     with pytest.raises(KeyError) as caught:
         apart(fail)
     assert caught.value.args != (threading.main_thread(),)
+
+
+def test_the_main_threads_calls_share_a_few_threads():
+    callers = {apart(threading.current_thread) for _ in range(50)}
+    callers |= {next(Responses(lambda: iter([threading.current_thread()]))) for _ in range(50)}
+    assert len(callers) < 50
+
+
+def test_a_call_in_a_forked_process_ends():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_an_end_stays_an_end():

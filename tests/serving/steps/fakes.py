@@ -115,7 +115,7 @@ class FakeReply:
 
     def _end(self, end):
         assert not self.ended.is_set()
-        self.end = end
+        self.end, self.ender = end, threading.current_thread()
         self.ended.set()
 
 

@@ -33,6 +33,15 @@ def test_deltas_then_the_finish(answering):
     assert reply.end.text == "a 7"
 
 
+def test_answers_are_followed_by_the_threads_of_earlier_ones(answering):
+    running = answering(*[FakeGeneration([answer("7")]) for _ in range(50)])
+    replies = [FakeReply() for _ in range(50)]
+    for reply in replies:
+        running.answer(question(), reply)
+        assert reply.ended.wait(10)
+    assert len({reply.ender for reply in replies}) < 25
+
+
 @pytest.mark.parametrize("error", [QueueFullError("256 wait"), InputError("too long")])
 def test_a_request_that_the_engine_refuses_fails(answering, error):
     reply = FakeReply()
