@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from iblip.engines.language_model.types import (
     Answer,
@@ -17,7 +17,7 @@ from iblip.engines.language_model.types import (
 from iblip.export.errors import ContractError
 from iblip.export.system.json_text import parse_json
 
-FIELDS = frozenset(field.name for field in fields(Answer))
+T = TypeVar("T")
 
 
 def finish_from_answer(answer: Answer) -> str:
@@ -36,14 +36,16 @@ def answer_from_finish(text: str, finish: str) -> Answer:
         ContractError: `finish` is not what `finish_from_answer` writes.
     """
     try:
-        content = {key: value for key, value in parse_json(finish).items() if key in FIELDS}
-        content["timing"] = Timing(**content["timing"])
-        content["others"] = tuple(Completion(**_completion(other)) for other in content["others"])
+        content = _completion({**parse_json(finish), "text": text})
+        content["timing"] = _known(Timing, content["timing"])
+        content["others"] = tuple(
+            _known(Completion, _completion(other)) for other in content["others"]
+        )
         content["ranking"] = tuple(
-            RankedCandidate(**{**candidate, "token_ids": tuple(candidate["token_ids"])})
+            _known(RankedCandidate, {**candidate, "token_ids": tuple(candidate["token_ids"])})
             for candidate in content["ranking"]
         )
-        return Answer(text=text, **_completion(content))
+        return _known(Answer, content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the finish of the answer is damaged: {finish[:200]!r}") from error
 
@@ -53,6 +55,13 @@ def _completion(content: Mapping[str, Any]) -> dict[str, Any]:
     logprobs = content["logprobs"]
     if logprobs is not None:
         logprobs = tuple(
-            TokenLogprob(**{**token, "top": tuple(map(tuple, token["top"]))}) for token in logprobs
+            _known(TokenLogprob, {**token, "top": tuple(map(tuple, token["top"]))})
+            for token in logprobs
         )
     return {**content, "token_ids": tuple(content["token_ids"]), "logprobs": logprobs}
+
+
+def _known(kind: type[T], content: Mapping[str, Any]) -> T:
+    """An instance of a dataclass, of those entries that it has fields for."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in content.items() if name in names})

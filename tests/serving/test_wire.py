@@ -90,6 +90,16 @@ def test_servers_before_and_after_this_one_are_read():
     assert answer_from_finish(ANSWER.text, json.dumps(content)) == ANSWER
 
 
+def test_what_a_later_server_adds_to_any_object_is_ignored():
+    later = {"later": 3}
+    answer = replace(ANSWER, logprobs=LOGPROBS, others=(OTHER,), ranking=RANKED)
+    content = json.loads(finish_from_answer(answer)) | later | {"text": "another"}
+    content["timing"] |= later
+    for name in ("logprobs", "others", "ranking"):
+        content[name] = [one | later for one in content[name]]
+    assert answer_from_finish(answer.text, json.dumps(content)) == answer
+
+
 @pytest.mark.parametrize("finish", ["", "[]", "{}", "null", '{"timing": 3}'])
 def test_a_damaged_finish_is_said(finish):
     with pytest.raises(ContractError, match="finish of the answer is damaged"):
