@@ -155,8 +155,9 @@ def test_the_command(served, picture, options, reference):
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert list(printed.pop("timing")) == ["vision_s", "queue_s", "prefill_s", "decode_s"]
+    assert 0 <= printed.pop("cached_prompt_tokens") < printed["prompt_tokens"]
     wanted = json.loads(json.dumps(asdict(reference)))
-    del wanted["timing"]
+    del wanted["timing"], wanted["cached_prompt_tokens"]
     assert printed == {"format": 1, **wanted}
 
 
