@@ -244,6 +244,7 @@ def test_two_models_are_compared(browser, server, photo):
         with browser.page(home(both)) as page:
             page.wait(READY)
             put_photo(page, photo)
+            page.wait("document.querySelector('#other [value=second]')")
             page.evaluate("document.querySelector('#other').value = 'second'")
             page.evaluate("document.querySelector('#go').click()")
             page.wait("document.querySelectorAll('.facts').length === 1")  # waits for none
