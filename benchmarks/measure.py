@@ -22,6 +22,16 @@ from iblip.export.system.cache_directory import VARIABLE
 
 RESULTS = Path(__file__).with_name("results.json")
 
+VECTORS: Mapping[str, str] = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_bf16": "BF16",
+    "amx_tile": "AMX",
+}
+"""By Linux's word for them."""
+
 
 def save_figures(name: str, figures: Any) -> None:
     """Writes a benchmark's figures to `results.json`, beside those of the others."""
@@ -36,11 +46,19 @@ def load_figures(name: str) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's model, as Linux or else Python names it."""
+    """The processor's model, and the vector instructions that matter here, as Linux names them."""
     found = Path("/proc/cpuinfo")
     lines = found.read_text().splitlines() if found.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    facts = {key.strip(): value.strip() for key, _, value in (one.partition(":") for one in lines)}
+    present = facts.get("flags", "").split()
+    kinds = [title for flag, title in VECTORS.items() if flag in present]
+    return f"{facts.get('model name', platform.processor())} ({', '.join(kinds)})"
+
+
+def commit() -> str:
+    """The commit that is checked out, shortened."""
+    words = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short=8", "HEAD"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def load() -> float:

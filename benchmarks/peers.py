@@ -2,7 +2,8 @@
 
 A language model of random weights, step by step; a vision encoder of ViT-g's layers; a whole short
 answer of a demo. What is not installed is named with the command that installs it. Each way is a
-process of its own, and they take turns. Writes the page docs/peers.md.
+process of its own, and they take turns. Writes the page docs/peers.md, where the figures of other
+processors stay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import click
 
 from benchmarks import latency, vision_encoder
 from benchmarks.batching import random_checkpoint
-from benchmarks.measure import load, load_figures, processor_name, run, save_figures
+from benchmarks.measure import commit, load, load_figures, processor_name, run, save_figures
 from benchmarks.peers_page import write_page
 from iblip.engines.onnxruntime.session import available_cores
 from iblip.export.checkpoint.checkpoint import DEMO
@@ -164,10 +165,12 @@ def main(
             "answer": lambda: {"ways": latency.main(DEMO, scratch)},
         }
         for part in parts or of_part:
-            machine = {"processor": processor_name(), "threads": threads, "load": load()}
+            machine = {"commit": commit(), "threads": threads, "load": load()}
             figures = {**machine, **of_part[part]()}
             click.echo(f"{part}: {json.dumps(figures, indent=1)}")
-            save_figures("peers", {**load_figures("peers"), part: figures})
+            saved = load_figures("peers")
+            here = {**saved.get(processor_name(), {}), part: figures}
+            save_figures("peers", {**saved, processor_name(): here})
             write_page(load_figures("peers"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ HEAD = """\
 # Beside other programs
 
 `python -m benchmarks peers` runs this project and others on one machine, alternating, each in a
-process of its own, and writes this page. Milliseconds are medians on the clock. In brackets is the
-ratio to the first of the same precision, so above 1 is slower. All weights but the demo's are
-random.
+process of its own, and writes this page, with a chapter for each processor. Milliseconds are
+medians on the clock. In brackets is the ratio to the first of the same precision, so above 1 is
+slower. All weights but the demo's are random.
 """
 
 STEPS = (
@@ -25,11 +26,11 @@ STEPS = (
 PLAIN = "| | ms | ratio |\n|---|--:|--:|"
 
 
-def write_page(parts: Mapping[str, Any]) -> None:
-    """Writes docs/peers.md and its plot.
+def write_page(processors: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes docs/peers.md and its plots.
 
     Args:
-        parts: figures by the name of the part.
+        processors: by name, the figures by the name of the part.
     """
     sections = {
         "language_model": _language_model,
@@ -37,20 +38,23 @@ def write_page(parts: Mapping[str, Any]) -> None:
         "answer": _answer,
     }
     lines = [HEAD]
-    for name, figures in parts.items():
-        lines += sections[name](figures)
-        lines += [
-            f"\n{figures['processor']}, threads: {figures['threads']}. Load of the machine before:"
-            f" {figures['load']:g}.\n"
-        ]
-    lines += ["![The ratios](images/peers.png)"]
-    (DOCS / "peers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    plot_ratios(DOCS / "images" / "peers.png", _panels(parts))
+    for processor, parts in processors.items():
+        plot = f"images/peers-{'-'.join(re.findall('[a-z0-9]+', processor.lower()))}.png"
+        lines += [f"## {processor}\n"]
+        for name, figures in parts.items():
+            lines += sections[name](figures)
+            lines += [
+                f"\nAt commit `{figures['commit']}`, threads: {figures['threads']}. Load of the"
+                f" machine before: {figures['load']:g}.\n"
+            ]
+        lines += [f"![The ratios]({plot})\n"]
+        plot_ratios(DOCS / plot, _panels(parts))
+    (DOCS / "peers.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def _language_model(figures: Mapping[str, Any]) -> Iterator[str]:
     shape = ", ".join(f"{name} {size}" for name, size in figures["model"].items())
-    yield f"## A language model\n\nLLaMA ({shape}).\n\n{STEPS}"
+    yield f"### A language model\n\nLLaMA ({shape}).\n\n{STEPS}"
     ways = figures["ways"]
     for title, way in ways.items():
         if "works" in way:
@@ -74,12 +78,12 @@ def _in_order(work: tuple[str, Any]) -> int:
 
 
 def _vision(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## A vision encoder\n\nViT-g, {figures['layers']} layers, one image.\n\n{PLAIN}"
+    yield f"### A vision encoder\n\nViT-g, {figures['layers']} layers, one image.\n\n{PLAIN}"
     yield from _plain(figures["ways"])
 
 
 def _answer(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## A short answer\n\nThe LLaMA demo, a new image in each call.\n\n{PLAIN}"
+    yield f"### A short answer\n\nThe LLaMA demo, a new image in each call.\n\n{PLAIN}"
     yield from _plain(figures["ways"])
 
 
