@@ -27,6 +27,7 @@ from iblip.engines.onnxruntime.session import available_cores, load_onnxruntime
 from iblip.engines.openvino.runner import OpenVinoRunner
 from iblip.export.artifact.manifest import Manifest
 from iblip.export.checkpoint.checkpoint import DEMO, checkpoint_from_directory
+from iblip.export.graph.onnxruntime_values import session_from_onnx
 from iblip.export.images import pixels_from_image
 from iblip.export.models.geometry import OPT_2_7B, VIT_G
 from iblip.export.models.table import MODELS
@@ -183,7 +184,7 @@ def _session(graph: Path, threads: int, profile: Path | None = None) -> Any:
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return session_from_onnx(graph, options, ["CPUExecutionProvider"])
 
 
 def _ours(graph: Path, pixels: npt.NDArray[np.uint8], threads: int) -> Way:

@@ -107,10 +107,10 @@ _DEQUANTISED = (
     " tensorrt, which multiplies in eight bits."
 )
 
-SATURATES = (
-    "this processor has no VNNI, without which ONNX Runtime's products of 8-bit integers saturate:"
-    " here the build answers worse than on a processor that has it, and its verification may fail."
-    " Build it on one that has it, or choose fp32."
+_SATURATES = (
+    "this processor has no VNNI, without which OpenVINO's products of 8-bit integers saturate, so"
+    " answers may be worse than elsewhere. Choose --engine onnxruntime, which multiplies them"
+    " exactly, or fp32."
 )
 
 _FOR_A_GPU = (
@@ -133,11 +133,6 @@ REMARKS: Mapping[Row, str] = {
     ("onnxruntime-cuda", "fp8", "static"): _DEQUANTISED,
 }
 """What there is to say of what engines can run."""
-
-INTEGERS_ON_A_CPU: frozenset[Row] = frozenset(
-    {("onnxruntime", "int8", "dynamic"), ("onnxruntime", "int8", "static")}
-)
-"""What a CPU multiplies in integers of 8 bits: see `integers_saturate`."""
 
 
 def check_precision(
@@ -194,8 +189,8 @@ def remark_on_precision(
     """
     row = _row(engine, word, quantisation)
     remark = REMARKS.get(row)
-    if row in INTEGERS_ON_A_CPU and integers_saturate():
-        remark = SATURATES
+    if row == (OPENVINO, "int8", "static") and integers_saturate():
+        remark = _SATURATES
     return remark and f"{component}={word}: {remark}"
 
 

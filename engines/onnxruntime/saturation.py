@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's products of 8-bit integers are exact on this processor."""
+"""Whether products of 8-bit integers saturate on this processor by default."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 
 @cache
 def integers_saturate() -> bool:
-    """Whether ONNX Runtime's MatMul of 8-bit integers is inexact on this processor.
+    """Whether ONNX Runtime's default MatMul of 8-bit integers is inexact on this processor.
 
-    Without VNNI its kernel adds pairs of products in 16 bits, which saturate.
+    Without VNNI its kernel adds pairs of products in 16 bits, which saturate. Sessions are opened
+    with `EXACT_INTEGERS`, which chooses another kernel. OpenVINO's saturates in the same way, and
+    it has no such setting.
     """
     import onnx_ir as ir
     import onnxruntime

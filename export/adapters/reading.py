@@ -12,6 +12,9 @@ from iblip.export.adapters.names import find_name, part_from_name
 from iblip.export.checkpoint.directory import (
     ADAPTER_CONFIG,
     ADAPTER_FORMS,
+    TOKENIZERS,
+    VOCABULARIES,
+    has_tokenizer,
     refuse_irregular_files,
     tensors_of_forms,
 )
@@ -20,12 +23,6 @@ from iblip.export.errors import OptionError
 from iblip.export.originals.vocabulary import TABLES
 from iblip.export.progress import Progress
 from iblip.export.weights.weight import Weight
-
-TOKENIZERS: Mapping[str, str] = {"tokenizer": ".", "qformer_tokenizer": "qformer_tokenizer"}
-"""Folder in an adapter's directory of each tokenizer that it may have, by the processor's name."""
-
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-"""Files of which any tokenizer has one."""
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 """Files that it may have beside them."""
@@ -51,11 +48,7 @@ class Adapter:
     def tokenizers(self) -> Mapping[str, Path]:
         """Directory of each tokenizer that it has, by the processor's name for it."""
         folders = {name: self.directory / folder for name, folder in TOKENIZERS.items()}
-        return {
-            name: folder
-            for name, folder in folders.items()
-            if any((folder / file).exists() for file in VOCABULARIES)
-        }
+        return {name: folder for name, folder in folders.items() if has_tokenizer(folder)}
 
     @property
     def rows(self) -> int | None:

@@ -14,6 +14,7 @@ from iblip.export.checkpoint.directory import (
     object_from_json,
     refuse_adapter,
     refuse_irregular_files,
+    refuse_missing_tokenizers,
     tensors_from_directory,
 )
 from iblip.export.checkpoint.sentencepiece_files import check_sentencepiece
@@ -181,6 +182,8 @@ def checkpoint_from_directory(directory: Path, pieces: Pieces | None = None) -> 
             f"{directory} holds a {name}; supported architectures: {', '.join(FAMILIES)}"
         )
     parsed = _config(family, directory)
+    reads = family.projector == "instruction_qformer"
+    refuse_missing_tokenizers(directory, ["tokenizer", *(["qformer_tokenizer"] if reads else [])])
     names = OTHER_NAMES.get(parsed.text_config.model_type, {})
     tensors = tensors_from_directory(directory, pieces)
     return Checkpoint(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,33 @@ def refuse_adapter(directory: Path) -> None:
     """Raises CheckpointError if `directory` holds an adapter of peft."""
     if (directory / ADAPTER_CONFIG).exists():
         raise _adapter_error(directory, f"there is an {ADAPTER_CONFIG}")
+
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files of which any tokenizer has one."""
+
+TOKENIZERS: Mapping[str, str] = {"tokenizer": ".", "qformer_tokenizer": "qformer_tokenizer"}
+"""Folder of each tokenizer in a checkpoint or an adapter, by the processor's name."""
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether `directory` holds the vocabulary of a tokenizer."""
+    return any((directory / file).exists() for file in VOCABULARIES)
+
+
+def refuse_missing_tokenizers(directory: Path, names: Iterable[str]) -> None:
+    """Raises CheckpointError if a tokenizer of `names`, keys of `TOKENIZERS`, is not there.
+
+    transformers would take an empty one for the language model's, and that one for the Q-Former's.
+    """
+    for name in names:
+        folder = directory / TOKENIZERS[name]
+        if not has_tokenizer(folder):
+            raise CheckpointError(
+                f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)} is there. Copy the"
+                " tokenizer's files from the model that this one was trained from"
+                f" (`processor.save_pretrained({str(directory)!r})` writes them)."
+            )
 
 
 def tensors_of_forms(

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's setting for the folder of the weights, if a model is passed as bytes."""
 
+EXACT_INTEGERS = "session.x64quantprecision"
+"""ONNX Runtime's setting that has it multiply 8-bit integers exactly on processors without VNNI. By
+default its kernel for these adds pairs of products in 16 bits, which saturate."""
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
@@ -41,12 +45,14 @@ def session_from_onnx(path: Path, options: Any, providers: Sequence[Any]) -> Any
 
     Args:
         path: of the `.onnx` file; its weights lie beside it.
-        options: an `onnxruntime.SessionOptions`; may be given the folder of the weights.
+        options: an `onnxruntime.SessionOptions`; is given `EXACT_INTEGERS`, and may be given the
+            folder of the weights.
         providers: as ONNX Runtime takes them: names, or pairs of a name and its options.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+    options.add_session_config_entry(EXACT_INTEGERS, "1")
     names = [name if isinstance(name, str) else name[0] for name in providers]
     fused = fused_path(path) if names[:1] == [CUDA] else path
     try:

@@ -11,8 +11,15 @@ from iblip.export.families.family import Family
 from iblip.export.models.geometry import QUERIES, Config
 from iblip.export.models.parameters import parameters
 
-AT_SIZE: frozenset[str] = frozenset({"instructblip-vicuna-7b"})
-"""Names of the models that have been built at their true geometry."""
+AT_SIZE: frozenset[str] = frozenset(
+    {
+        "instructblip-vicuna-7b",
+        "instructblip-vicuna-13b",
+        "instructblip-flan-t5-xl",
+        "instructblip-flan-t5-xxl",
+    }
+)
+"""Names of the models that have been built at their true geometry, with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,12 @@ import onnx
 
 from iblip.export.components.block_marks import OUTPUT, STREAM_SCALE
 from iblip.export.graph.bfloat16 import with_casts
-from iblip.export.graph.onnxruntime_values import FOLDER, run, session_from_onnx
+from iblip.export.graph.onnxruntime_values import (
+    EXACT_INTEGERS,
+    FOLDER,
+    run,
+    session_from_onnx,
+)
 
 CPU = ("CPUExecutionProvider",)
 
@@ -143,6 +148,7 @@ def _session(proto: onnx.ModelProto, path: Path) -> Any:
     import onnxruntime
 
     options = _options()
+    options.add_session_config_entry(EXACT_INTEGERS, "1")
     options.add_session_config_entry(FOLDER, str(path.parent.absolute()))
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=list(CPU))
 

@@ -47,7 +47,7 @@ IBLIP: Mapping[str, str] = {
 """Commands of `iblip`, and the module of each."""
 
 
-@click.group(cls=Commands, table=EXPORT, short_help="The same, as `export build`.")
+@click.group(cls=Commands, table=EXPORT, short_help="The same commands under another name.")
 def export() -> None:
     """The same commands, for those who know them as `export build`."""
 
@@ -55,7 +55,7 @@ def export() -> None:
 @click.group(cls=Commands, table=IBLIP)
 @click.version_option(None, "-V", "--version", package_name="iblip")
 def iblip() -> None:
-    """Export InstructBLIP checkpoints and serve them with NVIDIA Triton."""
+    """Export InstructBLIP, BLIP-2 and MiniGPT-4 checkpoints, and serve them with NVIDIA Triton."""
 
 
 iblip.add_command(export, "export")

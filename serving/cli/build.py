@@ -74,7 +74,7 @@ HEADINGS = {
 @click.command(
     cls=Command, short_help="Build a checkpoint for Triton: ONNX and engines.", headings=HEADINGS
 )
-@source_options
+@source_options(of_build=False)
 @click.option(
     "--lora-alpha",
     multiple=True,

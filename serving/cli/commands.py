@@ -214,7 +214,7 @@ def _report(error: Exception, as_json: bool) -> int:
     context = getattr(error, "ctx", None)
     hint = ""
     if context is not None and isinstance(error, click.UsageError):
-        hint = f" `{context.command_path} -h` lists what there is."
+        hint = f" See `{context.command_path} -h`."
     echo_verdicts(message if kind == "Interrupted" else f"error: {message}{hint}", err=True)
     return status
 

@@ -89,7 +89,10 @@ HEADINGS = {
     "--page/--no-page", default=True, show_default=True, help="Show browsers a page at /."
 )
 @click.option(
-    "--access-log", type=PATH, metavar="FILE", help="A line of JSON a request; - is stderr."
+    "--access-log",
+    type=PATH,
+    metavar="FILE",
+    help="Write a line of JSON for each request; - is standard error.",
 )
 @click.option(
     "--tokenizer",

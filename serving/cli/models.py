@@ -64,7 +64,7 @@ def _block(models: Sequence[Model]) -> str:
         if first.hub
         else "Hugging Face: in a format of this project"
     )
-    engines = " or ".join(first.llm_engines)
+    engines = ", ".join(first.llm_engines)
     return "\n".join(
         [
             f"{title}: {IMAGES[first.family.images]}",
@@ -84,4 +84,4 @@ def _line(model: Model) -> str:
 
 def _at_size(models: Sequence[Model]) -> str:
     built = [model.name for model in models if model.built_at_size]
-    return f"built at true size: {', '.join(built) or 'none yet'}"
+    return f"built at true size, with random weights: {', '.join(built) or 'none yet'}"

@@ -42,8 +42,7 @@ KINDS: Mapping[type[Kind], Any] = {
 
 MODEL = (
     "Hugging Face directory, or ORG/NAME of a model of the hub; or, with --part, lavis:NAME or "
-    "minigpt4:NAME (`iblip models` lists them). Default: the demo checkpoint; of `verify`, the one "
-    "that was built."
+    "minigpt4:NAME (`iblip models` lists them)."
 )
 
 
@@ -259,17 +258,23 @@ def triton_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds fields of `export.checkpoint.source.ModelSource`, all but the size of images."""
-    for option in (
+def source_options(*, of_build: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds fields of `export.checkpoint.source.ModelSource`, all but the size of images.
+
+    Args:
+        of_build: whether they replace those of a build, instead of naming what to build.
+    """
+    own = "Default: the build's own."
+    taken = own if of_build else "Without --model, the model that it was trained on is taken."
+    options = (
         click.option(
             "--adapter",
             "adapters",
             multiple=True,
             metavar="ADAPTER",
             help="A LoRA adapter that peft saved: its directory, or ORG/NAME or ORG/NAME@REVISION "
-            "of the hub. It is merged into the model. Repeatable, in order. Without --model, the "
-            "model that it was trained on is taken; of `verify`, the build's own is the default.",
+            "of the hub. It is merged into the model. Repeatable, in order. "
+            f"{taken}",
         ),
         click.option(
             "--part",
@@ -279,10 +284,20 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="A file or directory of an original's checkpoint. Repeatable.",
         ),
         click.option("--revision", help="Branch, tag or commit of a model from the hub."),
-        click.option("-m", "--model", type=MODELS, help=MODEL),
-    ):
-        function = option(function)
-    return function
+        click.option(
+            "-m",
+            "--model",
+            type=MODELS,
+            help=f"{MODEL} {own if of_build else 'Default: the demo checkpoint.'}",
+        ),
+    )
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            function = option(function)
+        return function
+
+    return add
 
 
 def engine_cache_option(function: Callable[..., Any]) -> Callable[..., Any]:

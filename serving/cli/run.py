@@ -32,7 +32,7 @@ HEADINGS = {"Server": (*CONNECTION, "more_urls"), "Generation": tuple(OPTIONS)}
 
 
 @click.command(
-    cls=Command, short_help="Ask about many images, overnight, and go on.", headings=HEADINGS
+    cls=Command, short_help="Ask about many images; it can be continued.", headings=HEADINGS
 )
 @click.argument("input_", metavar="INPUT", type=PATH)
 @click.option(

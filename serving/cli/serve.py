@@ -90,7 +90,7 @@ HEADINGS = {
     "max_http_body_mib",
     default=64,
     show_default=True,
-    help="Most MiB of a request over HTTP. 0: Triton's own HTTP server, with no wall before it.",
+    help="Most MiB of a request over HTTP. 0: Triton's own HTTP server, without the filter.",
 )
 @triton_option
 @click.option(

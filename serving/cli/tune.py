@@ -118,12 +118,14 @@ def command(
 
 
 def _lines(tuning: Tuning) -> Iterator[str]:
-    from iblip.serving.bench.tuning import POINT, lines_of_tuning
+    from iblip.serving.bench.tuning import POINT, TURNS, lines_of_tuning
 
     yield from table_lines(list(lines_of_tuning(tuning)))
     yield f"Times are {POINT}; * no other is better in every respect; -> recommended."
     for setting, reason in tuning.left_out.items():
         yield f"not measured: {setting.text(tuning.own.setting)}: {reason}"
+    if len(tuning.trials[-1].turns) < TURNS:
+        yield "The time was over before the second turn was complete: raise --minutes."
     if not tuning.steps():
         yield "No setting is better than the build's own in both turns by more than they differ."
         return

@@ -21,7 +21,7 @@ def _stages() -> Iterable[str]:
 
 @click.command(cls=Command, short_help="Compare builds with transformers.")
 @click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY…", type=DIRECTORY)
-@source_options
+@source_options(of_build=True)
 @click.option(
     "--examples",
     type=DIRECTORY,

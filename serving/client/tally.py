@@ -33,7 +33,7 @@ class MapProgress:
     def __str__(self) -> str:
         of = "" if self.total is None else f" of {self.total:,}"
         failed = f" ({self.failed:,} failed)" if self.failed else ""
-        return f"{self.done:,}{of} answered{failed}, {self._rate}{self._left}"
+        return f"rows done: {self.done:,}{of}{failed}, {self._rate}{self._left}"
 
     @property
     def _rate(self) -> str:

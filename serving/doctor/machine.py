@@ -20,7 +20,7 @@ from iblip.serving.server.memory import available
 
 LOOPBACK = "127.0.0.1"
 
-PORTS: Mapping[str, int] = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
+PORTS: Mapping[str, int] = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002, "health": 8003}
 """The default ports of `iblip serve`."""
 
 SHARED_MEMORY = Path("/dev/shm")

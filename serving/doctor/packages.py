@@ -33,8 +33,10 @@ JOBS = (
     Job(title="client", purpose="to ask a server", extras=("",)),
     Job(title="export", purpose="to build and verify", extras=("export",)),
     Job(title="ONNX Runtime", purpose="to run engines", extras=("cpu", "gpu")),
+    Job(title="OpenVINO", purpose="to run engines on it", extras=("openvino",)),
     Job(title="TensorRT-RTX", purpose="to build its plans", extras=("tensorrt-rtx",)),
     Job(title="server", purpose="to serve without a container", extras=("server",)),
+    Job(title="gateway", purpose="to answer OpenAI's API", extras=("gateway",)),
 )
 """Each gives one finding."""
 

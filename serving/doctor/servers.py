@@ -78,7 +78,8 @@ def check_ports(machine: Machine) -> Iterator[Finding]:
             title="ports",
             verdict="note",
             found=f"{taken} in use, perhaps by a running server",
-            remedy="`iblip serve` uses others with --http-port, --grpc-port and --metrics-port.",
+            remedy="`iblip serve` uses others with --http-port, --grpc-port, --metrics-port and"
+            " --health-port.",
         )
     else:
         ports = ", ".join(f"{port} ({name})" for name, port in PORTS.items())

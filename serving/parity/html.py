@@ -85,6 +85,7 @@ def _summary(report: Json) -> Iterator[str]:
     rows = [
         f"<tr><th>{title}</th>{''.join(f'<td>{show(build)}</td>' for build in builds)}</tr>"
         for title, show in FIGURES.items()
+        if any(map(show, builds))
     ]
     for name, stage in STAGES.items():
         if any(name in build["stages"] for build in builds):

@@ -217,11 +217,15 @@ def _judge(record: Record, manifest: Manifest) -> tuple[Verdict, bool, str]:
         if stage.required and not _is_enough(record.stages.get(name), name, manifest)
     ]
     if missing:
-        return "passed", False, f"It proves no engine: {', '.join(missing)} did not compare."
+        return (
+            "passed",
+            False,
+            f"It is no proof for --engine auto: {', '.join(missing)} compared nothing.",
+        )
     if manifest.synthetic:
-        return "passed", False, "It proves no engine: the weights are random."
+        return "passed", False, "It is no proof for --engine auto: the weights are random."
     if record.head["limit"] is not None and record.head["limit"] < ENOUGH:
-        return "passed", False, f"It proves no engine: --limit was below {ENOUGH}."
+        return "passed", False, f"It is no proof for --engine auto: --limit was below {ENOUGH}."
     return "passed", True, "Every stage is within its limits."
 
 

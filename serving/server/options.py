@@ -89,7 +89,7 @@ class ServerOptions:
             )
         if not 0 <= self.max_http_body_mib <= MOST_MIB:
             raise OptionError(
-                f"max_http_body_mib is {self.max_http_body_mib}; expected 0 (no wall before "
+                f"max_http_body_mib is {self.max_http_body_mib}; expected 0 (no filter before "
                 f"Triton's HTTP server) to {MOST_MIB} MiB"
             )
         if unknown := set(self.opened) - set(CLOSED):

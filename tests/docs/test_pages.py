@@ -12,8 +12,6 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from iblip.engines.onnxruntime.saturation import integers_saturate
-from iblip.engines.precision_support import SATURATES
 from iblip.serving.cli import iblip
 from tests.docs.pages import NEEDS, PAGES, PROGRAMS, RUN, Block, Reader, blocks_of, text_of
 
@@ -23,7 +21,6 @@ FIRST = ("docs/quickstart.md", "docs/clients.md", "docs/openai.md", "docs/wire.m
 COMMANDS = re.compile(
     r"^ *(?:\$ )?(?:\.venv/bin/)?(?:iblip|pip|python3?|make|docker|curl|export|ray|openssl) +\S"
 )
-INTEGERS = re.compile(r"int8(?!-)")
 ASSIGNMENT = re.compile(r"^\w+=\S* ")
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -129,7 +126,5 @@ def test_every_extra_that_is_installed_exists():
 )
 def test_a_page_works_from_top_to_bottom(page: str, reader: Reader):
     for block in RUNNABLE:
-        if block.page == page and INTEGERS.search(block.code) and integers_saturate():
-            pytest.skip(f"{block.place}: {SATURATES}")
         if block.page == page and shutil.which(PROGRAMS.get(block.language, sys.executable)):
             reader.follow(block)

@@ -139,3 +139,13 @@ def test_a_config_that_does_not_fit_the_weights_lists_them(tiny_copy, traces, tm
         graphs_from_checkpoint(
             checkpoint, PrecisionPolicy.parse("fp32"), tmp_path, Silent(), traces=traces
         )
+
+
+@pytest.mark.parametrize("folder", [".", "qformer_tokenizer"])
+def test_a_checkpoint_without_a_tokenizer_is_refused(tiny_copy, folder):
+    """transformers would take another one, and the build would be compared with its answers."""
+    directory = tiny_copy("vicuna")
+    for file in (directory / folder).glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: none of tokenizer\.json, .*save"):
+        checkpoint_from_directory(directory)

@@ -284,8 +284,8 @@ def test_an_error_of_the_system_about_no_file_is_a_bug():
     ("words", "message"),
     [
         (["--json", "models"], "stand behind its name: `iblip … --json`"),
-        (["build", "--nope"], "there is no option --nope. `iblip build -h`"),
-        (["buld"], "Did you mean 'build'? `iblip -h`"),
+        (["build", "--nope"], "there is no option --nope. See `iblip build -h`"),
+        (["buld"], "Did you mean 'build'? See `iblip -h`"),
         (["build", "--output="], "it is empty; expected a path"),
         (["build", "--model="], "it is empty; expected a directory or a name"),
         (["ask", "-", "-", "What?"], "`-` is given twice"),

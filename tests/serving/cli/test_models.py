@@ -23,8 +23,8 @@ def test_every_model_is_in_the_table_and_no_line_is_wide():
 def test_what_has_not_been_built_is_not_said_to_be():
     done = CliRunner().invoke(iblip, ["models"])
     groups = len({m.demo for m in MODELS.values()})
-    assert done.stdout.count("at true size: none yet") == groups - 1
-    assert done.stdout.count("at true size: instructblip-vicuna-7b\n") == 1
+    assert done.stdout.count("with random weights: none yet") == groups - 2
+    assert done.stdout.count("weights: instructblip-vicuna-7b, instructblip-vicuna-13b\n") == 1
 
 
 def test_json_has_everything():

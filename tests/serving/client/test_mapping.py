@@ -271,16 +271,16 @@ def test_progress_is_shown_on_stderr(run, capsys):
     run([("a", "b"), ("a", "fail")], progress=True)
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("2 of 2 answered (1 failed), ")
+    assert output.err.startswith("rows done: 2 of 2 (1 failed), ")
     run(iter([("a", "b")]), progress=True)
-    assert capsys.readouterr().err.startswith("1 answered, ")
+    assert capsys.readouterr().err.startswith("rows done: 1, ")
 
 
 def test_progress_says_how_long_the_rest_takes():
     text = str(MapProgress(done=10, failed=0, total=1000, elapsed_s=100.0))
-    assert text == "10 of 1,000 answered, 6.0 a minute, 2 h 45 min left"
+    assert text == "rows done: 10 of 1,000, 6.0 a minute, 2 h 45 min left"
     text = str(MapProgress(done=500, failed=1, total=1000, elapsed_s=100.0))
-    assert text == "500 of 1,000 answered (1 failed), 5.0 a second, 1 min 40 s left"
+    assert text == "rows done: 500 of 1,000 (1 failed), 5.0 a second, 1 min 40 s left"
     assert str(MapProgress(done=2, failed=0, total=2, elapsed_s=1.0)).endswith("a second")
 
 
@@ -299,7 +299,7 @@ def test_a_terminal_has_one_line_that_fits(monkeypatch):
     now[0] = 0.2
     line(progress)
     line.close(progress)
-    assert stream.getvalue() == 2 * "\r\x1b[2K500 of 1,000 answered (1 fail" + "\n"
+    assert stream.getvalue() == 2 * "\r\x1b[2Krows done: 500 of 1,000 (1 fa" + "\n"
 
 
 def test_a_result_is_an_answer_or_an_error():

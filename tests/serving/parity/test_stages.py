@@ -18,6 +18,7 @@ from iblip.export.examples import read_examples
 from iblip.export.progress import Silent
 from iblip.export.verification.choosing import choose_reference
 from iblip.serving.cli import export
+from iblip.serving.parity.html import page_from_report
 from iblip.serving.parity.stages import STAGES
 from iblip.serving.parity.subjects import Original, Subject
 
@@ -113,6 +114,13 @@ def test_the_verdict_comes_first_and_in_the_terminal_last(page, report, vicuna_b
         vicuna_build, "--limit", 2, "--stage", "text", "--html", page.with_name("a.html")
     )
     assert printed.stdout.strip().splitlines()[-1] == verdict + "2 of 2 (fp32)"
+
+
+def test_a_time_that_was_not_measured_has_no_row(report):
+    row = "Time of a greedy answer"
+    assert row in page_from_report(report)
+    builds = [build | {"answer_s": None} for build in report["builds"]]
+    assert row not in page_from_report(report | {"builds": builds})
 
 
 def test_it_has_sizes_times_and_samples_with_all_answers(report, vicuna_build):
