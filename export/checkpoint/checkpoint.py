@@ -182,10 +182,10 @@ def checkpoint_from_directory(directory: Path, pieces: Pieces | None = None) -> 
             f"{directory} holds a {name}; supported architectures: {', '.join(FAMILIES)}"
         )
     parsed = _config(family, directory)
-    reads = family.projector == "instruction_qformer"
-    refuse_missing_tokenizers(directory, ["tokenizer", *(["qformer_tokenizer"] if reads else [])])
     names = OTHER_NAMES.get(parsed.text_config.model_type, {})
     tensors = tensors_from_directory(directory, pieces)
+    reads = family.projector == "instruction_qformer"
+    refuse_missing_tokenizers(directory, ["tokenizer", *(["qformer_tokenizer"] if reads else [])])
     return Checkpoint(
         directory=directory,
         family=family,
