@@ -447,6 +447,13 @@ def test_traces_are_listed_and_pruned(tmp_path, monkeypatch):
     assert list((tmp_path / "traces").iterdir()) == []
 
 
+def test_a_demo_without_a_question_is_refused(tmp_path):
+    result = call("demo", "--questions", 0, "--output", tmp_path / "build")
+    assert result.exit_code == 2
+    assert "0 is not in the range x>=1" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_command_with_a_result_has_a_row():
     with_json = {
         " ".join(words)
