@@ -148,6 +148,16 @@ def test_errors_are_json_too(error, status, kind, message):
     assert CliRunner().invoke(ending(error), ["run"]).stdout == ""
 
 
+def test_ctrl_c_while_a_library_is_loaded_is_an_interrupt():
+    loading = ImportError("initialization failed")
+    loading.__cause__ = KeyboardInterrupt()
+    wrapped = EngineError("ONNX Runtime cannot be loaded")
+    wrapped.__cause__ = loading
+    for error in (loading, wrapped):
+        done = CliRunner().invoke(ending(error), ["run"])
+        assert (done.exit_code, done.stderr) == (130, "interrupted.\n")
+
+
 def test_a_module_of_nobody_is_a_bug():
     error = ModuleNotFoundError(name="iblip.servign")
     assert CliRunner().invoke(ending(error), ["run"]).exception is error
