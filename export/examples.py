@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from iblip.export.errors import InputError
+from iblip.export.images import check_image
 from iblip.export.messages import listed
 from iblip.export.system.json_text import parse_json
 
@@ -80,13 +81,16 @@ def check_examples(directory: Path, limit: int | None = None) -> None:
         directory, limit: as `read_examples` takes them.
 
     Raises:
-        InputError: the file is missing, empty or malformed, or an image is not there.
+        InputError: the file is missing, empty or malformed, or an image is not there or is none.
     """
-    missing = [str(e.image) for e in read_examples(directory, limit) if not e.image.is_file()]
+    examples = read_examples(directory, limit)
+    missing = [str(e.image) for e in examples if not e.image.is_file()]
     if missing:
         raise InputError(
             f"{directory / EXAMPLES} names images that are not there:\n  {listed(missing)}"
         )
+    for image in {e.image: None for e in examples}:
+        check_image(image)
 
 
 def _example(directory: Path, number: int, line: str) -> Example:

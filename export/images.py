@@ -125,6 +125,15 @@ def check_reading(reading: str) -> Reading:
     )
 
 
+def check_image(path: Path) -> None:
+    """Refuses a file whose beginning is not that of an image; no pixel is decoded.
+
+    Raises:
+        InputError: it cannot be read, or is not an image.
+    """
+    _identified(_bytes_of(path), str(path), ImageLimits())
+
+
 def pixels_from_image(
     source: ImageSource, preprocessing: Preprocessing, reading: Reading = "viewed"
 ) -> npt.NDArray[np.uint8]:
@@ -372,6 +381,12 @@ def _open(
     data: bytes | bytearray | memoryview, name: str, limits: ImageLimits | None = None
 ) -> Opened:
     limits = limits or ImageLimits()
+    return _decode(_identified(data, name, limits), name, limits)
+
+
+def _identified(
+    data: bytes | bytearray | memoryview, name: str, limits: ImageLimits
+) -> Image.Image:
     if not len(data):
         raise InputError(f"{name} is empty: 0 bytes (a file that has been read wants seek(0))")
     if len(data) > limits.max_bytes:
@@ -388,7 +403,7 @@ def _open(
         raise InputError(f"{name} is damaged: {error}") from error
     if image.format == "EPS":  # a program, which Pillow would let Ghostscript run
         raise InputError(f"{name} is PostScript, which is not run; save it as PNG or JPEG")
-    return _decode(image, name, limits)
+    return image
 
 
 def _unidentified(

@@ -15,8 +15,12 @@ an `IblipError`. `iblip.lavis` has LAVIS's own calls.
 Importing this package loads nothing but itself: each name is imported when it is first used.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime reports its sessions to Microsoft unless this is set before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from iblip import lavis

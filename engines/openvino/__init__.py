@@ -6,3 +6,8 @@ also a `Graph` of `engines.language_model.onnx.graph`: attention over slots stay
 
 Knows nothing of requests or text.
 """
+
+import sys
+
+# Without this package of its own, OpenVINO does not report to Google that it was imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 from iblip.export.artifact.manifest import LanguageModelFacts, Preprocessing, TextFacts
 from iblip.export.checkpoint.cache_shape import CacheShape
 from iblip.export.checkpoint.checkpoint import Checkpoint
+from iblip.export.checkpoint.directory import object_from_json
 from iblip.export.errors import CheckpointError
 
 
@@ -153,9 +154,13 @@ def _image_token_id(checkpoint: Checkpoint, tokenizer: Any) -> int:
 def _generation_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     from transformers import GenerationConfig
 
+    path = checkpoint.directory / "generation_config.json"
+    if not path.exists():
+        return {}
+    object_from_json(path)  # transformers takes one that is damaged for none at all
     try:
         config = GenerationConfig.from_pretrained(checkpoint.directory, local_files_only=True)
-    except OSError:
-        return {}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is refused by transformers: {error}") from error
     settings: Mapping[str, Any] = config.to_dict()
     return settings

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from iblip.export.checkpoint.directory import object_from_json
+
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -22,14 +24,11 @@ def start_token_of(text_config: Any, directory: Path) -> int | None:
     Returns:
         Its id; `None` for an encoder-decoder, whose start token is another, or if none is named.
     """
-    from transformers import GenerationConfig
-
     if text_config.is_encoder_decoder:
         return None
     if not (directory / GENERATION_CONFIG).exists():
         return _id(text_config.bos_token_id)
-    config: Any = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    return _id(config.bos_token_id)
+    return _id(object_from_json(directory / GENERATION_CONFIG).get("bos_token_id"))
 
 
 def _id(value: Any) -> int | None:

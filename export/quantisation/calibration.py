@@ -21,7 +21,7 @@ from iblip.export.components.component import Component
 from iblip.export.errors import OptionError
 from iblip.export.examples import EXAMPLES, check_examples, read_examples
 from iblip.export.graph.tracing import Trace
-from iblip.export.images import pixels_from_image
+from iblip.export.images import check_image, pixels_from_image
 from iblip.export.progress import Progress
 from iblip.export.quantisation.matmuls import MatMul, find_matmuls
 from iblip.export.quantisation.measuring import Measurements
@@ -138,10 +138,12 @@ def check_samples(checkpoint: Checkpoint, quantisations: Mapping[str, Quantisati
     if not measured:
         return
     directory = next(iter(quantisations.values())).calibration
-    if samples_from(checkpoint, directory):
+    if samples := samples_from(checkpoint, directory):
         source = directory or checkpoint.directory / "examples"
         if (source / EXAMPLES).exists():
             check_examples(source, IMAGES)
+        for sample in samples:
+            check_image(sample.image)
         return
     for name, quantisation in sorted(measured.items()):
         _refuse_static(name, quantisation, checkpoint)

@@ -244,8 +244,16 @@ class BuildOptions:
         return self.output or Path("build") / f"{self.source.name}-{word}{engine}{size}"
 
 
+MOST = 2**31 - 1
+"""Largest count: Triton's configuration has 32 bits for a batch."""
+
+
 def _check_counts(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        if value < 1:
             raise OptionError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+        if value > MOST and name != "gpu_memory":  # which has bytes
+            raise OptionError(f"--{name.replace('_', '-')} is {value}; expected at most {MOST}")

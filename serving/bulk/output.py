@@ -34,16 +34,20 @@ class Output:
         present: keys of the questions whose answers are there.
     """
 
-    def __init__(self, descriptor: int, present: set[bytes]) -> None:
+    def __init__(self, path: Path, descriptor: int, present: set[bytes]) -> None:
         self.present = present
+        self._path = path
         self._descriptor = descriptor
         self._synced = time.monotonic()
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Adds one answer. Raises `OSError` where it cannot be written."""
+        """Adds one answer. Raises `OSError`, which names the file, where it cannot be written."""
         data = memoryview(_encoded(line))
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self.present.add(key_of(line["id"], line["prompt"]))
         if time.monotonic() - self._synced >= SYNC_S:
             self.sync()
@@ -83,7 +87,7 @@ def open_output(path: Path, job: Mapping[str, Any]) -> Iterator[Output]:
             present = set(_keys(path))
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
-                output = Output(descriptor, present)
+                output = Output(path, descriptor, present)
                 yield output
                 output.sync()
             finally:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -178,7 +179,8 @@ class Commands(click.Group):
             level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
         )
         try:
-            status = super().main(*call, standalone_mode=False, **extra)
+            with _interrupts_told():
+                status = super().main(*call, standalone_mode=False, **extra)
         except (click.ClickException, click.Abort, IblipError, ImportError) as error:
             status = _report(error, "--json" in words)
         except OSError as error:
@@ -192,6 +194,25 @@ class Commands(click.Group):
             logging.getLogger(__name__).info("where it was found", exc_info=error)
             status = _report(FileError(message), as_json)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def _interrupts_told() -> Iterator[None]:
+    """Raises `Abort` for Ctrl-C of which a library has made an error of its own.
+
+    A module in C that is being loaded makes an ImportError of it.
+    """
+    try:
+        yield
+    except click.Abort:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise click.Abort from error
 
 
 def _report(error: Exception, as_json: bool) -> int:

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     help="As in `iblip build`.",
 )
 @click.option("--output", type=PATH, help="As in `iblip build`.")
-@click.option("--questions", "count", default=8, show_default=True, help="Number of questions.")
+@click.option(
+    "--questions",
+    "count",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Number of questions.",
+)
 @click.option("--rebuild", is_flag=True, help="Build even if there is a current build.")
 @triton_option
 @as_json

@@ -49,7 +49,8 @@ def command(name: str, out: Path, dtype: str, seed: int, json_: bool) -> None:
     from iblip.serving.cli.progress import command_progress
     from iblip.serving.cli.quiet import quiet_libraries
 
-    dtype = DTYPES.get(dtype.lower(), dtype)
+    if dtype.lower() in ("fp32", "fp16", "bf16"):
+        dtype = DTYPES[dtype.lower()]
     if name not in MODELS:
         hint, known = did_you_mean(name, MODELS), "\n  ".join(MODELS)
         raise OptionError(f"there is no model {name}.{hint} Expected one of\n  {known}")

@@ -23,10 +23,13 @@ def check_page(page: Path) -> None:
     """Refuses a path that cannot be written, before any work is done.
 
     Raises:
-        OptionError: its suffix is not `.html`, or its directory is missing or read-only.
+        OptionError: its suffix is not `.html`, it or its `.json` is a directory, or its own
+            directory is missing or read-only.
     """
     if page.suffix != ".html":
         raise OptionError(f"--html is {page}; expected a file whose name ends in .html")
+    if directory := next((one for one in (page, page.with_suffix(".json")) if one.is_dir()), None):
+        raise OptionError(f"--html is {page}, but {directory} is a directory; name another file")
     folder = page.parent.parent if page.parent.name == FOLDER else page.parent
     if not folder.is_dir():
         raise OptionError(f"--html is {page}, but there is no directory {folder}; create it first")

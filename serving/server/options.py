@@ -81,6 +81,12 @@ class ServerOptions:
                 raise OptionError(f"{name} is {value}; expected 0 (any free one) to 65535")
             if name.endswith("_timeout_s") and not value > 0:
                 raise OptionError(f"{name} is {value}; expected more than 0 seconds")
+        ports = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
+        if len(set(ports)) < len(ports):
+            raise OptionError(
+                f"http_port, grpc_port and metrics_port are {self.http_port}, {self.grpc_port} and"
+                f" {self.metrics_port}; expected three different ones, or 0 (any free one)"
+            )
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
         if not 0 <= self.cache_mib <= memory:  # Triton takes all of it at its start
             raise OptionError(

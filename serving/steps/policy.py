@@ -7,6 +7,7 @@ a variable of the environment.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Self
@@ -22,6 +23,9 @@ CALL_KEY_VARIABLE = "IBLIP_CALL_KEY"
 
 MOST = 1e9
 """Of every number: 30 years for a timeout."""
+
+HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+"""Names of headers: RFC 9110, section 5.6.2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,11 @@ class Policy:
             value = getattr(self, name)
             if not isinstance(value, str) and value is not None and not 0 < value <= MOST:
                 raise OptionError(f"{name} is {value}; expected more than 0, at most {MOST:g}")
+        if self.caller_header and not HEADER.fullmatch(self.caller_header):
+            raise OptionError(
+                f"caller_header is {self.caller_header!r}, which no header is called; expected a"
+                " name such as authorization"
+            )
         if (self.max_caller_requests or self.max_caller_tokens) and not self.caller_header:
             raise OptionError(
                 "callers are limited and not told apart; expected caller_header: the header that "

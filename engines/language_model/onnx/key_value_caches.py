@@ -15,6 +15,7 @@ import numpy.typing as npt
 from iblip.engines.cuda.device import BoxCopy, Device
 from iblip.engines.onnxruntime.binding import DeviceArray
 from iblip.export.artifact.contract import TensorSpec
+from iblip.export.errors import EngineError
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int, int]
@@ -83,10 +84,19 @@ class HostCaches:
 
     Attributes:
         buffers: the caches by name, each `[slots, heads, positions, head_dim]`.
+
+    Raises:
+        EngineError: no process can address that much.
     """
 
     def __init__(self, specs: Iterable[TensorSpec], shape: Shape) -> None:
-        self.buffers = {spec.name: np.zeros(shape, spec.numpy_dtype) for spec in specs}
+        try:
+            self.buffers = {spec.name: np.zeros(shape, spec.numpy_dtype) for spec in specs}
+        except (MemoryError, ValueError) as error:
+            raise EngineError(
+                f"{shape[0]} slots of {shape[2]} positions need more memory than this machine gives"
+                f" a process ({error}). Build with fewer: --slots, --max-length."
+            ) from error
         self._lent: dict[str, Array] = {}
 
     @property

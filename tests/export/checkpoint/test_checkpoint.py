@@ -101,6 +101,21 @@ def test_eos_is_the_tokenizers_where_the_config_disagrees(tiny_copy):
     assert facts.eos_token_ids == (2,)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "generation_config.json is not valid JSON"),
+        ("[]", "generation_config.json holds a list, expected an object"),
+        ('{"max_new_tokens": 0}', "generation_config.json is refused by transformers"),
+    ],
+)
+def test_a_generation_config_that_is_none_is_named(tiny_copy, text, message):
+    directory = tiny_copy("vicuna")
+    (directory / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        language_model_facts(checkpoint_from_directory(directory))
+
+
 def resize_processor(directory, size):
     path = directory / "processor_config.json"
     data = json.loads(path.read_text())

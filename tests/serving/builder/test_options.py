@@ -9,10 +9,17 @@ import pytest
 from iblip.engines.pipeline import Pipeline
 from iblip.export.checkpoint.source import ModelSource
 from iblip.export.errors import BuildDirectoryError, OptionError
-from iblip.serving.builder.options import BuildOptions, CacheOptions, VerificationOptions
+from iblip.serving.builder.options import (
+    BuildOptions,
+    CacheOptions,
+    LimitOptions,
+    SizeOptions,
+    VerificationOptions,
+)
 from iblip.serving.parity.running import ParityOptions
 from iblip.serving.server.options import ServerOptions
 from iblip.serving.server.server import TritonServer
+from iblip.serving.steps.policy import Policy
 
 
 def test_paths_may_be_strings(tmp_path):
@@ -58,3 +65,17 @@ def test_what_is_no_path_is_refused(make, message):
 def test_a_pipeline_takes_a_string(tmp_path):
     with pytest.raises(BuildDirectoryError, match=f"{tmp_path} is not a build"):
         Pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SizeOptions(max_batch=2**31), "--max-batch is 2147483648; expected at most 2147"),
+        (lambda: LimitOptions(queue=2**64), "--queue is 18446744073709551616; expected at most 2"),
+        (lambda: Policy(caller_header="a b"), "caller_header is 'a b', which no header is called"),
+        (lambda: ServerOptions(grpc_port=8000, http_port=8000), "expected three different ones"),
+    ],
+)
+def test_what_nothing_can_have_is_refused(make, message):
+    with pytest.raises(OptionError, match=message):
+        make()

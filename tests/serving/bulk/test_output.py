@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -41,6 +43,17 @@ def test_answers_are_appended_and_known_the_next_time(path):
     assert write(path, 3) == {key_of("1", "What?"), key_of("2", "What?")}
     assert ids(path) == ["1", "2", "3"]
     assert json.loads(path.read_text().splitlines()[0]) == line(1)
+
+
+def test_a_full_disk_names_the_file(path, monkeypatch):
+    def refuse(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with open_output(path, JOB) as output:
+        monkeypatch.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space left on device: ") as refused:
+            output.append(line(1))
+    assert refused.value.filename == str(path)
 
 
 def test_an_id_that_is_not_unicode_is_known_the_next_time(path):

@@ -145,9 +145,15 @@ def test_what_would_fail_after_hours_is_refused_at_once(tmp_path, monkeypatch, d
 
     examples = tmp_path / "examples"
     examples.mkdir()
+    (examples / "text.png").write_text("text")
+    result = call("build", *static, "--calibration", examples, *dry)
+    assert result.exit_code == 2
+    assert "text.png is not an image that Pillow can read" in last_line(result)
+    assert "trace " not in result.stderr
     for line, message in (
         ('{"id": 1}', "line 1 has no 'image'"),
         ('{"id": 1, "image": "gone.png", "prompt": "?"}', "names images that are not there"),
+        ('{"id": 1, "image": "text.png", "prompt": "?"}', "text.png is not an image that Pillow"),
     ):
         (examples / "examples.jsonl").write_text(line)
         result = call("build", "--examples", examples, *dry)

@@ -148,6 +148,16 @@ def test_errors_are_json_too(error, status, kind, message):
     assert CliRunner().invoke(ending(error), ["run"]).stdout == ""
 
 
+def test_ctrl_c_while_a_library_is_loaded_is_an_interrupt():
+    loading = ImportError("initialization failed")
+    loading.__cause__ = KeyboardInterrupt()
+    wrapped = EngineError("ONNX Runtime cannot be loaded")
+    wrapped.__cause__ = loading
+    for error in (loading, wrapped):
+        done = CliRunner().invoke(ending(error), ["run"])
+        assert (done.exit_code, done.stderr) == (130, "interrupted.\n")
+
+
 def test_a_module_of_nobody_is_a_bug():
     error = ModuleNotFoundError(name="iblip.servign")
     assert CliRunner().invoke(ending(error), ["run"]).exception is error
@@ -445,6 +455,13 @@ def test_traces_are_listed_and_pruned(tmp_path, monkeypatch):
     assert "1 trace removed: 1.00 kB freed" in call("traces", "prune", "--older-than", "30d").stdout
     call("traces", "prune", "--all")
     assert list((tmp_path / "traces").iterdir()) == []
+
+
+def test_a_demo_without_a_question_is_refused(tmp_path):
+    result = call("demo", "--questions", 0, "--output", tmp_path / "build")
+    assert result.exit_code == 2
+    assert "0 is not in the range x>=1" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_command_with_a_result_has_a_row():

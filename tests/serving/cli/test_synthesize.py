@@ -54,3 +54,10 @@ def test_an_unknown_model_is_answered_with_those_that_there_are(tmp_path):
     result = call("synthesize", "vicuna", tmp_path / "out")
     assert result.exit_code == 2
     assert "there is no model vicuna. Expected one of\n  instructblip-vic" in result.stderr
+
+
+def test_a_dtype_that_no_weights_have_is_refused(tmp_path):
+    result = call("synthesize", NAME, tmp_path / "out", "--dtype", "int8")
+    assert result.exit_code == 2
+    assert "--dtype is 'int8'; expected one of float32, float16, bfloat16" in result.stderr
+    assert not list(tmp_path.iterdir())

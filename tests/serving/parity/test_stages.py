@@ -278,8 +278,10 @@ def test_another_distribution_of_the_first_token_is_told(vicuna_build, damaged):
     ]
 
 
-def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints):
+def test_wrong_calls_say_why(vicuna_build, flant5_build, checkpoints, tmp_path):
+    (tmp_path / "a.html").mkdir()
     for arguments, message in (
+        ((vicuna_build, "--html", tmp_path / "a.html"), "a.html is a directory; name another"),
         ((vicuna_build, "--stage", "visions"), "--stage visions: there is no such stage. Stages:"),
         ((vicuna_build, "--limit", 0), "--limit is 0; expected 1 or more"),
         ((vicuna_build, vicuna_build), "each once"),

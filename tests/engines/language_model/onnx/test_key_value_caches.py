@@ -87,3 +87,9 @@ def test_too_little_memory_gives_back_what_was_taken(host_device: Any) -> None:
     with pytest.raises(EngineError, match="clear fails"):
         DeviceCaches(SPECS, SHAPE, host_device, 0)
     assert not host_device.memory
+
+
+@pytest.mark.parametrize("slots", [10**9, 2**60])
+def test_slots_that_no_process_can_hold_are_named(slots: int) -> None:
+    with pytest.raises(EngineError, match=f"{slots} slots of 1000000 positions .*Build with fewer"):
+        HostCaches(SPECS, (slots, 2, 10**6, 64))
