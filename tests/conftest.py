@@ -15,6 +15,16 @@ import pytest
 
 from tests.cases import FAMILIES
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # an environment for other tests
+    pass
+else:  # a busy machine may take its time for an example
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
+
 pytest_plugins = [
     "tests.fixtures.sharing",
     "tests.fixtures.tokenizers",
@@ -50,6 +60,7 @@ LONGEST = (
     "test_crashers.py",
     "test_trace_cache.py",
     "test_calls.py",
+    "test_endings.py",
     "test_dry_run.py",
 )
 """Groups of tests that take long, the longest first: no worker is then left alone with one.
