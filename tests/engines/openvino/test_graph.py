@@ -78,7 +78,8 @@ def test_logits_are_those_of_onnx_runtime(directory: Path) -> None:
     other = replace(record, engine=replace(record.engine, kind="onnxruntime"))
     on_onnxruntime = replace(manifest, components={**manifest.components, "language_model": other})
     found, wanted = logits(directory, manifest), logits(directory, on_onnxruntime)
-    assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.999
+    # T5's is 0.9989 on a processor with AVX2 and without AVX-512.
+    assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.998
 
 
 def test_a_step_leaves_no_operator_behind(directory: Path) -> None:
