@@ -158,6 +158,15 @@ class Page:
             if event.get("sessionId") == self._session and event.get("method") == method
         ]
 
+    def event(self, method) -> dict[str, Any]:
+        """The parameters of the only event of that name, which is waited for."""
+        end = time.monotonic() + LIMIT_S
+        while not (found := self.events(method)):
+            assert time.monotonic() < end, f"there is no {method}"
+            time.sleep(0.02)
+        (one,) = found
+        return one
+
     def allow(self, *permissions):
         """Grants permissions, which a person is asked for otherwise."""
         self._browser.call(

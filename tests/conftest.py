@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cases import FAMILIES
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # an environment for other tests
+    pass
+else:  # a busy machine may take its time for an example
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
 
 pytest_plugins = [
     "tests.fixtures.sharing",
@@ -50,6 +62,7 @@ LONGEST = (
     "test_crashers.py",
     "test_trace_cache.py",
     "test_calls.py",
+    "test_endings.py",
     "test_dry_run.py",
 )
 """Groups of tests that take long, the longest first: no worker is then left alone with one.
@@ -101,6 +114,16 @@ def group_of(nodeid: str) -> str:
             if name in case:
                 return f"e2e {name}"
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """Here and in what tests start: what a shell runs in the background ignores Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module", autouse=True)

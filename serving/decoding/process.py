@@ -140,13 +140,14 @@ def _timed(
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    reply = None
     try:
-        return exchange(), late.is_set()
-    except (OSError, EOFError):
-        return None, late.is_set()
+        with suppress(OSError, EOFError):
+            reply = exchange()
     finally:
         timer.cancel()
         timer.join()
+    return reply, late.is_set()  # which it may become until the timer has ended
 
 
 def _send(process: subprocess.Popen[bytes], kind: int, payload: bytes) -> None:

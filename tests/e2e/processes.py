@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from iblip.serving.server.children import WALL
@@ -25,11 +26,11 @@ def group(pid: int) -> list[int]:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
-    return [
-        int(child)
-        for path in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in path.read_text().split()
-    ]
+    found: list[str] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended: another has its children
+            found += path.read_text().split()
+    return [int(child) for child in found]
 
 
 def models_of(triton: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from iblip.serving.cli import iblip
 from iblip.serving.cli.documents import DOCUMENTS
-from tests.ports import free_ports
+from tests.ports import closed_port
 
 
 def run(*words):
@@ -92,8 +92,8 @@ def test_a_request_that_the_server_does_not_take_is_a_wrong_call(served):
 
 
 def test_a_server_that_is_not_there_is_told():
-    (port,) = free_ports(1)
-    done = run("bench", f"127.0.0.1:{port}")
+    with closed_port() as port:
+        done = run("bench", f"127.0.0.1:{port}")
     assert done.exit_code == 1
     assert str(port) in done.stderr
 

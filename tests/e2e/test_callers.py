@@ -23,7 +23,7 @@ from iblip.serving.client import (
 )
 from iblip.serving.client.patience import ONE_ATTEMPT
 from tests.fixtures.serving import same
-from tests.ports import free_ports
+from tests.ports import closed_port
 
 QUESTION = "What digit is in the image?"
 
@@ -166,14 +166,15 @@ def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
 
 
 def test_nothing_is_waited_for_where_the_caller_says_so(picture):
-    (port,) = free_ports(1)
-    with pytest.raises(UnreachableError, match=f"no server answers at 127.0.0.1:{port}"):
-        Client(f"127.0.0.1:{port}", timeout=ONE_ATTEMPT).ask(picture, QUESTION)
+    with closed_port() as port:
+        unreachable = f"no server answers at 127.0.0.1:{port}"
+        with pytest.raises(UnreachableError, match=unreachable):
+            Client(f"127.0.0.1:{port}", timeout=ONE_ATTEMPT).ask(picture, QUESTION)
 
 
 def test_a_server_that_stays_down_is_said_at_the_end_of_the_timeout(picture):
-    (port,) = free_ports(1)
-    with pytest.raises(UnreachableError, match="Connection refused"):
-        Client(f"127.0.0.1:{port}", timeout=0.5).ask(picture, QUESTION)
-    with pytest.raises(UnreachableError, match="Connection refused"):
-        asyncio.run(AsyncClient(f"127.0.0.1:{port}", timeout=0.5).ask(picture, QUESTION))
+    with closed_port() as port:
+        with pytest.raises(UnreachableError, match="Connection refused"):
+            Client(f"127.0.0.1:{port}", timeout=0.5).ask(picture, QUESTION)
+        with pytest.raises(UnreachableError, match="Connection refused"):
+            asyncio.run(AsyncClient(f"127.0.0.1:{port}", timeout=0.5).ask(picture, QUESTION))

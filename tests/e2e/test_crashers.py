@@ -68,13 +68,15 @@ class Caller:
         return response.status, text
 
     def send(self, *parts):
-        """The first that a socket says to bytes as they are; nothing if it hangs up."""
+        """Status line and body of the answer to bytes as they are; nothing if it hangs up."""
         host, port = self.http.split(":")
         with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
             try:
                 for part in parts:
                     connection.sendall(part)
-                return connection.recv(4096)
+                response = http.client.HTTPResponse(connection)
+                response.begin()
+                return f"HTTP/1.1 {response.status} ".encode() + response.read()
             except ConnectionError:
                 return b""
 

@@ -17,7 +17,8 @@ import pytest
 import iblip
 from iblip.export.errors import IblipError
 from iblip.serving.client import Client
-from tests.e2e.test_container import LOAD_S, free_ports
+from tests.e2e.test_container import LOAD_S
+from tests.ports import free_ports
 
 PROCESSES = 4
 """Of the Python models of a build that runs on ONNX Runtime: `instructblip_unary` has two."""

@@ -43,17 +43,17 @@ class Supervised:
         """Status and body of a probe."""
         url = self.urls["health"].replace("/ready", f"/{name}")
         try:
-            with urllib.request.urlopen(url, timeout=5) as response:
+            with urllib.request.urlopen(url, timeout=LIMIT_S) as response:
                 return response.status, json.loads(response.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
     def wait_until_ready_is(self, status):
         end = time.monotonic() + LIMIT_S
-        while self.probe("ready")[0] != status:
-            assert time.monotonic() < end, self.probe("ready")
+        while (found := self.probe("ready"))[0] != status:
+            assert time.monotonic() < end, found
             time.sleep(0.05)
-        return self.probe("ready")[1]
+        return found[1]
 
     @property
     def triton(self):

@@ -21,7 +21,7 @@ from iblip.serving.client import GenerationOptions
 from iblip.serving.client.messages import infer_request
 from iblip.serving.client.protocol import ModelInferRequest, Service
 
-LIMIT_S = 30
+LIMIT_S = 60
 
 CALLER = """
 import base64, json, sys, urllib.request

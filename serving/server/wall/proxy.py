@@ -110,33 +110,34 @@ def serve(listeners: Iterable[Listener], limits: Limits, caller_header: str = ""
 async def serving(listeners: Iterable[Listener], limits: Limits, caller_header: str = "") -> None:
     """Listens at every address and passes requests on, until it is cancelled."""
     room, checking = Room(HELD * limits.body), asyncio.Lock()
-    for listener in listeners:
-        session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(listener.target, limit=AT_ONCE, force_close=True),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        )
-        gate = Gate(
-            session=session,
-            limits=limits,
-            room=room,
-            checking=checking,
-            caller_header=caller_header,
-        )
-        server = web.Server(
-            gate.answer,
-            handler_cancellation=True,  # a caller that has gone is gone for Triton too
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=IDLE_S,
-            lingering_time=LINGER_S,
-        )
-        runner = web.ServerRunner(server)
-        await runner.setup()
-        await web.SockSite(runner, listener.port).start()
-    await asyncio.Event().wait()
+    async with contextlib.AsyncExitStack() as sessions:
+        for listener in listeners:
+            session = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(listener.target, limit=AT_ONCE, force_close=True),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None),
+                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            )
+            gate = Gate(
+                session=await sessions.enter_async_context(session),
+                limits=limits,
+                room=room,
+                checking=checking,
+                caller_header=caller_header,
+            )
+            server = web.Server(
+                gate.answer,
+                handler_cancellation=True,  # a caller that has gone is gone for Triton too
+                access_log=None,
+                auto_decompress=False,
+                keepalive_timeout=IDLE_S,
+                lingering_time=LINGER_S,
+            )
+            runner = web.ServerRunner(server)
+            await runner.setup()
+            await web.SockSite(runner, listener.port).start()
+        await asyncio.Event().wait()
 
 
 class Room:

@@ -53,6 +53,7 @@ class ScriptedModel:
         capacity: how many sequences it holds.
         gate: where given, every step waits for one permit.
         prompts: what was read, in order.
+        begun: how many steps were begun.
         steps: how many steps were run.
         batches: how many sequences each step had.
         pieces: how many positions each prefill read, with the number of steps before it.
@@ -72,7 +73,7 @@ class ScriptedModel:
         self.capacity, self.positions = capacity, positions
         self.gate: threading.Semaphore | None = None
         self.prompts: list[str] = []
-        self.steps = 0
+        self.begun = self.steps = 0
         self.batches: list[int] = []
         self.pieces: list[tuple[int, int]] = []
         self.live: list[Slot] = []
@@ -112,6 +113,9 @@ class ScriptedModel:
         return {slot: self._logits(slot) if prompt.done == prompt.positions else None}
 
     def step(self, tokens: Mapping[Slot, int]) -> Any:
+        with self.stepped:
+            self.begun += 1
+            self.stepped.notify_all()
         if self.gate is not None:
             assert self.gate.acquire(timeout=60)
         if self.error is not None:
@@ -126,8 +130,9 @@ class ScriptedModel:
         return np.stack([self._logits(slot) for slot in tokens])
 
     def wait_for_steps(self, count: int) -> None:
+        """Until so many were run and the next waits at the gate: what comes now comes after it."""
         with self.stepped:
-            assert self.stepped.wait_for(lambda: self.steps >= count, timeout=60)
+            assert self.stepped.wait_for(lambda: self.begun > count, timeout=60)
 
     def close(self) -> None:
         self.closed = True

@@ -17,8 +17,7 @@ KINDS = ("llama", "t5", "opt", "bert", *DEMOS)
 
 many = settings(
     max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iblip.engines.language_model.histograms import (
@@ -28,7 +28,6 @@ values = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(values, values)
 def test_what_is_observed_of_a_difference_gives_the_same_histogram(before, after):
     mine, theirs = Histogram(SECONDS), Histogram(SECONDS)

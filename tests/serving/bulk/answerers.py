@@ -87,9 +87,22 @@ class Echo:
         self.closed = True
 
 
+class Held(Echo):
+    """Answers until a file has so many lines, and then no more."""
+
+    def __init__(self, output: Path, most: int) -> None:
+        super().__init__(seconds=0.01)
+        self._output, self._most = output, most
+
+    def ask(self, *question: Any) -> Answer:
+        while self._output.read_bytes().count(b"\n") >= self._most:
+            time.sleep(1)
+        return super().ask(*question)
+
+
 if __name__ == "__main__":
-    _, given, output = sys.argv
+    _, given, output, most = sys.argv
     job = Job(options={}, prompts=("What?", "Why?"))
-    targets = Targets([Echo(seconds=0.01)])
+    targets = Targets([Held(Path(output), int(most))])
     print("begun", flush=True)
     print(run_job(read_rows(Path(given)), targets, Path(output), job), flush=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import click
 import pytest
@@ -211,83 +209,6 @@ def test_shells_complete_commands_options_and_values():
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_a_shell_is_printed(shell):
     assert "_IBLIP_COMPLETE" in call("completion", shell).stdout
-
-
-class TestInterrupted:
-    """By Ctrl-C, at different times."""
-
-    def stop(self, tmp_path, ready):
-        command = [sys.executable, "-m", "iblip", "build", "--no-trace-cache"]
-        with subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            said = []
-            while not ready(process, said):
-                pass
-            process.send_signal(signal.SIGINT)
-            said.append(process.stderr.read())
-        return process.returncode, "".join(said)
-
-    def test_while_it_traces_nothing_is_written(self, tmp_path):
-        def traces(process, said):
-            said.append(process.stderr.readline())
-            return "trace " in said[-1]
-
-        status, said = self.stop(tmp_path, traces)
-        assert status == 130
-        assert said.splitlines()[-1].startswith("interrupted. Nothing was written to build/")
-        assert "Traceback" not in said
-        assert not list(tmp_path.glob("build/*"))
-
-    def test_at_once(self, tmp_path):
-        def begins(process, said):
-            """Python has loaded the entry point, which is the first moment that is ours."""
-            time.sleep(0.15)
-            return True
-
-        status, said = self.stop(tmp_path, begins)
-        assert status in (130, -signal.SIGINT)  # the latter before Python runs anything
-        assert "iblip/serving" not in said
-
-
-def test_an_output_that_takes_nothing_is_one_line():
-    for words in (["models"], ["models", "--json"], ["-h"]):
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run(
-                [sys.executable, "-m", "iblip", *words],
-                cwd=REPOSITORY,
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-        assert done.returncode == 1
-        assert done.stderr.splitlines() == [
-            "error: the output cannot be written: No space left on device"
-        ]
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    @click.command(cls=Command)
-    def command():
-        (tmp_path / "nowhere" / "file").write_text("")
-
-    result = CliRunner().invoke(Commands("group", commands={"command": command}), ["command"])
-    assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path}/nowhere/file: No such file or directory\n"
-
-
-def test_an_error_of_the_system_about_no_file_is_a_bug():
-    @click.command(cls=Command)
-    def command():
-        os.close(-1)
-
-    group = Commands("group", commands={"command": command})
-    assert isinstance(CliRunner().invoke(group, ["command"]).exception, OSError)
 
 
 @pytest.mark.parametrize(

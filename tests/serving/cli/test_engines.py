@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def taken(vicuna_build: Path, built: Path, directory: Path, tmp_path_factory) ->
     return found
 
 
+@pytest.fixture
+def own(taken: list[Plan], directory: Path, tmp_path: Path) -> Path:
+    """The cache of these plans, for a test that changes it."""
+    return Path(shutil.copytree(directory, tmp_path / "engines", copy_function=os.link))
+
+
 def call(*arguments: object):
     return CliRunner().invoke(iblip, ["engines", *map(str, arguments)], prog_name="iblip")
 
@@ -161,19 +168,19 @@ def test_inspect_takes_a_few_digits_or_a_build(
 
 
 def test_prune_says_what_it_freed_and_builds_stay_whole(
-    built: Path, taken: list[Plan], directory: Path
+    built: Path, taken: list[Plan], own: Path
 ) -> None:
-    cache = ("--engine-cache", directory)
-    total = sum(plan["bytes"] for plan in listed(directory))
+    cache = ("--engine-cache", own)
+    total = sum(plan["bytes"] for plan in listed(own))
     kept = call("prune", "--older-than", "30d", *cache)
     assert kept.stdout.startswith("0 plans removed: 0 B freed\n")
     would = call("prune", "--all", "--dry-run", *cache)
     assert would.stdout.startswith("2 plans would be removed: 0 B would be freed\n")
     assert "stay on the disk, because builds share those plans" in would.stdout
-    assert len(listed(directory)) == 2
+    assert len(listed(own)) == 2
     done = json.loads(call("prune", "--all", "--json", *cache).stdout)
     assert (len(done["removed"]), done["freed"], done["held"], done["kept"]) == (2, 0, total, 0)
-    assert listed(directory) == []
+    assert listed(own) == []
     engine = Manifest.read(built).components["qformer"].engine
     assert (built / engine.files["model"]).stat().st_size == engine.details["bytes"]
     assert taken[1].path.stat().st_size == engine.details["bytes"]
@@ -252,9 +259,9 @@ def call_build(*arguments: object):
     return CliRunner().invoke(iblip, [str(word) for word in words], prog_name="iblip")
 
 
-def test_plans_of_a_builds_graphs_are_shown_as_a_table(built: Path, directory: Path) -> None:
+def test_plans_of_a_builds_graphs_are_shown_as_a_table(built: Path, own: Path) -> None:
     graphs = ("--graph", "vision_encoder/model", "--graph", "language_model/embed_tokens")
-    options = ("--target", "sm89", "--engine-cache", directory, *graphs)
+    options = ("--target", "sm89", "--engine-cache", own, *graphs)
     for again in (False, True):
         result = call_build(built, *options)
         assert result.exit_code == 0, result.output

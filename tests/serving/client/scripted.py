@@ -58,10 +58,10 @@ def say(*pieces, error="", cached=None):
 
 
 def hang(context):
-    """Says nothing until the caller has gone."""
+    """Says nothing until the caller has gone, which it may have already."""
     gone = threading.Event()
-    context.add_callback(gone.set)
-    gone.wait(60)
+    if context.add_callback(gone.set):
+        gone.wait(60)
     yield from ()
 
 

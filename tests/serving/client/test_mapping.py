@@ -220,12 +220,13 @@ def test_leaving_early_cancels_what_is_under_way():
 
 
 def test_leaving_early_cancels_the_tasks():
-    cancelled = []
+    begun, cancelled = asyncio.Event(), []
 
     async def ask(question):
         if question.image == 0:
-            await asyncio.sleep(0.01)
+            await begun.wait()
             return
+        begun.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:

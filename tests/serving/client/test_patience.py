@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import numpy as np
 import pytest
 
 from iblip.engines.language_model.option_table import OPTIONS
-from iblip.export.errors import IblipError
 from iblip.serving.client import (
     AsyncClient,
     CancelledError,
@@ -37,8 +32,8 @@ from iblip.serving.client import (
     UntrustedError,
 )
 from iblip.serving.client.mapping import Question
-from iblip.serving.client.patience import ONE_ATTEMPT, UNSET, Attempts
-from tests.ports import free_ports
+from iblip.serving.client.patience import UNSET, Attempts
+from tests.serving.client.asking import IMAGE, SOON, ask, both
 from tests.serving.client.scripted import (
     FULL,
     LOST,
@@ -50,26 +45,6 @@ from tests.serving.client.scripted import (
     hang,
     say,
 )
-
-IMAGE = np.zeros((8, 8, 3), np.uint8)
-SOON = Retries(first_s=0.01, longest_s=0.02)
-
-
-def ask(server, *, retries=SOON, **how):
-    """The answer's text, as the synchronous client gets it."""
-    with Client(server.url, retries=retries, timeout=300) as client:
-        return client.ask(IMAGE, "Why?", **how).text
-
-
-def ask_async(server, *, retries=SOON, **how):
-    async def run():
-        async with AsyncClient(server.url, retries=retries, timeout=300) as client:
-            return (await client.ask(IMAGE, "Why?", **how)).text
-
-    return asyncio.run(run())
-
-
-both = pytest.mark.parametrize("ask", [ask, ask_async])
 
 
 @pytest.mark.parametrize(
@@ -179,93 +154,6 @@ def test_when_the_server_says_to_come_back_is_when():
         assert ask(server) == "yes"
 
 
-@both
-def test_a_server_that_is_down_is_waited_for_as_long_as_connect_says(ask):
-    (port,) = free_ports(1)
-    server = Server(port=port)
-    started = time.monotonic()
-    with pytest.raises(UnreachableError, match=f"no server answers at 127.0.0.1:{port}"):
-        ask(server, timeout=Timeout(connect=0.4, total=60))
-    assert 0.2 < time.monotonic() - started < 50
-    threading.Timer(0.5, server.__enter__).start()
-    assert ask(server, timeout=Timeout(connect=300)) == "yes"
-    server.__exit__()
-
-
-def test_one_attempt_is_one_attempt():
-    (port,) = free_ports(1)
-    with (
-        Client(f"127.0.0.1:{port}", timeout=ONE_ATTEMPT, retries=0) as client,
-        pytest.raises(UnreachableError, match="iblip serve DIR"),
-    ):
-        client.ask(IMAGE, "Why?")
-
-
-def test_an_address_that_accepts_and_is_silent_is_given_up():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"127.0.0.1:{listening.getsockname()[1]}"
-        started = time.monotonic()
-        with (
-            Client(url, timeout=Timeout(connect=0.5)) as client,
-            pytest.raises(UnreachableError, match="no server answers at"),
-        ):
-            client.ask(IMAGE, "Why?")
-        assert time.monotonic() - started < 19  # gRPC's own patience is 20 seconds
-
-
-def test_a_client_waits_until_the_server_is_ready():
-    (port,) = free_ports(1)
-    server = Server(port=port, ready=[False, False, True])
-    threading.Timer(0.3, server.__enter__).start()
-    with Client(server.url) as client:
-        assert client.wait_until_ready(300).build.name == "x"
-        assert client.wait_until_ready().build.name == "x"
-
-    async def wait():
-        async with AsyncClient(server.url) as client:
-            return await client.wait_until_ready(300)
-
-    server.ready.appendleft(False)
-    assert asyncio.run(wait()).build.name == "x"
-    server.ready.clear()
-    server.ready.append(False)
-    with Client(server.url) as client, pytest.raises(NotReadyError, match="is not ready"):
-        client.wait_until_ready(3)
-    server.__exit__()
-    with Client(server.url) as client, pytest.raises(UnreachableError):
-        client.wait_until_ready(0.3)
-    with Client("nosuch.invalid") as client, pytest.raises(UnknownHostError):
-        client.wait_until_ready()
-
-
-def test_cancelling_ends_a_pause():
-    slow = Retries(first_s=60, longest_s=60)
-    with (
-        Server([FULL]) as server,
-        Client(server.url, retries=slow) as client,
-    ):
-        stream = client.stream(IMAGE, "Why?")
-        threading.Timer(0.3, stream.cancel).start()
-        with pytest.raises(CancelledError):
-            next(stream)
-
-    async def run(url):
-        async with AsyncClient(url, retries=slow) as client:
-            stream = await client.stream(IMAGE, "Why?")
-            reading = asyncio.create_task(stream.answer())
-            await asyncio.sleep(0.3)
-            await stream.cancel()
-            with pytest.raises(CancelledError):
-                await reading
-            unsent = client.stream(IMAGE, "Why?")
-            await unsent.cancel()
-            with pytest.raises(CancelledError):
-                await unsent
-
-    with Server([FULL]) as server:
-        asyncio.run(run(server.url))
-
-
 def test_an_asynchronous_stream_may_be_awaited_entered_or_neither():
     async def run(url):
         texts = []
@@ -348,35 +236,6 @@ def test_many_rows_with_arguments_of_their_own(run):
     assert [one["max_new_tokens"] for one in sent] == [5, 7, 5]
     assert [one["top_k"] for one in sent] == [9, 9, 3]
     assert [one.get("priority_class") for one in sent] == ["bulk", "bulk", None]
-
-
-def test_leaving_a_map_cancels_its_questions():
-    def rows(server):
-        yield (IMAGE, "Why?")
-        while not server.requests:  # the first row gets the first answer
-            time.sleep(0.01)
-        yield from [(IMAGE, "Why?")] * 50
-
-    with Server([say("yes"), *[hang] * 100]) as server, Client(server.url) as client:
-        results = client.map(rows(server), concurrency=4)
-        assert next(results).text == "yes"
-        while len(server.requests) < 3:
-            time.sleep(0.01)
-        started = time.monotonic()
-        results.close()
-        assert time.monotonic() - started < 55  # they would have hung for 60 seconds
-        assert client.contract()
-
-
-def test_leaving_a_map_does_not_wait_for_a_server_that_is_down():
-    (port,) = free_ports(1)
-    with Client(f"127.0.0.1:{port}", timeout=600) as client, ThreadPoolExecutor(1) as pool:
-        results = client.map([(IMAGE, "Why?")])
-        waiting = pool.submit(next, results)
-        time.sleep(0.3)
-        client.close()
-        with pytest.raises(IblipError, match="has been closed"):
-            waiting.result(30).unwrap()
 
 
 def test_an_asyncio_client_serves_loops_that_run_at_the_same_time():

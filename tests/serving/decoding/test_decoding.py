@@ -147,6 +147,23 @@ def test_an_image_that_decodes_for_ever_is_ended_and_the_next_is_decoded(process
     decoder.decode(PNG, "viewed")
 
 
+def test_time_that_is_over_just_as_the_pixels_come_costs_no_other_image(process, monkeypatch):
+    class Late(threading.Timer):
+        def start(self):
+            """Begins with the cancellation, which comes too late."""
+
+        def cancel(self):
+            super().start()
+
+    decoder = process(image_seconds=1)
+    decoder.decode(PNG, "viewed")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Timer", Late)
+        with pytest.raises(InputError, match="takes more than 1 seconds to be decoded"):
+            decoder.decode(PNG, "viewed")
+    decoder.decode(PNG, "viewed")
+
+
 def test_memory_has_a_limit(process):
     """What a decoder allocates is bounded by the pixels that an image may have."""
     decoder = process()

@@ -11,7 +11,11 @@ from tests.serving.client.scripted import response
 ASKED = "document.querySelector('#go').getAttribute('aria-disabled') === 'false'"
 
 
-READY = "document.querySelector('#option-seed')"
+READY = (
+    "document.querySelector('#option-seed')"
+    " && (document.querySelector('#model').value || !document.querySelector('#access').hidden)"
+)
+"""The options have their fields, and the models are there, unless they want a key."""
 
 
 def home(running):

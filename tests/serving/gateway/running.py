@@ -22,6 +22,8 @@ from iblip.serving.gateway.servers import ServedModel, ServedModels
 from iblip.serving.gateway.token_texts import TokenTexts
 from iblip.serving.gateway.tracing import trace_headers
 
+LIMIT_S = 60
+
 PNG = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -66,7 +68,7 @@ class Gateway:
 
     def send(self, method, path, body=b"", **headers) -> tuple[int, dict[str, str], bytes]:
         """One request as it is: status, headers and body of the response."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         data = json.dumps(body) if isinstance(body, dict | list) else body
         try:
@@ -82,12 +84,15 @@ class Gateway:
         return self.send("POST", "/v1/chat/completions", body, **given)
 
     def entry(self) -> dict[str, Any]:
-        """The last line of the log."""
-        end = time.monotonic() + 10
-        while not self.lines:
-            assert time.monotonic() < end
+        """The log's first line about a request for an answer: it comes after the answer."""
+        end = time.monotonic() + LIMIT_S
+        while True:
+            entries = [json.loads(line) for line in self.lines]
+            for entry in entries:
+                if entry["path"].endswith("/chat/completions"):
+                    return entry
+            assert time.monotonic() < end, entries
             time.sleep(0.01)
-        return json.loads(self.lines[-1])
 
 
 @contextmanager

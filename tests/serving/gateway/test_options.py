@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from iblip.export.errors import OptionError
 from iblip.serving.cli import iblip
 from iblip.serving.gateway.options import GatewayOptions
-from tests.ports import free_ports
+from tests.ports import closed_port
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_a_wrong_call_of_the_command_is_refused_before_it_listens(words, text, t
 
 
 def test_a_server_without_a_name_must_answer():
-    (port,) = free_ports(1)
-    done = CliRunner().invoke(
-        iblip, ["gateway", f"127.0.0.1:{port}", "--timeout", "1", "--port", "0"]
-    )
+    with closed_port() as port:
+        done = CliRunner().invoke(
+            iblip, ["gateway", f"127.0.0.1:{port}", "--timeout", "1", "--port", "0"]
+        )
     assert done.exit_code == 1
     assert "no server answers" in done.stderr
 

@@ -260,7 +260,7 @@ def test_for_a_missing_python_model_the_real_server_waits_and_ours_does_not(tmp_
     assert [(one.rule.id, one.path) for one in report.diagnostics] == [("python-model", "first/1")]
     assert RULES["python-model"].server == Verdict.WAITS
 
-    options = ServerOptions(log=tmp_path / "log", ready_timeout_s=5)
+    options = ServerOptions(log=tmp_path / "log", ready_timeout_s=120)
     with pytest.raises(ServingError, match="ended before it had loaded, and Triton would wait"):
         TritonServer(tmp_path / "models", options).__enter__()
     log = (tmp_path / "log").read_text()

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,13 +71,17 @@ def model_process(tmp_path):
         process.kill()
 
 
-def test_a_process_stands_still_whose_heartbeat_is_missed_twice(model_process, tmp_path):
+def test_a_process_stands_still_whose_heartbeat_is_missed_twice(
+    model_process, tmp_path, monkeypatch
+):
+    now = time.time()
+    monkeypatch.setattr("iblip.serving.server.vitals.time", SimpleNamespace(time=lambda: now))
     heartbeat = tmp_path / str(model_process.pid)
     vitals = Vitals(os.getpid(), tmp_path)
     assert vitals.fault() is None  # it has shown none yet
     for beats_again in (True, False):
         heartbeat.touch()
-        os.utime(heartbeat, (time.time() - 60,) * 2)
+        os.utime(heartbeat, (now - 60,) * 2)
         assert vitals.fault() is None
         if beats_again:  # the machine itself had stood still
             heartbeat.touch()
@@ -183,8 +188,7 @@ def test_a_closed_pipe_ends_everything_that_the_server_has_started(tmp_path):
 
 
 def test_a_server_is_told_to_stop_before_it_is_killed(tmp_path):
-    with keep(tmp_path, 60, "trap 'exit 7' TERM; sleep 1000 & wait") as keeper:
-        keeper.stdout.readline()
-        time.sleep(0.2)  # until the shell has set its trap
+    with keep(tmp_path, 60, "trap 'exit 7' TERM; echo trapped >&2; sleep 1000 & wait") as keeper:
+        assert keeper.stderr.readline() == "trapped\n"
         keeper.stdin.close()
         assert keeper.wait(60) == 7

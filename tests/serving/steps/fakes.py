@@ -11,6 +11,9 @@ from iblip.engines.language_model.types import Answer, Timing
 from iblip.export.errors import EngineError, QueueFullError
 from iblip.serving.steps.questions import Question
 
+LIMIT_S = 60
+"""Longest wait for what another thread does; a busy machine takes its time."""
+
 PIXELS = np.zeros((1, 4, 6, 3), np.uint8)
 
 
@@ -53,7 +56,7 @@ class FakeGeneration:
 
     def __iter__(self):
         while True:
-            event = self.events.get(timeout=10)
+            event = self.events.get(timeout=LIMIT_S)
             if isinstance(event, Exception):
                 raise event
             yield event
@@ -125,8 +128,16 @@ class Gate:
     def __init__(self):
         self.opened = threading.Event()
         self.count = 0
+        self._counted = threading.Condition()
 
     def __call__(self, question):
-        self.count += 1
-        assert self.opened.wait(10)
+        with self._counted:
+            self.count += 1
+            self._counted.notify_all()
+        assert self.opened.wait(LIMIT_S)
         return encode(question)
+
+    def wait_for(self, count):
+        """Until so many have come to it."""
+        with self._counted:
+            assert self._counted.wait_for(lambda: self.count >= count, LIMIT_S)

@@ -12,6 +12,7 @@ from iblip.export.errors import DeadlineError, EngineError, InputError, QueueFul
 from iblip.serving.steps.answering import ENCODERS, Answering
 from iblip.serving.steps.turns import MOST, Turns
 from tests.serving.steps.fakes import (
+    LIMIT_S,
     FakeEngine,
     FakeGeneration,
     FakeReply,
@@ -28,7 +29,7 @@ def test_deltas_then_the_finish(answering):
     reply = FakeReply()
     deltas = [TextDelta(text="a ", token_ids=(1,)), TextDelta(text="7", token_ids=(2,))]
     answering(FakeGeneration([*deltas, answer("a 7")])).answer(question(), reply)
-    assert reply.ended.wait(10)
+    assert reply.ended.wait(LIMIT_S)
     assert reply.texts == ["a ", "7"]
     assert reply.end.text == "a 7"
 
@@ -38,7 +39,7 @@ def test_answers_are_followed_by_the_threads_of_earlier_ones(answering):
     replies = [FakeReply() for _ in range(50)]
     for reply in replies:
         running.answer(question(), reply)
-        assert reply.ended.wait(10)
+        assert reply.ended.wait(LIMIT_S)
     assert len({reply.ender for reply in replies}) < 25
 
 
@@ -46,7 +47,7 @@ def test_answers_are_followed_by_the_threads_of_earlier_ones(answering):
 def test_a_request_that_the_engine_refuses_fails(answering, error):
     reply = FakeReply()
     answering(error).answer(question(), reply)
-    assert reply.ended.wait(10)
+    assert reply.ended.wait(LIMIT_S)
     assert reply.end is error
 
 
@@ -56,7 +57,7 @@ def test_an_engines_failure_reaches_its_caller_after_the_text(answering):
     answering(FakeGeneration([TextDelta(text="a", token_ids=(1,)), error])).answer(
         question(), reply
     )
-    assert reply.ended.wait(10)
+    assert reply.ended.wait(LIMIT_S)
     assert reply.texts == ["a"]
     assert reply.end is error
 
@@ -64,10 +65,10 @@ def test_an_engines_failure_reaches_its_caller_after_the_text(answering):
 def test_a_caller_who_goes_before_the_first_text_frees_the_engine(answering):
     generation, reply = FakeGeneration(), FakeReply()
     answering(generation).answer(question(), reply)
-    assert generation.submitted.wait(10)
+    assert generation.submitted.wait(LIMIT_S)
     reply.gone.set()
-    assert generation.cancelled.wait(10)
-    assert reply.ended.wait(10)
+    assert generation.cancelled.wait(LIMIT_S)
+    assert reply.ended.wait(LIMIT_S)
     assert reply.end.finish_reason == "cancelled"
 
 
@@ -77,7 +78,7 @@ def test_a_question_is_cancelled_by_its_secret_and_no_other_is(answering):
     for reply, key in zip(replies, ("one", "two", ""), strict=True):
         running.answer(question(cancel_key=key), reply)
     assert running.cancel("two") == 1
-    assert replies[1].ended.wait(10)
+    assert replies[1].ended.wait(LIMIT_S)
     assert [reply.ended.is_set() for reply in replies] == [False, True, False]
     assert running.cancel("three") == running.cancel("") == 0
 
@@ -87,7 +88,7 @@ def test_a_cancellation_harms_no_later_question_of_that_secret(answering):
     running = answering(FakeGeneration([answer("7")]))
     assert running.cancel("1") == 0
     running.answer(question(cancel_key="1"), reply)
-    assert reply.ended.wait(10)
+    assert reply.ended.wait(LIMIT_S)
     assert reply.end.text == "7"
 
 
@@ -96,17 +97,17 @@ def test_a_refusal_that_triton_takes_its_time_for_keeps_no_request_waiting(answe
 
     class Slow(FakeReply):
         def fail(self, error):
-            assert taken.wait(10)
+            assert taken.wait(LIMIT_S)
             super().fail(error)
 
     slow, next_one = Slow(), FakeReply()
     running = answering(FakeGeneration([answer("7")]))
     running.refuse(slow, InputError("the prompt is empty"))
     running.answer(question(), next_one)
-    assert next_one.ended.wait(10)
+    assert next_one.ended.wait(LIMIT_S)
     assert not slow.ended.is_set()
     taken.set()
-    assert slow.ended.wait(10)
+    assert slow.ended.wait(LIMIT_S)
 
 
 def test_a_deadline_is_kept_whatever_a_question_waits_for(answering):
@@ -114,7 +115,7 @@ def test_a_deadline_is_kept_whatever_a_question_waits_for(answering):
     running = answering(encode=gate)
     for reply in (encoding, *waiting):
         running.answer(question(deadline=time.monotonic() + 0.05), reply)
-    assert all(reply.ended.wait(10) for reply in (encoding, *waiting))
+    assert all(reply.ended.wait(LIMIT_S) for reply in (encoding, *waiting))
     assert all(isinstance(reply.end, DeadlineError) for reply in (encoding, *waiting))
     assert gate.count <= ENCODERS
     gate.opened.set()  # what was encoded is not asked: there is no generation
@@ -132,7 +133,7 @@ def test_a_caller_has_a_limit_of_its_own(answering, limits, told):
     running = answering(*generations, **limits)
     for reply, caller in zip(replies, ("a", "a", "a", "b"), strict=True):
         running.answer(question(caller=caller, tokens=10), reply)
-    assert replies[2].ended.wait(10)
+    assert replies[2].ended.wait(LIMIT_S)
     assert isinstance(replies[2].end, QueueFullError)
     assert told in str(replies[2].end)
     assert not any(replies[index].ended.is_set() for index in (0, 1, 3))
@@ -144,7 +145,7 @@ def test_nothing_is_asked_of_a_reply_after_its_end(answering):
     running = answering(*(FakeGeneration([answer("x")]) for _ in replies))
     for reply in replies:
         running.answer(question(), reply)
-    assert all(reply.ended.wait(10) for reply in replies)
+    assert all(reply.ended.wait(LIMIT_S) for reply in replies)
     assert not any(reply.asked_late for reply in replies)
 
 
@@ -153,10 +154,10 @@ def test_a_caller_who_has_just_come_is_not_asked_after(answering, monkeypatch):
     generation, reply = FakeGeneration(), FakeReply()
     reply.gone.set()
     answering(generation).answer(question(arrived=time.monotonic()), reply)
-    assert generation.submitted.wait(10)
+    assert generation.submitted.wait(LIMIT_S)
     assert not generation.cancelled.wait(0.2)  # several looks after those who wait
     generation.events.put(answer("red"))
-    assert reply.ended.wait(10)
+    assert reply.ended.wait(LIMIT_S)
     assert reply.end.text == "red"
 
 
@@ -195,8 +196,8 @@ def test_a_reply_that_cannot_be_sent_cancels_the_answer_and_spares_the_others(an
     running = answering(first, FakeGeneration([answer("b")]))
     running.answer(question(), broken)
     running.answer(question(), whole)
-    assert first.cancelled.wait(10)
-    assert whole.ended.wait(10)
+    assert first.cancelled.wait(LIMIT_S)
+    assert whole.ended.wait(LIMIT_S)
     assert whole.end.text == "b"
 
 
@@ -213,7 +214,7 @@ def test_what_ends_the_process_is_told_after_the_caller_knows_it():
     while not told:
         time.sleep(0.001)
     running.answer(question(), replies[1])
-    assert replies[1].ended.wait(10)
+    assert replies[1].ended.wait(LIMIT_S)
     running.close()
     assert told == [(LOST, [LOST]), (LOST, [LOST, LOST])]
 

@@ -9,6 +9,7 @@ import pytest
 
 from iblip.export.errors import QueueFullError
 from iblip.serving.steps.forwarding import Forwarding
+from tests.serving.steps.fakes import LIMIT_S
 
 
 class FakeSender:
@@ -68,7 +69,7 @@ def test_each_request_gets_its_answer(forwarding, model):
     for sender in senders:
         forwarding.forward(sender, lambda key: key)
     model.released.set()
-    assert all(sender.sent.wait(10) for sender in senders)
+    assert all(sender.sent.wait(LIMIT_S) for sender in senders)
     assert {sender.response for sender in senders} == {"answer"}
 
 
@@ -78,10 +79,10 @@ def test_one_too_many_is_refused_and_the_next_has_its_place(forwarding, model):
         forwarding.forward(sender, lambda key: key)
     assert isinstance(senders[4].response, QueueFullError)
     model.released.set()
-    assert all(sender.sent.wait(10) for sender in senders[:4])
+    assert all(sender.sent.wait(LIMIT_S) for sender in senders[:4])
     last = FakeSender()
     forwarding.forward(last, lambda key: key)
-    assert last.sent.wait(10)
+    assert last.sent.wait(LIMIT_S)
     assert last.response == "answer"
 
 
@@ -90,7 +91,7 @@ def test_a_caller_who_has_gone_is_cancelled_until_that_is_heard(forwarding, mode
     for sender in (gone, stays):
         forwarding.forward(sender, lambda key: key)
     gone.gone.set()
-    assert gone.sent.wait(10)
+    assert gone.sent.wait(LIMIT_S)
     assert (gone.response, model.tries > 2) == ("cancelled", True)
     assert not stays.sent.is_set()
 
@@ -100,7 +101,7 @@ def test_a_key_cancels_those_who_gave_it_and_no_other(forwarding, model):
     for sender, key in zip(senders, ("a", "b", ""), strict=True):
         forwarding.forward(sender, lambda key: key, key)
     assert (forwarding.cancel("a"), forwarding.cancel(""), forwarding.cancel("c")) == (1, 0, 0)
-    assert senders[0].sent.wait(10)
+    assert senders[0].sent.wait(LIMIT_S)
     assert senders[0].response == "cancelled"
     assert not any(sender.sent.is_set() for sender in senders[1:])
 
@@ -123,7 +124,7 @@ def test_a_failure_of_the_other_model_is_the_response(model):
     forwarding = Forwarding(fail, model.cancel, lambda error: error, most=4, poll_s=0.001)
     sender = FakeSender()
     forwarding.forward(sender, lambda key: key)
-    assert sender.sent.wait(10)
+    assert sender.sent.wait(LIMIT_S)
     assert str(sender.response) == "it has ended"
     forwarding.close()
 
@@ -149,5 +150,5 @@ def test_a_cancellation_that_fails_ends_no_others(model):
     sender = FakeSender()
     forwarding.forward(sender, lambda key: key)
     sender.gone.set()
-    assert sender.sent.wait(10)
+    assert sender.sent.wait(LIMIT_S)
     forwarding.close()

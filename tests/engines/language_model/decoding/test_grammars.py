@@ -107,7 +107,8 @@ def nested(inner):
 
 @pytest.mark.parametrize("name", DEMOS)
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(schema=st.recursive(SCALARS, nested, max_leaves=5), seed=st.integers(0, 99))
 @example(

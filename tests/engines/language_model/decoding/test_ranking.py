@@ -53,7 +53,7 @@ candidate_lists = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(candidates=candidate_lists, data=st.data())
 def test_any_number_of_rows_scores_every_candidate(
     candidates: list[list[int]], data: st.DataObject

@@ -235,7 +235,7 @@ def test_an_answer_that_nobody_reads_is_aborted(engine: Make, ask: Make) -> None
 
 def test_a_deadline_ends_what_runs_and_what_waits(engine: Make, ask: Make) -> None:
     opened = engine(sequences=1)
-    soon = time.monotonic() + 0.2
+    soon = time.monotonic() + 1  # by then the first has been sent
     running = opened.submit(ask("hang", deadline=soon))
     waiting = opened.submit(ask("say x", deadline=soon))
     for late in (running, waiting):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -42,6 +42,8 @@ async def walled(folder, behind=None, caller_header=""):
     async with aiohttp.ClientSession(address) as session:
         yield session, arrived
     task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task  # else its sessions are collected, and warned of, in another test
     await runner.cleanup()
 
 
@@ -80,19 +82,22 @@ def test_a_request_arrives_in_one_piece_and_keeps_what_is_its_own(tmp_path):
 
 
 def test_an_answer_that_breaks_off_does_not_look_whole(tmp_path):
+    begun = asyncio.Event()
+
     async def broken(request):
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"a")
-        await asyncio.sleep(0.1)
+        await begun.wait()
         request.transport.abort()
         return response
 
     async def test():
-        async with walled(tmp_path, broken) as (session, _):
+        async with walled(tmp_path, broken) as (session, _), session.get("/v2") as response:
+            assert await response.content.readexactly(1) == b"a"
+            begun.set()
             with pytest.raises(aiohttp.ClientPayloadError):
-                async with session.get("/v2") as response:
-                    await response.read()
+                await response.read()
 
     asyncio.run(test())
 
@@ -109,18 +114,30 @@ def test_without_triton_it_says_so(tmp_path):
 
 
 def test_bodies_that_are_held_have_a_limit_together(tmp_path, monkeypatch):
+    rooms = []
+
+    class Room(proxy.Room):
+        def __init__(self, size):
+            super().__init__(size)
+            rooms.append(self)
+
     monkeypatch.setattr(proxy, "HELD", 1)
+    monkeypatch.setattr(proxy, "Room", Room)
+
+    async def until_free(size):
+        while not rooms or rooms[0]._free != size:
+            await asyncio.sleep(0.001)
 
     async def test():
         async with walled(tmp_path) as (session, arrived):
             head = b"POST /v2/models/a/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n"
             first = asyncio.create_task(raw(session, head, b" " * 899))
-            await asyncio.sleep(0.2)
+            await until_free(101)
             async with session.post("/v2/models/a/infer", data=b" " * 900) as response:
                 assert response.status == 503
                 assert "ask again" in (await response.json())["error"]
             first.cancel()
-            await asyncio.sleep(0.2)
+            await until_free(1000)
             async with session.post(
                 "/v2/models/a/infer", data=b'"' + b" " * 898 + b'"'
             ) as response:
