@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from iblip.engines.tensorrt.options import PlanOptions
 from iblip.export.artifact.manifest import MANIFEST
@@ -234,7 +235,7 @@ def test_a_build_that_is_no_longer_whole_is_made_anew(copy):
 def test_images_that_examples_name_are_sources_wherever_they_lie(copy, tmp_path):
     _, options = copy
     image = tmp_path / "elsewhere.png"
-    image.write_bytes(b"a picture")
+    Image.new("RGB", (8, 8)).save(image)
     examples = tmp_path / "examples"
     examples.mkdir()
     asked = {"id": "0", "image": "../elsewhere.png", "prompt": "What is it?"}
@@ -244,7 +245,7 @@ def test_images_that_examples_name_are_sources_wherever_they_lie(copy, tmp_path)
     assert str(examples / "examples.jsonl") in sources
     (stamp,) = [stamp for path, stamp in sources.items() if path.endswith("elsewhere.png")]
     assert stamp.holds(image)
-    image.write_bytes(b"a Picture")
+    Image.new("RGB", (8, 8), "red").save(image)
     assert not stamp.holds(image)
 
 
