@@ -179,7 +179,7 @@ class Commands(click.Group):
             level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True
         )
         try:
-            with _interrupts_told():
+            with _interrupts_recognised():
                 status = super().main(*call, standalone_mode=False, **extra)
         except (click.ClickException, click.Abort, IblipError, ImportError) as error:
             status = _report(error, "--json" in words)
@@ -197,7 +197,7 @@ class Commands(click.Group):
 
 
 @contextmanager
-def _interrupts_told() -> Iterator[None]:
+def _interrupts_recognised() -> Iterator[None]:
     """Raises `Abort` for Ctrl-C of which a library has made an error of its own.
 
     A module in C that is being loaded makes an ImportError of it.
